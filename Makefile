@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make lab` and `make test`. Each target makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test notebooks bench lint lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 lab"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+lab: $(READY)  ## make the environment and open the first lesson in JupyterLab
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(ROOT) notebooks/01_local_training.ipynb
+
+test: $(READY) lint  ## make the environment and run all that CI runs
+	$(BIN)/python -m pytest
+
+notebooks: $(READY)  ## run every lesson from the top and store its outputs
+	$(BIN)/python tests/store_outputs.py
+
+bench: $(READY)  ## measure speed and quality; writes benchmarks/results and the README's tables
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/tables.py
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: $(READY)  ## write down the versions in .venv, so that every install gets the same
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -viE '^(nvidia|cuda|triton)' > constraints.txt

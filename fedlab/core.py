@@ -1,0 +1,158 @@
+"""Trees of parameters, keyed randomness, checked knobs: what every other file stands on.
+
+A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user, or a
+single one for an ordinary weight. A client works on the rows it touches, so what a cohort sends back is
+a `Rows` for each name: all clients' rows in one tensor, with the row id and the client beside each.
+
+Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows touched.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Tree = dict[str, Tensor]
+T = TypeVar("T")
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown or out of range; the message names it, its value and the fix."""
+
+
+def require(ok: bool, name: str, value: object, fix: str) -> None:
+    """Raise `ParameterError` unless `ok`; `fix` says what to write instead."""
+    if not ok:
+        raise ParameterError(f"{name}={value!r}: {fix}")
+
+
+def stream(seed: int, purpose: str, number: int = 0) -> torch.Generator:
+    """One CPU generator per (seed, purpose, round), so a new draw never shifts an old one."""
+    key = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "big", signed=True))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one parameter that a cohort touched, a stacked Tree without the padding.
+
+    values: (R, ...) floats; ids: (R,) row of the parameter; client: (R,) position in the cohort, sorted.
+    """
+
+    values: Tensor
+    ids: Tensor
+    client: Tensor
+
+    def scaled(self, factor: Tensor) -> "Rows":
+        """Multiply every client's rows by its own factor, (C,)."""
+        shape = (-1,) + (1,) * (self.values.dim() - 1)
+        return Rows(self.values * factor[self.client].view(shape), self.ids, self.client)
+
+    def total(self, like: Tensor) -> Tensor:
+        """Sum over clients, as a dense tensor of the parameter's shape."""
+        return torch.zeros_like(like).index_add_(0, self.ids, self.values)
+
+    def square_norms(self, clients: int) -> Tensor:
+        """(C,) sum of squares of each client's rows."""
+        squares = torch.linalg.vector_norm(self.values.view(len(self.ids), -1), dim=1).square()
+        return squares.new_zeros(clients).index_add_(0, self.client, squares)
+
+    @staticmethod
+    def joined(parts: "list[Rows]") -> "Rows":
+        """One Rows from several groups of clients, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
+
+
+def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
+    """(C,) L2 norm of each client's delta over all its parameters."""
+    return torch.stack([d.square_norms(clients) for d in deltas.values()]).sum(0).sqrt()
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What may be turned: the one description behind checks, sliders and help.
+
+    `live` knobs take effect at the next round, the others at the next run.
+    """
+
+    low: float
+    high: float
+    unit: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+    live: bool = True
+    log: bool = False
+
+    def check(self, name: str, value: object, kind: type) -> None:
+        """Raise `ParameterError` unless `value` is a `kind` within the range."""
+        if self.choices:
+            return require(value in self.choices, name, value, f"choose one of {', '.join(self.choices)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        whole = kind is not int or isinstance(value, int)
+        span = f"choose {'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
+        fits = number and whole and self.low <= value <= self.high  # type: ignore[operator]
+        return require(fits, name, value, f"{span} ({self.unit or self.meaning})")
+
+
+def knob(default: Any, *args: Any, **kwargs: Any) -> Any:
+    """A dataclass field with a `Knob` beside its default."""
+    return field(default=default, metadata={"knob": Knob(*args, **kwargs)})
+
+
+def knobs(cls: type) -> dict[str, Knob]:
+    """The knobs of a dataclass by name."""
+    return {f.name: f.metadata["knob"] for f in fields(cls) if "knob" in f.metadata}
+
+
+def known(names: list[str], given: Mapping[str, object]) -> None:
+    """Raise `ParameterError` for the first name in `given` that is not one of `names`."""
+    for name, value in given.items():
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
+        require(name in names, name, value, f"no such parameter; {hint}")
+
+
+def strict(cls: type[T]) -> type[T]:
+    """Class decorator: unknown keywords and values outside their knob's range raise `ParameterError`."""
+    build: Callable[..., None] = cls.__init__
+
+    def checked(self: object, **given: object) -> None:
+        known([f.name for f in fields(cls)], given)  # type: ignore[arg-type]
+        build(self, **given)
+        for f in fields(cls):  # type: ignore[arg-type]
+            if "knob" in f.metadata:
+                f.metadata["knob"].check(f.name, getattr(self, f.name), f.type)
+
+    cls.__init__ = checked  # type: ignore[method-assign,assignment]
+    return cls
+
+
+@strict
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a federated run; each field is a knob with its range."""
+
+    rounds: int = knob(40, 1, 10_000, "rounds", "when the run ends")
+    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)", log=True)
+    local_epochs: int = knob(1, 1, 100, "epochs", "passes over a client's own data in a round")
+    batch_size: int = knob(32, 0, 65_536, "examples", "examples in a local step (B); 0 takes all at once")
+    local_lr: float = knob(0.5, 0.0, 100.0, "", "step size on the clients", log=True)
+    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True)
+    optimizer: str = knob("sgd", 0, 0, "", "rule of the local step", choices=("sgd", "adamw"))
+    weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)")
+    negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none")
+    weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"))
+    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False)
+
+    def __post_init__(self) -> None:
+        """Reject NaN, which passes no comparison but deserves its own words."""
+        for name in ("local_lr", "server_lr", "weight_decay"):
+            value = getattr(self, name)
+            require(not (isinstance(value, float) and math.isnan(value)), name, value, "write a number, not NaN")

@@ -1,0 +1,143 @@
+"""Recommenders as pairs of pure functions: draw the parameters, predict from them.
+
+`predict(p, batch)` sees its parameters already looked up: p['item'] holds the vectors of the batch's items,
+(..., B, D), not the whole table. The leading axes are free, so the same line serves one client, a stacked
+cohort (A, B, ...) and the scoring of users against candidates. Predictions are logits for clicks and
+values for ratings.
+
+Letters: U users, I items, B examples, D dimensions, F features, A clients still active.
+Sources: Rendle et al. 2009 and Koren et al. 2009 (matrix factorisation); He et al. 2017, "Neural
+collaborative filtering", eq. 9-10 (the interaction model, with an item bias and dropout added).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from fedlab.core import Tree, require
+from fedlab.data import Catalogue, Ratings
+
+TASKS = ("clicks", "ratings")
+
+
+def _nothing(count: int, generator: torch.Generator) -> Tree:
+    return {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recommender.
+
+    init(generator) -> Tree; axis 0 of each parameter is its rows.
+    predict(parameters at the examples, batch) -> (..., B).
+    rows: for each parameter what picks its rows: 'item', 'user', 'client', or 'one' (a single row).
+    private: names that never leave a client; their rows go by user or client.
+    constants: fixed tables that `predict` looks into, handed to it whole.
+    noise(n, generator) -> columns (n, ...) drawn for the training examples (dropout); empty otherwise.
+    """
+
+    name: str
+    task: str
+    init: Callable[[torch.Generator], Tree]
+    predict: Callable[[Tree, Tree], Tensor]
+    rows: Mapping[str, str]
+    private: frozenset[str] = frozenset()
+    constants: Tree = field(default_factory=dict)
+    noise: Callable[[int, torch.Generator], Tree] = _nothing
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be kept private."""
+        require(self.task in TASKS, "task", self.task, f"choose one of {', '.join(TASKS)}")
+        for name in self.private:
+            fits = self.rows.get(name) in ("user", "client")
+            require(fits, "private", name, "only parameters with rows by user or client can be private")
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Loss of each example: cross-entropy for clicks, squared error for ratings."""
+        if self.task == "clicks":
+            return binary_cross_entropy_with_logits(prediction, target, reduction="none")
+        return (prediction - target).square()
+
+
+def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "clicks",
+                         private_users: bool = True, spread: float = 0.1) -> Model:
+    """y = p_u . q_i + beta_i. `spread` is the standard deviation of the first vectors."""
+    _check_sizes(users=users, items=items, dim=dim)
+
+    def init(generator: torch.Generator) -> Tree:
+        return {"user": torch.randn(users, dim, generator=generator) * spread,
+                "item": torch.randn(items, dim, generator=generator) * spread, "bias": torch.zeros(items)}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        return (p["user"] * p["item"]).sum(-1) + p["bias"]
+
+    return Model("matrix factorisation", task, init, predict, {"user": "user", "item": "item", "bias": "item"},
+                 frozenset({"user"} if private_users else ()))
+
+
+def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, task: str = "clicks",
+                private_users: bool = True, spread: float = 0.1) -> Model:
+    """y = w . dropout(p_u * q_i) + b + beta_i; a sigmoid of it is the chance of a click.
+
+    dropout: share of the interaction's entries set to zero in training, from 0 to below 1.
+    """
+    _check_sizes(users=users, items=items, dim=dim)
+    require(0 <= dropout < 1, "dropout", dropout, "choose a share from 0 to below 1")
+    table = matrix_factorisation(users, items, dim, task=task, private_users=private_users, spread=spread)
+
+    def init(generator: torch.Generator) -> Tree:
+        return table.init(generator) | {"dense": torch.ones(1, dim, 1), "offset": torch.zeros(1, 1)}
+
+    def noise(n: int, generator: torch.Generator) -> Tree:
+        return {"keep": torch.rand(n, dim, generator=generator) >= dropout} if dropout else {}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        h = p["user"] * p["item"]                              # (..., B, D)
+        if "keep" in batch:
+            h = h * batch["keep"] / (1 - dropout)
+        return (h @ p["dense"]).squeeze(-1) + p["offset"] + p["bias"]
+
+    rows = {**table.rows, "dense": "one", "offset": "one"}
+    return Model("interaction", task, init, predict, rows, table.private, noise=noise)
+
+
+def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings") -> Model:
+    """y = theta . x, where x is (item features, user features, 1): (I, F1) and (U, F2) floats."""
+    width = item_features.shape[1] + user_features.shape[1] + 1
+
+    def init(generator: torch.Generator) -> Tree:
+        return {"theta": torch.zeros(1, width, 1)}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
+        x = torch.cat([item, user, torch.ones_like(item[..., :1])], -1)   # (..., B, F)
+        return (x @ p["theta"]).squeeze(-1)
+
+    return Model("linear", task, init, predict, {"theta": "one"},
+                 constants={"item_features": item_features, "user_features": user_features})
+
+
+def item_features(catalogue: Catalogue) -> Tensor:
+    """(I, G + 1) what a film says of itself: its genres as 0/1, and its year in units of 20 years from 1990."""
+    years = torch.where(catalogue.years > 0, (catalogue.years - 1990) / 20, 0.0)
+    return torch.cat([catalogue.genres.float(), years[:, None]], 1)
+
+
+def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
+    """(U, 2) from train alone: a user's mean value, shrunk to the overall one, and log activity, centred.
+
+    strength: how many average ratings each user is imagined to have given already.
+    """
+    require(strength > 0, "strength", strength, "choose a positive number of imagined ratings")
+    counts = torch.bincount(train.users, minlength=train.user_count).float()
+    above = torch.zeros(train.user_count).index_add_(0, train.users, train.values - train.values.mean())
+    activity = counts.clamp(min=1).log()
+    return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        require(isinstance(size, int) and size > 0, name, size, "choose a whole number of 1 or more")

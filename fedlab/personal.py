@@ -1,0 +1,68 @@
+"""Each client by itself: a client's own model, and the baseline in which nobody talks to a server.
+
+Letters: N clients, C in a group, R rows held by a group.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedlab.core import Config, Rows, Tree, stream
+from fedlab.evaluation import Candidates, Score
+from fedlab.federation import Federation
+from fedlab.models import Model
+from fedlab.server import one_thread, scorer, train_cohort
+
+
+def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor) -> Score:
+    """Predictions of each user's own client: server rows plus what that client learned.
+
+    deltas: of `cohort` (C,), as `client.train` gives them. owner (U,): client of each user. The function
+    returned is for users whose client is in the cohort.
+    """
+    position = torch.full((int(owner.max()) + 1,), -1)
+    position[cohort] = torch.arange(len(cohort))
+    keys = {name: d.client * len(params[name]) + d.ids for name, d in deltas.items()}   # sorted
+
+    def look_up(name: str, client: Tensor, ids: Tensor) -> Tensor:
+        key = client * len(params[name]) + ids
+        at = torch.searchsorted(keys[name], key).clamp(max=len(keys[name]) - 1)
+        learned = deltas[name].values[at]
+        held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
+        return params[name][ids] + learned.where(held, 0.0)
+
+    def score(users: Tensor, items: Tensor) -> Tensor:
+        each = users.reshape(-1, 1)                             # every pair is a client with one example
+        batch = {"user": each, "item": items.reshape(-1, 1)}
+        rows = batch | {"client": owner[each[:, 0]], "one": torch.zeros_like(each[:, 0])}
+        client = position[owner[each]]
+        leaves = {name: look_up(name, client.view_as(rows[kind]), rows[kind]) for name, kind in model.rows.items()}
+        with torch.no_grad():
+            return model.predict(leaves | model.constants, batch).view(users.shape)
+    return score
+
+
+def alone(model: Model, data: Federation, config: Config, group: int = 64) -> Iterator[tuple[Tensor, Score]]:
+    """Train every client for `local_epochs` on its own data alone, a group at a time.
+
+    Yields (users (n,), their clients' scores). The same start, local steps and examples as a first round.
+    """
+    params = model.init(stream(config.seed, "init"))
+    order = data.counts.argsort(descending=True, stable=True)
+    for number, cohort in enumerate(order.split(group)):
+        with one_thread():
+            examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed, "alone", number))
+            examples |= model.noise(len(examples["item"]), stream(config.seed, "alone noise", number))
+            deltas, _ = train_cohort(model, params, examples, cohort, config)
+        users = torch.isin(data.owner, cohort).nonzero()[:, 0]
+        yield users, own_score(model, params, deltas, cohort, data.owner)
+
+
+def alone_ranks(model: Model, data: Federation, config: Config, against: Candidates) -> Tensor:
+    """(U,) rank of each user's held-out item under its own client's model, in the order of `against`."""
+    ranks = torch.zeros(len(against.users), dtype=torch.int64)
+    for users, score in alone(model, data, config):
+        here = torch.isin(against.users, users)
+        ranks[here] = Candidates(against.users[here], against.positives[here], against.negatives[here]).ranks(score)
+    return ranks

@@ -1,0 +1,55 @@
+"""Shared data: MovieLens once a session, and the three built-in models on it."""
+
+import pytest
+import torch
+
+from fedlab import data, federation, models
+
+
+@pytest.fixture(scope="session")
+def ratings():
+    return data.load()
+
+
+@pytest.fixture(scope="session")
+def split(ratings):
+    return data.leave_one_out(ratings)
+
+
+@pytest.fixture(scope="session")
+def clicks(split):
+    return federation.Federation(split.train, federation.one_per_user(split.train))
+
+
+@pytest.fixture(scope="session")
+def stars(ratings):
+    train = data.standardise(data.split_by_time(ratings)).train
+    return federation.Federation(train, federation.one_per_user(train), "ratings")
+
+
+@pytest.fixture(scope="session")
+def build():
+    """A small model of each kind, by name and task."""
+    def make(name, train, task="clicks", **kwargs):
+        sizes = train.user_count, train.item_count
+        if name == "linear":
+            features = models.item_features(train.catalogue), models.user_features(train)
+            return models.linear(*features, task=task)
+        if name == "interaction":
+            return models.interaction(*sizes, 8, task=task, **kwargs)
+        return models.matrix_factorisation(*sizes, 8, task=task, **kwargs)
+    return make
+
+
+def tiny(users, items, values=None, times=None, user_count=None, item_count=None):
+    """Hand-made ratings: tests whose answer can be worked out on paper."""
+    users, items = torch.tensor(users), torch.tensor(items)
+    user_count = user_count or int(users.max()) + 1
+    item_count = item_count or int(items.max()) + 1
+    catalogue = data.Catalogue(
+        tuple(f"u{u}" for u in range(user_count)), tuple(f"i{i}" for i in range(item_count)),
+        tuple(f"Film {i}" for i in range(item_count)), torch.full((item_count,), 1990),
+        torch.eye(2).bool()[torch.arange(item_count) % 2], ("Comedy", "Drama"))
+    values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
+    times = torch.arange(len(users)) if times is None else torch.tensor(times)
+    return data.Ratings(users, items, values, times, catalogue)

@@ -1,0 +1,47 @@
+"""The slow, readable twin of the engine: one client after another, with torch's own optimisers.
+
+It shares no code with `fedlab.client`: a client copies the rows it touches into `nn.Parameter`s, slices its
+examples into batches in Python and steps `torch.optim`.
+"""
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+
+def forward(name, p, batch, features):
+    """Predictions of each built-in model, written out again."""
+    if name == "linear":
+        item, user = features
+        x = torch.cat([item[batch["item"]], user[batch["user"]], torch.ones(len(batch["item"]), 1)], 1)
+        return x @ p["theta"][0, :, 0]
+    h = p["user"][batch["user_row"]] * p["item"][batch["item_row"]]
+    if name == "matrix factorisation":
+        return h.sum(1) + p["bias"][batch["item_row"]]
+    if "keep" in batch:
+        h = h * batch["keep"] / batch["keep_rate"]
+    return h @ p["dense"][0, :, 0] + p["offset"][0, 0] + p["bias"][batch["item_row"]]
+
+
+def train_one(model, params, examples, config, keep_rate=1.0):
+    """Train one client by itself: (its delta as {name: {row id: values}}, its mean loss over steps)."""
+    ids = {"user": examples["user"].unique(), "item": examples["item"].unique(), "one": torch.zeros(1).long()}
+    local = {n: torch.nn.Parameter(params[n][ids[kind]].clone()) for n, kind in model.rows.items()}
+    start = {n: p.detach().clone() for n, p in local.items()}
+    rule = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+    optimizer = rule(local.values(), lr=config.local_lr, weight_decay=config.weight_decay)
+    features = tuple(model.constants.values())
+    losses = []
+    for epoch in range(config.local_epochs):
+        mine = {n: c[examples["epoch"] == epoch] for n, c in examples.items()}
+        for cut in torch.arange(len(mine["item"])).split(config.batch_size or len(mine["item"])):
+            batch = {n: c[cut] for n, c in mine.items()} | {"keep_rate": keep_rate}
+            for kind in ("user", "item"):
+                batch[f"{kind}_row"] = torch.searchsorted(ids[kind], batch[kind])
+            optimizer.zero_grad()
+            prediction = forward(model.name, local, batch, features)
+            loss = (binary_cross_entropy_with_logits if model.task == "clicks" else mse_loss)(prediction, batch["target"])
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    delta = {n: dict(zip(ids[model.rows[n]].tolist(), (p.detach() - start[n]), strict=True)) for n, p in local.items()}
+    return delta, sum(losses) / len(losses)
