@@ -12,7 +12,7 @@ Sources: McMahan et al. 2017, "Communication-efficient learning of deep networks
 algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm 2 (AdamW).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,7 @@ def gather(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> dict
 
 
 def sgd(config: Config) -> Apply:
-    """w <- w - lr (g + lambda w)."""
+    """W <- w - lr (g + lambda w)."""
     def apply(values: Tensor, index: Tensor | None, grad: Tensor, live: int) -> None:
         if config.weight_decay:
             values[:live].mul_(1 - config.local_lr * config.weight_decay)
@@ -135,7 +135,8 @@ def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     return values.scatter_add_(0, where if flat.dim() == 1 else where[:, None].expand_as(flat), flat)
 
 
-def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, config: Config) -> tuple[dict[str, Rows], Tensor]:
+def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
+          config: Config) -> tuple[dict[str, Rows], Tensor]:
     """Train a cohort from `params`: (delta of each parameter, mean loss of each client over its steps (C,)).
 
     Equal to training each client by itself; `delta` is client minus server.

@@ -130,7 +130,7 @@ def strict(cls: type[T]) -> type[T]:
             if "knob" in f.metadata:
                 f.metadata["knob"].check(f.name, getattr(self, f.name), f.type)
 
-    cls.__init__ = checked  # type: ignore[method-assign,assignment]
+    cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 
 

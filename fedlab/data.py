@@ -188,7 +188,8 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
     later, counts = from_latest(ratings), torch.bincount(ratings.users, minlength=ratings.user_count)
     own = counts[ratings.users].double()
     last, held = (own * test).long(), (own * test).long() + (own * validation).long()
-    return Split(ratings.take(later >= held), ratings.take((later >= last) & (later < held)), ratings.take(later < last))
+    middle = (later >= last) & (later < held)
+    return Split(ratings.take(later >= held), ratings.take(middle), ratings.take(later < last))
 
 
 def standardise(split: Split) -> Split:
@@ -196,5 +197,6 @@ def standardise(split: Split) -> Split:
     require(len(split.train) > 1, "train", len(split.train), "needs two ratings or more to have a spread")
     mean, std = float(split.train.values.mean()), float(split.train.values.std())
     require(std > 0, "train std", std, "all train ratings are equal; there is nothing to standardise")
-    parts = (replace(part, values=(part.values - mean) / std) for part in (split.train, split.validation, split.test))
-    return Split(*parts, mean=mean * split.std + split.mean, std=std * split.std)
+    train, validation, test = (
+        replace(part, values=(part.values - mean) / std) for part in (split.train, split.validation, split.test))
+    return Split(train, validation, test, mean * split.std + split.mean, std * split.std)

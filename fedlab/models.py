@@ -64,7 +64,7 @@ class Model:
 
 def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "clicks",
                          private_users: bool = True, spread: float = 0.1) -> Model:
-    """y = p_u . q_i + beta_i. `spread` is the standard deviation of the first vectors."""
+    """Y = p_u . q_i + beta_i. `spread` is the standard deviation of the first vectors."""
     _check_sizes(users=users, items=items, dim=dim)
 
     def init(generator: torch.Generator) -> Tree:
@@ -80,7 +80,7 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
 
 def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, task: str = "clicks",
                 private_users: bool = True, spread: float = 0.1) -> Model:
-    """y = w . dropout(p_u * q_i) + b + beta_i; a sigmoid of it is the chance of a click.
+    """Y = w . dropout(p_u * q_i) + b + beta_i; a sigmoid of it is the chance of a click.
 
     dropout: share of the interaction's entries set to zero in training, from 0 to below 1.
     """
@@ -105,7 +105,7 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, 
 
 
 def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings") -> Model:
-    """y = theta . x, where x is (item features, user features, 1): (I, F1) and (U, F2) floats."""
+    """Y = theta . x, where x is (item features, user features, 1): (I, F1) and (U, F2) floats."""
     width = item_features.shape[1] + user_features.shape[1] + 1
 
     def init(generator: torch.Generator) -> Tree:

@@ -12,7 +12,7 @@ from fedlab.core import Config, Rows, Tree, stream
 from fedlab.evaluation import Candidates, Score
 from fedlab.federation import Federation
 from fedlab.models import Model
-from fedlab.server import one_thread, scorer, train_cohort
+from fedlab.server import one_thread, train_cohort
 
 
 def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor) -> Score:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def federate(model: Model, data: Federation, config: Config | Callable[[], Confi
     uninterrupted one. Same seed, same machine: same bits. Raises `ParameterError` on a bad setting.
     """
     require(model.task == data.task, "task", model.task, f"model and federation differ; the federation has {data.task}")
-    ask = config if callable(config) else lambda fixed=config or Config(): fixed
+    ask = config if callable(config) else partial(replace, config or Config())
     model, now = replace(model, constants=to(model.constants, device)), ask()
     params = to(start.params if start else model.init(stream(now.seed, "init")), device)
     number = start.number if start else 0
@@ -100,7 +101,8 @@ def sample(data: Federation, config: Config, number: int) -> Tensor:
     return cohort[data.counts[cohort].argsort(descending=True, stable=True)]
 
 
-def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, config: Config) -> tuple[dict[str, Rows], Tensor]:
+def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor,
+                 config: Config) -> tuple[dict[str, Rows], Tensor]:
     """`client.train` in groups of clients whose batches are about equally wide, so that padding stays below half.
 
     examples: as `Federation.draw` gives them for `cohort`, which has the client with most examples first.
@@ -153,7 +155,8 @@ def scorer(model: Model, params: Tree) -> Score:
 
     def score(users: Tensor, items: Tensor) -> Tensor:
         batch = {"user": users.to(device), "item": items.to(device)}
-        leaves = {name: params[name] if kind == "one" else params[name][batch[kind]] for name, kind in model.rows.items()}
+        leaves = {name: params[name] if kind == "one" else params[name][batch[kind]]
+                  for name, kind in model.rows.items()}
         with torch.no_grad():
             return model.predict(leaves | constants, batch).cpu()
     return score

@@ -43,5 +43,6 @@ def train_one(model, params, examples, config, keep_rate=1.0):
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
-    delta = {n: dict(zip(ids[model.rows[n]].tolist(), (p.detach() - start[n]), strict=True)) for n, p in local.items()}
+    delta = {n: dict(zip(ids[model.rows[n]].tolist(), p.detach() - start[n], strict=True))
+             for n, p in local.items()}
     return delta, sum(losses) / len(losses)
