@@ -95,7 +95,7 @@ def gather(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> dict
 
 
 def sgd(config: Config) -> Apply:
-    """W <- w - lr (g + lambda w)."""
+    """`w <- w - lr (g + lambda w)`."""
     def apply(values: Tensor, index: Tensor | None, grad: Tensor, live: int) -> None:
         if config.weight_decay:
             values[:live].mul_(1 - config.local_lr * config.weight_decay)

@@ -71,8 +71,8 @@ class Rows:
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
-    """(C,) L2 norm of each client's delta over all its parameters."""
-    return torch.stack([d.square_norms(clients) for d in deltas.values()]).sum(0).sqrt()
+    """(C,) L2 norm of each client's delta over all its parameters, on the CPU."""
+    return sum((d.square_norms(clients).cpu() for d in deltas.values()), torch.zeros(clients)).sqrt()
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Model:
 
 def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "clicks",
                          private_users: bool = True, spread: float = 0.1) -> Model:
-    """Y = p_u . q_i + beta_i. `spread` is the standard deviation of the first vectors."""
+    """`y = p_u . q_i + beta_i`; `spread` is the standard deviation of the first vectors."""
     _check_sizes(users=users, items=items, dim=dim)
 
     def init(generator: torch.Generator) -> Tree:
@@ -80,7 +80,7 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
 
 def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, task: str = "clicks",
                 private_users: bool = True, spread: float = 0.1) -> Model:
-    """Y = w . dropout(p_u * q_i) + b + beta_i; a sigmoid of it is the chance of a click.
+    """`y = w . dropout(p_u * q_i) + b + beta_i`; a sigmoid of it is the chance of a click.
 
     dropout: share of the interaction's entries set to zero in training, from 0 to below 1.
     """
@@ -104,20 +104,24 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, 
     return Model("interaction", task, init, predict, rows, table.private, noise=noise)
 
 
-def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings") -> Model:
-    """Y = theta . x, where x is (item features, user features, 1): (I, F1) and (U, F2) floats."""
+def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings", clients: int = 0) -> Model:
+    """`y = theta . x`, where x is (item features, user features, 1): (I, F1) and (U, F2) floats.
+
+    clients: 0 for one shared theta; N for a private theta on each of N clients, so that nothing is sent.
+    """
     width = item_features.shape[1] + user_features.shape[1] + 1
 
     def init(generator: torch.Generator) -> Tree:
-        return {"theta": torch.zeros(1, width, 1)}
+        return {"theta": torch.zeros(clients or 1, width, 1)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
         x = torch.cat([item, user, torch.ones_like(item[..., :1])], -1)   # (..., B, F)
         return (x @ p["theta"]).squeeze(-1)
 
-    return Model("linear", task, init, predict, {"theta": "one"},
-                 constants={"item_features": item_features, "user_features": user_features})
+    return Model("linear", task, init, predict, {"theta": "client" if clients else "one"},
+                 frozenset({"theta"} if clients else ()),
+                 {"item_features": item_features, "user_features": user_features})
 
 
 def item_features(catalogue: Catalogue) -> Tensor:

@@ -12,7 +12,7 @@ from fedlab.core import Config, Rows, Tree, stream
 from fedlab.evaluation import Candidates, Score
 from fedlab.federation import Federation
 from fedlab.models import Model
-from fedlab.server import one_thread, train_cohort
+from fedlab.server import one_thread, pair_scorer, train_cohort
 
 
 def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor) -> Score:
@@ -25,22 +25,13 @@ def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tenso
     position[cohort] = torch.arange(len(cohort))
     keys = {name: d.client * len(params[name]) + d.ids for name, d in deltas.items()}   # sorted
 
-    def look_up(name: str, client: Tensor, ids: Tensor) -> Tensor:
-        key = client * len(params[name]) + ids
+    def look_up(name: str, rows: Tensor, client: Tensor) -> Tensor:
+        key = position[client] * len(params[name]) + rows
         at = torch.searchsorted(keys[name], key).clamp(max=len(keys[name]) - 1)
         learned = deltas[name].values[at]
         held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
-        return params[name][ids] + learned.where(held, 0.0)
-
-    def score(users: Tensor, items: Tensor) -> Tensor:
-        each = users.reshape(-1, 1)                             # every pair is a client with one example
-        batch = {"user": each, "item": items.reshape(-1, 1)}
-        rows = batch | {"client": owner[each[:, 0]], "one": torch.zeros_like(each[:, 0])}
-        client = position[owner[each]]
-        leaves = {name: look_up(name, client.view_as(rows[kind]), rows[kind]) for name, kind in model.rows.items()}
-        with torch.no_grad():
-            return model.predict(leaves | model.constants, batch).view(users.shape)
-    return score
+        return params[name][rows] + learned.where(held, 0.0)
+    return pair_scorer(model, look_up, owner, each=True)
 
 
 def alone(model: Model, data: Federation, config: Config, group: int = 64) -> Iterator[tuple[Tensor, Score]]:

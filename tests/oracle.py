@@ -39,7 +39,8 @@ def train_one(model, params, examples, config, keep_rate=1.0):
                 batch[f"{kind}_row"] = torch.searchsorted(ids[kind], batch[kind])
             optimizer.zero_grad()
             prediction = forward(model.name, local, batch, features)
-            loss = (binary_cross_entropy_with_logits if model.task == "clicks" else mse_loss)(prediction, batch["target"])
+            loss = (mse_loss if model.task == "ratings" else binary_cross_entropy_with_logits)(
+                prediction, batch["target"])
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))

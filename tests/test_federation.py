@@ -61,8 +61,8 @@ def test_draw_shuffles_within_clients_and_epochs(clicks):
 
 
 def test_partitions_cover_all_users_with_no_empty_platform(split):
-    owners = equal(split.train, 7), by_activity(split.train, 7), by_genre(split.train, 7, 0.05), by_genre(split.train, 7)
-    for owner in owners:
+    train = split.train
+    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05), by_genre(train, 7)):
         assert owner.shape == (671,)
         assert sorted(owner.unique().tolist()) == list(range(7))
         assert len(Federation(split.train, owner)) == 7

@@ -13,7 +13,8 @@ GOOD = {
     "movies.csv": 'movieId,title,genres\n10,"Café (1995)",Action|Comedy\n20,unknown,(no genres listed)\n',
     "ratings.dat": "1::10::4::100\n2::10::3::90\n1::20::5::50\n",
     "movies.dat": "10::Café (1995)::Action|Comedy\n20::unknown::\n",
-    "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t100\n2\t10\t3\t90\n1\t20\t5\t50\n",
+    "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t100\n"
+               "2\t10\t3\t90\n1\t20\t5\t50\n",
     "x.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
               "10\tCafé\t1995\tAction Comedy\n20\tunknown\tunknown\tunknown\n",
 }

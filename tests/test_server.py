@@ -8,6 +8,7 @@ import torch
 from fedlab.aggregation import weighted_mean
 from fedlab.core import Config, ParameterError, stream
 from fedlab.federation import Federation
+from fedlab.models import item_features, linear, user_features
 from fedlab.server import best_round, federate, measured, payload, scorer, stop_early
 
 FEW = Config(rounds=3, cohort=10)
@@ -156,3 +157,25 @@ def test_bad_arguments_name_the_fix(model, clicks, stars, build):
         next(stop_early([], "x", 0))
     with pytest.raises(ParameterError, match="every=0"):
         next(measured([], dict, 0))
+
+
+def test_with_a_private_theta_nothing_is_sent_and_each_client_trains_alone(stars):
+    from oracle import train_one
+
+    features = item_features(stars.train.catalogue), user_features(stars.train)
+    model, shared = linear(*features, clients=len(stars)), linear(*features)
+    config = Config(rounds=1, cohort=5, local_lr=0.05)
+    done = next(federate(model, stars, config))
+    assert (done.bytes_up, done.bytes_down) == (0, 0)
+    examples = stars.draw(done.cohort, 1, config.negatives, stream(0, "examples", 1))
+    score = scorer(model, done.params, stars.owner)
+    items = torch.arange(30)
+    for position, user in enumerate(done.cohort.tolist()):
+        own = {n: c[examples["client"] == position] for n, c in examples.items()}
+        delta, _ = train_one(shared, shared.init(stream(0, "init")), own, config)
+        torch.testing.assert_close(done.params["theta"][user], delta["theta"][0], atol=1e-5, rtol=1e-5)
+        who = torch.full_like(items, user)
+        alone = scorer(shared, {"theta": done.params["theta"][user][None]})(who, items)
+        torch.testing.assert_close(score(who, items), alone)
+    with pytest.raises(ParameterError, match="owner=None: name the client of each user"):
+        scorer(model, done.params)
