@@ -186,21 +186,26 @@ def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float
         yield done if done.number % every else replace(done, metrics=done.metrics | measure(done))
 
 
-def stop_early(rounds: Iterable[Round], metric: str, patience: int = 5, *, lower: bool = False) -> Iterator[Round]:
-    """Pass Rounds on until `metric` has not improved for `patience` measured rounds."""
+def stop_early(rounds: Iterable[Round], metric: str, mode: str, patience: int = 5) -> Iterator[Round]:
+    """Pass Rounds on until `metric` has not improved for `patience` measured rounds; mode: 'min' or 'max'."""
     require(patience >= 1, "patience", patience, "choose 1 or more")
     best, since = -math.inf, 0
     for done in rounds:
         yield done
         if metric in done.metrics:
-            value = -done.metrics[metric] if lower else done.metrics[metric]
+            value = _sign(mode) * done.metrics[metric]
             best, since = (value, 0) if value > best else (best, since + 1)
         if since >= patience:
             return
 
 
-def best_round(rounds: Iterable[Round], metric: str, *, lower: bool = False) -> Round:
-    """The Round with the best `metric`, the earlier one on a tie. Choose by a validation metric."""
+def best_round(rounds: Iterable[Round], metric: str, mode: str) -> Round:
+    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'. Choose by a validation metric."""
     scored = [done for done in rounds if metric in done.metrics]
     require(bool(scored), "metric", metric, "no Round has it; measure it with measured(...)")
-    return (min if lower else max)(scored, key=lambda done: done.metrics[metric])
+    return max(scored, key=lambda done: _sign(mode) * done.metrics[metric])
+
+
+def _sign(mode: str) -> int:
+    require(mode in ("min", "max"), "mode", mode, "write 'min' if lower is better, as for errors, or 'max'")
+    return -1 if mode == "min" else 1

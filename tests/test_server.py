@@ -128,10 +128,10 @@ def test_one_client_with_all_users_is_central_training(split, build):
 def test_stages_measure_stop_and_keep_the_best(model, clicks):
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.9])
     rounds = measured(federate(model, clicks, replace(FEW, rounds=5)), lambda done: {"ndcg": next(scores)})
-    kept = list(stop_early(rounds, "ndcg", patience=2))
+    kept = list(stop_early(rounds, "ndcg", "max", patience=2))
     assert [r.metrics["ndcg"] for r in kept] == [0.1, 0.5, 0.4, 0.5]
-    assert best_round(kept, "ndcg").number == 2
-    assert best_round(kept, "ndcg", lower=True).number == 1
+    assert best_round(kept, "ndcg", "max").number == 2
+    assert best_round(kept, "ndcg", "min").number == 1
     every = list(measured(federate(model, clicks, FEW), lambda done: {"x": 1.0}, every=2))
     assert [r.metrics for r in every] == [{}, {"x": 1.0}, {}]
 
@@ -152,11 +152,13 @@ def test_bad_arguments_name_the_fix(model, clicks, stars, build):
     with pytest.raises(ParameterError, match="task='clicks'"):
         next(federate(model, stars))
     with pytest.raises(ParameterError, match="metric='auc'"):
-        best_round(federate(model, clicks, FEW), "auc")
+        best_round(federate(model, clicks, FEW), "auc", "max")
     with pytest.raises(ParameterError, match="patience=0"):
-        next(stop_early([], "x", 0))
+        next(stop_early([], "x", "max", 0))
     with pytest.raises(ParameterError, match="every=0"):
         next(measured([], dict, 0))
+    with pytest.raises(ParameterError, match="mode='lowest': write 'min'"):
+        best_round(measured(federate(model, clicks, FEW), lambda done: {"x": 1.0}), "x", "lowest")
 
 
 def test_with_a_private_theta_nothing_is_sent_and_each_client_trains_alone(stars):

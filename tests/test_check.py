@@ -1,0 +1,42 @@
+"""The exercises' checks: solutions pass, the empty answer and near misses get a hint, nothing raises."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from fedlab import check
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
+
+
+def solution(lesson):
+    spec = importlib.util.spec_from_file_location(lesson, SOLUTIONS / f"{lesson}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_solutions_are_right(capsys):
+    one, two = solution("lesson_01"), solution("lesson_02")
+    check.factor_step(one.step)
+    check.parameters(one.held_by_all(23, 671), 23, 671)
+    check.fedavg(two.average)
+    check.upload(two.bytes_up(300, 32), 300, 32)
+    assert capsys.readouterr().out == "Right.\n" * 4
+
+
+@pytest.mark.parametrize("answer", [..., None, 0, "text", True])
+def test_an_empty_or_wrong_answer_gets_a_hint(answer, capsys):
+    check.factor_step(lambda p, q, y, lr: answer)
+    check.parameters(answer, 23, 671)
+    check.fedavg(lambda deltas, counts: answer)
+    check.upload(answer, 300, 32)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["Not yet. Hint"] * 4
+
+
+def test_a_near_miss_gets_its_own_hint(capsys):
+    check.fedavg(lambda deltas, counts: deltas.mean(0))
+    assert "plain mean" in capsys.readouterr().out
+    check.factor_step(lambda p, q, y, lr: p - lr * (p @ q - y) * q)     # the 2 forgotten
+    assert "2 (p . q - y) q" in capsys.readouterr().out
