@@ -1,0 +1,59 @@
+"""What every benchmark shares: the settings of a lesson, and results as a table and as JSON."""
+
+import ast
+import json
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import nbformat
+import numpy
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def parameters(lesson: str) -> dict:
+    """The values of a lesson's tagged parameters cell, so that a benchmark runs what the lesson shows."""
+    book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
+    cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
+
+
+def entry(value: float, unit: str, goal: float | None, *, higher: bool, seeds: int, note: str) -> dict:
+    """One measured figure in the format of the results files."""
+    return {"value": round(float(value), 4), "unit": unit, "goal": goal, "higher_is_better": higher, "seeds": seeds,
+            "note": note}
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+             ] if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def record(name: str, measured: dict[str, dict], quick: bool) -> None:
+    """Print a table and write it to results; only the names measured now are replaced."""
+    for key, row in measured.items():
+        goal = "" if row["goal"] is None else f"goal {'>=' if row['higher_is_better'] else '<='} {row['goal']:g}"
+        print(f"{key:28} {row['value']:>10.4g} {row['unit']:<12} {goal:<16} {row['note']}")
+    path = RESULTS / (f"{name}.quick.json" if quick else f"{name}.json")
+    kept = json.loads(path.read_text())["measured"] if path.exists() else {}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    machine = {"cpu": processor(), "threads": 1, "system": platform.system()}
+    path.parent.mkdir(exist_ok=True)
+    whole = {"measured": kept | measured, "machine": machine, "versions": versions,
+             "date": datetime.now(timezone.utc).date().isoformat()}
+    path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+
+def is_quick() -> bool:
+    """Whether --quick was asked for; any other argument is an error."""
+    unknown = [a for a in sys.argv[1:] if a != "--quick"]
+    if unknown:
+        raise SystemExit(f"unknown argument {unknown[0]!r}; the only one is --quick")
+    return "--quick" in sys.argv[1:]
