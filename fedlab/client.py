@@ -29,11 +29,12 @@ class Batches:
     """All local batches of a cohort, step after step; the first A_s clients have a batch in step s.
 
     columns: (M, B, ...) tensors. weight (M, B): 1 / (examples in the batch), 0 on padding.
-    active: A_s for each step, never growing.
+    owner (M,): the client of each batch. active: A_s for each step, never growing.
     """
 
     columns: Tree
     weight: Tensor
+    owner: Tensor
     active: list[int]
 
 
@@ -60,37 +61,51 @@ def arrange(examples: Tree, epochs: int, width: int) -> Batches:
     slot, length = torch.arange(width, device=client.device), length[order, None]
     places = start[order, None] + slot.minimum(length - 1)      # (M, B); padding repeats the last example
     columns = {name: column[places] for name, column in examples.items() if name not in ("client", "epoch")}
-    return Batches(columns, (slot < length) / length, active.tolist())
+    return Batches(columns, (slot < length) / length, owner[order], active.tolist())
 
 
 @dataclass(frozen=True)
 class Local:
-    """One parameter's rows on the clients. index (M, B): row of each example; None when a client has one row."""
+    """One parameter's rows on the clients.
+
+    index: for each step the row of each example (A_s * B,). None when each client holds just one row: then
+    nothing is looked up, the row broadcasts over the examples (`over_examples`: it needs an axis for them).
+    """
 
     values: Tensor         # (R, ...)
     rows: Rows             # their ids and clients; values as they came from the server
-    index: Tensor | None
+    index: list[Tensor] | None
     live: list[int]        # rows held by the clients active in each step: a prefix
+    over_examples: bool
+
+    def leaf(self, step: int, active: int) -> Tensor:
+        """The values at the examples of a step, (A, B, ...), or (A, 1, ...) or (A, ...) of single rows."""
+        if self.index is None:
+            rows = self.values[: self.live[step]].detach()
+            return rows.unsqueeze(1) if self.over_examples else rows
+        return self.values.index_select(0, self.index[step]).view(active, -1, *self.values.shape[1:])
 
 
 def gather(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> dict[str, Local]:
     """Copy to each client the rows that its examples touch."""
     clients = len(cohort)
     everyone = torch.arange(clients, device=cohort.device)
-    owner = torch.cat([everyone[:a] for a in batches.active])[:, None]      # (M, 1)
     single = {"one": torch.zeros_like(cohort), "client": cohort}
-    found: dict[str, tuple[Tensor, Tensor, Tensor | None, list[int]]] = {
+    found: dict[str, tuple[Tensor, Tensor, list[Tensor] | None, list[int]]] = {
         kind: (ids, everyone, None, batches.active) for kind, ids in single.items()}
     local = {}
     for name, kind in model.rows.items():
         if kind not in found:
-            keys, index = torch.unique(owner * len(params[name]) + batches.columns[kind], return_inverse=True)
+            keys, index = torch.unique(batches.owner[:, None] * len(params[name]) + batches.columns[kind],
+                                       return_inverse=True)
             holder = keys // len(params[name])
             held = torch.bincount(holder, minlength=clients).cumsum(0)
-            found[kind] = keys % len(params[name]), holder, index, held[torch.tensor(batches.active) - 1].tolist()
+            live = held[torch.tensor(batches.active) - 1].tolist()
+            steps = [rows.flatten() for rows in index.split(batches.active)]
+            found[kind] = keys % len(params[name]), holder, None if len(keys) == clients else steps, live
         ids, holder, index, live = found[kind]
         values = params[name].index_select(0, ids)               # 6x faster here than params[name][ids]
-        local[name] = Local(values, Rows(values.clone(), ids, holder), index, live)
+        local[name] = Local(values, Rows(values.clone(), ids, holder), index, live, kind not in single)
     return local
 
 
@@ -129,10 +144,9 @@ OPTIMIZERS: dict[str, Callable[[Config], Apply]] = {"sgd": sgd, "adamw": adamw}
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     """Add each example's gradient to its row, in place (scatter_add_ is 3x faster here than index_add_)."""
     if index is None:
-        return values.add_(grad)
+        return values.add_(grad.view_as(values))
     flat = grad.flatten(0, 1)
-    where = index.flatten()
-    return values.scatter_add_(0, where if flat.dim() == 1 else where[:, None].expand_as(flat), flat)
+    return values.scatter_add_(0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat)
 
 
 def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
@@ -143,26 +157,17 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     """
     local = gather(model, params, batches, cohort)
     rules = {name: OPTIMIZERS[config.optimizer](config) for name in local}
-    losses = torch.zeros(len(cohort), device=cohort.device)
-    start = 0
-    for step, active in enumerate(batches.active):
-        here = slice(start, start + active)
-        start += active
-        index = {name: None if p.index is None else p.index[here] for name, p in local.items()}
-        leaves = {name: _look_up(p.values, index[name], active).requires_grad_() for name, p in local.items()}
-        batch = {name: column[here] for name, column in batches.columns.items()}
-        prediction = model.predict(leaves | model.constants, batch)          # (A, B)
-        loss = (model.loss(prediction, batch["target"]) * batches.weight[here]).sum(1)
-        grads = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        losses[:active] += loss.detach()
+    losses = []
+    blocks = {name: column.split(batches.active) for name, column in batches.columns.items()}
+    for step, (active, weight) in enumerate(zip(batches.active, batches.weight.split(batches.active), strict=True)):
+        leaves = {name: p.leaf(step, active).requires_grad_() for name, p in local.items()}
+        batch = {name: block[step] for name, block in blocks.items()}
+        loss = model.loss(model.predict(leaves | model.constants, batch), batch["target"])     # (A, B)
+        grads = torch.autograd.grad(loss, list(leaves.values()), weight)    # of the sum of all clients' means
+        losses.append(loss.detach())
         for (name, p), grad in zip(local.items(), grads, strict=True):
-            rules[name](p.values, index[name], grad, p.live[step])
-    steps = torch.bincount(torch.tensor(batches.active), minlength=len(cohort) + 1).flip(0).cumsum(0).flip(0)[1:]
+            rules[name](p.values, p.index[step] if p.index else None, grad, p.live[step])
     deltas = {name: Rows(p.values.sub_(p.rows.values), p.rows.ids, p.rows.client) for name, p in local.items()}
-    return deltas, losses / steps.to(losses)
-
-
-def _look_up(values: Tensor, index: Tensor | None, active: int) -> Tensor:
-    if index is None:
-        return values[:active].clone()
-    return values.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
+    means = (torch.cat(losses) * batches.weight).sum(1)                      # (M,)
+    totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner, torch.stack([means, torch.ones_like(means)]))
+    return deltas, totals[0] / totals[1]

@@ -36,13 +36,13 @@ def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tupl
 
 
 def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), levels: Mapping[str, float] | None = None,
-           read: Mapping[str, Callable[[Round], float]] | None = None) -> Figure:
+           read: Mapping[str, Callable[[Round], float]] | None = None, loss: bool = True) -> Figure:
     """Loss and metrics against rounds, a line a run.
 
     runs: name -> its Rounds. metrics: names of Round metrics. levels: 'metric: label' -> a dashed line there.
-    read: further panels, title -> a number from a Round.
+    read: further panels, title -> a number from a Round. loss: whether the mean local loss has a panel.
     """
-    wanted: dict[str, Callable[[Round], float]] = {"mean local loss": lambda r: r.loss}
+    wanted: dict[str, Callable[[Round], float]] = {"mean local loss": lambda r: r.loss} if loss else {}
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
     with panels(len(wanted)) as (figure, axes):
         for axis, (title, value) in zip(axes, wanted.items(), strict=True):
@@ -55,6 +55,7 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
                     axis.text(0.99, height, label.split(": ", 1)[1], transform=axis.get_yaxis_transform(),
                               ha="right", va="bottom", fontsize=9, color="#555555")
             axis.set(title=title, xlabel="round")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         if len(runs) > 1:
             axes[0].legend(fontsize=9)
     return figure
