@@ -6,6 +6,8 @@ const WIDTH = 360, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 26, BOTTOM = 34;
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "circle", "g"].includes(tag);
   const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  // without this JupyterLab takes the arrow and Enter keys for its own shortcuts
+  if (tag === "input" || tag === "button") node.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
@@ -105,9 +107,10 @@ function render({ model, el }) {
   }));
   const progress = make("progress", { max: 1, value: 0, "aria-label": "rounds done" });
   const status = make("span", { class: "status", role: "status" });
+  const notice = make("div", { class: "notice", role: "alert" });
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
     make("div", { class: "knobs" }, ...knobs.map((k) => k.node)),
-    make("div", { class: "controls" }, ...Object.values(buttons), progress, status),
+    make("div", { class: "controls" }, ...Object.values(buttons), progress, status), notice,
     make("div", { class: "charts" }, ...charts.map(([, c]) => c.node)));
   el.append(root);
 
@@ -119,6 +122,7 @@ function render({ model, el }) {
     buttons.pause.disabled = state !== "running";
     buttons.stop.disabled = !busy;
     status.textContent = model.get("message");
+    notice.textContent = model.get("notice");
   };
   const showRounds = () => {
     const history = model.get("history"), done = history.round.at(-1) ?? 0, total = model.get("total");
@@ -128,7 +132,7 @@ function render({ model, el }) {
   };
   const showKnobs = () => knobs.forEach((k) => k.show());
   const watch = [["change:values", showKnobs], ["change:used", showKnobs], ["change:state", showState],
-    ["change:message", showState], ["change:history", showRounds], ["change:total", showRounds]];
+    ["change:message", showState], ["change:notice", showState], ["change:history", showRounds], ["change:total", showRounds]];
   for (const [event, callback] of watch) model.on(event, callback);
   showKnobs(); showState(); showRounds();
   return () => { for (const [event, callback] of watch) model.off(event, callback); };

@@ -5,6 +5,7 @@ anywidget: Python sets traits, `workbench.js` draws them. Each round takes a sna
 """
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -118,6 +119,7 @@ class Workbench(anywidget.AnyWidget):
     used: Any = traitlets.Dict().tag(sync=True)         # what the last round used
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("Run this cell, then press Start.").tag(sync=True)
+    notice = traitlets.Unicode("").tag(sync=True)  # why a value was refused, until one is taken
     history: Any = traitlets.Dict({"round": []}).tag(sync=True)
     total = traitlets.Int(1).tag(sync=True)
 
@@ -135,7 +137,7 @@ class Workbench(anywidget.AnyWidget):
         self.runner = Runner(live, config, self._show)
         self._shown = 0.0
         super().__init__(
-            knobs=[{"name": name, "label": name.replace("_", " "), "low": low, "high": high, "log": described[name].log,
+            knobs=[{"name": name, "label": re.sub(r"lr$", "learning rate", name).replace("_", " "), "low": low, "high": high, "log": described[name].log,
                     "unit": described[name].unit, "meaning": described[name].meaning, "whole": kinds[name] is int}
                    for name, (low, high) in turn.items()],
             metrics=list(metrics), values={name: getattr(config, name) for name in turn}, total=config.rounds)
@@ -157,10 +159,11 @@ class Workbench(anywidget.AnyWidget):
                 require(inside, knob["name"], value, f"choose from {knob['low']:g} to {knob['high']:g}")
             config = replace(self.runner.config(), **change["new"])
         except ParameterError as error:
-            self.message = str(error)
             self.values = change["old"]
+            self.notice = str(error)
             return
         self.runner.turn(config)
+        self.notice = ""
         self.total = config.rounds
 
     def _told(self, _: object, content: dict[str, Any], __: object) -> None:
