@@ -4,7 +4,7 @@ import ast
 import json
 import platform
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
@@ -47,7 +47,7 @@ def record(name: str, measured: dict[str, dict], quick: bool) -> None:
     machine = {"cpu": processor(), "threads": 1, "system": platform.system()}
     path.parent.mkdir(exist_ok=True)
     whole = {"measured": kept | measured, "machine": machine, "versions": versions,
-             "date": datetime.now(timezone.utc).date().isoformat()}
+             "date": datetime.now(UTC).date().isoformat()}
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
 
 

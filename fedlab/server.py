@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedlab.aggregation import Aggregate, weighted_mean
 from fedlab.client import arrange, train
-from fedlab.core import Config, Rows, Tree, norms, require, stream
+from fedlab.core import Config, ParameterError, Rows, Tree, norms, require, stream
 from fedlab.evaluation import Score
 from fedlab.federation import Federation
 from fedlab.models import Model
@@ -61,6 +61,7 @@ def federate(model: Model, data: Federation, config: Config | Callable[[], Confi
     between counts from the next round. start: a Round to go on from; the continued run equals an
     uninterrupted one. Same seed, same machine: same bits. Raises `ParameterError` on a bad setting.
     """
+    check_device(device)
     require(model.task == data.task, "task", model.task, f"model and federation differ; the federation has {data.task}")
     ask = config if callable(config) else partial(replace, config or Config())
     model, now = replace(model, constants=to(model.constants, device)), ask()
@@ -137,6 +138,15 @@ def to(tree: Tree, device: str | torch.device) -> Tree:
     return {name: value.to(device) for name, value in tree.items()}
 
 
+def check_device(device: str | torch.device) -> None:
+    """Raise `ParameterError` for a device that this machine or this torch cannot use."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParameterError(f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One CPU thread for the small tensors of a round: with two on a busy machine a loop took 13x longer."""
@@ -200,7 +210,7 @@ def stop_early(rounds: Iterable[Round], metric: str, mode: str, patience: int = 
 
 
 def best_round(rounds: Iterable[Round], metric: str, mode: str) -> Round:
-    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'. Choose by a validation metric."""
+    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'. Choose on validation."""
     scored = [done for done in rounds if metric in done.metrics]
     require(bool(scored), "metric", metric, "no Round has it; measure it with measured(...)")
     return max(scored, key=lambda done: _sign(mode) * done.metrics[metric])

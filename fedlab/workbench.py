@@ -16,7 +16,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from fedlab.core import Config, ParameterError, knobs, known, require
+from fedlab.core import Config, Knob, ParameterError, knobs, known, require
 from fedlab.server import Round
 
 Live = Callable[[Callable[[], Config]], Iterator[Round]]
@@ -137,12 +137,18 @@ class Workbench(anywidget.AnyWidget):
         self.runner = Runner(live, config, self._show)
         self._shown = 0.0
         super().__init__(
-            knobs=[{"name": name, "label": re.sub(r"lr$", "learning rate", name).replace("_", " "), "low": low, "high": high, "log": described[name].log,
-                    "unit": described[name].unit, "meaning": described[name].meaning, "whole": kinds[name] is int}
+            knobs=[self._slider(name, described[name], low, high, whole=kinds[name] is int)
                    for name, (low, high) in turn.items()],
             metrics=list(metrics), values={name: getattr(config, name) for name in turn}, total=config.rounds)
         self.observe(self._turned, "values")
         self.on_msg(self._told)
+
+    @staticmethod
+    def _slider(name: str, knob: Knob, low: float, high: float, *, whole: bool) -> dict[str, Any]:
+        """What the view needs to know of a knob."""
+        label = re.sub(r"lr$", "learning rate", name).replace("_", " ")
+        return {"name": name, "label": label, "low": low, "high": high, "whole": whole, "log": knob.log,
+                "unit": knob.unit, "meaning": knob.meaning}
 
     @property
     def rounds(self) -> list[Round]:

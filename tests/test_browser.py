@@ -145,7 +145,7 @@ def test_lesson_2_runs_trains_live_and_hears_a_slider(lab, page):
     expect(field).to_have_value("1")                                    # put back; training goes on
     field.fill("2")
     field.press("Tab")
-    expect(bench.get_by_role("alert")).to_have_text("")
+    expect(bench.locator(".notice")).to_have_text("")
     expect(bench.locator('[data-used="local_lr"]')).to_have_text("last round used 2", timeout=30_000)
 
     bench.get_by_role("button", name="Pause").click()

@@ -151,6 +151,9 @@ def test_bad_arguments_name_the_fix(model, clicks, stars, build):
         next(federate(model, clicks, Config(cohort=672)))
     with pytest.raises(ParameterError, match="task='clicks'"):
         next(federate(model, stars))
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ParameterError, match=f"device='{device}': cannot be used here .*; choose 'cpu'"):
+            next(federate(model, clicks, FEW, device=device))
     with pytest.raises(ParameterError, match="metric='auc'"):
         best_round(federate(model, clicks, FEW), "auc", "max")
     with pytest.raises(ParameterError, match="patience=0"):

@@ -1,0 +1,50 @@
+"""Figures show the numbers they are given."""
+
+import matplotlib.pyplot as plt
+import pytest
+
+from fedlab import plots
+from fedlab.core import Config
+from fedlab.federation import Federation, equal
+from fedlab.server import federate, measured
+
+
+@pytest.fixture(scope="module")
+def rounds(build, clicks):
+    model = build("matrix factorisation", clicks.train)
+    return list(measured(federate(model, clicks, Config(rounds=4, cohort=3)), lambda r: {"m": r.number / 10}, every=2))
+
+
+def test_curves_draw_each_run_on_each_panel(rounds):
+    figure = plots.curves({"a": rounds, "b": rounds[:2]}, ["m"], levels={"m: chance": 0.1},
+                          read={"norm": lambda r: 1.0})
+    loss, metric, norm = figure.axes
+    losses = [r.loss for r in rounds]
+    assert [line.get_ydata().tolist() for line in loss.lines] == [losses, losses[:2]]
+    assert metric.lines[0].get_xydata().tolist() == [[2, 0.2], [4, 0.4]]
+    assert [t.get_text() for t in metric.texts] == ["chance"]
+    assert norm.lines[0].get_ydata().tolist() == [1.0] * 4
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["a", "b"]
+    assert [a.get_title(loc="left") for a in figure.axes] == ["mean local loss", "m", "norm"]
+    assert len(plots.curves({"a": rounds}, ["m"], loss=False).axes) == 1
+
+
+def test_bars_lines_and_histograms_carry_values_and_labels():
+    (axis,) = plots.bars({"HR": {"x": 0.5, "y": 0.25}}).axes
+    assert [bar.get_width() for bar in axis.patches] == [0.5, 0.25]
+    assert [t.get_text() for t in axis.texts] == ["0.500", "0.250"]
+    (axis,) = plots.lines([1, 10], {"s": [3, 4]}, title="t", xlabel="x", ylabel="y", log=True).axes
+    assert axis.get_xscale() == "log"
+    assert axis.lines[0].get_ydata().tolist() == [3, 4]
+
+
+def test_tastes_show_platforms_over_the_average(split):
+    figure = plots.tastes({"random": Federation(split.train, equal(split.train, 3))})
+    image = figure.axes[0].images[0].get_array()
+    assert image.shape == (3, len(split.train.catalogue.genre_names))
+    assert abs(float(image.mean()) - 1) < 0.2
+
+
+def test_nothing_is_left_open(rounds):
+    plots.curves({"a": rounds})
+    assert plt.get_fignums() == []
