@@ -52,4 +52,4 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
 
 def upload(answer: object, rows: int, dim: int) -> None:
     """Lesson 2: bytes a client sends up for `rows` items: a vector of `dim` floats, a bias, the row number."""
-    _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, 4 bytes more to say which item")
+    _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")

@@ -156,6 +156,9 @@ def test_lesson_2_runs_trains_live_and_hears_a_slider(lab, page):
     assert line.get_attribute("d") == resting
     bench.get_by_role("button", name="Resume").click()
     expect(line).not_to_have_attribute("d", resting, timeout=30_000)
+    page.wait_for_function("() => +document.querySelector('.fedlab-workbench').dataset.rounds >= 50", timeout=60_000)
+    shoot(page, "learned")
+    bench.screenshot(path=SHOTS / "workbench.png")                      # the picture of the README
     bench.get_by_role("button", name="Stop").click()
     expect(bench).to_have_attribute("data-state", "stopped", timeout=30_000)
     shoot(page, "stopped")

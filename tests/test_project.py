@@ -64,6 +64,14 @@ def test_the_readme_shows_the_results_as_recorded():
     assert made in (ROOT / "README.md").read_text()
 
 
+def test_the_example_of_the_readme_trains(capsys):
+    (example,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()))
 def test_links_of_the_readme_lead_somewhere(link):
     assert (ROOT / link).exists()
