@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fedlab import data, federation, models
+
+settings.register_profile("lab", deadline=None, derandomize=True)      # a busy machine is no failure
+settings.load_profile("lab")
 
 
 @pytest.fixture(scope="session")

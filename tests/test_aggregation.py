@@ -38,7 +38,7 @@ def test_fedavg_equals_numpy_average_of_dense_deltas():
     np.testing.assert_allclose(step["w"], np.average(dense, axis=0, weights=weights), atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=2), st.floats(0.01, 100))
 def test_only_the_shares_of_the_weights_count(weights, factor):
     for rule in (weighted_mean, mean_of_holders):

@@ -55,7 +55,7 @@ def test_leave_one_out_by_hand():
     assert [p.items.tolist() for p in (split.train, split.validation, split.test)] == [[2, 0], [3], [1]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 4), min_size=10, max_size=10, unique=False), st.floats(0, 0.4), st.floats(0, 0.4))
 def test_fractions_are_kept_for_each_user(times, validation, test):
     split = split_by_time(tiny([0] * 10, list(range(10)), times=times), validation, test)

@@ -35,7 +35,7 @@ def test_negatives_are_drawn_outside_train_only(split, clicks):
     assert abs(hits - expected) < 5 * expected**0.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sets(st.integers(0, 11), min_size=1, max_size=11), st.integers(0, 10**6))
 def test_unseen_items_are_exactly_the_complement(seen, seed):
     data = Federation(tiny([0] * len(seen), sorted(seen), item_count=12), torch.tensor([0]))

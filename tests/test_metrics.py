@@ -33,7 +33,7 @@ def test_ranks_by_hand_and_ties_against_us():
     assert at_k(torch.tensor([1, 11]), 10) == {"hr@10": 0.5, "ndcg@10": 0.5}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(VALUES, st.booleans()), min_size=2, max_size=40))
 def test_auc_and_errors_equal_scikit_learn(rows):
     scores = torch.tensor([s for s, _ in rows])
@@ -45,7 +45,7 @@ def test_auc_and_errors_equal_scikit_learn(rows):
         assert auc(scores, target) == pytest.approx(sk.roc_auc_score(target, scores))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 30), st.integers(1, 12))
 def test_ndcg_and_hit_rate_equal_scikit_learn(seed, candidates, k):
     rng = np.random.default_rng(seed)
