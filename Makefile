@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(READY)  ## make the environment and open the first lesson in JupyterLab
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(ROOT) notebooks/01_local_training.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_local_training.ipynb
 
 test: $(READY) lint  ## make the environment and run all that CI runs
 	$(BIN)/python -m pytest

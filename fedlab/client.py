@@ -114,21 +114,21 @@ def sgd(config: Config) -> Apply:
     def apply(values: Tensor, index: Tensor | None, grad: Tensor, live: int) -> None:
         if config.weight_decay:
             values[:live].mul_(1 - config.local_lr * config.weight_decay)
-        _scatter(values[:live], index, grad.mul_(-config.local_lr))
+        _scatter(values[:live], index, grad * -config.local_lr)   # not in place: two leaves may share one gradient
     return apply
 
 
 def adamw(config: Config, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Apply:
     """AdamW on the rows a client holds, all of them at each step as moments fade; state is fresh each round."""
-    (b1, b2), first, second, taken = betas, [], [], 0
+    (b1, b2), taken = betas, 0
+    moments: list[Tensor] = []                                   # first and second, of all rows
 
     def apply(values: Tensor, index: Tensor | None, grad: Tensor, live: int) -> None:
         nonlocal taken
-        if not taken:
-            first.append(torch.zeros_like(values))
-            second.append(torch.zeros_like(values))
+        if not moments:
+            moments.extend(torch.zeros_like(values) for _ in range(2))
         taken += 1
-        m, v, w = first[0][:live], second[0][:live], values[:live]
+        m, v, w = moments[0][:live], moments[1][:live], values[:live]
         g = _scatter(torch.zeros_like(w), index, grad)
         w.mul_(1 - config.local_lr * config.weight_decay)
         m.lerp_(g, 1 - b1)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from conftest import tiny
 from oracle import train_one
 
 from fedlab.client import arrange
 from fedlab.core import Config, Rows, stream
 from fedlab.federation import Federation, by_activity
+from fedlab.models import Model
 from fedlab.server import sample, train_cohort
 
 SETTINGS = {
@@ -59,6 +61,19 @@ def test_platforms_with_many_users_equal_plain_loop(split, build):
         check_against_loop(model, data, Config(cohort=3, batch_size=256))
 
 
+def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
+    """y = a_item + b_item: autograd may hand out one tensor for both."""
+    def init(generator):
+        return {"a": torch.zeros(3), "b": torch.zeros(3)}
+
+    model = Model("biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item", "b": "item"})
+    data = Federation(tiny([0, 0, 0], [0, 1, 2], [3.0, 6.0, 9.0]), torch.tensor([0]), "ratings")
+    examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
+    deltas, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5, cohort=1))
+    for name in ("a", "b"):                                             # 0.5 * 2 * y / 3 examples
+        assert deltas[name].values.tolist() == pytest.approx([1.0, 2.0, 3.0])
+
+
 def test_batches_hold_every_example_once_and_pad_with_weight_zero():
     client = torch.tensor([0] * 5 + [1] * 3)
     examples = {"client": client, "epoch": torch.zeros(8).long(), "item": torch.arange(8)}
@@ -69,8 +84,6 @@ def test_batches_hold_every_example_once_and_pad_with_weight_zero():
 
 
 def test_one_sgd_step_by_hand(build):
-    from conftest import tiny
-
     model = build("matrix factorisation", tiny([0], [0]), "ratings")
     params = {"user": torch.full((1, 8), 0.5), "item": torch.full((1, 8), 0.25), "bias": torch.zeros(1)}
     data = Federation(tiny([0], [0], [3.0]), torch.tensor([0]), "ratings")
