@@ -9,7 +9,6 @@ Letters: N clients in all, C in a cohort, S local steps, B examples a step, D di
 
 import difflib
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -150,9 +149,3 @@ class Config:
     negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none")
     weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"))
     seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False)
-
-    def __post_init__(self) -> None:
-        """Reject NaN, which passes no comparison but deserves its own words."""
-        for name in ("local_lr", "server_lr", "weight_decay"):
-            value = getattr(self, name)
-            require(not (isinstance(value, float) and math.isnan(value)), name, value, "write a number, not NaN")

@@ -68,7 +68,7 @@ def test_the_shape_of_a_lesson(name):
                  "What this does not show", "Sources", "Next"):
         assert part in text, part
     assert len(code(name)) <= 25
-    assert median(len(c.source.splitlines()) for c in code(name)) <= 12
+    assert median(len(c.source.splitlines()) for c in code(name)) <= 7
     assert any(c.source.count("assert ") >= 2 for c in code(name))
 
 
