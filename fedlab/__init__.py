@@ -8,7 +8,8 @@ from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_
 from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, user_features
 from fedlab.personal import alone, alone_ranks
 from fedlab.readers import DataError
-from fedlab.server import Round, best_round, federate, measured, scorer, stop_early
+from fedlab.scoring import scorer
+from fedlab.server import Round, best_round, federate, measured, stop_early
 
 __all__ = [
     "Candidates", "Config", "DataError", "Federation", "Model", "ParameterError", "Ratings", "Round", "Split",

@@ -36,6 +36,11 @@ def stream(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(key, "big", signed=True))
 
 
+def to(tree: Tree, device: str | torch.device) -> Tree:
+    """The same tree on another device."""
+    return {name: value.to(device) for name, value in tree.items()}
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one parameter that a cohort touched, a stacked Tree without the padding.
@@ -47,14 +52,12 @@ class Rows:
     ids: Tensor
     client: Tensor
 
-    def scaled(self, factor: Tensor) -> "Rows":
-        """Multiply every client's rows by its own factor, (C,)."""
-        shape = (-1,) + (1,) * (self.values.dim() - 1)
-        return Rows(self.values * factor[self.client].view(shape), self.ids, self.client)
-
-    def total(self, like: Tensor) -> Tensor:
-        """Sum over clients, as a dense tensor of the parameter's shape."""
-        return torch.zeros_like(like).index_add_(0, self.ids, self.values)
+    def add_to(self, out: Tensor, weights: Tensor) -> Tensor:
+        """Add to `out`, of the parameter's shape, every client's rows times its weight (C,), in place."""
+        factor = weights[self.client]
+        if len(out) == 1:                                    # a weight that all clients hold: one matrix product
+            return out.add_(torch.tensordot(factor, self.values, 1))
+        return out.index_add_(0, self.ids, self.values * factor.view((-1,) + (1,) * (out.dim() - 1)))
 
     def square_norms(self, clients: int) -> Tensor:
         """(C,) sum of squares of each client's rows."""
@@ -67,6 +70,20 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         return Rows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a chunk of a cohort sends.
+
+    deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort (c,): each client's weight in
+    the mean, mean local loss, and number.
+    """
+
+    deltas: dict[str, Rows]
+    weights: Tensor
+    losses: Tensor
+    cohort: Tensor
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
@@ -148,4 +165,8 @@ class Config:
     weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)")
     negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none")
     weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"))
+    engine: str = knob("eager", 0, 0, "", "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
+                       choices=("eager", "compiled", "captured"))
+    precision: str = knob("fp32", 0, 0, "", "of the prediction's matrix products", choices=("fp32", "bf16"))
+    memory_mb: int = knob(1024, 1, 10_000_000, "MB", "what clients that train at once may take", log=True)
     seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False)

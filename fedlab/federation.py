@@ -10,6 +10,7 @@ Sources: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distr
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,22 @@ from torch import Tensor
 from fedlab.core import ParameterError, Tree, require, stream
 from fedlab.data import Ratings
 from fedlab.readers import DataError
+
+
+class Source(Protocol):
+    """What `federate` trains on: who holds how much, and the examples of a cohort.
+
+    task: 'clicks' or 'ratings'. counts (N,): rows of each client. `draw` gives columns (n, ...) with the
+    examples of a round, client after client: client (position in the cohort), epoch, target, and what the model
+    reads. Nothing but the cohort's own rows needs to be in memory.
+    """
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def counts(self) -> Tensor: ...  # noqa: D102
+    def __len__(self) -> int: ...
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -54,54 +71,88 @@ class Federation:
 
     @cached_property
     def _by_client(self) -> tuple[Tensor, Tensor]:
-        """Row numbers of the ratings, client after client, and where each client starts."""
-        order = self.owner[self.train.users].argsort(stable=True)
+        """Row numbers of the ratings by (client, user, item), and where each client starts."""
+        order = (self.owner[self.train.users] * self.train.user_count * self.train.item_count
+                 + self.train.pairs()).argsort()
         return order, self.counts.cumsum(0) - self.counts
 
-    @cached_property
-    def _gaps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `unseen` looks up: unseen items before each seen one (keyed by user), starts, seen counts."""
-        pairs, seen = self.train.pairs().sort().values, torch.bincount(self.train.users, minlength=len(self.owner))
-        users, starts = pairs // self.train.item_count, seen.cumsum(0) - seen
-        place = torch.arange(len(pairs)) - starts[users]
-        return pairs + users - place, starts, seen
-
-    def unseen(self, users: Tensor, generator: torch.Generator) -> Tensor:
-        """(n,) for each user one item that the user has not in *train*, all equally likely.
-
-        The r-th unseen item is r + (seen items with at most r unseen ones before them), so one sorted
-        look-up serves all draws, without rejection. Held-out items are drawn like any other.
-        """
-        before, starts, seen = self._gaps
-        items = self.train.item_count
-        free = items - seen[users]
-        if len(full := (free == 0).nonzero()):
-            raise ParameterError(f"negatives: user {int(users[full[0]])} has seen all {items} items; set negatives=0")
-        rank = (torch.rand(len(users), generator=generator, dtype=torch.float64) * free).long()
-        return rank + torch.searchsorted(before, users * (items + 1) + rank, right=True) - starts[users]
-
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
-        """Examples of a round, shuffled within each client and epoch.
+        """Examples of a round, shuffled within each client and epoch; for clicks with fresh negatives each epoch.
 
         cohort (C,): client numbers. Returns columns (n,): client (position in the cohort, sorted), epoch,
-        user, item, target. For clicks each epoch draws fresh negatives.
+        user, item, target.
         """
         order, starts = self._by_client
-        counts = self.counts[cohort].repeat(epochs)
-        client = torch.arange(len(cohort)).repeat(epochs).repeat_interleave(counts)
-        epoch = torch.arange(epochs).repeat_interleave(len(client) // epochs)
-        first = (starts[cohort].repeat(epochs) - (counts.cumsum(0) - counts)).repeat_interleave(counts)
-        rows = order[first + torch.arange(len(client))]
-        users, items, target = self.train.users[rows], self.train.items[rows], self.train.values[rows]
-        if self.task == "clicks":
-            extra = users.repeat_interleave(negatives)
-            items = torch.cat([items, self.unseen(extra, generator)])
-            target = torch.cat([torch.ones(len(users)), torch.zeros(len(extra))])
-            users = torch.cat([users, extra])
-            client, epoch = (torch.cat([c, c.repeat_interleave(negatives)]) for c in (client, epoch))
-        shuffled = ((client * epochs + epoch << 36) + torch.randint(2**36, client.shape, generator=generator)).argsort()
-        columns = {"client": client, "epoch": epoch, "user": users, "item": items, "target": target}
-        return {name: column[shuffled] for name, column in columns.items()}
+        client, rows = own_rows(cohort, starts, self.counts)
+        rows = order.index_select(0, rows)
+        users, items = self.train.users.index_select(0, rows), self.train.items.index_select(0, rows)
+        if self.task == "ratings":
+            columns = {"client": client, "user": users, "item": items, "target": self.train.values[rows]}
+            return shuffled(repeated(columns, epochs), epochs, generator)
+        return clicks(client, users, items, self.train.item_count, epochs, negatives, generator)
+
+
+def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a table that lies client after client: for each row of the cohort its position there, and its number."""
+    mine = counts[cohort]
+    client = torch.arange(len(cohort)).repeat_interleave(mine)
+    before = (starts[cohort] - (mine.cumsum(0) - mine)).index_select(0, client)
+    return client, before + torch.arange(len(client))
+
+
+def repeated(columns: Tree, epochs: int) -> Tree:
+    """All rows once for each epoch, with its number in a column of its own."""
+    epoch = torch.arange(epochs).repeat_interleave(len(columns["client"]))
+    return {name: torch.cat([column] * epochs) for name, column in columns.items()} | {"epoch": epoch}
+
+
+def shuffled(columns: Tree, epochs: int, generator: torch.Generator) -> Tree:
+    """The same rows client after client, epoch after epoch, in random order within these."""
+    run = columns["client"] * epochs + columns["epoch"]
+    count = len(run)
+    low, high = count.bit_length(), (int(run.max()) + 1).bit_length()      # bits for the row and for its run
+    luck = torch.randint(2 ** (62 - low - high), (count,), generator=generator)
+    key = (run << 62 - high) + (luck << low) + torch.arange(count)
+    order = torch.from_numpy(np.sort(key.numpy())) & (1 << low) - 1        # 5x faster here than argsort
+    return {name: column.index_select(0, order) for name, column in columns.items()}
+
+
+def clicks(client: Tensor, users: Tensor, items: Tensor, item_count: int, epochs: int, negatives: int,
+           generator: torch.Generator) -> Tree:
+    """Clicks (target 1), for each epoch and click `negatives` unseen items of its user (target 0), shuffled.
+
+    client, users, items (n,): the cohort's clicks by (client, user, item).
+    """
+    seen = repeated({"client": client, "user": users, "item": items, "target": torch.ones(len(items))}, epochs)
+    first = torch.ones(len(users), dtype=torch.int64)
+    first[1:] = (users[1:] != users[:-1]) | (client[1:] != client[:-1])
+    run = first.cumsum(0) - 1
+    full = (torch.bincount(run)[run] >= item_count).nonzero()
+    if negatives and len(full):
+        raise ParameterError(f"negatives={negatives}: user {int(users[full[0]])} has seen all {item_count} items; "
+                             "set negatives=0")
+    drawn = unseen(run, items, item_count, epochs, negatives, generator)
+    extra = {name: seen[name].repeat_interleave(negatives) for name in ("client", "epoch", "user")}
+    extra |= {"item": drawn, "target": torch.zeros(len(drawn))}
+    return shuffled({name: torch.cat([column, extra[name]]) for name, column in seen.items()}, epochs, generator)
+
+
+def unseen(run: Tensor, items: Tensor, item_count: int, epochs: int, negatives: int,
+           generator: torch.Generator) -> Tensor:
+    """(epochs * n * negatives,) items that the user of each row has not in *train*, all equally likely.
+
+    run (n,): 0, 1, ... for the user of each row; items (n,) grow within each. The r-th unseen item is r + (seen
+    items with at most r unseen ones before them), so one sorted look-up serves all draws, without rejection.
+    Held-out items are drawn like any other.
+    """
+    seen = torch.bincount(run)
+    starts, free = seen.cumsum(0) - seen, item_count - seen
+    before = items - torch.arange(len(run)) + starts[run] + run * (item_count + 1)
+    who = run.repeat(epochs).repeat_interleave(negatives)
+    chance = torch.rand(len(who), generator=generator, dtype=torch.float64)
+    rank = (chance * free.index_select(0, who)).long()
+    place = torch.searchsorted(before, who * (item_count + 1) + rank, right=True)
+    return rank + place - starts.index_select(0, who)
 
 
 def one_per_user(train: Ratings) -> Tensor:

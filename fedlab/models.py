@@ -12,6 +12,7 @@ collaborative filtering", eq. 9-10 (the interaction model, with an item bias and
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
+from fedlab.tables import SparseTable
 
 TASKS = ("clicks", "ratings")
+DISTINCT = 4096      # different first vectors among sparse users
 
 
 def _nothing(count: int, generator: torch.Generator) -> Tree:
@@ -37,6 +40,7 @@ class Model:
     private: names that never leave a client; their rows go by user or client.
     constants: fixed tables that `predict` looks into, handed to it whole.
     noise(n, generator) -> columns (n, ...) drawn for the training examples (dropout); empty otherwise.
+    activity: floats that `predict` keeps for one example beside its parameters, to plan memory by.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Model:
     private: frozenset[str] = frozenset()
     constants: Tree = field(default_factory=dict)
     noise: Callable[[int, torch.Generator], Tree] = _nothing
+    activity: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what could not be kept private."""
@@ -63,13 +68,19 @@ class Model:
 
 
 def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "clicks",
-                         private_users: bool = True, spread: float = 0.1) -> Model:
-    """`y = p_u . q_i + beta_i`; `spread` is the standard deviation of the first vectors."""
+                         private_users: bool = True, sparse_users: bool = False, spread: float = 0.1) -> Model:
+    """`y = p_u . q_i + beta_i`; `spread` is the standard deviation of the first vectors.
+
+    sparse_users: store a private user vector once it has trained, for federations of very many users.
+    """
     _check_sizes(users=users, items=items, dim=dim)
+    require(private_users or not sparse_users, "sparse_users", sparse_users, "only private users can be sparse")
 
     def init(generator: torch.Generator) -> Tree:
-        return {"user": torch.randn(users, dim, generator=generator) * spread,
-                "item": torch.randn(items, dim, generator=generator) * spread, "bias": torch.zeros(items)}
+        first = torch.randn(min(users, DISTINCT) if sparse_users else users, dim, generator=generator) * spread
+        # a SparseTable answers as a Tensor in all that is asked of private rows
+        user = cast(Tensor, SparseTable.untouched(users, first)) if sparse_users else first
+        return {"user": user, "item": torch.randn(items, dim, generator=generator) * spread, "bias": torch.zeros(items)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         return (p["user"] * p["item"]).sum(-1) + p["bias"]
@@ -122,6 +133,23 @@ def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings
     return Model("linear", task, init, predict, {"theta": "client" if clients else "one"},
                  frozenset({"theta"} if clients else ()),
                  {"item_features": item_features, "user_features": user_features})
+
+
+def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
+    """`y = w2 . relu(W1 x + b1) + b2` on a column `x` (n, F) of the examples; a first layer as in `nn.Linear`."""
+    _check_sizes(inputs=inputs, hidden=hidden)
+
+    def init(generator: torch.Generator) -> Tree:
+        def uniform(fan: int, *shape: int) -> Tensor:
+            return (torch.rand(1, *shape, generator=generator) * 2 - 1) / fan**0.5
+        return {"w1": uniform(inputs, inputs, hidden), "b1": uniform(inputs, hidden),
+                "w2": uniform(hidden, hidden), "b2": uniform(hidden, 1)}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        h = torch.baddbmm(p["b1"].unsqueeze(1), batch["x"], p["w1"]).relu_()        # (A, B, H)
+        return (h * p["w2"].unsqueeze(1)).sum(-1) + p["b2"]     # 4x faster here than a matrix product of width 1
+    return Model("perceptron", task, init, predict, dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
+                 activity=2 * hidden)
 
 
 def item_features(catalogue: Catalogue) -> Tensor:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Tree, stream
+from fedlab.cohort import updates
+from fedlab.core import Config, Rows, Tree, Update, stream
 from fedlab.evaluation import Candidates, Score
 from fedlab.federation import Federation
 from fedlab.models import Model
-from fedlab.server import one_thread, pair_scorer, train_cohort
+from fedlab.scoring import pair_scorer
+from fedlab.server import one_thread
 
 
 def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor) -> Score:
@@ -34,20 +36,22 @@ def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tenso
     return pair_scorer(model, look_up, owner, each=True)
 
 
-def alone(model: Model, data: Federation, config: Config, group: int = 64) -> Iterator[tuple[Tensor, Score]]:
-    """Train every client for `local_epochs` on its own data alone, a group at a time.
+def alone(model: Model, data: Federation, config: Config) -> Iterator[tuple[Tensor, Score]]:
+    """Train every client for `local_epochs` on its own data alone, as many at a time as the memory budget holds.
 
-    Yields (users (n,), their clients' scores). The same start, local steps and examples as a first round.
+    Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as a first round.
     """
     params = model.init(stream(config.seed, "init"))
     order = data.counts.argsort(descending=True, stable=True)
-    for number, cohort in enumerate(order.split(group)):
-        with one_thread():
-            examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed, "alone", number))
-            examples |= model.noise(len(examples["item"]), stream(config.seed, "alone noise", number))
-            deltas, _ = train_cohort(model, params, examples, cohort, config)
-        users = torch.isin(data.owner, cohort).nonzero()[:, 0]
-        yield users, own_score(model, params, deltas, cohort, data.owner)
+    trained = updates(model, data, params, order, config, purpose="alone ")
+    while (update := _next(trained)) is not None:
+        users = torch.isin(data.owner, update.cohort).nonzero()[:, 0]
+        yield users, own_score(model, params, update.deltas, update.cohort, data.owner)
+
+
+def _next(trained: Iterator[Update]) -> Update | None:
+    with one_thread():                                       # not while the caller works on what was yielded
+        return next(trained, None)
 
 
 def alone_ranks(model: Model, data: Federation, config: Config, against: Candidates) -> Tensor:

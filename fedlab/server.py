@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from fedlab.aggregation import Aggregate, weighted_mean
-from fedlab.client import arrange, train
-from fedlab.core import Config, ParameterError, Rows, Tree, norms, require, stream
-from fedlab.evaluation import Score
-from fedlab.federation import Federation
+from fedlab.cohort import updates
+from fedlab.core import Config, ParameterError, Rows, Tree, Update, norms, require, stream, to
+from fedlab.engine import check_engine
+from fedlab.federation import Source
 from fedlab.models import Model
 
 
@@ -52,7 +52,7 @@ class Round:
         return float(self.losses.mean())
 
 
-def federate(model: Model, data: Federation, config: Config | Callable[[], Config] | None = None, *,
+def federate(model: Model, data: Source, config: Config | Callable[[], Config] | None = None, *,
              aggregate: Aggregate = weighted_mean, start: Round | None = None,
              device: str | torch.device = "cpu") -> Iterator[Round]:
     """Yield one Round at a time, for as many rounds as the config says.
@@ -76,54 +76,48 @@ def federate(model: Model, data: Federation, config: Config | Callable[[], Confi
         now = ask()
 
 
-def one_round(model: Model, data: Federation, config: Config, params: Tree, number: int,
+def one_round(model: Model, data: Source, config: Config, params: Tree, number: int,
               aggregate: Aggregate = weighted_mean) -> Round:
     """Sample a cohort, train it from `params`, aggregate, step the server."""
     began, device = time.perf_counter(), next(iter(params.values())).device
+    check_engine(config, device)
     cohort = sample(data, config, number)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed, "examples", number))
-    examples |= model.noise(len(examples["item"]), stream(config.seed, "noise", number))
-    deltas, losses = train_cohort(model, params, to(examples, device), cohort.to(device), config)
-    shared = {name: delta for name, delta in deltas.items() if name not in model.private}
-    weights = (data.counts[cohort].float() if config.weighting == "examples" else torch.ones(len(cohort))).to(device)
-    step = aggregate(shared, weights, params)
-    mine = {name: params[name].index_add(0, deltas[name].ids, deltas[name].values) for name in model.private}
-    new = params | {name: params[name] + config.server_lr * step[name] for name in shared} | mine
-    down, up = payload(model, shared)
-    return Round(number, config, new, cohort, losses.cpu(), norms(shared, len(cohort)), down, up,
+    losses: list[Tensor] = []
+    lengths: list[Tensor] = []
+    traffic = [(0, 0)]
+    kept: dict[str, list[Rows]] = {name: [] for name in model.private}
+
+    def sent() -> Iterator[Update]:                          # what leaves the clients; the rest is noted in passing
+        for update in updates(model, data, params, cohort, config, number=number):
+            shared = {name: delta for name, delta in update.deltas.items() if name not in model.private}
+            for name, rows in kept.items():
+                rows.append(update.deltas[name])
+            losses.append(update.losses.cpu())
+            lengths.append(norms(shared, len(update.cohort)))
+            traffic.append(payload(model, shared))
+            yield replace(update, deltas=shared)
+    step = aggregate(sent(), params)
+    shared = {name: params[name] + config.server_lr * delta for name, delta in step.items()}
+    mine = {name: params[name].index_add(0, rows.ids, rows.values) for name, rows in
+            ((name, Rows.joined(parts)) for name, parts in kept.items())}
+    down, up = (sum(part) for part in zip(*traffic, strict=True))
+    return Round(number, config, params | shared | mine, cohort, torch.cat(losses), torch.cat(lengths), down, up,
                  time.perf_counter() - began)
 
 
-def sample(data: Federation, config: Config, number: int) -> Tensor:
-    """(C,) the clients of a round, drawn without replacement; those with most ratings first."""
-    count, clients = config.cohort, len(data)
-    require(count <= clients, "cohort", count, f"the federation has {clients} clients; choose from 1 to {clients}")
-    cohort = torch.randperm(clients, generator=stream(config.seed, "cohort", number))[:count]
-    return cohort[data.counts[cohort].argsort(descending=True, stable=True)]
+def sample(data: Source, config: Config, number: int) -> Tensor:
+    """(C,) the clients of a round, drawn without replacement; those with most ratings first.
 
-
-def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor,
-                 config: Config) -> tuple[dict[str, Rows], Tensor]:
-    """`client.train` in groups of clients whose batches are about equally wide, so that padding stays below half.
-
-    examples: as `Federation.draw` gives them for `cohort`, which has the client with most examples first.
+    From a large federation only about C numbers are drawn, so that a round's time does not follow N.
     """
-    per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // config.local_epochs
-    longest = config.batch_size or int(per_epoch[0])
-    widths = (2 ** per_epoch.double().log2().ceil().long()).clamp(max=longest).tolist()
-    deltas: list[dict[str, Rows]] = []
-    losses, first, seen = [], 0, 0
-    while first < len(widths):
-        last = first + widths[first:].count(widths[first])
-        count = int(per_epoch[first:last].sum()) * config.local_epochs
-        group = {name: column[seen:seen + count] for name, column in examples.items()}
-        group["client"] = group["client"] - first
-        batches = arrange(group, config.local_epochs, widths[first])
-        delta, loss = train(model, params, batches, cohort[first:last], config)
-        deltas.append({name: Rows(d.values, d.ids, d.client + first) for name, d in delta.items()})
-        losses.append(loss)
-        first, seen = last, seen + count
-    return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(losses)
+    count, clients, generator = config.cohort, len(data), stream(config.seed, "cohort", number)
+    require(count <= clients, "cohort", count, f"the federation has {clients} clients; choose from 1 to {clients}")
+    if clients < 50 * count:
+        cohort = torch.randperm(clients, generator=generator)[:count]
+    else:
+        drawn = torch.randint(clients, (2 * count + 10,), generator=generator).tolist()
+        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])     # the first `count` different ones
+    return cohort[data.counts[cohort].argsort(descending=True, stable=True)]
 
 
 def payload(model: Model, shared: dict[str, Rows]) -> tuple[int, int]:
@@ -131,11 +125,6 @@ def payload(model: Model, shared: dict[str, Rows]) -> tuple[int, int]:
     floats = sum(4 * delta.values.numel() for delta in shared.values())
     tables = {kind: len(shared[name].ids) for name, kind in model.rows.items() if name in shared and kind != "one"}
     return floats, floats + 4 * sum(tables.values())
-
-
-def to(tree: Tree, device: str | torch.device) -> Tree:
-    """The same tree on another device."""
-    return {name: value.to(device) for name, value in tree.items()}
 
 
 def check_device(device: str | torch.device) -> None:
@@ -156,37 +145,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
-    """Predictions of a model for any users and items: a function (users, items of one shape) -> scores on the CPU.
-
-    owner (U,): the client of each user; needed when a parameter has its rows by client.
-    """
-    each = "client" in model.rows.values()
-    require(not each or owner is not None, "owner", owner, "name the client of each user, say federation.owner")
-    device = next(iter(params.values())).device
-    return pair_scorer(model, lambda name, rows, _: params[name][rows], owner, each=each, device=device)
-
-
-def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor], owner: Tensor | None, *,
-                each: bool, device: str | torch.device = "cpu") -> Score:
-    """A `Score` from `look_up(name, rows, clients of the rows)`: the parameter's values at these rows.
-
-    each: ask for every pair as a client with one example, not for all pairs as one long batch of one client.
-    """
-    constants, holder = to(model.constants, device), owner if owner is None else owner.to(device)
-
-    def score(users: Tensor, items: Tensor) -> Tensor:
-        shape = (-1, 1) if each else (1, -1)
-        batch = {"user": users.reshape(shape).to(device), "item": items.reshape(shape).to(device)}
-        client = torch.zeros_like(batch["user"]) if holder is None else holder[batch["user"]]
-        rows = batch | {"client": client[:, 0], "one": torch.zeros_like(client[:, 0])}
-        leaves = {name: look_up(name, rows[kind], client if kind in batch else client[:, 0])
-                  for name, kind in model.rows.items()}
-        with torch.no_grad():
-            return model.predict(leaves | constants, batch).view(users.shape).cpu()
-    return score
 
 
 def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]], every: int = 1) -> Iterator[Round]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlab.aggregation import mean_of_holders, weighted_mean
-from fedlab.core import Rows
+from fedlab.core import Rows, Update
 
 SERVER = {"item": torch.zeros(3, 1), "dense": torch.zeros(1, 2)}
 DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
@@ -15,14 +15,19 @@ DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
 }
 
 
+def sent(deltas, weights):
+    """One update with these deltas and weights; losses and client numbers do not matter here."""
+    return [Update(deltas, weights, torch.zeros(len(weights)), torch.arange(len(weights)))]
+
+
 def test_fedavg_by_hand():
-    step = weighted_mean(DELTAS, torch.tensor([3.0, 1.0]), SERVER)
+    step = weighted_mean(sent(DELTAS, torch.tensor([3.0, 1.0])), SERVER)
     assert step["item"].tolist() == [[3.0], [6.5], [0.0]]       # (3*4)/4, (3*8 + 2)/4
     assert step["dense"].tolist() == [[2.0, 1.0]]
 
 
 def test_fedsubavg_by_hand():
-    step = mean_of_holders(DELTAS, torch.tensor([3.0, 1.0]), SERVER)
+    step = mean_of_holders(sent(DELTAS, torch.tensor([3.0, 1.0])), SERVER)
     assert step["item"].tolist() == [[4.0], [6.5], [0.0]]       # item 0: its one holder, undiluted
     assert step["dense"].tolist() == [[2.0, 1.0]]
 
@@ -34,7 +39,7 @@ def test_fedavg_equals_numpy_average_of_dense_deltas():
     dense = torch.randn(5, 7, 3, generator=generator)
     client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(5), torch.arange(7), indexing="ij"))
     weights = torch.rand(5, generator=generator)
-    step = weighted_mean({"w": Rows(dense.view(-1, 3), ids, client)}, weights, {"w": torch.zeros(7, 3)})
+    step = weighted_mean(sent({"w": Rows(dense.view(-1, 3), ids, client)}, weights), {"w": torch.zeros(7, 3)})
     np.testing.assert_allclose(step["w"], np.average(dense, axis=0, weights=weights), atol=1e-6)
 
 
@@ -42,8 +47,8 @@ def test_fedavg_equals_numpy_average_of_dense_deltas():
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=2), st.floats(0.01, 100))
 def test_only_the_shares_of_the_weights_count(weights, factor):
     for rule in (weighted_mean, mean_of_holders):
-        a = rule(DELTAS, torch.tensor(weights), SERVER)
-        b = rule(DELTAS, torch.tensor(weights) * factor, SERVER)
+        a = rule(sent(DELTAS, torch.tensor(weights)), SERVER)
+        b = rule(sent(DELTAS, torch.tensor(weights) * factor), SERVER)
         for name in SERVER:
             torch.testing.assert_close(a[name], b[name])
             low, high = DELTAS[name].values.min().clamp(max=0), DELTAS[name].values.max()
@@ -51,5 +56,5 @@ def test_only_the_shares_of_the_weights_count(weights, factor):
 
 
 def test_equal_weights_are_the_plain_mean():
-    step = weighted_mean(DELTAS, torch.ones(2), SERVER)
+    step = weighted_mean(sent(DELTAS, torch.ones(2)), SERVER)
     assert step["dense"].tolist() == [pytest.approx([3.0, 2.0])]

@@ -6,10 +6,11 @@ from conftest import tiny
 from oracle import train_one
 
 from fedlab.client import arrange
+from fedlab.cohort import train_cohort
 from fedlab.core import Config, Rows, stream
 from fedlab.federation import Federation, by_activity
 from fedlab.models import Model
-from fedlab.server import sample, train_cohort
+from fedlab.server import sample
 
 SETTINGS = {
     "sgd": {}, "two epochs": {"local_epochs": 2}, "decay": {"weight_decay": 0.01, "local_lr": 0.1},

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlab.core import ParameterError, stream
-from fedlab.federation import Federation, by_activity, by_genre, equal, favourite_genre, one_per_user
+from fedlab.federation import Federation, by_activity, by_genre, equal, favourite_genre, one_per_user, unseen
 from fedlab.readers import DataError
 
 
@@ -38,16 +38,16 @@ def test_negatives_are_drawn_outside_train_only(split, clicks):
 @settings(max_examples=60)
 @given(st.sets(st.integers(0, 11), min_size=1, max_size=11), st.integers(0, 10**6))
 def test_unseen_items_are_exactly_the_complement(seen, seed):
-    data = Federation(tiny([0] * len(seen), sorted(seen), item_count=12), torch.tensor([0]))
-    drawn = data.unseen(torch.zeros(400, dtype=torch.int64), stream(seed, "x"))
+    items = torch.tensor(sorted(seen))
+    drawn = unseen(torch.zeros_like(items), items, 12, 2, 400 // len(seen), stream(seed, "x"))
     assert set(drawn.tolist()) <= set(range(12)) - seen
     if len(seen) >= 9:
         assert set(drawn.tolist()) == set(range(12)) - seen
 
 
 def test_unseen_items_are_equally_likely():
-    data = Federation(tiny([0, 1, 1], [2, 0, 4], item_count=5), torch.tensor([0, 1]))
-    drawn = data.unseen(torch.ones(60_000, dtype=torch.int64), stream(0, "x"))
+    run, items = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 4])
+    drawn = unseen(run, items, 5, 1, 30_000, stream(0, "x"))[30_000:]                # of the second user
     assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000, 0], abs=600)
 
 
@@ -98,5 +98,5 @@ def test_bad_federations_are_refused(split):
         by_genre(train, 3, -1)
     with pytest.raises(ParameterError, match="task='likes'"):
         Federation(train, one_per_user(train), "likes")
-    with pytest.raises(ParameterError, match="user 0 has seen all 2 items; set negatives=0"):
+    with pytest.raises(ParameterError, match="negatives=1: user 0 has seen all 2 items; set negatives=0"):
         Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(torch.tensor([0]), 1, 1, stream(0, "x"))

@@ -7,8 +7,9 @@ import pytest
 
 import fedlab
 
-LAYERS = ["core", "readers", "data", "federation", "models", "metrics", "evaluation", "aggregation", "client",
-          "server", "personal", "plots", "workbench", "check"]
+LAYERS = ["core", "tables", "readers", "data", "federation", "sources", "models", "modules", "metrics", "evaluation",
+          "scoring", "aggregation", "step", "engine", "client", "cohort", "server", "personal", "plots", "workbench",
+          "check"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 
 

@@ -6,7 +6,7 @@ from conftest import tiny
 
 from fedlab.core import ParameterError, stream
 from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, user_features
-from fedlab.server import scorer
+from fedlab.scoring import scorer
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])

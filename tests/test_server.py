@@ -9,7 +9,8 @@ from fedlab.aggregation import weighted_mean
 from fedlab.core import Config, ParameterError, stream
 from fedlab.federation import Federation
 from fedlab.models import item_features, linear, user_features
-from fedlab.server import best_round, federate, measured, payload, scorer, stop_early
+from fedlab.scoring import scorer
+from fedlab.server import best_round, federate, measured, payload, stop_early
 
 FEW = Config(rounds=3, cohort=10)
 
@@ -46,7 +47,8 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
             generator = stream(*key)
             drawn.setdefault(key[1:], {})[seed] = torch.rand(4, generator=stream(*key))
             return generator
-        monkeypatch.setattr("fedlab.server.stream", spy)
+        for place in ("server", "cohort"):
+            monkeypatch.setattr(f"fedlab.{place}.stream", spy)
         list(federate(model, clicks, replace(FEW, rounds=2, seed=seed)))
     assert {purpose for purpose, *_ in drawn} == {"init", "cohort", "examples", "noise"}
     assert all(not torch.equal(pair[0], pair[1]) for pair in drawn.values())
@@ -70,9 +72,10 @@ def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
     total = torch.zeros_like(start)
     captured = {}
 
-    def spy(deltas, weights, server):
-        captured.update(deltas=deltas, weights=weights)
-        return weighted_mean(deltas, weights, server)
+    def spy(updates, server):
+        update, = updates
+        captured.update(deltas=update.deltas, weights=update.weights)
+        return weighted_mean([update], server)
     list(federate(model, clicks, config, aggregate=spy))
     share = clicks.counts[both.cohort].float()
     assert torch.equal(captured["weights"], share)

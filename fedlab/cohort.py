@@ -1,0 +1,109 @@
+"""A cohort trains chunk after chunk, so that memory follows a stated budget and not the number of clients.
+
+Clients come with most examples first. Their examples are drawn for `BLOCK` clients at a time, each block with
+its own keyed generator, so the budget decides what is in memory together and no result. A chunk is as many
+clients as fit the budget; within it, groups of about equally wide batches train at once.
+
+Letters: C clients in the cohort, n examples, B examples a step, R rows.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedlab.client import arrange, train
+from fedlab.core import Config, Rows, Tree, Update, require, stream
+from fedlab.federation import Source
+from fedlab.models import Model
+from fedlab.tables import joined
+
+BLOCK = 256
+
+
+def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
+            purpose: str = "") -> Iterator[Update]:
+    """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
+
+    cohort (C,): client numbers. number, purpose: the round, and what sets these draws apart from a round's.
+    """
+    device, first = next(iter(params.values())).device, 0
+    weights = data.counts[cohort].float() if config.weighting == "examples" else torch.ones(len(cohort))
+    for examples in chunks(model, data, params, cohort, config, number=number, purpose=purpose):
+        here = slice(first, first + int(examples["client"][-1]) + 1)
+        on_device = {name: column.to(device) for name, column in examples.items()}
+        deltas, losses = train_cohort(model, params, on_device, cohort[here].to(device), config)
+        yield Update(deltas, weights[here].to(device), losses, cohort[here])
+        first = here.stop
+
+
+def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int,
+           purpose: str) -> Iterator[Tree]:
+    """Examples of the next clients, as many as fit the memory budget."""
+    budget, held, clients, used = config.memory_mb * 1e6, [], 0, 0.0
+    for place, block in enumerate(cohort.split(BLOCK)):
+        which = f" {place}" if place else ""
+        examples = data.draw(block, config.local_epochs, config.negatives,
+                             stream(config.seed, f"{purpose}examples{which}", number))
+        examples |= model.noise(len(examples["client"]), stream(config.seed, f"{purpose}noise{which}", number))
+        sizes = torch.bincount(examples["client"], minlength=len(block))
+        ends, first = [0, *sizes.cumsum(0).tolist()], 0
+        for k, need in enumerate(client_bytes(model, params, examples, sizes, config).tolist()):
+            require(need <= budget, "memory_mb", config.memory_mb, f"client {int(block[k])} alone needs about "
+                    f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller batch_size")
+            if used + need > budget:
+                held.append(_part(examples, ends, first, k, clients))
+                yield {name: joined([part[name] for part in held]) for name in held[0]}
+                held, clients, used, first = [], 0, 0.0, k
+            used += need
+        held.append(_part(examples, ends, first, len(block), clients))
+        clients += len(block) - first
+    yield {name: joined([part[name] for part in held]) for name in held[0]}
+
+
+def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -> Tree:
+    """The examples of clients first..last - 1 of a block, who follow `before` others in their chunk."""
+    part = {name: column[ends[first]:ends[last]] for name, column in examples.items()}
+    return part | {"client": part["client"] + (before - first)}
+
+
+def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, config: Config) -> Tensor:
+    """(C,) about what each client takes while it trains: its rows and their copies, its examples, one step.
+
+    sizes (C,): examples of each client. Counted from shapes; the measured peak stays below it (docs/performance.md).
+    """
+    width = (sizes // config.local_epochs).clamp(max=config.batch_size or 2**40)
+    copies = 4 + 3 * (config.optimizer == "adamw")          # as sent, trained, their difference, its weighted sum
+    column = sum(c[:1].nbytes for c in examples.values())
+    need = sizes.double() * (3 * column + 48)               # drawn, sorted, arranged; looked up by row
+    for name, kind in model.rows.items():
+        floats = params[name].shape[1:].numel()
+        if kind in examples:
+            need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * width)
+        else:
+            need += 4 * floats * (copies + 2)
+    return need + 8 * model.activity * width                # kept for the backward pass, and its gradients
+
+
+def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor,
+                 config: Config) -> tuple[dict[str, Rows], Tensor]:
+    """`client.train` in groups of clients whose batches are about equally wide, so that padding stays below half.
+
+    examples: as `Source.draw` gives them for `cohort`, which has the client with most examples first.
+    """
+    per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // config.local_epochs
+    longest = config.batch_size or int(per_epoch[0])
+    widths = (2 ** per_epoch.double().log2().ceil().long()).clamp(max=longest).tolist()
+    deltas: list[dict[str, Rows]] = []
+    losses, first, seen = [], 0, 0
+    while first < len(widths):
+        last = first + widths[first:].count(widths[first])
+        count = int(per_epoch[first:last].sum()) * config.local_epochs
+        group = {name: column[seen:seen + count] for name, column in examples.items()}
+        group["client"] = group["client"] - first
+        batches = arrange(group, config.local_epochs, widths[first])
+        delta, loss = train(model, params, batches, cohort[first:last], config)
+        deltas.append({name: Rows(d.values, d.ids, d.client + first) for name, d in delta.items()})
+        losses.append(loss)
+        first, seen = last, seen + count
+    return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(losses)
