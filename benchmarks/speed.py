@@ -1,142 +1,287 @@
-"""The engine against a plain loop over clients, interleaved in one run, one CPU thread.
+"""The engine against plain loops over clients, interleaved in one run, one CPU thread, fp32.
 
 python benchmarks/speed.py [--quick]
 
-The same round of lesson 2 three ways: the engine; the loop that everybody writes (one resident model with
-dense embedding tables, reset for each client, `torch.optim.SGD`); and a stricter loop that holds only the rows
-a client touches. All three draw the same examples and must end with the same parameters.
+Four jobs. 'MLP': 100 clients of 200 examples, 64 -> 64 -> 1, batches of 32: the built-in model eager and compiled,
+and the same network as an `nn.Module` through vmap. 'tables': matrix factorisation of dimension 64 at 10,000 and
+50,000 items, the same examples. 'lesson': lesson 2's own round on MovieLens. 'million': a cohort of 1,000 out of a
+million users on disk. Every loop draws the engine's examples and must end with the engine's parameters.
 """
 
+import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import torch
 from common import entry, is_quick, parameters, record
+from loops import module_loop, table_loop
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fedlab import Config, Federation, leave_one_out, load, matrix_factorisation, one_per_user
+from fedlab import (
+    Columns,
+    Config,
+    Federation,
+    Stored,
+    from_module,
+    leave_one_out,
+    load,
+    matrix_factorisation,
+    one_per_user,
+    perceptron,
+    synthesise,
+)
 from fedlab.core import stream
-from fedlab.server import one_round, sample
+from fedlab.server import one_round
+
+CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
+Way = Callable[[int], dict]                      # round number -> parameters
 
 
-class Plain(nn.Module):
-    """Matrix factorisation as a tutorial writes it."""
-
-    def __init__(self, users: int, items: int, dim: int) -> None:
-        super().__init__()
-        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items, dim), nn.Embedding(items, 1)
-
-    def forward(self, user, item):
-        """Logits (B,)."""
-        return (self.user(user) * self.item(item)).sum(1) + self.bias(item)[:, 0]
-
-
-def loop_round(params, data, config, number, dense: bool):
-    """A round as a loop over clients; dense: whole tables, or only the rows a client touches."""
-    cohort = sample(data, config, number)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed, "examples", number))
-    mean = {name: torch.zeros_like(value) for name, value in params.items()}
-    new_users = params["user"].clone()
-    items, dim = params["item"].shape
-    resident = Plain(1, items, dim)
-    for position, client in enumerate(cohort.tolist()):
-        own = {n: c[examples["client"] == position] for n, c in examples.items()}
-        ids, places = (torch.arange(items), own["item"]) if dense else own["item"].unique(return_inverse=True)
-        model = resident if dense else Plain(1, len(ids), dim)
-        with torch.no_grad():
-            model.user.weight.copy_(params["user"][client])
-            model.item.weight.copy_(params["item"] if dense else params["item"][ids])
-            model.bias.weight.copy_((params["bias"] if dense else params["bias"][ids])[:, None])
-        optimizer = torch.optim.SGD(model.parameters(), lr=config.local_lr)
-        for cut in torch.arange(len(places)).split(config.batch_size):
-            optimizer.zero_grad()
-            logits = model(torch.zeros_like(cut), places[cut])
-            binary_cross_entropy_with_logits(logits, own["target"][cut]).backward()
-            optimizer.step()
-        with torch.no_grad():
-            new_users[client] = model.user.weight[0]
-            mean["item"].index_add_(0, ids, (model.item.weight - params["item"][ids]) / len(cohort))
-            mean["bias"].index_add_(0, ids, (model.bias.weight[:, 0] - params["bias"][ids]) / len(cohort))
-    step = {name: params[name] + config.server_lr * mean[name] for name in ("item", "bias")}
-    return step | {"user": new_users}
-
-
-def setting(cohort: int):
-    """Lesson 2's federation, model and settings with another cohort."""
-    lesson = parameters("02_fedavg")
-    train = leave_one_out(load()).train
-    data = Federation(train, one_per_user(train))
-    model = matrix_factorisation(train.user_count, train.item_count, lesson["DIM"])
-    config = Config(cohort=cohort, local_lr=lesson["LOCAL_LR"], server_lr=lesson["SERVER_LR"], weighting="equal",
-                    batch_size=lesson["BATCH_SIZE"])
-    return model, data, config
-
-
-def timed(work):
-    """(result, seconds)."""
-    began = time.perf_counter()
-    done = work()
-    return done, time.perf_counter() - began
-
-
-def compare(cohort: int, repeats: int, batch_size: int | None = None) -> tuple[dict[str, float], float]:
-    """Median seconds a round of each way, interleaved, and the largest difference of the parameters."""
-    model, data, config = setting(cohort)
-    config = replace(config, batch_size=batch_size or config.batch_size)
-    params = model.init(stream(0, "init"))
-    seconds: dict[str, list[float]] = {"engine": [], "dense loop": [], "row loop": []}
-    one_round(model, data, config, params, 0)                                  # warm up
-    for number in range(1, repeats + 1):
-        round_, took = timed(lambda n=number: one_round(model, data, config, params, n))
-        seconds["engine"].append(took)
-        ends = [round_.params]
-        for name in ("dense loop", "row loop"):
-            end, took = timed(lambda n=number, d=name == "dense loop": loop_round(params, data, config, n, d))
-            seconds[name].append(took)
-            ends.append(end)
-        worst = max(float((a[n] - ends[0][n]).abs().max()) / config.server_lr for a in ends[1:] for n in params)
-    print(f"{cohort} users, B={config.batch_size}:", {k: f"{median(v):.3f} s" for k, v in seconds.items()},
-          f"difference {worst:.1e}", flush=True)
-    assert worst < 1e-5
+def interleaved(ways: dict[str, Way], repeats: int, config: Config) -> tuple[dict[str, float], float]:
+    """Median seconds of each way, taken in turn after one warm-up; the largest difference of their parameters."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    worst = 0.0
+    for number in range(repeats + 1):
+        ends = []
+        for name, way in ways.items():
+            began = time.perf_counter()
+            ends.append(way(number))
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+        worst = max(worst, *(float((end[n] - ends[0][n]).abs().max()) / config.server_lr
+                             for end in ends[1:] for n in end if n in ends[0]))
     return {name: median(values) for name, values in seconds.items()}, worst
 
 
-def main(quick: bool) -> None:
-    repeats = 3 if quick else 9
-    hundred, _ = compare(100, repeats)
-    wide, _ = compare(100, 1 if quick else 5, batch_size=64)
-    everyone, _ = compare(671, 1 if quick else 3)
-    peak = float(subprocess.run([sys.executable, __file__, "peak"], check=True, capture_output=True, text=True).stdout)
-    tail = f"median of {repeats} interleaved rounds, one thread{', quick' if quick else ''}"
-
-    def ratio(times, against, note, goal=None):
-        return entry(times[against] / times["engine"], "ratio", goal, higher=True, seeds=1, note=f"{note}; {tail}")
-    record("speed", {
-        "stacked_vs_loop_100": ratio(hundred, "dense loop", "loop with dense tables, 100 users, B=32", 12),
-        "stacked_vs_loop_100_b64": ratio(wide, "dense loop", "the same, B=64"),
-        "stacked_vs_row_loop_100": ratio(hundred, "row loop", "loop over touched rows only, 100 users"),
-        "stacked_vs_loop_671": ratio(everyone, "dense loop", "loop with dense tables, all 671 users"),
-        "stacked_vs_row_loop_671": ratio(everyone, "row loop", "loop over touched rows only, all 671 users"),
-        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note=f"9,066 items; {tail}"),
-        "peak_mb_671": entry(peak, "MB", 1500, higher=False, seeds=1,
-                             note="process peak with torch, 3 rounds of all 671 users at 9,066 items"),
-    }, quick)
+def report(title: str, times: dict[str, float], worst: float) -> None:
+    """Print a job's medians; differences above 1e-5 are an error."""
+    print(f"{title}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in times.items())}; difference {worst:.1e}",
+          flush=True)
+    assert worst < 1e-5, title
 
 
-def peak() -> None:
-    """Print the peak memory in MB of a process that runs three rounds of everybody."""
-    model, data, config = setting(671)
+def network() -> nn.Module:
+    """The MLP as a module."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+
+
+def vectors(clients: int) -> Columns:
+    """200 examples of 64 numbers for each client, with a target that they determine."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(clients * EXAMPLES, WIDTH, generator=generator)
+    target = (x @ torch.randn(WIDTH, generator=generator) > 0).float()
+    return Columns({"x": x, "target": target}, torch.arange(clients).repeat_interleave(EXAMPLES))
+
+
+def mlp(repeats: int) -> dict[str, float]:
+    """Seconds a round: loop, eager, compiled, module."""
+    data, built = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
+    module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
+    config = Config(cohort=CLIENTS, local_lr=0.1)
+    start = module.init(stream(0, "init"))
+    names = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
+    first = {"w1": start["0.weight"].transpose(1, 2).contiguous(), "b1": start["0.bias"],
+             "w2": start["2.weight"][:, 0], "b2": start["2.bias"]}
+
+    def renamed(p: dict) -> dict:
+        return {names[n]: v.transpose(1, 2) if n == "w1" else v[:, None] if n == "w2" else v for n, v in p.items()}
+
+    def engine(how: str) -> Way:
+        return lambda number: renamed(one_round(built, data, replace(config, engine=how), first, number).params)
+    ways = {"loop": lambda number: module_loop(network, start, data, config, number),
+            "eager": engine("eager"), "compiled": engine("compiled"),
+            "module": lambda number: one_round(module, data, config, start, number).params}
+    times, worst = interleaved(ways, repeats, config)
+    report(f"MLP, {CLIENTS} clients", times, worst)
+    return times
+
+
+def growth(repeats: int) -> tuple[float, float]:
+    """Seconds for each client, at 100 and at 1,000 clients a round, taken in turn."""
+    model, sizes = perceptron(WIDTH, WIDTH), (100, 1000)
+    params, data = model.init(stream(0, "init")), {n: vectors(n) for n in sizes}
+    seconds: dict[int, list[float]] = {n: [] for n in sizes}
+    for number in range(repeats + 1):
+        for n in sizes:
+            began = time.perf_counter()
+            one_round(model, data[n], Config(cohort=n, local_lr=0.1), params, number)
+            seconds[n].append((time.perf_counter() - began) / n)
+    return median(seconds[100][1:]), median(seconds[1000][1:])
+
+
+def knob_delay() -> float:
+    """The worst of: seconds of the first compiled round after a knob is turned, less the round that follows it."""
+    data, model = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
+    now = Config(cohort=CLIENTS, local_lr=0.1, engine="compiled")
+    params = model.init(stream(0, "init"))
+    one_round(model, data, now, params, 0)
+    turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2}, {"server_lr": 2.0},
+              {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1}, {"batch_size": 64, "cohort": 64}]
+    worst = 0.0
+    for number, change in enumerate(turned, 1):
+        now, seconds = replace(now, **change), []
+        for _ in range(3):
+            began = time.perf_counter()
+            one_round(model, data, now, params, number)
+            seconds.append(time.perf_counter() - began)
+        worst = max(worst, seconds[0] - min(seconds[1:]))
+    return worst
+
+
+def tables(items: int, repeats: int) -> dict[str, float]:
+    """Seconds a round of matrix factorisation, 100 clients of 200 examples: dense loop, row loop, engine."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(CLIENTS).repeat_interleave(EXAMPLES)
+    item = torch.randint(items, (len(owner),), generator=generator)
+    target = (torch.rand(len(owner), generator=generator) < 0.2).float()
+    data = Columns({"user": owner, "item": item, "target": target}, owner)
+    model, config = matrix_factorisation(CLIENTS, items, WIDTH), Config(cohort=CLIENTS, local_lr=1.0)
+    params = model.init(stream(0, "init"))
+
+    def loop(dense: bool) -> Way:
+        return lambda number: table_loop(params, data, config, number, dense)
+    ways = {"engine": lambda number: one_round(model, data, config, params, number).params,
+            "dense loop": loop(True), "row loop": loop(False)}
+    times, worst = interleaved(ways, repeats, config)
+    report(f"matrix factorisation, {items:,} items", times, worst)
+    return times
+
+
+def lesson(cohort: int):
+    """Lesson 2's model, federation and settings with another cohort."""
+    shown = parameters("02_fedavg")
+    train = leave_one_out(load()).train
+    data = Federation(train, one_per_user(train))
+    model = matrix_factorisation(train.user_count, train.item_count, shown["DIM"])
+    config = Config(cohort=cohort, local_lr=shown["LOCAL_LR"], server_lr=shown["SERVER_LR"], weighting="equal",
+                    batch_size=shown["BATCH_SIZE"])
+    return model, data, config
+
+
+def movielens(cohort: int, repeats: int) -> dict[str, float]:
+    """Seconds a round of lesson 2: engine, dense loop, row loop."""
+    model, data, config = lesson(cohort)
+    params = model.init(stream(0, "init"))
+    ways = {"engine": lambda number: one_round(model, data, config, params, number).params}
+    if cohort <= 256:                            # one block of draws: what the loops draw too
+        ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, config, number, d)
+                 for name in ("dense loop", "row loop")}
+    times, worst = interleaved(ways | ({} if len(ways) > 1 else {"again": ways["engine"]}), repeats, config)
+    report(f"lesson 2, {cohort} users", times, worst)
+    return times
+
+
+def million(quick: bool) -> tuple[float, float]:
+    """(seconds of a round of 1,000 clients from a million users over that from 10,000, peak MB of the former)."""
+    with tempfile.TemporaryDirectory() as folder:
+        large, small = Path(folder) / "large", Path(folder) / "small"
+        began = time.perf_counter()
+        synthesise(large, 20_000 if quick else 1_000_000, 100_000)
+        print(f"federation written in {time.perf_counter() - began:.0f} s, "
+              f"{sum(f.stat().st_size for f in large.iterdir()) / 1e6:.0f} MB", flush=True)
+        synthesise(small, 10_000, 100_000)
+        ask = subprocess.Popen([sys.executable, __file__, "streamed", large], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+        other = subprocess.Popen([sys.executable, __file__, "streamed", small], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, text=True)
+        answers: dict[str, list[dict]] = {"large": [], "small": []}
+        for _ in range(3 if quick else 11):      # in turn, each in a process of its own
+            for name, process in (("large", ask), ("small", other)):
+                process.stdin.write("round\n")
+                process.stdin.flush()
+                answers[name].append(json.loads(process.stdout.readline()))
+        for process in (ask, other):
+            process.communicate()
+    seconds = {name: median(a["seconds"] for a in rows[1:]) for name, rows in answers.items()}
+    peak = answers["large"][-1]["mb"]
+    print(f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: {seconds['small']:.3f} s; "
+          f"peak {peak:.0f} MB", flush=True)
+    return seconds["large"] / seconds["small"], peak
+
+
+def streamed(folder: Path) -> None:
+    """A round of 1,000 clients for each line read; answers with its seconds and the process's peak memory."""
+    data = Stored(folder)
+    model = matrix_factorisation(len(data), data.item_count, 32, sparse_users=True)
+    config, params = Config(cohort=1000, local_lr=1.0), model.init(stream(0, "init"))
+    for number, _ in enumerate(sys.stdin, 1):
+        began = time.perf_counter()
+        params = one_round(model, data, config, params, number).params
+        print(json.dumps({"seconds": time.perf_counter() - began, "mb": peak_mb()}), flush=True)
+
+
+def peak_mb() -> float:
+    """Peak memory of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():                          # on Linux ru_maxrss also remembers the process that started this one
+        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def everybody() -> None:
+    """Print the peak memory in MB of a process that runs three rounds of all 671 users."""
+    model, data, config = lesson(671)
     params = model.init(stream(0, "init"))
     for number in range(1, 4):
         params = one_round(model, data, config, params, number).params
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2))
+    print(peak_mb())
+
+
+def main(quick: bool) -> None:
+    repeats = 3 if quick else 15
+    tail = f"median of {repeats} interleaved rounds, one thread{', quick' if quick else ''}"
+
+    def ratio(slow: float, fast: float, note: str, goal: float | None = None) -> dict:
+        return entry(slow / fast, "ratio", goal, higher=True, seeds=1, note=f"{note}; {tail}")
+    net = mlp(repeats)
+    results = {
+        "stacked_vs_loop_100": ratio(net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager", 15),
+        "compiled_vs_loop_100": ratio(net["loop"], net["compiled"], "the same, compiled", 25),
+        "module_vs_loop_100": ratio(net["loop"], net["module"], "the same as an nn.Module through vmap", 8),
+        "knob_delay_s": entry(knob_delay(), "s", 0.1, higher=False, seeds=1,
+                              note="worst first compiled round after a turned knob, less the round itself"),
+    }
+    few, many = growth(3 if quick else 9)
+    results["per_client_1000_vs_100"] = entry(many / few, "ratio", 1.25, higher=False, seeds=1,
+                                              note=f"seconds for each client of a round, MLP; {tail}")
+    small, large = tables(10_000, 1 if quick else 5), tables(50_000, 1 if quick else 3)
+    results |= {
+        "mf_vs_dense_10k": ratio(small["dense loop"], small["engine"], "matrix factorisation, 10,000 items, D=64", 30),
+        "mf_vs_dense_50k": ratio(large["dense loop"], large["engine"], "the same, 50,000 items", 80),
+        "mf_vs_rows_10k": ratio(small["row loop"], small["engine"], "10,000 items, loop over touched rows only"),
+        "mf_50k_over_10k": entry(large["engine"] / small["engine"], "ratio", 1.5, higher=False, seeds=1,
+                                 note=f"time of a round at 5 times the items; {tail}"),
+    }
+    films, everyone = movielens(100, 1 if quick else 9), movielens(671, 1 if quick else 5)
+    over, peak = million(quick)
+    whole = float(subprocess.run([sys.executable, __file__, "everybody"], check=True, capture_output=True,
+                                 text=True).stdout)
+    results |= {
+        "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, dense tables"),
+        "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over touched rows only"),
+        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note=f"lesson 2, everybody; {tail}"),
+        "peak_mb_671": entry(whole, "MB", 1500, higher=False, seeds=1,
+                             note="process peak with torch, 3 rounds of all 671 users at 9,066 items"),
+        "million_vs_10k_users": entry(over, "ratio", 1.3, higher=False, seeds=1,
+                                      note="time of a round of 1,000 clients, 1,000,000 users on disk over 10,000"),
+        "million_users_peak_mb": entry(peak, "MB", 4096, higher=False, seeds=1,
+                                       note="process peak with torch, rounds of 1,000 of 1,000,000 users"),
+    }
+    record("speed", results, quick)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    peak() if sys.argv[1:] == ["peak"] else main(is_quick())
+    if sys.argv[1:] == ["everybody"]:
+        everybody()
+    elif sys.argv[1:2] == ["streamed"]:
+        streamed(Path(sys.argv[2]))
+    else:
+        main(is_quick())

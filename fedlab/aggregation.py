@@ -1,6 +1,7 @@
 """From a cohort's updates to one delta: a function (updates, server parameters) -> delta for each name.
 
-Updates come chunk by chunk, so a sum needs no more memory than the server's own parameters.
+Updates come chunk by chunk and are summed as they come, so no more than the server's own parameters is kept. The
+delta of a table of which few rows changed is `Rows` of these, to be added; any other is a Tensor.
 
 Letters: C clients in the cohort, R rows touched.
 Sources: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data",
@@ -12,38 +13,63 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, Update
+from fedlab.core import Rows, Tree, Update
 
-Aggregate = Callable[[Iterable[Update], Tree], Tree]
+Delta = Mapping[str, Tensor | Rows]
+Aggregate = Callable[[Iterable[Update], Tree], Delta]
 
 
-def weighted_mean(updates: Iterable[Update], server: Tree) -> Tree:
+def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
     """FedAvg: sum_k w_k delta_k / sum_k w_k. A row a client does not hold counts as 0."""
-    sums: Tree = {}
-    total = 0.0
+    sums, total = Sums(server), 0.0
     for update in updates:
         total += float(update.weights.sum())
-        _add(sums, update, server)
-    return {name: value.div_(total) for name, value in sums.items()}
+        sums.add(update)
+    return sums.divided(dict.fromkeys(server, torch.tensor([total])))
 
 
-def mean_of_holders(updates: Iterable[Update], server: Tree) -> Tree:
+def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
     """FedSubAvg: each row is the weighted mean over the clients that hold it, so rare items are not diluted.
 
     The same as FedAvg for a parameter that every client holds. Ding et al. 2022, eq. 5.
     """
-    sums: Tree = {}
+    sums = Sums(server)
     held: Tree = {}
     for update in updates:
-        _add(sums, update, server)
+        sums.add(update)
         for name, delta in update.deltas.items():
             at = held.setdefault(name, torch.zeros(len(server[name]), device=update.weights.device))
             at.index_add_(0, delta.ids, update.weights[delta.client])
-    return {name: value.div_(held[name].where(held[name] > 0, 1.0).view((-1,) + (1,) * (value.dim() - 1)))
-            for name, value in sums.items()}
+    return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
 
 
-def _add(sums: Tree, update: Update, server: Mapping[str, Tensor]) -> None:
-    """Add each client's delta times its weight to `sums`, which start at zero."""
-    for name, delta in update.deltas.items():
-        sums[name] = delta.add_to(sums[name] if name in sums else torch.zeros_like(server[name]), update.weights)
+class Sums:
+    """Weighted sums of deltas: as rows while these are fewer than the table's own, then as a whole tensor."""
+
+    def __init__(self, server: Tree) -> None:
+        """Nothing added yet. server: for the shapes."""
+        self.server = server
+        self.rows: dict[str, list[Rows]] = {}
+        self.whole: Tree = {}
+
+    def add(self, update: Update) -> None:
+        """Add each client's delta times its weight."""
+        for name, delta in update.deltas.items():
+            kept = self.rows.setdefault(name, [])
+            if name not in self.whole and len(delta.ids) + sum(len(r.ids) for r in kept) < len(self.server[name]):
+                kept.append(delta.scaled(update.weights))
+                continue
+            out = self.whole.setdefault(name, torch.zeros_like(self.server[name]))
+            for rows in kept:
+                out.index_add_(0, rows.ids, rows.values)
+            kept.clear()
+            delta.add_to(out, update.weights)
+
+    def divided(self, by: Tree) -> Delta:
+        """The sums over `by`, for each name a number for each row, or one for all, (rows or 1,)."""
+        def over(name: str, values: Tensor, at: Tensor | slice) -> Tensor:
+            divisor = by[name].to(values.device)
+            return values.div_((divisor if len(divisor) == 1 else divisor[at]).view((-1,) + (1,) * (values.dim() - 1)))
+        few = {name: Rows.joined(kept) for name, kept in self.rows.items() if kept}
+        return ({name: Rows(over(name, rows.values, rows.ids), rows.ids, rows.client) for name, rows in few.items()}
+                | {name: over(name, value, slice(None)) for name, value in self.whole.items()})

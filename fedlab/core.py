@@ -52,12 +52,17 @@ class Rows:
     ids: Tensor
     client: Tensor
 
+    def scaled(self, factor: Tensor) -> "Rows":
+        """Multiply every client's rows by its own factor, (C,)."""
+        shape = (-1,) + (1,) * (self.values.dim() - 1)
+        return Rows(self.values * factor[self.client].view(shape), self.ids, self.client)
+
     def add_to(self, out: Tensor, weights: Tensor) -> Tensor:
         """Add to `out`, of the parameter's shape, every client's rows times its weight (C,), in place."""
-        factor = weights[self.client]
         if len(out) == 1:                                    # a weight that all clients hold: one matrix product
-            return out.add_(torch.tensordot(factor, self.values, 1))
-        return out.index_add_(0, self.ids, self.values * factor.view((-1,) + (1,) * (out.dim() - 1)))
+            return out.add_(torch.tensordot(weights[self.client], self.values, 1))
+        scaled = self.scaled(weights)
+        return out.index_add_(0, self.ids, scaled.values)
 
     def square_norms(self, clients: int) -> Tensor:
         """(C,) sum of squares of each client's rows."""
@@ -168,5 +173,6 @@ class Config:
     engine: str = knob("eager", 0, 0, "", "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
                        choices=("eager", "compiled", "captured"))
     precision: str = knob("fp32", 0, 0, "", "of the prediction's matrix products", choices=("fp32", "bf16"))
-    memory_mb: int = knob(1024, 1, 10_000_000, "MB", "what clients that train at once may take", log=True)
+    memory_mb: int = knob(128, 1, 10_000_000, "MB", "what clients that train at once may take; a GPU likes more",
+                          log=True)
     seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False)

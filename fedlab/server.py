@@ -97,12 +97,18 @@ def one_round(model: Model, data: Source, config: Config, params: Tree, number: 
             traffic.append(payload(model, shared))
             yield replace(update, deltas=shared)
     step = aggregate(sent(), params)
-    shared = {name: params[name] + config.server_lr * delta for name, delta in step.items()}
-    mine = {name: params[name].index_add(0, rows.ids, rows.values) for name, rows in
-            ((name, Rows.joined(parts)) for name, parts in kept.items())}
+    shared = {name: moved(params[name], delta, config.server_lr) for name, delta in step.items()}
+    mine = {name: moved(params[name], Rows.joined(rows), 1.0) for name, rows in kept.items()}
     down, up = (sum(part) for part in zip(*traffic, strict=True))
     return Round(number, config, params | shared | mine, cohort, torch.cat(losses), torch.cat(lengths), down, up,
                  time.perf_counter() - began)
+
+
+def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
+    """A parameter after a step of `rate` times `delta`; of `Rows`, only these change."""
+    if isinstance(delta, Tensor):
+        return value + rate * delta
+    return value.index_add(0, delta.ids, delta.values * rate)
 
 
 def sample(data: Source, config: Config, number: int) -> Tensor:

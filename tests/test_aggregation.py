@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fedlab.aggregation import mean_of_holders, weighted_mean
 from fedlab.core import Rows, Update
+from fedlab.server import moved
 
 SERVER = {"item": torch.zeros(3, 1), "dense": torch.zeros(1, 2)}
 DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
@@ -20,14 +21,19 @@ def sent(deltas, weights):
     return [Update(deltas, weights, torch.zeros(len(weights)), torch.arange(len(weights)))]
 
 
+def dense(rule, updates, server):
+    """The delta of a rule as whole tensors, whichever way it came."""
+    return {name: moved(torch.zeros_like(server[name]), delta, 1.0) for name, delta in rule(updates, server).items()}
+
+
 def test_fedavg_by_hand():
-    step = weighted_mean(sent(DELTAS, torch.tensor([3.0, 1.0])), SERVER)
+    step = dense(weighted_mean, sent(DELTAS, torch.tensor([3.0, 1.0])), SERVER)
     assert step["item"].tolist() == [[3.0], [6.5], [0.0]]       # (3*4)/4, (3*8 + 2)/4
     assert step["dense"].tolist() == [[2.0, 1.0]]
 
 
 def test_fedsubavg_by_hand():
-    step = mean_of_holders(sent(DELTAS, torch.tensor([3.0, 1.0])), SERVER)
+    step = dense(mean_of_holders, sent(DELTAS, torch.tensor([3.0, 1.0])), SERVER)
     assert step["item"].tolist() == [[4.0], [6.5], [0.0]]       # item 0: its one holder, undiluted
     assert step["dense"].tolist() == [[2.0, 1.0]]
 
@@ -36,19 +42,19 @@ def test_fedavg_equals_numpy_average_of_dense_deltas():
     import numpy as np
 
     generator = torch.Generator().manual_seed(0)
-    dense = torch.randn(5, 7, 3, generator=generator)
+    given = torch.randn(5, 7, 3, generator=generator)
     client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(5), torch.arange(7), indexing="ij"))
     weights = torch.rand(5, generator=generator)
-    step = weighted_mean(sent({"w": Rows(dense.view(-1, 3), ids, client)}, weights), {"w": torch.zeros(7, 3)})
-    np.testing.assert_allclose(step["w"], np.average(dense, axis=0, weights=weights), atol=1e-6)
+    step = dense(weighted_mean, sent({"w": Rows(given.view(-1, 3), ids, client)}, weights), {"w": torch.zeros(7, 3)})
+    np.testing.assert_allclose(step["w"], np.average(given, axis=0, weights=weights), atol=1e-6)
 
 
 @settings(max_examples=100)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=2), st.floats(0.01, 100))
 def test_only_the_shares_of_the_weights_count(weights, factor):
     for rule in (weighted_mean, mean_of_holders):
-        a = rule(sent(DELTAS, torch.tensor(weights)), SERVER)
-        b = rule(sent(DELTAS, torch.tensor(weights) * factor), SERVER)
+        a = dense(rule, sent(DELTAS, torch.tensor(weights)), SERVER)
+        b = dense(rule, sent(DELTAS, torch.tensor(weights) * factor), SERVER)
         for name in SERVER:
             torch.testing.assert_close(a[name], b[name])
             low, high = DELTAS[name].values.min().clamp(max=0), DELTAS[name].values.max()
@@ -56,5 +62,22 @@ def test_only_the_shares_of_the_weights_count(weights, factor):
 
 
 def test_equal_weights_are_the_plain_mean():
-    step = weighted_mean(sent(DELTAS, torch.ones(2)), SERVER)
+    step = dense(weighted_mean, sent(DELTAS, torch.ones(2)), SERVER)
     assert step["dense"].tolist() == [pytest.approx([3.0, 2.0])]
+
+
+@pytest.mark.parametrize("rule", [weighted_mean, mean_of_holders])
+def test_chunks_add_up_to_the_whole_whether_as_rows_or_as_tensors(rule):
+    """A table of 3 rows is summed densely, one of 50 stays rows: both equal all clients at once."""
+    weights = torch.tensor([3.0, 1.0])
+    chunks = []
+    for c in (0, 1):
+        mine = {n: d.client == c for n, d in DELTAS.items()}
+        deltas = {n: Rows(d.values[mine[n]], d.ids[mine[n]], d.client[mine[n]] - c) for n, d in DELTAS.items()}
+        chunks += sent(deltas, weights[c:c + 1])
+    for count, kind in ((3, torch.Tensor), (50, Rows)):
+        server = SERVER | {"item": torch.zeros(count, 1)}
+        assert isinstance(rule(iter(chunks), server)["item"], kind)
+        once, twice = (dense(rule, u, server) for u in (sent(DELTAS, weights), chunks))
+        for name in server:
+            torch.testing.assert_close(once[name], twice[name])

@@ -20,9 +20,10 @@ def test_streams_differ_by_seed_purpose_and_round_and_repeat():
 
 
 def test_rows_by_hand():
-    assert rows().total(torch.zeros(3, 2)).tolist() == [[3, 4], [0, 0], [1, 2]]
+    assert rows().add_to(torch.ones(3, 2), torch.tensor([2.0, 0.5])).tolist() == [[7, 9], [1, 1], [3, 2]]
+    dense = Rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert dense.add_to(torch.zeros(1, 2), torch.tensor([1.0, 10.0])).tolist() == [[31, 42]]
     assert rows().square_norms(2).tolist() == [26, 4]
-    assert rows().scaled(torch.tensor([2.0, 0.5])).values.tolist() == [[6, 8], [2, 0], [0, 1]]
     bias = Rows(torch.tensor([2.0]), torch.tensor([1]), torch.tensor([1]))
     assert norms({"a": rows(), "b": bias}, 2).tolist() == pytest.approx([26**0.5, 8**0.5])
 

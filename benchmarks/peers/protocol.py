@@ -1,0 +1,58 @@
+"""What a peer and the benchmark say to each other: a job to read, rounds on command, weights at the end.
+
+Runs in every peer's own environment, so it needs nothing but numpy. A job is a .npz file: `model` ('mlp' or
+'mf'), `cohort`, `batch`, `rate`, the examples' columns client by client (N, n, ...), and the first weights by name.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def read_job(path: str | None = None) -> SimpleNamespace:
+    """The job named on the command line: model, cohort, batch, rate, columns and weights."""
+    with np.load(path or sys.argv[1]) as file:
+        held = {name: file[name] for name in file.files}
+    part = {kind: {n.split("/")[1]: v for n, v in held.items() if n.startswith(f"{kind}/")}
+            for kind in ("columns", "weights")}
+    clients, examples = part["columns"]["target"].shape
+    return SimpleNamespace(model=str(held["model"]), cohort=int(held["cohort"]), batch=int(held["batch"]),
+                           rate=float(held["rate"]), clients=clients, examples=examples, **part)
+
+
+class Commands:
+    """The peer's side: wait for 'round' or 'end', answer with seconds."""
+
+    def __init__(self) -> None:
+        """Nothing has been asked yet."""
+        self.began = 0.0
+        self.out = sys.stdout
+        sys.stdout = sys.stderr                  # what a framework prints must not look like an answer
+
+    def wait(self) -> bool:
+        """Block until the next command; False when it is over."""
+        asked = sys.stdin.readline().strip() == "round"
+        self.began = time.perf_counter()
+        return asked
+
+    def done(self) -> None:
+        """A round is over."""
+        print(json.dumps(time.perf_counter() - self.began), file=self.out, flush=True)
+
+
+def save(weights: dict[str, np.ndarray]) -> None:
+    """Write the final weights where the command line says."""
+    np.savez(sys.argv[2], **weights)
+
+
+def serve(step: Callable[[], None], weights: Callable[[], dict[str, np.ndarray]]) -> None:
+    """Run `step` on command, then save `weights`."""
+    commands = Commands()
+    while commands.wait():
+        step()
+        commands.done()
+    save(weights())
