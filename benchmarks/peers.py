@@ -23,7 +23,8 @@ from common import ROOT, entry, is_quick, record
 
 HERE, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "benchmarks" / ".peers"
 PINS = {"flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"], "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
-        "fedjax": ["fedjax==0.0.17", "jax==0.10.2", "jaxlib==0.10.2"]}
+        # fedjax 0.0.17 calls jax.tree_map, which later versions of jax no longer have
+        "fedjax": ["jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.12", "optax==0.2.3", "numpy<2", "fedjax==0.0.17"]}
 PEERS = {   # script, environment (None: this one), further arguments
     "fedlab": ("ours.py", None, []), "fedlab compiled": ("ours.py", None, ["compiled"]),
     "loop": ("loop.py", None, []), "student's loop": ("student.py", None, []),
@@ -41,11 +42,10 @@ def environment(name: str) -> str:
         return ""
     print(f"building {folder}: {' '.join(pins)}", flush=True)
     venv.create(folder, with_pip=True, clear=True)
-    for pin in pins:                             # torch by itself first: the pinned build, whatever others would take
-        done = subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", pin], capture_output=True,
-                              text=True, check=False)
-        if done.returncode:
-            return f"{pin} does not install here: {done.stderr.strip().splitlines()[-1]}"
+    done = subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", *pins], capture_output=True,
+                          text=True, check=False)
+    if done.returncode:
+        return f"{pins[-1]} does not install here: {done.stderr.strip().splitlines()[-1]}"
     stamp.write_text(repr(pins))
     return ""
 

@@ -173,6 +173,5 @@ class Config:
     engine: str = knob("eager", 0, 0, "", "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
                        choices=("eager", "compiled", "captured"))
     precision: str = knob("fp32", 0, 0, "", "of the prediction's matrix products", choices=("fp32", "bf16"))
-    memory_mb: int = knob(128, 1, 10_000_000, "MB", "what clients that train at once may take; a GPU likes more",
-                          log=True)
+    memory_mb: int = knob(0, 0, 10_000_000, "MB", "what clients that train at once may take; 0 leaves it to the engine")
     seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False)

@@ -56,6 +56,11 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     weights = {name: p.detach() for name, p in net.named_parameters()}
     trained = [name for name, p in net.named_parameters() if p.requires_grad]
     known(trained, by_row)
+    for name, column in by_row.items():
+        part = net.get_submodule(name.rpartition(".")[0])
+        padded = isinstance(part, nn.Embedding) and part.padding_idx is not None
+        require(not padded, f"rows[{name!r}]", column, "padding_idx counts whole tables; leave it out or the row here")
+        require(column in inputs, "inputs", column, f"rows names this column; inputs has {', '.join(inputs)}")
     require(bool(trained), "module", type(module).__name__, "no weight has requires_grad; there is nothing to train")
     fixed = {name: p for name, p in weights.items() if name not in trained}
     fixed |= {name: b.detach() for name, b in net.named_buffers() if name not in drops}
@@ -125,10 +130,15 @@ def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs
         leaves = {name: twice(name) for name in trained}
         stacked = predict(leaves | fixed, {name: c.expand(2, *c.shape) for name, c in inputs.items()})
         stacked.sum().backward()
-    except RuntimeError as error:
+        single = net(*(column[:1] for column in inputs.values())).detach()
+    except (RuntimeError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ParameterError(f"module={type(net).__name__!r}: cannot be stacked over clients ({reason}); use "
-                             "operations that torch.func.vmap knows, and nn.Dropout for chance") from error
+                             "operations that torch.func.vmap knows, nn.Dropout for chance, and in rows the column "
+                             "that a table is looked up by") from error
+    close = torch.allclose(single.reshape(1), expected[:1], rtol=1e-3, atol=1e-4)
+    require(close, "module", type(net).__name__, "an example's prediction changes with the others of its batch; "
+            "batches are padded, so predict each by itself")
     close = torch.allclose(stacked, expected.expand(2, -1), rtol=1e-3, atol=1e-4)
     require(close, "rows", dict(by_row), "stacked predictions differ from the module's own; a table in rows must be "
             "looked up by its column and by nothing else")

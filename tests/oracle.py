@@ -1,11 +1,15 @@
 """The slow, readable twin of the engine: one client after another, with torch's own optimisers.
 
-It shares no code with `fedlab.client`: a client copies the rows it touches into `nn.Parameter`s, slices its
-examples into batches in Python and steps `torch.optim`.
+It shares no code with `fedlab.client` or `fedlab.step`: a client copies the rows it touches into `nn.Parameter`s,
+slices its examples into batches in Python and steps `torch.optim`.
 """
+
+import copy
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+from fedlab.tables import read
 
 
 def forward(name, p, batch, features):
@@ -20,6 +24,34 @@ def forward(name, p, batch, features):
     if "keep" in batch:
         h = h * batch["keep"] / batch["keep_rate"]
     return h @ p["dense"][0, :, 0] + p["offset"][0, 0] + p["bias"][batch["item_row"]]
+
+
+def train_module(module, examples, config, inputs, task):
+    """Train a copy of a module on one client's own columns: (its delta by name, its mean loss over steps).
+
+    A mask column '<dropout's name>.keep' replaces the draw of that `nn.Dropout`.
+    """
+    net, masks = copy.deepcopy(module), [n for n in examples if n.endswith(".keep")]
+    rule = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+    optimizer = rule([p for p in net.parameters() if p.requires_grad], lr=config.local_lr,
+                     weight_decay=config.weight_decay)
+    parts, now, losses = dict(net.named_modules()), {}, []
+    for name in masks:
+        part = parts[name.removesuffix(".keep")]
+        part.forward = lambda x, name=name, p=part.p: x * now[name] / (1 - p)
+    for epoch in range(config.local_epochs):
+        mine = {n: read(c)[examples["epoch"] == epoch] for n, c in examples.items()}
+        for cut in torch.arange(len(mine["target"])).split(config.batch_size or len(mine["target"])):
+            now.update({n: mine[n][cut] for n in masks})
+            optimizer.zero_grad()
+            prediction = net(*(mine[n][cut] for n in inputs)).reshape(len(cut))
+            loss = (mse_loss if task == "ratings" else binary_cross_entropy_with_logits)(
+                prediction, mine["target"][cut])
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    start = dict(module.named_parameters())
+    return {n: (p - start[n]).detach() for n, p in net.named_parameters()}, sum(losses) / len(losses)
 
 
 def train_one(model, params, examples, config, keep_rate=1.0):

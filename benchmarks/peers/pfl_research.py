@@ -5,12 +5,12 @@ import torch
 from models_torch import as_numpy, build, columns, loss
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm import FederatedAveraging, NNAlgorithmParams
-from pfl.callback import TrainingProcessCallback
+from pfl.callback.base import TrainingProcessCallback
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.data.pytorch import PyTorchTensorDataset
 from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNTrainHyperParams
-from pfl.metrics import Weighted
+from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from protocol import Commands, read_job, save
 
@@ -25,10 +25,10 @@ commands = Commands()
 class OnCommand(TrainingProcessCallback):
     """Report each iteration, and go on when told to."""
 
-    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration: int) -> bool:
-        """True stops the training."""
+    def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
+        """(whether to stop, no metrics of its own)."""
         commands.done()
-        return not commands.wait()
+        return not commands.wait(), Metrics()
 
 
 def dataset(user: int) -> PyTorchTensorDataset:
@@ -42,7 +42,7 @@ model = PyTorchModel(net, local_optimizer_create=torch.optim.SGD,
                      central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0))
 commands.wait()
 FederatedAveraging().run(
-    algorithm_params=NNAlgorithmParams(central_num_iterations=10_000, evaluation_frequency=0,
+    algorithm_params=NNAlgorithmParams(central_num_iterations=10_000, evaluation_frequency=10_000,
                                        train_cohort_size=job.cohort, val_cohort_size=None),
     backend=SimulatedBackend(training_data=users, val_data=None), model=model,
     model_train_params=NNTrainHyperParams(local_batch_size=job.batch, local_num_epochs=1,
