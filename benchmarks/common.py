@@ -7,7 +7,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import nbformat
 import numpy
 import torch
 
@@ -17,6 +16,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def parameters(lesson: str) -> dict:
     """The values of a lesson's tagged parameters cell, so that a benchmark runs what the lesson shows."""
+    import nbformat  # noqa: PLC0415 - gpu.py runs where there is none
+
     book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
     return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
@@ -36,8 +37,8 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def record(name: str, measured: dict[str, dict], quick: bool) -> None:
-    """Print a table and write it to results; only the names measured now are replaced."""
+def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") -> None:
+    """Print a table and write it to results; only the names measured now are replaced. remark: on the whole run."""
     for key, row in measured.items():
         goal = "" if row["goal"] is None else f"goal {'>=' if row['higher_is_better'] else '<='} {row['goal']:g}"
         print(f"{key:28} {row['value']:>10.4g} {row['unit']:<12} {goal:<16} {row['note']}")
@@ -47,7 +48,8 @@ def record(name: str, measured: dict[str, dict], quick: bool) -> None:
     machine = {"cpu": processor(), "threads": 1, "system": platform.system()}
     path.parent.mkdir(exist_ok=True)
     whole = {"measured": kept | measured, "machine": machine, "versions": versions,
-             "date": datetime.now(UTC).date().isoformat()}
+             "date": datetime.now(UTC).date().isoformat()} | ({"remark": remark} if remark else {})
+    print(remark)
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
 
 

@@ -106,8 +106,8 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     def sent(name: str) -> Tensor:                           # the rows as they came from the server
         return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
     values = {name: sent(name) for name in held}
-    moments = {name: v.new_zeros(2, *v.shape) for name, v in values.items()} if config.optimizer == "adamw" else {}
-    losses = run(model, Work(values, moments, {kind: h.index for kind, h in kinds.items()}, batches.columns,
+    first, second = ({n: torch.zeros_like(v) for n, v in values.items() if config.optimizer == "adamw"} for _ in "mv")
+    losses = run(model, Work(values, first, second, {kind: h.index for kind, h in kinds.items()}, batches.columns,
                              batches.weight, batches.active, {name: h.live for name, h in held.items()}), config)
     deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one" else sent(name)), h.ids, h.client)
               for name, h in held.items()}

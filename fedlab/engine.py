@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedlab.core import Config, ParameterError, Tree, require
 from fedlab.models import Model
-from fedlab.step import Step, Work, build, hyper, loop
+from fedlab.step import Numbers, Step, Work, build, hyper, loop
 from fedlab.tables import read
 
 Predict = Callable[[Tree, Tree], Tensor]
@@ -63,8 +63,20 @@ def _fused(predict: Predict, task: str, rows: tuple[tuple[str, str], ...], optim
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)      # torch 2.13's own, on importing its compiler
         importlib.import_module("torch._inductor.compile_fx")
-    step = build(Model("", task, _no_init, predict, dict(rows)), optimizer, precision)
-    return torch.compile(step, dynamic=True, fullgraph=True)
+    step = torch.compile(build(Model("", task, _no_init, predict, dict(rows)), optimizer, precision), fullgraph=True)
+    fresh = [True]
+
+    def marked(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,
+               constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
+        if fresh:                                            # clients, batch and rows may change; other sizes do not
+            fresh.clear()
+            for held in (*values.values(), *means.values(), *squares.values()):
+                torch._dynamo.mark_dynamic(held, 0)
+            for grid in (*index.values(), *columns.values(), weight):
+                if grid is not None:
+                    torch._dynamo.mark_dynamic(grid, (0, 1))
+        return step(values, means, squares, index, columns, constants, weight, numbers)
+    return marked
 
 
 def _no_init(generator: torch.Generator) -> Tree:
@@ -95,9 +107,9 @@ def padded(work: Work, kinds: Mapping[str, str]) -> Work:
 
     def widen(name: str, rows: Tensor) -> Tensor:
         return torch.cat([rows, rows.new_zeros(room[name] - len(rows), *rows.shape[1:])])
-    values = {name: widen(name, v) for name, v in work.values.items()}
-    moments = {name: torch.zeros_like(torch.stack([values[name]] * 2)) for name in work.moments}
-    return replace(work, values=values, moments=moments, live={n: [room[n]] * len(work.active) for n in values})
+    wide = [{name: widen(name, v) for name, v in tree.items()} for tree in (work.values, work.means, work.squares)]
+    live = {name: [rows] * len(work.active) for name, rows in room.items()}
+    return replace(work, values=wide[0], means=wide[1], squares=wide[2], live=live)
 
 
 def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Config) -> Tensor:
@@ -108,7 +120,8 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Conf
     if len(set(work.active)) > 1:
         return loop(eager, eager, work, model.constants, numbers)
     wide = padded(replace(work, columns={name: read(c) for name, c in work.columns.items()}), model.rows)
-    trees = (wide.values, wide.moments, wide.index, wide.columns, {"weight": wide.weight, "numbers": numbers})
+    last = {"weight": wide.weight, "numbers": numbers}
+    trees = (wide.values, wide.means, wide.squares, wide.index, wide.columns, last)
     given = [t for tree in trees for t in tree.values() if t is not None]
     fixed = tuple(c.data_ptr() for c in model.constants.values())
     key = model.predict, config.optimizer, config.precision, len(work.active), fixed, *(t.shape for t in given)
@@ -133,8 +146,8 @@ def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
 
     def swap(tree: Mapping[str, Tensor | None]) -> dict[str, Any]:
         return {name: None if t is None else mine[id(t)] for name, t in tree.items()}
-    static = replace(wide, values=swap(wide.values), moments=swap(wide.moments), index=swap(wide.index),
-                     columns=swap(wide.columns), weight=mine[id(wide.weight)])
+    static = replace(wide, values=swap(wide.values), means=swap(wide.means), squares=swap(wide.squares),
+                     index=swap(wide.index), columns=swap(wide.columns), weight=mine[id(wide.weight)])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):                            # warm up off the stream that is captured

@@ -19,7 +19,8 @@ from fedlab.models import Model
 from fedlab.tables import read
 
 Numbers = tuple[float, ...] | Tensor                       # keep, rate, root of one step; a row of `hyper`
-Step = Callable[[Tree, Tree, Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
+Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
+Step = Callable[[Tree, Tree, Tree, Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -27,13 +28,14 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class Work:
     """All local steps of a group of clients: tensors, and where each step finds its own.
 
-    values: name -> (R, ...), trained in place. moments: name -> (2, R, ...) for AdamW, else empty.
+    values: name -> (R, ...), trained in place. means, squares: name -> (R, ...) moments for AdamW, else empty.
     index: kind -> (M, B) row of each example, or None where a client holds a single row. columns: (M, B, ...).
     weight (M, B). active: A of each step; live: kind -> R of each step, a prefix of the rows.
     """
 
     values: Tree
-    moments: Tree
+    means: Tree
+    squares: Tree
     index: Mapping[str, Tensor | None]
     columns: Tree
     weight: Tensor
@@ -41,7 +43,7 @@ class Work:
     live: Mapping[str, list[int]]
 
 
-def sgd(values: Tensor, moments: Tensor | None, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
+def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
     """`w <- (1 - lr lambda) w - lr g`."""
     keep, rate, _ = numbers
     if isinstance(keep, Tensor) or keep != 1:
@@ -52,11 +54,10 @@ def sgd(values: Tensor, moments: Tensor | None, index: Tensor | None, grad: Tens
         _scatter(values, index, grad * -rate)              # not in place: two leaves may share one gradient
 
 
-def adamw(values: Tensor, moments: Tensor | None, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
+def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
     """AdamW on all rows a client holds, at each step, as moments fade; they are fresh each round."""
     assert moments is not None
-    (b1, b2), (keep, rate, root) = BETAS, numbers
-    m, v = moments.unbind()
+    (b1, b2), (keep, rate, root), (m, v) = BETAS, numbers, moments
     g = _scatter(torch.zeros_like(values), index, grad)
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
@@ -90,8 +91,8 @@ def build(model: Model, optimizer: str, precision: str) -> Step:
     """
     rule, predict, loss_of, kinds = RULES[optimizer], model.predict, model.loss, dict(model.rows)
 
-    def step(values: Tree, moments: Tree, index: Mapping[str, Tensor | None], columns: Tree, constants: Tree,
-             weight: Tensor, numbers: Numbers) -> Tensor:
+    def step(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,
+             constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
         flat = {kind: None if rows is None else rows.flatten() for kind, rows in index.items()}
         leaves = {}
         for name, kind in kinds.items():
@@ -101,12 +102,13 @@ def build(model: Model, optimizer: str, precision: str) -> Step:
             else:                                           # a single row, broadcast over the examples
                 leaf = held.detach().unsqueeze(1) if kind in columns else held.detach()
             leaves[name] = leaf.requires_grad_()
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(weight.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
             prediction = predict(leaves | constants, columns)
         loss = loss_of(prediction.float(), columns["target"])
         grads = torch.autograd.grad(loss, list(leaves.values()), weight)    # of the sum of all clients' means
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
-            rule(values[name], moments.get(name), flat[kind], grad, numbers)
+            moments = (means[name], squares[name]) if means else None
+            rule(values[name], moments, flat[kind], grad, numbers)
         return loss.detach()
     return step
 
@@ -118,9 +120,10 @@ def loop(step: Step, tiny: Step, work: Work, constants: Tree,
     for number, active in enumerate(work.active):
         here = slice(first, first + active)
         live, weight = {name: rows[number] for name, rows in work.live.items()}, work.weight[here]
+        values, means, squares = ({name: rows[: live[name]] for name, rows in tree.items()}
+                                  for tree in (work.values, work.means, work.squares))
         losses.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
-            {name: v[: live[name]] for name, v in work.values.items()},
-            {name: m[:, : live[name]] for name, m in work.moments.items()},
+            values, means, squares,
             {kind: rows if rows is None else rows[here] for kind, rows in work.index.items()},
             {name: read(column[here]) for name, column in work.columns.items()}, constants, weight, numbers[number]))
         first += active

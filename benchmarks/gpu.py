@@ -1,0 +1,207 @@
+"""The engine on a GPU: first that it is right, then how fast. Needs torch and numpy, nothing else of the project's.
+
+python benchmarks/gpu.py [--rehearse]
+
+Trains on the GPU and on the CPU and compares; then times a loop over clients, the stacked engine, compiled and
+captured, at 100, 1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix factorisation, and LoRA adapters
+stacked over one frozen network. Prints rounds a second, bytes that a round must move over its time against a
+measured copy, and peak memory; writes benchmarks/results/gpu.json with the device's name. Without a GPU it says so
+there. --rehearse runs everything that a CPU can at small sizes and writes nothing.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from common import entry, record
+from loops import module_loop
+from torch import nn
+
+from fedlab import Columns, Config, from_module, matrix_factorisation, perceptron
+from fedlab.core import stream, to
+from fedlab.server import one_round
+
+EXAMPLES, WIDTH, BATCH = 200, 64, 32
+PLENTY = 10_000_000                              # memory_mb: everybody at once
+
+
+def sync(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[int], object], device: torch.device, repeats: int, warm: int = 3) -> float:
+    """Median seconds of work(number), after warm-up."""
+    times = []
+    for number in range(warm + repeats):
+        sync(device)
+        began = time.perf_counter()
+        work(number)
+        sync(device)
+        times.append(time.perf_counter() - began)
+    return median(times[warm:])
+
+
+def vectors(clients: int, device: torch.device, width: int = WIDTH) -> Columns:
+    """200 examples of random numbers for each client; the columns lie on the device."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(clients * EXAMPLES, width, generator=generator)
+    target = (x @ torch.randn(width, generator=generator) > 0).float()
+    return Columns({"x": x.to(device), "target": target.to(device)}, torch.arange(clients).repeat_interleave(EXAMPLES))
+
+
+def clicks(clients: int, items: int, device: torch.device) -> Columns:
+    """200 clicks and non-clicks for each client."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(clients).repeat_interleave(EXAMPLES)
+    item = torch.randint(items, (len(owner),), generator=generator)
+    target = (torch.rand(len(owner), generator=generator) < 0.2).float()
+    return Columns({n: c.to(device) for n, c in (("user", owner), ("item", item), ("target", target))}, owner)
+
+
+class Adapted(nn.Module):
+    """Frozen layers, each with a low-rank adapter: h <- tanh(W h + B A h); a trained head."""
+
+    def __init__(self, width: int, layers: int, rank: int) -> None:
+        super().__init__()
+        self.frozen = nn.ModuleList(nn.Linear(width, width).requires_grad_(False) for _ in range(layers))
+        self.down = nn.ParameterList(torch.randn(rank, width) / width**0.5 for _ in range(layers))
+        self.up = nn.ParameterList(torch.zeros(width, rank) for _ in range(layers))
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1)."""
+        for frozen, down, up in zip(self.frozen, self.down, self.up, strict=True):
+            x = torch.tanh(frozen(x) + x @ down.T @ up.T)
+        return self.head(x)
+
+
+def network() -> nn.Module:
+    """The MLP as a module."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+
+
+def rounds_of(model, data: Columns, config: Config, device: torch.device) -> Callable[[int], object]:
+    """A function that runs round `number` from the same start, everything resident on the device."""
+    params = to(model.init(stream(0, "init")), device)
+    there = replace(model, constants=to(model.constants, device))
+    return lambda number: one_round(there, data, config, params, number)
+
+
+def check(device: torch.device, engines: list[str], clients: int) -> None:
+    """Rounds on the device equal those on the CPU: parameters and losses to 1e-5 in fp32, to 0.02 in bf16."""
+    cpu = torch.device("cpu")
+    models = {"MLP": (perceptron(WIDTH, WIDTH), vectors), "module": (
+        from_module(network(), {"x": torch.zeros(2, WIDTH)}), vectors),
+        "tables": (matrix_factorisation(clients, 500, 16), lambda n, where: clicks(n, 500, where))}
+    for name, (model, data) in models.items():
+        config = Config(cohort=clients, local_lr=0.1)
+        expected = rounds_of(model, data(clients, cpu), config, cpu)(1)
+        for engine in engines:
+            for precision, bound in (("fp32", 1e-5), ("bf16", 0.02)):
+                here = replace(config, engine=engine, precision=precision)
+                got = rounds_of(model, data(clients, device), here, device)(1)
+                worst = max(float((got.params[n].cpu() - p).abs().max()) for n, p in expected.params.items())
+                print(f"check {name:8} {engine:9} {precision}: largest difference {worst:.1e}", flush=True)
+                assert worst < bound, (name, engine, precision, worst)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes read and written a second by a large copy."""
+    size = 2**28 if device.type == "cuda" else 2**24
+    source, target = torch.ones(size, device=device), torch.empty(size, device=device)
+    return 2 * source.nbytes / seconds(lambda _: target.copy_(source), device, 9)
+
+
+def must_move(clients: int) -> int:
+    """The least bytes of an MLP round: each step reads and writes a client's weights and reads its batch twice."""
+    steps, weights = -(-EXAMPLES // BATCH), WIDTH * WIDTH + 2 * WIDTH + 1
+    return 4 * clients * (2 * steps * weights + 2 * EXAMPLES * WIDTH)
+
+
+def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...], repeats: int) -> dict[str, dict]:
+    """Every figure of this script as rows of a results file."""
+    rows: dict[str, dict] = {}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU rehearsal"
+
+    def note(key: str, value: float, unit: str, text: str, goal: float | None = None, higher: bool = True) -> None:
+        rows[key] = entry(value, unit, goal, higher=higher, seeds=1, note=f"{text}; {name}, median of {repeats}")
+    rate = copy_rate(device)
+    note("copy_gb_s", rate / 1e9, "GB/s", "large copy, bytes read and written")
+    took: dict[tuple[str, int], float] = {}
+    for clients in sizes:
+        data, config = vectors(clients, device), Config(cohort=clients, local_lr=0.1, memory_mb=PLENTY)
+        ways = {e: rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, engine=e), device) for e in engines}
+        module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
+        ways["module"] = rounds_of(module, data, config, device)
+        ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, precision="bf16"), device)
+        if clients <= 1000:
+            start = to(module.init(stream(0, "init")), device)
+            ways["loop"] = lambda number, d=data, c=config, s=start: module_loop(
+                lambda: network().to(device), s, d, c, number)
+        for way, work in ways.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            took[way, clients] = seconds(work, device, 1 if way == "loop" else repeats, 1 if way == "loop" else 3)
+            note(f"{way}_{clients}_rounds_s", 1 / took[way, clients], "1/s", f"MLP, {clients} clients, {way}")
+            share = must_move(clients) / took[way, clients] / rate
+            note(f"{way}_{clients}_of_copy", share, "share", "bytes that must move over time, against the copy")
+            if device.type == "cuda":
+                note(f"{way}_{clients}_mb", torch.cuda.max_memory_allocated(device) / 1e6, "MB", "peak on the device",
+                     higher=False)
+    few, many, most = sizes
+    best = min(took[e, many] for e in engines)
+    note(f"vs_loop_{many}", took["loop", many] / best, "ratio", "fastest engine against the loop on this device", 100)
+    growth = took["eager", most] / took["eager", many]
+    note("time_at_10_times_clients", growth, "ratio", f"{most} clients over {many}", 2, higher=False)
+    if "captured" in engines:
+        note(f"captured_vs_eager_{few}", took["eager", few] / took["captured", few], "ratio", f"{few} clients", 3)
+    for items in (10_000, 50_000):
+        model, config = matrix_factorisation(few, items, WIDTH), Config(cohort=few, memory_mb=PLENTY)
+        work = rounds_of(model, clicks(few, items, device), config, device)
+        note(f"mf_{items}_rounds_s", 1 / seconds(work, device, repeats), "1/s", f"matrix factorisation, {few} clients")
+    net = Adapted(384, 6, 8)
+    lora = from_module(net, {"x": torch.zeros(2, 384)})
+    data, config = vectors(few, device, 384), Config(cohort=few, local_lr=0.1, memory_mb=PLENTY)
+    stacked = seconds(rounds_of(lora, data, config, device), device, repeats)
+    note("lora_rounds_s", 1 / stacked, "1/s", f"rank 8 on 6 frozen layers of 384, {few} clients stacked")
+    start = to(lora.init(stream(0, "init")), device)
+    looped = seconds(lambda n: lora_loop(net, start, data, config, n, device), device, 1, 1)
+    note("lora_vs_loop", looped / stacked, "ratio", "the same client by client")
+    return rows
+
+
+def lora_loop(net: nn.Module, start: dict, data: Columns, config: Config, number: int, device: torch.device) -> None:
+    """A round of the adapted network client by client."""
+    everything = start | {n: p.detach()[None].to(device) for n, p in net.named_parameters() if not p.requires_grad}
+    module_loop(lambda: Adapted(384, 6, 8).to(device), everything, data, config, number)
+
+
+def main() -> None:
+    torch.manual_seed(0)                         # of the modules' first weights alone; the engine has its own streams
+    if sys.argv[1:] == ["--rehearse"]:
+        torch.set_num_threads(1)
+        device = torch.device("cpu")
+        check(device, ["eager"], 6)
+        for key, row in measure(device, ["eager"], (2, 4, 8), 1).items():
+            print(f"{key:28} {row['value']:>12.4g} {row['unit']:<6} {row['note']}")
+    elif sys.argv[1:]:
+        raise SystemExit(f"unknown argument {sys.argv[1]!r}; the only one is --rehearse")
+    elif not torch.cuda.is_available():
+        record("gpu", {}, quick=False, remark="no GPU was available; run benchmarks/gpu.py where there is one")
+    else:
+        device, engines = torch.device("cuda"), ["eager", "compiled", "captured"]
+        check(device, engines, 100)
+        record("gpu", measure(device, engines, (100, 1000, 10_000), 15), quick=False,
+               remark=torch.cuda.get_device_name(device))
+
+
+if __name__ == "__main__":
+    main()
