@@ -55,13 +55,8 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     drops = {f"{name}.keep": part for name, part in net.named_modules() if isinstance(part, KeyedDropout)}
     weights = {name: p.detach() for name, p in net.named_parameters()}
     trained = [name for name, p in net.named_parameters() if p.requires_grad]
-    known(trained, by_row)
-    for name, column in by_row.items():
-        part = net.get_submodule(name.rpartition(".")[0])
-        padded = isinstance(part, nn.Embedding) and part.padding_idx is not None
-        require(not padded, f"rows[{name!r}]", column, "padding_idx counts whole tables; leave it out or the row here")
-        require(column in inputs, "inputs", column, f"rows names this column; inputs has {', '.join(inputs)}")
     require(bool(trained), "module", type(module).__name__, "no weight has requires_grad; there is nothing to train")
+    _check_rows(net, trained, by_row, inputs)
     fixed = {name: p for name, p in weights.items() if name not in trained}
     fixed |= {name: b.detach() for name, b in net.named_buffers() if name not in drops}
 
@@ -107,6 +102,16 @@ def _refuse(net: nn.Module) -> None:
             require(plain, f"module {where}", kind, "max_norm and sparse change tables in place; leave both out")
     lazy = [n for n, p in net.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     require(not lazy, "module", ", ".join(lazy), "these weights have no shape yet; run the module once on a batch")
+
+
+def _check_rows(net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs: Mapping[str, Tensor]) -> None:
+    """Raise `ParameterError` unless each of `rows` is a trained table and a column that the module takes."""
+    known(trained, by_row)
+    for name, column in by_row.items():
+        require(column in inputs, "inputs", column, f"rows names this column; inputs has {', '.join(inputs)}")
+        part = net.get_submodule(name.rpartition(".")[0])
+        padded = isinstance(part, nn.Embedding) and part.padding_idx is not None
+        require(not padded, f"rows[{name!r}]", column, "padding_idx counts whole tables; leave it out or the row here")
 
 
 def _key_dropout(net: nn.Module) -> None:

@@ -64,7 +64,7 @@ class Columns:
         return self.owner.argsort(stable=True), self.counts.cumsum(0) - self.counts
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
-        """Examples of a round: client (position in the cohort), epoch, and the columns as `Lookup`s.
+        """Examples of a round: client (position in the cohort), epoch, and the columns, wide ones as `Lookup`s.
 
         `negatives` is not used: the targets are given.
         """
@@ -72,7 +72,8 @@ class Columns:
         client, rows = own_rows(cohort, starts, self.counts)
         drawn = shuffled(repeated({"client": client, "row": order.index_select(0, rows)}, epochs), epochs, generator)
         row = drawn.pop("row")
-        return drawn | {name: cast(Tensor, Lookup(column, row)) for name, column in self.columns.items()}
+        return drawn | {name: column[row.to(column.device)] if column.dim() == 1 else cast(Tensor, Lookup(column, row))
+                        for name, column in self.columns.items()}
 
 
 @dataclass(frozen=True)

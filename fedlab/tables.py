@@ -83,7 +83,7 @@ class Lookup:
         return len(self.rows)
 
     def __getitem__(self, here: slice) -> "Lookup":
-        return replace(self, rows=self.rows[here])
+        return Lookup(self.table, self.rows[here])
 
     @property
     def nbytes(self) -> int:
