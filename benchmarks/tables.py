@@ -1,49 +1,141 @@
-"""Write the README's tables from benchmarks/results, between the markers there.
+"""Write the tables of README.md and docs/performance.md from benchmarks/results, between the markers there.
 
-python benchmarks/tables.py [--print]
+python benchmarks/tables.py [--check]      --check writes nothing and fails when a table is not current
 """
 
 import json
+import re
 import sys
+from collections.abc import Iterable
 
 from common import RESULTS, ROOT
 
-START, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- end of results -->"
+DOCUMENTS = ("README.md", "docs/performance.md")
+MARKS = re.compile(r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S)
 QUALITY = {"local": "each user alone", "popularity": "popularity", "fedavg": "FedAvg, 671 clients",
            "central": "the same model on pooled data"}
-SPEED = {"stacked_vs_loop_100": "100 users a round, against a loop with dense tables",
-         "stacked_vs_row_loop_100": "100 users a round, against a loop over touched rows",
-         "stacked_vs_loop_671": "all 671 users a round, against a loop with dense tables"}
+SPEED = {"stacked_vs_loop_100": "MLP, 100 clients, against a loop over clients",
+         "compiled_vs_loop_100": "the same, compiled",
+         "module_vs_loop_100": "the same as an `nn.Module` of your own",
+         "mf_vs_dense_10k": "matrix factorisation, 10,000 items, against a loop with dense tables",
+         "mf_vs_dense_50k": "the same, 50,000 items",
+         "mf_vs_rows_10k": "10,000 items, against a loop over touched rows only",
+         "lesson2_vs_loop_100": "lesson 2, 100 users, against a loop with dense tables"}
+COST = {"mf_50k_over_10k": "time of a round at 5 times the items",
+        "per_client_1000_vs_100": "time for each client, 1,000 clients a round against 100",
+        "million_vs_10k_users": "time of a round of 1,000 clients, from a million users on disk against 10,000",
+        "million_users_peak_mb": "peak memory of the process, from a million users",
+        "round_s_671": "a round of all 671 users of lesson 2", "peak_mb_671": "peak memory of the process, the same",
+        "knob_delay_s": "worst delay of the first compiled round after a turned knob"}
+PEERS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
+JOBS = {"mlp_100": "MLP 64-64-1, 100 of 100 clients", "mlp_20": "MLP 64-64-1, 20 of 100 clients",
+        "mf10k_20": "matrix factorisation, 10,000 items, 20 of 100 clients", "mf50k_20": "the same, 50,000 items"}
+STAGES = ("draw examples", "cut into batches", "find the rows", "look up, loss", "predict", "gradients", "update",
+          "aggregate", "norms", "rest", "round")
 
 
 def measured(name: str) -> dict:
-    """The measured figures of one results file."""
-    return json.loads((RESULTS / f"{name}.json").read_text())["measured"]
+    """The measured figures of one results file; none when it does not exist."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["measured"] if path.exists() else {}
 
 
-def tables() -> str:
-    """Both tables as Markdown."""
-    quality, speed = measured("quality"), measured("speed")
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), ["---"] * len(list(head)), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quality() -> str:
+    """Held-out ranking of lesson 2's model and its baselines."""
+    held = measured("quality")
 
     def cell(name: str, metric: str) -> str:
-        row = quality.get(f"mlsmall_{name}_{metric}")
+        row = held.get(f"mlsmall_{name}_{metric}")
         return f"{row['value']:.3f}" if row else "-"
-    seeds = quality["mlsmall_fedavg_hr10"]["seeds"]
-    lines = [f"ml-latest-small, leave-one-out by time, clean negatives, ties against us, mean of {seeds} seeds:", "",
-             "| | HR@10 | NDCG@10 | HR@10, full ranking | NDCG@10, full ranking |", "| --- | --- | --- | --- | --- |"]
-    metrics = ("hr10", "ndcg10", "full_hr10", "full_ndcg10")
-    lines += [f"| {label} | {' | '.join(cell(name, m) for m in metrics)} |" for name, label in QUALITY.items()]
-    lines += ["", f"One CPU thread, fp32, matrix factorisation at 9,066 items; a round of all 671 users takes "
-              f"{speed['round_s_671']['value']:.2f} s and the process peaks at {speed['peak_mb_671']['value']:.0f} MB:",
-              "", "| the engine | times faster |", "| --- | --- |"]
-    lines += [f"| {label} | {speed[name]['value']:.1f} |" for name, label in SPEED.items()]
-    return "\n".join(lines)
+    seeds, metrics = held["mlsmall_fedavg_hr10"]["seeds"], ("hr10", "ndcg10", "full_hr10", "full_ndcg10")
+    head = ("", "HR@10", "NDCG@10", "HR@10, full ranking", "NDCG@10, full ranking")
+    return (f"ml-latest-small, leave-one-out by time, clean negatives, ties against us, mean of {seeds} seeds:\n\n"
+            + table(head, ([label, *(cell(name, m) for m in metrics)] for name, label in QUALITY.items())))
+
+
+def goal(row: dict) -> str:
+    """What a figure was to reach."""
+    return "" if row["goal"] is None else f"{'at least' if row['higher_is_better'] else 'at most'} {row['goal']:g}"
+
+
+def speed() -> str:
+    """How many times faster than loops."""
+    held = measured("speed")
+    return table(("the engine, one CPU thread, fp32", "times faster", "goal"),
+                 ((label, f"{held[name]['value']:.1f}", goal(held[name])) for name, label in SPEED.items()))
+
+
+def cost() -> str:
+    """What grows and what does not."""
+    held = measured("speed")
+    return table(("", "measured", "goal"),
+                 ((label, f"{held[n]['value']:.3g} {held[n]['unit'].replace('ratio', 'times')}", goal(held[n]))
+                  for n, label in COST.items()))
+
+
+def peers() -> str:
+    """Every peer on every job, and the ratios."""
+    held, parts = measured("peers"), []
+    for key, job in JOBS.items():
+        rows = []
+        for name in PEERS:
+            label = f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}"
+            if f"{label}_seconds" in held:
+                value = {what: held[f"{label}_{what}"]["value"] for what in ("seconds", "first", "mb", "loss")}
+                rows.append((name, f"{value['seconds'] * 1e3:.0f}", f"{value['first']:.1f}", f"{value['mb']:.0f}",
+                             f"{value['loss']:.3f}"))
+        head = (job, "a round, ms", "start to first round, s", "memory, MB", "loss at the end")
+        parts.append(table(head, rows))
+    ratios = (("vs_flower", "Flower's simulation"), ("vs_pfl", "pfl-research"), ("vs_fedjax", "fedjax"))
+    rows = [(f"times faster than {label}", f"{held[name]['value']:.1f}", goal(held[name]))
+            for name, label in ratios if name in held]
+    if "memory_vs_flower" in held:
+        rows.append(("memory of our processes over Flower's", f"{held['memory_vs_flower']['value']:.2f}",
+                     goal(held["memory_vs_flower"])))
+    return "\n\n".join([table(("MLP, 100 of 100 clients, eager", "measured", "goal"), rows), *parts])
+
+
+def stages() -> str:
+    """Milliseconds of each stage, and the floors."""
+    held = measured("round")
+
+    def cell(key: str, stage: str) -> str:
+        row = held.get(f"{key}_{stage.replace(',', '').replace(' ', '_')}_ms")
+        return f"{row['value']:.2f}" if row else ""
+    keys = ("mlp", "mlp_compiled", "lesson2")
+    floors = [(held[name]["note"], f"{held[name]['value']:.2f}") for name in held if name.endswith(
+        ("products_ms", "bytes_ms"))]
+    head = ("milliseconds", "MLP, 100 clients", "the same, compiled", "lesson 2, 100 users")
+    return (table(head, ([stage, *(cell(k, stage) for k in keys)] for stage in STAGES)) + "\n\n"
+            + table((f"the least, at a copy of {held['copy_gb_s']['value']:.1f} GB/s", "milliseconds"), floors))
+
+
+def gpu() -> str:
+    """Figures of a GPU, or that there was none."""
+    path = RESULTS / "gpu.json"
+    held = json.loads(path.read_text())
+    rows = ((row["note"], f"{row['value']:.3g} {row['unit']}", goal(row)) for row in held["measured"].values())
+    return f"{held['remark']}." if not held["measured"] else table((held["remark"], "measured", "goal"), rows)
+
+
+def filled(text: str) -> str:
+    """A document with every table made anew."""
+    return MARKS.sub(lambda m: f"{m[1]}{globals()[m[2]]()}\n{m[3]}", text)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--print"]:
-        print(tables())
-    else:
-        readme = ROOT / "README.md"
-        head, rest = readme.read_text().split(START)
-        readme.write_text(f"{head}{START}\n{tables()}\n{END}{rest.split(END)[1]}")
+    for document in DOCUMENTS:
+        path = ROOT / document
+        old = path.read_text()
+        new = filled(old)
+        if sys.argv[1:] == ["--check"]:
+            if new != old:
+                raise SystemExit(f"{document} is not what the results say; run python benchmarks/tables.py")
+        else:
+            path.write_text(new)

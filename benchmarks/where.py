@@ -29,7 +29,8 @@ from fedlab.step import sgd
 STAGES = {   # what is timed, and the name of its share of a round
     "fedlab.cohort.chunks": "draw examples", "fedlab.cohort.arrange": "cut into batches",
     "fedlab.client.holdings": "find the rows", "predict": "predict", "torch.autograd.grad": "gradients",
-    "rule": "update", "fedlab.client.run": "look up, loss", "fedlab.aggregation.Sums.add": "aggregate", "fedlab.server.norms": "norms",
+    "rule": "update", "fedlab.client.run": "look up, loss", "fedlab.aggregation.Sums.add": "aggregate",
+    "fedlab.server.norms": "norms",
 }
 BATCH = 32
 

@@ -38,43 +38,57 @@ def test_make_help_lists_every_target():
 
 
 def test_results_have_the_agreed_form():
-    assert {p.stem for p in RESULTS} >= {"speed", "quality"}
+    assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu"}
     for path in RESULTS:
         found = json.loads(path.read_text())
-        assert set(found) == {"measured", "machine", "versions", "date"}
+        assert set(found) - {"remark"} == {"measured", "machine", "versions", "date"}
         for row in found["measured"].values():
             assert set(row) == {"value", "unit", "goal", "higher_is_better", "seeds", "note"}
             assert "quick" not in row["note"]
 
 
-def test_recorded_figures_reach_their_goals():
+def test_recorded_figures_reach_their_goals_or_the_page_says_why_not():
+    page = (ROOT / "docs" / "performance.md").read_text()
     names = set()
     for path in RESULTS:
         for name, row in json.loads(path.read_text())["measured"].items():
             names.add(name)
-            if row["goal"] is not None:
-                assert row["value"] >= row["goal"] if row["higher_is_better"] else row["value"] <= row["goal"], name
-    assert names >= {"stacked_vs_loop_100", "peak_mb_671", "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10",
+            short = row["goal"] is not None and (
+                row["value"] < row["goal"] if row["higher_is_better"] else row["value"] > row["goal"])
+            assert not short or f"**Not reached: `{name}`" in page, name
+            assert short or f"**Not reached: `{name}`" not in page, name
+    assert names >= {"stacked_vs_loop_100", "compiled_vs_loop_100", "module_vs_loop_100", "mf_vs_dense_10k",
+                     "mf_vs_dense_50k", "per_client_1000_vs_100", "million_users_peak_mb", "vs_flower", "vs_pfl",
+                     "vs_fedjax", "memory_vs_flower", "peak_mb_671", "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10",
                      "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10"}
 
 
-def test_the_readme_shows_the_results_as_recorded():
-    made = subprocess.run([sys.executable, "benchmarks/tables.py", "--print"], check=True, capture_output=True,
-                          text=True, cwd=ROOT).stdout.strip()
-    assert made in (ROOT / "README.md").read_text()
+def test_the_documents_show_the_results_as_recorded():
+    subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], check=True, cwd=ROOT)
 
 
-def test_the_example_of_the_readme_trains(capsys):
-    (example,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_gpu_script_runs_as_far_as_a_cpu_can():
+    done = subprocess.run([sys.executable, "benchmarks/gpu.py", "--rehearse"], check=True, cwd=ROOT,
+                          capture_output=True, text=True)
+    assert "check tables   eager     fp32: largest difference 0.0e+00" in done.stdout
+    assert "lora_vs_loop" in done.stdout
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S))
+def test_the_examples_of_the_readme_train(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 10
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()))
-def test_links_of_the_readme_lead_somewhere(link):
-    assert (ROOT / link).exists()
+LINKS = [(page, link) for page in ("README.md", "docs/performance.md")
+         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page, link):
+    assert ((ROOT / page).parent / link).exists()
 
 
 def test_data_carries_its_licence_and_citation():

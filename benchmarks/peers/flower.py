@@ -1,7 +1,6 @@
 """Flower's simulation: a ClientApp and a ServerApp with FedAvg, run by its Ray backend as its documentation shows."""
 
 import os
-from functools import lru_cache
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -13,7 +12,6 @@ from models_torch import as_numpy, build, train
 from protocol import Commands, read_job, save
 
 PATH = os.environ["PEER_JOB"]                  # the actors are other processes: they know the job by this
-job = lru_cache(read_job)
 client_app, server_app = ClientApp(), ServerApp()
 
 
@@ -21,10 +19,10 @@ client_app, server_app = ClientApp(), ServerApp()
 def fit(message: Message, context: Context) -> Message:
     """One client's local epoch."""
     torch.set_num_threads(1)
-    model = build(job(PATH))
+    model = build(read_job(PATH))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    train(model, job(PATH), int(context.node_config["partition-id"]))
-    metrics = MetricRecord({"num-examples": job(PATH).examples})
+    train(model, read_job(PATH), int(context.node_config["partition-id"]))
+    metrics = MetricRecord({"num-examples": read_job(PATH).examples})
     return Message(content=RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}),
                    reply_to=message)
 
@@ -32,7 +30,7 @@ def fit(message: Message, context: Context) -> Message:
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Rounds of FedAvg until told to end."""
-    commands, model = Commands(), build(job(PATH))
+    commands, model = Commands(), build(read_job(PATH))
 
     def after(number: int, arrays: ArrayRecord) -> None:
         if number:
@@ -41,11 +39,11 @@ def main(grid: Grid, context: Context) -> None:
             model.load_state_dict(arrays.to_torch_state_dict())
             save(as_numpy(model))
             os._exit(0)                         # a strategy has no other way to end early
-    FedAvg(fraction_train=job(PATH).cohort / job(PATH).clients, fraction_evaluate=0.0).start(
+    FedAvg(fraction_train=read_job(PATH).cohort / read_job(PATH).clients, fraction_evaluate=0.0).start(
         grid=grid, initial_arrays=ArrayRecord(model.state_dict()), num_rounds=10_000, train_config=ConfigRecord({}),
         evaluate_fn=after)
 
 
 if __name__ == "__main__":
-    run_simulation(server_app=server_app, client_app=client_app, num_supernodes=job(PATH).clients,
+    run_simulation(server_app=server_app, client_app=client_app, num_supernodes=read_job(PATH).clients,
                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})

@@ -8,11 +8,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
 
 
+@lru_cache
 def read_job(path: str | None = None) -> SimpleNamespace:
     """The job named on the command line: model, cohort, batch, rate, columns and weights."""
     with np.load(path or sys.argv[1]) as file:
