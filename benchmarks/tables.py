@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/performance.md from benchmarks/results, between the markers there.
+"""Write the tables of README.md and docs/performance.md from benchmarks/results, and docs/peers.svg.
 
 python benchmarks/tables.py [--check]      --check writes nothing and fails when a table is not current
 """
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 
 from common import RESULTS, ROOT
+
+from fedlab import plots
 
 DOCUMENTS = ("README.md", "docs/performance.md")
 MARKS = re.compile(r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S)
@@ -101,6 +103,23 @@ def peers() -> str:
     return "\n\n".join([table(("MLP, 100 of 100 clients, eager", "measured", "goal"), rows), *parts])
 
 
+def picture() -> None:
+    """docs/peers.svg: a bar for every peer on every job."""
+    held = measured("peers")
+    with plots.panels(2, 4.8, 2.8) as (figure, axes):
+        for axis, key in zip(axes, ("mlp_100", "mf50k_20"), strict=True):
+            found = {name: held.get(f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}_seconds")
+                     for name in PEERS}
+            shown = {name: row["value"] * 1e3 for name, row in found.items() if row}
+            bars = axis.barh(list(shown), list(shown.values()),
+                             color=[plots.COLOURS[0 if name.startswith("fedlab") else 6] for name in shown])
+            axis.bar_label(bars, [f"{value:.0f}" for value in shown.values()], padding=3, fontsize=9)
+            axis.set(title=JOBS[key].replace("the same", "matrix factorisation"), xlabel="milliseconds a round",
+                     xscale="log", xlim=(5, 10 * max(shown.values())))
+            axis.invert_yaxis()
+        figure.savefig(ROOT / "docs" / "peers.svg", metadata={"Date": None})
+
+
 def stages() -> str:
     """Milliseconds of each stage, and the floors."""
     held = measured("round")
@@ -139,3 +158,5 @@ if __name__ == "__main__":
                 raise SystemExit(f"{document} is not what the results say; run python benchmarks/tables.py")
         else:
             path.write_text(new)
+    if not sys.argv[1:]:
+        picture()

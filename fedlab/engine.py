@@ -38,7 +38,8 @@ def run(model: Model, work: Work, config: Config) -> Tensor:
     if config.engine == "captured":
         return _replay(eager, model, work, on_device, config)
     with _tracing():
-        fused = _fused(model.predict, model.task, tuple(model.rows.items()), config.optimizer, config.precision)
+        fused = _fused(model.predict, model.pullback, model.task, tuple(model.rows.items()), config.optimizer,
+                       config.precision)
         return loop(fused, eager, work, model.constants, on_device)
 
 
@@ -58,12 +59,14 @@ def _compiler(path: str, named: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _fused(predict: Predict, task: str, rows: tuple[tuple[str, str], ...], optimizer: str, precision: str) -> Step:
+def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, str], ...], optimizer: str,
+           precision: str) -> Step:
     """The compiled step of a model, kept for as long as the model's `predict` is the same function."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)      # torch 2.13's own, on importing its compiler
         importlib.import_module("torch._inductor.compile_fx")
-    step = torch.compile(build(Model("", task, _no_init, predict, dict(rows)), optimizer, precision), fullgraph=True)
+    model = Model("", task, _no_init, predict, dict(rows), pullback=pullback)
+    step = torch.compile(build(model, optimizer, precision), fullgraph=True)
     fresh = [True]
 
     def marked(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,

@@ -22,6 +22,7 @@ from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
 from fedlab.tables import SparseTable
 
+Pull = Callable[[Tensor], Tree]
 TASKS = ("clicks", "ratings")
 DISTINCT = 4096      # different first vectors among sparse users
 
@@ -40,6 +41,8 @@ class Model:
     private: names that never leave a client; their rows go by user or client.
     constants: fixed tables that `predict` looks into, handed to it whole.
     noise(n, generator) -> columns (n, ...) drawn for the training examples (dropout); empty otherwise.
+    pullback(parameters, batch) -> (predictions, a function from their gradient to the gradient of each parameter at
+    the examples): predict's gradient by hand, where it is worth it; None leaves it to autograd.
     activity: floats that `predict` keeps for one example beside its parameters, to plan memory by.
     """
 
@@ -51,6 +54,7 @@ class Model:
     private: frozenset[str] = frozenset()
     constants: Tree = field(default_factory=dict)
     noise: Callable[[int, torch.Generator], Tree] = _nothing
+    pullback: Callable[[Tree, Tree], tuple[Tensor, Pull]] | None = None
     activity: int = 0
 
     def __post_init__(self) -> None:
@@ -65,6 +69,10 @@ class Model:
         if self.task == "clicks":
             return binary_cross_entropy_with_logits(prediction, target, reduction="none")
         return (prediction - target).square()
+
+    def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Derivative of each example's loss by its prediction."""
+        return prediction.sigmoid() - target if self.task == "clicks" else 2 * (prediction - target)
 
 
 def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "clicks",
@@ -85,8 +93,16 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
     def predict(p: Tree, batch: Tree) -> Tensor:
         return (p["user"] * p["item"]).sum(-1) + p["bias"]
 
+    def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
+        user, item = p["user"], p["item"]                      # (A, B, D), or (A, 1, D) of a client's one user
+
+        def pull(g: Tensor) -> Tree:                           # (A, B)
+            mine = torch.bmm(g.unsqueeze(1), item) if user.shape[1] == 1 else g.unsqueeze(-1) * item
+            return {"user": mine, "item": g.unsqueeze(-1) * user, "bias": g}
+        return predict(p, batch), pull
+
     return Model("matrix factorisation", task, init, predict, {"user": "user", "item": "item", "bias": "item"},
-                 frozenset({"user"} if private_users else ()))
+                 frozenset({"user"} if private_users else ()), pullback=pullback)
 
 
 def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, task: str = "clicks",
@@ -145,11 +161,22 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
         return {"w1": uniform(inputs, inputs, hidden), "b1": uniform(inputs, hidden),
                 "w2": uniform(hidden, hidden), "b2": uniform(hidden, 1)}
 
-    def predict(p: Tree, batch: Tree) -> Tensor:
+    def layers(p: Tree, batch: Tree) -> tuple[Tensor, Tensor]:
         h = torch.baddbmm(p["b1"].unsqueeze(1), batch["x"], p["w1"]).relu_()        # (A, B, H)
-        return (h * p["w2"].unsqueeze(1)).sum(-1) + p["b2"]     # 4x faster here than a matrix product of width 1
+        return (h * p["w2"].unsqueeze(1)).sum(-1) + p["b2"], h  # 4x faster here than a matrix product of width 1
+
+    def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
+        y, h = layers(p, batch)
+
+        def pull(g: Tensor) -> Tree:                           # (A, B)
+            gh = h.sign().mul_(p["w2"].unsqueeze(1)).mul_(g.unsqueeze(-1))
+            return {"w1": torch.bmm(batch["x"].transpose(1, 2), gh), "b1": gh.sum(1),
+                    "w2": torch.bmm(g.unsqueeze(1), h).squeeze(1), "b2": g.sum(1, keepdim=True)}
+        return y, pull
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        return layers(p, batch)[0]
     return Model("perceptron", task, init, predict, dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
-                 activity=2 * hidden)
+                 pullback=pullback, activity=2 * hidden)
 
 
 def item_features(catalogue: Catalogue) -> Tensor:

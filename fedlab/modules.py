@@ -80,7 +80,7 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     def init(generator: torch.Generator) -> Tree:
         return {name: weights[name].clone() if name in by_row else weights[name][None].clone() for name in trained}
     kinds = {name: by_row.get(name, "one") for name in trained}
-    return Model(type(module).__name__, task, init, predict, kinds, private, fixed, noise, activity)
+    return Model(type(module).__name__, task, init, predict, kinds, private, fixed, noise, activity=activity)
 
 
 def _places(column: Tensor, held: int) -> Tensor:

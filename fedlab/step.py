@@ -2,13 +2,15 @@
 
 Clients' parameters are disjoint, so the gradient of the *sum* of their losses is every client's own gradient:
 one backward pass serves all. A step looks up the rows of its batch, predicts, and adds each example's gradient
-to its row. `fedlab.engine` runs it as it is, compiled, or as a CUDA graph.
+to its row. A model may know its gradient by hand, which halves the time of small steps; others use autograd.
+`fedlab.engine` runs a step as it is, compiled, or as a CUDA graph.
 
 Letters: A clients active in the step, B examples each, R rows held by them, M batches and S steps in all.
 Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm 2 (AdamW).
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from fedlab.core import Config, Tree
 from fedlab.models import Model
-from fedlab.tables import read
+from fedlab.tables import parts, read
 
 Numbers = tuple[float, ...] | Tensor                       # keep, rate, root of one step; a row of `hyper`
 Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
@@ -44,14 +46,11 @@ class Work:
 
 
 def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
-    """`w <- (1 - lr lambda) w - lr g`."""
-    keep, rate, _ = numbers
+    """`w <- (1 - lr lambda) w - lr g`; the step scales the loss by -lr, so that `grad` is -lr g already."""
+    keep = numbers[0]
     if isinstance(keep, Tensor) or keep != 1:
         values.mul_(keep)
-    if index is None and not isinstance(rate, Tensor):
-        values.add_(grad.view_as(values), alpha=-rate)
-    else:
-        _scatter(values, index, grad * -rate)              # not in place: two leaves may share one gradient
+    _scatter(values, index, grad)
 
 
 def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
@@ -89,7 +88,9 @@ def build(model: Model, optimizer: str, precision: str) -> Step:
 
     precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas stay fp32.
     """
-    rule, predict, loss_of, kinds = RULES[optimizer], model.predict, model.loss, dict(model.rows)
+    rule, kinds = RULES[optimizer], dict(model.rows)
+
+    half = precision == "bf16"
 
     def step(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,
              constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
@@ -101,30 +102,43 @@ def build(model: Model, optimizer: str, precision: str) -> Step:
                 leaf = held.index_select(0, rows).view(*weight.shape, *held.shape[1:])
             else:                                           # a single row, broadcast over the examples
                 leaf = held.detach().unsqueeze(1) if kind in columns else held.detach()
-            leaves[name] = leaf.requires_grad_()
-        with torch.autocast(weight.device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
-            prediction = predict(leaves | constants, columns)
-        loss = loss_of(prediction.float(), columns["target"])
-        grads = torch.autograd.grad(loss, list(leaves.values()), weight)    # of the sum of all clients' means
+            leaves[name] = leaf
+        # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where it costs least
+        share = weight * -numbers[1] if optimizer == "sgd" else weight
+        with torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext():
+            loss, grads = gradients(model, leaves, constants, columns, share)
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
             moments = (means[name], squares[name]) if means else None
             rule(values[name], moments, flat[kind], grad, numbers)
-        return loss.detach()
+        return loss
     return step
+
+
+def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """(loss of each example (A, B), gradient of the sum of `share` times loss by each leaf); by hand where known."""
+    if model.pullback is not None:
+        prediction, pull = model.pullback(leaves | constants, columns)
+        loss, slope = model.loss(prediction.float(), columns["target"]), model.slope(prediction, columns["target"])
+        by_name = pull(slope * share)
+        return loss, [by_name[name] for name in leaves]
+    ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    prediction = model.predict(ready | constants, columns)
+    loss = model.loss(prediction.float(), columns["target"])
+    return loss.detach(), list(torch.autograd.grad(loss, list(ready.values()), share))
 
 
 def loop(step: Step, tiny: Step, work: Work, constants: Tree,
           numbers: list[tuple[float, ...]] | Tensor) -> Tensor:
     """Step after step; `tiny` serves those where a size is 1, which torch.compile would treat apart."""
-    losses, first = [], 0
-    for number, active in enumerate(work.active):
-        here = slice(first, first + active)
-        live, weight = {name: rows[number] for name, rows in work.live.items()}, work.weight[here]
+    losses = []
+    index = {kind: rows if rows is None else rows.split(work.active) for kind, rows in work.index.items()}
+    columns = {name: parts(column, work.active) for name, column in work.columns.items()}
+    for number, weight in enumerate(work.weight.split(work.active)):
+        live = {name: rows[number] for name, rows in work.live.items()}
         values, means, squares = ({name: rows[: live[name]] for name, rows in tree.items()}
                                   for tree in (work.values, work.means, work.squares))
         losses.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
             values, means, squares,
-            {kind: rows if rows is None else rows[here] for kind, rows in work.index.items()},
-            {name: read(column[here]) for name, column in work.columns.items()}, constants, weight, numbers[number]))
-        first += active
+            {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
+            {name: read(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))
     return torch.cat(losses)

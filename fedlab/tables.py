@@ -107,6 +107,13 @@ def arranged(column: Tensor, places: Tensor) -> Tensor:
     return column.index_select(0, places.flatten()).view(*places.shape, *column.shape[1:])
 
 
+def parts(column: Tensor, sizes: list[int]) -> list[Tensor]:
+    """A column cut along its first axis."""
+    if isinstance(column, Lookup):
+        return [cast(Tensor, Lookup(column.table, rows)) for rows in column.rows.split(sizes)]
+    return list(column.split(sizes))
+
+
 def read(column: Tensor) -> Tensor:
     """A column as a Tensor, whichever way it is kept."""
     return column.read() if isinstance(column, Lookup) else column

@@ -112,5 +112,6 @@ def test_a_model_that_cannot_be_compiled_says_so():
     def odd(p, batch):
         print(float(p["w1"].sum()))                          # needs a value while it is traced
         return perceptron(6, 8).predict(p, batch)
+    model = replace(perceptron(6, 8), predict=odd, pullback=None)
     with pytest.raises(ParameterError, match=r"engine='compiled': the model cannot be compiled .*; choose 'eager'"):
-        next(federate(replace(perceptron(6, 8), predict=odd), VECTORS, Config(cohort=5, engine="compiled")))
+        next(federate(model, VECTORS, Config(cohort=5, engine="compiled")))

@@ -1,12 +1,15 @@
 """Models: the shapes they promise and the mistakes they refuse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
 
 from fedlab.core import ParameterError, stream
-from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, user_features
+from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, perceptron, user_features
 from fedlab.scoring import scorer
+from fedlab.step import gradients
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
@@ -39,6 +42,26 @@ def test_loss_by_hand():
     clicks, stars = matrix_factorisation(1, 1), matrix_factorisation(1, 1, task="ratings")
     assert clicks.loss(torch.zeros(1), torch.ones(1)).item() == pytest.approx(0.6931, abs=1e-4)
     assert stars.loss(torch.tensor([3.0]), torch.tensor([1.0])).item() == 4.0
+
+
+@pytest.mark.parametrize("task", ["clicks", "ratings"])
+def test_gradients_by_hand_equal_those_of_autograd(task):
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+    tables, net = matrix_factorisation(5, 6, 4, task=task), perceptron(3, 7, task=task)
+    for model, leaves, batch in [
+            (tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
+            (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
+            (net, {"w1": draw(2, 3, 7), "b1": draw(2, 7), "w2": draw(2, 7), "b2": draw(2, 1)}, {"x": draw(2, 8, 3)})]:
+        batch |= {"target": (draw(2, 8) > 0).double()}
+        share = draw(2, 8)
+        loss, by_hand = gradients(model, leaves, {}, batch, share)
+        same, by_graph = gradients(replace(model, pullback=None), leaves, {}, batch, share)
+        torch.testing.assert_close(loss, same)
+        for a, b in zip(by_hand, by_graph, strict=True):
+            torch.testing.assert_close(a, b, check_dtype=False, atol=1e-6, rtol=1e-6)
 
 
 def test_features_by_hand():
