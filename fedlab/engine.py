@@ -66,7 +66,7 @@ def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, st
         warnings.simplefilter("ignore", DeprecationWarning)      # torch 2.13's own, on importing its compiler
         importlib.import_module("torch._inductor.compile_fx")
     model = Model("", task, _no_init, predict, dict(rows), pullback=pullback)
-    step = torch.compile(build(model, optimizer, precision), fullgraph=True)
+    step = torch.compile(build(model, optimizer, precision, multiply=True), fullgraph=True)
     fresh = [True]
 
     def marked(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,

@@ -103,7 +103,8 @@ def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Te
 def repeated(columns: Tree, epochs: int) -> Tree:
     """All rows once for each epoch, with its number in a column of its own."""
     epoch = torch.arange(epochs).repeat_interleave(len(columns["client"]))
-    return {name: torch.cat([column] * epochs) for name, column in columns.items()} | {"epoch": epoch}
+    again = {name: torch.cat([column] * epochs) for name, column in columns.items()} if epochs > 1 else columns
+    return again | {"epoch": epoch}
 
 
 def shuffled(columns: Tree, epochs: int, generator: torch.Generator) -> Tree:

@@ -12,7 +12,7 @@ collaborative filtering", eq. 9-10 (the interaction model, with an item bias and
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,15 @@ from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
 from fedlab.tables import SparseTable
 
-Pull = Callable[[Tensor], Tree]
+
+class Product(NamedTuple):
+    """A gradient (A, F, H) = left (A, F, B) @ right (A, B, H), to be added to weights while it is multiplied."""
+
+    left: Tensor
+    right: Tensor
+
+
+Pull = Callable[[Tensor], Mapping[str, Tensor | Product]]
 TASKS = ("clicks", "ratings")
 DISTINCT = 4096      # different first vectors among sparse users
 
@@ -96,7 +104,7 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
     def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
         user, item = p["user"], p["item"]                      # (A, B, D), or (A, 1, D) of a client's one user
 
-        def pull(g: Tensor) -> Tree:                           # (A, B)
+        def pull(g: Tensor) -> Mapping[str, Tensor | Product]:                           # (A, B)
             mine = torch.bmm(g.unsqueeze(1), item) if user.shape[1] == 1 else g.unsqueeze(-1) * item
             return {"user": mine, "item": g.unsqueeze(-1) * user, "bias": g}
         return predict(p, batch), pull
@@ -168,9 +176,9 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
     def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
         y, h = layers(p, batch)
 
-        def pull(g: Tensor) -> Tree:                           # (A, B)
+        def pull(g: Tensor) -> Mapping[str, Tensor | Product]:                           # (A, B)
             gh = h.sign().mul_(p["w2"].unsqueeze(1)).mul_(g.unsqueeze(-1))
-            return {"w1": torch.bmm(batch["x"].transpose(1, 2), gh), "b1": gh.sum(1),
+            return {"w1": Product(batch["x"].transpose(1, 2), gh), "b1": gh.sum(1),
                     "w2": torch.bmm(g.unsqueeze(1), h).squeeze(1), "b2": g.sum(1, keepdim=True)}
         return y, pull
     def predict(p: Tree, batch: Tree) -> Tensor:

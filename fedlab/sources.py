@@ -72,8 +72,8 @@ class Columns:
         client, rows = own_rows(cohort, starts, self.counts)
         drawn = shuffled(repeated({"client": client, "row": order.index_select(0, rows)}, epochs), epochs, generator)
         row = drawn.pop("row")
-        return drawn | {name: column[row.to(column.device)] if column.dim() == 1 else cast(Tensor, Lookup(column, row))
-                        for name, column in self.columns.items()}
+        return drawn | {name: column.index_select(0, row.to(column.device)) if column.dim() == 1
+                        else cast(Tensor, Lookup(column, row)) for name, column in self.columns.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Config, Tree
-from fedlab.models import Model
+from fedlab.models import Model, Product
 from fedlab.tables import parts, read
 
 Numbers = tuple[float, ...] | Tensor                       # keep, rate, root of one step; a row of `hyper`
@@ -45,19 +45,22 @@ class Work:
     live: Mapping[str, list[int]]
 
 
-def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
+def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers) -> None:
     """`w <- (1 - lr lambda) w - lr g`; the step scales the loss by -lr, so that `grad` is -lr g already."""
     keep = numbers[0]
     if isinstance(keep, Tensor) or keep != 1:
         values.mul_(keep)
-    _scatter(values, index, grad)
+    if isinstance(grad, Product):
+        values.baddbmm_(*grad)                             # a quarter less time here than to multiply, then add
+    else:
+        _scatter(values, index, grad)
 
 
-def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, numbers: Numbers) -> None:
+def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers) -> None:
     """AdamW on all rows a client holds, at each step, as moments fade; they are fresh each round."""
     assert moments is not None
     (b1, b2), (keep, rate, root), (m, v) = BETAS, numbers, moments
-    g = _scatter(torch.zeros_like(values), index, grad)
+    g = torch.bmm(*grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index, grad)
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
     values.mul_(keep).sub_(m / (v.sqrt() / root + EPS) * rate)
@@ -83,10 +86,11 @@ def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     return values.scatter_add_(0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat)
 
 
-def build(model: Model, optimizer: str, precision: str) -> Step:
+def build(model: Model, optimizer: str, precision: str, multiply: bool = False) -> Step:
     """The step of a model: trains `values` in place and returns the loss of each example, (A, B).
 
     precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas stay fp32.
+    multiply: a `Product` before it is added, for torch.compile, which would copy the weights otherwise.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
 
@@ -107,6 +111,8 @@ def build(model: Model, optimizer: str, precision: str) -> Step:
         share = weight * -numbers[1] if optimizer == "sgd" else weight
         with torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext():
             loss, grads = gradients(model, leaves, constants, columns, share)
+            if half or multiply:
+                grads = [torch.bmm(*g) if isinstance(g, Product) else g for g in grads]
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
             moments = (means[name], squares[name]) if means else None
             rule(values[name], moments, flat[kind], grad, numbers)
@@ -114,7 +120,8 @@ def build(model: Model, optimizer: str, precision: str) -> Step:
     return step
 
 
-def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor) -> tuple[Tensor, list[Tensor]]:
+def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
+              share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
     """(loss of each example (A, B), gradient of the sum of `share` times loss by each leaf); by hand where known."""
     if model.pullback is not None:
         prediction, pull = model.pullback(leaves | constants, columns)
