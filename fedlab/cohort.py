@@ -41,7 +41,8 @@ def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Co
 def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int,
            purpose: str) -> Iterator[Tree]:
     """Examples of the next clients, as many as fit the memory budget."""
-    budget, held, clients, used = (config.memory_mb or USUAL_MB) * 1e6, [], 0, 0.0
+    usual = USUAL_MB * min(config.local_epochs, 8)           # more epochs are more examples, and no wider steps
+    budget, held, clients, used = (config.memory_mb or usual) * 1e6, [], 0, 0.0
     for place, block in enumerate(cohort.split(BLOCK)):
         which = f" {place}" if place else ""
         examples = data.draw(block, config.local_epochs, config.negatives,
