@@ -73,7 +73,7 @@ def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -
 def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, config: Config) -> Tensor:
     """(C,) about what each client takes while it trains: its rows and their copies, its examples, one step.
 
-    sizes (C,): examples of each client. Counted from shapes; the measured peak stays below it (docs/performance.md).
+    sizes (C,): examples of each client. Counted from shapes and held against measured peaks in docs/performance.md.
     """
     width = (sizes // config.local_epochs).clamp(max=config.batch_size or 2**40)
     copies = 4 + 3 * (config.optimizer == "adamw")          # as sent, trained, their difference, its weighted sum
