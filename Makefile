@@ -5,7 +5,7 @@ READY := .venv/.ready
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks bench lint lock
+.PHONY: help lab app test notebooks bench lint lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -19,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 
 lab: $(READY)  ## make the environment and open the first lesson in JupyterLab
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_local_training.ipynb
+
+app: $(READY)  ## serve the workbench alone, without a notebook around it
+	$(BIN)/voila notebooks/workbench.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True
 
 test: $(READY) lint  ## make the environment and run all that CI runs
 	$(BIN)/python -m pytest

@@ -98,9 +98,10 @@ def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Knob:
-    """What may be turned: the one description behind checks, sliders and help.
+    """What may be turned: the one description behind checks, sliders, the command line and help.
 
-    `live` knobs take effect at the next round, the others at the next run.
+    low, high: the range of a number. choices: of a text; without them any text will do. `live` knobs take effect at
+    the next round, the others at the next run. log: the slider moves by ratios. usual: where it ends, unless told.
     """
 
     low: float
@@ -110,11 +111,14 @@ class Knob:
     choices: tuple[str, ...] = ()
     live: bool = True
     log: bool = False
+    usual: tuple[float, float] = (0, 1)
 
     def check(self, name: str, value: object, kind: type) -> None:
         """Raise `ParameterError` unless `value` is a `kind` within the range."""
         if self.choices:
             return require(value in self.choices, name, value, f"choose one of {', '.join(self.choices)}")
+        if kind is str:
+            return require(isinstance(value, str) and value != "", name, value, f"write a text: {self.meaning}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         whole = kind is not int or isinstance(value, int)
         span = f"choose {'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
@@ -160,18 +164,22 @@ def strict(cls: type[T]) -> type[T]:
 class Config:
     """Settings of a federated run; each field is a knob with its range."""
 
-    rounds: int = knob(40, 1, 10_000, "rounds", "when the run ends")
-    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)", log=True)
-    local_epochs: int = knob(1, 1, 100, "epochs", "passes over a client's own data in a round")
-    batch_size: int = knob(32, 0, 65_536, "examples", "examples in a local step (B); 0 takes all at once")
-    local_lr: float = knob(0.5, 0.0, 100.0, "", "step size on the clients", log=True)
-    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True)
+    rounds: int = knob(40, 1, 10_000, "rounds", "when the run ends", usual=(5, 300))
+    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)", log=True, usual=(1, 671))
+    local_epochs: int = knob(1, 1, 100, "epochs", "passes over a client's own data in a round", usual=(1, 10))
+    batch_size: int = knob(32, 0, 65_536, "examples", "examples in a local step (B); 0 takes all at once",
+                           usual=(0, 256))
+    local_lr: float = knob(0.5, 0.0, 100.0, "", "step size on the clients", log=True, usual=(0.01, 10.0))
+    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True,
+                            usual=(0.1, 400.0))
     optimizer: str = knob("sgd", 0, 0, "", "rule of the local step", choices=("sgd", "adamw"))
-    weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)")
-    negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none")
+    weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)",
+                               usual=(0.0, 0.1))
+    negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none", usual=(0, 20))
     weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"))
     engine: str = knob("eager", 0, 0, "", "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
                        choices=("eager", "compiled", "captured"))
     precision: str = knob("fp32", 0, 0, "", "of the prediction's matrix products", choices=("fp32", "bf16"))
-    memory_mb: int = knob(0, 0, 10_000_000, "MB", "what clients that train at once may take; 0 leaves it to the engine")
-    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False)
+    memory_mb: int = knob(0, 0, 10_000_000, "MB", "what clients that train at once may take; 0 leaves it to the engine",
+                          usual=(0, 4000))
+    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False, usual=(0, 100))

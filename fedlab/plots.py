@@ -23,8 +23,11 @@ LOOK: Any = {
     "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#dddddd", "axes.axisbelow": True, "axes.titleweight": "bold",
     "axes.titlesize": 11, "axes.titlelocation": "left", "figure.dpi": 110, "figure.facecolor": "white",
-    "legend.frameon": False, "lines.linewidth": 2, "font.size": 10,
+    "legend.frameon": False, "text.parse_math": False, "lines.linewidth": 2, "font.size": 10,
 }
+
+
+Points = Sequence[tuple[int, float]]
 
 
 @contextmanager
@@ -47,11 +50,17 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
     """
     wanted: dict[str, Callable[[Round], float]] = {"mean local loss": lambda r: r.loss} if loss else {}
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
-    with panels(len(wanted)) as (figure, axes):
-        for axis, (title, value) in zip(axes, wanted.items(), strict=True):
-            for name, rounds in runs.items():
-                shown = [r for r in rounds if title not in metrics or title in r.metrics]
-                axis.plot([r.number for r in shown], [value(r) for r in shown], label=name)
+    return overlay({
+        title: {name: [(r.number, value(r)) for r in rounds if title not in metrics or title in r.metrics]
+                for name, rounds in runs.items()} for title, value in wanted.items()}, levels)
+
+
+def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None) -> Figure:
+    """Panels of lines against rounds: title -> run -> its (round, value) points; levels as in `curves`."""
+    with panels(len(series)) as (figure, axes):
+        for axis, (title, runs) in zip(axes, series.items(), strict=True):
+            for name, points in runs.items():
+                axis.plot([n for n, _ in points], [value for _, value in points], label=name)
             for label, height in (levels or {}).items():
                 if label.startswith(f"{title}: "):
                     axis.axhline(height, color="#555555", linestyle="--", linewidth=1)
@@ -59,7 +68,7 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
                               ha="right", va="bottom", fontsize=9, color="#555555")
             axis.set(title=title, xlabel="round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(runs) > 1:
+        if max(len(runs) for runs in series.values()) > 1:
             axes[0].legend(fontsize=9)
     return figure
 

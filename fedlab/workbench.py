@@ -1,208 +1,165 @@
-"""The live workbench: a thread that consumes a stream of Rounds, and a view that turns its knobs.
+"""The live workbench: knobs, buttons, charts, runs and sweeps over a stream of Rounds, in one widget.
 
-Training runs in this one thread and never in a cell, so that clicks and sliders get through. The view is an
-anywidget: Python sets traits, `workbench.js` draws them. Each round takes a snapshot of the knobs.
+An anywidget: Python sets traits, the files in `browser/` draw them, and commands come back as messages. All traits are
+set under one lock, since rounds arrive on the runner's thread and clicks on the kernel's. `fedlab.session` does the
+work; `fedlab.view` makes the plain data that is drawn.
 """
 
-import math
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from fedlab.core import Config, Knob, ParameterError, knobs, known, require
+from fedlab import settings, view
+from fedlab.core import Config, ParameterError, knobs, known, require
+from fedlab.export import KINDS, export, to_tensorboard
 from fedlab.server import Round
+from fedlab.session import Live, Session
+from fedlab.sweep import Sweep, values
 
-Live = Callable[[Callable[[], Config]], Iterator[Round]]
-_active: "Runner | None" = None          # one run a kernel; starting another stops it
-_lock = threading.Lock()
-
-
-class Runner:
-    """Consumes `live(config)` in a thread: start, pause, stop. `rounds` is plain data to read at any time.
-
-    Of past Rounds the parameters are dropped, so that a long run does not fill the memory; the last keeps them.
-    """
-
-    def __init__(self, live: Live, config: Config, changed: Callable[[], None]) -> None:
-        """`changed()` is called in the thread after each round and each change of state."""
-        self.live, self.changed = live, changed
-        self.rounds: list[Round] = []
-        self.state, self.error = "ready", ""
-        self._config = config
-        self._go, self._stop, self._guard = threading.Event(), threading.Event(), threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def config(self) -> Config:
-        """The knobs as they stand, in one piece."""
-        with self._guard:
-            return self._config
-
-    def turn(self, config: Config) -> None:
-        """Set all knobs at once; they count from the next round."""
-        with self._guard:
-            self._config = config
-
-    def start(self) -> None:
-        """Go on after a pause, or begin anew and stop whatever else runs in this kernel."""
-        if self.state == "paused":
-            return self._enter("running")
-        claim(self)
-        self.rounds, self.error = [], ""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="fedlab", daemon=True)
-        self._enter("running")
-        return self._thread.start()
-
-    def pause(self) -> None:
-        """Wait after the round under way."""
-        if self.state == "running":
-            self._enter("paused")
-
-    def stop(self) -> None:
-        """End after the round under way; what is done stays."""
-        self._stop.set()
-        self._go.set()
-        if self._thread and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _enter(self, state: str) -> None:
-        self.state = state
-        (self._go.clear if state == "paused" else self._go.set)()
-        self.changed()
-
-    def _run(self) -> None:
-        try:
-            for done in self.live(self.config):
-                if self.rounds:
-                    self.rounds[-1] = replace(self.rounds[-1], params={})
-                self.rounds.append(done)
-                self.changed()
-                self._go.wait()
-                if self._stop.is_set():
-                    return self._enter("stopped")
-            return self._enter("done")
-        except Exception as error:  # noqa: BLE001 - a thread's error must reach the status line, whatever it is
-            self.error = f"{type(error).__name__}: {error}"
-            return self._enter("failed")
+FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
+PAUSE = 0.1              # seconds between redraws, at least
+Turn = Mapping[str, tuple[Any, ...] | None]
 
 
-def claim(runner: Runner | None) -> None:
-    """Make `runner` the one active run of this kernel, and stop the one before."""
-    global _active  # noqa: PLW0603 - the one registry of the one active run
-    with _lock:
-        if _active:
-            _active.stop()
-        _active = runner
+def _files(*names: str) -> str:
+    return "\n".join(Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 class Workbench(anywidget.AnyWidget):
-    """Sliders for some knobs of a Config, Start, Pause, Stop, and live charts of the loss and chosen metrics.
+    """Knobs of a Config or Experiment, live charts, runs to compare and sweeps.
 
-    live: a function from a config-giving function to a stream of Rounds, say
+    live: a function from a settings-giving function to a stream of Rounds, say
         lambda config: measured(federate(model, clients, config), measure)
-    config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider.
-    metrics: names of Round metrics to chart beside the loss. `rounds` holds the finished Rounds.
+    config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or the choices; None
+    for its usual ones; without `turn` all knobs. metrics: name of a Round metric -> 'max' or 'min', what is better.
+    folder: where runs are kept as JSONL; in memory only without. presets: name -> settings to take at once.
+    `rounds` holds the finished Rounds of the last run, `session` the runs and what the buttons do.
     """
 
-    _esm = Path(__file__).with_name("workbench.js")
-    _css = Path(__file__).with_name("workbench.css")
-    knobs: Any = traitlets.List().tag(sync=True)
-    metrics: Any = traitlets.List().tag(sync=True)
-    values: Any = traitlets.Dict().tag(sync=True)       # where the knobs stand
-    used: Any = traitlets.Dict().tag(sync=True)         # what the last round used
+    _esm = _files(*FILES)
+    _css = _files("workbench.css")
+    spec: Any = traitlets.Dict().tag(sync=True)                         # what never changes: knobs, series, presets
+    values: Any = traitlets.Dict().tag(sync=True)                       # where the knobs stand
+    used: Any = traitlets.Dict().tag(sync=True)                         # what the last round used
+    charts: Any = traitlets.List().tag(sync=True)                       # names of those on show
     state = traitlets.Unicode("ready").tag(sync=True)
-    message = traitlets.Unicode("Run this cell, then press Start.").tag(sync=True)
-    notice = traitlets.Unicode("").tag(sync=True)  # why a value was refused, until one is taken
-    history: Any = traitlets.Dict({"round": []}).tag(sync=True)
-    total = traitlets.Int(1).tag(sync=True)
+    message = traitlets.Unicode("").tag(sync=True)
+    notice = traitlets.Unicode("").tag(sync=True)                       # why something was refused
+    news = traitlets.Unicode("").tag(sync=True)                         # what was done and cannot be seen
+    saving = traitlets.Unicode("").tag(sync=True)                       # where runs are kept, or why not
+    text = traitlets.Unicode("").tag(sync=True)                         # all settings as JSON
+    picture: Any = traitlets.Dict().tag(sync=True)                      # the lines and spreads
+    table: Any = traitlets.List().tag(sync=True)                        # the runs
+    heat: Any = traitlets.Dict().tag(sync=True)                         # the map of a sweep
 
-    def __init__(self, live: Live, config: Config, turn: Mapping[str, tuple[float, float]],
-                 metrics: tuple[str, ...] = ()) -> None:
+    def __init__(self, live: Live, config: Config, turn: Turn | None = None,
+                 metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
+                 presets: Mapping[str, Config] | None = None) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
-        described = knobs(Config)
-        known(list(described), turn)
-        for name, (low, high) in turn.items():
-            inside = described[name].low <= low < high <= described[name].high
-            span = f"choose two growing numbers from {described[name].low:g} to {described[name].high:g}"
-            require(inside, f"turn[{name!r}]", (low, high), span)
-        claim(None)                      # running the cell again stops what it started before
-        kinds = {f.name: f.type for f in fields(Config)}
-        self.runner = Runner(live, config, self._show)
-        self._shown = 0.0
+        turn = dict.fromkeys(knobs(type(config))) if turn is None else turn
+        known(list(knobs(type(config))), turn)
+        shown = [view.describe_knob(config, name, span) for name, span in turn.items()]
+        self._guard, self._drawn, self._pens = threading.RLock(), 0.0, view.Pens()
+        self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
-            knobs=[self._slider(name, described[name], low, high, whole=kinds[name] is int)
-                   for name, (low, high) in turn.items()],
-            metrics=list(metrics), values={name: getattr(config, name) for name in turn}, total=config.rounds)
+            spec={"knobs": shown, "metrics": self.session.metrics, "presets": list(self.session.presets),
+                  "exports": list(KINDS), "lines": [*self.session.metrics, *view.TRAFFIC], "spreads": view.SPREADS},
+            charts=[*self.session.metrics, "loss by client"])
+        self._show_knobs()
+        self.draw()
         self.observe(self._turned, "values")
+        self.observe(self.draw, "charts")
         self.on_msg(self._told)
-
-    @staticmethod
-    def _slider(name: str, knob: Knob, low: float, high: float, *, whole: bool) -> dict[str, Any]:
-        """What the view needs to know of a knob."""
-        label = re.sub(r"lr$", "learning rate", name).replace("_", " ")
-        return {"name": name, "label": label, "low": low, "high": high, "whole": whole, "log": knob.log,
-                "unit": knob.unit, "meaning": knob.meaning}
 
     @property
     def rounds(self) -> list[Round]:
-        """The Rounds of the run, finished so far."""
-        return self.runner.rounds
+        """The Rounds of the last run, finished so far."""
+        members = self.session.members
+        return members[-1].rounds if members else []
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Traits set in the browser."""
+        with self._guard:
+            super().set_state(sync_data)
 
     def _turned(self, change: dict[str, Any]) -> None:
         """Take the new values, or put the old ones back and say why."""
+        config = self.session.config
         try:
-            known([k["name"] for k in self.knobs], change["new"])
-            for knob in self.knobs:
-                value = change["new"][knob["name"]]
-                inside = isinstance(value, int | float) and knob["low"] <= value <= knob["high"]
-                require(inside, knob["name"], value, f"choose from {knob['low']:g} to {knob['high']:g}")
-            config = replace(self.runner.config(), **change["new"])
+            shown = {knob["name"]: knob for knob in self.spec["knobs"]}
+            known(list(shown), change["new"])
+            turned = {n: v for n, v in change["new"].items() if v != getattr(config, n)}
+            for name, value in turned.items():
+                view.check_turn(shown[name], value)
+            self.session.config = replace(config, **turned)
         except ParameterError as error:
-            self.values = change["old"]
-            self.notice = str(error)
+            self.values, self.notice = change["old"], str(error)
             return
-        self.runner.turn(config)
         self.notice = ""
-        self.total = config.rounds
+        self._show_knobs()
+
+    def _show_knobs(self) -> None:
+        """The knobs, and all settings as text, as they stand now; the next round is drawn at once."""
+        with self._guard, self.hold_sync():
+            config, self._drawn = self.session.config, 0.0
+            self.values = {knob["name"]: getattr(config, knob["name"]) for knob in self.spec["knobs"]}
+            self.text = settings.write(config)
 
     def _told(self, _: object, content: dict[str, Any], __: object) -> None:
-        command = content.get("command")
-        if command in ("start", "pause", "stop"):
-            getattr(self.runner, command)()
+        """Do what a button says; what cannot be done is said, and changes nothing."""
+        session = self.session
+        commands: dict[str, Callable[..., None]] = {
+            "start": session.start, "pause": session.runner.pause, "step": session.step, "stop": session.stop,
+            "reset": session.reset, "pin": session.pin, "preset": session.preset, "settings": session.paste,
+            "rename": session.runs.rename, "delete": session.runs.delete, "folder": session.runs.open,
+            "sweep": self._sweep, "export": self._export, "tensorboard": self._tensorboard}
+        name, notice, self.news = content.get("command"), "", ""
+        try:
+            require(name in commands, "command", name, f"choose one of {', '.join(commands)}")
+            commands[str(name)](*content.get("given", []))
+        except (ParameterError, OSError) as error:
+            notice = str(error)
+        with self._guard:
+            self.notice = notice
+        self._show_knobs()
+        self.draw()
 
-    def _show(self) -> None:
-        """Send the run to the view: at most ten times a second, and always at a change of state."""
-        runner, now = self.runner, time.monotonic()
-        if runner.state == self.state == "running" and now - self._shown < 0.1:
-            return
-        self._shown, rounds = now, list(runner.rounds)
-        with self.hold_sync():
-            self.history = {"round": [r.number for r in rounds], "loss": [_finite(r.loss) for r in rounds]} | {
-                name: [_finite(r.metrics.get(name)) for r in rounds] for name in self.metrics}
-            if rounds:
-                self.used = {name: getattr(rounds[-1].config, name) for name in self.values}
-            self.message = runner.error or describe(runner.state, rounds, runner.config().rounds)
-            self.state = runner.state
+    def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:
+        found = {name: values(self.session.config, name, text) for name, text in over.items()}
+        self.session.sweep(Sweep(found, metric, self.session.metrics.get(metric, "max"), count))
 
+    def _export(self, kind: str) -> None:
+        self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
 
-def describe(state: str, rounds: list[Round], total: int) -> str:
-    """The status line: how far the run is, how long a round takes, how long the rest will."""
-    if not rounds:
-        return {"running": "Starting: the first round is under way."}.get(state, f"{state.capitalize()}.")
-    recent = sorted(r.seconds for r in rounds[-10:])
-    pace, left = recent[len(recent) // 2], max(total - rounds[-1].number, 0)
-    device = rounds[-1].params[next(iter(rounds[-1].params))].device
-    text = f"{state.capitalize()}: round {rounds[-1].number} of {total}, {pace:.2f} s a round on {device}"
-    return f"{text}, about {left * pace:.0f} s left" if state == "running" and left else text
+    def _tensorboard(self) -> None:
+        folder = to_tensorboard(self.session.shown(), Path(self.session.runs.folder or "runs", "tensorboard"))
+        self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
+    def _changed(self) -> None:
+        """Draw at most ten times a second, and always at a change of state."""
+        if self.session.runner.state != self.state or time.monotonic() - self._drawn >= PAUSE:
+            self.draw()
 
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN: a missing or diverged value leaves a gap in the chart."""
-    return value if value is not None and math.isfinite(value) else None
+    def draw(self, _: object = None) -> None:
+        """Send the view what changed; what is equal is not sent."""
+        session, runs = self.session, self.session.runs
+        with self._guard, self.hold_sync():
+            self._drawn = time.monotonic()
+            last = session.members[-1] if session.members else None
+            shown, listed = session.shown(), runs.listed()
+            self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds, session.progress)
+            if self._pens.changed(listed):
+                self.table = view.table(listed, self._pens.colours, session.metrics)
+            self.heat = view.heat(session.trying, session.members, session.planned)
+            newest = last.rounds[-1].config if last and last.rounds and not session.trying else None
+            self.used = {name: getattr(newest, name) for name in self.values} if newest else {}
+            self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder
+                                           else "Runs are kept in memory, until the kernel ends")
+            self.message = session.runner.error or view.status(session, self._pens.sums(last))
+            self.state = session.runner.state

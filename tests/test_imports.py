@@ -8,8 +8,8 @@ import pytest
 import fedlab
 
 LAYERS = ["core", "tables", "readers", "data", "federation", "sources", "models", "modules", "metrics", "evaluation",
-          "scoring", "aggregation", "step", "engine", "client", "cohort", "server", "personal", "plots", "workbench",
-          "check"]
+          "scoring", "aggregation", "step", "engine", "client", "cohort", "server", "personal", "plots", "experiment",
+          "settings", "runs", "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 
 

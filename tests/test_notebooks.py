@@ -9,8 +9,10 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LESSONS = [path.stem for path in NOTEBOOKS if path.stem[0].isdigit()]
 READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
-pytestmark = pytest.mark.parametrize("name", READ)
+every = pytest.mark.parametrize("name", READ)
+lessons = pytest.mark.parametrize("name", LESSONS)
 
 
 def code(name):
@@ -25,6 +27,7 @@ def prints(cell):
     return called or isinstance(last, ast.Expr)
 
 
+@every
 def test_every_cell_that_shows_something_has_its_output(name):
     for cell in code(name):
         assert cell.execution_count, cell.source
@@ -32,6 +35,7 @@ def test_every_cell_that_shows_something_has_its_output(name):
     assert [c.execution_count for c in code(name)] == list(range(1, len(code(name)) + 1))
 
 
+@lessons
 def test_no_output_is_an_error_or_an_unknown_magic(name):
     outputs = [o for c in code(name) for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "error" or (o.output_type == "stream" and o.name == "stderr")]
@@ -39,6 +43,7 @@ def test_no_output_is_an_error_or_an_unknown_magic(name):
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
 
 
+@every
 def test_only_live_cells_go_unchecked(name):
     unchecked = [c for c in code(name) if "nbval-ignore-output" in c.metadata.get("tags", [])]
     assert all("live" in c.metadata.tags for c in unchecked)
@@ -48,6 +53,7 @@ def test_only_live_cells_go_unchecked(name):
     assert "nbval-skip" not in str([c.metadata for c in code(name)])
 
 
+@every
 def test_the_file_opens_on_github_and_the_widget_before_it_is_run(name):
     nbformat.validate(READ[name])
     views = READ[name].metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
@@ -57,6 +63,7 @@ def test_the_file_opens_on_github_and_the_widget_before_it_is_run(name):
     assert set(shown) <= set(views)
 
 
+@lessons
 def test_the_shape_of_a_lesson(name):
     cells, text = READ[name].cells, "\n".join(c.source for c in READ[name].cells if c.cell_type == "markdown")
     assert re.match(r"# \d+ · .+\?", cells[0].source)
@@ -72,11 +79,13 @@ def test_the_shape_of_a_lesson(name):
     assert any(c.source.count("assert ") >= 2 for c in code(name))
 
 
+@every
 def test_nothing_of_a_machine_is_left_in(name):
     whole = nbformat.writes(READ[name])
     assert not re.findall(r"/(?:home|root|work|tmp|Users)/\w+", whole)
 
 
+@lessons
 def test_solutions_are_kept_apart(name):
     cells = [c.source for c in code(name) if "check." in c.source]
     assert len(cells) >= 2

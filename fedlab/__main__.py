@@ -1,0 +1,153 @@
+"""The workbench without a notebook: `python -m fedlab run|sweep|compare`, over the same settings and files.
+
+python -m fedlab run settings.json --set local_lr=0.5 --folder runs
+python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
+python -m fedlab compare runs
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fedlab import experiment, settings
+from fedlab.core import ParameterError
+from fedlab.experiment import METRICS, PRESETS, Experiment
+from fedlab.readers import DataError
+from fedlab.runner import Job, follow, side_by_side
+from fedlab.runs import Run, Runs, metrics
+from fedlab.session import WIDTH
+from fedlab.sweep import Sweep, values
+from fedlab.view import show
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Do what the words say; 0 when it went well, 2 with one line on what was wrong."""
+    words = _words().parse_args(given)
+    try:
+        words.do(words)
+    except (ParameterError, DataError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; what is done is kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _words() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m fedlab", description="Train, sweep and compare federations.")
+    parts = whole.add_subparsers(required=True)
+    for name, do, about in (("run", _run, "train one run"), ("sweep", _sweep, "train a run for every combination")):
+        part = parts.add_parser(name, help=about)
+        part.add_argument("settings", nargs="?", help="JSON as the workbench shows it; the first preset without")
+        part.add_argument("--preset", choices=PRESETS, help="start from these settings")
+        part.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one of them")
+        part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
+        part.set_defaults(do=do)
+    part.add_argument("--over", action="append", required=True, metavar="NAME=A,B,C", help="a setting and its values")
+    part.add_argument("--metric", default="ndcg@10", choices=["loss", *METRICS], help="what to compare (%(default)s)")
+    part.add_argument("--random", type=int, default=0, metavar="N", help="N random draws instead of the grid")
+    parts.choices["run"].add_argument("--name", default="", help="what the run is called")
+    part = parts.add_parser("compare", help="the best of each run, and what differs")
+    part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
+    part.set_defaults(do=_compare)
+    return whole
+
+
+def _settings(words: argparse.Namespace) -> Experiment:
+    base = PRESETS[words.preset or next(iter(PRESETS))]
+    if words.settings:
+        base = settings.read(Path(words.settings).read_text(encoding="utf-8"), base)
+    changes = dict(_pair(text) for text in words.set)
+    return replace(base, **{name: settings.parsed(base, name, value) for name, value in changes.items()})
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ParameterError(f"{text!r}: write NAME=VALUE")
+    return name, value
+
+
+def _kept(words: argparse.Namespace) -> Runs:
+    runs = Runs(words.folder)
+    if runs.trouble:
+        print(runs.trouble, file=sys.stderr)
+    return runs
+
+
+def _run(words: argparse.Namespace) -> None:
+    config, runs = _settings(words), _kept(words)
+    job = _job(runs, config, words.name)
+    _drive(job, config.rounds, runs, lambda: _words_of(runs.listed()[-1]))
+    _table([runs.listed()[-1]])
+
+
+def _sweep(words: argparse.Namespace) -> None:
+    base, pairs = _settings(words), dict(_pair(text) for text in words.over)
+    what = Sweep({name: values(base, name, text) for name, text in pairs.items()}, words.metric,
+                 METRICS.get(words.metric, "min"), words.random)
+    trials = what.trials(base)
+    runs = _kept(words)
+    before = len(runs.listed())
+    jobs = [partial(_job, runs, trial, what.name(trial)) for trial in trials]
+    _drive(side_by_side(jobs, WIDTH), sum(trial.rounds for trial in trials), runs,
+           lambda: f"{len(runs.listed()) - before} of {len(trials)} runs begun")
+    _table(runs.listed()[before:])
+
+
+def _job(runs: Runs, config: Experiment, name: str) -> Job:
+    """One run; it is not there before its first round is asked for."""
+    yield from follow(partial(experiment.stream, lambda: config), runs.begin(config, name), runs)
+
+
+def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:
+    with tqdm(total=total, unit="round", dynamic_ncols=True) as bar:
+        try:
+            for _ in job:
+                bar.set_postfix_str(words(), refresh=False)
+                bar.update()
+        finally:
+            job.close()
+    if runs.trouble:
+        print(runs.trouble, file=sys.stderr)
+
+
+def _words_of(run: Run) -> str:
+    return ", ".join(f"{name} {run.records[-1][name]:.4g}" for name in metrics([run])
+                     if run.records[-1].get(name) is not None)
+
+
+def _compare(words: argparse.Namespace) -> None:
+    runs = Runs()
+    if not Path(words.folder).is_dir():
+        raise ParameterError(f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in")
+    runs.open(words.folder)
+    if runs.trouble:
+        print(runs.trouble, file=sys.stderr)
+    _table(runs.listed())
+
+
+def _table(runs: list[Run]) -> None:
+    """A line a run: its best values with their rounds, then the settings that differ."""
+    found = [name for name in metrics(runs) if any(run.best(name, "max") for run in runs)]
+    used = [run.used() for run in runs]
+    names = settings.differing(used)
+    rows = [["run", "state", *(f"best {n}" for n in found), *names]]
+    for run, each in zip(runs, used, strict=True):
+        best = {n: run.best(n, {"loss": "min", **METRICS}.get(n, "max")) for n in found}
+        rows.append([run.name, run.state + (f": {run.error}" if run.error else ""),
+                     *(f"{r[n]:.4f} ({r['round']})" if r else "" for n, r in best.items()),
+                     *(" → ".join(map(show, each.get(n, []))) for n in names)])
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, wide, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

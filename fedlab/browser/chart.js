@@ -1,0 +1,86 @@
+// @ts-check
+// Charts: lines of runs against rounds, and how a number is spread over clients. A redraw changes attributes in
+// place, so there is no blank frame; the label says in words what the chart shows.
+
+const WIDTH = 360, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 26, BOTTOM = 34;
+
+/** @param {string} name */
+function frame(name) {
+  const title = make("text", { x: LEFT, y: 15, class: "title" }, name);
+  const axes = make("g", { class: "axes" }), body = make("g", {});
+  const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
+  const spot = (low, high, from, to) => (v) => from + (v - low) / (high - low) * (to - from);
+  /** @param {[number, number]} across @param {[number, number]} up @param {string} below @param {boolean} whole */
+  const scale = (across, up, below, whole) => {
+    const x = spot(...across, LEFT, WIDTH - RIGHT), y = spot(...up, HEIGHT - BOTTOM, TOP), marks = [];
+    for (const v of ticks(...up)) {
+      marks.push(make("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v) }),
+        make("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, format(v)));
+    }
+    for (const v of ticks(...across, 5).filter((v) => !whole || Number.isInteger(v))) {
+      marks.push(make("text", { x: x(v), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, format(v)));
+    }
+    marks.push(make("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, below));
+    axes.replaceChildren(...marks);
+    return { x, y };
+  };
+  const say = (heading, words) => { title.textContent = heading; node.setAttribute("aria-label", words); };
+  return { node, body, scale, say };
+}
+
+/** @param {string} name */
+function lineChart(name) {
+  const { node, body, scale, say } = frame(name), kept = new Map();
+  const createLine = () => {
+    const path = make("path", { fill: "none" }), dot = make("circle", { r: 3 });
+    const group = make("g", {}, path, dot);
+    return { node: group, draw: ({ colour, points, x, y }) => {
+      group.setAttribute("class", `line-${colour % COLOURS} dash-${Math.floor(colour / COLOURS)}`);
+      path.setAttribute("d", points.map(([r, v], i) => `${i ? "L" : "M"}${x(r).toFixed(1)} ${y(v).toFixed(1)}`).join(""));
+      const [r, v] = points.at(-1);
+      dot.setAttribute("cx", x(r)); dot.setAttribute("cy", y(v));
+    } };
+  };
+  /** @param {{lines: Shown[], total: number, done: number}} picture */
+  const draw = ({ lines, total, done }) => {
+    const found = lines.map(({ id, name: run, colour, series: { [name]: [rounds, values] = [[], []] } }) =>
+      ({ id, run, colour, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
+      .filter(({ points }) => points.length);
+    node.style.display = done && !found.length ? "none" : "";            // not measured in this kind of run
+    const known = found.flatMap(({ points }) => points.map(([, v]) => v));
+    let low = Math.min(...known), high = Math.max(...known);
+    if (!known.length) [low, high] = [0, 1];
+    if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
+    const { x, y } = scale([1, Math.max(total, 2)], [low, high], "round", true);
+    keyed(body, kept, found.map((line) => [line.id, { ...line, x, y }]), createLine);
+    const words = found.map(({ run, points }) => {
+      const own = points.map(([, v]) => v), [first, last] = [points[0], points.at(-1)];
+      return `${found.length > 1 ? `${run}, ` : ""}from ${format(first[1])} in round ${first[0]} to ${format(last[1])} `
+        + `in round ${last[0]}, lowest ${format(Math.min(...own))}, highest ${format(Math.max(...own))}`;
+    });
+    say(found.length ? `${name}: ${format(found.at(-1).points.at(-1)[1])}` : name,
+      `${name} by round: ${words.join("; ") || "no rounds yet"}`);
+  };
+  return { node, draw };
+}
+
+/** @param {string} name @param {string} meaning */
+function spreadChart(name, meaning) {
+  const { node, body, scale, say } = frame(name), bars = [];
+  /** @param {{spreads: Record<string, Spread>}} picture */
+  const draw = ({ spreads: { [name]: found } }) => {
+    const { low, high, counts } = found ?? { low: 0, high: 1, counts: [] };
+    const { x, y } = scale([low, high], [0, Math.max(1, ...counts)], meaning, false);
+    while (bars.length < counts.length) bars.push(body.appendChild(make("rect", { class: "bar" })));
+    bars.forEach((bar, i) => {
+      const wide = (high - low) / counts.length, count = counts[i] ?? 0;
+      const place = { x: x(low + i * wide) + 0.5, y: y(count), width: Math.max(x(low + wide) - x(low) - 1, 1), height: y(0) - y(count) };
+      for (const [key, value] of Object.entries(place)) bar.setAttribute(key, value);
+    });
+    const known = found && found.median !== null;
+    say(known ? `${name}: median ${format(found.median)}` : name,
+      known ? `${meaning} of ${found.clients} clients: median ${format(found.median)}, from ${format(low)} to ${format(high)}`
+        : `${meaning}: no rounds yet`);
+  };
+  return { node, draw };
+}

@@ -1,0 +1,80 @@
+// @ts-check
+// Knobs of any kind from their description, presets, and all settings as text.
+
+/** @param {Model} model @param {Knob} spec */
+function knob(model, spec) {
+  const set = (v) => { model.set("values", { ...model.get("values"), [spec.name]: v }); model.save_changes(); };
+  const { fields, show } = ({ number: numberFields, choice: choiceField, text: textField })[spec.kind](spec, set);
+  fields[0].id = `fedlab-${Math.random().toString(36).slice(2)}`;
+  const unit = spec.unit && spec.unit !== spec.label ? ` (${spec.unit})` : "";
+  const label = make("label", { for: fields[0].id }, spec.label, make("small", {}, unit));
+  const used = make("span", { class: "used", "data-used": spec.name });
+  const draw = () => {
+    const now = model.get("values")[spec.name], last = model.get("used")[spec.name];
+    show(now);
+    const waiting = last !== undefined && last !== now;
+    used.textContent = last === undefined || !(spec.live || waiting) ? "" : `last round used ${format(last)}`;
+    used.classList.toggle("pending", waiting);
+  };
+  return { node: make("div", { class: `knob ${spec.kind}`, title: spec.meaning }, label, ...fields, used), draw };
+}
+
+/** @param {Knob} spec @param {(value: number) => void} set */
+function numberFields(spec, set) {
+  const { low, high, log, whole } = spec;
+  const place = (v) => log ? Math.log(v / low) / Math.log(high / low) * 1000 : v;
+  const value = (p) => {
+    const raw = log ? low * (high / low) ** (p / 1000) : Number(p);
+    return whole ? Math.round(raw) : Number(raw.toPrecision(3));
+  };
+  const range = log ? { min: 0, max: 1000, step: 5 } : { min: low, max: high, step: whole ? 1 : (high - low) / 200 };
+  const slider = make("input", { type: "range", name: spec.name, ...range });
+  const number = make("input", { type: "number", name: spec.name, min: low, max: high, step: whole ? 1 : "any",
+    "aria-label": `${spec.label}, as a number` });
+  slider.addEventListener("input", () => set(value(slider.value)));
+  slider.addEventListener("keydown", (event) => {          // a log slider passes over no whole number
+    const way = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+    if (!whole || !log || !way) return;
+    const now = value(slider.value), next = Math.max(value(Number(slider.value) + 5 * way), low);
+    if (next === now) { event.preventDefault(); set(Math.min(Math.max(now + way, low), high)); }
+  });
+  number.addEventListener("change", () => { if (number.value !== "") set(Number(number.value)); });
+  const show = (now) => {
+    slider.value = place(now);
+    slider.setAttribute("aria-valuetext", `${format(now)} ${spec.unit}`);
+    if (document.activeElement !== number) number.value = now;
+  };
+  return { fields: [slider, number], show };
+}
+
+/** @param {Knob} spec @param {(value: string) => void} set */
+function choiceField(spec, set) {
+  const field = select(spec.choices, { name: spec.name });
+  field.addEventListener("change", () => set(field.value));
+  return { fields: [field], show: (now) => { field.value = now; } };
+}
+
+/** @param {Knob} spec @param {(value: string) => void} set */
+function textField(spec, set) {
+  const field = make("input", { type: "text", name: spec.name });
+  field.addEventListener("change", () => set(field.value));
+  return { fields: [field], show: (now) => { if (document.activeElement !== field) field.value = now; } };
+}
+
+/** @param {Model} model @param {string[]} presets */
+function settingsPanel(model, presets) {
+  const area = make("textarea", { rows: 10, spellcheck: "false", "aria-label": "all settings as JSON" });
+  let edited = false;
+  area.addEventListener("input", () => { edited = true; });
+  const apply = button("Apply", () => { edited = false; tell(model, "settings", area.value); });
+  const copy = button("Copy", () => navigator.clipboard?.writeText(area.value));
+  const choice = select(["choose one", ...presets]);
+  choice.addEventListener("change", () => {
+    if (choice.selectedIndex) tell(model, "preset", choice.value);
+    choice.selectedIndex = 0;
+  });
+  const node = make("details", { class: "settings" }, make("summary", {}, "Settings as text"), area,
+    make("div", { class: "row" }, apply, copy, ...(presets.length ? [labelled("preset", choice)] : [])));
+  const draw = () => { if (!edited) area.value = model.get("text"); };
+  return { node, draw };
+}

@@ -1,0 +1,92 @@
+// @ts-check
+// The live view as a whole: traits of workbench.py in, commands out.
+
+/** @param {Model} model */
+function controls(model) {
+  const press = (command) => button(command[0].toUpperCase() + command.slice(1), () => tell(model, command),
+    { "data-command": command });
+  const [start, pause, step, stop, reset] = ["start", "pause", "step", "stop", "reset"].map(press);
+  const progress = make("progress", { max: 1, value: 0, "aria-label": "rounds done" });
+  const status = make("span", { class: "status", role: "status" });
+  const draw = () => {
+    const state = model.get("state");
+    start.textContent = state === "paused" ? "Resume" : "Start";
+    start.disabled = state === "running" || state === "stopping";
+    pause.disabled = state !== "running";
+    step.disabled = start.disabled;
+    stop.disabled = !["running", "paused"].includes(state);
+    status.textContent = model.get("message");
+  };
+  return { node: make("div", { class: "controls" }, start, pause, step, stop, reset, progress, status), progress, draw };
+}
+
+/** Which charts to show. @param {Model} model */
+function chooser(model) {
+  const { lines, spreads } = model.get("spec");
+  const boxes = [...lines, ...Object.keys(spreads)].map((name) => {
+    const box = make("input", { type: "checkbox", value: name });
+    box.addEventListener("change", () => {
+      const chosen = boxes.filter((b) => b.box.checked).map((b) => b.box.value);
+      model.set("charts", chosen);
+      model.save_changes();
+    });
+    return { box, node: make("label", {}, box, name) };
+  });
+  const draw = () => { for (const { box } of boxes) box.checked = model.get("charts").includes(box.value); };
+  return { node: make("fieldset", { class: "chooser" }, make("legend", {}, "Charts"), ...boxes.map((b) => b.node)), draw };
+}
+
+function legendEntry() {
+  const swatch = make("span"), text = make("span"), node = make("span", { class: "entry" }, swatch, text);
+  return { node, draw: (/** @type {Shown} */ { name, colour }) => {
+    swatch.className = `swatch line-${colour % COLOURS}`;
+    text.textContent = name;
+  } };
+}
+
+/** @param {{model: Model, el: HTMLElement}} place */
+function render({ model, el }) {
+  const { knobs: described, presets, spreads } = model.get("spec");
+  const knobs = described.map((spec) => knob(model, spec)), buttons = controls(model), choice = chooser(model);
+  const settings = settingsPanel(model, presets), runs = runsPanel(model), sweep = sweepPanel(model);
+  const notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
+  const charts = make("div", { class: "charts" }), kept = new Map();
+  const legend = make("div", { class: "legend" }), entries = new Map();
+  const group = (live) => knobs.filter((_, i) => described[i].live === live).map((k) => k.node);
+  const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
+    make("div", { class: "knobs" }, ...group(true)),
+    ...(group(false).length ? [make("div", { class: "heading" }, "From the next run"), make("div", { class: "knobs" }, ...group(false))] : []),
+    buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, settings.node);
+  el.append(root);
+
+  const showRounds = () => {
+    const picture = model.get("picture");
+    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture }]),
+      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name));
+    keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
+    buttons.progress.value = picture.progress;
+    root.dataset.rounds = String(picture.done);
+  };
+  const showCharts = () => { choice.draw(); showRounds(); };
+  const showState = () => {
+    root.dataset.state = model.get("state");
+    buttons.draw();
+    notice.textContent = model.get("notice");
+    news.textContent = model.get("news");
+  };
+  const showKnobs = () => knobs.forEach((k) => k.draw());
+  const showRuns = () => { runs.draw(); sweep.draw(); };
+  const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
+  const watch = { values: showKnobs, used: showKnobs, state: showState, message: showState, notice: showState,
+    news: showState, picture: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
+    text: settings.draw };
+  for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
+  model.on("msg:custom", arrived);
+  showKnobs(); showCharts(); showState(); showRuns(); settings.draw();
+  return () => {
+    for (const [trait, call] of Object.entries(watch)) model.off(`change:${trait}`, call);
+    model.off("msg:custom", arrived);
+  };
+}
+
+export default { render };
