@@ -38,11 +38,12 @@ class Session:
             require(mode in ("min", "max"), f"metrics[{name!r}]", mode, "write 'min' if lower is better, or 'max'")
         self.presets = presets
         claim(None)
-        self.live, self.runs, self.runner = live, Runs(folder), Runner(changed)
+        self.live, self.runs, self.runner, self.changed = live, Runs(folder), Runner(changed), changed
         self.members: list[Run] = []         # what the last start or sweep trains
         self.trying: Sweep | None = None
         self.planned = 1                     # runs of the sweep
         self.began = 0.0                     # when it was started, monotonic seconds
+        self.in_use: Config | None = None    # what the round under way, or the last one, was given
         self._first = self._config = config
         self._lock = threading.Lock()
 
@@ -87,13 +88,14 @@ class Session:
         """Stop, forget what was shown but for pinned runs, and put the knobs back to where they began."""
         self.runner.stop()
         self.runner.state, self.runner.error = "ready", ""
-        self.trying, self.members, self.config = None, [], self._first
+        self.trying, self.members, self.in_use, self.config = None, [], None, self._first
 
     def sweep(self, what: Sweep) -> None:
         """Train every trial of a sweep, some side by side."""
         require(what.metric in self.metrics, "metric", what.metric, f"choose one of {', '.join(self.metrics)}")
         trials = what.trials(self.config)
         claim(None)
+        self.in_use = None
         self.trying, self.members, self.planned, self.began = what, [], len(trials), time.monotonic()
         jobs = [partial(self._job, trial, partial(_same, trial), what.name(trial)) for trial in trials]
         self.runner.start(side_by_side(jobs, WIDTH))
@@ -114,7 +116,14 @@ class Session:
     def _snapshots(self, started: Config) -> Callable[[], Config]:
         """The knobs as each round takes them; those that are not live stay as the run started."""
         fixed = {name: getattr(started, name) for name, knob in knobs(type(started)).items() if not knob.live}
-        return lambda: replace(self.config, **fixed)
+
+        def ask() -> Config:
+            config = replace(self.config, **fixed)
+            if config != self.in_use:                        # shown when a round takes it, not when that round ends
+                self.in_use = config
+                self.changed()
+            return config
+        return ask
 
     def _job(self, config: Config, ask: Callable[[], Config], name: str = "") -> Job:
         """One run; it is not there before its first round is asked for."""

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedlab.core import Config, knobs, require
 from fedlab.runs import PLAIN, Run
@@ -92,22 +91,21 @@ def _thin(rounds: list[int], values: list[float | None]) -> tuple[list[int], lis
 
 def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
     """Bars of a number over clients: of the last round, or how often each one that took part did."""
-    if name == "rounds by client":
+    whole = name == "rounds by client"
+    if whole:
         found = torch.bincount(torch.cat([r.cohort for r in rounds]))
         values = found[found > 0].float()
     else:
         values = rounds[-1].losses if name == "loss by client" else rounds[-1].norms
     values = values[values.isfinite()]
     if not len(values):
-        return {"low": 0.0, "high": 1.0, "counts": [], "median": None, "clients": 0}
-    low, high = _ends(values)
-    counts = torch.histc(values, BINS, low, high).int().tolist()
-    return {"low": low, "high": high, "counts": counts, "median": float(values.median()), "clients": len(values)}
-
-
-def _ends(values: Tensor) -> tuple[float, float]:
+        return {"low": 0.0, "high": 1.0, "counts": [], "median": None, "clients": 0, "whole": whole}
     low, high = float(values.min()), float(values.max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if whole or low == high:
+        low, high = low - 0.5, high + 0.5
+    counts = torch.histc(values, min(BINS, int(high - low)) if whole else BINS, low, high).int().tolist()
+    return {"low": low, "high": high, "counts": counts, "median": float(values.median()), "clients": len(values),
+            "whole": whole}
 
 
 def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Workbench(anywidget.AnyWidget):
     _css = _files("workbench.css")
     spec: Any = traitlets.Dict().tag(sync=True)                         # what never changes: knobs, series, presets
     values: Any = traitlets.Dict().tag(sync=True)                       # where the knobs stand
-    used: Any = traitlets.Dict().tag(sync=True)                         # what the last round used
+    used: Any = traitlets.Dict().tag(sync=True)                         # where they stood when the last round began
     charts: Any = traitlets.List().tag(sync=True)                       # names of those on show
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
@@ -65,7 +65,9 @@ class Workbench(anywidget.AnyWidget):
         turn = dict.fromkeys(knobs(type(config))) if turn is None else turn
         known(list(knobs(type(config))), turn)
         shown = [view.describe_knob(config, name, span) for name, span in turn.items()]
-        self._guard, self._drawn, self._pens = threading.RLock(), 0.0, view.Pens()
+        self._guard, self._pens = threading.RLock(), view.Pens()
+        self._drawn = 0.0
+        self._in_use: Config | None = None
         self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
             spec={"knobs": shown, "metrics": self.session.metrics, "presets": list(self.session.presets),
@@ -105,9 +107,9 @@ class Workbench(anywidget.AnyWidget):
         self._show_knobs()
 
     def _show_knobs(self) -> None:
-        """The knobs, and all settings as text, as they stand now; the next round is drawn at once."""
+        """The knobs, and all settings as text, as they stand now."""
         with self._guard, self.hold_sync():
-            config, self._drawn = self.session.config, 0.0
+            config = self.session.config
             self.values = {knob["name"]: getattr(config, knob["name"]) for knob in self.spec["knobs"]}
             self.text = settings.write(config)
 
@@ -142,23 +144,23 @@ class Workbench(anywidget.AnyWidget):
         self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
     def _changed(self) -> None:
-        """Draw at most ten times a second, and always at a change of state."""
-        if self.session.runner.state != self.state or time.monotonic() - self._drawn >= PAUSE:
+        """Draw at most ten times a second, and always when the state changes or a round takes other knobs."""
+        other = self.session.runner.state != self.state or self.session.in_use is not self._in_use
+        if other or time.monotonic() - self._drawn >= PAUSE:
             self.draw()
 
     def draw(self, _: object = None) -> None:
         """Send the view what changed; what is equal is not sent."""
         session, runs = self.session, self.session.runs
         with self._guard, self.hold_sync():
-            self._drawn = time.monotonic()
+            self._drawn, self._in_use = time.monotonic(), session.in_use
             last = session.members[-1] if session.members else None
             shown, listed = session.shown(), runs.listed()
             self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds, session.progress)
             if self._pens.changed(listed):
                 self.table = view.table(listed, self._pens.colours, session.metrics)
             self.heat = view.heat(session.trying, session.members, session.planned)
-            newest = last.rounds[-1].config if last and last.rounds and not session.trying else None
-            self.used = {name: getattr(newest, name) for name in self.values} if newest else {}
+            self.used = {name: getattr(session.in_use, name) for name in self.values} if session.in_use else {}
             self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder
                                            else "Runs are kept in memory, until the kernel ends")
             self.message = session.runner.error or view.status(session, self._pens.sums(last))

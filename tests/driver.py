@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,7 @@ def lab(home):
              f"--ServerApp.root_dir={books}", *as_root()]
     more = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
     with serving(home, words, more, f"http://127.0.0.1:{port}/api/status?token={token}"):
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"             # with no tab of before
 
 
 @contextmanager
@@ -177,6 +178,14 @@ def press(bench, *names):
     """Press buttons by what is written on them."""
     for name in names:
         bench.get_by_role("button", name=name, exact=True).click()
+
+
+def violations(page):
+    """What axe finds in the workbench that is serious or critical."""
+    found = Axe().run(page, context=".fedlab-workbench").response
+    assert len(found["passes"]) > 10                                    # it did look
+    return [(v["id"], [n["html"] for n in v["nodes"]]) for v in found["violations"]
+            if v["impact"] in ("serious", "critical")]
 
 
 def set_number(bench, label, value):

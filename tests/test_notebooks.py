@@ -35,12 +35,11 @@ def test_every_cell_that_shows_something_has_its_output(name):
     assert [c.execution_count for c in code(name)] == list(range(1, len(code(name)) + 1))
 
 
-@lessons
+@every
 def test_no_output_is_an_error_or_an_unknown_magic(name):
     outputs = [o for c in code(name) for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "error" or (o.output_type == "stream" and o.name == "stderr")]
     assert not [o for o in outputs if "UsageError" in str(o)]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
 
 
 @every
@@ -74,6 +73,7 @@ def test_the_shape_of_a_lesson(name):
     for part in ("Predict before you run", "How to read it", "## What it costs", "## Exercises", "What we claim",
                  "What this does not show", "Sources", "Next"):
         assert part in text, part
+    assert sum("image/png" in o.get("data", {}) for c in code(name) for o in c.outputs) >= 3
     assert len(code(name)) <= 25
     assert median(len(c.source.splitlines()) for c in code(name)) <= 7
     assert any(c.source.count("assert ") >= 2 for c in code(name))

@@ -13,7 +13,7 @@ function knob(model, spec) {
     const now = model.get("values")[spec.name], last = model.get("used")[spec.name];
     show(now);
     const waiting = last !== undefined && last !== now;
-    used.textContent = last === undefined || !(spec.live || waiting) ? "" : `last round used ${format(last)}`;
+    used.textContent = last === undefined || !(spec.live || waiting) ? "" : `in use: ${format(last)}`;
     used.classList.toggle("pending", waiting);
   };
   return { node: make("div", { class: `knob ${spec.kind}`, title: spec.meaning }, label, ...fields, used), draw };
@@ -61,20 +61,25 @@ function textField(spec, set) {
   return { fields: [field], show: (now) => { if (document.activeElement !== field) field.value = now; } };
 }
 
-/** @param {Model} model @param {string[]} presets */
-function settingsPanel(model, presets) {
+/** @param {Model} model */
+function presetRow(model) {
+  const presets = model.get("spec").presets, choice = select(["choose one", ...presets]);
+  choice.addEventListener("change", () => {
+    if (choice.selectedIndex) tell(model, "preset", choice.value);
+    choice.selectedIndex = 0;
+  });
+  return make("div", presets.length ? { class: "row" } : { hidden: "" }, labelled("preset", choice));
+}
+
+/** @param {Model} model */
+function settingsPanel(model) {
   const area = make("textarea", { rows: 10, spellcheck: "false", "aria-label": "all settings as JSON" });
   let edited = false;
   area.addEventListener("input", () => { edited = true; });
   const apply = button("Apply", () => { edited = false; tell(model, "settings", area.value); });
   const copy = button("Copy", () => navigator.clipboard?.writeText(area.value));
-  const choice = select(["choose one", ...presets]);
-  choice.addEventListener("change", () => {
-    if (choice.selectedIndex) tell(model, "preset", choice.value);
-    choice.selectedIndex = 0;
-  });
   const node = make("details", { class: "settings" }, make("summary", {}, "Settings as text"), area,
-    make("div", { class: "row" }, apply, copy, ...(presets.length ? [labelled("preset", choice)] : [])));
+    make("div", { class: "row" }, apply, copy));
   const draw = () => { if (!edited) area.value = model.get("text"); };
   return { node, draw };
 }

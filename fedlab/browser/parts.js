@@ -6,7 +6,8 @@
  *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, choices: string[]}} Knob */
 /** @typedef {[number[], (number | null)[]]} Line  rounds and values */
 /** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>}} Shown */
-/** @typedef {{low: number, high: number, counts: number[], median: number | null, clients: number}} Spread */
+/** @typedef {{low: number, high: number, counts: number[], median: number | null, clients: number,
+ *   whole: boolean}} Spread */
 /** @typedef {{id: string, name: string, state: string, error: string, pinned: boolean, colour: number | null,
  *   rounds: number, best: Record<string, [number, number] | null>, differs: Record<string, string>}} Row */
 /** @typedef {{run: string, name: string, at: (number | string)[], value: number | null, state: string,

@@ -46,15 +46,15 @@ function legendEntry() {
 
 /** @param {{model: Model, el: HTMLElement}} place */
 function render({ model, el }) {
-  const { knobs: described, presets, spreads } = model.get("spec");
+  const { knobs: described, spreads } = model.get("spec");
   const knobs = described.map((spec) => knob(model, spec)), buttons = controls(model), choice = chooser(model);
-  const settings = settingsPanel(model, presets), runs = runsPanel(model), sweep = sweepPanel(model);
+  const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model);
   const notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
   const charts = make("div", { class: "charts" }), kept = new Map();
   const legend = make("div", { class: "legend" }), entries = new Map();
   const group = (live) => knobs.filter((_, i) => described[i].live === live).map((k) => k.node);
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
-    make("div", { class: "knobs" }, ...group(true)),
+    presetRow(model), make("div", { class: "knobs" }, ...group(true)),
     ...(group(false).length ? [make("div", { class: "heading" }, "From the next run"), make("div", { class: "knobs" }, ...group(false))] : []),
     buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, settings.node);
   el.append(root);

@@ -1,0 +1,196 @@
+"""How live the workbench is, measured in a real Chromium on JupyterLab and Voilà.
+
+python benchmarks/workbench.py [--quick]
+
+lab_key_to_visible_ms, voila_key_to_visible_ms: from the key press on a slider to the frame that shows the new value
+'in use', which a round has then taken, while 16 clients a round train; median. stop_ms: the longest time from the
+click on Stop to the view that says so, less a median round. redraws_per_s: changes of the loss line while 64 clients a
+round train. blank_frames: animation frames in that time in which a chart that has rounds shows no line.
+redraw_kernel_ms: processor time of a redraw in the kernel, median. live_vs_headless: rounds per second with the view
+open over rounds per second of the same stream without, runs taken in turn, median of the pairs.
+"""
+
+import ast
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from common import ROOT, entry, is_quick, record
+
+sys.path.insert(0, str(ROOT / "tests"))
+from driver import ASK, browser, expect, lab, press, reach, run_all, set_number, voila, write_notebook
+
+SOURCE = '''
+import time
+from dataclasses import replace
+from fedlab.experiment import METRICS, PRESETS, stream
+from fedlab.workbench import Workbench
+stamps, draws = [], []
+start = next(iter(PRESETS.values()))
+def stamped(config):
+    stamps.clear()
+    for done in stream(config):
+        stamps.append(time.perf_counter())
+        yield done
+def rate():
+    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+def headless(rounds):
+    for _ in stamped(lambda: replace(start, rounds=rounds)):
+        pass
+    return rate()
+bench = Workbench(stamped, start, metrics=METRICS, presets=PRESETS)
+draw = bench.draw
+def timed(*_):
+    began = time.thread_time()
+    draw()
+    draws.append((time.thread_time() - began) * 1e3)
+bench.draw = timed
+bench'''
+KEYS = """([slider, used, number]) => {
+  window.delays = [];
+  let began = null;
+  slider.addEventListener('keydown', () => { began = performance.now(); });
+  new MutationObserver(() => {
+    const shown = used.textContent.replace('in use: ', '');
+    if (began === null || Number(shown) !== Number(Number(number.value).toPrecision(3))) return;
+    const from = began; began = null;
+    requestAnimationFrame(() => window.delays.push(performance.now() - from));
+  }).observe(used, { childList: true, characterData: true, subtree: true });
+}"""
+FRAMES = """([bench, seconds]) => new Promise(resolve => {
+  const charts = [...bench.querySelectorAll('.charts svg')].filter(s => s.querySelector('path, rect')
+    && s.style.display !== 'none');
+  const line = bench.querySelector('svg[data-series="loss"] path'), began = performance.now();
+  let redraws = 0, frames = 0, blank = 0;
+  new MutationObserver(found => { redraws += 1; }).observe(line, { attributeFilter: ['d'] });
+  const look = () => {
+    frames += 1;
+    const empty = charts.some(s => { const box = s.querySelector('path, rect')?.getBoundingClientRect();
+      return !s.isConnected || !box || box.width + box.height === 0; });
+    if (empty) blank += 1;
+    if (performance.now() - began < seconds * 1000) requestAnimationFrame(look);
+    else resolve([redraws / seconds, frames, blank]);
+  };
+  requestAnimationFrame(look);
+})"""
+STOP = """([bench, stop]) => new Promise(resolve => {
+  const began = performance.now();
+  new MutationObserver(() => {
+    if (bench.dataset.state === 'stopped') resolve(performance.now() - began);
+  }).observe(bench, { attributeFilter: ['data-state'] });
+  stop.click();
+})"""
+
+
+def keys(page, bench, count):
+    """Milliseconds from each key press to the frame that shows the value in use."""
+    set_number(bench, "rounds", 300)
+    set_number(bench, "cohort", 16)
+    slider = bench.locator('input[type="range"][name="local_lr"]')
+    used, number = bench.locator('[data-used="local_lr"]'), bench.locator('input[type="number"][name="local_lr"]')
+    page.evaluate(KEYS, [place.element_handle() for place in (slider, used, number)])
+    press(bench, "Start")
+    reach(page, bench, 3)
+    slider.focus()
+    for number in range(count):
+        if bench.get_attribute("data-state") != "running":
+            press(bench, "Start")
+            reach(page, bench, 3)
+            slider.focus()
+        page.keyboard.press("ArrowLeft" if number % 2 else "ArrowRight")
+        page.wait_for_function("count => window.delays.length > count", arg=number)
+        page.wait_for_timeout(37 * (number % 7))                        # at every phase of a round
+    press(bench, "Stop")
+    expect(bench).to_have_attribute("data-state", "stopped")
+    return page.evaluate("() => window.delays")
+
+
+def stops(page, bench, count):
+    """Milliseconds from each click on Stop to the view that says so, less a median round."""
+    set_number(bench, "cohort", 64)
+    found = []
+    for number in range(count):
+        press(bench, "Start")
+        reach(page, bench, 4)
+        page.wait_for_timeout(23 * number)
+        button = bench.get_by_role("button", name="Stop", exact=True)
+        took = page.evaluate(STOP, [bench.element_handle(), button.element_handle()])
+        stamps = ast.literal_eval(page.evaluate(ASK, "list(stamps)"))
+        found.append(took - 1e3 * statistics.median(b - a for a, b in pairwise(stamps)))
+    return found
+
+
+def steadiness(page, bench, seconds):
+    """(redraws a second, frames, blank frames, processor ms of each redraw) while a long run trains."""
+    set_number(bench, "rounds", 300)
+    press(bench, "Start")
+    reach(page, bench, 3)
+    page.evaluate(ASK, "draws.clear()")
+    found = page.evaluate(FRAMES, [bench.element_handle(), seconds])
+    draws = ast.literal_eval(page.evaluate(ASK, "list(draws)"))
+    press(bench, "Stop")
+    expect(bench).to_have_attribute("data-state", "stopped")
+    return *found, draws
+
+
+def against_headless(page, bench, pairs, rounds=60):
+    """Rounds per second with the view over those without, for each pair of runs."""
+    set_number(bench, "rounds", rounds)
+    set_number(bench, "cohort", 64)
+    found = []
+    for number in range(pairs):
+        rates = {}
+        for way in ("live", "headless") if number % 2 else ("headless", "live"):
+            if way == "headless":
+                rates[way] = float(page.evaluate(ASK, f"headless({rounds})"))
+                continue
+            press(bench, "Start")
+            expect(bench).to_have_attribute("data-state", "running")
+            expect(bench).to_have_attribute("data-state", "done", timeout=60_000)
+            time.sleep(0.3)
+            rates[way] = float(page.evaluate(ASK, "rate()"))
+        found.append(rates["live"] / rates["headless"])
+    return found
+
+
+def main() -> None:
+    """Measure all and record it."""
+    quick = is_quick()
+    count, seconds, pairs = (8, 4, 2) if quick else (60, 15, 11)
+    note = ", quick" if quick else ""
+    with tempfile.TemporaryDirectory() as folder, browser() as chrome:
+        page, home = chrome.pages[0], Path(folder)
+        (home / "notebooks").mkdir()
+        write_notebook(home / "notebooks" / "live.ipynb", SOURCE)
+        with lab(home) as address:
+            bench = run_all(page, address.format("live.ipynb"))
+            in_lab, stopped = keys(page, bench, count), stops(page, bench, max(count // 4, 3))
+            redraws, frames, blank, draws = steadiness(page, bench, seconds)
+            ratios = against_headless(page, bench, pairs)
+        with voila(home, "live.ipynb") as address:
+            page.goto(address)
+            bench = page.locator(".fedlab-workbench")
+            expect(bench).to_have_count(1, timeout=60_000)
+            in_voila = keys(page, bench, count)
+
+    def milliseconds(values, worst, goal):
+        return entry(max(values) if worst else statistics.median(values), "ms", goal, higher=False, seeds=1,
+                     note=f"{len(values)} times, median {statistics.median(values):.0f}, worst {max(values):.0f}{note}")
+    record("workbench", {
+        "lab_key_to_visible_ms": milliseconds(in_lab, False, 150),
+        "voila_key_to_visible_ms": milliseconds(in_voila, False, 150),
+        "stop_ms": milliseconds(stopped, True, 200),
+        "redraws_per_s": entry(redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} s{note}"),
+        "blank_frames": entry(blank, "frames", 0, higher=False, seeds=1, note=f"of {frames}{note}"),
+        "redraw_kernel_ms": entry(statistics.median(draws), "ms", 5, higher=False, seeds=1,
+                                  note=f"processor time, {len(draws)} redraws, worst {max(draws):.1f}{note}"),
+        "live_vs_headless": entry(statistics.median(ratios), "ratio", 0.95, higher=True, seeds=1,
+                                  note=f"{pairs} pairs, from {min(ratios):.2f} to {max(ratios):.2f}{note}"),
+    }, quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+"""The workbench with all its knobs as a learner meets it: JupyterLab in a real Chromium.
+
+A screenshot of each state is left in tests/screenshots for a person to look at.
+"""
+
+import csv
+import json
+import re
+import shutil
+
+import matplotlib.image
+import pytest
+from driver import (
+    ASK,
+    COMMAND,
+    ERRORS,
+    IDLE,
+    browser,
+    expect,
+    lab,
+    press,
+    reach,
+    rounds,
+    run_all,
+    set_number,
+    shoot,
+    violations,
+    write_notebook,
+)
+
+FAILING = ('''
+from fedlab import Config, Federation, federate, leave_one_out, load, matrix_factorisation, one_per_user
+from fedlab.workbench import Workbench
+train = leave_one_out(load()).train
+clients, model = Federation(train, one_per_user(train)), matrix_factorisation(train.user_count, train.item_count)
+def live(config):
+    for done in federate(model, clients, config):
+        yield done
+        if done.number == 3:
+            raise RuntimeError("<b>out</b> of memory, said the GPU")
+''', 'bench = Workbench(live, Config(rounds=50, cohort=8), {"cohort": (1, 671)}, folder="/proc/no/runs")\nbench')
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    with lab(home) as found:
+        write_notebook(home / "notebooks" / "failing.ipynb", *FAILING)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(chrome):
+    opened = chrome.new_page()
+    opened.set_viewport_size({"width": 1280, "height": 2000})
+    yield opened
+    opened.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")
+    opened.close()
+
+
+@pytest.fixture
+def bench(home, address, page):
+    """The workbench notebook, run, with small rounds so that there is much to see and no runs of before."""
+    shutil.rmtree(home / "notebooks" / "runs", ignore_errors=True)
+    found = run_all(page, address.format("workbench.ipynb"))
+    set_number(found, "rounds", 300)
+    set_number(found, "cohort", 16)
+    return found
+
+
+def state(bench, name):
+    expect(bench).to_have_attribute("data-state", name)
+
+
+def used(bench, knob, text):
+    expect(bench.locator(f'[data-used="{knob}"]')).to_have_text(f"in use: {text}")
+
+
+def unfold(bench, name):
+    bench.locator("summary", has_text=name).click()
+
+
+def test_each_kind_of_knob_counts_when_it_says(bench, page):
+    press(bench, "Start")
+    state(bench, "running")
+    reach(page, bench, 3)
+    shoot(page, "running")
+
+    slider = bench.get_by_label("cohort (clients)", exact=True)         # a slider, by ratios, from the keyboard
+    slider.focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    chosen = bench.locator('input[type="number"][name="cohort"]').input_value()
+    assert int(chosen) > 16
+    used(bench, "cohort", chosen)
+    set_number(bench, "local learning rate", 0.4)                       # a number
+    used(bench, "local_lr", "0.4")
+    bench.get_by_label("weighting", exact=True).select_option("examples")           # a choice
+    used(bench, "weighting", "examples")
+    bench.get_by_label("data", exact=True).fill("/somewhere/else")      # a text, and a knob of the next run
+    page.keyboard.press("Tab")
+    set_number(bench, "seed", 7)
+    expect(bench.locator('[data-used="seed"]')).to_have_text("in use: 0")
+    before = rounds(bench)
+    reach(page, bench, before + 3)
+    assert page.evaluate(ASK, "{r.config.seed for r in bench.rounds}") == "{0}"
+    shoot(page, "turned")
+
+    set_number(bench, "local learning rate", 99)
+    expect(bench.get_by_role("alert")).to_have_text("local_lr=99: choose from 0.01 to 10")
+    expect(bench.get_by_label("local learning rate, as a number")).to_have_value("0.4")      # put back; it goes on
+    press(bench, "Stop")
+    state(bench, "stopped")
+    press(bench, "Start")                                               # the next run takes what was written
+    state(bench, "failed")
+    expect(bench.locator(".status")).to_contain_text("DataError: folder='/somewhere/else' is not a folder")
+
+
+def test_pause_step_resume_stop_and_reset(bench, page):
+    press(bench, "Step")
+    state(bench, "paused")
+    assert rounds(bench) == 1
+    press(bench, "Step")
+    reach(page, bench, 2)
+    state(bench, "paused")
+    press(bench, "Resume")
+    reach(page, bench, 6)
+    press(bench, "Pause")
+    state(bench, "paused")
+    page.wait_for_timeout(700)
+    held = rounds(bench)
+    page.wait_for_timeout(700)
+    assert rounds(bench) == held
+    shoot(page, "paused")
+    press(bench, "Resume")
+    reach(page, bench, held + 2)
+    press(bench, "Stop")
+    state(bench, "stopped")
+    shoot(page, "stopped")
+    press(bench, "Reset")
+    state(bench, "ready")
+    expect(bench.locator('svg[data-series="loss"]')).to_have_attribute("aria-label", "loss by round: no rounds yet")
+    expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("64")
+    assert page.evaluate(ERRORS) == []
+
+
+def test_two_runs_are_pinned_named_compared_and_exported(bench, page, tmp_path):
+    set_number(bench, "rounds", 8)
+    for cohort in (16, 4):
+        set_number(bench, "cohort", cohort)
+        press(bench, "Start")
+        state(bench, "running")
+        state(bench, "done")
+    unfold(bench, "Runs")
+    expect(bench.locator("tbody tr")).to_have_count(2)
+    bench.get_by_label("keep run 1 in the charts").check()
+    expect(bench.locator('svg[data-series="loss"] path')).to_have_count(2)
+    name = bench.get_by_label("name of run 1")
+    name.fill("<img src=x onerror=alert(1)>")
+    name.press("Tab")
+    expect(bench.locator(".legend")).to_contain_text("<img src=x onerror=alert(1)>")
+    assert page.locator(".fedlab-workbench img").count() == 0
+    expect(bench.locator("tbody tr").last.locator(".differs")).to_have_text("cohort 16")
+    label = bench.locator('svg[data-series="ndcg@10"]').get_attribute("aria-label")
+    assert label.startswith("ndcg@10 by round: <img src=x onerror=alert(1)>, from 0.")
+    assert "run 2, from 0." in label
+    shoot(page, "compared")
+
+    files = {}
+    for kind in ("CSV", "JSON", "PNG"):
+        with page.expect_download() as caught:
+            press(bench, f"Export as {kind}")
+        files[kind] = tmp_path / caught.value.suggested_filename
+        caught.value.save_as(files[kind])
+    lines = list(csv.DictReader(files["CSV"].read_text().splitlines()))
+    assert [line["cohort"] for line in lines] == ["16"] * 8 + ["4"] * 8
+    runs = json.loads(files["JSON"].read_text())["runs"]
+    assert [len(run["records"]) for run in runs] == [8, 8]
+    assert float(lines[-1]["loss"]) == runs[1]["records"][-1]["loss"]
+    assert matplotlib.image.imread(files["PNG"]).shape[1] > 1000
+    press(bench, "Export to TensorBoard")
+    expect(bench.locator(".news")).to_contain_text("tensorboard --logdir runs/tensorboard")
+
+    page.evaluate(COMMAND, "notebook:run-all-cells")                    # kept on disk: they are there again
+    expect(bench.locator("summary", has_text="Runs (")).to_have_text("Runs (2)")
+    unfold(bench, "Runs")
+    press(bench, "delete run 2")
+    expect(bench.locator("tbody tr")).to_have_count(1)
+
+
+def test_a_sweep_fills_its_map_a_cell_pins_its_run_and_cancel_keeps_what_is_done(bench, page):
+    set_number(bench, "rounds", 6)
+    unfold(bench, "Sweep")
+    bench.get_by_label("values across").fill("0.5, 1")
+    bench.get_by_label("values up").fill("5, 20, 50")
+    press(bench, "Run the sweep")
+    cells = bench.locator(".cells button")
+    expect(cells).to_have_count(4)                                      # four at a time
+    state(bench, "done")
+    expect(cells).to_have_count(6)
+    expect(bench.locator(".words")).to_contain_text("6 of 6 ended, the best so far 0.")
+    cells.nth(2).click()
+    expect(cells.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(bench.locator(".legend")).to_contain_text("local_lr=0.5, server_lr=20.0")
+    shoot(page, "sweep")
+    assert violations(page) == []
+
+    set_number(bench, "rounds", 100)
+    bench.get_by_label("search").select_option("random")
+    bench.get_by_label("runs", exact=True).fill("8")
+    press(bench, "Run the sweep")
+    expect(cells).to_have_count(4)
+    reach(page, bench, 4)
+    press(bench, "Cancel the sweep; what is done stays")
+    state(bench, "stopped")
+    expect(cells).to_have_count(4)
+    assert all("stopped" in cell.get_attribute("aria-label") for cell in cells.all())
+    shoot(page, "cancelled")
+    bench.get_by_label("values across").fill("0.5, fast")
+    press(bench, "Run the sweep")
+    expect(bench.get_by_role("alert")).to_contain_text("local_lr='fast': choose a number")
+
+
+def test_settings_are_pasted_back_and_wrong_ones_touch_nothing(bench, page):
+    unfold(bench, "Settings as text")
+    area = bench.get_by_label("all settings as JSON")
+    expect(area).to_have_value(re.compile('"cohort": 16,'))
+    found = json.loads(area.input_value())
+    press(bench, "Start")
+    reach(page, bench, 2)
+    for change, message in (({"cohort": -1}, "cohort=-1: choose a whole number from 1"),
+                            ({"speed": 3}, "speed=3: no such parameter")):
+        area.fill(json.dumps(found | {"settings": found["settings"] | change}))
+        press(bench, "Apply")
+        expect(bench.get_by_role("alert")).to_contain_text(message)
+    area.fill(json.dumps(found | {"fedlab": 2}))
+    press(bench, "Apply")
+    expect(bench.get_by_role("alert")).to_contain_text("fedlab=2: these settings are of another version")
+    state(bench, "running")
+    expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("16")
+    area.fill(json.dumps(found | {"settings": {"cohort": 9}}))
+    press(bench, "Apply")
+    used(bench, "cohort", "9")
+    press(bench, "Copy")
+    assert json.loads(page.evaluate("() => navigator.clipboard.readText()"))["settings"]["cohort"] == 9
+    bench.get_by_label("preset").select_option("10 platforms that differ in taste")
+    expect(bench.get_by_label("partition", exact=True)).to_have_value("by genre")
+    shoot(page, "settings")
+
+
+def test_a_page_reload_and_an_interrupt_leave_the_run_alone(bench, page):
+    press(bench, "Start")
+    reach(page, bench, 3)
+    page.evaluate(COMMAND, "docmanager:save")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    page.reload()
+    page.wait_for_function(IDLE)
+    again = page.locator(".fedlab-workbench")
+    expect(again).to_have_count(1)
+    reach(page, again, 10)
+    state(again, "running")
+    expect(again.get_by_label("cohort, as a number", exact=True)).to_have_value("16")
+    shoot(page, "reloaded")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.interrupt()")
+    before = rounds(again)
+    reach(page, again, before + 3)                                      # a cell would have stopped
+    press(again, "Stop")
+    state(again, "stopped")
+
+
+def test_running_the_cell_again_stops_the_run_before(bench, page):
+    press(bench, "Start")
+    reach(page, bench, 3)
+    page.evaluate("old => { old.dataset.old = 'yes'; }", bench.element_handle())
+    page.evaluate(COMMAND, "notebook:run-all-cells")
+    fresh = page.locator(".fedlab-workbench:not([data-old])")
+    expect(fresh).to_have_count(1)
+    state(fresh, "ready")
+    threads = "[t.name for t in __import__('threading').enumerate() if t.name == 'fedlab']"
+    assert page.evaluate(ASK, threads) == "[]"
+    press(fresh, "Start")
+    reach(page, fresh, 2)
+    assert page.evaluate(ASK, threads) == "['fedlab']"
+    assert page.evaluate(ASK, "[run.state for run in bench.session.runs.listed()][-2:]") == "['stopped', 'running']"
+
+
+def test_a_failing_run_says_why_and_a_folder_that_cannot_be_written_too(address, page):
+    bench = run_all(page, address.format("failing.ipynb"))
+    expect(bench.locator(".saving")).to_contain_text("Not being saved")
+    press(bench, "Start")
+    state(bench, "failed")
+    expect(bench.locator(".status")).to_have_text("RuntimeError: <b>out</b> of memory, said the GPU")
+    assert rounds(bench) == 3
+    shoot(page, "failed")
+    unfold(bench, "Runs")
+    with page.expect_download() as caught:                              # nothing is lost
+        press(bench, "Export as CSV")
+    assert len(caught.value.path().read_text().splitlines()) == 1 + 3
+    expect(bench.locator(".status")).to_contain_text("RuntimeError")
+    press(bench, "Start")
+    state(bench, "running")
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_axe_finds_nothing_serious(bench, page, theme):
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+    page.wait_for_function("dark => (document.body.dataset.jpThemeLight === 'false') === dark",
+                           arg=theme.endswith("Dark"))
+    press(bench, "Start")
+    reach(page, bench, 3)
+    press(bench, "Stop")
+    state(bench, "stopped")
+    for name in ("Runs", "Sweep", "Settings as text"):
+        unfold(bench, name)
+    bench.get_by_label("rounds by client").check()
+    expect(bench.locator('svg[data-series="rounds by client"] rect').first).to_be_attached()
+    shoot(page, theme.split()[1].lower())
+    assert violations(page) == []
