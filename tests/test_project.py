@@ -38,7 +38,7 @@ def test_make_help_lists_every_target():
 
 
 def test_results_have_the_agreed_form():
-    assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu"}
+    assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu", "workbench"}
     for path in RESULTS:
         found = json.loads(path.read_text())
         assert set(found) - {"remark"} == {"measured", "machine", "versions", "date"}
@@ -59,8 +59,9 @@ def test_recorded_figures_reach_their_goals_or_the_page_says_why_not():
             assert short or f"**Not reached: `{name}`" not in page, name
     assert names >= {"stacked_vs_loop_100", "compiled_vs_loop_100", "module_vs_loop_100", "mf_vs_dense_10k",
                      "mf_vs_dense_50k", "per_client_1000_vs_100", "million_users_peak_mb", "vs_flower", "vs_pfl",
-                     "vs_fedjax", "memory_vs_flower", "peak_mb_671", "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10",
-                     "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10"}
+                     "vs_fedjax", "memory_vs_flower", "peak_mb_671", "lab_key_to_visible_ms", "voila_key_to_visible_ms",
+                     "stop_ms", "redraws_per_s", "blank_frames", "redraw_kernel_ms", "live_vs_headless",
+                     "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10", "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10"}
 
 
 def test_the_documents_show_the_results_as_recorded():
@@ -82,7 +83,7 @@ def test_the_examples_of_the_readme_train(example, capsys):
     assert losses[-1] < losses[0]
 
 
-LINKS = [(page, link) for page in ("README.md", "docs/performance.md")
+LINKS = [(page, link) for page in ("README.md", "docs/performance.md", "docs/workbench.md")
          for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())]
 
 

@@ -9,17 +9,21 @@ function frame(name) {
   const title = make("text", { x: LEFT, y: 15, class: "title" }, name);
   const axes = make("g", { class: "axes" }), body = make("g", {});
   const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
-  const spot = (low, high, from, to) => (v) => from + (v - low) / (high - low) * (to - from);
+  const spot = ([low, high], from, to) => (v) => from + (v - low) / (high - low) * (to - from);
   /** @param {[number, number]} across @param {[number, number]} up @param {string} below
    * @param {boolean} wholeAcross @param {boolean} wholeUp */
+  let drawn = "";
   const scale = (across, up, below, wholeAcross, wholeUp) => {
-    const x = spot(...across, LEFT, WIDTH - RIGHT), y = spot(...up, HEIGHT - BOTTOM, TOP), marks = [];
+    const x = spot(across, LEFT, WIDTH - RIGHT), y = spot(up, HEIGHT - BOTTOM, TOP), marks = [];
+    const now = JSON.stringify([across, up, below]);
+    if (now === drawn) return { x, y };                   // axes change rarely, so most redraws move a line only
+    drawn = now;
     const fit = (v, whole) => !whole || Number.isInteger(v);
-    for (const v of ticks(...up).filter((v) => fit(v, wholeUp))) {
+    for (const v of ticks(up[0], up[1]).filter((v) => fit(v, wholeUp))) {
       marks.push(make("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v) }),
         make("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, format(v)));
     }
-    for (const v of ticks(...across, 5).filter((v) => fit(v, wholeAcross))) {
+    for (const v of ticks(across[0], across[1], 5).filter((v) => fit(v, wholeAcross))) {
       marks.push(make("text", { x: x(v), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, format(v)));
     }
     marks.push(make("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, below));
@@ -53,6 +57,7 @@ function lineChart(name) {
     let low = Math.min(...known), high = Math.max(...known);
     if (!known.length) [low, high] = [0, 1];
     if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
+    [low, high] = rounded(low, high);
     const { x, y } = scale([1, Math.max(total, 2)], [low, high], "round", true, false);
     keyed(body, kept, found.map((line) => [line.id, { ...line, x, y }]), createLine);
     const words = found.map(({ run, points }) => {
@@ -72,7 +77,7 @@ function spreadChart(name, meaning) {
   /** @param {{spreads: Record<string, Spread>}} picture */
   const draw = ({ spreads: { [name]: found } }) => {
     const { low, high, counts, whole } = found ?? { low: 0, high: 1, counts: [], whole: false };
-    const { x, y } = scale([low, high], [0, Math.max(1, ...counts)], meaning, whole, true);
+    const { x, y } = scale([low, high], rounded(0, Math.max(1, ...counts)), meaning, whole, true);
     while (bars.length < counts.length) bars.push(body.appendChild(make("rect", { class: "bar" })));
     bars.forEach((bar, i) => {
       const wide = (high - low) / counts.length, count = counts[i] ?? 0;

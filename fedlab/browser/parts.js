@@ -57,11 +57,22 @@ const select = (options, attributes = {}) =>
 const format = (x) => typeof x === "string" ? x : typeof x !== "number" || !Number.isFinite(x) ? "not a number"
   : Math.abs(x) >= 1000 || Number.isInteger(x) ? String(Math.round(x)) : String(Number(x.toPrecision(3)));
 
+/** A round step that cuts a range into about `count` parts. @param {number} low @param {number} high */
+function stepOf(low, high, count) {
+  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+  return ([1, 2, 5, 10].find((m) => m * power >= raw) ?? 10) * power;
+}
+
+/** The range, widened to whole steps. @param {number} low @param {number} high @returns {[number, number]} */
+function rounded(low, high, count = 4) {
+  const step = stepOf(low, high, count);
+  return [Number((Math.floor(low / step + 1e-9) * step).toPrecision(12)),
+    Number((Math.ceil(high / step - 1e-9) * step).toPrecision(12))];
+}
+
 /** @param {number} low @param {number} high */
 function ticks(low, high, count = 4) {
-  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = ([1, 2, 5, 10].find((m) => m * power >= raw) ?? 10) * power;
-  const found = [];
+  const step = stepOf(low, high, count), found = [];
   for (let x = Math.ceil(low / step - 1e-9) * step; x <= high + 1e-9 * step; x += step) {
     found.push(Number(x.toPrecision(12)));
   }
