@@ -127,9 +127,9 @@ class Session:
 
     def _job(self, config: Config, ask: Callable[[], Config], name: str = "") -> Job:
         """One run; it is not there before its first round is asked for."""
-        for run in self.members:             # ended ones lose their parameters, so that a sweep does not fill memory
-            if run.state != "running":
-                run.rounds = [replace(done, params={}) for done in run.rounds]
+        for old in self.runs.listed():       # ended ones lose their parameters, so that memory does not fill
+            if old.state != "running" and old.rounds and old.rounds[-1].params:
+                old.rounds = [replace(done, params={}) for done in old.rounds]
         run = self.runs.begin(config, name)
         self.members.append(run)
         yield from follow(partial(self.live, ask), run, self.runs)

@@ -127,6 +127,17 @@ def test_reset_stops_and_puts_everything_back(bench):
     assert [row["state"] for row in bench.table] == ["stopped"]
 
 
+def test_an_ended_run_keeps_its_parameters_until_the_next_begins(bench):
+    tell(bench, "start")
+    ends(bench)
+    first = bench.rounds
+    tell(bench, "start")
+    until(lambda: bench.rounds and bench.rounds is not first)
+    ends(bench)
+    assert first[-1].params                                            # what the learner holds is left alone
+    assert [bool(run.rounds[-1].params) for run in bench.session.runs.listed()] == [False, True]
+
+
 def test_only_one_run_is_active(live):
     def endless(config):
         yield from live(lambda: replace(config(), rounds=10_000))
