@@ -149,13 +149,26 @@ ASK = """async code => { const kernel = window.jupyterapp.shell.currentWidget.co
   return reply.content.user_expressions.x.data['text/plain']; }"""
 
 
-def run_all(page, address, timeout=60_000):
-    """Open a notebook in JupyterLab and run it from the top; no cell may fail. Returns the workbench."""
-    page.goto(address)
+LIVE = """() => { const book = window.jupyterapp.shell.currentWidget.content;
+  book.activeCellIndex = book.widgets.findIndex(c => (c.model.getMetadata('tags') ?? []).includes('live')); }"""
+
+
+def run_all(page, address, timeout=60_000, *, to_live=False):
+    """Open a notebook in JupyterLab and run it from the top; no cell may fail. Returns the workbench.
+
+    to_live: only as far as the live cell; nbval runs the rest of a lesson.
+    """
+    if address.split("?")[0] not in page.url:
+        page.goto(address)
     page.wait_for_function(IDLE, timeout=timeout)
     page.evaluate(COMMAND, "notebook:clear-all-cell-outputs")
-    page.evaluate(COMMAND, "notebook:run-all-cells")                    # resolves when the last cell is done
-    page.wait_for_function(FINISHED, timeout=timeout)
+    if to_live:
+        page.evaluate(LIVE)
+        page.evaluate(COMMAND, "notebook:run-all-above")                # each resolves when its last cell is done
+        page.evaluate(COMMAND, "notebook:run-cell")
+    else:
+        page.evaluate(COMMAND, "notebook:run-all-cells")
+        page.wait_for_function(FINISHED, timeout=timeout)
     assert page.evaluate(ERRORS) == []
     bench = page.locator(".fedlab-workbench")
     expect(bench).to_have_count(1)

@@ -54,18 +54,11 @@ def address(home):
 
 
 @pytest.fixture(scope="module")
-def chrome():
+def page():
+    """One page and one kernel a notebook for all tests, as running the cell again must start afresh."""
     with browser() as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(chrome):
-    opened = chrome.new_page()
-    opened.set_viewport_size({"width": 1280, "height": 2000})
-    yield opened
-    opened.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")
-    opened.close()
+        opened.pages[0].set_viewport_size({"width": 1280, "height": 2000})
+        yield opened.pages[0]
 
 
 @pytest.fixture

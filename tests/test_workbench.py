@@ -2,9 +2,11 @@
 
 import gc
 import json
+import re
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -295,6 +297,20 @@ def test_a_diverged_loss_leaves_a_gap_and_not_a_broken_message(live):
     losses = bench.picture["lines"][0]["series"]["loss"][1]
     assert [loss is None for loss in losses] == [False, True, False]
     json.dumps([bench.picture, bench.table], allow_nan=False)
+    bench.close()
+
+
+def test_the_example_of_the_page_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "workbench.md").read_text()
+    (example,) = re.findall(r"```python\n(.+?)```", page, re.S)
+    found: dict = {}
+    exec(compile(example, "workbench.md", "exec"), found)
+    bench = found["bench"]
+    tell(bench, "start")
+    until(lambda: len(bench.rounds) >= 3)
+    bench.session.runner.stop()
+    assert len(list(tmp_path.glob("runs/*.jsonl"))) == 1
     bench.close()
 
 
