@@ -78,19 +78,23 @@ def speed() -> str:
                  ((label, f"{held[name]['value']:.1f}", goal(held[name])) for name, label in SPEED.items()))
 
 
+def amount(row: dict) -> str:
+    """A figure with its unit, as people write it."""
+    return f"{row['value']:.3g} {row['unit'].replace('ratio', 'times')}"
+
+
 def cost() -> str:
     """What grows and what does not."""
     held = measured("speed")
     return table(("", "measured", "goal"),
-                 ((label, f"{held[n]['value']:.3g} {held[n]['unit'].replace('ratio', 'times')}", goal(held[n]))
-                  for n, label in COST.items()))
+                 ((label, amount(held[n]), goal(held[n])) for n, label in COST.items()))
 
 
 def live() -> str:
     """How the workbench answers."""
     held = measured("workbench")
     return table(("", "measured", "goal", ""), (
-        (label, f"{held[n]['value']:.3g} {held[n]['unit'].replace('ratio', 'times')}", goal(held[n]), held[n]["note"])
+        (label, amount(held[n]), goal(held[n]), held[n]["note"])
         for n, label in LIVE.items()))
 
 
@@ -152,7 +156,7 @@ def gpu() -> str:
     """Figures of a GPU, or that there was none."""
     path = RESULTS / "gpu.json"
     held = json.loads(path.read_text())
-    rows = ((row["note"], f"{row['value']:.3g} {row['unit']}", goal(row)) for row in held["measured"].values())
+    rows = ((row["note"], amount(row), goal(row)) for row in held["measured"].values())
     return f"{held['remark']}." if not held["measured"] else table((held["remark"], "measured", "goal"), rows)
 
 

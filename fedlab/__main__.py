@@ -18,11 +18,12 @@ from fedlab import experiment, settings
 from fedlab.core import ParameterError
 from fedlab.experiment import METRICS, PRESETS, Experiment
 from fedlab.readers import DataError
+from fedlab.run import Run, metrics
 from fedlab.runner import Job, follow, side_by_side
-from fedlab.runs import Run, Runs, metrics
+from fedlab.runs import Runs
 from fedlab.session import WIDTH
 from fedlab.sweep import Sweep, values
-from fedlab.view import show
+from fedlab.view import table
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -124,29 +125,25 @@ def _words_of(run: Run) -> str:
 
 
 def _compare(words: argparse.Namespace) -> None:
-    runs = Runs()
     if not Path(words.folder).is_dir():
         raise ParameterError(f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in")
-    runs.open(words.folder)
-    if runs.trouble:
-        print(runs.trouble, file=sys.stderr)
-    _table(runs.listed())
+    _table(_kept(words).listed())
 
 
 def _table(runs: list[Run]) -> None:
     """A line a run: its best values with their rounds, then the settings that differ."""
-    found = [name for name in metrics(runs) if any(run.best(name, "max") for run in runs)]
-    used = [run.used() for run in runs]
-    names = settings.differing(used)
+    modes = {"loss": "min", **METRICS}
+    shown = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
+    found = [name for name in metrics(runs) if any(row["best"][name] for row in shown)]
+    names = dict.fromkeys(name for row in shown for name in row["differs"])
     rows = [["run", "state", *(f"best {n}" for n in found), *names]]
-    for run, each in zip(runs, used, strict=True):
-        best = {n: run.best(n, {"loss": "min", **METRICS}.get(n, "max")) for n in found}
-        rows.append([run.name, run.state + (f": {run.error}" if run.error else ""),
-                     *(f"{r[n]:.4f} ({r['round']})" if r else "" for n, r in best.items()),
-                     *(" → ".join(map(show, each.get(n, []))) for n in names)])
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, wide, strict=True)).rstrip())
+    for row in shown:
+        best = [row["best"][name] for name in found]
+        rows.append([row["name"], row["state"] + (f": {row['error']}" if row["error"] else ""),
+                     *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best), *(row["differs"].get(n, "") for n in names)])
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(cells, wide, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

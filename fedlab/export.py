@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedlab import plots
 from fedlab.core import require
-from fedlab.runs import PLAIN, Run, metrics
+from fedlab.run import PLAIN, Run, metrics
 from fedlab.settings import VERSION
 
 KINDS = ("csv", "json", "png")

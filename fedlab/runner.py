@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from fedlab.core import require
-from fedlab.runs import Run, Runs
+from fedlab.run import Run
+from fedlab.runs import Runs
 from fedlab.server import Round
 
 Job = Generator[None, None, None]
@@ -77,6 +78,12 @@ class Runner:
         self.changed()
         if wait and self._thread and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def reset(self) -> None:
+        """Stop, and be as if nothing had run."""
+        self.stop()
+        self.error = ""
+        self._enter("ready")
 
     def _enter(self, state: str) -> None:
         with self._turn:

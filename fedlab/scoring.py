@@ -11,11 +11,7 @@ from torch import Tensor
 from fedlab.core import Tree, require, to
 from fedlab.evaluation import Score
 from fedlab.models import Model
-
-
-def chosen(table: Tensor, rows: Tensor) -> Tensor:
-    """`table[rows]` for row numbers of any shape; index_select is several times faster here."""
-    return table.index_select(0, rows.flatten()).view(*rows.shape, *table.shape[1:])
+from fedlab.tables import arranged
 
 
 def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
@@ -26,7 +22,7 @@ def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
     each = "client" in model.rows.values()
     require(not each or owner is not None, "owner", owner, "name the client of each user, say federation.owner")
     device = next(iter(params.values())).device
-    return pair_scorer(model, lambda name, rows, _: chosen(params[name], rows), owner, each=each, device=device)
+    return pair_scorer(model, lambda name, rows, _: arranged(params[name], rows), owner, each=each, device=device)
 
 
 def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor], owner: Tensor | None, *,

@@ -157,9 +157,11 @@ def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float
     """The same stream with metrics: `measure` sees every `every`-th Round and the others pass untouched."""
     require(every >= 1, "every", every, "choose 1 or more")
     for done in rounds:
-        with one_thread():                                   # the others are for a browser that looks on
-            found = {} if done.number % every else measure(done)
-        yield replace(done, metrics=done.metrics | found)
+        if not done.number % every:
+            with one_thread():                               # the others are for a browser that looks on
+                found = measure(done)
+            done = replace(done, metrics=done.metrics | found)  # noqa: PLW2901 - the same Round, with more in it
+        yield done
 
 
 def stop_early(rounds: Iterable[Round], metric: str, mode: str, patience: int = 5) -> Iterator[Round]:

@@ -1,6 +1,6 @@
 """What a workbench does, without its view: settings that are turned, runs that train, sweeps that fill.
 
-Letters: none; see `fedlab.runner` for the thread and `fedlab.runs` for what is kept.
+See `fedlab.runner` for the thread and `fedlab.runs` for what is kept.
 """
 
 import threading
@@ -13,8 +13,9 @@ from typing import Any
 
 from fedlab import settings
 from fedlab.core import Config, knobs, known, require
+from fedlab.run import Run
 from fedlab.runner import Job, Runner, claim, follow, side_by_side
-from fedlab.runs import Run, Runs
+from fedlab.runs import Runs
 from fedlab.server import Round
 from fedlab.sweep import Sweep
 
@@ -86,8 +87,7 @@ class Session:
 
     def reset(self) -> None:
         """Stop, forget what was shown but for pinned runs, and put the knobs back to where they began."""
-        self.runner.stop()
-        self.runner.state, self.runner.error = "ready", ""
+        self.runner.reset()
         self.trying, self.members, self.in_use, self.config = None, [], None, self._first
 
     def sweep(self, what: Sweep) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedlab.core import Config, knobs, known, require, stream
-from fedlab.runs import Run
+from fedlab.run import Run
 from fedlab.settings import parsed
 
 C = TypeVar("C", bound=Config)

@@ -45,7 +45,7 @@ class SparseTable:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The rows at numbers of any shape."""
-        return self.index_select(0, rows.flatten()).view(*rows.shape, *self.first.shape[1:])
+        return arranged(cast(Tensor, self), rows)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         """(R, ...) the rows at `rows` (R,); dim is 0."""
@@ -92,8 +92,7 @@ class Lookup:
 
     def read(self) -> Tensor:
         """The column itself, (..., the table's row)."""
-        rows = self.rows.to(self.table.device)
-        return self.table.index_select(0, rows.flatten()).view(*rows.shape, *self.table.shape[1:])
+        return arranged(self.table, self.rows.to(self.table.device))
 
     def to(self, device: str | torch.device) -> "Lookup":
         """The same column, to be read on another device; a table that is there already is not copied."""
@@ -101,7 +100,7 @@ class Lookup:
 
 
 def arranged(column: Tensor, places: Tensor) -> Tensor:
-    """The column at places of any shape; a `Lookup` stays one."""
+    """The column at places of any shape; a `Lookup` stays one. index_select is several times faster than `[]`."""
     if isinstance(column, Lookup):
         return cast(Tensor, replace(column, rows=arranged(column.rows, places)))
     return column.index_select(0, places.flatten()).view(*places.shape, *column.shape[1:])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedlab.core import Config, knobs, require
-from fedlab.runs import PLAIN, Run
+from fedlab.run import PLAIN, Run
 from fedlab.server import Round
 from fedlab.session import Session
 from fedlab.settings import differing
@@ -109,13 +109,12 @@ def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
 
 
 def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row a run, newest first: name, state, best of each metric and its round, settings that differ from the others.
+    """A row a run: name, state, best of each metric and its round, settings that differ from the others.
 
     shown: run id -> colour of those in the charts; settings are compared among these, or among all without two.
     """
-    compared = [r for r in runs if r.id in shown] if len(shown) > 1 else runs
-    used = {run.id: run.used() for run in runs[-ROWS:]}
-    names = differing([used[run.id] for run in compared[-ROWS:]])
+    used = {run.id: run.used() for run in runs}
+    names = differing([each for id_, each in used.items() if len(shown) < 2 or id_ in shown])
 
     def row(run: Run) -> dict[str, Any]:
         best = {metric: run.best(metric, mode) for metric, mode in metrics.items()}
@@ -123,7 +122,7 @@ def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str])
                 "colour": shown.get(run.id), "rounds": len(run.records),
                 "best": {m: None if r is None else [r[m], r["round"]] for m, r in best.items()},
                 "differs": {n: " → ".join(map(show, used[run.id][n])) for n in names if n in run.settings}}
-    return [row(run) for run in reversed(runs[-ROWS:])]
+    return [row(run) for run in runs]
 
 
 def show(value: object) -> str:

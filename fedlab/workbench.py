@@ -121,7 +121,9 @@ class Workbench(anywidget.AnyWidget):
             "reset": session.reset, "pin": session.pin, "preset": session.preset, "settings": session.paste,
             "rename": session.runs.rename, "delete": session.runs.delete, "folder": session.runs.open,
             "sweep": self._sweep, "export": self._export, "tensorboard": self._tensorboard}
-        name, notice, self.news = content.get("command"), "", ""
+        name, notice = content.get("command"), ""
+        with self._guard:
+            self.news = ""
         try:
             require(name in commands, "command", name, f"choose one of {', '.join(commands)}")
             commands[str(name)](*content.get("given", []))
@@ -141,7 +143,8 @@ class Workbench(anywidget.AnyWidget):
 
     def _tensorboard(self) -> None:
         folder = to_tensorboard(self.session.shown(), Path(self.session.runs.folder or "runs", "tensorboard"))
-        self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
+        with self._guard:
+            self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
     def _changed(self) -> None:
         """Draw when to wait for the next round would be late, when the state changes or a round takes other knobs."""
@@ -159,7 +162,7 @@ class Workbench(anywidget.AnyWidget):
             shown, listed = session.shown(), runs.listed()
             self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds, session.progress)
             if self._pens.changed(listed):
-                self.table = view.table(listed, self._pens.colours, session.metrics)
+                self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours, session.metrics)
             self.heat = view.heat(session.trying, session.members, session.planned)
             self.used = {name: getattr(session.in_use, name) for name in self.values} if session.in_use else {}
             self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder

@@ -9,7 +9,7 @@ import fedlab
 
 LAYERS = ["core", "tables", "readers", "data", "federation", "sources", "models", "modules", "metrics", "evaluation",
           "scoring", "aggregation", "step", "engine", "client", "cohort", "server", "personal", "plots", "experiment",
-          "settings", "runs", "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
+          "settings", "run", "runs", "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from fedlab import export, runs, settings
 from fedlab.core import Config, ParameterError
+from fedlab.run import record
 from fedlab.server import Round
 
 START = Config(rounds=3, cohort=2)
@@ -53,6 +54,13 @@ def test_a_kernel_that_died_loses_the_line_it_was_writing_and_no_more(tmp_path):
     path.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
     again = runs.Runs(tmp_path).get(run.id)
     assert (again.state, len(again.records)) == ("interrupted", 2)
+    kept = runs.Runs(tmp_path)
+    kept.rename(run.id, "what was left")                               # not glued to the line that was cut
+    kept.rename(run.id, "what is left")
+    again = runs.Runs(tmp_path)
+    assert again.trouble == ""
+    assert (again.get(run.id).name, again.get(run.id).state) == ("what is left", "interrupted")
+    assert again.get(run.id).records == kept.get(run.id).records
 
 
 def test_a_file_that_is_no_run_is_named_and_the_others_are_read(tmp_path):
@@ -114,7 +122,7 @@ def test_parameters_are_kept_of_the_last_round_only():
 
 
 def test_a_value_that_is_not_finite_is_none():
-    done = runs.record(finished(1, **{"rmse": math.inf, "ndcg@10": math.nan}), START)
+    done = record(finished(1, **{"rmse": math.inf, "ndcg@10": math.nan}), asdict(START))
     assert done["rmse"] is done["ndcg@10"] is None
     json.dumps(done, allow_nan=False)
 

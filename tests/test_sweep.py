@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
 from fedlab.core import Config, ParameterError
 from fedlab.runner import Runner, side_by_side
@@ -93,11 +94,6 @@ def test_the_runner_goes_through_its_states():
     states = []
     runner = Runner(lambda: states.append(runner.state))
 
-    def until(condition):
-        end = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.002)
     runner.start(job(), rounds=1)
     assert runner.busy
     gate.release()

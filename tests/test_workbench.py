@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from fedlab.core import Config, ParameterError
 from fedlab.server import federate, measured
@@ -22,13 +23,6 @@ TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": 
 def live(build, clicks):
     model = build("matrix factorisation", clicks.train)
     return lambda config: measured(federate(model, clicks, config), lambda done: {"number": float(done.number)})
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture

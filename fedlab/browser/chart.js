@@ -10,9 +10,9 @@ function frame(name) {
   const axes = make("g", { class: "axes" }), body = make("g", {});
   const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
   const spot = ([low, high], from, to) => (v) => from + (v - low) / (high - low) * (to - from);
+  let drawn = "";
   /** @param {[number, number]} across @param {[number, number]} up @param {string} below
    * @param {boolean} wholeAcross @param {boolean} wholeUp */
-  let drawn = "";
   const scale = (across, up, below, wholeAcross, wholeUp) => {
     const x = spot(across, LEFT, WIDTH - RIGHT), y = spot(up, HEIGHT - BOTTOM, TOP), marks = [];
     const now = JSON.stringify([across, up, below]);

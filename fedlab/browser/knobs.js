@@ -5,9 +5,8 @@
 function knob(model, spec) {
   const set = (v) => { model.set("values", { ...model.get("values"), [spec.name]: v }); model.save_changes(); };
   const { fields, show } = ({ number: numberFields, choice: choiceField, text: textField })[spec.kind](spec, set);
-  fields[0].id = `fedlab-${Math.random().toString(36).slice(2)}`;
   const unit = spec.unit && spec.unit !== spec.label ? ` (${spec.unit})` : "";
-  const label = make("label", { for: fields[0].id }, spec.label, make("small", {}, unit));
+  const label = labelOf(fields[0], spec.label, make("small", {}, unit));
   const used = make("span", { class: "used", "data-used": spec.name });
   const draw = () => {
     const now = model.get("values")[spec.name], last = model.get("used")[spec.name];

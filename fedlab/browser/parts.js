@@ -43,10 +43,15 @@ function button(text, pressed, attributes = {}) {
   return node;
 }
 
+/** A label that belongs to a field. @param {HTMLElement} field @param {...(string | Node)} words */
+function labelOf(field, ...words) {
+  field.id ||= `fedlab-${Math.random().toString(36).slice(2)}`;
+  return make("label", { for: field.id }, ...words);
+}
+
 /** @param {string} label @param {HTMLElement} field */
 function labelled(label, field) {
-  field.id ||= `fedlab-${Math.random().toString(36).slice(2)}`;
-  return make("span", { class: "field" }, make("label", { for: field.id }, label), field);
+  return make("span", { class: "field" }, labelOf(field, label), field);
 }
 
 /** @param {string[]} options */

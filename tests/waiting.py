@@ -1,0 +1,11 @@
+"""Waiting for what another thread brings about."""
+
+import time
+
+
+def until(condition, seconds=20.0):
+    """Return when `condition()` holds; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
