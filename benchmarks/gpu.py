@@ -25,6 +25,7 @@ from torch import nn
 
 from fedlab import Columns, Config, from_module, matrix_factorisation, perceptron
 from fedlab.core import stream, to
+from fedlab.rounds import Round
 from fedlab.server import one_round
 
 EXAMPLES, WIDTH, BATCH = 200, 64, 32
@@ -92,7 +93,7 @@ def rounds_of(model, data: Columns, config: Config, device: torch.device) -> Cal
     """A function that runs round `number` from the same start, everything resident on the device."""
     params = to(model.init(stream(0, "init")), device)
     there = replace(model, constants=to(model.constants, device))
-    return lambda number: one_round(there, data, config, params, number)
+    return lambda number: one_round(there, data, config, Round(number - 1, config, params))
 
 
 def check(device: torch.device, engines: list[str], clients: int) -> None:

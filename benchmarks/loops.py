@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab.core import stream
-from fedlab.server import sample
 from fedlab.tables import read
+from fedlab.world import sample
 
 
 class Plain(nn.Module):

@@ -38,6 +38,7 @@ from fedlab import (
     synthesise,
 )
 from fedlab.core import stream
+from fedlab.rounds import Round
 from fedlab.server import one_round
 
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
@@ -94,10 +95,11 @@ def mlp(repeats: int) -> dict[str, float]:
         return {names[n]: v.transpose(1, 2) if n == "w1" else v[:, None] if n == "w2" else v for n, v in p.items()}
 
     def engine(how: str) -> Way:
-        return lambda number: renamed(one_round(built, data, replace(config, engine=how), first, number).params)
+        now = replace(config, engine=how)
+        return lambda number: renamed(one_round(built, data, now, Round(number - 1, now, first)).params)
     ways = {"loop": lambda number: module_loop(network, start, data, config, number),
             "eager": engine("eager"), "compiled": engine("compiled"),
-            "module": lambda number: one_round(module, data, config, start, number).params}
+            "module": lambda number: one_round(module, data, config, Round(number - 1, config, start)).params}
     times, worst = interleaved(ways, repeats, config)
     report(f"MLP, {CLIENTS} clients", times, worst)
     return times
@@ -110,8 +112,8 @@ def growth(repeats: int) -> tuple[float, float]:
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     for number in range(repeats + 1):
         for n in sizes:
-            began = time.perf_counter()
-            one_round(model, data[n], Config(cohort=n, local_lr=0.1), params, number)
+            now, began = Config(cohort=n, local_lr=0.1), time.perf_counter()
+            one_round(model, data[n], now, Round(number - 1, now, params))
             seconds[n].append((time.perf_counter() - began) / n)
     return median(seconds[100][1:]), median(seconds[1000][1:])
 
@@ -121,7 +123,7 @@ def knob_delay() -> float:
     data, model = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     now = Config(cohort=CLIENTS, local_lr=0.1, engine="compiled")
     params = model.init(stream(0, "init"))
-    one_round(model, data, now, params, 0)
+    one_round(model, data, now, Round(-1, now, params))
     turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2}, {"server_lr": 2.0},
               {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1}, {"batch_size": 64, "cohort": 64}]
     worst = 0.0
@@ -129,7 +131,7 @@ def knob_delay() -> float:
         now, seconds = replace(now, **change), []
         for _ in range(3):
             began = time.perf_counter()
-            one_round(model, data, now, params, number)
+            one_round(model, data, now, Round(number - 1, now, params))
             seconds.append(time.perf_counter() - began)
         worst = max(worst, seconds[0] - min(seconds[1:]))
     return worst
@@ -147,7 +149,7 @@ def tables(items: int, repeats: int) -> dict[str, float]:
 
     def loop(dense: bool) -> Way:
         return lambda number: table_loop(params, data, config, number, dense)
-    ways = {"engine": lambda number: one_round(model, data, config, params, number).params,
+    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config, params)).params,
             "dense loop": loop(True), "row loop": loop(False)}
     times, worst = interleaved(ways, repeats, config)
     report(f"matrix factorisation, {items:,} items", times, worst)
@@ -169,7 +171,7 @@ def movielens(cohort: int, repeats: int) -> dict[str, float]:
     """Seconds a round of lesson 2: engine, dense loop, row loop."""
     model, data, config = lesson(cohort)
     params = model.init(stream(0, "init"))
-    ways = {"engine": lambda number: one_round(model, data, config, params, number).params}
+    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config, params)).params}
     if cohort <= 256:                            # one block of draws: what the loops draw too
         ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, config, number, d)
                  for name in ("dense loop", "row loop")}
@@ -213,7 +215,7 @@ def streamed(folder: Path) -> None:
     config, params = Config(cohort=1000, local_lr=1.0), model.init(stream(0, "init"))
     for number, _ in enumerate(sys.stdin, 1):
         began = time.perf_counter()
-        params = one_round(model, data, config, params, number).params
+        params = one_round(model, data, config, Round(number - 1, config, params)).params
         print(json.dumps({"seconds": time.perf_counter() - began, "mb": peak_mb()}), flush=True)
 
 
@@ -230,7 +232,7 @@ def everybody() -> None:
     model, data, config = lesson(671)
     params = model.init(stream(0, "init"))
     for number in range(1, 4):
-        params = one_round(model, data, config, params, number).params
+        params = one_round(model, data, config, Round(number - 1, config, params)).params
     print(peak_mb())
 
 

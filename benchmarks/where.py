@@ -24,6 +24,7 @@ from speed import CLIENTS, EXAMPLES, WIDTH, lesson, vectors
 
 from fedlab import Config, perceptron, plots
 from fedlab.core import stream
+from fedlab.rounds import Round
 from fedlab.server import one_round
 from fedlab.step import sgd
 
@@ -89,7 +90,7 @@ def stages(model, data, config: Config, repeats: int) -> dict[str, float]:
                 stack.enter_context(mock.patch.dict("fedlab.step.RULES", rules))
                 there = replace(model, pullback=partial(by_hand, clock, model))
             with clock.stage("rest"):
-                one_round(there, data, config, params, number)
+                one_round(there, data, config, Round(number - 1, config, params))
         for name, value in clock.seconds.items():
             rows[name].append(value)
     return {name: median(values[2:]) for name, values in rows.items()}

@@ -9,8 +9,9 @@ from fedlab.models import Model, interaction, item_features, linear, matrix_fact
 from fedlab.modules import from_module
 from fedlab.personal import alone, alone_ranks
 from fedlab.readers import DataError
+from fedlab.rounds import Round, best_round, measured, stop_early
 from fedlab.scoring import scorer
-from fedlab.server import Round, best_round, federate, measured, stop_early
+from fedlab.server import federate
 from fedlab.sources import Columns, Stored, synthesise
 
 __all__ = [

@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedlab.core import Rows, Tree, Update
+from fedlab.core import ParameterError, Rows, Tree, Update
 
 Delta = Mapping[str, Tensor | Rows]
 Aggregate = Callable[[Iterable[Update], Tree], Delta]
+
+
+class NoDeltaError(ParameterError):
+    """These updates make no delta; a round that lost clients is skipped, one that lost none has wrong settings."""
 
 
 def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
@@ -25,6 +29,7 @@ def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
     for update in updates:
         total += float(update.weights.sum())
         sums.add(update)
+    some_weight(total)
     return sums.divided(dict.fromkeys(server, torch.tensor([total])))
 
 
@@ -33,14 +38,22 @@ def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
 
     The same as FedAvg for a parameter that every client holds. Ding et al. 2022, eq. 5.
     """
-    sums = Sums(server)
+    sums, total = Sums(server), 0.0
     held: Tree = {}
     for update in updates:
         sums.add(update)
+        total += float(update.weights.sum())
         for name, delta in update.deltas.items():
             at = held.setdefault(name, torch.zeros(len(server[name]), device=update.weights.device))
             at.index_add_(0, delta.ids, update.weights[delta.client])
+    some_weight(total)
     return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
+
+
+def some_weight(total: float) -> None:
+    """Raise `NoDeltaError` when there is nothing to average."""
+    if not total > 0:
+        raise NoDeltaError("no client is left, or all weights are 0; the model stays as it is")
 
 
 class Sums:

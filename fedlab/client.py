@@ -19,6 +19,7 @@ from torch import Tensor
 from fedlab.core import Config, Rows, Tree
 from fedlab.engine import run
 from fedlab.models import Model
+from fedlab.scaffold import Control
 from fedlab.step import Work
 from fedlab.tables import arranged, read
 
@@ -95,10 +96,10 @@ def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> di
 
 
 def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
-          config: Config) -> tuple[dict[str, Rows], Tensor]:
-    """Train a cohort from `params`: (delta of each parameter, mean loss of each client over its steps (C,)).
+          config: Config, control: Control | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+    """Train a cohort from `params`: (delta of each parameter, mean loss over its steps and their number, (C,) each).
 
-    Equal to training each client by itself; `delta` is client minus server.
+    Equal to training each client by itself; `delta` is client minus server. control: SCAFFOLD's variates.
     """
     kinds = holdings(model, params, batches, cohort)
     held = {name: kinds[kind] for name, kind in model.rows.items()}
@@ -107,10 +108,14 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
         return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
     values = {name: sent(name) for name in held}
     first, second = ({n: torch.zeros_like(v) for n, v in values.items() if config.optimizer == "adamw"} for _ in "mv")
-    losses = run(model, Work(values, first, second, {kind: h.index for kind, h in kinds.items()}, batches.columns,
-                             batches.weight, batches.active, {name: h.live for name, h in held.items()}), config)
+    shared = [name for name in held if name not in model.private]
+    anchors = {name: values[name].clone() for name in shared if config.proximal}
+    shifts = {name: control.shift(name, held[name].ids, cohort[held[name].client]) for name in shared if control}
+    rows = {"values": values, "means": first, "squares": second, "anchors": anchors, "shifts": shifts}
+    losses = run(model, Work(rows, {kind: h.index for kind, h in kinds.items()}, batches.columns, batches.weight,
+                             batches.active, {name: h.live for name, h in held.items()}), config)
     deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one" else sent(name)), h.ids, h.client)
               for name, h in held.items()}
     means = (losses * batches.weight).sum(1)                                 # (M,)
     totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner, torch.stack([means, torch.ones_like(means)]))
-    return deltas, totals[0] / totals[1]
+    return deltas, totals[0] / totals[1], totals[1]

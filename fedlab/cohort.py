@@ -16,6 +16,7 @@ from fedlab.client import arrange, train
 from fedlab.core import Config, Rows, Tree, Update, require, stream
 from fedlab.federation import Source
 from fedlab.models import Model
+from fedlab.scaffold import Control
 from fedlab.tables import joined
 
 BLOCK = 256
@@ -23,18 +24,21 @@ USUAL_MB = 128       # measured on a CPU: less costs steps, more leaves the cach
 
 
 def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
-            purpose: str = "") -> Iterator[Update]:
+            purpose: str = "", control: Control | None = None) -> Iterator[Update]:
     """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
 
-    cohort (C,): client numbers. number, purpose: the round, and what sets these draws apart from a round's.
+    cohort (C,): client numbers. number, purpose: the round, and what sets these draws apart from a round's. control:
+    SCAFFOLD's variates.
     """
+    if not len(cohort):
+        return
     device, first = next(iter(params.values())).device, 0
     weights = data.counts[cohort].float() if config.weighting == "examples" else torch.ones(len(cohort))
     for examples in chunks(model, data, params, cohort, config, number=number, purpose=purpose):
         here = slice(first, first + int(examples["client"][-1]) + 1)
         on_device = {name: column.to(device) for name, column in examples.items()}
-        deltas, losses = train_cohort(model, params, on_device, cohort[here].to(device), config)
-        yield Update(deltas, weights[here].to(device), losses, cohort[here])
+        deltas, losses, steps = train_cohort(model, params, on_device, cohort[here].to(device), config, control)
+        yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
 
 
@@ -77,6 +81,7 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, conf
     """
     width = (sizes // config.local_epochs).clamp(max=config.batch_size or 2**40)
     copies = 4 + 3 * (config.optimizer == "adamw")          # as sent, trained, their difference, its weighted sum
+    copies += 2 * (config.proximal > 0) + 2 * (config.correction != "none")
     column = sum(c[:1].nbytes for c in examples.values())
     need = sizes.double() * (3 * column + 48)               # drawn, sorted, arranged; looked up by row
     for name, kind in model.rows.items():
@@ -88,8 +93,8 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, conf
     return need + 8 * model.activity * width                # kept for the backward pass, and its gradients
 
 
-def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor,
-                 config: Config) -> tuple[dict[str, Rows], Tensor]:
+def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, config: Config,
+                 control: Control | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
     """`client.train` in groups of clients whose batches are about equally wide, so that padding stays below half.
 
     examples: as `Source.draw` gives them for `cohort`, which has the client with most examples first.
@@ -98,15 +103,16 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor,
     longest = config.batch_size or int(per_epoch[0])
     widths = (2 ** per_epoch.double().log2().ceil().long()).clamp(max=longest).tolist()
     deltas: list[dict[str, Rows]] = []
-    losses, first, seen = [], 0, 0
+    losses, steps, first, seen = [], [], 0, 0
     while first < len(widths):
         last = first + widths[first:].count(widths[first])
         count = int(per_epoch[first:last].sum()) * config.local_epochs
         group = {name: column[seen:seen + count] for name, column in examples.items()}
         group["client"] = group["client"] - first
         batches = arrange(group, config.local_epochs, widths[first])
-        delta, loss = train(model, params, batches, cohort[first:last], config)
+        delta, loss, taken = train(model, params, batches, cohort[first:last], config, control)
         deltas.append({name: Rows(d.values, d.ids, d.client + first) for name, d in delta.items()})
         losses.append(loss)
+        steps.append(taken)
         first, seen = last, seen + count
-    return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(losses)
+    return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(losses), torch.cat(steps)

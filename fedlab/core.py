@@ -57,6 +57,11 @@ class Rows:
         shape = (-1,) + (1,) * (self.values.dim() - 1)
         return Rows(self.values * factor[self.client].view(shape), self.ids, self.client)
 
+    def only(self, chosen: Tensor) -> "Rows":
+        """The rows of some clients, `chosen` (C,), who are counted anew from 0."""
+        rows, place = chosen[self.client], chosen.cumsum(0) - 1
+        return Rows(self.values[rows], self.ids[rows], place[self.client[rows]])
+
     def add_to(self, out: Tensor, weights: Tensor) -> Tensor:
         """Add to `out`, of the parameter's shape, every client's rows times its weight (C,), in place."""
         if len(out) == 1:                                    # a weight that all clients hold: one matrix product
@@ -81,14 +86,21 @@ class Rows:
 class Update:
     """What a chunk of a cohort sends.
 
-    deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort (c,): each client's weight in
-    the mean, mean local loss, and number.
+    deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort, steps (c,): each client's weight
+    in the mean, mean local loss, number, and local steps.
     """
 
     deltas: dict[str, Rows]
     weights: Tensor
     losses: Tensor
     cohort: Tensor
+    steps: Tensor
+
+    def only(self, chosen: Tensor) -> "Update":
+        """Some of its clients: `chosen` (c,) true for those that stay."""
+        mine = chosen.to(self.weights.device)
+        return Update({name: delta.only(mine) for name, delta in self.deltas.items()}, self.weights[mine],
+                      self.losses[mine], self.cohort[chosen.cpu()], self.steps[mine])
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
@@ -178,6 +190,19 @@ class Config:
     weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)",
                                usual=(0.0, 0.1))
     negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none", usual=(0, 20))
+    server_optimizer: str = knob("sgd", 0, 0, "", "how the server follows the aggregated delta",
+                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"))
+    server_momentum: float = knob(0.9, 0.0, 0.9999, "", "share of the last step that stays (beta 1); none in sgd")
+    server_beta2: float = knob(0.99, 0.0, 0.999999, "", "share of the squares that stays (beta 2), adam and yogi")
+    server_epsilon: float = knob(1e-3, 1e-12, 1e3, "", "least root of the squares (tau): how adaptive the server is",
+                                 log=True, usual=(1e-6, 1.0))
+    proximal: float = knob(0.0, 0.0, 1e4, "", "FedProx: pull of a client to what the server sent (mu)",
+                           usual=(0.0, 1.0))
+    correction: str = knob("none", 0, 0, "", "what keeps clients from drifting apart", choices=("none", "scaffold"))
+    drop_out: float = knob(0.0, 0.0, 1.0, "of the cohort", "chance that a client drops out of a round",
+                           usual=(0.0, 0.9))
+    deadline: float = knob(0.0, 0.0, 1e9, "s, simulated", "how long the server waits for clients; 0 waits for all",
+                           usual=(0.0, 100.0))
     weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"))
     engine: str = knob("eager", 0, 0, "", "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
                        choices=("eager", "compiled", "captured"))

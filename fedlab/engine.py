@@ -69,16 +69,17 @@ def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, st
     step = torch.compile(build(model, optimizer, precision, multiply=True), fullgraph=True)
     fresh = [True]
 
-    def marked(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,
-               constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
+    def marked(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree, constants: Tree,
+               weight: Tensor, numbers: Numbers) -> Tensor:
         if fresh:                                            # clients, batch and rows may change; other sizes do not
             fresh.clear()
-            for held in (*values.values(), *means.values(), *squares.values()):
-                torch._dynamo.mark_dynamic(held, 0)
+            for tree in held.values():
+                for value in tree.values():
+                    torch._dynamo.mark_dynamic(value, 0)
             for grid in (*index.values(), *columns.values(), weight):
                 if grid is not None:
                     torch._dynamo.mark_dynamic(grid, (0, 1))
-        return step(values, means, squares, index, columns, constants, weight, numbers)
+        return step(held, index, columns, constants, weight, numbers)
     return marked
 
 
@@ -106,13 +107,12 @@ GRAPHS = 8                                                   # kept at most: eac
 def padded(work: Work, kinds: Mapping[str, str]) -> Work:
     """The same work with room for a power of two of looked-up rows, so that its sizes come back round after round."""
     room = {name: 1 << (len(v) - 1).bit_length() if work.index[kinds[name]] is not None else len(v)
-            for name, v in work.values.items()}
+            for name, v in work.rows["values"].items()}
 
     def widen(name: str, rows: Tensor) -> Tensor:
         return torch.cat([rows, rows.new_zeros(room[name] - len(rows), *rows.shape[1:])])
-    wide = [{name: widen(name, v) for name, v in tree.items()} for tree in (work.values, work.means, work.squares)]
-    live = {name: [rows] * len(work.active) for name, rows in room.items()}
-    return replace(work, values=wide[0], means=wide[1], squares=wide[2], live=live)
+    wide = {what: {name: widen(name, v) for name, v in tree.items()} for what, tree in work.rows.items()}
+    return replace(work, rows=wide, live={name: [rows] * len(work.active) for name, rows in room.items()})
 
 
 def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Config) -> Tensor:
@@ -124,10 +124,11 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Conf
         return loop(eager, eager, work, model.constants, numbers)
     wide = padded(replace(work, columns={name: read(c) for name, c in work.columns.items()}), model.rows)
     last = {"weight": wide.weight, "numbers": numbers}
-    trees = (wide.values, wide.means, wide.squares, wide.index, wide.columns, last)
+    trees = (*wide.rows.values(), wide.index, wide.columns, last)
     given = [t for tree in trees for t in tree.values() if t is not None]
     fixed = tuple(c.data_ptr() for c in model.constants.values())
-    key = model.predict, config.optimizer, config.precision, len(work.active), fixed, *(t.shape for t in given)
+    key = (model.predict, config.optimizer, config.precision, len(work.active), fixed, *map(len, trees),
+           *(t.shape for t in given))
     if key not in _graphs:
         if len(_graphs) >= GRAPHS:
             _graphs.pop(next(iter(_graphs)))                 # the oldest
@@ -136,7 +137,7 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Conf
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()
-    for held, buffer in zip(work.values.values(), buffers, strict=False):    # values come first
+    for held, buffer in zip(work.rows["values"].values(), buffers, strict=False):    # values come first
         held.copy_(buffer[: len(held)])
     return losses.clone()
 
@@ -149,8 +150,8 @@ def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
 
     def swap(tree: Mapping[str, Tensor | None]) -> dict[str, Any]:
         return {name: None if t is None else mine[id(t)] for name, t in tree.items()}
-    static = replace(wide, values=swap(wide.values), means=swap(wide.means), squares=swap(wide.squares),
-                     index=swap(wide.index), columns=swap(wide.columns), weight=mine[id(wide.weight)])
+    static = replace(wide, rows={what: swap(tree) for what, tree in wide.rows.items()}, index=swap(wide.index),
+                     columns=swap(wide.columns), weight=mine[id(wide.weight)])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):                            # warm up off the stream that is captured

@@ -16,8 +16,9 @@ from fedlab.evaluation import Candidates, candidates, ranking
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
 from fedlab.metrics import rmse
 from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, user_features
+from fedlab.rounds import Round, measured
 from fedlab.scoring import scorer
-from fedlab.server import Round, federate, measured
+from fedlab.server import federate
 
 BUNDLED = "ml-latest-small"
 

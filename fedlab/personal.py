@@ -13,8 +13,8 @@ from fedlab.core import Config, Rows, Tree, Update, stream
 from fedlab.evaluation import Candidates, Score
 from fedlab.federation import Federation
 from fedlab.models import Model
+from fedlab.rounds import one_thread
 from fedlab.scoring import pair_scorer
-from fedlab.server import one_thread
 
 
 def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor) -> Score:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlab.core import ParameterError, require
-from fedlab.server import Round
+from fedlab.rounds import Round
 from fedlab.settings import VERSION
 
 Record = dict[str, Any]

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from fedlab.core import require
+from fedlab.rounds import Round
 from fedlab.run import Run
 from fedlab.runs import Runs
-from fedlab.server import Round
 
 Job = Generator[None, None, None]
 _active: "Runner | None" = None

@@ -3,12 +3,12 @@
 import json
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from fedlab.core import Config, ParameterError, require
+from fedlab.rounds import Round
 from fedlab.run import Record, Run, end, read, record
-from fedlab.server import Round
 
 
 class Runs:
@@ -62,7 +62,7 @@ class Runs:
         """Note a finished Round. Parameters are dropped from the one before, so that memory does not fill."""
         before = asdict(run.rounds[-1].config) if run.rounds else run.settings
         if run.rounds:
-            run.rounds[-1] = replace(run.rounds[-1], params={})
+            run.rounds[-1] = run.rounds[-1].light()
         run.rounds.append(done)
         run.clock.append(time.monotonic())
         with self._lock:

@@ -1,129 +1,143 @@
 """A federation is a stream of Rounds, and `federate` is its generator.
 
 Notebooks, plots, widgets and tests read the same stream; what acts on it (measuring, stopping, keeping the
-best) is a function from stream to stream or to a Round.
+best) is a function from stream to stream or to a Round, see `fedlab.rounds`.
 
 Letters: N clients, C in a cohort.
-Source: McMahan et al. 2017, algorithm 1. The server learning rate scales the mean delta (Reddi et al. 2021,
-algorithm 1, ServerOpt = SGD); local_epochs=1 and batch_size=0 make one local step of it: FedSGD.
+Source: McMahan et al. 2017, algorithm 1. How the server follows the aggregated delta is in `fedlab.optim`;
+local_epochs=1 and batch_size=0 make one local step of it: FedSGD.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fedlab.aggregation import Aggregate, weighted_mean
+from fedlab.aggregation import Aggregate, NoDeltaError, weighted_mean
 from fedlab.cohort import updates
 from fedlab.core import Config, ParameterError, Rows, Tree, Update, norms, require, stream, to
 from fedlab.engine import check_engine
 from fedlab.federation import Source
 from fedlab.models import Model
+from fedlab.optim import moved, server_step
+from fedlab.rounds import Round, one_thread
+from fedlab.scaffold import Control, check_correction
+from fedlab.screen import misfits
+from fedlab.world import World
 
 
-@dataclass(frozen=True, eq=False)
-class Round:
-    """What a round left behind. Losses, norms and private rows are seen by a simulation only.
+class ClientUpdate(Protocol):
+    """What the clients of a cohort do: `fedlab.cohort.updates`, or another with the same arguments."""
 
-    number: from 1; 0 is the start. config: the knobs as they were. params: server parameters and, beside
-    them, everybody's private rows. cohort, losses, norms (C,): client numbers, mean local loss, L2 norm of
-    what each one sent. bytes_down, bytes_up: of the whole cohort. seconds: training, without evaluation.
-    """
-
-    number: int
-    config: Config
-    params: Tree
-    cohort: Tensor
-    losses: Tensor
-    norms: Tensor
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> float:
-        """Mean local loss of the cohort, each client alike."""
-        return float(self.losses.mean())
+    def __call__(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int,
+                 control: Control | None) -> Iterator[Update]:
+        """Train a cohort and hand over its updates, chunk by chunk, in its order."""
 
 
 def federate(model: Model, data: Source, config: Config | Callable[[], Config] | None = None, *,
-             aggregate: Aggregate = weighted_mean, start: Round | None = None,
-             device: str | torch.device = "cpu") -> Iterator[Round]:
+             aggregate: Aggregate = weighted_mean, update: ClientUpdate = updates, world: World | None = None,
+             start: Round | None = None, device: str | torch.device = "cpu") -> Iterator[Round]:
     """Yield one Round at a time, for as many rounds as the config says.
 
     config: a Config, or a function that gives one; it is asked once before each round, so a knob turned in
-    between counts from the next round. start: a Round to go on from; the continued run equals an
+    between counts from the next round. aggregate, update: what the server and the clients do. world: who is there
+    and how long it takes, without one everybody at once. start: a Round to go on from; the continued run equals an
     uninterrupted one. Same seed, same machine: same bits. Raises `ParameterError` on a bad setting.
     """
     check_device(device)
     require(model.task == data.task, "task", model.task, f"model and federation differ; the federation has {data.task}")
     ask = config if callable(config) else partial(replace, config or Config())
     model, now = replace(model, constants=to(model.constants, device)), ask()
-    params = to(start.params if start else model.init(stream(now.seed, "init")), device)
-    number = start.number if start else 0
-    while number < now.rounds:
-        number += 1
+    done = start or Round(0, now, model.init(stream(now.seed, "init")))
+    done = replace(done, params=to(done.params, device))
+    while done.number < now.rounds:
         with one_thread():
-            done = one_round(model, data, now, params, number, aggregate)
-        params = done.params
+            done = one_round(model, data, now, done, aggregate, update, world)
         yield done
         now = ask()
 
 
-def one_round(model: Model, data: Source, config: Config, params: Tree, number: int,
-              aggregate: Aggregate = weighted_mean) -> Round:
-    """Sample a cohort, train it from `params`, aggregate, step the server."""
-    began, device = time.perf_counter(), next(iter(params.values())).device
-    check_engine(config, device)
-    cohort = sample(data, config, number)
-    losses: list[Tensor] = []
-    lengths: list[Tensor] = []
-    traffic = [(0, 0)]
-    kept: dict[str, list[Rows]] = {name: [] for name in model.private}
+def one_round(model: Model, data: Source, config: Config, before: Round, aggregate: Aggregate = weighted_mean,
+              update: ClientUpdate = updates, world: World | None = None) -> Round:
+    """Sample a cohort, train it from the parameters of the Round before, aggregate, step the server.
 
-    def sent() -> Iterator[Update]:                          # what leaves the clients; the rest is noted in passing
-        for update in updates(model, data, params, cohort, config, number=number):
-            shared = {name: delta for name, delta in update.deltas.items() if name not in model.private}
-            for name, rows in kept.items():
-                rows.append(update.deltas[name])
-            losses.append(update.losses.cpu())
-            lengths.append(norms(shared, len(update.cohort)))
-            traffic.append(payload(model, shared))
-            yield replace(update, deltas=shared)
-    step = aggregate(sent(), params)
-    shared = {name: moved(params[name], delta, config.server_lr) for name, delta in step.items()}
-    mine = {name: moved(params[name], Rows.joined(rows), 1.0) for name, rows in kept.items()}
-    down, up = (sum(part) for part in zip(*traffic, strict=True))
-    return Round(number, config, params | shared | mine, cohort, torch.cat(losses), torch.cat(lengths), down, up,
-                 time.perf_counter() - began)
-
-
-def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
-    """A parameter after a step of `rate` times `delta`; of `Rows`, only these change."""
-    if isinstance(delta, Tensor):
-        return value + rate * delta
-    return value.index_add(0, delta.ids, delta.values * rate)
-
-
-def sample(data: Source, config: Config, number: int) -> Tensor:
-    """(C,) the clients of a round, drawn without replacement; those with most ratings first.
-
-    From a large federation only about C numbers are drawn, so that a round's time does not follow N.
+    A client that drops out, is late or sends what is no delta is rejected with a reason. When no update is left, the
+    round is skipped: nothing changes. Raises `NoDeltaError` when the whole cohort was there and cannot be aggregated.
     """
-    count, clients, generator = config.cohort, len(data), stream(config.seed, "cohort", number)
-    require(count <= clients, "cohort", count, f"the federation has {clients} clients; choose from 1 to {clients}")
-    if clients < 50 * count:
-        cohort = torch.randperm(clients, generator=generator)[:count]
+    began, params, number = time.perf_counter(), before.params, before.number + 1
+    check_engine(config, next(iter(params.values())).device)
+    world = world or World()
+    params, there = world.welcome(model, data, params, number), world.attend(data, config, number)
+    check_correction(config)
+    control = Control.of(before.state, model, params, len(data)) if config.correction == "scaffold" else None
+    sent = Sent(model, params, dict(there.rejected), keep=control is not None)
+    trained = update(model, data, params, there.cohort, config, number=number, control=control)
+    state, skipped = dict(before.state), ""
+    try:
+        delta = aggregate(sent.noted(trained), params)
+    except NoDeltaError as reason:
+        if len(there.cohort) and not sent.rejected:
+            raise
+        skipped = str(reason)
     else:
-        drawn = torch.randint(clients, (2 * count + 10,), generator=generator).tolist()
-        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])     # the first `count` different ones
-    return cohort[data.counts[cohort].argsort(descending=True, stable=True)]
+        shared, moments = server_step(params, delta, state, config)
+        params, state = params | shared | sent.private(), state | moments
+        if control is not None:
+            state["control"] = control.after(sent.kept, config)
+    return Round(number, config, params, **sent.columns(), seconds=time.perf_counter() - began, skipped=skipped,
+                 clock=before.clock + there.seconds, state=state)
+
+
+class Sent:
+    """What leaves the clients of a round, noted in passing."""
+
+    def __init__(self, model: Model, params: Tree, rejected: dict[int, str], *, keep: bool) -> None:
+        """rejected: client -> why, of those that are not there to train. keep: all deltas, not private rows alone."""
+        self.model, self.params, self.rejected, self.keep = model, params, rejected, keep
+        self.kept: list[Update] = []
+        self.norms: list[Tensor] = []
+        self.bytes: list[tuple[int, int]] = []
+
+    def noted(self, trained: Iterator[Update]) -> Iterator[Update]:
+        """The updates as the server sees them: screened, without private rows."""
+        for every in trained:
+            shared, mine = self._apart(every)
+            self.bytes.append(payload(self.model, shared))
+            clients = len(every.cohort)
+            length, doubt = norms(shared, clients), norms(mine, clients) + every.losses.cpu()
+            rejected = misfits(every, self.params, (length + doubt).isfinite())
+            if rejected:
+                self.rejected |= rejected
+                fine = ~torch.isin(every.cohort, torch.tensor(list(rejected)))
+                every, length = every.only(fine), length[fine]  # noqa: PLW2901 - the same update, without bad clients
+                shared, mine = self._apart(every)
+            self.norms.append(length)
+            self.kept.append(every if self.keep else replace(every, deltas=mine))
+            if len(every.cohort):
+                yield replace(every, deltas=shared)
+
+    def _apart(self, update: Update) -> tuple[dict[str, Rows], dict[str, Rows]]:
+        """(deltas that are sent, deltas that stay)."""
+        private = self.model.private
+        return ({name: d for name, d in update.deltas.items() if name not in private},
+                {name: d for name, d in update.deltas.items() if name in private})
+
+    def private(self) -> Tree:
+        """Everybody's private rows after what their clients learned."""
+        return {name: moved(self.params[name], Rows.joined([u.deltas[name] for u in self.kept]), 1.0)
+                for name in self.model.private}
+
+    def columns(self) -> dict[str, Any]:
+        """What the Round says of the clients."""
+        down, up = (sum(part) for part in zip((0, 0), *self.bytes, strict=True))
+        none = torch.empty(0)
+        return {"cohort": torch.cat([none.long(), *(u.cohort for u in self.kept)]), "bytes_down": down, "bytes_up": up,
+                "losses": torch.cat([none, *(u.losses.cpu() for u in self.kept)]),
+                "norms": torch.cat([none, *self.norms]), "rejected": self.rejected}
 
 
 def payload(model: Model, shared: dict[str, Rows]) -> tuple[int, int]:
@@ -140,50 +154,3 @@ def check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ParameterError(f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One CPU thread for the small tensors of a round: with two on a busy machine a loop took 13x longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]], every: int = 1) -> Iterator[Round]:
-    """The same stream with metrics: `measure` sees every `every`-th Round and the others pass untouched."""
-    require(every >= 1, "every", every, "choose 1 or more")
-    for done in rounds:
-        if not done.number % every:
-            with one_thread():                               # the others are for a browser that looks on
-                found = measure(done)
-            done = replace(done, metrics=done.metrics | found)  # noqa: PLW2901 - the same Round, with more in it
-        yield done
-
-
-def stop_early(rounds: Iterable[Round], metric: str, mode: str, patience: int = 5) -> Iterator[Round]:
-    """Pass Rounds on until `metric` has not improved for `patience` measured rounds; mode: 'min' or 'max'."""
-    require(patience >= 1, "patience", patience, "choose 1 or more")
-    best, since = -math.inf, 0
-    for done in rounds:
-        yield done
-        if metric in done.metrics:
-            value = _sign(mode) * done.metrics[metric]
-            best, since = (value, 0) if value > best else (best, since + 1)
-        if since >= patience:
-            return
-
-
-def best_round(rounds: Iterable[Round], metric: str, mode: str) -> Round:
-    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'. Choose on validation."""
-    scored = [done for done in rounds if metric in done.metrics]
-    require(bool(scored), "metric", metric, "no Round has it; measure it with measured(...)")
-    return max(scored, key=lambda done: _sign(mode) * done.metrics[metric])
-
-
-def _sign(mode: str) -> int:
-    require(mode in ("min", "max"), "mode", mode, "write 'min' if lower is better, as for errors, or 'max'")
-    return -1 if mode == "min" else 1

@@ -13,10 +13,10 @@ from typing import Any
 
 from fedlab import settings
 from fedlab.core import Config, knobs, known, require
+from fedlab.rounds import Round
 from fedlab.run import Run
 from fedlab.runner import Job, Runner, claim, follow, side_by_side
 from fedlab.runs import Runs
-from fedlab.server import Round
 from fedlab.sweep import Sweep
 
 Live = Callable[[Callable[[], Any]], Iterator[Round]]
@@ -129,7 +129,7 @@ class Session:
         """One run; it is not there before its first round is asked for."""
         for old in self.runs.listed():       # ended ones lose their parameters, so that memory does not fill
             if old.state != "running" and old.rounds and old.rounds[-1].params:
-                old.rounds = [replace(done, params={}) for done in old.rounds]
+                old.rounds = [done.light() for done in old.rounds]
         run = self.runs.begin(config, name)
         self.members.append(run)
         yield from follow(partial(self.live, ask), run, self.runs)

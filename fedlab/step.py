@@ -6,7 +6,8 @@ to its row. A model may know its gradient by hand, which halves the time of smal
 `fedlab.engine` runs a step as it is, compiled, or as a CUDA graph.
 
 Letters: A clients active in the step, B examples each, R rows held by them, M batches and S steps in all.
-Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm 2 (AdamW).
+Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm 2 (AdamW); Li et al.
+2020, "Federated optimization in heterogeneous networks", eq. 2 (FedProx).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +21,9 @@ from fedlab.core import Config, Tree
 from fedlab.models import Model, Product
 from fedlab.tables import parts, read
 
-Numbers = tuple[float, ...] | Tensor                       # keep, rate, root of one step; a row of `hyper`
+Numbers = tuple[float, ...] | Tensor                       # keep, rate, root, mu of one step; a row of `hyper`
 Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
-Step = Callable[[Tree, Tree, Tree, Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
+Step = Callable[[Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -30,14 +31,13 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class Work:
     """All local steps of a group of clients: tensors, and where each step finds its own.
 
-    values: name -> (R, ...), trained in place. means, squares: name -> (R, ...) moments for AdamW, else empty.
-    index: kind -> (M, B) row of each example, or None where a client holds a single row. columns: (M, B, ...).
-    weight (M, B). active: A of each step; live: kind -> R of each step, a prefix of the rows.
+    rows: trees of name -> (R, ...), some of them empty: values, trained in place; means, squares, AdamW's moments;
+    anchors, what FedProx pulls to; shifts, what SCAFFOLD adds. index: kind -> (M, B) row of each example, or None
+    where a client holds a single row. columns: (M, B, ...). weight (M, B). active: A of each step; live: kind -> R of
+    each step, a prefix of the rows.
     """
 
-    values: Tree
-    means: Tree
-    squares: Tree
+    rows: Mapping[str, Tree]
     index: Mapping[str, Tensor | None]
     columns: Tree
     weight: Tensor
@@ -45,22 +45,28 @@ class Work:
     live: Mapping[str, list[int]]
 
 
-def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers) -> None:
+def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
+        pull: Tensor | None) -> None:
     """`w <- (1 - lr lambda) w - lr g`; the step scales the loss by -lr, so that `grad` is -lr g already."""
     keep = numbers[0]
     if isinstance(keep, Tensor) or keep != 1:
         values.mul_(keep)
+    if pull is not None:
+        values.sub_(pull * numbers[1])
     if isinstance(grad, Product):
         values.baddbmm_(*grad)                             # a quarter less time here than to multiply, then add
     else:
         _scatter(values, index, grad)
 
 
-def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers) -> None:
+def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
+          pull: Tensor | None) -> None:
     """AdamW on all rows a client holds, at each step, as moments fade; they are fresh each round."""
     assert moments is not None
-    (b1, b2), (keep, rate, root), (m, v) = BETAS, numbers, moments
+    (b1, b2), (keep, rate, root, _), (m, v) = BETAS, numbers, moments
     g = torch.bmm(*grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index, grad)
+    if pull is not None:
+        g = g + pull
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
     values.mul_(keep).sub_(m / (v.sqrt() / root + EPS) * rate)
@@ -70,12 +76,20 @@ RULES = {"sgd": sgd, "adamw": adamw}
 
 
 def hyper(config: Config, steps: int) -> list[tuple[float, ...]]:
-    """For each step: what weight decay keeps, the rate, and the root of AdamW's second bias correction."""
+    """For each step: what weight decay keeps, the rate, the root of AdamW's second bias correction, FedProx' mu."""
     keep = 1 - config.local_lr * config.weight_decay
     if config.optimizer == "sgd":
-        return [(keep, config.local_lr, 1.0)] * steps
+        return [(keep, config.local_lr, 1.0, config.proximal)] * steps
     (b1, b2), count = BETAS, range(1, steps + 1)
-    return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5) for t in count]
+    return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5, config.proximal) for t in count]
+
+
+def pulled(values: Tensor, anchor: Tensor | None, shift: Tensor | None, mu: float | Tensor) -> Tensor | None:
+    """What is added to the gradient of held rows: FedProx' `mu (w - w of the server)`, SCAFFOLD's `c - c_i`."""
+    if anchor is None:
+        return shift
+    toward = (values - anchor) * mu
+    return toward if shift is None else toward + shift
 
 
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
@@ -96,16 +110,16 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
 
     half = precision == "bf16"
 
-    def step(values: Tree, means: Tree, squares: Tree, index: Mapping[str, Tensor | None], columns: Tree,
-             constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
+    def step(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree, constants: Tree,
+             weight: Tensor, numbers: Numbers) -> Tensor:
         flat = {kind: None if rows is None else rows.flatten() for kind, rows in index.items()}
         leaves = {}
         for name, kind in kinds.items():
-            rows, held = flat[kind], values[name]
+            rows, value = flat[kind], held["values"][name]
             if rows is not None:                            # one row for each example
-                leaf = held.index_select(0, rows).view(*weight.shape, *held.shape[1:])
+                leaf = value.index_select(0, rows).view(*weight.shape, *value.shape[1:])
             else:                                           # a single row, broadcast over the examples
-                leaf = held.detach().unsqueeze(1) if kind in columns else held.detach()
+                leaf = value.detach().unsqueeze(1) if kind in columns else value.detach()
             leaves[name] = leaf
         # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where it costs least
         share = weight * -numbers[1] if optimizer == "sgd" else weight
@@ -114,8 +128,11 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
             if half or multiply:
                 grads = [torch.bmm(*g) if isinstance(g, Product) else g for g in grads]
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
-            moments = (means[name], squares[name]) if means else None
-            rule(values[name], moments, flat[kind], grad, numbers)
+            value, moments = held["values"][name], None
+            if optimizer == "adamw":
+                moments = held["means"][name], held["squares"][name]
+            pull = pulled(value, held["anchors"].get(name), held["shifts"].get(name), numbers[3])
+            rule(value, moments, flat[kind], grad, numbers, pull)
         return loss
     return step
 
@@ -142,10 +159,8 @@ def loop(step: Step, tiny: Step, work: Work, constants: Tree,
     columns = {name: parts(column, work.active) for name, column in work.columns.items()}
     for number, weight in enumerate(work.weight.split(work.active)):
         live = {name: rows[number] for name, rows in work.live.items()}
-        values, means, squares = ({name: rows[: live[name]] for name, rows in tree.items()}
-                                  for tree in (work.values, work.means, work.squares))
+        held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what, tree in work.rows.items()}
         losses.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
-            values, means, squares,
-            {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
+            held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
             {name: read(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))
     return torch.cat(losses)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from fedlab.core import Config, knobs, require
+from fedlab.rounds import Round
 from fedlab.run import PLAIN, Run
-from fedlab.server import Round
 from fedlab.session import Session
 from fedlab.settings import differing
 from fedlab.sweep import Sweep

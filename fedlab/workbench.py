@@ -18,7 +18,7 @@ import traitlets
 from fedlab import settings, view
 from fedlab.core import Config, ParameterError, knobs, known, require
 from fedlab.export import KINDS, export, to_tensorboard
-from fedlab.server import Round
+from fedlab.rounds import Round
 from fedlab.session import Live, Session
 from fedlab.sweep import Sweep, values
 

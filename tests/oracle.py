@@ -54,8 +54,11 @@ def train_module(module, examples, config, inputs, task):
     return {n: (p - start[n]).detach() for n, p in net.named_parameters()}, sum(losses) / len(losses)
 
 
-def train_one(model, params, examples, config, keep_rate=1.0):
-    """Train one client by itself: (its delta as {name: {row id: values}}, its mean loss over steps)."""
+def train_one(model, params, examples, config, keep_rate=1.0, shift=None):
+    """Train one client by itself: (its delta as {name: {row id: values}}, its mean loss over steps).
+
+    shift: name -> whole tensors c - c_i that SCAFFOLD adds to each gradient.
+    """
     ids = {"user": examples["user"].unique(), "item": examples["item"].unique(), "one": torch.zeros(1).long()}
     local = {n: torch.nn.Parameter(params[n][ids[kind]].clone()) for n, kind in model.rows.items()}
     start = {n: p.detach().clone() for n, p in local.items()}
@@ -74,6 +77,9 @@ def train_one(model, params, examples, config, keep_rate=1.0):
             loss = (mse_loss if model.task == "ratings" else binary_cross_entropy_with_logits)(
                 prediction, batch["target"])
             loss.backward()
+            for n in local.keys() - model.private:
+                local[n].grad += config.proximal * (local[n].detach() - start[n])
+                local[n].grad += shift[n][ids[model.rows[n]]] if shift else 0
             optimizer.step()
             losses.append(float(loss.detach()))
     delta = {n: dict(zip(ids[model.rows[n]].tolist(), p.detach() - start[n], strict=True))

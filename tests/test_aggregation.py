@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedlab.aggregation import mean_of_holders, weighted_mean
 from fedlab.core import Rows, Update
-from fedlab.server import moved
+from fedlab.optim import moved
 
 SERVER = {"item": torch.zeros(3, 1), "dense": torch.zeros(1, 2)}
 DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
@@ -18,7 +18,8 @@ DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
 
 def sent(deltas, weights):
     """One update with these deltas and weights; losses and client numbers do not matter here."""
-    return [Update(deltas, weights, torch.zeros(len(weights)), torch.arange(len(weights)))]
+    return [Update(deltas, weights, torch.zeros(len(weights)), torch.arange(len(weights)),
+                   torch.ones(len(weights)))]
 
 
 def dense(rule, updates, server):

@@ -10,12 +10,15 @@ from fedlab.cohort import train_cohort
 from fedlab.core import Config, Rows, stream
 from fedlab.federation import Federation, by_activity
 from fedlab.models import Model
-from fedlab.server import sample
+from fedlab.server import federate
+from fedlab.world import sample
 
 SETTINGS = {
     "sgd": {}, "two epochs": {"local_epochs": 2}, "decay": {"weight_decay": 0.01, "local_lr": 0.1},
     "fedsgd": {"batch_size": 0}, "odd batch": {"batch_size": 7},
     "adamw": {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.05},
+    "fedprox": {"proximal": 0.5, "local_epochs": 2, "weight_decay": 0.01},
+    "fedprox by adamw": {"proximal": 0.5, "optimizer": "adamw", "local_lr": 0.01},
 }
 
 
@@ -25,16 +28,20 @@ def per_client(deltas, clients):
              for n, d in deltas.items()} for c in range(clients)]
 
 
-def check_against_loop(model, data, config, keep_rate=1.0):
+def check_against_loop(model, data, config, keep_rate=1.0, control=None):
     params = model.init(stream(1, "init"))
     cohort = sample(data, config, 1)
     examples = data.draw(cohort, config.local_epochs, config.negatives, stream(0, "examples", 1))
     examples |= model.noise(len(examples["item"]), stream(0, "noise", 1))
-    deltas, losses = train_cohort(model, params, examples, cohort, config)
+    deltas, losses, steps = train_cohort(model, params, examples, cohort, config, control)
     assert losses.shape == (len(cohort),)
+    sizes, width = torch.bincount(examples["client"]) // config.local_epochs, config.batch_size or 10**9
+    assert steps.tolist() == [-(-n // width) * config.local_epochs for n in sizes.tolist()]
     for c, mine in enumerate(per_client(deltas, len(cohort))):
         own = {n: column[examples["client"] == c] for n, column in examples.items()}
-        expected, loss = train_one(model, params, own, config, keep_rate)
+        shift = {n: server - control.clients[n][int(cohort[c]) * len(server) + torch.arange(len(server))]
+                 for n, server in control.server.items()} if control else None
+        expected, loss = train_one(model, params, own, config, keep_rate, shift)
         assert losses[c] == pytest.approx(loss, abs=1e-5)
         for name, rows in expected.items():
             assert sorted(mine[name]) == sorted(rows)
@@ -55,6 +62,17 @@ def test_stacked_cohort_equals_plain_loop_on_ratings(name, stars, build):
     check_against_loop(model, stars, Config(cohort=12, local_lr=0.05))
 
 
+@pytest.mark.parametrize("name", ["matrix factorisation", "interaction"])
+def test_scaffold_equals_plain_loop(name, build, split):
+    data, config = Federation(split.train, by_activity(split.train, 9)), Config(
+        rounds=2, cohort=9, batch_size=256, local_lr=0.05, correction="scaffold")
+    model = build(name, split.train)
+    (*_, done) = federate(model, data, config)
+    control = done.state["control"]
+    assert all(float(c.abs().max()) > 0 for c in control.server.values())
+    check_against_loop(model, data, config, 0.8, control)
+
+
 def test_platforms_with_many_users_equal_plain_loop(split, build):
     data = Federation(split.train, by_activity(split.train, 20))
     for private in (True, False):
@@ -70,7 +88,7 @@ def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
     model = Model("biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item", "b": "item"})
     data = Federation(tiny([0, 0, 0], [0, 1, 2], [3.0, 6.0, 9.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
-    deltas, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5, cohort=1))
+    deltas, _, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5, cohort=1))
     for name in ("a", "b"):                                             # 0.5 * 2 * y / 3 examples
         assert deltas[name].values.tolist() == pytest.approx([1.0, 2.0, 3.0])
 
@@ -89,7 +107,7 @@ def test_one_sgd_step_by_hand(build):
     params = {"user": torch.full((1, 8), 0.5), "item": torch.full((1, 8), 0.25), "bias": torch.zeros(1)}
     data = Federation(tiny([0], [0], [3.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
-    deltas, losses = train_cohort(model, params, examples, torch.tensor([0]), Config(local_lr=0.1, cohort=1))
+    deltas, losses, _ = train_cohort(model, params, examples, torch.tensor([0]), Config(local_lr=0.1, cohort=1))
     # prediction 8 * 0.5 * 0.25 = 1, error -2, loss 4; d/dq = 2 * -2 * p = -2, d/dp = -1, d/db = -4
     assert losses.tolist() == [4.0]
     torch.testing.assert_close(deltas["item"].values, torch.full((1, 8), 0.2))

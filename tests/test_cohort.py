@@ -8,7 +8,8 @@ import torch
 from fedlab.aggregation import mean_of_holders
 from fedlab.cohort import BLOCK, chunks, client_bytes
 from fedlab.core import Config, ParameterError, stream
-from fedlab.server import federate, sample
+from fedlab.server import federate
+from fedlab.world import sample
 
 
 def cut(model, data, config):

@@ -13,8 +13,10 @@ from fedlab.core import Config, ParameterError, stream
 from fedlab.engine import padded
 from fedlab.models import perceptron
 from fedlab.modules import from_module
-from fedlab.server import federate, one_round, sample
+from fedlab.rounds import Round
+from fedlab.server import federate, one_round
 from fedlab.sources import Columns
+from fedlab.world import sample
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(900, 6, generator=G)
@@ -49,14 +51,14 @@ def test_compiled_rounds_equal_eager_ones_on_clients_of_every_length(name, chang
 def test_a_turned_knob_runs_the_code_that_is_there():
     model, now = perceptron(6, 8), Config(cohort=20, engine="compiled")
     params = model.init(stream(0, "init"))
-    one_round(model, VECTORS, now, params, 1)
+    one_round(model, VECTORS, now, Round(0, now, params))
     before = counters["stats"]["unique_graphs"]
     for number, turned in enumerate([
             {"local_lr": 0.1}, {"cohort": 13}, {"batch_size": 9}, {"local_epochs": 3}, {"weight_decay": 0.1},
             {"server_lr": 2.0}, {"weighting": "equal"}, {"seed": 5}, {"cohort": 1}, {"batch_size": 1}], 1):
         now = replace(now, **turned)
-        close(one_round(model, VECTORS, now, params, number),
-              one_round(model, VECTORS, replace(now, engine="eager"), params, number))
+        close(one_round(model, VECTORS, now, Round(number - 1, now, params)),
+              one_round(model, VECTORS, replace(now, engine="eager"), Round(number - 1, now, params)))
     assert counters["stats"]["unique_graphs"] == before
     assert before > 0
 
@@ -84,17 +86,18 @@ def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
     def work():
         values = {n: params[n].index_select(0, kinds[k].ids) for n, k in model.rows.items()}
         means, squares = ({n: torch.zeros_like(v) for n, v in values.items() if optimizer == "adamw"} for _ in "mv")
-        return step.Work(values, means, squares, {k: h.index for k, h in kinds.items()}, batches.columns,
+        rows = {"values": values, "means": means, "squares": squares, "anchors": {}, "shifts": {}}
+        return step.Work(rows, {k: h.index for k, h in kinds.items()}, batches.columns,
                          batches.weight, batches.active, {n: kinds[k].live for n, k in model.rows.items()})
     exact, numbers = work(), step.hyper(config, len(batches.active))
     wide = padded(work(), model.rows)
-    assert len(wide.values["item"]) == 1 << (len(exact.values["item"]) - 1).bit_length()
-    assert len(wide.values["user"]) == 5
+    assert len(wide.rows["values"]["item"]) == 1 << (len(exact.rows["values"]["item"]) - 1).bit_length()
+    assert len(wide.rows["values"]["user"]) == 5
     take = step.build(model, optimizer, "fp32")
     a, b = (step.loop(take, take, w, {}, numbers) for w in (exact, wide))
     assert torch.equal(a, b)
-    for n, v in exact.values.items():
-        assert torch.equal(v, wide.values[n][: len(v)])
+    for n, v in exact.rows["values"].items():
+        assert torch.equal(v, wide.rows["values"][n][: len(v)])
 
 
 def test_without_a_compiler_or_a_gpu_the_fix_is_named(monkeypatch):

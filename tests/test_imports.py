@@ -8,7 +8,8 @@ import pytest
 import fedlab
 
 LAYERS = ["core", "tables", "readers", "data", "federation", "sources", "models", "modules", "metrics", "evaluation",
-          "scoring", "aggregation", "step", "engine", "client", "cohort", "server", "personal", "plots", "experiment",
+          "scoring", "aggregation", "optim", "scaffold", "step", "engine", "client", "cohort", "screen", "world",
+          "rounds", "server", "personal", "plots", "experiment",
           "settings", "run", "runs", "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 

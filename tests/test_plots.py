@@ -6,7 +6,8 @@ import pytest
 from fedlab import plots
 from fedlab.core import Config
 from fedlab.federation import Federation, equal
-from fedlab.server import federate, measured
+from fedlab.rounds import measured
+from fedlab.server import federate
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 
 from fedlab import export, runs, settings
 from fedlab.core import Config, ParameterError
+from fedlab.rounds import Round
 from fedlab.run import record
-from fedlab.server import Round
 
 START = Config(rounds=3, cohort=2)
 

@@ -9,8 +9,9 @@ from fedlab.aggregation import weighted_mean
 from fedlab.core import Config, ParameterError, stream
 from fedlab.federation import Federation
 from fedlab.models import item_features, linear, user_features
+from fedlab.rounds import best_round, measured, stop_early
 from fedlab.scoring import scorer
-from fedlab.server import best_round, federate, measured, payload, stop_early
+from fedlab.server import federate, payload
 
 FEW = Config(rounds=3, cohort=10)
 
@@ -47,7 +48,7 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
             generator = stream(*key)
             drawn.setdefault(key[1:], {})[seed] = torch.rand(4, generator=stream(*key))
             return generator
-        for place in ("server", "cohort"):
+        for place in ("server", "cohort", "world"):
             monkeypatch.setattr(f"fedlab.{place}.stream", spy)
         list(federate(model, clicks, replace(FEW, rounds=2, seed=seed)))
     assert {purpose for purpose, *_ in drawn} == {"init", "cohort", "examples", "noise"}

@@ -12,7 +12,8 @@ import pytest
 from waiting import until
 
 from fedlab.core import Config, ParameterError
-from fedlab.server import federate, measured
+from fedlab.rounds import measured
+from fedlab.server import federate
 from fedlab.workbench import Workbench
 
 SMALL = Config(rounds=6, cohort=4)

@@ -1,0 +1,62 @@
+"""SCAFFOLD: control variates by hand, and the drift that they remove."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedlab.core import Config, ParameterError, Rows, Update, norms
+from fedlab.models import Model
+from fedlab.scaffold import Control
+from fedlab.server import federate
+from fedlab.sources import Columns
+
+# y = w x, two clients with one example each; the best w of client 0 is 1, of client 1 it is 2
+TWO = Columns({"x": torch.tensor([1.0, 3.0]), "target": torch.tensor([1.0, 6.0])}, torch.tensor([0, 1]), "ratings")
+LINE = Model("line", "ratings", lambda g: {"w": torch.zeros(1, 1)}, lambda p, b: p["w"] * b["x"], {"w": "one"})
+
+
+def test_control_variates_by_hand():
+    control = Control(4, {"w": torch.tensor([[1.0], [2.0]])}, Control.of(
+        {}, replace(LINE, rows={"w": "item"}), {"w": torch.zeros(2, 1)}, 4).clients)
+    delta = Rows(torch.tensor([[-3.0], [4.0], [6.0]]), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
+    sent = Update({"w": delta}, torch.ones(2), torch.zeros(2), torch.tensor([2, 0]), torch.tensor([3.0, 1.0]))
+    after = control.after([sent], Config(local_lr=0.5))
+    # client 2, K lr = 1.5: row 0 changes by 3 / 1.5 - 1 = 1, row 1 by -4 / 1.5 - 2; client 0, K lr = 0.5: -12 - 2
+    torch.testing.assert_close(after.clients["w"][torch.tensor([4, 5, 1, 0])][:, 0],
+                               torch.tensor([1.0, -4 / 1.5 - 2, -14.0, 0.0]))
+    torch.testing.assert_close(after.server["w"][:, 0], torch.tensor([1 + 1 / 4, 2 + (-4 / 1.5 - 2 - 14) / 4]))
+    torch.testing.assert_close(after.shift("w", torch.tensor([1]), torch.tensor([0])), after.server["w"][1:] + 14.0)
+
+
+def test_scaffold_finds_the_optimum_that_fedavg_drifts_from():
+    # mean loss ((w - 1)^2 + (3w - 6)^2) / 2 is least at w = (1 + 18) / (1 + 9) = 1.9
+    config = Config(rounds=300, cohort=2, local_epochs=10, local_lr=0.02, batch_size=0)
+    ends = {name: list(federate(LINE, TWO, replace(config, correction=name)))[-1] for name in ("none", "scaffold")}
+    assert float(ends["scaffold"].params["w"]) == pytest.approx(1.9, abs=1e-4)
+    assert abs(float(ends["none"].params["w"]) - 1.9) > 0.05
+    control = ends["scaffold"].state["control"]          # at the optimum c is 0 and c_i the client's own gradient
+    assert float(control.server["w"]) == pytest.approx(0, abs=1e-3)
+    assert control.clients["w"][torch.arange(2)].flatten().tolist() == pytest.approx([1.8, -1.8], abs=1e-2)
+
+
+def test_fedprox_holds_clients_back():
+    config = Config(rounds=1, cohort=2, local_epochs=20, local_lr=0.02, batch_size=0)
+    (free,), (held,) = (list(federate(LINE, TWO, replace(config, proximal=mu))) for mu in (0.0, 10.0))
+    assert (held.norms < free.norms).all()
+    assert float(norms({"w": Rows(torch.ones(1, 1), torch.tensor([0]), torch.tensor([0]))}, 1)) == 1
+
+
+def test_a_resumed_run_keeps_the_control_variates(build, clicks):
+    model = build("matrix factorisation", clicks.train)
+    config = Config(rounds=4, cohort=8, correction="scaffold")
+    whole = list(federate(model, clicks, config))
+    resumed = list(federate(model, clicks, config, start=whole[1]))
+    assert all(torch.equal(whole[-1].params[n], resumed[-1].params[n]) for n in whole[-1].params)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"optimizer": "adamw"}, "correction='scaffold'.*optimizer='sgd'"),
+                                                ({"local_lr": 0.0}, "local_lr=0.0: SCAFFOLD divides by it")])
+def test_what_has_no_control_variates_is_refused(wrong, message):
+    with pytest.raises(ParameterError, match=message):
+        next(federate(LINE, TWO, Config(cohort=2, correction="scaffold", **wrong)))
