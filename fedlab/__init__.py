@@ -1,23 +1,30 @@
 """Federated recommendation, small enough to read in one sitting. This list is the whole public surface."""
 
-from fedlab.aggregation import mean_of_holders, weighted_mean
+from fedlab.aggregation import given, hierarchical, mean_of_holders, weighted_mean
 from fedlab.core import Config, ParameterError
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
+from fedlab.ensemble import distil, distilled, ensemble
 from fedlab.evaluation import Candidates, candidates, full_ranks, popularity, ranking
+from fedlab.features import content, genre_profile, item_features, linear, user_features
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
-from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, perceptron, user_features
+from fedlab.models import Model, interaction, matrix_factorisation, perceptron
 from fedlab.modules import from_module
 from fedlab.personal import alone, alone_ranks
 from fedlab.readers import DataError
+from fedlab.robust import coordinate_median, krum, norm_bound, trimmed_mean
 from fedlab.rounds import Round, best_round, measured, stop_early
 from fedlab.scoring import scorer
+from fedlab.selection import HeldOut, as_update, by_quality, judge, select
 from fedlab.server import federate
 from fedlab.sources import Columns, Stored, synthesise
+from fedlab.world import Membership, World
 
 __all__ = [
-    "Candidates", "Columns", "Config", "DataError", "Federation", "Model", "ParameterError", "Ratings", "Round",
-    "Split", "Stored", "alone", "alone_ranks", "best_round", "by_activity", "by_genre", "candidates", "equal",
-    "federate", "from_module", "full_ranks", "interaction", "item_features", "leave_one_out", "linear", "load",
-    "matrix_factorisation", "mean_of_holders", "measured", "one_per_user", "perceptron", "popularity", "ranking",
-    "read", "scorer", "split_by_time", "standardise", "stop_early", "synthesise", "user_features", "weighted_mean",
+    "Candidates", "Columns", "Config", "DataError", "Federation", "HeldOut", "Membership", "Model", "ParameterError",
+    "Ratings", "Round", "Split", "Stored", "World", "alone", "alone_ranks", "as_update", "best_round", "by_activity",
+    "by_genre", "by_quality", "candidates", "content", "coordinate_median", "distil", "distilled", "ensemble",
+    "equal", "federate", "from_module", "full_ranks", "genre_profile", "given", "hierarchical", "interaction",
+    "item_features", "judge", "krum", "leave_one_out", "linear", "load", "matrix_factorisation", "mean_of_holders",
+    "measured", "norm_bound", "one_per_user", "perceptron", "popularity", "ranking", "read", "scorer", "select",
+    "split_by_time", "standardise", "stop_early", "synthesise", "trimmed_mean", "user_features", "weighted_mean",
 ]

@@ -8,12 +8,13 @@ Sources: McMahan et al. 2017, "Communication-efficient learning of deep networks
 algorithm 1; Ding et al. 2022, "Federated submodel optimization for hot and cold data features".
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fedlab.core import ParameterError, Rows, Tree, Update
+from fedlab.core import ParameterError, Rows, Tree, Update, require
 
 Delta = Mapping[str, Tensor | Rows]
 Aggregate = Callable[[Iterable[Update], Tree], Delta]
@@ -48,6 +49,62 @@ def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
             at.index_add_(0, delta.ids, update.weights[delta.client])
     some_weight(total)
     return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
+
+
+def given(alpha: Sequence[float] | Tensor, then: Aggregate = weighted_mean) -> Aggregate:
+    """The mean with a weight of your own for each client: sum_k alpha_k delta_k / sum_k alpha_k over the cohort.
+
+    alpha (N,): by client number, 0 or more.
+    """
+    weights = torch.as_tensor(alpha, dtype=torch.float32)
+    bad = (~((weights >= 0) & weights.isfinite())).nonzero()
+    require(not len(bad), "alpha", [float(weights[k]) for k in bad[:1, 0]], "choose finite weights of 0 or more")
+    require(bool(weights.sum() > 0), "alpha", weights.tolist()[:8], "all are 0; give at least one client a weight")
+
+    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+        return then((replace(u, weights=weights[u.cohort].to(u.weights)) for u in updates), server)
+    return rule
+
+
+def hierarchical(platform: Tensor, inner: Aggregate = weighted_mean, outer: Aggregate = weighted_mean) -> Aggregate:
+    """Devices -> platform -> server: each platform aggregates its own devices, the server aggregates platforms.
+
+    platform (N,): of each client. A platform weighs as much as its devices together, so that two weighted means are
+    one. Liu et al. 2020, "Client-edge-cloud hierarchical federated learning", algorithm 1 with one edge round.
+    """
+    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+        every = joined_updates(updates)
+        mine = platform[every.cohort]
+        parts = []
+        for number in mine.unique().tolist():
+            own = every.only(mine == number)
+            delta = inner([own], server)
+            rows = {name: as_rows(d) for name, d in delta.items()}
+            parts.append(Update(rows, own.weights.sum()[None], own.losses.mean()[None], torch.tensor([number]),
+                                own.steps.sum()[None]))
+        return outer(parts, server)
+    return rule
+
+
+def as_rows(delta: Tensor | Rows) -> Rows:
+    """A delta as what one client would send."""
+    if isinstance(delta, Rows):
+        return replace(delta, client=torch.zeros_like(delta.client))
+    ids = torch.arange(len(delta), device=delta.device)
+    return Rows(delta, ids, torch.zeros_like(ids))
+
+
+def joined_updates(updates: Iterable[Update]) -> Update:
+    """All chunks of a cohort as one. Raises `NoDeltaError` when there are none."""
+    parts = list(updates)
+    some_weight(float(len(parts)))
+    first, deltas = 0, []
+    for part in parts:
+        deltas.append({name: replace(d, client=d.client + first) for name, d in part.deltas.items()})
+        first += len(part.cohort)
+    columns = ((getattr(part, name) for part in parts) for name in ("weights", "losses", "cohort", "steps"))
+    return Update({name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]},
+                  *(torch.cat(list(column)) for column in columns))
 
 
 def some_weight(total: float) -> None:

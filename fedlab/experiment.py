@@ -13,9 +13,10 @@ from fedlab.aggregation import Aggregate, mean_of_holders, weighted_mean
 from fedlab.core import Config, knob, strict
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
 from fedlab.evaluation import Candidates, candidates, ranking
+from fedlab.features import item_features, linear, user_features
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
 from fedlab.metrics import rmse
-from fedlab.models import Model, interaction, item_features, linear, matrix_factorisation, user_features
+from fedlab.models import Model, interaction, matrix_factorisation
 from fedlab.rounds import Round, measured
 from fedlab.scoring import scorer
 from fedlab.server import federate

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab.core import Tree, require
-from fedlab.data import Catalogue, Ratings
 from fedlab.tables import SparseTable
 
 
@@ -89,7 +88,7 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
 
     sparse_users: store a private user vector once it has trained, for federations of very many users.
     """
-    _check_sizes(users=users, items=items, dim=dim)
+    check_sizes(users=users, items=items, dim=dim)
     require(private_users or not sparse_users, "sparse_users", sparse_users, "only private users can be sparse")
 
     def init(generator: torch.Generator) -> Tree:
@@ -119,7 +118,7 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, 
 
     dropout: share of the interaction's entries set to zero in training, from 0 to below 1.
     """
-    _check_sizes(users=users, items=items, dim=dim)
+    check_sizes(users=users, items=items, dim=dim)
     require(0 <= dropout < 1, "dropout", dropout, "choose a share from 0 to below 1")
     table = matrix_factorisation(users, items, dim, task=task, private_users=private_users, spread=spread)
 
@@ -139,29 +138,9 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1, 
     return Model("interaction", task, init, predict, rows, table.private, noise=noise)
 
 
-def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings", clients: int = 0) -> Model:
-    """`y = theta . x`, where x is (item features, user features, 1): (I, F1) and (U, F2) floats.
-
-    clients: 0 for one shared theta; N for a private theta on each of N clients, so that nothing is sent.
-    """
-    width = item_features.shape[1] + user_features.shape[1] + 1
-
-    def init(generator: torch.Generator) -> Tree:
-        return {"theta": torch.zeros(clients or 1, width, 1)}
-
-    def predict(p: Tree, batch: Tree) -> Tensor:
-        item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
-        x = torch.cat([item, user, torch.ones_like(item[..., :1])], -1)   # (..., B, F)
-        return (x @ p["theta"]).squeeze(-1)
-
-    return Model("linear", task, init, predict, {"theta": "client" if clients else "one"},
-                 frozenset({"theta"} if clients else ()),
-                 {"item_features": item_features, "user_features": user_features})
-
-
 def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
     """`y = w2 . relu(W1 x + b1) + b2` on a column `x` (n, F) of the examples; a first layer as in `nn.Linear`."""
-    _check_sizes(inputs=inputs, hidden=hidden)
+    check_sizes(inputs=inputs, hidden=hidden)
 
     def init(generator: torch.Generator) -> Tree:
         def uniform(fan: int, *shape: int) -> Tensor:
@@ -187,24 +166,7 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
                  pullback=pullback, activity=2 * hidden)
 
 
-def item_features(catalogue: Catalogue) -> Tensor:
-    """(I, G + 1) what a film says of itself: its genres as 0/1, and its year in units of 20 years from 1990."""
-    years = torch.where(catalogue.years > 0, (catalogue.years - 1990) / 20, 0.0)
-    return torch.cat([catalogue.genres.float(), years[:, None]], 1)
-
-
-def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
-    """(U, 2) from train alone: a user's mean value, shrunk to the overall one, and log activity, centred.
-
-    strength: how many average ratings each user is imagined to have given already.
-    """
-    require(strength > 0, "strength", strength, "choose a positive number of imagined ratings")
-    counts = torch.bincount(train.users, minlength=train.user_count).float()
-    above = torch.zeros(train.user_count).index_add_(0, train.users, train.values - train.values.mean())
-    activity = counts.clamp(min=1).log()
-    return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
-
-
-def _check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
+    """Raise `ParameterError` unless all are whole numbers of 1 or more."""
     for name, size in sizes.items():
         require(isinstance(size, int) and size > 0, name, size, "choose a whole number of 1 or more")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fedlab import data, federation, models
+from fedlab import data, features, federation, models
 
 settings.register_profile("lab", deadline=None, derandomize=True)      # a busy machine is no failure
 settings.load_profile("lab")
@@ -37,8 +37,8 @@ def build():
     def make(name, train, task="clicks", **kwargs):
         sizes = train.user_count, train.item_count
         if name == "linear":
-            features = models.item_features(train.catalogue), models.user_features(train)
-            return models.linear(*features, task=task)
+            known = features.item_features(train.catalogue), features.user_features(train)
+            return features.linear(*known, task=task)
         if name == "interaction":
             return models.interaction(*sizes, 8, task=task, **kwargs)
         return models.matrix_factorisation(*sizes, 8, task=task, **kwargs)

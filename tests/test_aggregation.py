@@ -1,13 +1,17 @@
 """Aggregation by hand, and its invariants by property."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given as drawn
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from fedlab.aggregation import mean_of_holders, weighted_mean
-from fedlab.core import Rows, Update
+from fedlab.aggregation import NoDeltaError, given, hierarchical, mean_of_holders, weighted_mean
+from fedlab.core import ParameterError, Rows, Update
 from fedlab.optim import moved
+from fedlab.robust import coordinate_median
 
 SERVER = {"item": torch.zeros(3, 1), "dense": torch.zeros(1, 2)}
 DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
@@ -51,7 +55,7 @@ def test_fedavg_equals_numpy_average_of_dense_deltas():
 
 
 @settings(max_examples=100)
-@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=2), st.floats(0.01, 100))
+@drawn(st.lists(st.floats(0.01, 100), min_size=2, max_size=2), st.floats(0.01, 100))
 def test_only_the_shares_of_the_weights_count(weights, factor):
     for rule in (weighted_mean, mean_of_holders):
         a = dense(rule, sent(DELTAS, torch.tensor(weights)), SERVER)
@@ -82,3 +86,37 @@ def test_chunks_add_up_to_the_whole_whether_as_rows_or_as_tensors(rule):
         once, twice = (dense(rule, u, server) for u in (sent(DELTAS, weights), chunks))
         for name in server:
             torch.testing.assert_close(once[name], twice[name])
+
+
+def test_given_weights_go_by_client_number():
+    updates = [replace(sent(DELTAS, torch.tensor([9.0, 9.0]))[0], cohort=torch.tensor([2, 0]))]
+    step = dense(given([1.0, 5.0, 3.0]), updates, SERVER)
+    assert step["item"].tolist() == [[3.0], [6.5], [0.0]]
+    with pytest.raises(NoDeltaError, match="all weights are 0"):
+        given([0.0, 1.0, 0.0])(updates, SERVER)
+
+
+@pytest.mark.parametrize("alpha", [[1.0, -0.5], [0.0, 0.0], [float("nan"), 1.0]])
+def test_impossible_weights_are_refused(alpha):
+    with pytest.raises(ParameterError, match="alpha="):
+        given(alpha)
+
+
+def test_weighted_means_of_platforms_are_one_weighted_mean():
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows(torch.randn(40, 2, generator=generator), torch.randint(9, (40,), generator=generator),
+                torch.arange(8).repeat_interleave(5))
+    updates, server = sent({"w": rows}, torch.rand(8, generator=generator)), {"w": torch.zeros(9, 2)}
+    platform = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1])
+    torch.testing.assert_close(dense(hierarchical(platform), updates, server)["w"],
+                               dense(weighted_mean, updates, server)["w"])
+    # a median over platforms is another thing than over devices
+    step = dense(hierarchical(platform, outer=coordinate_median), updates, server)["w"]
+    each = torch.stack([dense(weighted_mean, [updates[0].only(platform == k)], server)["w"] for k in range(3)])
+    held = torch.stack([torch.isin(torch.arange(9), rows.ids[platform[rows.client] == k]) for k in range(3)])
+    for row in range(9):
+        if held[:, row].any():
+            whole_table = each[:, row].sort(0).values[1]
+            few = each[held[:, row], row]
+            expected = few.sort(0).values[[(len(few) - 1) // 2, len(few) // 2]].mean(0)
+            assert torch.allclose(step[row], expected) or torch.allclose(step[row], whole_table)

@@ -7,9 +7,9 @@ import pytest
 
 import fedlab
 
-LAYERS = ["core", "tables", "readers", "data", "federation", "sources", "models", "modules", "metrics", "evaluation",
-          "scoring", "aggregation", "optim", "scaffold", "step", "engine", "client", "cohort", "screen", "world",
-          "rounds", "server", "personal", "plots", "experiment",
+LAYERS = ["core", "tables", "readers", "data", "federation", "sources", "models", "features", "modules", "metrics",
+          "evaluation", "scoring", "aggregation", "optim", "robust", "selection", "scaffold", "step", "engine",
+          "client", "cohort", "ensemble", "screen", "world", "rounds", "server", "personal", "plots", "experiment",
           "settings", "run", "runs", "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 

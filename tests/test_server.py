@@ -7,8 +7,8 @@ import torch
 
 from fedlab.aggregation import weighted_mean
 from fedlab.core import Config, ParameterError, stream
+from fedlab.features import item_features, linear, user_features
 from fedlab.federation import Federation
-from fedlab.models import item_features, linear, user_features
 from fedlab.rounds import best_round, measured, stop_early
 from fedlab.scoring import scorer
 from fedlab.server import federate, payload
