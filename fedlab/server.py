@@ -48,6 +48,15 @@ def federate(model: Model, data: Source, config: Config | Callable[[], Config] |
     and how long it takes, without one everybody at once. start: a Round to go on from; the continued run equals an
     uninterrupted one. Same seed, same machine: same bits. Raises `ParameterError` on a bad setting.
     """
+    def step(model: Model, config: Config, before: Round) -> Round:
+        return one_round(model, data, config, before, aggregate, update, world)
+    return steps(step, model, data, config, start, device)
+
+
+def steps(step: Callable[[Model, Config, Round], Round], model: Model, data: Source,
+          config: Config | Callable[[], Config] | None, start: Round | None,
+          device: str | torch.device) -> Iterator[Round]:
+    """Round after Round, each by `step(model, config, the Round before)`; the rest as `federate` has it."""
     check_device(device)
     require(model.task == data.task, "task", model.task, f"model and federation differ; the federation has {data.task}")
     ask = config if callable(config) else partial(replace, config or Config())
@@ -56,7 +65,7 @@ def federate(model: Model, data: Source, config: Config | Callable[[], Config] |
     done = replace(done, params=to(done.params, device))
     while done.number < now.rounds:
         with one_thread():
-            done = one_round(model, data, now, done, aggregate, update, world)
+            done = step(model, now, done)
         yield done
         now = ask()
 
@@ -68,28 +77,32 @@ def one_round(model: Model, data: Source, config: Config, before: Round, aggrega
     A client that drops out, is late or sends what is no delta is rejected with a reason. When no update is left, the
     round is skipped: nothing changes. Raises `NoDeltaError` when the whole cohort was there and cannot be aggregated.
     """
-    began, params, number = time.perf_counter(), before.params, before.number + 1
-    check_engine(config, next(iter(params.values())).device)
-    world = world or World()
-    params, there = world.welcome(model, data, params, number), world.attend(data, config, number)
+    began, world, number = time.perf_counter(), world or World(), before.number + 1
+    check_engine(config, next(iter(before.params.values())).device)
     check_correction(config)
+    params, there = world.welcome(model, data, before.params, number), world.attend(data, config, number)
     control = Control.of(before.state, model, params, len(data)) if config.correction == "scaffold" else None
     sent = Sent(model, params, dict(there.rejected), keep=control is not None)
     trained = update(model, data, params, there.cohort, config, number=number, control=control)
-    state, skipped = dict(before.state), ""
+    done = conclude(before, config, sent, trained, aggregate)
+    if control is not None and not done.skipped:
+        done = replace(done, state={**done.state, "control": control.after(sent.kept, config)})
+    return replace(done, clock=before.clock + there.seconds, seconds=time.perf_counter() - began)
+
+
+def conclude(before: Round, config: Config, sent: "Sent", trained: Iterator[Update], aggregate: Aggregate) -> Round:
+    """The Round after these updates: screened, aggregated, followed by the server."""
+    params, state, skipped = sent.params, dict(before.state), ""
     try:
         delta = aggregate(sent.noted(trained), params)
     except NoDeltaError as reason:
-        if len(there.cohort) and not sent.rejected:
+        if any(len(update.cohort) for update in sent.kept) and not sent.rejected:
             raise
         skipped = str(reason)
     else:
         shared, moments = server_step(params, delta, state, config)
         params, state = params | shared | sent.private(), state | moments
-        if control is not None:
-            state["control"] = control.after(sent.kept, config)
-    return Round(number, config, params, **sent.columns(), seconds=time.perf_counter() - began, skipped=skipped,
-                 clock=before.clock + there.seconds, state=state)
+    return Round(before.number + 1, config, params, **sent.columns(), skipped=skipped, state=state)
 
 
 class Sent:
