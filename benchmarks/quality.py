@@ -1,20 +1,24 @@
-"""How good the recommenders are on ml-latest-small: clean leave-one-out, 5 seeds, lesson 2's own settings.
+"""Recommendation quality on ml-latest-small and ML-100K: clean leave-one-out by time, 5 seeds, paired.
 
 python benchmarks/quality.py [--quick]
 
-A seed changes the first weights, the cohorts, the training negatives and the 99 evaluation negatives. What to
-keep is chosen on validation, the test is read once. Full ranking: among all items not seen earlier.
+A seed changes the first weights, the cohorts, the training negatives and the 99 evaluation negatives. Everything fits
+on train; what to keep, and the settings below, were chosen on validation; the test is read once. Full ranking: among
+all items not seen earlier. ML-100K comes from a folder or from RecBole's wheel, see `common.ml100k`.
 """
 
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 import torch
-from common import entry, is_quick, parameters, record
+from common import entry, is_quick, ml100k, parameters, record
 
 from fedlab import (
     Config,
     Federation,
+    Round,
     alone_ranks,
     best_round,
     candidates,
@@ -27,53 +31,155 @@ from fedlab import (
     one_per_user,
     popularity,
     ranking,
+    read,
     scorer,
 )
+from fedlab.central import dot, ease, ials
+from fedlab.data import Split
+from fedlab.evaluation import Candidates, Score
+from fedlab.implicit import Implicit
+from fedlab.leaky import leaky
 from fedlab.metrics import at_k
+from fedlab.personal import fine_tuned
+
+DIM = 32
+WAY = Implicit(w0=0.1, reg=0.01)
+SERVER = {"server_optimizer": "adam", "server_momentum": 0.5, "server_beta2": 0.99, "server_epsilon": 1e-4}
+ALL = Config(rounds=30, server_lr=0.1, **SERVER)                       # every client in every round
+TENTH = Config(rounds=80, server_lr=0.02, **SERVER)                    # a tenth of them
+PFEDREC = Config(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
+GOALS = {"mlsmall_fedavg_hr10": 0.66, "mlsmall_fedavg_ndcg10": 0.39, "mlsmall_federated_hr10": 0.715,
+         "mlsmall_federated_ndcg10": 0.465, "ml100k_federated_hr10": 0.665, "ml100k_federated_ndcg10": 0.38,
+         "ml100k_pfedrec_leaky_hr10": 0.70}
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One dataset: its split, its users as clients, the names of its figures."""
+
+    name: str
+    split: Split
+
+    @property
+    def clients(self) -> Federation:
+        """Every user a client."""
+        return Federation(self.split.train, one_per_user(self.split.train))
+
+    def model(self, dim: int = DIM, **given: float):
+        """Matrix factorisation of this size."""
+        return matrix_factorisation(self.split.train.user_count, self.split.train.item_count, dim, **given)
+
+
+def report(split: Split, score: Score, against: Candidates) -> Row:
+    """Sampled and full-ranking figures of one model on the test."""
+    return ranking(score, against) | at_k(full_ranks(split, score), prefix="full ")
+
+
+def lesson(setting: Setting, seed: int, validation: Candidates, test: Candidates) -> Iterator[tuple[str, Row]]:
+    """Lesson 2's model with lesson 2's settings: in a federation, on pooled data, and each user alone."""
+    given, clients, split = parameters("02_fedavg"), setting.clients, setting.split
+    together = Config(rounds=given["ROUNDS"], cohort=len(clients), local_lr=given["LOCAL_LR"], seed=seed,
+                      server_lr=given["SERVER_LR"], batch_size=given["BATCH_SIZE"], weighting="equal")
+    pooled = Config(rounds=given["CENTRAL_EPOCHS"], cohort=1, local_lr=given["CENTRAL_LR"], seed=seed,
+                    batch_size=given["CENTRAL_BATCH"])
+    central = Federation(split.train, torch.zeros(split.train.user_count, dtype=torch.int64))
+    model = setting.model(given["DIM"])
+    for name, data, config in (("fedavg", clients, together), ("pooled", central, pooled)):
+        run = measured(federate(model, data, config), lambda r: ranking(scorer(model, r.params), validation), every=2)
+        yield name, report(split, scorer(model, best_round(run, "ndcg@10", "max").params), test)
+    alone = replace(together, local_epochs=given["ALONE_EPOCHS"])
+    yield "local", at_k(alone_ranks(model, clients, alone, test))
+
+
+def federated(setting: Setting, config: Config, share: float, seed: int, seen: Callable[[Round, Score], None]) -> Score:
+    """Federated iALS for all rounds of `config`; `seen` looks at each Round with the users' vectors solved anew."""
+    clients, model = setting.clients, setting.model()
+    config = replace(config, cohort=max(1, round(share * len(clients))), seed=seed)
+    for done in federate(model, clients, config, update=WAY.update, aggregate=WAY.aggregate):
+        score = scorer(model, WAY.personal(clients, done.params))
+        seen(done, score)
+    return score
+
+
+def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> float:
+    """HR@10 of a personal model as PFedRec has it: each user ranks with its own copy of the films' vectors."""
+    model, config = setting.model(), replace(PFEDREC, cohort=len(data), seed=seed)
+    (*_, last) = federate(model, data, config)
+    return ranking(fine_tuned(model, data, last.params, config, last.number + 1), test)["hr@10"]
+
+
+def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: dict[str, list[list[float]]]) -> None:
+    """Every method on one dataset, seed by seed; curves: validation NDCG@10 by round."""
+    split = setting.split
+    for seed in seeds:
+        validation, test = (candidates(split, part, seed=seed) for part in ("validation", "test"))
+        found = dict(lesson(setting, seed, validation, test))
+        found["popularity"] = report(split, popularity(split.train), test)
+        found["ease"] = report(split, ease(split.train), test)
+        both = dot(*ials(split.train, DIM, w0=WAY.w0, reg=WAY.reg, seed=seed))
+        found["central"] = report(split, both, test)
+        curves["central"].append([ranking(both, validation)["ndcg@10"]])
+        for name, config, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):
+            curve: list[float] = []
+            score = federated(setting, config, share, seed,
+                              lambda _, s, c=curve, v=validation: c.append(ranking(s, v)["ndcg@10"]))
+            found[name] = report(split, score, test)
+            curves[name].append(curve)
+        for name, row in found.items():
+            rows[name].append(row)
+        print(setting.name, seed, {name: {k: round(v, 3) for k, v in row.items()} for name, row in found.items()},
+              flush=True)
+
+
+def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dict]:
+    """Means and spreads over seeds, and paired differences in NDCG@10 to the federated one."""
+    found = {}
+    for name, each in rows.items():
+        for metric in each[0]:
+            values, key = [row[metric] for row in each], f"{prefix}_{name}_{metric.replace('@', '').replace(' ', '_')}"
+            spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
+            found[key] = entry(mean(values), "share" if "hr" in metric else "NDCG", GOALS.get(key), higher=True,
+                               seeds=len(values), note=f"{'full ranking' if 'full' in metric else '99 negatives'}, "
+                                                       f"{spread}{note}")
+    for name in ("fedavg", "ease", "central", "local"):
+        gaps = [a["ndcg@10"] - b["ndcg@10"] for a, b in zip(rows["federated"], rows[name], strict=True)]
+        found[f"{prefix}_federated_minus_{name}_ndcg10"] = entry(
+            mean(gaps), "NDCG", None, higher=True, seeds=len(gaps),
+            note=f"paired by seed, better in {sum(g > 0 for g in gaps)} of {len(gaps)}{note}")
+    wins = [f["ndcg@10"] > alone["ndcg@10"] for f, alone in zip(rows["fedavg"], rows["local"], strict=True)]
+    found[f"{prefix}_fedavg_beats_local"] = entry(mean(wins), "of seeds", 1.0, higher=True, seeds=len(wins),
+                                                  note=f"NDCG@10, paired by seed{note}")
+    return found
+
+
+def rounds_to(curves: dict[str, list[list[float]]], name: str, share: float = 0.97) -> float:
+    """The first round whose mean validation NDCG@10 is `share` of central iALS'; the last plus one if none is."""
+    wanted = share * mean(c[0] for c in curves["central"])
+    means = [mean(each) for each in zip(*curves[name], strict=True)]
+    return next((number for number, value in enumerate(means, 1) if value >= wanted), len(means) + 1)
 
 
 def main(quick: bool) -> None:
-    lesson, seeds = parameters("02_fedavg"), range(1 if quick else 5)
-    split = leave_one_out(load())
-    users, items = split.train.user_count, split.train.item_count
-    clients = Federation(split.train, one_per_user(split.train))
-    central = Federation(split.train, torch.zeros(users, dtype=torch.int64))
-    model = matrix_factorisation(users, items, lesson["DIM"])
-    together = Config(rounds=lesson["ROUNDS"], cohort=len(clients), local_lr=lesson["LOCAL_LR"],
-                      server_lr=lesson["SERVER_LR"], batch_size=lesson["BATCH_SIZE"], weighting="equal")
-    pooled = Config(rounds=lesson["CENTRAL_EPOCHS"], cohort=1, local_lr=lesson["CENTRAL_LR"],
-                    batch_size=lesson["CENTRAL_BATCH"])
-    alone = replace(together, local_epochs=lesson["ALONE_EPOCHS"])
-    rows: dict[str, list[dict[str, float]]] = {"popularity": [], "fedavg": [], "central": [], "local": []}
-    for seed in seeds:
-        validation, test = (candidates(split, part, seed=seed) for part in ("validation", "test"))
-        rows["popularity"].append(report(split, popularity(split.train), test))
-        for name, data, config in (("fedavg", clients, together), ("central", central, pooled)):
-            run = measured(federate(model, data, replace(config, seed=seed)),
-                           lambda r, v=validation: ranking(scorer(model, r.params), v), every=2)
-            kept = best_round(run, "ndcg@10", "max")
-            rows[name].append(report(split, scorer(model, kept.params), test) | {"round": kept.number})
-        rows["local"].append(at_k(alone_ranks(model, clients, replace(alone, seed=seed), test)))
-        print(seed, {name: {k: round(v, 3) for k, v in found[-1].items()} for name, found in rows.items()}, flush=True)
-    wins = sum(f["ndcg@10"] > alone["ndcg@10"] for f, alone in zip(rows["fedavg"], rows["local"], strict=True))
-    goals = {"mlsmall_fedavg_hr10": 0.66, "mlsmall_fedavg_ndcg10": 0.39}
-    figures = {}
-    for name, found in rows.items():
-        for metric in found[0].keys() - {"round"}:
-            values = [f[metric] for f in found]
-            spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
-            key = f"mlsmall_{name}_{metric.replace('@', '').replace(' ', '_')}"
-            note = f"{'full ranking' if 'full' in metric else '99 negatives'}, {spread}{', quick' if quick else ''}"
-            figures[key] = entry(mean(values), "share" if "hr" in metric else "NDCG", goals.get(key), higher=True,
-                                 seeds=len(values), note=note)
-    figures["mlsmall_fedavg_beats_local"] = entry(wins / len(rows["local"]), "of seeds", 1.0, higher=True,
-                                                  seeds=len(rows["local"]), note="NDCG@10, paired by seed")
-    record("quality", dict(sorted(figures.items())), quick)
-
-
-def report(split, score, against) -> dict[str, float]:
-    """Sampled and full-ranking figures of one model on the test."""
-    return ranking(score, against) | at_k(full_ranks(split, score), prefix="full ")
+    seeds, note = range(1 if quick else 5), ", quick" if quick else ""
+    found = {}
+    for setting in (Setting("mlsmall", leave_one_out(load())), Setting("ml100k", leave_one_out(read(ml100k())))):
+        rows, curves = defaultdict[str, list[Row]](list), defaultdict[str, list[list[float]]](list)
+        measure(setting, seeds, rows, curves)
+        found |= figures(setting.name, rows, note)
+        if setting.name == "mlsmall":
+            continue
+        for name, goal, key in (("federated", 30, "all"), ("federated_10pct", 80, "10pct")):
+            found[f"ml100k_rounds_to_97pct_{key}"] = entry(
+                rounds_to(curves, name), "rounds", goal, higher=False, seeds=len(seeds),
+                note=f"mean validation NDCG@10 over seeds at 97% of central iALS{note}")
+        owner = one_per_user(setting.split.train)
+        for name, data, goal, higher in (("leaky", leaky(setting.split, owner), 0.70, True),
+                                         ("clean", setting.clients, 0.60, False)):
+            values = [pfedrec(setting, data, s, candidates(setting.split, "test", seed=s)) for s in seeds]
+            found[f"ml100k_pfedrec_{name}_hr10"] = entry(mean(values), "share", goal, higher=higher, seeds=len(seeds),
+                                                         note=f"personal item vectors, {name} training negatives{note}")
+    record("quality", dict(sorted(found.items())), quick)
 
 
 if __name__ == "__main__":

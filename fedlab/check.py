@@ -50,6 +50,35 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
          else "divide the counts by their sum, then add up share times delta over the clients")
 
 
+def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
+    """Lesson 3: `rule(deltas, cut)` is the mean of deltas (C, D) without the `cut` largest and smallest of each column."""
+    deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
+    answer = rule(deltas, 2)
+    expected = deltas.sort(0).values[2:-2].mean(0)
+    whole = _equal(answer, deltas[2:-2].mean(0))
+    _say(_equal(answer, expected), "sort each column first: the extremes of one column are not those of another" if whole
+         else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean of the rest")
+
+
+def ensemble_download(answer: object, models: int, numbers: int) -> None:
+    """Lesson 3: bytes that a user downloads for an ensemble of models of so many numbers."""
+    _say(answer == models * numbers * 4, "every model of the ensemble predicts, so the user needs all of them; 4 bytes each")
+
+
+def staleness(weight: Callable[[float], Any]) -> None:
+    """Lesson 4: `weight(s)` is (1 + s) ** -0.5, the polynomial weight of an update that is s steps late."""
+    steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
+    answers = [weight(float(s)) for s in steps]
+    right = all(_equal(a, (1 + s) ** -0.5) for a, s in zip(answers, steps, strict=True))
+    _say(right, "an update that is not late must weigh 1, one that is 3 steps late one half")
+
+
+def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
+    """Lesson 4: how long a synchronous round lasts, and how many of the clients count."""
+    expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
+    _say(answer == expected, "the server waits for the slowest, but not beyond the deadline; who is later does not count")
+
+
 def upload(answer: object, rows: int, dim: int) -> None:
     """Lesson 2: bytes a client sends up for `rows` items: a vector of `dim` floats, a bias, the row number."""
     _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")

@@ -192,8 +192,10 @@ class Config:
     negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none", usual=(0, 20))
     server_optimizer: str = knob("sgd", 0, 0, "", "how the server follows the aggregated delta",
                                  choices=("sgd", "momentum", "adam", "yogi", "adagrad"))
-    server_momentum: float = knob(0.9, 0.0, 0.9999, "", "share of the last step that stays (beta 1); none in sgd")
-    server_beta2: float = knob(0.99, 0.0, 0.999999, "", "share of the squares that stays (beta 2), adam and yogi")
+    server_momentum: float = knob(0.9, 0.0, 0.9999, "", "share of the last step that stays (beta 1); none in sgd",
+                                  usual=(0.0, 0.99))
+    server_beta2: float = knob(0.99, 0.0, 0.999999, "", "share of the squares that stays (beta 2), adam and yogi",
+                                usual=(0.9, 0.9999))
     server_epsilon: float = knob(1e-3, 1e-12, 1e3, "", "least root of the squares (tau): how adaptive the server is",
                                  log=True, usual=(1e-6, 1.0))
     proximal: float = knob(0.0, 0.0, 1e4, "", "FedProx: pull of a client to what the server sent (mu)",

@@ -10,23 +10,27 @@ from functools import lru_cache
 from torch import Tensor
 
 from fedlab.aggregation import Aggregate, mean_of_holders, weighted_mean
-from fedlab.core import Config, knob, strict
+from fedlab.asynchronous import Asynchronous, federate_async
+from fedlab.core import knob, strict
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
 from fedlab.evaluation import Candidates, candidates, ranking
-from fedlab.features import item_features, linear, user_features
+from fedlab.features import content, genre_profile, item_features, linear, user_features
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
 from fedlab.metrics import rmse
 from fedlab.models import Model, interaction, matrix_factorisation
+from fedlab.robust import coordinate_median, krum, norm_bound, trimmed_mean
 from fedlab.rounds import Round, measured
 from fedlab.scoring import scorer
+from fedlab.selection import HeldOut, by_quality, judge, select
 from fedlab.server import federate
+from fedlab.world import Membership, World
 
 BUNDLED = "ml-latest-small"
 
 
 @strict
 @dataclass(frozen=True, kw_only=True)
-class Experiment(Config):
+class Experiment(Asynchronous):
     """Config, and what the federation is made of. These count from the next run."""
 
     data: str = knob(BUNDLED, 0, 0, "", f"{BUNDLED}, or a folder that `fedlab.read` takes", live=False)
@@ -39,11 +43,29 @@ class Experiment(Config):
     alpha: float = knob(0.3, 0.001, 1_000.0, "", "by genre: how alike platforms are (Dirichlet)", live=False, log=True,
                         usual=(0.05, 100.0))
     model: str = knob("matrix factorisation", 0, 0, "", "what predicts", live=False,
-                      choices=("matrix factorisation", "interaction", "linear"))
+                      choices=("matrix factorisation", "interaction", "content", "linear"))
     dim: int = knob(32, 1, 1_024, "numbers", "length of a user's or a film's vector (D)", live=False, log=True,
                     usual=(1, 128))
     aggregation: str = knob("weighted mean", 0, 0, "", "how deltas become one", live=False,
-                            choices=("weighted mean", "mean of holders"))
+                            choices=("weighted mean", "mean of holders", "coordinate median", "trimmed mean", "krum",
+                                     "norm bound", "by quality", "best models"))
+    trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end", live=False,
+                       usual=(0.0, 0.45))
+    byzantine: int = knob(1, 0, 100_000, "clients", "krum: how many bad clients it should stand (f)", live=False,
+                          usual=(0, 20))
+    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged", live=False, usual=(1, 20))
+    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound: longest delta (L2)", live=False, log=True, usual=(0.01, 10.0))
+    temperature: float = knob(0.1, 1e-6, 1e6, "", "by quality: small listens to the best client alone", live=False,
+                              log=True, usual=(0.01, 10.0))
+    timing: str = knob("synchronous", 0, 0, "", "wait for a whole cohort, or step as updates come", live=False,
+                       choices=("synchronous", "asynchronous"))
+    pace: float = knob(0.01, 0.0, 1e6, "s, simulated", "what an example takes a median client", live=False,
+                       usual=(0.0, 0.1))
+    spread: float = knob(1.0, 0.0, 5.0, "", "how unlike clients' speeds are (sd of the log)", live=False,
+                         usual=(0.0, 3.0))
+    delay: float = knob(2.0, 0.0, 1e6, "s, simulated", "mean time to send", live=False, usual=(0.0, 60.0))
+    late: float = knob(0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False)
+    early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False)
     measure_every: int = knob(1, 1, 1_000, "rounds", "how often the validation metrics are worked out", live=False,
                               usual=(1, 20))
     device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False)
@@ -58,10 +80,20 @@ PARTITIONS: dict[str, Callable[[Ratings, Experiment], Tensor]] = {
 MODELS: dict[str, Callable[[Ratings, Experiment], Model]] = {
     "matrix factorisation": lambda t, e: matrix_factorisation(t.user_count, t.item_count, e.dim, task=e.task),
     "interaction": lambda t, e: interaction(t.user_count, t.item_count, e.dim, task=e.task),
+    "content": lambda t, e: content(t.catalogue.genres.float(), genre_profile(t), e.dim, task=e.task),
     "linear": lambda t, e: linear(item_features(t.catalogue), user_features(t), task=e.task),
 }
-AGGREGATES: dict[str, Aggregate] = {"weighted mean": weighted_mean, "mean of holders": mean_of_holders}
-METRICS = {"ndcg@10": "max", "hr@10": "max", "rmse": "min"}
+AGGREGATES: dict[str, Callable[[Experiment, Model, Federation], Aggregate]] = {
+    "weighted mean": lambda *_: weighted_mean,
+    "mean of holders": lambda *_: mean_of_holders,
+    "coordinate median": lambda *_: coordinate_median,
+    "trimmed mean": lambda e, *_: trimmed_mean(e.trim),
+    "krum": lambda e, *_: krum(e.byzantine, e.keep),
+    "norm bound": lambda e, *_: norm_bound(e.bound),
+    "by quality": lambda e, model, data: by_quality(judge(model, _held_out(e), data.owner), e.temperature),
+    "best models": lambda e, model, data: select(judge(model, _held_out(e), data.owner), e.keep),
+}
+METRICS = {"ndcg@10": "max", "hr@10": "max", "rmse": "min", "staleness": "min"}
 
 
 @lru_cache(maxsize=2)
@@ -73,6 +105,13 @@ def _split(data: str, task: str) -> Split:
 @lru_cache(maxsize=2)
 def _candidates(data: str, seed: int) -> Candidates:
     return candidates(_split(data, "clicks"), "validation", seed=seed)
+
+
+def _held_out(e: Experiment) -> HeldOut:
+    """What judges clients: the validation part, which the metrics are of as well."""
+    if e.task == "clicks":
+        return HeldOut.clicks(_candidates(e.data, e.seed))
+    return HeldOut.ratings(_split(e.data, e.task).validation)
 
 
 def evaluate(settings: Experiment, model: Model, data: Federation, done: Round) -> dict[str, float]:
@@ -87,7 +126,8 @@ def evaluate(settings: Experiment, model: Model, data: Federation, done: Round) 
 def stream(ask: Callable[[], Experiment]) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation; `ask` gives the knobs before each round.
 
-    A cohort larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot be built.
+    A cohort larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot be
+    built.
     """
     first = ask()
     train = _split(first.data, first.task).train
@@ -97,7 +137,15 @@ def stream(ask: Callable[[], Experiment]) -> Iterator[Round]:
     def now() -> Experiment:
         asked = ask()
         return replace(asked, cohort=min(asked.cohort, len(data)))
-    rounds = federate(model, data, now, aggregate=AGGREGATES[first.aggregation], device=first.device)
+    aggregate = AGGREGATES[first.aggregation](first, model, data)
+    world = World(pace=first.pace, spread=first.spread, delay=first.delay, seed=first.seed)
+    if first.timing == "asynchronous":
+        rounds = federate_async(model, data, now, world=world, aggregate=aggregate, device=first.device)
+    else:
+        if first.late or first.early:
+            members = Membership.drawn(len(data), max(first.rounds, 2), first.late, first.early, first.seed)
+            world = replace(world, members=members)
+        rounds = federate(model, data, now, aggregate=aggregate, world=world, device=first.device)
     return measured(rounds, lambda done: evaluate(first, model, data, done), first.measure_every)
 
 
@@ -109,6 +157,15 @@ PRESETS = {
     "10 platforms that differ in taste": Experiment(
         partition="by genre", platforms=10, alpha=0.1, cohort=10, rounds=60, local_lr=20.0, server_lr=2.0,
         batch_size=256),
+    "practice: 10 e-commerce platforms, averaged": Experiment(
+        partition="by genre", platforms=10, alpha=0.3, cohort=10, rounds=60, local_lr=20.0, server_lr=2.0,
+        batch_size=256, aggregation="weighted mean"),
+    "practice: 5 video platforms, the best model selected": Experiment(
+        partition="by activity", platforms=5, cohort=5, rounds=30, local_lr=1.0, local_epochs=2, batch_size=256,
+        model="content", aggregation="best models"),
+    "asynchronous: a buffer of 10": Experiment(
+        timing="asynchronous", rounds=300, cohort=64, buffer=10, local_lr=1.0, server_lr=80.0, weighting="equal",
+        dim=16, measure_every=6),
     "stars, not clicks": Experiment(
         task="ratings", model="linear", rounds=60, cohort=64, local_lr=0.01, server_lr=1.0),
 }

@@ -28,7 +28,7 @@ def to_csv(runs: Sequence[Run]) -> bytes:
     out.writeheader()
     for run in runs:
         for record, used in zip(run.records, run.settings_by_round(), strict=True):
-            out.writerow({"run": run.name} | used | record)
+            out.writerow({"run": run.name} | used | record | {"rejected": len(record.get("rejected", ()))})
     return text.getvalue().encode()
 
 

@@ -119,12 +119,12 @@ def shuffled(columns: Tree, epochs: int, generator: torch.Generator) -> Tree:
 
 
 def clicks(client: Tensor, users: Tensor, items: Tensor, item_count: int, epochs: int, negatives: int,
-           generator: torch.Generator) -> Tree:
+           generator: torch.Generator, train: Tensor | None = None) -> Tree:
     """Clicks (target 1), for each epoch and click `negatives` unseen items of its user (target 0), shuffled.
 
-    client, users, items (n,): the cohort's clicks by (client, user, item).
+    client, users, items (n,): what the cohort has seen by (client, user, item). train (n,): which of these are trained
+    on; all of them, unless a benchmark is to show what goes wrong otherwise (`fedlab.leaky`).
     """
-    seen = repeated({"client": client, "user": users, "item": items, "target": torch.ones(len(items))}, epochs)
     first = torch.ones(len(users), dtype=torch.int64)
     first[1:] = (users[1:] != users[:-1]) | (client[1:] != client[:-1])
     run = first.cumsum(0) - 1
@@ -132,24 +132,25 @@ def clicks(client: Tensor, users: Tensor, items: Tensor, item_count: int, epochs
     if negatives and len(full):
         raise ParameterError(f"negatives={negatives}: user {int(users[full[0]])} has seen all {item_count} items; "
                              "set negatives=0")
-    drawn = unseen(run, items, item_count, epochs, negatives, generator)
+    own = run if train is None else run[train]
+    drawn = unseen(run, items, item_count, own.repeat(epochs).repeat_interleave(negatives), generator)
+    client, users, items = (c if train is None else c[train] for c in (client, users, items))
+    seen = repeated({"client": client, "user": users, "item": items, "target": torch.ones(len(items))}, epochs)
     extra = {name: seen[name].repeat_interleave(negatives) for name in ("client", "epoch", "user")}
     extra |= {"item": drawn, "target": torch.zeros(len(drawn))}
     return shuffled({name: torch.cat([column, extra[name]]) for name, column in seen.items()}, epochs, generator)
 
 
-def unseen(run: Tensor, items: Tensor, item_count: int, epochs: int, negatives: int,
-           generator: torch.Generator) -> Tensor:
-    """(epochs * n * negatives,) items that the user of each row has not in *train*, all equally likely.
+def unseen(run: Tensor, items: Tensor, item_count: int, who: Tensor, generator: torch.Generator) -> Tensor:
+    """(k,) an item for each of `who` (k,) that this user has not seen, all equally likely.
 
-    run (n,): 0, 1, ... for the user of each row; items (n,) grow within each. The r-th unseen item is r + (seen
-    items with at most r unseen ones before them), so one sorted look-up serves all draws, without rejection.
-    Held-out items are drawn like any other.
+    run (n,): 0, 1, ... for the user of each row; items (n,) grow within each; who (k,): such numbers. The r-th unseen
+    item is r + (seen items with at most r unseen ones before them), so one sorted look-up serves all draws, without
+    rejection. Held-out items are drawn like any other.
     """
     seen = torch.bincount(run)
     starts, free = seen.cumsum(0) - seen, item_count - seen
     before = items - torch.arange(len(run)) + starts[run] + run * (item_count + 1)
-    who = run.repeat(epochs).repeat_interleave(negatives)
     chance = torch.rand(len(who), generator=generator, dtype=torch.float64)
     rank = (chance * free.index_select(0, who)).long()
     place = torch.searchsorted(before, who * (item_count + 1) + rank, right=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fedlab.aggregation import joined_updates
 from fedlab.cohort import updates
 from fedlab.core import Config, Rows, Tree, Update, stream
 from fedlab.evaluation import Candidates, Score
@@ -34,6 +35,17 @@ def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tenso
         held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
         return params[name][rows] + learned.where(held, 0.0)
     return pair_scorer(model, look_up, owner, each=True)
+
+
+def fine_tuned(model: Model, data: Federation, params: Tree, config: Config, number: int = 1) -> Score:
+    """Predictions of each user's own client after one more local training from `params`, which it keeps to itself.
+
+    number: the round that it is, for the draws.
+    """
+    order = data.counts.argsort(descending=True, stable=True)
+    with one_thread():
+        sent = joined_updates(updates(model, data, params, order, config, number=number))
+    return own_score(model, params, sent.deltas, order, data.owner)
 
 
 def alone(model: Model, data: Federation, config: Config) -> Iterator[tuple[Tensor, Score]]:

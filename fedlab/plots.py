@@ -120,6 +120,20 @@ def tastes(federations: Mapping[str, Federation]) -> Figure:
     return figure
 
 
+def platforms(federations: Mapping[str, Federation]) -> Figure:
+    """How many ratings each platform holds, and of how many users."""
+    with panels(len(federations), 4.6, 2.8) as (figure, axes):
+        for axis, (name, data) in zip(axes, federations.items(), strict=True):
+            users = torch.bincount(data.owner).tolist()
+            drawn = axis.bar(range(len(data)), data.counts.tolist(), color=COLOURS[0])
+            axis.bar_label(drawn, [f"{n} users" for n in users], fontsize=8, rotation=90 if len(users) > 6 else 0,
+                           padding=2)
+            axis.margins(y=0.35)
+            axis.set(title=name, xlabel="platform", ylabel="train ratings", xticks=range(len(data)))
+            axis.grid(visible=False)
+    return figure
+
+
 def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str = "clients",
               bins: int = 30) -> Figure:
     """How a number is spread over clients, a colour a group."""

@@ -24,7 +24,8 @@ from fedlab.rounds import Round
 from fedlab.settings import VERSION
 
 Record = dict[str, Any]
-PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turned")     # what is no metric
+PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turned", "rejected", "skipped",
+         "simulated s")     # what is no metric
 
 
 @dataclass(eq=False)
@@ -80,8 +81,14 @@ def record(done: Round, before: Mapping[str, Any]) -> Record:
     before: the settings of the round before it.
     """
     turned = {name: value for name, value in asdict(done.config).items() if value != before.get(name)}
-    found = {"round": done.number, "loss": _finite(done.loss), "clients": len(done.cohort), "bytes_up": done.bytes_up,
-             "bytes_down": done.bytes_down, "seconds": round(done.seconds, 4)}
+    found: Record = {"round": done.number, "loss": _finite(done.loss), "clients": len(done.cohort),
+                     "bytes_up": done.bytes_up, "bytes_down": done.bytes_down, "seconds": round(done.seconds, 4)}
+    if done.clock:
+        found["simulated s"] = round(done.clock, 3)
+    if done.rejected:
+        found["rejected"] = {str(client): why for client, why in done.rejected.items()}
+    if done.skipped:
+        found["skipped"] = done.skipped
     return found | {n: _finite(v) for n, v in done.metrics.items()} | ({"turned": turned} if turned else {})
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import pairwise
@@ -23,6 +24,7 @@ from fedlab.sweep import Sweep
 
 POINTS, BINS, ROWS = 300, 24, 100
 TRAFFIC = ("MB up", "MB down", "seconds")                         # sums over the run so far
+CLOCK = "simulated s"                                             # a line as well, where the run has a clock
 SPREADS = {"loss by client": "mean local loss", "norm by client": "L2 norm of what a client sent",
            "rounds by client": "rounds taken part in"}
 
@@ -74,6 +76,7 @@ class Trace:
         for name, key, unit in zip(TRAFFIC, ("bytes_up", "bytes_down", "seconds"), (1e-6, 1e-6, 1), strict=True):
             self.sums[name] += record[key] * unit
         series = {n: v for n, v in record.items() if n not in PLAIN} | {"loss": record["loss"]} | self.sums
+        series |= {CLOCK: record[CLOCK]} if CLOCK in record else {}
         for name, value in series.items():
             rounds, values = self.points.setdefault(name, ([], []))
             rounds.append(record["round"])
@@ -201,4 +204,11 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     text = f"{state.capitalize()}: round {last['round']} of {total}, {pace:.2f} s a round{device}"
     text += f", about {left * pace:.0f} s left" if state == "running" and left else ""
     text += f"; {sums['MB up']:.1f} MB up, {sums['MB down']:.1f} MB down"
+    if CLOCK in last:
+        text += f"; {last[CLOCK]:.0f} s on the simulated clock"
+    if "skipped" in last:
+        text += f"; the round was skipped: {last['skipped']}"
+    elif "rejected" in last:
+        why = Counter(last["rejected"].values()).most_common(1)[0]
+        text += f"; {len(last['rejected'])} clients did not count ({why[1]}: {why[0]})"
     return text + (f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else "")

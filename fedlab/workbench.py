@@ -71,7 +71,8 @@ class Workbench(anywidget.AnyWidget):
         self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
             spec={"knobs": shown, "metrics": self.session.metrics, "presets": list(self.session.presets),
-                  "exports": list(KINDS), "lines": [*self.session.metrics, *view.TRAFFIC], "spreads": view.SPREADS},
+                  "exports": list(KINDS), "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
+                  "spreads": view.SPREADS},
             charts=[*self.session.metrics, "loss by client"])
         self._show_knobs()
         self.draw()

@@ -28,13 +28,20 @@ def test_a_preset_trains_and_gets_better(name):
     measured = {metric: [r.metrics[metric] for r in rounds] for metric in rounds[0].metrics}
     assert set(measured) <= set(METRICS)
     for metric, values in measured.items():
+        if metric == "staleness":
+            continue
         assert (values[-1] > values[0]) == (METRICS[metric] == "max"), metric
-    assert rounds[-1].config == replace(config, cohort=len(rounds[-1].cohort))
+    if config.timing == "synchronous":
+        assert rounds[-1].config == replace(config, cohort=len(rounds[-1].cohort))
 
 
 @pytest.mark.parametrize("change", [
     {"partition": "equal"}, {"partition": "by activity", "platforms": 3}, {"model": "interaction"},
-    {"model": "linear"}, {"aggregation": "mean of holders"}, {"task": "ratings"},
+    {"model": "linear"}, {"aggregation": "mean of holders"}, {"task": "ratings"}, {"aggregation": "coordinate median"},
+    {"aggregation": "trimmed mean"}, {"aggregation": "krum"}, {"aggregation": "norm bound"},
+    {"aggregation": "by quality"}, {"aggregation": "best models", "model": "content"},
+    {"task": "ratings", "aggregation": "best models", "keep": 2}, {"timing": "asynchronous", "buffer": 2},
+    {"late": 0.3, "early": 0.3}, {"deadline": 5.0}, {"server_optimizer": "yogi"}, {"correction": "scaffold"},
     {"task": "ratings", "model": "interaction", "partition": "by genre"}])
 def test_every_part_works_with_the_others(change):
     config = replace(SHORT, local_lr=0.1, server_lr=1.0, **change)
