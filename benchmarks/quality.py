@@ -42,8 +42,6 @@ from fedlab.leaky import leaky
 from fedlab.metrics import at_k
 from fedlab.personal import fine_tuned
 
-DIM = 32
-WAY = Implicit(w0=0.1, reg=0.01)
 SERVER = {"server_optimizer": "adam", "server_momentum": 0.5, "server_beta2": 0.99, "server_epsilon": 1e-4}
 ALL = Config(rounds=30, server_lr=0.1, **SERVER)                       # every client in every round
 TENTH = Config(rounds=80, server_lr=0.02, **SERVER)                    # a tenth of them
@@ -56,19 +54,21 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """One dataset: its split, its users as clients, the names of its figures."""
+    """One dataset: the name of its figures, its split, and the size and weights of iALS, federated or not."""
 
     name: str
     split: Split
+    dim: int
+    way: Implicit
 
     @property
     def clients(self) -> Federation:
         """Every user a client."""
         return Federation(self.split.train, one_per_user(self.split.train))
 
-    def model(self, dim: int = DIM, **given: float):
+    def model(self, dim: int):
         """Matrix factorisation of this size."""
-        return matrix_factorisation(self.split.train.user_count, self.split.train.item_count, dim, **given)
+        return matrix_factorisation(self.split.train.user_count, self.split.train.item_count, dim)
 
 
 def report(split: Split, score: Score, against: Candidates) -> Row:
@@ -94,17 +94,17 @@ def lesson(setting: Setting, seed: int, validation: Candidates, test: Candidates
 
 def federated(setting: Setting, config: Config, share: float, seed: int, seen: Callable[[Round, Score], None]) -> Score:
     """Federated iALS for all rounds of `config`; `seen` looks at each Round with the users' vectors solved anew."""
-    clients, model = setting.clients, setting.model()
+    clients, model, way = setting.clients, setting.model(setting.dim), setting.way
     config = replace(config, cohort=max(1, round(share * len(clients))), seed=seed)
-    for done in federate(model, clients, config, update=WAY.update, aggregate=WAY.aggregate):
-        score = scorer(model, WAY.personal(clients, done.params))
+    for done in federate(model, clients, config, update=way.update, aggregate=way.aggregate):
+        score = scorer(model, way.personal(clients, done.params))
         seen(done, score)
     return score
 
 
 def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> float:
     """HR@10 of a personal model as PFedRec has it: each user ranks with its own copy of the films' vectors."""
-    model, config = setting.model(), replace(PFEDREC, cohort=len(data), seed=seed)
+    model, config = setting.model(32), replace(PFEDREC, cohort=len(data), seed=seed)
     (*_, last) = federate(model, data, config)
     return ranking(fine_tuned(model, data, last.params, config, last.number + 1), test)["hr@10"]
 
@@ -117,7 +117,7 @@ def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: 
         found = dict(lesson(setting, seed, validation, test))
         found["popularity"] = report(split, popularity(split.train), test)
         found["ease"] = report(split, ease(split.train), test)
-        both = dot(*ials(split.train, DIM, w0=WAY.w0, reg=WAY.reg, seed=seed))
+        both = dot(*ials(split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg, seed=seed))
         found["central"] = report(split, both, test)
         curves["central"].append([ranking(both, validation)["ndcg@10"]])
         for name, config, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):
@@ -163,7 +163,8 @@ def rounds_to(curves: dict[str, list[list[float]]], name: str, share: float = 0.
 def main(quick: bool) -> None:
     seeds, note = range(1 if quick else 5), ", quick" if quick else ""
     found = {}
-    for setting in (Setting("mlsmall", leave_one_out(load())), Setting("ml100k", leave_one_out(read(ml100k())))):
+    for setting in (Setting("mlsmall", leave_one_out(load()), 32, Implicit(w0=0.1, reg=0.01)),
+                    Setting("ml100k", leave_one_out(read(ml100k())), 48, Implicit(w0=0.1, reg=0.015))):
         rows, curves = defaultdict[str, list[Row]](list), defaultdict[str, list[list[float]]](list)
         measure(setting, seeds, rows, curves)
         found |= figures(setting.name, rows, note)

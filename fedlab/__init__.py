@@ -1,15 +1,18 @@
 """Federated recommendation, small enough to read in one sitting. This list is the whole public surface."""
 
 from fedlab.aggregation import given, hierarchical, mean_of_holders, weighted_mean
+from fedlab.asynchronous import Asynchronous, federate_async
 from fedlab.core import Config, ParameterError
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
 from fedlab.ensemble import distil, distilled, ensemble
 from fedlab.evaluation import Candidates, candidates, full_ranks, popularity, ranking
 from fedlab.features import content, genre_profile, item_features, linear, user_features
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
+from fedlab.implicit import Implicit
+from fedlab.leaky import leaky
 from fedlab.models import Model, interaction, matrix_factorisation, perceptron
 from fedlab.modules import from_module
-from fedlab.personal import alone, alone_ranks
+from fedlab.personal import alone, alone_ranks, fine_tuned
 from fedlab.readers import DataError
 from fedlab.robust import coordinate_median, krum, norm_bound, trimmed_mean
 from fedlab.rounds import Round, best_round, measured, stop_early
@@ -20,11 +23,12 @@ from fedlab.sources import Columns, Stored, synthesise
 from fedlab.world import Membership, World
 
 __all__ = [
-    "Candidates", "Columns", "Config", "DataError", "Federation", "HeldOut", "Membership", "Model", "ParameterError",
-    "Ratings", "Round", "Split", "Stored", "World", "alone", "alone_ranks", "as_update", "best_round", "by_activity",
-    "by_genre", "by_quality", "candidates", "content", "coordinate_median", "distil", "distilled", "ensemble",
-    "equal", "federate", "from_module", "full_ranks", "genre_profile", "given", "hierarchical", "interaction",
-    "item_features", "judge", "krum", "leave_one_out", "linear", "load", "matrix_factorisation", "mean_of_holders",
-    "measured", "norm_bound", "one_per_user", "perceptron", "popularity", "ranking", "read", "scorer", "select",
-    "split_by_time", "standardise", "stop_early", "synthesise", "trimmed_mean", "user_features", "weighted_mean",
+    "Asynchronous", "Candidates", "Columns", "Config", "DataError", "Federation", "HeldOut", "Implicit", "Membership",
+    "Model", "ParameterError", "Ratings", "Round", "Split", "Stored", "World", "alone", "alone_ranks", "as_update",
+    "best_round", "by_activity", "by_genre", "by_quality", "candidates", "content", "coordinate_median", "distil",
+    "distilled", "ensemble", "equal", "federate", "federate_async", "fine_tuned", "from_module", "full_ranks",
+    "genre_profile", "given", "hierarchical", "interaction", "item_features", "judge", "krum", "leaky",
+    "leave_one_out", "linear", "load", "matrix_factorisation", "mean_of_holders", "measured", "norm_bound",
+    "one_per_user", "perceptron", "popularity", "ranking", "read", "scorer", "select", "split_by_time", "standardise",
+    "stop_early", "synthesise", "trimmed_mean", "user_features", "weighted_mean",
 ]

@@ -51,18 +51,18 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 3: `rule(deltas, cut)` is the mean of deltas (C, D) without the `cut` largest and smallest of each column."""
+    """Lesson 3: `rule(deltas, cut)` is the mean of each column of (C, D) without its `cut` largest and smallest."""
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
     expected = deltas.sort(0).values[2:-2].mean(0)
     whole = _equal(answer, deltas[2:-2].mean(0))
-    _say(_equal(answer, expected), "sort each column first: the extremes of one column are not those of another" if whole
+    _say(_equal(answer, expected), "sort each column first: its extremes are not those of another column" if whole
          else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean of the rest")
 
 
 def ensemble_download(answer: object, models: int, numbers: int) -> None:
     """Lesson 3: bytes that a user downloads for an ensemble of models of so many numbers."""
-    _say(answer == models * numbers * 4, "every model of the ensemble predicts, so the user needs all of them; 4 bytes each")
+    _say(answer == models * numbers * 4, "every model predicts, so the user needs all of them, 4 bytes a number")
 
 
 def staleness(weight: Callable[[float], Any]) -> None:
@@ -76,7 +76,7 @@ def staleness(weight: Callable[[float], Any]) -> None:
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
     """Lesson 4: how long a synchronous round lasts, and how many of the clients count."""
     expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
-    _say(answer == expected, "the server waits for the slowest, but not beyond the deadline; who is later does not count")
+    _say(answer == expected, "the server waits for the slowest, not beyond the deadline; who is later does not count")
 
 
 def upload(answer: object, rows: int, dim: int) -> None:

@@ -109,8 +109,9 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     values = {name: sent(name) for name in held}
     first, second = ({n: torch.zeros_like(v) for n, v in values.items() if config.optimizer == "adamw"} for _ in "mv")
     shared = [name for name in held if name not in model.private]
-    anchors = {name: values[name].clone() for name in shared if config.proximal}
-    shifts = {name: control.shift(name, held[name].ids, cohort[held[name].client]) for name in shared if control}
+    anchors = {name: values[name].clone() for name in shared if config.proximal and config.optimizer == "adamw"}
+    shifts = {name: _shift(held[name], values[name], name, cohort, config, control) for name in shared
+              if control or (config.proximal and config.optimizer == "sgd")}
     rows = {"values": values, "means": first, "squares": second, "anchors": anchors, "shifts": shifts}
     losses = run(model, Work(rows, {kind: h.index for kind, h in kinds.items()}, batches.columns, batches.weight,
                              batches.active, {name: h.live for name, h in held.items()}), config)
@@ -119,3 +120,14 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     means = (losses * batches.weight).sum(1)                                 # (M,)
     totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner, torch.stack([means, torch.ones_like(means)]))
     return deltas, totals[0] / totals[1], totals[1]
+
+
+def _shift(held: Held, sent: Tensor, name: str, cohort: Tensor, config: Config, control: Control | None) -> Tensor:
+    """(R, ...) what each step of SGD adds to held rows: lr mu w of the server for FedProx, lr (c_i - c) for SCAFFOLD.
+
+    Neither changes while a client trains, so a step makes one pass over its rows for both.
+    """
+    shift = sent * (config.local_lr * config.proximal)
+    if control is not None:
+        shift -= config.local_lr * control.shift(name, held.ids, cohort[held.client])
+    return shift

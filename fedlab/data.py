@@ -128,7 +128,9 @@ def load(name: str = "ml-latest-small") -> Ratings:
 def read(folder: str | Path) -> Ratings:
     """Ratings from a folder: ML-100K as published or from RecBole, or a MovieLens CSV or 1M release.
 
-    Users and items without a rating keep no row; ids are sorted as numbers where they are numbers.
+    Users and items without a rating keep no row; ids are sorted as numbers where they are numbers, ratings by user and
+    time. Ratings of the same second stay in the order of the file: ML-100K numbers its films by popularity, nearly, so
+    that to go by number there would hold out rare films.
     Raises `DataError` with file:line on the first bad line.
     """
     columns = read_columns(folder)
@@ -143,7 +145,7 @@ def read(folder: str | Path) -> Ratings:
     users, items = _numbered(columns["user"], user_ids), _numbered(columns["item"], item_ids)
     values = torch.tensor(columns["rating"], dtype=torch.float32)
     ratings = Ratings(users, items, values, torch.tensor(columns["time"]), catalogue)
-    return ratings.take(torch.from_numpy(np.lexsort((items, ratings.times, users))))
+    return ratings.take(torch.from_numpy(np.lexsort((ratings.times, users))))
 
 
 def _ordered(ids: Sequence[str]) -> tuple[str, ...]:
@@ -157,8 +159,8 @@ def _numbered(ids: Sequence[str], order: Sequence[str]) -> Tensor:
 
 
 def from_latest(ratings: Ratings) -> Tensor:
-    """(n,) how many ratings of the same user come later: 0 is the user's last. Ties go by item number."""
-    order = torch.from_numpy(np.lexsort((ratings.items, ratings.times, ratings.users)))
+    """(n,) how many ratings of the same user come later: 0 is the user's last. Ties go by the order of the rows."""
+    order = torch.from_numpy(np.lexsort((ratings.times, ratings.users)))
     ends = torch.bincount(ratings.users, minlength=ratings.user_count).cumsum(0)
     later = torch.empty_like(order)
     later[order] = ends[ratings.users[order]] - 1 - torch.arange(len(order))

@@ -17,6 +17,7 @@ from fedlab.core import Config, Tree, Update, require
 from fedlab.evaluation import Score
 from fedlab.models import Model
 from fedlab.optim import moved, whole
+from fedlab.rounds import one_thread
 from fedlab.scoring import scorer
 from fedlab.selection import local_models
 from fedlab.sources import Columns
@@ -49,7 +50,8 @@ def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tens
     soft = teacher(users[None], items[None])[0]
     targets = soft.sigmoid() if model.task == "clicks" else soft
     data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users), model.task)
-    (learned,) = train(model, data, start, torch.tensor([0]), config, purpose="distil ")
+    with one_thread():
+        learned = joined_updates(train(model, data, start, torch.tensor([0]), config, purpose="distil "))
     return start | {name: moved(start[name], delta, 1.0) for name, delta in learned.deltas.items()}
 
 

@@ -27,7 +27,7 @@ LOOK: Any = {
 }
 
 
-Points = Sequence[tuple[int, float]]
+Points = Sequence[tuple[float, float]]
 
 
 @contextmanager
@@ -55,9 +55,10 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
                 for name, rounds in runs.items()} for title, value in wanted.items()}, levels)
 
 
-def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None) -> Figure:
-    """Panels of lines against rounds: title -> run -> its (round, value) points; levels as in `curves`."""
-    with panels(len(series)) as (figure, axes):
+def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None,
+            xlabel: str = "round", width: float = 4.2) -> Figure:
+    """Panels of lines against rounds, or what xlabel says: title -> run -> its (x, y) points; levels as in `curves`."""
+    with panels(len(series), width) as (figure, axes):
         for axis, (title, runs) in zip(axes, series.items(), strict=True):
             for name, points in runs.items():
                 axis.plot([n for n, _ in points], [value for _, value in points], label=name)
@@ -66,7 +67,7 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
                     axis.axhline(height, color="#555555", linestyle="--", linewidth=1)
                     axis.text(0.99, height, label.split(": ", 1)[1], transform=axis.get_yaxis_transform(),
                               ha="right", va="bottom", fontsize=9, color="#555555")
-            axis.set(title=title, xlabel="round")
+            axis.set(title=title, xlabel=xlabel)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if max(len(runs) for runs in series.values()) > 1:
             axes[0].legend(fontsize=9)

@@ -5,7 +5,8 @@ corrects the rows it holds in the round, as it gets no others; what it has never
 
 Letters: N clients, C in a cohort, I rows of a parameter, R rows held, K local steps.
 Source: Karimireddy et al. 2020, "SCAFFOLD: stochastic controlled averaging for federated learning", algorithm 1,
-option II: c_i <- c_i - c + (x - y_i) / (K lr), c <- c + (1 / N) sum of the changes.
+option II: c_i <- c_i - c + (x - y_i) / (K lr), c <- c + (1 / N) sum of the changes. Where clients weigh by their
+examples, 1 / N is their share of all examples: c must be the mean that the server follows.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,6 @@ class Control:
     i of client k is k * I + i.
     """
 
-    count: int
     server: Tree
     clients: Mapping[str, SparseTable]
 
@@ -39,7 +39,7 @@ class Control:
             kept: Control = state["control"]
             return kept
         shared = {name: params[name] for name in model.rows if name not in model.private}
-        return cls(count, {name: torch.zeros_like(p) for name, p in shared.items()},
+        return cls({name: torch.zeros_like(p) for name, p in shared.items()},
                    {name: SparseTable.untouched(count * len(p), torch.zeros_like(p[:1])) for name, p in shared.items()})
 
     def shift(self, name: str, ids: Tensor, numbers: Tensor) -> Tensor:
@@ -47,22 +47,23 @@ class Control:
         server = self.server[name]
         return server.index_select(0, ids) - self.clients[name].index_select(0, numbers * len(server) + ids)
 
-    def after(self, updates: list[Update], config: Config) -> "Control":
-        """The control variates after a round that sent these updates."""
+    def after(self, updates: list[Update], config: Config, total: float) -> "Control":
+        """The control variates after a round that sent these updates; total: the weights of all clients together."""
         server, clients = dict(self.server), dict(self.clients)
         for name in self.server:
             rows = [self._change(name, update, config) for update in updates]
-            ids, keys, change = (torch.cat(part) for part in zip(*rows, strict=True))
-            server[name] = server[name].index_add(0, ids, change / self.count)
+            ids, keys, change, share = (torch.cat(part) for part in zip(*rows, strict=True))
+            server[name] = server[name].index_add(0, ids, change * share.view(-1, *[1] * (change.dim() - 1)) / total)
             clients[name] = clients[name].index_add(0, keys, change)
-        return Control(self.count, server, clients)
+        return Control(server, clients)
 
-    def _change(self, name: str, update: Update, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    def _change(self, name: str, update: Update, config: Config) -> tuple[Tensor, ...]:
+        """(rows of the server, rows of the clients, what is added to c_i, weight of its client), (R, ...) each."""
         delta: Rows = update.deltas[name]
         passed = update.steps.to(delta.values) * config.local_lr                 # (C,) K lr
         change = -delta.scaled(1 / passed).values - self.server[name].index_select(0, delta.ids)
         numbers = update.cohort.to(delta.ids.device)[delta.client]
-        return delta.ids, numbers * len(self.server[name]) + delta.ids, change
+        return delta.ids, numbers * len(self.server[name]) + delta.ids, change, update.weights[delta.client]
 
 
 def check_correction(config: Config) -> None:

@@ -86,7 +86,8 @@ def one_round(model: Model, data: Source, config: Config, before: Round, aggrega
     trained = update(model, data, params, there.cohort, config, number=number, control=control)
     done = conclude(before, config, sent, trained, aggregate)
     if control is not None and not done.skipped:
-        done = replace(done, state={**done.state, "control": control.after(sent.kept, config)})
+        total = float(data.counts.sum()) if config.weighting == "examples" else float(len(data))
+        done = replace(done, state={**done.state, "control": control.after(sent.kept, config, total)})
     return replace(done, clock=before.clock + there.seconds, seconds=time.perf_counter() - began)
 
 

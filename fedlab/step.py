@@ -21,7 +21,7 @@ from fedlab.core import Config, Tree
 from fedlab.models import Model, Product
 from fedlab.tables import parts, read
 
-Numbers = tuple[float, ...] | Tensor                       # keep, rate, root, mu of one step; a row of `hyper`
+Numbers = tuple[float, ...] | Tensor                       # keep, rate, root, pull of one step; a row of `hyper`
 Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
 Step = Callable[[Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -32,9 +32,9 @@ class Work:
     """All local steps of a group of clients: tensors, and where each step finds its own.
 
     rows: trees of name -> (R, ...), some of them empty: values, trained in place; means, squares, AdamW's moments;
-    anchors, what FedProx pulls to; shifts, what SCAFFOLD adds. index: kind -> (M, B) row of each example, or None
-    where a client holds a single row. columns: (M, B, ...). weight (M, B). active: A of each step; live: kind -> R of
-    each step, a prefix of the rows.
+    anchors, what FedProx pulls AdamW to; shifts, added in each step of SGD. index: kind -> (M, B) row of each example,
+    or None where a client holds a single row. columns: (M, B, ...). weight (M, B). active: A of each step; live:
+    kind -> R of each step, a prefix of the rows.
     """
 
     rows: Mapping[str, Tree]
@@ -46,13 +46,13 @@ class Work:
 
 
 def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
-        pull: Tensor | None) -> None:
+        anchor: Tensor | None, shift: Tensor | None) -> None:
     """`w <- (1 - lr lambda) w - lr g`; the step scales the loss by -lr, so that `grad` is -lr g already."""
-    keep = numbers[0]
+    keep = numbers[0] if shift is None else numbers[0] - numbers[3]
     if isinstance(keep, Tensor) or keep != 1:
         values.mul_(keep)
-    if pull is not None:
-        values.sub_(pull * numbers[1])
+    if shift is not None:
+        values.add_(shift)
     if isinstance(grad, Product):
         values.baddbmm_(*grad)                             # a quarter less time here than to multiply, then add
     else:
@@ -60,13 +60,13 @@ def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | P
 
 
 def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
-          pull: Tensor | None) -> None:
+          anchor: Tensor | None, shift: Tensor | None) -> None:
     """AdamW on all rows a client holds, at each step, as moments fade; they are fresh each round."""
     assert moments is not None
     (b1, b2), (keep, rate, root, _), (m, v) = BETAS, numbers, moments
     g = torch.bmm(*grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index, grad)
-    if pull is not None:
-        g = g + pull
+    if anchor is not None:
+        g = g + (values - anchor) * numbers[3]
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
     values.mul_(keep).sub_(m / (v.sqrt() / root + EPS) * rate)
@@ -76,20 +76,12 @@ RULES = {"sgd": sgd, "adamw": adamw}
 
 
 def hyper(config: Config, steps: int) -> list[tuple[float, ...]]:
-    """For each step: what weight decay keeps, the rate, the root of AdamW's second bias correction, FedProx' mu."""
+    """For each step: what weight decay keeps, the rate, the root of AdamW's second bias correction, FedProx' pull."""
     keep = 1 - config.local_lr * config.weight_decay
     if config.optimizer == "sgd":
-        return [(keep, config.local_lr, 1.0, config.proximal)] * steps
+        return [(keep, config.local_lr, 1.0, config.local_lr * config.proximal)] * steps
     (b1, b2), count = BETAS, range(1, steps + 1)
     return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5, config.proximal) for t in count]
-
-
-def pulled(values: Tensor, anchor: Tensor | None, shift: Tensor | None, mu: float | Tensor) -> Tensor | None:
-    """What is added to the gradient of held rows: FedProx' `mu (w - w of the server)`, SCAFFOLD's `c - c_i`."""
-    if anchor is None:
-        return shift
-    toward = (values - anchor) * mu
-    return toward if shift is None else toward + shift
 
 
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
@@ -131,8 +123,7 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
             value, moments = held["values"][name], None
             if optimizer == "adamw":
                 moments = held["means"][name], held["squares"][name]
-            pull = pulled(value, held["anchors"].get(name), held["shifts"].get(name), numbers[3])
-            rule(value, moments, flat[kind], grad, numbers, pull)
+            rule(value, moments, flat[kind], grad, numbers, held["anchors"].get(name), held["shifts"].get(name))
         return loss
     return step
 

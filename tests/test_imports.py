@@ -9,7 +9,7 @@ import fedlab
 
 LAYERS = ["core", "tables", "readers", "data", "federation", "leaky", "sources", "models", "features", "modules",
           "metrics", "evaluation", "scoring", "aggregation", "optim", "robust", "selection", "scaffold", "step",
-          "engine", "client", "cohort", "ensemble", "implicit", "central", "screen", "world", "rounds", "server",
+          "engine", "client", "cohort", "rounds", "ensemble", "implicit", "central", "screen", "world", "server",
           "asynchronous", "personal", "plots", "experiment", "settings", "run", "runs", "export", "runner", "sweep",
           "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))

@@ -17,15 +17,16 @@ LINE = Model("line", "ratings", lambda g: {"w": torch.zeros(1, 1)}, lambda p, b:
 
 
 def test_control_variates_by_hand():
-    control = Control(4, {"w": torch.tensor([[1.0], [2.0]])}, Control.of(
+    control = Control({"w": torch.tensor([[1.0], [2.0]])}, Control.of(
         {}, replace(LINE, rows={"w": "item"}), {"w": torch.zeros(2, 1)}, 4).clients)
     delta = Rows(torch.tensor([[-3.0], [4.0], [6.0]]), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
-    sent = Update({"w": delta}, torch.ones(2), torch.zeros(2), torch.tensor([2, 0]), torch.tensor([3.0, 1.0]))
-    after = control.after([sent], Config(local_lr=0.5))
+    weights, steps = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
+    sent = Update({"w": delta}, weights, torch.zeros(2), torch.tensor([2, 0]), steps)
+    after = control.after([sent], Config(local_lr=0.5), total=8.0)
     # client 2, K lr = 1.5: row 0 changes by 3 / 1.5 - 1 = 1, row 1 by -4 / 1.5 - 2; client 0, K lr = 0.5: -12 - 2
     torch.testing.assert_close(after.clients["w"][torch.tensor([4, 5, 1, 0])][:, 0],
                                torch.tensor([1.0, -4 / 1.5 - 2, -14.0, 0.0]))
-    torch.testing.assert_close(after.server["w"][:, 0], torch.tensor([1 + 1 / 4, 2 + (-4 / 1.5 - 2 - 14) / 4]))
+    torch.testing.assert_close(after.server["w"][:, 0], torch.tensor([1 + 1 / 8, 2 + (-4 / 1.5 - 2 - 3 * 14) / 8]))
     torch.testing.assert_close(after.shift("w", torch.tensor([1]), torch.tensor([0])), after.server["w"][1:] + 14.0)
 
 
@@ -38,6 +39,16 @@ def test_scaffold_finds_the_optimum_that_fedavg_drifts_from():
     control = ends["scaffold"].state["control"]          # at the optimum c is 0 and c_i the client's own gradient
     assert float(control.server["w"]) == pytest.approx(0, abs=1e-3)
     assert control.clients["w"][torch.arange(2)].flatten().tolist() == pytest.approx([1.8, -1.8], abs=1e-2)
+
+
+@pytest.mark.parametrize(("weighting", "best"), [("equal", 1.9), ("examples", (2 + 18) / (2 + 9))])
+def test_the_optimum_is_the_one_that_the_weights_say(weighting, best):
+    three = Columns({"x": torch.tensor([1.0, 1.0, 3.0]), "target": torch.tensor([1.0, 1.0, 6.0])},
+                    torch.tensor([0, 0, 1]), "ratings")
+    config = Config(rounds=300, cohort=2, local_epochs=10, local_lr=0.02, batch_size=0, correction="scaffold",
+                    weighting=weighting)
+    *_, end = federate(LINE, three, config)
+    assert float(end.params["w"]) == pytest.approx(best, abs=1e-4)
 
 
 def test_fedprox_holds_clients_back():
