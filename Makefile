@@ -35,6 +35,8 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/where.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/workbench.py
+	$(BIN)/python benchmarks/aggregation.py
+	$(BIN)/python benchmarks/asynchronous.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/tables.py
 

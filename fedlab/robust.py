@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedlab.aggregation import Aggregate, Delta, NoDeltaError, joined_updates, weighted_mean
+from fedlab.aggregation import Aggregate, Delta, NoDeltaError, Sums, joined_updates, some_weight, weighted_mean
 from fedlab.core import Rows, Tree, Update, norms, require
 
 
@@ -100,15 +100,19 @@ def _products(rows: Rows, clients: int, chunk: int = 1024) -> Tensor:
     return found
 
 
-def norm_bound(bound: float, then: Aggregate = weighted_mean) -> Aggregate:
-    """Scale every delta whose L2 norm is above `bound` down to it, then aggregate: min(1, bound / |delta|) delta."""
+def norm_bound(bound: float) -> Aggregate:
+    """FedAvg of min(1, bound / norm) delta: those with an L2 norm above `bound` are scaled down to it.
+
+    The factor goes into a client's weight in the sum, so no delta is copied.
+    """
     require(0 < bound < float("inf"), "bound", bound, "choose a positive number, say the usual norm of a delta")
 
     def rule(updates: Iterable[Update], server: Tree) -> Delta:
-        return then((_bounded(update, bound) for update in updates), server)
+        sums, total = Sums(server), 0.0
+        for update in updates:
+            factor = (bound / norms(update.deltas, len(update.cohort))).clamp(max=1).to(update.weights)
+            total += float(update.weights.sum())
+            sums.add(replace(update, weights=update.weights * factor))
+        some_weight(total)
+        return sums.divided(dict.fromkeys(server, torch.tensor([total])))
     return rule
-
-
-def _bounded(update: Update, bound: float) -> Update:
-    factor = (bound / norms(update.deltas, len(update.cohort))).clamp(max=1).to(update.weights.device)
-    return replace(update, deltas={name: rows.scaled(factor) for name, rows in update.deltas.items()})

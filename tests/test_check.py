@@ -40,3 +40,25 @@ def test_a_near_miss_gets_its_own_hint(capsys):
     assert "plain mean" in capsys.readouterr().out
     check.factor_step(lambda p, q, y, lr: p - lr * (p @ q - y) * q)     # the 2 forgotten
     assert "2 (p . q - y) q" in capsys.readouterr().out
+
+
+def test_lesson_3_and_4_know_right_from_wrong(capsys):
+    three, four = solution("lesson_03"), solution("lesson_04")
+    times = [3, 8, 40, 200]
+
+    def said(call, *args, **kwargs):
+        call(*args, **kwargs)
+        return capsys.readouterr().out
+    for right, wrong in (
+            ((check.trimmed, three.trimmed), (check.trimmed, lambda d, c: d[c:-c].mean(0))),
+            ((check.staleness, four.weight), (check.staleness, lambda s: 1 / (1 + s)))):
+        assert said(*right) == "Right.\n"
+        assert said(*wrong).startswith("Not yet. Hint: ")
+    assert "sort each column first" in said(check.trimmed, lambda d, c: d[c:-c].mean(0))
+    assert said(check.ensemble_download, three.ensemble_bytes(5, 100), models=5, numbers=100) == "Right.\n"
+    assert said(check.ensemble_download, 400, models=5, numbers=100).startswith("Not yet")
+    assert said(check.round_seconds, four.round_time(times, 60), seconds=times, deadline=60) == "Right.\n"
+    for guess in ((200, 4), (60, 4), ...):
+        assert said(check.round_seconds, guess, seconds=times, deadline=60).startswith("Not yet")
+    for call in (check.trimmed, check.staleness):
+        assert said(call, lambda *_: ...).startswith("Not yet")

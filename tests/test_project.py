@@ -38,7 +38,8 @@ def test_make_help_lists_every_target():
 
 
 def test_results_have_the_agreed_form():
-    assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu", "workbench"}
+    assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu", "workbench",
+                                       "aggregation", "asynchronous"}
     for path in RESULTS:
         found = json.loads(path.read_text())
         assert set(found) - {"remark"} == {"measured", "machine", "versions", "date"}
@@ -61,7 +62,11 @@ def test_recorded_figures_reach_their_goals_or_the_page_says_why_not():
                      "mf_vs_dense_50k", "per_client_1000_vs_100", "million_users_peak_mb", "vs_flower", "vs_pfl",
                      "vs_fedjax", "memory_vs_flower", "peak_mb_671", "lab_key_to_visible_ms", "voila_key_to_visible_ms",
                      "stop_ms", "redraws_per_s", "blank_frames", "redraw_kernel_ms", "live_vs_headless",
-                     "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10", "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10"}
+                     "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10", "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10",
+                     "ml100k_federated_hr10", "ml100k_federated_ndcg10", "ml100k_central_ndcg10",
+                     "ml100k_rounds_to_97pct_all", "ml100k_rounds_to_97pct_10pct", "mlsmall_federated_hr10",
+                     "mlsmall_federated_ndcg10", "ml100k_pfedrec_leaky_hr10", "ml100k_pfedrec_clean_hr10",
+                     "fedbuff_vs_sync_time", "krum_over_mean"}
 
 
 def test_the_documents_show_the_results_as_recorded():
