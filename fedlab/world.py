@@ -6,7 +6,6 @@ each time, exponential. The server waits for the slowest, or until the deadline;
 Letters: N clients, C in a cohort.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -55,14 +54,14 @@ class World:
     """Speeds, delays and members; the usual one has no clock and everybody in it.
 
     pace: simulated seconds that a client of median speed takes for an example. spread: standard deviation of the log
-    of the speeds. delay: mean of the delay in a round, seconds. members: round number -> (n,) clients, all without;
-    `warm` starts a newcomer's private rows at the mean of the members before it. seed: fixes the speeds.
+    of the speeds. delay: mean of the delay in a round, seconds. members: who is there when, all without; `warm` starts
+    a newcomer's private rows at the mean of the members before it. seed: fixes the speeds.
     """
 
     pace: float = 0.0
     spread: float = 0.0
     delay: float = 0.0
-    members: Callable[[int], Tensor] | None = None
+    members: Membership | None = None
     warm: bool = True
     seed: int = 0
 
@@ -100,8 +99,7 @@ class World:
         """The parameters with the private rows of this round's newcomers at the mean of the members before them."""
         if not (self.members and self.warm and number > 1 and model.private):
             return params
-        before, now = self.members(number - 1), self.members(number)
-        fresh = now[~torch.isin(now, torch.cat([self.members(n) for n in range(1, number)]))]
+        before, fresh = self.members(number - 1), (self.members.first == number).nonzero()[:, 0]
         if not len(fresh) or not len(before):
             return params
         rows = {"client": (before, fresh), "user": tuple(_users(data, who) for who in (before, fresh))}
