@@ -7,16 +7,8 @@ import torch
 from conftest import tiny
 
 from fedlab.core import ParameterError, stream
-from fedlab.models import (
-    Model,
-    Product,
-    interaction,
-    item_features,
-    linear,
-    matrix_factorisation,
-    perceptron,
-    user_features,
-)
+from fedlab.features import item_features, linear, user_features
+from fedlab.models import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.scoring import scorer
 from fedlab.step import gradients
 
