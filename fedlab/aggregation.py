@@ -26,12 +26,10 @@ class NoDeltaError(ParameterError):
 
 def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
     """FedAvg: sum_k w_k delta_k / sum_k w_k. A row a client does not hold counts as 0."""
-    sums, total = Sums(server), 0.0
+    sums = Sums(server)
     for update in updates:
-        total += float(update.weights.sum())
         sums.add(update)
-    some_weight(total)
-    return sums.divided(dict.fromkeys(server, torch.tensor([total])))
+    return sums.mean()
 
 
 def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
@@ -39,15 +37,12 @@ def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
 
     The same as FedAvg for a parameter that every client holds. Ding et al. 2022, eq. 5.
     """
-    sums, total = Sums(server), 0.0
-    held: Tree = {}
+    sums, held = Sums(server), dict[str, Tensor]()
     for update in updates:
         sums.add(update)
-        total += float(update.weights.sum())
         for name, delta in update.deltas.items():
             at = held.setdefault(name, torch.zeros(len(server[name]), device=update.weights.device))
             at.index_add_(0, delta.ids, update.weights[delta.client])
-    some_weight(total)
     return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
 
 
@@ -121,22 +116,31 @@ class Sums:
         self.server = server
         self.rows: dict[str, list[Rows]] = {}
         self.whole: Tree = {}
+        self.total = 0.0
 
-    def add(self, update: Update) -> None:
-        """Add each client's delta times its weight."""
+    def add(self, update: Update, factor: Tensor | float = 1.0) -> None:
+        """Add each client's delta times its weight, and times a factor (C,) that the weights' total does not have."""
+        weights = update.weights * factor
+        self.total += float(update.weights.sum())
         for name, delta in update.deltas.items():
             kept = self.rows.setdefault(name, [])
             if name not in self.whole and len(delta.ids) + sum(len(r.ids) for r in kept) < len(self.server[name]):
-                kept.append(delta.scaled(update.weights))
+                kept.append(delta.scaled(weights))
                 continue
             out = self.whole.setdefault(name, torch.zeros_like(self.server[name]))
             for rows in kept:
                 out.index_add_(0, rows.ids, rows.values)
             kept.clear()
-            delta.add_to(out, update.weights)
+            delta.add_to(out, weights)
+
+    def mean(self) -> Delta:
+        """The sums over the total weight."""
+        return self.divided(dict.fromkeys(self.server, torch.tensor([self.total])))
 
     def divided(self, by: Tree) -> Delta:
         """The sums over `by`, for each name a number for each row, or one for all, (rows or 1,)."""
+        some_weight(self.total)
+
         def over(name: str, values: Tensor, at: Tensor | slice) -> Tensor:
             divisor = by[name].to(values.device)
             return values.div_((divisor if len(divisor) == 1 else divisor[at]).view((-1,) + (1,) * (values.dim() - 1)))

@@ -16,8 +16,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedlab.aggregation import Aggregate, Delta, NoDeltaError, Sums, joined_updates, some_weight, weighted_mean
+from fedlab.aggregation import Aggregate, Delta, NoDeltaError, Sums, joined_updates, weighted_mean
 from fedlab.core import Rows, Tree, Update, norms, require
+from fedlab.tables import arranged
 
 
 def coordinate_median(updates: Iterable[Update], server: Tree) -> Delta:
@@ -48,8 +49,7 @@ def _by_row(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> De
         for count in holders.unique().tolist():
             here = (holders == count).nonzero()[:, 0]
             places = order[starts[here, None] + torch.arange(count, device=order.device)]       # (T, H)
-            given = rows.values.index_select(0, places.flatten()).view(*places.shape, *rows.values.shape[1:])
-            values[here] = middle(given.sort(1).values)
+            values[here] = middle(arranged(rows.values, places).sort(1).values)
         found[name] = Rows(values, ids, torch.zeros_like(ids))
     return found
 
@@ -68,14 +68,14 @@ def krum(byzantine: int = 1, keep: int = 1) -> Aggregate:
         if clients < 2 * byzantine + 3:
             raise NoDeltaError(f"byzantine={byzantine}: Krum needs {2 * byzantine + 3} clients and has {clients}; "
                                "choose a larger cohort, or expect fewer bad clients")
-        scores = krum_scores(every, server, byzantine)
+        scores = krum_scores(every, byzantine)
         kept = torch.zeros(clients, dtype=torch.bool)
         kept[scores.argsort(stable=True)[:keep].cpu()] = True
         return weighted_mean([replace(every, weights=torch.ones_like(every.weights)).only(kept)], server)
     return rule
 
 
-def krum_scores(update: Update, server: Tree, byzantine: int) -> Tensor:
+def krum_scores(update: Update, byzantine: int) -> Tensor:
     """(C,) sum of the squared distances to each client's C - f - 2 nearest others."""
     clients = len(update.cohort)
     products = sum(_products(rows, clients) for rows in update.deltas.values())
@@ -108,11 +108,9 @@ def norm_bound(bound: float) -> Aggregate:
     require(0 < bound < float("inf"), "bound", bound, "choose a positive number, say the usual norm of a delta")
 
     def rule(updates: Iterable[Update], server: Tree) -> Delta:
-        sums, total = Sums(server), 0.0
+        sums = Sums(server)
         for update in updates:
-            factor = (bound / norms(update.deltas, len(update.cohort))).clamp(max=1).to(update.weights)
-            total += float(update.weights.sum())
-            sums.add(replace(update, weights=update.weights * factor))
-        some_weight(total)
-        return sums.divided(dict.fromkeys(server, torch.tensor([total])))
+            factor = (bound / norms(update.deltas, len(update.cohort))).clamp(max=1)
+            sums.add(update, factor.to(update.weights))
+        return sums.mean()
     return rule
