@@ -20,7 +20,7 @@ from fedlab.core import Config, Rows, Tree
 from fedlab.engine import run
 from fedlab.models import Model
 from fedlab.scaffold import Control
-from fedlab.step import Work
+from fedlab.step import Work, puts_off
 from fedlab.tables import arranged, read
 
 
@@ -107,14 +107,9 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     def sent(name: str) -> Tensor:                           # the rows as they came from the server
         return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
     values = {name: sent(name) for name in held}
-    first, second = ({n: torch.zeros_like(v) for n, v in values.items() if config.optimizer == "adamw"} for _ in "mv")
-    shared = [name for name in held if name not in model.private]
-    anchors = {name: values[name].clone() for name in shared if config.proximal and config.optimizer == "adamw"}
-    shifts = {name: _shift(held[name], values[name], name, cohort, config, control) for name in shared
-              if control or (config.proximal and config.optimizer == "sgd")}
-    rows = {"values": values, "means": first, "squares": second, "anchors": anchors, "shifts": shifts}
-    losses = run(model, Work(rows, {kind: h.index for kind, h in kinds.items()}, batches.columns, batches.weight,
-                             batches.active, {name: h.live for name, h in held.items()}), config)
+    work = Work(_rows(values, held, batches, cohort, model, config, control), {k: h.index for k, h in kinds.items()},
+                batches.columns, batches.weight, batches.active, {name: h.live for name, h in held.items()})
+    losses = run(model, work, config)
     deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one" else sent(name)), h.ids, h.client)
               for name, h in held.items()}
     means = (losses * batches.weight).sum(1)                                 # (M,)
@@ -122,12 +117,18 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     return deltas, totals[0] / totals[1], totals[1]
 
 
-def _shift(held: Held, sent: Tensor, name: str, cohort: Tensor, config: Config, control: Control | None) -> Tensor:
-    """(R, ...) what each step of SGD adds to held rows: lr mu w of the server for FedProx, lr (c_i - c) for SCAFFOLD.
-
-    Neither changes while a client trains, so a step makes one pass over its rows for both.
-    """
-    shift = sent * (config.local_lr * config.proximal)
-    if control is not None:
-        shift -= config.local_lr * control.shift(name, held.ids, cohort[held.client])
-    return shift
+def _rows(values: Tree, held: dict[str, Held], batches: Batches, cohort: Tensor, model: Model, config: Config,
+          control: Control | None) -> dict[str, Tree]:
+    """The trees of `Work.rows`: besides the values, what AdamW or FedProx or SCAFFOLD need of each held row."""
+    rows: dict[str, Tree] = {"values": values, "means": {}, "squares": {}, "fixed": {}, "later": {}}
+    sgd, late = config.optimizer == "sgd", puts_off(config, len(batches.active))
+    for name, value in values.items():
+        if not sgd:
+            rows["means"][name], rows["squares"][name] = torch.zeros_like(value), torch.zeros_like(value)
+        if name not in model.private and (config.proximal or control):
+            fixed = value * (config.local_lr * config.proximal) if sgd else value.clone()
+            if control is not None:
+                at = held[name]
+                fixed -= config.local_lr * control.shift(name, at.ids, at.client, cohort)
+            rows["later" if late and held[name].index is not None else "fixed"][name] = fixed
+    return rows

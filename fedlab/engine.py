@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedlab.core import Config, ParameterError, Tree, require
 from fedlab.models import Model
-from fedlab.step import Numbers, Step, Work, build, hyper, loop
+from fedlab.step import Numbers, Step, Work, build, hyper, loop, settle
 from fedlab.tables import read
 
 Predict = Callable[[Tree, Tree], Tensor]
@@ -30,6 +30,12 @@ Predict = Callable[[Tree, Tree], Tensor]
 
 def run(model: Model, work: Work, config: Config) -> Tensor:
     """Take all steps of `work` in place, by the engine that the config names; the losses (M, B)."""
+    losses = _steps(model, work, config)
+    settle(work, config)
+    return losses
+
+
+def _steps(model: Model, work: Work, config: Config) -> Tensor:
     eager = build(model, config.optimizer, config.precision)
     numbers = hyper(config, len(work.active))
     if config.engine == "eager":

@@ -81,7 +81,7 @@ def one_round(model: Model, data: Source, config: Config, before: Round, aggrega
     check_engine(config, next(iter(before.params.values())).device)
     check_correction(config)
     params, there = world.welcome(model, data, before.params, number), world.attend(data, config, number)
-    control = Control.of(before.state, model, params, len(data)) if config.correction == "scaffold" else None
+    control = Control.of(before.state, model, params) if config.correction == "scaffold" else None
     sent = Sent(model, params, dict(there.rejected), keep=control is not None)
     trained = update(model, data, params, there.cohort, config, number=number, control=control)
     done = conclude(before, config, sent, trained, aggregate)

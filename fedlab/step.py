@@ -5,14 +5,20 @@ one backward pass serves all. A step looks up the rows of its batch, predicts, a
 to its row. A model may know its gradient by hand, which halves the time of small steps; others use autograd.
 `fedlab.engine` runs a step as it is, compiled, or as a CUDA graph.
 
+What each step does to all rows a client holds, SGD puts off: v <- k v + s for all, and -lr g for some, has v =
+k^t z + (1 + k + ... + k^(t-1)) s after t steps, where g alone changes z. So a step reads v of the rows of its batch,
+and `settle` works out the others once, at the end: FedProx adds a quarter to a round and not four fifths.
+
 Letters: A clients active in the step, B examples each, R rows held by them, M batches and S steps in all.
 Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm 2 (AdamW); Li et al.
 2020, "Federated optimization in heterogeneous networks", eq. 2 (FedProx).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,7 +27,7 @@ from fedlab.core import Config, Tree
 from fedlab.models import Model, Product
 from fedlab.tables import parts, read
 
-Numbers = tuple[float, ...] | Tensor                       # keep, rate, root, pull of one step; a row of `hyper`
+Numbers = tuple[float, ...] | Tensor                       # of one step: a row of `hyper`
 Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
 Step = Callable[[Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -32,9 +38,9 @@ class Work:
     """All local steps of a group of clients: tensors, and where each step finds its own.
 
     rows: trees of name -> (R, ...), some of them empty: values, trained in place; means, squares, AdamW's moments;
-    anchors, what FedProx pulls AdamW to; shifts, added in each step of SGD. index: kind -> (M, B) row of each example,
-    or None where a client holds a single row. columns: (M, B, ...). weight (M, B). active: A of each step; live:
-    kind -> R of each step, a prefix of the rows.
+    fixed, what moves the values in each step besides the examples: SGD adds it, AdamW is pulled to it (FedProx);
+    later, the same for SGD, put off (above). index: kind -> (M, B) row of each example, or None where a client holds a
+    single row. columns: (M, B, ...). weight (M, B). active: A of each step; live: name -> R of each step, a prefix.
     """
 
     rows: Mapping[str, Tree]
@@ -46,13 +52,13 @@ class Work:
 
 
 def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
-        anchor: Tensor | None, shift: Tensor | None) -> None:
+        fixed: Tensor | None) -> None:
     """`w <- (1 - lr lambda) w - lr g`; the step scales the loss by -lr, so that `grad` is -lr g already."""
-    keep = numbers[0] if shift is None else numbers[0] - numbers[3]
+    keep = numbers[0] if fixed is None else numbers[2]
     if isinstance(keep, Tensor) or keep != 1:
         values.mul_(keep)
-    if shift is not None:
-        values.add_(shift)
+    if fixed is not None:
+        values.add_(fixed)
     if isinstance(grad, Product):
         values.baddbmm_(*grad)                             # a quarter less time here than to multiply, then add
     else:
@@ -60,13 +66,13 @@ def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | P
 
 
 def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
-          anchor: Tensor | None, shift: Tensor | None) -> None:
+          fixed: Tensor | None) -> None:
     """AdamW on all rows a client holds, at each step, as moments fade; they are fresh each round."""
     assert moments is not None
-    (b1, b2), (keep, rate, root, _), (m, v) = BETAS, numbers, moments
+    (b1, b2), (keep, rate, root, pull), (m, v) = BETAS, numbers, moments
     g = torch.bmm(*grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index, grad)
-    if anchor is not None:
-        g = g + (values - anchor) * numbers[3]
+    if fixed is not None:
+        g = g + (values - fixed) * pull
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
     values.mul_(keep).sub_(m / (v.sqrt() / root + EPS) * rate)
@@ -76,12 +82,44 @@ RULES = {"sgd": sgd, "adamw": adamw}
 
 
 def hyper(config: Config, steps: int) -> list[tuple[float, ...]]:
-    """For each step: what weight decay keeps, the rate, the root of AdamW's second bias correction, FedProx' pull."""
+    """Numbers of each step: what weight decay keeps and the rate, first.
+
+    AdamW: the root of its second bias correction, FedProx' pull. SGD: what is kept of rows that FedProx pulls too, k;
+    k^t and 1 + ... + k^(t-1) of `later` rows before the step, 1 / k^(t+1).
+    """
     keep = 1 - config.local_lr * config.weight_decay
     if config.optimizer == "sgd":
-        return [(keep, config.local_lr, 1.0, config.local_lr * config.proximal)] * steps
+        k, t = kept(config), range(steps)
+        powers = [puts_off(config, steps) and k**n for n in range(steps + 1)]
+        return [(keep, config.local_lr, k, powers[n], _series(k, n), 1 / (powers[n + 1] or 1)) for n in t]
     (b1, b2), count = BETAS, range(1, steps + 1)
     return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5, config.proximal) for t in count]
+
+
+def kept(config: Config) -> float:
+    """k, what a step of SGD keeps of a shared row that FedProx pulls to where it was."""
+    return 1 - config.local_lr * (config.weight_decay + config.proximal)
+
+
+def puts_off(config: Config, steps: int) -> bool:
+    """Whether SGD may put off what moves all rows: z grows as k^-t, and has to stay in the range of float32."""
+    k = kept(config)
+    return config.optimizer == "sgd" and k > 0 and steps * math.log10(k) > -25
+
+
+def _series(k: float, steps: int) -> float:
+    """1 + k + ... + k^(steps - 1)."""
+    return float(steps) if k == 1 else (1 - k**steps) / (1 - k)
+
+
+def settle(work: Work, config: Config) -> None:
+    """Work out, in place, the values of `later` rows after the last step of each."""
+    k = kept(config)
+    for name, later in work.rows["later"].items():
+        values, live = work.rows["values"][name], torch.tensor([*work.live[name], 0])
+        for steps, (rows, rest) in enumerate(zip(live[:-1].tolist(), live[1:].tolist(), strict=True), 1):
+            if rows > rest:                                # of the clients that end with this step
+                values[rest:rows].mul_(k**steps).add_(later[rest:rows], alpha=_series(k, steps))
 
 
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
@@ -90,6 +128,14 @@ def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
         return values.add_(grad.view_as(values))
     flat = grad.flatten(0, 1)
     return values.scatter_add_(0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat)
+
+
+def _times(x: Tensor, factor: float | Tensor) -> Tensor:
+    return x if isinstance(factor, float) and factor == 1 else x.mul_(factor)
+
+
+def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    return x + y * factor if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
 def build(model: Model, optimizer: str, precision: str, multiply: bool = False) -> Step:
@@ -109,7 +155,10 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
         for name, kind in kinds.items():
             rows, value = flat[kind], held["values"][name]
             if rows is not None:                            # one row for each example
-                leaf = value.index_select(0, rows).view(*weight.shape, *value.shape[1:])
+                leaf = value.index_select(0, rows)
+                if name in held["later"]:
+                    leaf = _plus(_times(leaf, numbers[3]), held["later"][name].index_select(0, rows), numbers[4])
+                leaf = leaf.view(*weight.shape, *value.shape[1:])
             else:                                           # a single row, broadcast over the examples
                 leaf = value.detach().unsqueeze(1) if kind in columns else value.detach()
             leaves[name] = leaf
@@ -123,7 +172,10 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
             value, moments = held["values"][name], None
             if optimizer == "adamw":
                 moments = held["means"][name], held["squares"][name]
-            rule(value, moments, flat[kind], grad, numbers, held["anchors"].get(name), held["shifts"].get(name))
+            if name in held["later"]:
+                _scatter(value, flat[kind], _times(cast(Tensor, grad), numbers[5]))     # looked-up rows: no Product
+            else:
+                rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
         return loss
     return step
 

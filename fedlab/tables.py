@@ -28,7 +28,7 @@ class SparseTable:
     @classmethod
     def untouched(cls, count: int, first: Tensor) -> "SparseTable":
         """A table in which nothing has changed yet."""
-        return cls(count, first, torch.empty(0, dtype=torch.int64), first[:0])
+        return cls(count, first, torch.empty(0, dtype=torch.int64, device=first.device), first[:0])
 
     def __len__(self) -> int:
         return self.count

@@ -18,6 +18,7 @@ SETTINGS = {
     "fedsgd": {"batch_size": 0}, "odd batch": {"batch_size": 7},
     "adamw": {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.05},
     "fedprox": {"proximal": 0.5, "local_epochs": 2, "weight_decay": 0.01},
+    "fedprox that overshoots": {"proximal": 3.0, "local_lr": 0.5},             # k < 0: nothing can be put off
     "fedprox by adamw": {"proximal": 0.5, "optimizer": "adamw", "local_lr": 0.01},
 }
 
@@ -39,7 +40,7 @@ def check_against_loop(model, data, config, keep_rate=1.0, control=None):
     assert steps.tolist() == [-(-n // width) * config.local_epochs for n in sizes.tolist()]
     for c, mine in enumerate(per_client(deltas, len(cohort))):
         own = {n: column[examples["client"] == c] for n, column in examples.items()}
-        shift = {n: server - control.clients[n][int(cohort[c]) * len(server) + torch.arange(len(server))]
+        shift = {n: control.shift(n, torch.arange(len(server)), torch.zeros(len(server)).long(), cohort[c:c + 1])
                  for n, server in control.server.items()} if control else None
         expected, loss = train_one(model, params, own, config, keep_rate, shift)
         assert losses[c] == pytest.approx(loss, abs=1e-5)

@@ -38,6 +38,7 @@ def network():
     ("matrix factorisation", {"weight_decay": 0.01, "local_lr": 0.2}),
     ("interaction", {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.05}),
     ("module", {"batch_size": 7, "local_epochs": 2}),
+    ("matrix factorisation", {"proximal": 0.1, "correction": "scaffold", "local_lr": 0.2}),
 ])
 def test_compiled_rounds_equal_eager_ones_on_clients_of_every_length(name, changed, build, clicks):
     data = VECTORS if name == "module" else clicks
@@ -86,7 +87,7 @@ def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
     def work():
         values = {n: params[n].index_select(0, kinds[k].ids) for n, k in model.rows.items()}
         means, squares = ({n: torch.zeros_like(v) for n, v in values.items() if optimizer == "adamw"} for _ in "mv")
-        rows = {"values": values, "means": means, "squares": squares, "anchors": {}, "shifts": {}}
+        rows = {"values": values, "means": means, "squares": squares, "fixed": {}, "later": {}}
         return step.Work(rows, {k: h.index for k, h in kinds.items()}, batches.columns,
                          batches.weight, batches.active, {n: kinds[k].live for n, k in model.rows.items()})
     exact, numbers = work(), step.hyper(config, len(batches.active))
