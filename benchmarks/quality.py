@@ -18,7 +18,6 @@ from common import entry, is_quick, ml100k, parameters, record
 from fedlab import (
     Config,
     Federation,
-    Round,
     alone_ranks,
     best_round,
     candidates,
@@ -35,6 +34,7 @@ from fedlab import (
     scorer,
 )
 from fedlab.central import dot, ease, ials
+from fedlab.core import Tree, stream
 from fedlab.data import Split
 from fedlab.evaluation import Candidates, Score
 from fedlab.implicit import Implicit
@@ -70,6 +70,10 @@ class Setting:
         """Matrix factorisation of this size."""
         return matrix_factorisation(self.split.train.user_count, self.split.train.item_count, dim)
 
+    def score(self, params: Tree, **changed: float) -> Score:
+        """What clients recommend by films' rows, each with its own vector; changed: of `way`, such as recency=0."""
+        return scorer(self.model(self.dim), replace(self.way, **changed).personal(self.clients, params))
+
 
 def report(split: Split, score: Score, against: Candidates) -> Row:
     """Sampled and full-ranking figures of one model on the test."""
@@ -92,14 +96,13 @@ def lesson(setting: Setting, seed: int, validation: Candidates, test: Candidates
     yield "local", at_k(alone_ranks(model, clients, alone, test))
 
 
-def federated(setting: Setting, config: Config, share: float, seed: int, seen: Callable[[Round, Score], None]) -> Score:
-    """Federated iALS for all rounds of `config`; `seen` looks at each Round with the users' vectors solved anew."""
-    clients, model, way = setting.clients, setting.model(setting.dim), setting.way
+def federated(setting: Setting, config: Config, share: float, seed: int, seen: Callable[[Score], None]) -> Tree:
+    """Federated iALS for all rounds of `config`; `seen` looks at each round with the users' vectors solved anew."""
+    clients, way = setting.clients, setting.way
     config = replace(config, cohort=max(1, round(share * len(clients))), seed=seed)
-    for done in federate(model, clients, config, update=way.update, aggregate=way.aggregate):
-        score = scorer(model, way.personal(clients, done.params))
-        seen(done, score)
-    return score
+    for done in federate(setting.model(setting.dim), clients, config, update=way.update, aggregate=way.aggregate):
+        seen(setting.score(done.params))
+    return done.params
 
 
 def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> float:
@@ -117,14 +120,18 @@ def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: 
         found = dict(lesson(setting, seed, validation, test))
         found["popularity"] = report(split, popularity(split.train), test)
         found["ease"] = report(split, ease(split.train), test)
-        both = dot(*ials(split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg, seed=seed))
+        found["ease_recent"] = report(split, ease(split.train, recency=0.5), test)
+        users, items = ials(split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg, seed=seed)
+        found["central_plain"] = report(split, dot(users, items), test)
+        both = setting.score(setting.model(setting.dim).init(stream(seed, "init")) | {"user": users, "item": items})
         found["central"] = report(split, both, test)
         curves["central"].append([ranking(both, validation)["ndcg@10"]])
         for name, config, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):
             curve: list[float] = []
-            score = federated(setting, config, share, seed,
-                              lambda _, s, c=curve, v=validation: c.append(ranking(s, v)["ndcg@10"]))
-            found[name] = report(split, score, test)
+            params = federated(setting, config, share, seed,
+                               lambda score, c=curve, v=validation: c.append(ranking(score, v)["ndcg@10"]))
+            found[name] = report(split, setting.score(params), test)
+            found[f"{name}_plain"] = report(split, setting.score(params, recency=0.0), test)
             curves[name].append(curve)
         for name, row in found.items():
             rows[name].append(row)
@@ -142,7 +149,7 @@ def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dic
             found[key] = entry(mean(values), "share" if "hr" in metric else "NDCG", GOALS.get(key), higher=True,
                                seeds=len(values), note=f"{'full ranking' if 'full' in metric else '99 negatives'}, "
                                                        f"{spread}{note}")
-    for name in ("fedavg", "ease", "central", "local"):
+    for name in ("fedavg", "ease", "ease_recent", "central", "local", "federated_plain"):
         gaps = [a["ndcg@10"] - b["ndcg@10"] for a, b in zip(rows["federated"], rows[name], strict=True)]
         found[f"{prefix}_federated_minus_{name}_ndcg10"] = entry(
             mean(gaps), "NDCG", None, higher=True, seeds=len(gaps),
@@ -163,8 +170,8 @@ def rounds_to(curves: dict[str, list[list[float]]], name: str, share: float = 0.
 def main(quick: bool) -> None:
     seeds, note = range(1 if quick else 5), ", quick" if quick else ""
     found = {}
-    for setting in (Setting("mlsmall", leave_one_out(load()), 32, Implicit(w0=0.1, reg=0.01)),
-                    Setting("ml100k", leave_one_out(read(ml100k())), 48, Implicit(w0=0.1, reg=0.015))):
+    for setting in (Setting("mlsmall", leave_one_out(load()), 32, Implicit(w0=0.1, reg=0.01, recency=1.0)),
+                    Setting("ml100k", leave_one_out(read(ml100k())), 48, Implicit(w0=0.3, reg=0.015, recency=1.0))):
         rows, curves = defaultdict[str, list[Row]](list), defaultdict[str, list[list[float]]](list)
         measure(setting, seeds, rows, curves)
         found |= figures(setting.name, rows, note)

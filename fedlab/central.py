@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import require, stream
-from fedlab.data import Ratings
+from fedlab.data import Ratings, recent
 from fedlab.evaluation import Score
 
 
@@ -20,14 +20,18 @@ def clicked(train: Ratings) -> Tensor:
     return table
 
 
-def ease(train: Ratings, strength: float = 300.0) -> Score:
-    """Each film predicted from the others: B = I - P / diag(P), P = (X'X + strength I)^-1; scores are X B."""
+def ease(train: Ratings, strength: float = 300.0, recency: float = 0.0) -> Score:
+    """Each film predicted from the others: B = I - P / diag(P), P = (X'X + strength I)^-1; scores are X B.
+
+    recency: in the X of the scores a film weighs as `recent` has it; 0 weighs all alike.
+    """
     require(strength > 0, "strength", strength, "choose a positive number, say 300")
     table = clicked(train)
     gram = (table.T @ table).double()
     gram.diagonal().add_(strength)
     inverse = torch.linalg.inv(gram)
     weights = -inverse / inverse.diagonal()
+    table[train.users, train.items] = recent(train, recency)
     scores = table @ weights.fill_diagonal_(0).float()
     return lambda users, items: scores[users, items]
 

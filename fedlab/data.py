@@ -167,6 +167,20 @@ def from_latest(ratings: Ratings) -> Tensor:
     return later
 
 
+def strictly_later(ratings: Ratings) -> Tensor:
+    """(n,) how many ratings of the same user have a later time; ratings of the same second count alike."""
+    moments = torch.from_numpy(np.unique(ratings.times, return_inverse=True)[1])
+    moments = moments + ratings.users * (len(ratings) + 1)
+    ends = torch.bincount(ratings.users, minlength=ratings.user_count).cumsum(0)
+    return ends[ratings.users] - torch.searchsorted(moments.sort().values, moments, right=True)
+
+
+def recent(ratings: Ratings, recency: float) -> Tensor:
+    """(n,) weight of each rating in its user's history, (1 + ratings strictly later) ** -recency: 1 for the last."""
+    require(recency >= 0, "recency", recency, "choose 0, which weighs all alike, or more, say 1")
+    return (1 + strictly_later(ratings).double()).pow(-recency).float()
+
+
 def leave_one_out(ratings: Ratings) -> Split:
     """Each user's last rating to test, the one before to validation, the rest to train.
 

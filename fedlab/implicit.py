@@ -9,6 +9,9 @@ What a client needs of the films it never met is in Q'Q (D, D), which the server
 in the sum of p_u p_u' (D, D), which the clients send. So nobody moves the whole table. A single p_u p_u' gives away the
 user's vector: it is private only in a sum, by secure aggregation.
 
+To recommend, a client solves its vector anew, and may weigh what it clicked last more: what one watches next follows
+from it, and nothing of that leaves the client.
+
 Letters: U users, I items, C clients in a cohort, D dimensions, n_u and n_i clicks of a user and of a film.
 Sources: Ammad-ud-din et al. 2019, "Federated collaborative filtering for privacy-preserving personalized
 recommendation system", algorithm 1; Hu, Koren, Volinsky 2008; Rendle et al. 2022, "Revisiting the performance of iALS
@@ -23,7 +26,8 @@ from torch import Tensor
 
 from fedlab.aggregation import Delta, some_weight
 from fedlab.core import Config, Rows, Tree, Update, require, stream
-from fedlab.federation import Source
+from fedlab.data import recent
+from fedlab.federation import Federation, Source
 from fedlab.models import Model
 from fedlab.scaffold import Control
 
@@ -34,17 +38,20 @@ GROUP = 256          # clients solved at a time
 class Implicit:
     """The two halves of the method: hand `update` and `aggregate` to `federate`, with a server optimizer such as adam.
 
-    w0: weight of a film that was not clicked. reg: strength of the regularisation. For a model with the parameters
-    `user` and `item`, one client per user; biases stay as they are.
+    w0: weight of a film that was not clicked. reg: strength of the regularisation. recency: a click weighs
+    (1 + own clicks since) ** -recency where a client recommends; in training all weigh 1. For a model with the
+    parameters `user` and `item`, one client per user; biases stay as they are.
     """
 
     w0: float = 0.1
     reg: float = 0.01
+    recency: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         require(self.w0 > 0, "w0", self.w0, "choose a positive weight, say 0.1")
         require(self.reg > 0, "reg", self.reg, "choose a positive strength, say 0.01; without it a vector has no size")
+        require(self.recency >= 0, "recency", self.recency, "choose 0, which weighs all clicks alike, or more, say 1")
 
     def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
                control: Control | None = None) -> Iterator[Update]:
@@ -55,7 +62,7 @@ class Implicit:
                 "there are no local steps to correct; set correction='none' and proximal=0")
         gram = params["item"].T @ params["item"]
         for here in cohort.split(GROUP):
-            films, client, owners, rows, vectors = self._solved(data, params["item"], gram, here)
+            films, client, owners, rows, vectors = self._solved(_clicks(data, here), params["item"], gram)
             mine = vectors.index_select(0, client)                                            # (n, D), as rows
             miss, clients = 1 - (mine * rows).sum(1), torch.arange(len(here), device=rows.device)
             losses = rows.new_zeros(len(here)).index_add_(0, client, miss.square())
@@ -66,27 +73,36 @@ class Implicit:
             ones = torch.ones_like(losses)
             yield Update(sent, ones, losses / torch.bincount(client), here, ones)
 
-    def personal(self, data: Source, params: Tree) -> Tree:
+    def personal(self, data: Federation, params: Tree) -> Tree:
         """The parameters with every user's vector solved against the films as they are now, as each client would."""
         users, gram = params["user"].clone(), params["item"].T @ params["item"]
+        pairs, order = data.train.pairs().sort()
+        weights = recent(data.train, self.recency)[order]
         for here in torch.arange(len(data)).split(GROUP):
-            _, _, owners, _, vectors = self._solved(data, params["item"], gram, here)
+            clicks = _clicks(data, here)
+            mine = weights[torch.searchsorted(pairs, clicks["user"] * data.train.item_count + clicks["item"])]
+            _, _, owners, _, vectors = self._solved(clicks, params["item"], gram, mine)
             users[owners] = vectors
         return params | {"user": users}
 
-    def _solved(self, data: Source, items: Tensor, gram: Tensor, here: Tensor) -> tuple[Tensor, ...]:
-        """Of some clients: (films clicked (n,), client of each, user of each client (C,), films' rows, vectors)."""
-        clicks = data.draw(here, 1, 0, stream(0, "order"))                   # all of them: the order is of no account
+    def _solved(self, clicks: Tree, items: Tensor, gram: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Of some clients: (films clicked (n,), client of each, user of each client (C,), films' rows, vectors).
+
+        weights (n,): of the clicks, all 1 where there are none.
+        """
         client, user = clicks["client"], clicks["user"]
-        owners = torch.zeros_like(here).index_copy_(0, client, user)
+        owners = torch.zeros(int(client[-1]) + 1, dtype=torch.int64).index_copy_(0, client, user)
         require(bool((owners[client] == user).all()), "data", "platforms", "each client must be one user")
         films, client, owners = (t.to(items.device) for t in (clicks["item"], client, owners))
         rows, counts = items.index_select(0, films), torch.bincount(client)
-        padded = rows.new_zeros(len(counts), int(counts.max()), rows.shape[1])
-        padded[client, torch.arange(len(client), device=client.device) - (counts.cumsum(0) - counts)[client]] = rows
-        eye, strength = torch.eye(rows.shape[1], device=rows.device), self.reg * (counts + self.w0 * len(items))
-        left = torch.bmm(padded.transpose(1, 2), padded) + self.w0 * gram + strength[:, None, None] * eye
-        return films, client, owners, rows, torch.linalg.solve(left, padded.sum(1))
+        weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(items.device)
+        place = client, torch.arange(len(client), device=client.device) - (counts.cumsum(0) - counts)[client]
+        padded, weighted = rows.new_zeros(2, len(counts), int(counts.max()), rows.shape[1])
+        padded[place], weighted[place] = rows, rows * weights[:, None]
+        eye, total = torch.eye(rows.shape[1], device=rows.device), weights.new_zeros(len(counts))
+        strength = self.reg * (total.index_add_(0, client, weights) + self.w0 * len(items))
+        left = torch.bmm(padded.transpose(1, 2), weighted) + self.w0 * gram + strength[:, None, None] * eye
+        return films, client, owners, rows, torch.linalg.solve(left, weighted.sum(1))
 
     def aggregate(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The negative half gradient of the cohort's mean loss by all films: clients' rows, and what `gram` implies."""
@@ -99,3 +115,8 @@ class Implicit:
         some_weight(float(clients))
         unmet = server["item"] @ gram + self.reg * clients * server["item"]
         return {"item": (total - self.w0 * unmet) / clients}
+
+
+def _clicks(data: Source, here: Tensor) -> Tree:
+    """What these clients clicked, client after client; the order within is of no account."""
+    return data.draw(here, 1, 0, stream(0, "order"))

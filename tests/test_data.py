@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlab.core import ParameterError
-from fedlab.data import DATA, leave_one_out, load, split_by_time, standardise
+from fedlab.data import DATA, leave_one_out, load, recent, split_by_time, standardise, strictly_later
 from fedlab.readers import DataError
 
 
@@ -54,6 +54,15 @@ def test_leave_one_out_by_hand():
     split = leave_one_out(tiny([0, 0, 0, 0], [3, 1, 2, 0], times=[5, 9, 5, 1]))
     parts = [p.items.tolist() for p in (split.train, split.validation, split.test)]
     assert parts == [[3, 0], [2], [1]]                                  # items 3 and 2 at one time: the later row
+
+
+def test_what_came_last_weighs_most_and_the_same_second_alike():
+    train = tiny([0, 1, 0, 0, 0], [3, 1, 2, 0, 1], times=[5, 9, 5, 1, 7])
+    assert strictly_later(train).tolist() == [1, 0, 1, 3, 0]
+    assert recent(train, 1.0).tolist() == [0.5, 1, 0.5, 0.25, 1]
+    assert recent(train, 0.0).tolist() == [1] * 5
+    with pytest.raises(ParameterError, match="recency=-1"):
+        recent(train, -1)
 
 
 @settings(max_examples=50)

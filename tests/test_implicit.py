@@ -24,6 +24,14 @@ def loss(table, users, items, w0, reg):
             + reg * ((own * users.square().sum(1)).sum() + (others * items.square().sum(1)).sum()))
 
 
+def weighed(train):
+    """(U, I) 1 / (1 + the user's clicks since) where a user clicked, row by row."""
+    table = torch.zeros(train.user_count, train.item_count)
+    for user, item, time in zip(train.users, train.items, train.times, strict=True):
+        table[user, item] = 1 / (1 + int(((train.users == user) & (train.times > time)).sum()))
+    return table
+
+
 @pytest.fixture(scope="module")
 def small():
     generator = torch.Generator().manual_seed(0)
@@ -62,6 +70,20 @@ def test_some_clients_are_an_unbiased_part_of_all(small):
     torch.testing.assert_close(torch.stack(one).mean(0), every, atol=1e-6, rtol=1e-5)
 
 
+def test_a_client_that_recommends_weighs_its_last_clicks_more(small):
+    model, data, way = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small)), Implicit(0.2, 0.05, 1.0)
+    items = model.init(stream(0, "init"))["item"].double()
+    found = way.personal(data, model.init(stream(0, "init")))["user"].double().requires_grad_()
+    table = weighed(small).double()
+    scores = found @ items.T
+    own = table.sum(1) + 0.2 * 11
+    value = ((table * (1 - scores).square()).sum() + 0.2 * scores.square().sum()
+             + 0.05 * (own * found.square().sum(1)).sum())
+    (slope,) = torch.autograd.grad(value, [found])
+    assert float(slope.detach().abs().max()) < 1e-5
+    assert not torch.allclose(found.float(), Implicit(0.2, 0.05).personal(data, model.init(stream(0, "init")))["user"])
+
+
 def test_central_ials_reaches_a_point_without_slope(small):
     users, items = ials(small, 3, w0=0.2, reg=0.05, epochs=200)
     u, i = users.double().requires_grad_(), items.double().requires_grad_()
@@ -75,12 +97,14 @@ def test_ease_is_the_least_squares_without_the_diagonal(small):
     table = clicked(small).double()
     score = ease(small, 2.0)
     users, items = (t.flatten() for t in torch.meshgrid(torch.arange(15), torch.arange(11), indexing="ij"))
-    found = score(users, items).view(15, 11).double()
+    found, late = (s(users, items).view(15, 11).double() for s in (score, ease(small, 2.0, recency=1.0)))
+    weighted = weighed(small).double()
     for item in range(11):                                 # a ridge regression on the other films, one film at a time
         others = torch.arange(11) != item
         x = table[:, others]
         b = torch.linalg.solve(x.T @ x + 2.0 * torch.eye(10).double(), x.T @ table[:, item])
         torch.testing.assert_close(found[:, item], x @ b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(late[:, item], weighted[:, others] @ b, atol=1e-5, rtol=1e-4)
 
 
 def test_federated_films_rank_better_than_before(split, clicks):
@@ -92,6 +116,7 @@ def test_federated_films_rank_better_than_before(split, clicks):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: Implicit(w0=0.0), "w0=0.0"), (lambda: Implicit(reg=-1.0), "reg=-1.0"),
+    (lambda: Implicit(recency=-1.0), "recency=-1.0"),
     (lambda: ease(None, 0.0), "strength=0.0"), (lambda: ials(None, reg=0.0), "reg=0.0"),
 ])
 def test_settings_without_meaning_are_refused(call, message):
