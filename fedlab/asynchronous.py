@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedlab.aggregation import Aggregate, joined_updates, weighted_mean
 from fedlab.cohort import updates
-from fedlab.core import Config, Rows, Tree, Update, knob, require, stream, strict
+from fedlab.core import Config, ParameterError, Rows, Tree, Update, knob, require, stream, strict
 from fedlab.engine import check_engine
 from fedlab.federation import Source
 from fedlab.models import Model
@@ -35,13 +35,15 @@ class Asynchronous(Config):
     """Config, and when the server steps; `cohort` is how many clients train at any time."""
 
     method: str = knob("fedbuff", 0, 0, "", "step after a buffer of deltas, or mix in each client's model",
-                       choices=("fedbuff", "fedasync"), live=False)
+                       choices=("fedbuff", "fedasync"), live=False, group="asynchronous")
     buffer: int = knob(10, 1, 1_000_000, "updates", "FedBuff: how many make a step of the server (K)", log=True,
-                       usual=(1, 100))
+                       usual=(1, 100), group="asynchronous")
     staleness: str = knob("polynomial", 0, 0, "", "how the weight of an update falls with its staleness",
-                          choices=("constant", "polynomial", "hinge"))
-    staleness_a: float = knob(0.5, 0.0, 100.0, "", "exponent of polynomial, slope of hinge", usual=(0.0, 2.0))
-    staleness_b: float = knob(4.0, 0.0, 1e6, "steps", "hinge: staleness that costs nothing", usual=(0.0, 20.0))
+                          choices=("constant", "polynomial", "hinge"), group="asynchronous")
+    staleness_a: float = knob(0.5, 0.0, 100.0, "", "exponent of polynomial, slope of hinge", usual=(0.0, 2.0),
+                              group="asynchronous")
+    staleness_b: float = knob(4.0, 0.0, 1e6, "steps", "hinge: staleness that costs nothing", usual=(0.0, 20.0),
+                              group="asynchronous")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def federate_async(model: Model, data: Source, config: Asynchronous | Callable[[
     require(world.pace + world.delay > 0, "pace", world.pace, "nobody would ever be stale; give a pace or a delay")
 
     def step(model: Model, config: Config, before: Round) -> Round:
-        assert isinstance(config, Asynchronous)
+        if not isinstance(config, Asynchronous):
+            raise ParameterError(f"config={type(config).__name__}: asynchronous runs need settings of `Asynchronous`")
         return one_step(model, data, config, before, world, aggregate)
     return steps(step, model, data, config, start, device)
 
@@ -126,12 +129,12 @@ def wait(data: Source, config: Asynchronous, world: World, flight: Flight,
             begun += 1
         if not under_way:
             break
-        clock, begin, client, step = heapq.heappop(under_way)
-        luck = float(torch.rand((), generator=stream(config.seed, "drop out", begin)))
+        clock, start, client, step = heapq.heappop(under_way)
+        luck = float(torch.rand((), generator=stream(config.seed, "drop out", start)))
         if luck < config.drop_out:
             rejected[client] = "dropped out"
         else:
-            arrived.append((clock, begin, client, step))
+            arrived.append((clock, start, client, step))
     return replace(flight, begun=begun, under_way=tuple(under_way)), arrived, rejected, clock
 
 
@@ -157,7 +160,7 @@ def arrivals(arrived: list[Arrival], trained: Mapping[int, Update], model: Model
              number: int) -> Iterator[Update]:
     """The updates that arrived, oldest first: deltas to the parameters of now, times the weight of their staleness."""
     for step in sorted({step for *_, step in arrived}):
-        clients = torch.tensor([client for _, _, client, begun in arrived if begun == step])
+        clients = torch.tensor([client for _, _, client, begun_at in arrived if begun_at == step])
         mine = trained[step].only(torch.isin(trained[step].cohort, clients))
         factor = staleness_weight(config, torch.full_like(mine.weights, number - step))
         deltas = dict(mine.deltas)

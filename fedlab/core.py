@@ -114,6 +114,7 @@ class Knob:
 
     low, high: the range of a number. choices: of a text; without them any text will do. `live` knobs take effect at
     the next round, the others at the next run. log: the slider moves by ratios. usual: where it ends, unless told.
+    group: what it is folded away with, where all knobs are shown.
     """
 
     low: float
@@ -124,6 +125,7 @@ class Knob:
     live: bool = True
     log: bool = False
     usual: tuple[float, float] = (0, 1)
+    group: str = ""
 
     def check(self, name: str, value: object, kind: type) -> None:
         """Raise `ParameterError` unless `value` is a `kind` within the range."""
@@ -186,29 +188,34 @@ class Config:
     local_lr: float = knob(0.5, 0.0, 100.0, "", "step size on the clients", log=True, usual=(0.01, 10.0))
     server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True,
                             usual=(0.1, 400.0))
-    optimizer: str = knob("sgd", 0, 0, "", "rule of the local step", choices=("sgd", "adamw"))
+    optimizer: str = knob("sgd", 0, 0, "", "rule of the local step", choices=("sgd", "adamw"), group="local step")
     weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)",
-                               usual=(0.0, 0.1))
-    negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none", usual=(0, 20))
+                               usual=(0.0, 0.1), group="local step")
+    negatives: int = knob(4, 0, 100, "per click", "unseen items drawn for each click; ratings need none", usual=(0, 20),
+                          group="local step")
     server_optimizer: str = knob("sgd", 0, 0, "", "how the server follows the aggregated delta",
-                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"))
+                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"), group="server step")
     server_momentum: float = knob(0.9, 0.0, 0.9999, "", "share of the last step that stays (beta 1); none in sgd",
-                                  usual=(0.0, 0.99))
+                                  usual=(0.0, 0.99), group="server step")
     server_beta2: float = knob(0.99, 0.0, 0.999999, "", "share of the squares that stays (beta 2), adam and yogi",
-                                usual=(0.9, 0.9999))
+                                usual=(0.9, 0.9999), group="server step")
     server_epsilon: float = knob(1e-3, 1e-12, 1e3, "", "least root of the squares (tau): how adaptive the server is",
-                                 log=True, usual=(1e-6, 1.0))
+                                 log=True, usual=(1e-6, 1.0), group="server step")
     proximal: float = knob(0.0, 0.0, 1e4, "", "FedProx: pull of a client to what the server sent (mu)",
-                           usual=(0.0, 1.0))
-    correction: str = knob("none", 0, 0, "", "what keeps clients from drifting apart", choices=("none", "scaffold"))
+                           usual=(0.0, 1.0), group="local step")
+    correction: str = knob("none", 0, 0, "", "what keeps clients from drifting apart", choices=("none", "scaffold"),
+                           group="local step")
     drop_out: float = knob(0.0, 0.0, 1.0, "of the cohort", "chance that a client drops out of a round",
-                           usual=(0.0, 0.9))
+                           usual=(0.0, 0.9), group="clients' world")
     deadline: float = knob(0.0, 0.0, 1e9, "s, simulated", "how long the server waits for clients; 0 waits for all",
-                           usual=(0.0, 100.0))
-    weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"))
+                           usual=(0.0, 100.0), group="clients' world")
+    weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"),
+                          group="server step")
     engine: str = knob("eager", 0, 0, "", "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
-                       choices=("eager", "compiled", "captured"))
-    precision: str = knob("fp32", 0, 0, "", "of the prediction's matrix products", choices=("fp32", "bf16"))
+                       choices=("eager", "compiled", "captured"), group="machine and draws")
+    precision: str = knob("fp32", 0, 0, "", "of the prediction's matrix products", choices=("fp32", "bf16"),
+                          group="machine and draws")
     memory_mb: int = knob(0, 0, 10_000_000, "MB", "what clients that train at once may take; 0 leaves it to the engine",
-                          usual=(0, 4000))
-    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False, usual=(0, 100))
+                          usual=(0, 4000), group="machine and draws")
+    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False, usual=(0, 100),
+                     group="machine and draws")

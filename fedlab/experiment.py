@@ -39,9 +39,9 @@ class Experiment(Asynchronous):
     partition: str = knob("one per user", 0, 0, "", "who is a client: every user, or platforms that hold users",
                           live=False, choices=("one per user", "equal", "by activity", "by genre"))
     platforms: int = knob(10, 1, 10_000, "clients", "how many platforms; of no account with one client per user",
-                          live=False, usual=(2, 50))
+                          live=False, usual=(2, 50), group="partition")
     alpha: float = knob(0.3, 0.001, 1_000.0, "", "by genre: how alike platforms are (Dirichlet)", live=False, log=True,
-                        usual=(0.05, 100.0))
+                        usual=(0.05, 100.0), group="partition")
     model: str = knob("matrix factorisation", 0, 0, "", "what predicts", live=False,
                       choices=("matrix factorisation", "interaction", "content", "linear"))
     dim: int = knob(32, 1, 1_024, "numbers", "length of a user's or a film's vector (D)", live=False, log=True,
@@ -50,25 +50,30 @@ class Experiment(Asynchronous):
                             choices=("weighted mean", "mean of holders", "coordinate median", "trimmed mean", "krum",
                                      "norm bound", "by quality", "best models"))
     trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end", live=False,
-                       usual=(0.0, 0.45))
+                       usual=(0.0, 0.45), group="aggregation")
     byzantine: int = knob(1, 0, 100_000, "clients", "krum: how many bad clients it should stand (f)", live=False,
-                          usual=(0, 20))
-    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged", live=False, usual=(1, 20))
-    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound: longest delta (L2)", live=False, log=True, usual=(0.01, 10.0))
+                          usual=(0, 20), group="aggregation")
+    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged", live=False, usual=(1, 20),
+                     group="aggregation")
+    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound: longest delta (L2)", live=False, log=True, usual=(0.01, 10.0),
+                        group="aggregation")
     temperature: float = knob(0.1, 1e-6, 1e6, "", "by quality: small listens to the best client alone", live=False,
-                              log=True, usual=(0.01, 10.0))
+                              log=True, usual=(0.01, 10.0), group="aggregation")
     timing: str = knob("synchronous", 0, 0, "", "wait for a whole cohort, or step as updates come", live=False,
-                       choices=("synchronous", "asynchronous"))
+                       choices=("synchronous", "asynchronous"), group="asynchronous")
     pace: float = knob(0.01, 0.0, 1e6, "s, simulated", "what an example takes a median client", live=False,
-                       usual=(0.0, 0.1))
+                       usual=(0.0, 0.1), group="clients' world")
     spread: float = knob(1.0, 0.0, 5.0, "", "how unlike clients' speeds are (sd of the log)", live=False,
-                         usual=(0.0, 3.0))
-    delay: float = knob(2.0, 0.0, 1e6, "s, simulated", "mean time to send", live=False, usual=(0.0, 60.0))
-    late: float = knob(0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False)
-    early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False)
+                         usual=(0.0, 3.0), group="clients' world")
+    delay: float = knob(2.0, 0.0, 1e6, "s, simulated", "mean time to send", live=False, usual=(0.0, 60.0),
+                        group="clients' world")
+    late: float = knob(0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False,
+                       group="clients' world")
+    early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False,
+                        group="clients' world")
     measure_every: int = knob(1, 1, 1_000, "rounds", "how often the validation metrics are worked out", live=False,
                               usual=(1, 20))
-    device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False)
+    device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False, group="machine and draws")
 
 
 PARTITIONS: dict[str, Callable[[Ratings, Experiment], Tensor]] = {

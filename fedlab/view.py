@@ -29,13 +29,14 @@ SPREADS = {"loss by client": "mean local loss", "norm by client": "L2 norm of wh
            "rounds by client": "rounds taken part in"}
 
 
-def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None) -> dict[str, Any]:
+def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None, folded: bool = False) -> dict[str, Any]:
     """What the view needs to know of a knob: no knob has code of its own there.
 
-    span: (lowest, highest) of its slider, or the choices; None for the usual. Raises `ParameterError` for a bad span.
+    span: (lowest, highest) of its slider, or the choices; None for the usual. folded: away with others of its group.
+    Raises `ParameterError` for a bad span.
     """
     knob = knobs(type(config))[name]
-    kind = {f.name: f.type for f in fields(config)}[name]
+    kind, default = {f.name: (f.type, f.default) for f in fields(config)}[name]
     if kind is str:
         for value in span or ():
             knob.check(name, value, str)
@@ -46,7 +47,8 @@ def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None) -> di
                 f"choose two growing numbers from {knob.low:g} to {knob.high:g}")
         ends = {"low": low, "high": high, "whole": kind is int, "log": knob.log and low > 0, "kind": "number"}
     label = re.sub(r"lr$", "learning rate", name).replace("_", " ")
-    return {"name": name, "label": label, "unit": knob.unit, "meaning": knob.meaning, "live": knob.live} | ends
+    return {"name": name, "label": label, "unit": knob.unit, "meaning": knob.meaning, "live": knob.live,
+            "group": knob.group if folded else "", "default": default} | ends
 
 
 def check_turn(shown: Mapping[str, Any], value: object) -> None:

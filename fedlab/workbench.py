@@ -37,8 +37,9 @@ class Workbench(anywidget.AnyWidget):
     live: a function from a settings-giving function to a stream of Rounds, say
         lambda config: measured(federate(model, clients, config), measure)
     config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or the choices; None
-    for its usual ones; without `turn` all knobs. metrics: name of a Round metric -> 'max' or 'min', what is better.
-    folder: where runs are kept as JSONL; in memory only without. presets: name -> settings to take at once.
+    for its usual ones; without `turn` all knobs, most of them folded away in groups. metrics: name of a Round metric ->
+    'max' or 'min', what is better. folder: where runs are kept as JSONL; in memory only without. presets: name ->
+    settings to take at once.
     `rounds` holds the finished Rounds of the last run, `session` the runs and what the buttons do.
     """
 
@@ -62,9 +63,10 @@ class Workbench(anywidget.AnyWidget):
                  metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
                  presets: Mapping[str, Config] | None = None) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
-        turn = dict.fromkeys(knobs(type(config))) if turn is None else turn
-        known(list(knobs(type(config))), turn)
-        shown = [view.describe_knob(config, name, span) for name, span in turn.items()]
+        every = dict.fromkeys(knobs(type(config)))
+        known(list(every), turn or {})
+        shown = [view.describe_knob(config, name, span, folded=turn is None)
+                 for name, span in (every if turn is None else turn).items()]
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0                                 # when it was drawn, when a round last ended
         self._in_use: Config | None = None

@@ -7,7 +7,7 @@ import torch
 
 from fedlab.asynchronous import Asynchronous, federate_async, staleness_weight
 from fedlab.cohort import updates
-from fedlab.core import ParameterError, stream
+from fedlab.core import Config, ParameterError, stream
 from fedlab.features import item_features, linear, user_features
 from fedlab.optim import moved
 from fedlab.server import federate
@@ -143,3 +143,8 @@ def test_worlds_without_a_clock_or_with_members_are_refused(factors, clicks):
         federate_async(factors, clicks, CONFIG, world=World())
     with pytest.raises(ParameterError, match="use drop_out here"):
         federate_async(factors, clicks, CONFIG, world=there)
+
+
+def test_settings_of_a_synchronous_run_are_refused(factors, clicks):
+    with pytest.raises(ParameterError, match="config=Config: asynchronous runs need"):
+        next(federate_async(factors, clicks, Config(cohort=8), world=WORLD))

@@ -1,10 +1,12 @@
-"""Lesson 2 as a learner meets it: JupyterLab in a real Chromium, training started and steered by hand.
+"""Lessons as a learner meets them: JupyterLab in a real Chromium, training started and steered by hand.
 
 A screenshot of each state is left in tests/screenshots for a person to look at.
 """
 
+from ast import literal_eval
+
 import pytest
-from driver import ERRORS, SHOTS, browser, expect, lab, press, reach, run_all, set_number, shoot
+from driver import ASK, ERRORS, SHOTS, browser, expect, lab, press, reach, run_all, set_number, shoot
 
 
 @pytest.fixture
@@ -16,6 +18,52 @@ def page():
 def test_lesson_2_trains_live_and_hears_a_slider(page, tmp_path):
     with lab(tmp_path) as address:
         steer(page, run_all(page, address.format("02_fedavg.ipynb"), to_live=True))
+        assert page.evaluate(ERRORS) == []
+
+
+def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
+    with lab(tmp_path) as address:
+        bench = run_all(page, address.format("03_model_selection.ipynb"), to_live=True)
+        press(bench, "Start")
+        reach(page, bench, 3)
+        slider = bench.get_by_label("local learning rate", exact=True)
+        slider.focus()
+        page.keyboard.press("ArrowRight")
+        chosen = bench.get_by_label("local learning rate, as a number").input_value()
+        expect(bench.locator('[data-used="local_lr"]')).to_have_text(f"in use: {chosen}")
+        press(bench, "Stop")
+        expect(bench).to_have_attribute("data-state", "stopped")
+        bench.locator("summary", has_text="Runs").click()
+        bench.locator("tbody input[type=checkbox]").first.check()
+        bench.get_by_label("aggregation", exact=True).select_option("best models")      # takes effect in the next run
+        press(bench, "Start")
+        reach(page, bench, 3)
+        press(bench, "Stop")
+        expect(bench.locator("tbody tr").first).to_contain_text("aggregation best models")
+        expect(bench.locator('svg[data-series="rmse"] path')).to_have_count(2)
+        shoot(page, "lesson 3 compared")
+        assert page.evaluate(ERRORS) == []
+
+
+def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
+    with lab(tmp_path) as address:
+        bench = run_all(page, address.format("04_asynchronous.ipynb"), to_live=True)
+        bench.get_by_label("simulated s", exact=True).check()
+        press(bench, "Start")
+        reach(page, bench, 12)
+        expect(bench.locator(".status")).to_contain_text("s on the simulated clock")
+        set_number(bench, "buffer", 40)                                 # live: the server waits for more of them
+        expect(bench.locator('[data-used="buffer"]')).to_have_text("in use: 40")
+        before = int(bench.get_attribute("data-rounds"))
+        reach(page, bench, before + 6)
+        press(bench, "Stop")
+        expect(bench).to_have_attribute("data-state", "stopped")
+        clock = page.evaluate(ASK, "[(r.clock, len(r.cohort)) for r in bench.rounds]")
+        seconds, sizes = zip(*literal_eval(clock), strict=True)
+        assert list(seconds) == sorted(seconds)
+        assert sizes[0] == 10
+        assert sizes[-1] == 40
+        shoot(page, "lesson 4 buffer turned")
         assert page.evaluate(ERRORS) == []
 
 

@@ -98,10 +98,15 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
     used(bench, "cohort", chosen)
     set_number(bench, "local learning rate", 0.4)                       # a number
     used(bench, "local_lr", "0.4")
+    expect(bench.get_by_label("weighting", exact=True)).to_be_hidden()             # folded away, but not what it says
+    expect(bench.locator(".group summary", has_text="server step")).to_have_text("server step: weighting equal")
+    unfold(bench, "server step")
     bench.get_by_label("weighting", exact=True).select_option("examples")           # a choice
+    expect(bench.locator(".group summary", has_text="server step")).to_have_text("server step")
     used(bench, "weighting", "examples")
     bench.get_by_label("data", exact=True).fill("/somewhere/else")      # a text, and a knob of the next run
     page.keyboard.press("Tab")
+    unfold(bench, "machine and draws")
     set_number(bench, "seed", 7)
     expect(bench.locator('[data-used="seed"]')).to_have_text("in use: 0")
     before = rounds(bench)

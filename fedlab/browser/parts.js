@@ -3,7 +3,7 @@
 // order that workbench.py names. Text is always set as text, never as HTML.
 
 /** @typedef {{name: string, label: string, kind: "number" | "choice" | "text", low: number, high: number,
- *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, choices: string[]}} Knob */
+ *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, group: string, default: any, choices: string[]}} Knob */
 /** @typedef {[number[], (number | null)[]]} Line  rounds and values */
 /** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>}} Shown */
 /** @typedef {{low: number, high: number, counts: number[], median: number | null, clients: number,

@@ -44,19 +44,35 @@ function legendEntry() {
   } };
 }
 
+/** Knobs that turn while training runs, and those that wait for the next run; groups are folded away, and say what
+ * in them is not as usual. @param {Knob[]} described @param {{node: HTMLElement}[]} knobs in the same order */
+function grouped(described, knobs) {
+  const nodes = (group, live) => knobs.filter((_, i) => described[i].group === group && described[i].live === live).map((k) => k.node);
+  const section = (group) => [
+    ...(nodes(group, true).length ? [make("div", { class: "knobs" }, ...nodes(group, true))] : []),
+    ...(nodes(group, false).length ? [make("div", { class: "heading" }, "From the next run"),
+      make("div", { class: "knobs" }, ...nodes(group, false))] : [])];
+  const folded = [...new Set(described.map((spec) => spec.group))].filter((group) => group).map((group) => {
+    const summary = make("summary");
+    const draw = (values) => {
+      const turned = described.filter((k) => k.group === group && values[k.name] !== k.default);
+      summary.textContent = [group, turned.map((k) => `${k.label} ${format(values[k.name])}`).join(", ")].filter((x) => x).join(": ");
+    };
+    return { node: make("details", { class: "group" }, summary, ...section(group)), draw };
+  });
+  return { nodes: [...section(""), ...folded.map((f) => f.node)], draw: (values) => folded.forEach((f) => f.draw(values)) };
+}
+
 /** @param {{model: Model, el: HTMLElement}} place */
 function render({ model, el }) {
   const { knobs: described, spreads } = model.get("spec");
-  const knobs = described.map((spec) => knob(model, spec)), buttons = controls(model), choice = chooser(model);
+  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model);
   const notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
   const charts = make("div", { class: "charts" }), kept = new Map();
   const legend = make("div", { class: "legend" }), entries = new Map();
-  const group = (live) => knobs.filter((_, i) => described[i].live === live).map((k) => k.node);
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
-    presetRow(model), make("div", { class: "knobs" }, ...group(true)),
-    ...(group(false).length ? [make("div", { class: "heading" }, "From the next run"), make("div", { class: "knobs" }, ...group(false))] : []),
-    buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, settings.node);
+    presetRow(model), ...groups.nodes, buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, settings.node);
   el.append(root);
 
   const showRounds = () => {
@@ -74,7 +90,7 @@ function render({ model, el }) {
     notice.textContent = model.get("notice");
     news.textContent = model.get("news");
   };
-  const showKnobs = () => knobs.forEach((k) => k.draw());
+  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values")); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
   const watch = { values: showKnobs, used: showKnobs, state: showState, message: showState, notice: showState,
