@@ -2,17 +2,15 @@
 
 import ast
 import json
-import os
 import platform
-import subprocess
 import sys
-import tempfile
-import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy
 import torch
+
+from fedlab.wheels import from_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,15 +32,7 @@ def ml100k() -> Path:
     """
     if (folder := ROOT / "data" / "ml-100k").is_dir():
         return folder
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedlab"
-    inside = "recbole/dataset_example/ml-100k"
-    if not (cache / inside / "ml-100k.inter").exists():
-        with tempfile.TemporaryDirectory() as place:
-            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", place,
-                            "recbole==1.2.1"], check=True)
-            with zipfile.ZipFile(next(Path(place).glob("*.whl"))) as wheel:
-                wheel.extractall(cache, [name for name in wheel.namelist() if name.startswith(inside)])
-    return cache / inside
+    return from_wheel("recbole==1.2.1", "recbole/dataset_example/ml-100k")
 
 
 def entry(value: float, unit: str, goal: float | None, *, higher: bool, seeds: int, note: str) -> dict:

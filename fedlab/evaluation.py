@@ -78,6 +78,37 @@ def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) 
     return torch.cat(ranks)
 
 
+def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Ratings, Tensor]:
+    """(the ratings of all other items, (I,) true for the items hidden): a share of the items becomes cold."""
+    require(0 < share < 1, "share", share, "choose a share between 0 and 1, say 0.2")
+    cold = torch.zeros(ratings.item_count, dtype=torch.bool)
+    order = torch.randperm(ratings.item_count, generator=stream(seed, "cold items"))
+    cold[order[: max(1, round(share * ratings.item_count))]] = True
+    return ratings.take(~cold[ratings.items]), cold
+
+
+def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> dict[str, float]:
+    """AUC and NDCG@k of each user's own cold items among all cold ones, the mean over users who have some.
+
+    ratings: all of them; cold (I,): true for hidden items. A tie counts half in the AUC and against us in the NDCG.
+    """
+    items = cold.nonzero()[:, 0]
+    mine = seen([ratings], torch.arange(ratings.user_count))[:, items]                               # (U, M)
+    users = (mine.any(1) & ~mine.all(1)).nonzero()[:, 0]
+    require(len(users) > 0, "cold", len(items), "nobody rated some of the cold items and not all; hide more")
+    gains = 1 / torch.log2(torch.arange(k) + 2.0)
+    auc, ndcg = [], []
+    for user in users.tolist():
+        scores = score(torch.full_like(items, user), items)
+        good, bad = scores[mine[user]], scores[~mine[user]].sort().values
+        below, within = (torch.searchsorted(bad, good, right=right) for right in (False, True))
+        auc.append(float((below + within).float().mean()) / 2 / len(bad))
+        better = len(bad) - below                                          # others that rank before, ties included
+        places = better + good.argsort(descending=True).argsort()
+        ndcg.append(float(gains[places[places < k]].sum() / gains[: len(good)].sum()))
+    return {"auc": sum(auc) / len(auc), f"ndcg@{k}": sum(ndcg) / len(ndcg)}
+
+
 def popularity(train: Ratings) -> Score:
     """Score every item by its train ratings: the baseline that knows nobody."""
     counts = train.item_counts()

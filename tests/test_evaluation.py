@@ -3,10 +3,11 @@
 import pytest
 import torch
 from conftest import tiny
+from sklearn.metrics import ndcg_score, roc_auc_score
 
 from fedlab.core import ParameterError
 from fedlab.data import leave_one_out, split_by_time
-from fedlab.evaluation import candidates, full_ranks, popularity, ranking, seen
+from fedlab.evaluation import candidates, cold_ranking, full_ranks, hide_items, popularity, ranking, seen
 
 
 def test_candidates_are_99_different_items_never_rated(split):
@@ -52,3 +53,29 @@ def test_bad_arguments_are_named(split, ratings):
         candidates(split, count=9000)
     with pytest.raises(ParameterError, match="split with leave_one_out"):
         candidates(split_by_time(ratings))
+
+
+def test_a_fifth_of_the_items_becomes_cold(ratings):
+    train, cold = hide_items(ratings, 0.2, seed=3)
+    assert int(cold.sum()) == round(0.2 * 9066)
+    assert not bool(cold[train.items].any())
+    assert len(train) + int(cold[ratings.items].sum()) == len(ratings)
+    assert torch.equal(hide_items(ratings, 0.2, seed=3)[1], cold)
+    assert not torch.equal(hide_items(ratings, 0.2, seed=4)[1], cold)
+    with pytest.raises(ParameterError, match=r"share=1\.0"):
+        hide_items(ratings, 1.0)
+
+
+def test_cold_ranking_equals_scikit_learn(ratings):
+    few = ratings.take(ratings.users < 25)
+    _, cold = hide_items(few, 0.05)
+    table = torch.randint(8, (671, 9066), generator=torch.Generator().manual_seed(0)).float()      # with many ties
+    found = cold_ranking(lambda u, i: table[u, i], few, cold)
+    mine, items = seen([few], torch.arange(25))[:, cold], cold.nonzero()[:, 0]
+    users = [u for u in range(25) if mine[u].any()]
+    auc = [roc_auc_score(mine[u], table[u, items]) for u in users]
+    nudged = table - 1e-3 * torch.zeros_like(table).masked_scatter(seen([few], torch.arange(671)), torch.ones(len(few)))
+    ndcg = [ndcg_score(mine[u].long()[None], nudged[u, items][None], k=10) for u in users]
+    assert found == {"auc": pytest.approx(sum(auc) / len(auc)), "ndcg@10": pytest.approx(sum(ndcg) / len(ndcg))}
+    with pytest.raises(ParameterError, match="nobody rated some"):
+        cold_ranking(lambda u, i: table[u, i], few, torch.zeros(9066).bool())

@@ -7,8 +7,9 @@ import pytest
 
 import fedlab
 
-LAYERS = ["core", "tables", "readers", "data", "federation", "leaky", "sources", "models", "features", "modules",
-          "metrics", "evaluation", "scoring", "aggregation", "optim", "robust", "selection", "scaffold", "step",
+LAYERS = ["core", "tables", "readers", "wheels", "data", "text", "prior", "federation", "leaky", "sources",
+          "models", "features", "modules", "metrics", "evaluation", "scoring", "aggregation",
+          "optim", "robust", "selection", "scaffold", "step",
           "engine", "client", "cohort", "rounds", "ensemble", "implicit", "central", "screen", "world", "server",
           "asynchronous", "personal", "plots", "experiment", "settings", "run", "runs", "export", "runner", "sweep",
           "session", "view", "workbench", "check", "__main__"]

@@ -1,0 +1,70 @@
+"""What the text of a film says of its vector: kernel ridge regression on the server, from public texts to learned rows.
+
+Clients take no part: the server has the rows, and everybody has the texts. A film that nobody rated gets the vector
+that films like it have; a film with few ratings is pulled towards it.
+
+Letters: I items, W warm ones (with ratings in train), D dimensions of a row, E of a text vector.
+Sources: Rasmussen, Williams 2006, "Gaussian processes for machine learning", eq. 2.25 (the mean) and 5.12 (the mean
+without the point itself).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedlab.core import require
+from fedlab.data import Catalogue
+
+
+def likeness(vectors: Tensor, width: float = 0.7) -> Tensor:
+    """(I, I) how alike texts are, 1 for the same: exp(-|x - y|^2 / (4 width^2)) of centred unit vectors (I, E).
+
+    All texts of one kind point one way, so the mean goes off first.
+    """
+    require(width > 0, "width", width, "choose a positive number, say 0.7")
+    unit = torch.nn.functional.normalize(vectors)
+    unit = torch.nn.functional.normalize(unit - unit.mean(0))
+    return (unit @ unit.T).sub_(1).div_(2 * width**2).exp_()
+
+
+def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0.4, years: float = 0.2) -> Tensor:
+    """(I, I) how alike items are: the mean over `texts`, each (I, E), and shares for alike genres and close years.
+
+    genres, years: weights beside the texts' 1. Genres count by their cosine, years within about two.
+    """
+    require(len(texts) > 0, "texts", 0, "give at least one set of text vectors")
+    require(min(genres, years) >= 0, "genres, years", (genres, years), "choose 0 or more")
+    kernel = torch.stack([likeness(t) for t in texts]).mean(0) if len(texts) > 1 else likeness(texts[0])
+    named = torch.nn.functional.normalize(catalogue.genres.float())
+    kernel.add_((named @ named.T).sub_(1).mul_(2).exp_(), alpha=genres)
+    year = catalogue.years.float().clamp(min=1920)                             # unknown years as the oldest films
+    return kernel.add_((year[:, None] - year).square_().div_(-8).exp_(), alpha=years)
+
+
+def predicted(kernel: Tensor, rows: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
+    """(I, D) each item's row as the others' rows say: for warm items without their own, for cold ones from all warm.
+
+    kernel (I, I); rows (I, D), of which those of `warm` (I,) are used; strength: noise variance of a row, in units of
+    the kernel. Raises `ParameterError` where fewer than two items are warm.
+    """
+    require(strength > 0, "strength", strength, "choose a positive number, say 1")
+    at = warm.nonzero()[:, 0]
+    require(len(at) > 1, "warm", len(at), "two items with ratings, or more, are needed to learn from")
+    known = kernel[at][:, at]
+    known.diagonal().add_(strength)
+    half = torch.linalg.cholesky(known)
+    dual = torch.cholesky_solve(rows[at], half)                                                      # (W, D)
+    found = kernel[:, at] @ dual
+    found[at] = rows[at] - dual / torch.cholesky_inverse(half).diagonal()[:, None]
+    return found
+
+
+def blended(rows: Tensor, prior: Tensor, counts: Tensor, worth: float = 3.0) -> Tensor:
+    """(I, D) learned rows pulled to what texts say: n / (n + worth) of the own row with n ratings, the rest prior.
+
+    counts (I,): ratings in train. worth: of how many ratings the text is worth.
+    """
+    require(worth >= 0, "worth", worth, "choose 0, which leaves the rows as they are, or more")
+    own = (counts / (counts + worth).clamp(min=1e-9))[:, None]
+    return own * rows + (1 - own) * prior
