@@ -3,7 +3,7 @@
 Clients take no part: the server has the rows, and everybody has the texts. A film that nobody rated gets the vector
 that films like it have; a film with few ratings is pulled towards it.
 
-Letters: I items, W warm ones (with ratings in train), D dimensions of a row, E of a text vector.
+Letters: I items, W warm ones (with ratings to learn from), D dimensions of a row, E of a text vector.
 Sources: Rasmussen, Williams 2006, "Gaussian processes for machine learning", eq. 2.25 (the mean) and 5.12 (the mean
 without the point itself).
 """
@@ -42,21 +42,22 @@ def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0
     return kernel.add_((year[:, None] - year).square_().div_(-8).exp_(), alpha=years)
 
 
-def predicted(kernel: Tensor, rows: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
-    """(I, D) each item's row as the others' rows say: for warm items without their own, for cold ones from all warm.
+def teach(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
+    """(I, W) M with which rows predict rows: M @ rows[warm] are all items' rows, a warm item's without its own.
 
-    kernel (I, I); rows (I, D), of which those of `warm` (I,) are used; strength: noise variance of a row, in units of
-    the kernel. Raises `ParameterError` where fewer than two items are warm.
+    kernel (I, I); warm (I,): the W items whose rows may teach, say those with five ratings or more; strength: noise
+    variance of a row, in units of the kernel. As it does not depend on the rows, one M serves all rounds. Raises
+    `ParameterError` where fewer than two items are warm.
     """
     require(strength > 0, "strength", strength, "choose a positive number, say 1")
     at = warm.nonzero()[:, 0]
     require(len(at) > 1, "warm", len(at), "two items with ratings, or more, are needed to learn from")
     known = kernel[at][:, at]
     known.diagonal().add_(strength)
-    half = torch.linalg.cholesky(known)
-    dual = torch.cholesky_solve(rows[at], half)                                                      # (W, D)
-    found = kernel[:, at] @ dual
-    found[at] = rows[at] - dual / torch.cholesky_inverse(half).diagonal()[:, None]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(known))
+    found = kernel[:, at] @ inverse
+    own = inverse.diagonal().clone()
+    found[at] = (inverse / -own[:, None]).fill_diagonal_(0)                 # what predicts an item from all others
     return found
 
 

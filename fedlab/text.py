@@ -10,8 +10,10 @@ Source: Reimers, Gurevych 2019, "Sentence-BERT: sentence embeddings using Siames
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,21 @@ def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}
     names = [[g for g, on in zip(catalogue.genre_names, row, strict=True) if on] for row in catalogue.genres.tolist()]
     return [template.format(title=ARTICLE.sub(r"\2 \1", title), year=year or "year unknown", genres=", ".join(genres))
             for title, year, genres in zip(catalogue.titles, catalogue.years.tolist(), names, strict=True)]
+
+
+def tfidf(texts: Sequence[str]) -> Tensor:
+    """(n, V) unit vectors of words: how often each is in the text, times log((1 + n) / (1 + texts with it)) + 1.
+
+    Words of two letters or more, in small letters, that are in two texts at least: what was done before encoders.
+    """
+    words = [Counter(re.findall(r"\w\w+", text.lower())) for text in texts]
+    spread = Counter(word for each in words for word in each)
+    at = {word: i for i, word in enumerate(sorted(w for w, n in spread.items() if n > 1))}
+    found = torch.zeros(len(texts), len(at))
+    for row, each in enumerate(words):
+        for word in each.keys() & at.keys():
+            found[row, at[word]] = each[word] * (math.log((1 + len(texts)) / (1 + spread[word])) + 1)
+    return torch.nn.functional.normalize(found)
 
 
 @dataclass(frozen=True, eq=False)

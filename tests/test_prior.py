@@ -8,7 +8,7 @@ from conftest import tiny
 from sklearn.kernel_ridge import KernelRidge
 
 from fedlab.core import ParameterError
-from fedlab.prior import blended, item_kernel, likeness, predicted
+from fedlab.prior import blended, item_kernel, likeness, teach
 
 TEXTS = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
@@ -17,7 +17,7 @@ WARM = torch.arange(12) % 4 != 1
 
 def test_cold_rows_are_kernel_ridge_and_warm_ones_leave_themselves_out():
     kernel = likeness(TEXTS).double()
-    found = predicted(kernel, ROWS.double(), WARM, 0.5)
+    found = teach(kernel, WARM, 0.5) @ ROWS.double()[WARM]
     for item in range(12):
         others = WARM.clone()
         others[item] = False
@@ -54,8 +54,8 @@ def test_a_blend_trusts_rows_with_many_ratings():
     (lambda: likeness(TEXTS, 0.0), "width=0.0"), (lambda: item_kernel([], None), "texts=0"),
     (lambda: item_kernel([TEXTS], None, -1.0), "genres, years"),
     (lambda: blended(ROWS, ROWS, WARM, -1.0), "worth=-1.0"),
-    (lambda: predicted(likeness(TEXTS), ROWS, WARM, 0.0), "strength=0.0"),
-    (lambda: predicted(likeness(TEXTS), ROWS, torch.arange(12) == 3), "warm=1"),
+    (lambda: teach(likeness(TEXTS), WARM, 0.0), "strength=0.0"),
+    (lambda: teach(likeness(TEXTS), torch.arange(12) == 3), "warm=1"),
 ])
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fedlab import text
 from fedlab.core import ParameterError
-from fedlab.text import MINILM, SHIPPED, SMOLLM2, encoder, fingerprint, item_texts, store, stored, vectors
+from fedlab.text import MINILM, SHIPPED, SMOLLM2, encoder, fingerprint, item_texts, store, stored, tfidf, vectors
 
 ODD = ["", "a", "Amélie (2001). Comedy", "七人の侍", "The Usual Suspects (1995). Crime, Thriller", "long " * 2000]
 
@@ -32,6 +33,12 @@ def test_a_text_has_title_year_and_genres():
     assert item_texts(catalogue, "{genres}: {title}") == ["Comedy, Drama: The Usual Suspects", ": Alien"]
     with pytest.raises(ParameterError, match=r"template='\{plot\}': unknown field 'plot'"):
         item_texts(catalogue, "{plot}")
+
+
+def test_tfidf_is_that_of_scikit_learn(ratings):
+    texts = [*item_texts(ratings.catalogue)[:300], "no word twice anywhere: xyzzy"]
+    theirs = TfidfVectorizer(min_df=2).fit_transform(texts).toarray()
+    torch.testing.assert_close(tfidf(texts), torch.tensor(theirs).float(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
