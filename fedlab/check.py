@@ -79,6 +79,28 @@ def round_seconds(answer: object, seconds: list[float], deadline: float) -> None
     _say(answer == expected, "the server waits for the slowest, not beyond the deadline; who is later does not count")
 
 
+def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
+    """Lesson 5: `mean(states, there)` is the mean of states (T, D) over the tokens where `there` (T,) is 1."""
+    states = torch.randn(6, 4, generator=stream(0, "exercise"))
+    there = torch.tensor([1.0, 1, 1, 1, 0, 0])
+    answer = mean(states, there)
+    padded = _equal(answer, states.mean(0))
+    _say(_equal(answer, states[:4].mean(0)), "the padding got in: only tokens that are there may count" if padded
+         else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are there")
+
+
+def told(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
+    """Lesson 5: `row(near, kernel, rows, noise)` is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W, D)."""
+    draw = stream(0, "exercise")
+    x, rows, near = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw), torch.rand(5, generator=draw)
+    kernel = x @ x.T
+    answer = row(near, kernel, rows, 0.5)
+    plain = _equal(answer, near @ rows)
+    _say(_equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
+         "that counts films that are like each other twice; solve with the kernel of the warm films first" if plain
+         else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that")
+
+
 def upload(answer: object, rows: int, dim: int) -> None:
     """Lesson 2: bytes a client sends up for `rows` items: a vector of `dim` floats, a bias, the row number."""
     _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")

@@ -167,6 +167,19 @@ def from_latest(ratings: Ratings) -> Tensor:
     return later
 
 
+def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
+    """(the ratings of the items that have `least` or more, numbered anew; (I',) the numbers they had before)."""
+    kept = (ratings.item_counts() >= least).nonzero()[:, 0]
+    require(len(kept) > 0, "least", least, f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
+    known, at = ratings.catalogue, torch.full((ratings.item_count,), -1)
+    at[kept] = torch.arange(len(kept))
+    names = kept.tolist()
+    fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in names), years=known.years[kept],
+                    titles=tuple(known.titles[i] for i in names), genres=known.genres[kept])
+    rows = at[ratings.items] >= 0
+    return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows], ratings.times[rows], fewer), kept
+
+
 def strictly_later(ratings: Ratings) -> Tensor:
     """(n,) how many ratings of the same user have a later time; ratings of the same second count alike."""
     moments = torch.from_numpy(np.unique(ratings.times, return_inverse=True)[1])

@@ -83,3 +83,12 @@ def genre_profile(train: Ratings, strength: float = 20.0) -> Tensor:
     watched = torch.zeros(train.user_count, genres.shape[1]).index_add_(0, train.users, genres)
     share = (watched + strength * usual) / (watched.sum(1, keepdim=True) + strength)
     return (share / usual).log()
+
+
+def history(train: Ratings, vectors: Tensor) -> Tensor:
+    """(U, E) the mean of the vectors (I, E) of a user's films in train, less the mean over all clicks."""
+    require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape), f"give {train.item_count} rows")
+    counts = torch.bincount(train.users, minlength=train.user_count).clamp(min=1)
+    clicked = vectors[train.items]
+    total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(0, train.users, clicked - clicked.mean(0))
+    return total / counts[:, None]

@@ -14,6 +14,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from fedlab.federation import Federation
 from fedlab.rounds import Round
@@ -143,4 +144,21 @@ def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if len(groups) > 1:
             axis.legend(fontsize=9)
+    return figure
+
+
+def space(views: Mapping[str, Tensor], groups: Mapping[str, Tensor], names: Mapping[int, str]) -> Figure:
+    """Points in the plane, a panel a view, the same rows in each: title -> (n, 2).
+
+    groups: name -> (n,) true for its points, a colour each; the others are grey. names: row -> what to write there.
+    """
+    with panels(len(views), 5.6, 4.6) as (figure, axes):
+        for axis, (title, points) in zip(axes, views.items(), strict=True):
+            axis.scatter(points[:, 0], points[:, 1], s=6, color="#cccccc")
+            for name, mine in groups.items():
+                axis.scatter(points[mine, 0], points[mine, 1], s=14, label=name)
+            for row, text in names.items():
+                axis.annotate(text, (float(points[row, 0]), float(points[row, 1])), fontsize=8)
+            axis.set(title=title, xticks=[], yticks=[])
+        axes[-1].legend(fontsize=9, loc="best")
     return figure

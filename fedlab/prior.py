@@ -1,7 +1,7 @@
 """What the text of a film says of its vector: kernel ridge regression on the server, from public texts to learned rows.
 
 Clients take no part: the server has the rows, and everybody has the texts. A film that nobody rated gets the vector
-that films like it have; a film with few ratings is pulled towards it.
+that films like it have. Added to learned rows, with half its weight say, it helps those too.
 
 Letters: I items, W warm ones (with ratings to learn from), D dimensions of a row, E of a text vector.
 Sources: Rasmussen, Williams 2006, "Gaussian processes for machine learning", eq. 2.25 (the mean) and 5.12 (the mean
@@ -31,11 +31,14 @@ def likeness(vectors: Tensor, width: float = 0.7) -> Tensor:
 def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0.4, years: float = 0.2) -> Tensor:
     """(I, I) how alike items are: the mean over `texts`, each (I, E), and shares for alike genres and close years.
 
-    genres, years: weights beside the texts' 1. Genres count by their cosine, years within about two.
+    genres, years: weights beside the texts' 1, where there are texts. Genres count by their cosine, years within about
+    two.
     """
-    require(len(texts) > 0, "texts", 0, "give at least one set of text vectors")
     require(min(genres, years) >= 0, "genres, years", (genres, years), "choose 0 or more")
-    kernel = torch.stack([likeness(t) for t in texts]).mean(0) if len(texts) > 1 else likeness(texts[0])
+    require(len(texts) > 0 or genres + years > 0, "texts", 0, "give text vectors, or a weight of genres or years")
+    kernel = torch.zeros(len(catalogue.titles), len(catalogue.titles))
+    for vectors in texts:
+        kernel.add_(likeness(vectors), alpha=1 / len(texts))
     named = torch.nn.functional.normalize(catalogue.genres.float())
     kernel.add_((named @ named.T).sub_(1).mul_(2).exp_(), alpha=genres)
     year = catalogue.years.float().clamp(min=1920)                             # unknown years as the oldest films
@@ -59,13 +62,3 @@ def teach(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
     own = inverse.diagonal().clone()
     found[at] = (inverse / -own[:, None]).fill_diagonal_(0)                 # what predicts an item from all others
     return found
-
-
-def blended(rows: Tensor, prior: Tensor, counts: Tensor, worth: float = 3.0) -> Tensor:
-    """(I, D) learned rows pulled to what texts say: n / (n + worth) of the own row with n ratings, the rest prior.
-
-    counts (I,): ratings in train. worth: of how many ratings the text is worth.
-    """
-    require(worth >= 0, "worth", worth, "choose 0, which leaves the rows as they are, or more")
-    own = (counts / (counts + worth).clamp(min=1e-9))[:, None]
-    return own * rows + (1 - own) * prior

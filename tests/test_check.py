@@ -62,3 +62,17 @@ def test_lesson_3_and_4_know_right_from_wrong(capsys):
         assert said(check.round_seconds, guess, seconds=times, deadline=60).startswith("Not yet")
     for call in (check.trimmed, check.staleness):
         assert said(call, lambda *_: ...).startswith("Not yet")
+
+
+def test_lesson_5_has_solutions_and_hints(capsys):
+    five = solution("lesson_05")
+    check.pooled(five.mean)
+    check.told(five.row)
+    check.pooled(lambda states, there: states.mean(0))
+    check.pooled(lambda states, there: ...)
+    check.told(lambda near, kernel, rows, noise: near @ rows)
+    first, second, padding, other, row = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "padding" in padding
+    assert "add them up" in other
+    assert "twice" in row

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlab.core import ParameterError
-from fedlab.data import DATA, leave_one_out, load, recent, split_by_time, standardise, strictly_later
+from fedlab.data import DATA, leave_one_out, load, rated_often, recent, split_by_time, standardise, strictly_later
 from fedlab.readers import DataError
 
 
@@ -54,6 +54,15 @@ def test_leave_one_out_by_hand():
     split = leave_one_out(tiny([0, 0, 0, 0], [3, 1, 2, 0], times=[5, 9, 5, 1]))
     parts = [p.items.tolist() for p in (split.train, split.validation, split.test)]
     assert parts == [[3, 0], [2], [1]]                                  # items 3 and 2 at one time: the later row
+
+
+def test_items_with_few_ratings_go_and_the_rest_is_numbered_anew():
+    few, kept = rated_often(tiny([0, 1, 0, 1, 0], [3, 3, 1, 2, 2], values=[5, 4, 3, 2, 1]), 2)
+    assert kept.tolist() == [2, 3]
+    assert few.catalogue.titles == ("Film 2", "Film 3")
+    assert (few.users.tolist(), few.items.tolist(), few.values.tolist()) == ([0, 1, 1, 0], [1, 1, 0, 0], [5, 4, 2, 1])
+    with pytest.raises(ParameterError, match="least=3: no item has so many"):
+        rated_often(few, 3)
 
 
 def test_what_came_last_weighs_most_and_the_same_second_alike():

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 from fedlab import plots
 from fedlab.core import Config
@@ -49,3 +50,13 @@ def test_tastes_show_platforms_over_the_average(split):
 def test_nothing_is_left_open(rounds):
     plots.curves({"a": rounds})
     assert plt.get_fignums() == []
+
+
+def test_a_space_has_a_colour_a_group_and_names_at_their_points():
+    points = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    figure = plots.space({"a": points, "b": -points}, {"even": torch.tensor([True, False, True])}, {1: "Heat"})
+    one, two = figure.axes
+    assert [len(drawn.get_offsets()) for drawn in one.collections] == [3, 2]
+    assert (one.texts[0].get_text(), one.texts[0].xy) == ("Heat", (2.0, 3.0))
+    assert two.texts[0].xy == (-2.0, -3.0)
+    assert [t.get_text() for t in two.get_legend().get_texts()] == ["even"]

@@ -8,7 +8,7 @@ from conftest import tiny
 from sklearn.kernel_ridge import KernelRidge
 
 from fedlab.core import ParameterError
-from fedlab.prior import blended, item_kernel, likeness, teach
+from fedlab.prior import item_kernel, likeness, teach
 
 TEXTS = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
@@ -42,18 +42,12 @@ def test_a_kernel_by_hand():
     torch.testing.assert_close(found[0, 1], likeness(x)[0, 1] + extra)
     torch.testing.assert_close(item_kernel([x, x], catalogue), found)
     assert torch.equal(item_kernel([x], catalogue, 0.0, 0.0), likeness(x))
-
-
-def test_a_blend_trusts_rows_with_many_ratings():
-    found = blended(torch.ones(3, 2), torch.zeros(3, 2), torch.tensor([0.0, 3.0, 9.0]))
-    assert found[:, 0].tolist() == [0, 0.5, 0.75]
-    assert torch.equal(blended(ROWS, 0 * ROWS, torch.ones(12), worth=0.0), ROWS)
+    torch.testing.assert_close(item_kernel([], catalogue), found - likeness(x))
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: likeness(TEXTS, 0.0), "width=0.0"), (lambda: item_kernel([], None), "texts=0"),
+    (lambda: likeness(TEXTS, 0.0), "width=0.0"), (lambda: item_kernel([], None, 0, 0), "texts=0"),
     (lambda: item_kernel([TEXTS], None, -1.0), "genres, years"),
-    (lambda: blended(ROWS, ROWS, WARM, -1.0), "worth=-1.0"),
     (lambda: teach(likeness(TEXTS), WARM, 0.0), "strength=0.0"),
     (lambda: teach(likeness(TEXTS), torch.arange(12) == 3), "warm=1"),
 ])
