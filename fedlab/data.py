@@ -173,9 +173,8 @@ def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
     require(len(kept) > 0, "least", least, f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
     known, at = ratings.catalogue, torch.full((ratings.item_count,), -1)
     at[kept] = torch.arange(len(kept))
-    names = kept.tolist()
-    fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in names), years=known.years[kept],
-                    titles=tuple(known.titles[i] for i in names), genres=known.genres[kept])
+    fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in kept), years=known.years[kept],
+                    titles=tuple(known.titles[i] for i in kept), genres=known.genres[kept])
     rows = at[ratings.items] >= 0
     return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows], ratings.times[rows], fewer), kept
 

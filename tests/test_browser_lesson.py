@@ -67,6 +67,25 @@ def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
         assert page.evaluate(ERRORS) == []
 
 
+def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
+    with lab(tmp_path) as address:
+        bench = run_all(page, address.format("05_language_models.ipynb"), to_live=True)
+        press(bench, "Start")
+        reach(page, bench, 4)
+        bench.get_by_label("knows", exact=True).select_option("genres and year")
+        expect(bench.locator('[data-used="knows"]')).to_have_text("in use: genres and year")
+        before = int(bench.get_attribute("data-rounds"))
+        reach(page, bench, before + 4)
+        press(bench, "Stop")
+        expect(bench).to_have_attribute("data-state", "stopped")
+        told = page.evaluate(ASK, "[(r.config.knows, r.metrics.get('cold ndcg@10')) for r in bench.rounds]")
+        found = literal_eval(told)
+        by = {name: [ndcg for knows, ndcg in found if knows == name and ndcg] for name, _ in found}
+        assert min(by["MiniLM"][1:]) > max(by["genres and year"])       # one sees it drop
+        shoot(page, "lesson 5 knows less")
+        assert page.evaluate(ERRORS) == []
+
+
 def steer(page, bench):
     chart = bench.locator('svg[data-series="ndcg@10"]')
     expect(chart).to_have_attribute("aria-label", "ndcg@10 by round: no rounds yet")
