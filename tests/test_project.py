@@ -84,7 +84,7 @@ def test_the_gpu_script_runs_as_far_as_a_cpu_can():
 def test_the_examples_of_the_readme_train(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
-    assert len(losses) == 10
+    assert len(losses) >= 3
     assert losses[-1] < losses[0]
 
 
