@@ -51,26 +51,27 @@ class Reader(nn.Module):
         return self.head(pooled)[:, 0]
 
 
-def pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: int, *, liked: float = 4.0, history: int = 4,
-          length: int = 48, seed: int = 0) -> Tree:
+def pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: int, *, asked: Ratings | None = None,
+          liked: float = 4.0, history: int = 4, length: int = 48, seed: int = 0) -> Tree:
     """Columns user (n,), ids (n, length) and target (n,): `count` ratings a user, 1 where a film has `liked` stars.
 
-    A user's history is films drawn from those it liked, the candidate never among them; users who liked fewer than two
-    are left out. texts (I,): short ones, say titles.
+    A user's history is films drawn from those it liked in train, the candidate never among them; users who liked fewer
+    than two are left out. texts (I,): short ones, say titles. asked: the ratings that candidates come from, say
+    held-out ones; train itself without.
     """
     require(history >= 1, "history", history, "choose 1 or more films")
     require(8 <= length <= 512, "length", length, "choose from 8 to 512 tokens")
-    draw, rows = stream(seed, "pairs"), []
-    for user in train.users.unique().tolist():
-        mine = (train.users == user).nonzero()[:, 0]
-        good = train.items[mine[train.values[mine] >= liked]]
+    draw, rows, asked = stream(seed, "pairs"), [], train if asked is None else asked
+    for user in asked.users.unique().tolist():
+        good = train.items[(train.users == user) & (train.values >= liked)]
         if len(good) < 2:
             continue
+        mine = (asked.users == user).nonzero()[:, 0]
         for row in mine[torch.randperm(len(mine), generator=draw)[:count]].tolist():
-            others = good[good != train.items[row]]
+            others = good[good != asked.items[row]]
             seen = others[torch.randperm(len(others), generator=draw)[:history]].tolist()
-            rows.append((user, "liked: " + "; ".join(texts[i] for i in seen), texts[int(train.items[row])],
-                         float(train.values[row] >= liked)))
+            rows.append((user, "liked: " + "; ".join(texts[i] for i in seen), texts[int(asked.items[row])],
+                         float(asked.values[row] >= liked)))
     require(len(rows) > 0, "liked", liked, "nobody liked two films; choose fewer stars")
     users, before, after, targets = (list(column) for column in zip(*rows, strict=True))
     ids = encoder.tokenizer(before, after, truncation=True, max_length=length, padding="max_length")["input_ids"]

@@ -124,6 +124,11 @@ def test_pairs_ask_about_a_film_that_is_not_in_the_history(ratings, minilm):
     again = pairs(few, item_texts(ratings.catalogue, "{title}"), minilm, 5, length=32)
     assert torch.equal(again["ids"], found["ids"])
     assert set(found["target"].tolist()) <= {0.0, 1.0}
+    held = ratings.take((ratings.users == 5).nonzero()[:2, 0])
+    late = pairs(ratings.take((ratings.users == 5).nonzero()[2:, 0]), item_texts(ratings.catalogue, "{title}"), minilm,
+                 9, asked=held)
+    assert late["user"].tolist() == [5, 5]
+    assert sorted(late["target"].tolist()) == sorted((held.values >= 4).float().tolist())
 
 
 def test_what_cannot_be_adapted_or_read_is_refused(minilm, ratings):
