@@ -8,8 +8,8 @@ import pytest
 import fedlab
 
 LAYERS = ["core", "tables", "readers", "wheels", "data", "text", "prior", "federation", "leaky", "sources",
-          "models", "features", "modules", "reader", "metrics", "evaluation", "scoring", "aggregation", "lora",
-          "optim", "robust", "selection", "scaffold", "step",
+          "models", "features", "modules", "reader", "metrics", "evaluation", "sequence", "scoring", "aggregation",
+          "lora", "optim", "robust", "selection", "scaffold", "step",
           "engine", "client", "cohort", "rounds", "ensemble", "implicit", "central", "screen", "world", "server",
           "asynchronous", "personal", "plots", "experiment", "settings", "run", "runs", "export", "runner", "sweep",
           "session", "view", "workbench", "check", "__main__"]
