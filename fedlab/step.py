@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -89,9 +90,10 @@ def hyper(config: Config, steps: int) -> list[tuple[float, ...]]:
     """
     keep = 1 - config.local_lr * config.weight_decay
     if config.optimizer == "sgd":
-        k, t = kept(config), range(steps)
-        powers = [puts_off(config, steps) and k**n for n in range(steps + 1)]
-        return [(keep, config.local_lr, k, powers[n], _series(k, n), 1 / (powers[n + 1] or 1)) for n in t]
+        k = kept(config)
+        if not puts_off(config, steps):                      # no row is `later`, and k^t may leave the range of floats
+            return [(keep, config.local_lr, k, 1.0, 0.0, 1.0)] * steps
+        return [(keep, config.local_lr, k, k**t, _series(k, t), k ** -(t + 1)) for t in range(steps)]
     (b1, b2), count = BETAS, range(1, steps + 1)
     return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5, config.proximal) for t in count]
 
@@ -116,8 +118,8 @@ def settle(work: Work, config: Config) -> None:
     """Work out, in place, the values of `later` rows after the last step of each."""
     k = kept(config)
     for name, later in work.rows["later"].items():
-        values, live = work.rows["values"][name], torch.tensor([*work.live[name], 0])
-        for steps, (rows, rest) in enumerate(zip(live[:-1].tolist(), live[1:].tolist(), strict=True), 1):
+        values = work.rows["values"][name]
+        for steps, (rows, rest) in enumerate(pairwise([*work.live[name], 0]), 1):
             if rows > rest:                                # of the clients that end with this step
                 values[rest:rows].mul_(k**steps).add_(later[rest:rows], alpha=_series(k, steps))
 

@@ -11,6 +11,7 @@ from fedlab.core import Config, Rows, stream
 from fedlab.federation import Federation, by_activity
 from fedlab.models import Model
 from fedlab.server import federate
+from fedlab.step import hyper
 from fedlab.world import sample
 
 SETTINGS = {
@@ -72,6 +73,11 @@ def test_scaffold_equals_plain_loop(name, build, split):
     control = done.state["control"]
     assert all(float(c.abs().max()) > 0 for c in control.server.values())
     check_against_loop(model, data, config, 0.8, control)
+
+
+def test_a_pull_that_overshoots_for_many_steps_has_its_numbers():
+    config = Config(proximal=6.0, local_lr=0.5)                             # k = -2, and 2^2000 is no float
+    assert hyper(config, 2000)[-1] == (1.0, 0.5, -2.0, 1.0, 0.0, 1.0)
 
 
 def test_platforms_with_many_users_equal_plain_loop(split, build):
