@@ -160,7 +160,7 @@ def arrivals(arrived: list[Arrival], trained: Mapping[int, Update], model: Model
              number: int) -> Iterator[Update]:
     """The updates that arrived, oldest first: deltas to the parameters of now, times the weight of their staleness."""
     for step in sorted({step for *_, step in arrived}):
-        clients = torch.tensor([client for _, _, client, begun_at in arrived if begun_at == step])
+        clients = torch.tensor([client for _, _, client, at in arrived if at == step])
         mine = trained[step].only(torch.isin(trained[step].cohort, clients))
         factor = staleness_weight(config, torch.full_like(mine.weights, number - step))
         deltas = dict(mine.deltas)

