@@ -88,7 +88,8 @@ def language() -> str:
             for name, label in COLD.items())
     gain, ratio = held["mlsmall_hybrid_minus_id_ndcg10"], measured("language")["cached_vs_encode_round"]
     return "\n\n".join([
-        "A fifth of MovieLens-100K's films hidden from the federation, ranked among themselves, mean of 5 seeds:",
+        "A fifth of MovieLens-100K's films hidden from the federation, ranked among themselves, mean of "
+        f"{held['ml100k_cold_text_auc']['seeds']} seeds:",
         table(("the server knows of a film", "AUC", "NDCG@10"), rows),
         f"On ml-latest-small, half of what texts say added to rows of ratings gains {gain['value']:+.3f} NDCG@10 "
         f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as fast as one in which each "
