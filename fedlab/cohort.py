@@ -90,7 +90,8 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, conf
             need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * width)
         else:
             need += 4 * floats * (copies + 2)
-    return need + 8 * model.activity * width                # kept for the backward pass, and its gradients
+    kept = width.clamp(max=config.micro_batch or 2**40)     # for the backward pass, and its gradients
+    return need + 8 * model.activity * kept
 
 
 def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, config: Config,

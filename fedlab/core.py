@@ -185,9 +185,13 @@ class Config:
     local_epochs: int = knob(1, 1, 100, "epochs", "passes over a client's own data in a round", usual=(1, 10))
     batch_size: int = knob(32, 0, 65_536, "examples", "examples in a local step (B); 0 takes all at once",
                            usual=(0, 256))
+    micro_batch: int = knob(0, 0, 65_536, "examples", "of a batch whose gradient is worked out at a time; 0 takes all",
+                            usual=(0, 64), group="machine and draws")
     local_lr: float = knob(0.5, 0.0, 100.0, "", "step size on the clients", log=True, usual=(0.01, 10.0))
     server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True,
                             usual=(0.1, 400.0))
+    warm_up: int = knob(0, 0, 10_000, "rounds", "how long step sizes grow to their full size", usual=(0, 20),
+                        group="local step")
     optimizer: str = knob("sgd", 0, 0, "", "rule of the local step", choices=("sgd", "adamw"), group="local step")
     weight_decay: float = knob(0.0, 0.0, 1.0, "per step", "pull of the touched weights to zero (lambda)",
                                usual=(0.0, 0.1), group="local step")

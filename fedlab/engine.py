@@ -36,7 +36,7 @@ def run(model: Model, work: Work, config: Config) -> Tensor:
 
 
 def _steps(model: Model, work: Work, config: Config) -> Tensor:
-    eager = build(model, config.optimizer, config.precision)
+    eager = build(model, config.optimizer, config.precision, config.micro_batch)
     numbers = hyper(config, len(work.active))
     if config.engine == "eager":
         return loop(eager, eager, work, model.constants, numbers)
@@ -45,7 +45,7 @@ def _steps(model: Model, work: Work, config: Config) -> Tensor:
         return _replay(eager, model, work, on_device, config)
     with _tracing():
         fused = _fused(model.predict, model.pullback, model.task, tuple(model.rows.items()), config.optimizer,
-                       config.precision)
+                       config.precision, config.micro_batch)
         return loop(fused, eager, work, model.constants, on_device)
 
 
@@ -66,13 +66,13 @@ def _compiler(path: str, named: str) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, str], ...], optimizer: str,
-           precision: str) -> Step:
+           precision: str, micro: int) -> Step:
     """The compiled step of a model, kept for as long as the model's `predict` is the same function."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)      # torch 2.13's own, on importing its compiler
         importlib.import_module("torch._inductor.compile_fx")
     model = Model("", task, _no_init, predict, dict(rows), pullback=pullback)
-    step = torch.compile(build(model, optimizer, precision, multiply=True), fullgraph=True)
+    step = torch.compile(build(model, optimizer, precision, micro, multiply=True), fullgraph=True)
     fresh = [True]
 
     def marked(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree, constants: Tree,

@@ -72,10 +72,12 @@ class Model:
             require(fits, "private", name, "only parameters with rows by user or client can be private")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of each example: cross-entropy for clicks, squared error for ratings."""
+        """Loss of each example: cross-entropy for clicks, squared error for ratings; of K targets, their mean."""
         if self.task == "clicks":
-            return binary_cross_entropy_with_logits(prediction, target, reduction="none")
-        return (prediction - target).square()
+            loss = binary_cross_entropy_with_logits(prediction, target, reduction="none")
+        else:
+            loss = (prediction - target).square()
+        return loss.mean(-1) if loss.dim() > 2 else loss
 
     def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Derivative of each example's loss by its prediction."""

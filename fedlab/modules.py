@@ -40,8 +40,9 @@ class KeyedDropout(nn.Module):
 
 
 def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = "clicks",
-                rows: Mapping[str, str] | None = None, private: frozenset[str] = frozenset()) -> Model:
-    """A model from `module(*inputs)`, which gives (B,) or (B, 1): logits for clicks, values for ratings.
+                rows: Mapping[str, str] | None = None, private: frozenset[str] = frozenset(),
+                answers: int = 1) -> Model:
+    """A model from `module(*inputs)`, which gives (B,) or (B, answers): logits for clicks, values for ratings.
 
     inputs: the columns that the module takes, in its order, each with a few examples (B, ...) to try it on. rows:
     for a table of the module the column that it is looked up by, say {'film.weight': 'item'}; the module must use
@@ -65,14 +66,15 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
         looked_up = {column: len(own[name]) for name, column in by_row.items()}
         given = [_places(batch[n], looked_up[n]) if n in looked_up else batch[n] for n in inputs]
         masks = {name: batch[name] for name in drops if name in batch}
-        return functional_call(net, own | shared | masks, tuple(given)).reshape(len(given[0]))
+        found = functional_call(net, own | shared | masks, tuple(given))
+        return found.reshape((len(given[0]), answers) if answers > 1 else (len(given[0]),))
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         given = {name: batch[name] for name in (*inputs, *drops) if name in batch}
         with sdpa_kernel(SDPBackend.MATH):                   # the only attention that vmap can batch on every device
             return vmap(one, (0, None, 0))({n: p[n] for n in trained}, {n: p[n] for n in fixed}, given)
 
-    activity = _trial(net, trained, by_row, inputs, predict, fixed)
+    activity = _trial(net, trained, by_row, inputs, predict, fixed, answers)
 
     def noise(n: int, generator: torch.Generator) -> Tree:
         return {name: torch.rand(n, *d.shape, generator=generator) >= d.p for name, d in drops.items()}
@@ -81,6 +83,16 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
         return {name: weights[name].clone() if name in by_row else weights[name][None].clone() for name in trained}
     kinds = {name: by_row.get(name, "one") for name in trained}
     return Model(type(module).__name__, task, init, predict, kinds, private, fixed, noise, activity=activity)
+
+
+def loaded(module: nn.Module, params: Tree) -> nn.Module:
+    """A copy of the module with a Round's parameters in it, as far as it has weights of these names."""
+    net, weights = copy.deepcopy(module).eval(), dict(module.named_parameters())
+    state = {name: value if value.shape == weights[name].shape else value[0]
+             for name, value in params.items() if name in weights}
+    require(bool(state), "params", sorted(params), f"{type(module).__name__} has none of these weights")
+    net.load_state_dict(state, strict=False)
+    return net
 
 
 def _places(column: Tensor, held: int) -> Tensor:
@@ -123,9 +135,9 @@ def _key_dropout(net: nn.Module) -> None:
 
 
 def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs: Mapping[str, Tensor],
-           predict: Callable[[Tree, Tree], Tensor], fixed: Tree) -> int:
+           predict: Callable[[Tree, Tree], Tensor], fixed: Tree, answers: int) -> int:
     """Run the module, then two stacked clients of it; the floats it keeps for an example."""
-    expected, activity = _by_itself(net, inputs)
+    expected, activity = _by_itself(net, inputs, answers)
     named = dict(net.named_parameters())
 
     def twice(name: str) -> Tensor:                          # for two clients; a table's rows for each example
@@ -141,17 +153,17 @@ def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs
         raise ParameterError(f"module={type(net).__name__!r}: cannot be stacked over clients ({reason}); use "
                              "operations that torch.func.vmap knows, nn.Dropout for chance, and in rows the column "
                              "that a table is looked up by") from error
-    close = torch.allclose(single.reshape(1), expected[:1], rtol=1e-3, atol=1e-4)
+    close = torch.allclose(single.reshape(expected[:1].shape), expected[:1], rtol=1e-3, atol=1e-4)
     require(close, "module", type(net).__name__, "an example's prediction changes with the others of its batch; "
             "batches are padded, so predict each by itself")
-    close = torch.allclose(stacked, expected.expand(2, -1), rtol=1e-3, atol=1e-4)
+    close = torch.allclose(stacked, expected.expand(2, *expected.shape), rtol=1e-3, atol=1e-4)
     require(close, "rows", dict(by_row), "stacked predictions differ from the module's own; a table in rows must be "
             "looked up by its column and by nothing else")
     return activity
 
 
-def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    """(predictions (B,), floats its parts put out for an example); refuses state that changes and odd shapes."""
+def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tuple[Tensor, int]:
+    """(predictions, floats its parts put out for an example); refuses state that changes and odd shapes."""
     outputs: list[int] = []
     hooks = [part.register_forward_hook(lambda _, __, y: outputs.append(y.numel() if isinstance(y, Tensor) else 0))
              for part in net.modules()]
@@ -161,8 +173,9 @@ def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, in
         expected = net(*inputs.values())
     for hook in hooks:
         hook.remove()
-    require(expected.shape in ((count,), (count, 1)), "module", tuple(expected.shape),
-            f"give one prediction for each of {count} examples: ({count},) or ({count}, 1)")
+    shapes = ((count,), (count, 1)) if answers == 1 else ((count, answers),)
+    require(expected.shape in shapes, "module", tuple(expected.shape),
+            f"give answers={answers} for each of {count} examples: {' or '.join(map(str, shapes))}")
     changed = [name for name, b in net.named_buffers() if not torch.equal(b, before[name])]
     require(not changed, "module", ", ".join(changed), "this buffer changes as it runs; clients cannot share it")
-    return expected.reshape(count), sum(outputs) // count
+    return expected.reshape(shapes[0]), sum(outputs) // count

@@ -1,6 +1,8 @@
-"""A BERT-type encoder as a recommender: it reads what a user liked and a candidate, and says whether that is liked too.
+"""A language model as a recommender: it reads what a user liked and a candidate, and says whether that is liked too.
 
     [CLS] liked: film; film; film [SEP] candidate [SEP]  ->  mean of the last states -> head -> logit
+
+as a BERT-type model marks the parts; a GPT-type one gets them in its own way
 
 As an `nn.Module` over token ids it trains through `fedlab.modules`: in full, the head alone, or by adapters
 (`fedlab.lora`).
@@ -10,50 +12,36 @@ Source: Devlin et al. 2019, "BERT: pre-training of deep bidirectional transforme
 3.2 (sentence pairs).
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedlab.body import NONE, Body, mean_state, tokens
 from fedlab.core import Tree, require, stream
 from fedlab.data import Ratings
 from fedlab.text import Encoder
 
 
 class Reader(nn.Module):
-    """Token ids (B, T), 0 where there is none -> logits (B,)."""
+    """Token ids (B, T), `NONE` where there is none -> logits (B,)."""
 
-    def __init__(self, encoder: Encoder, layers: int = 0) -> None:
-        """encoder: BERT-type. layers: how many of its layers to keep, from below; 0 keeps all."""
+    def __init__(self, encoder: Encoder, layers: int = 0, *, checkpoint: bool = False) -> None:
+        """layers, checkpoint: as `Body` has them."""
         super().__init__()
-        bert: Any = copy.deepcopy(encoder.model)
-        stacked: Any = getattr(getattr(bert, "encoder", None), "layer", ())
-        require(len(stacked) > 0, "encoder", encoder.name, "choose a BERT-type model, say 'all-MiniLM-L6-v2'")
-        require(0 <= layers <= len(stacked), "layers", layers, f"choose from 0, which means all, to {len(stacked)}")
-        self.embeddings, self.layers = bert.embeddings, nn.ModuleList(list(stacked)[: layers or len(stacked)])
-        self.head = nn.Linear(bert.config.hidden_size, 1)
+        self.body = Body(encoder, layers, checkpoint=checkpoint)
+        self.head = nn.Linear(self.body.wide, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        for part in self.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0                                 # attention draws its own, which no client can repeat
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B,)."""
-        there = (ids != 0).to(self.head.weight.dtype)
-        states, mask = self.embeddings(input_ids=ids), (1 - there)[:, None, None, :] * -1e9
-        for layer in self.layers:
-            out = layer(states, mask)
-            states = out[0] if isinstance(out, tuple) else out
-        pooled = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
-        return self.head(pooled)[:, 0]
+        return self.head(mean_state(self.body(ids), ids != NONE))[:, 0]
 
 
 def pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: int, *, asked: Ratings | None = None,
           liked: float = 4.0, history: int = 4, length: int = 48, seed: int = 0) -> Tree:
-    """Columns user (n,), ids (n, length) and target (n,): `count` ratings a user, 1 where a film has `liked` stars.
+    """Columns user (n,), ids (n, T) and target (n,): `count` ratings a user, 1 where a film has `liked` stars.
 
     A user's history is films drawn from those it liked in train, the candidate never among them; users who liked fewer
     than two are left out. texts (I,): short ones, say titles. asked: the ratings that candidates come from, say
@@ -74,5 +62,4 @@ def pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: int, *,
                          float(asked.values[row] >= liked)))
     require(len(rows) > 0, "liked", liked, "nobody liked two films; choose fewer stars")
     users, before, after, targets = (list(column) for column in zip(*rows, strict=True))
-    ids = encoder.tokenizer(before, after, truncation=True, max_length=length, padding="max_length")["input_ids"]
-    return {"user": torch.tensor(users), "ids": torch.tensor(ids), "target": torch.tensor(targets)}
+    return {"user": torch.tensor(users), "ids": tokens(encoder, before, length, after), "target": torch.tensor(targets)}

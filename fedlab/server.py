@@ -83,8 +83,9 @@ def one_round(model: Model, data: Source, config: Config, before: Round, aggrega
     params, there = world.welcome(model, data, before.params, number), world.attend(data, config, number)
     control = Control.of(before.state, model, params) if config.correction == "scaffold" else None
     sent = Sent(model, params, dict(there.rejected), keep=control is not None)
-    trained = update(model, data, params, there.cohort, config, number=number, control=control)
-    done = conclude(before, config, sent, trained, aggregate)
+    now = warmed(config, number)
+    trained = update(model, data, params, there.cohort, now, number=number, control=control)
+    done = replace(conclude(before, now, sent, trained, aggregate), config=config)
     if control is not None and not done.skipped:
         total = float(data.counts.sum()) if config.weighting == "examples" else float(len(data))
         done = replace(done, state={**done.state, "control": control.after(sent.kept, config, total)})
@@ -104,6 +105,17 @@ def conclude(before: Round, config: Config, sent: "Sent", trained: Iterator[Upda
         shared, moments = server_step(params, delta, state, config)
         params, state = params | shared | sent.private(), state | moments
     return Round(before.number + 1, config, params, **sent.columns(), skipped=skipped, state=state)
+
+
+def warmed(config: Config, number: int) -> Config:
+    """The settings of a round: until `warm_up` is over, a step of number / warm_up of its size.
+
+    Where the server adapts to the size of deltas, shorter local steps would change nothing: there its own are shorter.
+    """
+    if number >= config.warm_up:
+        return config
+    name = "local_lr" if config.server_optimizer in ("sgd", "momentum") else "server_lr"
+    return replace(config, **{name: getattr(config, name) * number / config.warm_up})
 
 
 class Sent:

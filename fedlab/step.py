@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Config, Tree
+from fedlab.gradient import accumulated
 from fedlab.models import Model, Product
 from fedlab.tables import parts, read
 
@@ -140,11 +141,12 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
     return x + y * factor if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
-def build(model: Model, optimizer: str, precision: str, multiply: bool = False) -> Step:
+def build(model: Model, optimizer: str, precision: str, micro: int = 0, multiply: bool = False) -> Step:
     """The step of a model: trains `values` in place and returns the loss of each example, (A, B).
 
     precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas stay fp32.
-    multiply: a `Product` before it is added, for torch.compile, which would copy the weights otherwise.
+    micro: examples whose gradient is worked out at a time, 0 for all. multiply: a `Product` before it is added, for
+    torch.compile, which would copy the weights otherwise.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
 
@@ -167,7 +169,8 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
         # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where it costs least
         share = weight * -numbers[1] if optimizer == "sgd" else weight
         with torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext():
-            loss, grads = gradients(model, leaves, constants, columns, share)
+            each = frozenset(name for name, kind in kinds.items() if flat[kind] is not None)
+            loss, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
                 grads = [torch.bmm(*g) if isinstance(g, Product) else g for g in grads]
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
@@ -180,20 +183,6 @@ def build(model: Model, optimizer: str, precision: str, multiply: bool = False) 
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
         return loss
     return step
-
-
-def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
-              share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
-    """(loss of each example (A, B), gradient of the sum of `share` times loss by each leaf); by hand where known."""
-    if model.pullback is not None:
-        prediction, pull = model.pullback(leaves | constants, columns)
-        loss, slope = model.loss(prediction.float(), columns["target"]), model.slope(prediction, columns["target"])
-        by_name = pull(slope * share)
-        return loss, [by_name[name] for name in leaves]
-    ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    prediction = model.predict(ready | constants, columns)
-    loss = model.loss(prediction.float(), columns["target"])
-    return loss.detach(), list(torch.autograd.grad(loss, list(ready.values()), share))
 
 
 def loop(step: Step, tiny: Step, work: Work, constants: Tree,

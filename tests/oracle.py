@@ -44,7 +44,7 @@ def train_module(module, examples, config, inputs, task):
         for cut in torch.arange(len(mine["target"])).split(config.batch_size or len(mine["target"])):
             now.update({n: mine[n][cut] for n in masks})
             optimizer.zero_grad()
-            prediction = net(*(mine[n][cut] for n in inputs)).reshape(len(cut))
+            prediction = net(*(mine[n][cut] for n in inputs)).reshape(mine["target"][cut].shape)
             loss = (mse_loss if task == "ratings" else binary_cross_entropy_with_logits)(
                 prediction, mine["target"][cut])
             loss.backward()

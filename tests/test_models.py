@@ -8,9 +8,9 @@ from conftest import tiny
 
 from fedlab.core import ParameterError, stream
 from fedlab.features import item_features, linear, user_features
+from fedlab.gradient import gradients
 from fedlab.models import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.scoring import scorer
-from fedlab.step import gradients
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])

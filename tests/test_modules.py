@@ -163,7 +163,7 @@ def test_the_same_network_built_in_and_as_a_module_agree():
     (mlp(nn.Dropout(1.0)), r"module 1=1\.0: choose a share below 1"),
     (nn.Sequential(nn.LazyLinear(1)), "these weights have no shape yet"),
     (nn.Linear(10, 1).requires_grad_(False), "no weight has requires_grad"),
-    (nn.Linear(10, 2), r"module=\(3, 2\): give one prediction for each of 3 examples"),
+    (nn.Linear(10, 2), r"module=\(3, 2\): give answers=1 for each of 3 examples: \(3,\) or \(3, 1\)"),
     (Counts(), "module='calls': this buffer changes as it runs"),
     (Attention(dropout=0.1), "cannot be stacked over clients .*random operation.* nn.Dropout for chance"),
     (Apply(lambda x: x - x.mean(0)), "an example's prediction changes with the others of its batch"),

@@ -57,6 +57,18 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
     assert len(set(values)) == len(values)
 
 
+@pytest.mark.parametrize(("server", "turned"), [("sgd", "local_lr"), ("adam", "server_lr")])
+def test_a_warm_up_shortens_the_first_steps(server, turned, model, clicks):
+    config = replace(FEW, rounds=4, warm_up=4, server_optimizer=server)
+    first, *_, last = federate(model, clicks, config)
+    short = next(federate(model, clicks, replace(config, warm_up=0, **{turned: getattr(config, turned) / 4})))
+    assert all(torch.equal(first.params[n], short.params[n]) for n in first.params)
+    assert first.config == last.config == config
+    before = list(federate(model, clicks, replace(config, rounds=3)))[-1]
+    at_last = next(federate(model, clicks, replace(config, warm_up=0), start=before))
+    assert all(torch.equal(last.params[n], at_last.params[n]) for n in last.params)
+
+
 def test_a_knob_turned_between_rounds_counts_from_the_next(model, clicks):
     now = {"config": FEW}
     seen = []

@@ -1,0 +1,110 @@
+"""Fine-tuning a BERT-type encoder among ten shops: in full, by adapters, or its head alone; and what each has to send.
+
+python benchmarks/tuning.py [--quick]
+
+Films rated 25 times or more, known by 'title (year)' alone; shops by taste, each with its own users. The head of the
+frozen encoder is trained first, and all three go on from there: gains are over it, test NDCG@10, leave-one-out as in
+quality.py. Step sizes were chosen on the validation part with seed 0. Figures are written after each seed.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from statistics import mean, stdev
+
+import torch
+from common import entry, is_quick, record
+from torch import nn
+
+from fedlab import Config, Federation, by_genre, candidates, federate, leave_one_out, load, ranking
+from fedlab.data import rated_often
+from fedlab.evaluation import Candidates
+from fedlab.lora import adapted
+from fedlab.modules import from_module, loaded
+from fedlab.shops import Shops
+from fedlab.text import encoder, item_texts, vectors
+from fedlab.tower import Kept, Towers, Trained
+
+SHOPS, LEAST, LENGTH = 10, 25, 12
+HEAD = Config(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam", server_lr=4e-3,
+              server_epsilon=1e-6)
+TUNE = replace(HEAD, rounds=60, batch_size=16, warm_up=10)
+LINEAR = ("query", "key", "value", "dense")
+
+
+def run(net: nn.Module, shops: Shops, config: Config) -> tuple[nn.Module, int]:
+    """The module after its rounds, and the bytes that clients sent in all."""
+    model, sent = from_module(net, shops.few(), answers=shops.users), 0
+    for done in federate(model, shops, config):
+        sent += done.bytes_up
+    return loaded(net, done.params), sent
+
+
+def figures(net: nn.Module, against: Candidates) -> dict[str, float]:
+    """HR@10, NDCG@10, and the share of the negatives that rank behind."""
+    score = net.scores()
+    ranks = against.ranks(score).float()
+    return ranking(score, against) | {"auc": float(1 - (ranks - 1).mean() / against.negatives.shape[1])}
+
+
+def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
+    """Test figures of each way, and the bytes it sent after the head."""
+    every = load()
+    ratings, kept = rated_often(every, LEAST)
+    split = leave_one_out(ratings)
+    train, against = split.train, candidates(split, seed=seed)
+    known = vectors(item_texts(every.catalogue), progress=False)[kept]
+    clients = Federation(train, by_genre(train, SHOPS, 1.0, seed))
+    text = Trained(encoder(), item_texts(ratings.catalogue, "{title} ({year})"), length=LENGTH)
+    much, few = Shops(clients, 128, 64), Shops(clients, 16, 64)
+    head, tune = (replace(config, seed=seed, rounds=2 if quick else config.rounds) for config in (HEAD, TUNE))
+    frozen = Towers(Kept(text), train, known, seed=seed)
+    start, _ = run(frozen, much, head)
+    whole = Towers(text, train, known, seed=seed)
+    whole.head, whole.user = start.head, start.user
+    ways = {"head": (start, much, replace(tune, server_lr=1e-3)),
+            "full": (whole.requires_grad_(True), few, replace(tune, server_lr=1.5e-4)),
+            "lora": (adapted(whole, LINEAR, 4, 32.0, train=("head", "user"), seed=seed), few,
+                     replace(tune, rounds=tune.rounds * 4 // 3, server_lr=5e-4))}
+    found = {"frozen": (figures(start, against), 0)}
+    for name, (net, shops, config) in ways.items():
+        after, sent = run(net, shops, config)
+        found[name] = figures(after, against), sent
+        print(f"seed {seed} {name}: {found[name]}", flush=True)
+    return found
+
+
+def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) -> None:
+    """Write what the seeds so far say."""
+    note, gains = ", quick" if quick else "", defaultdict(list)
+    for found in every:
+        for name in ("head", "full", "lora"):
+            for metric in ("ndcg@10", "auc"):
+                gains[name, metric].append(found[name][0][metric] - found["frozen"][0][metric])
+    measured = {}
+    for name in ("frozen", "head", "full", "lora"):
+        values = [found[name][0]["ndcg@10"] for found in every]
+        spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
+        more = f", over the frozen encoder in {sum(g > 0 for g in gains[name, 'ndcg@10'])} of {len(every)}"
+        measured[f"tuned_{name}_ndcg10"] = entry(mean(values), "NDCG@10", None, higher=True, seeds=len(every),
+                                                note=f"ten shops, {spread}{'' if name == 'frozen' else more}{note}")
+    share = mean(gains["lora", "ndcg@10"]) / mean(gains["full", "ndcg@10"])
+    by_auc = mean(gains["lora", "auc"]) / mean(gains["full", "auc"])
+    measured["lora_gain_share"] = entry(
+        share, "of full fine-tuning", 0.95, higher=True, seeds=len(every),
+        note=f"gain in test NDCG@10 over the frozen encoder with a trained head; by AUC {by_auc:.2f}{note}")
+    measured["lora_bytes_share"] = entry(
+        mean(found["lora"][1] / found["full"][1] for found in every), "of full fine-tuning", 0.02, higher=False,
+        seeds=len(every), note=f"bytes up of the whole run, 80 rounds against 60{note}")
+    record("language", measured, quick)
+
+
+def main(quick: bool) -> None:
+    every = []
+    for seed in range(1 if quick else 5):
+        every.append(tuned(seed, quick))
+        report(every, quick)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(is_quick())
