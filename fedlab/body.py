@@ -35,24 +35,30 @@ def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24, second: Seq
 
 
 class Body(nn.Module):
-    """Token ids (B, T), `NONE` where there is none -> states (B, T, E)."""
+    """Token ids (B, T), `NONE` where there is none -> states (B, T, E); or, from a layer on, states -> states."""
 
-    def __init__(self, encoder: Encoder, layers: int = 0, *, checkpoint: bool = False) -> None:
-        """layers: how many to keep, from below; 0 keeps all. checkpoint: keep no states within layers.
+    def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0, checkpoint: bool = False) -> None:
+        """layers: the last to keep, counted from 1; 0 keeps all. below: how many are left out at the bottom.
 
-        They are worked out once more for the gradient: about a third more time, and memory of one layer at a time.
+        Then it takes the states that these give, so that a frozen bottom is run once. checkpoint: keep no states within
+        layers; they are worked out once more for the gradient: about a third more time, and memory of one layer.
         """
         super().__init__()
-        self.model = copy.deepcopy(encoder.model).requires_grad_(True)
+        self.model, self.below, self.causal = copy.deepcopy(encoder.model).requires_grad_(True), below, _causal(encoder)
         holder, name = _layers(self.model, encoder.name)
-        stacked = getattr(holder, name)
+        stacked = list(getattr(holder, name))
         require(0 <= layers <= len(stacked), "layers", layers, f"choose from 0, which means all, to {len(stacked)}")
-        kept = list(stacked)[: layers or len(stacked)]
+        require(0 <= below < (layers or len(stacked)), "below", below, f"choose from 0 to {len(stacked) - 1}")
+        kept = stacked[below:layers or len(stacked)]
         self.model.config.num_hidden_layers = len(kept)
         setattr(holder, name, nn.ModuleList([Recomputed(layer) for layer in kept] if checkpoint else kept))
+        if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
+            self.model.norm = nn.Identity()                  # it follows the last layer alone
+        for name in ("embeddings", "embed_tokens") if below else ():
+            if hasattr(self.model, name):
+                setattr(self.model, name, _Passing())
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None                         # reads the first state alone; nothing here asks for it
-        self.causal = _causal(encoder)
         for part in self.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0                                 # attention draws its own, which no client can repeat
@@ -62,22 +68,38 @@ class Body(nn.Module):
         """E."""
         return int(self.model.config.hidden_size)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, E)."""
-        count, there = ids.shape[1], ids != NONE
+    def forward(self, given: Tensor, there: Tensor | None = None) -> Tensor:
+        """Ids (B, T), or with `below` states (B, T, E) and where there are tokens (B, T) -> (B, T, E)."""
+        there = given != NONE if there is None else there
+        count, device = given.shape[1], given.device
         seen = there[:, None, None, :].expand(-1, -1, count, -1)                                     # (B, 1, T, T)
         if self.causal:
-            seen = seen & torch.ones(count, count, dtype=torch.bool, device=ids.device).tril()
-        mask = torch.zeros(seen.shape, device=ids.device).masked_fill(~seen, -1e9)
+            seen = seen & torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e9)
         more: dict[str, Any] = {"use_cache": False} if self.causal else {}
-        states: Tensor = self.model(input_ids=ids.clamp(min=0), attention_mask=mask, **more).last_hidden_state
+        more |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
+        states: Tensor = self.model(attention_mask=mask, **more).last_hidden_state
         return states
+
+
+class _Passing(nn.Module):
+    """In place of embeddings: states that come from below go on as they are."""
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        """The states among all that embeddings are given."""
+        return next(x for x in (*given, *named.values()) if isinstance(x, Tensor) and x.is_floating_point())
 
 
 def mean_state(states: Tensor, there: Tensor) -> Tensor:
     """(B, E) the mean of states (B, T, E) over the tokens that are there (B, T)."""
     share = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("bte,bt->be", states, share)
+
+
+def depth(encoder: Encoder) -> int:
+    """How many layers a pretrained model has."""
+    holder, name = _layers(encoder.model, encoder.name)
+    return len(getattr(holder, name))
 
 
 def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -82,16 +82,20 @@ def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = Non
     return Update(deltas, ones if weights is None else weights, ones * torch.nan, torch.arange(count), ones)
 
 
-def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False) -> Judge:
+def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
+          score: Callable[[Tree], Score] | None = None) -> Judge:
     """The held-out loss of each client's model: on everybody's examples, or on those of its own users.
 
-    owner (U,): client of each user. A client without held-out examples has an infinite loss.
+    owner (U,): client of each user. A client without held-out examples has an infinite loss. score: how parameters
+    predict, where `scorer` does not know it, say by `sequence_scorer`.
     """
+    predict = score or (lambda params: scorer(model, params, owner))
+
     def losses(update: Update, server: Tree) -> Tensor:
         found = []
         for number, params in zip(update.cohort.tolist(), local_models(update, server), strict=True):
             mine = held.of((owner == number).nonzero()[:, 0]) if own else held
-            found.append(mine.loss(model, scorer(model, params, owner)) if len(mine.users) else torch.inf)
+            found.append(mine.loss(model, predict(params)) if len(mine.users) else torch.inf)
         return torch.tensor(found)
     return losses
 

@@ -3,8 +3,8 @@
     z_i, b_i = head(states of the text of i)        u = A mean of frozen vectors of the user's films, i left out
     logit = z_i . u + b_i + prior of the user
 
-No row is by film or user, so shops that share no film numbers can train it together. The states come from a `Body`
-that trains along, or are kept from one that does not. A step reads each text once, for K users at a time.
+No row is by film or user, so shops that share no film numbers can train it together. Layers that do not train are run
+once, and their states kept. A step reads each text once, for K users at a time.
 
 Letters: I items, U users, B examples, K users asked an example, T tokens, E numbers of a state, D dimensions.
 Sources: Huang et al. 2013, "Learning deep structured semantic models for web search" (two towers); Kim 2014,
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedlab.body import NONE, Body, mean_state, tokens
+from fedlab.body import NONE, Body, depth, mean_state, tokens
 from fedlab.core import require
 from fedlab.data import Ratings
 from fedlab.evaluation import Score
@@ -26,43 +26,50 @@ from fedlab.text import Encoder
 GAIN = 12.0                                        # of the product of two vectors that are about a unit long, or less
 
 
-class Trained(nn.Module):
-    """Items (B,) -> states (B, T, E) of their texts and where there are tokens (B, T), by a body that trains."""
+class Texts(nn.Module):
+    """Items (B,) -> states (B, T, E) of their texts, and where there are tokens (B, T).
 
-    ids: Tensor
+    What lies below the layers that train is worked out once, here, and kept.
+    """
 
-    def __init__(self, encoder: Encoder, texts: Sequence[str], *, layers: int = 0, length: int = 24,
-                 checkpoint: bool = False) -> None:
-        """Of which items: texts (I,). layers, checkpoint: as `Body` has them. length: tokens that are read, at most."""
-        super().__init__()
-        self.body = Body(encoder, layers, checkpoint=checkpoint)
-        self.wide = self.body.wide
-        self.register_buffer("ids", tokens(encoder, texts, length))
-
-    def forward(self, item: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) -> (B, T, E), (B, T)."""
-        ids = self.ids[item]
-        return self.body(ids), ids != NONE
-
-
-class Kept(nn.Module):
-    """The same, of states worked out once by a body that stays as it is: thousands of times as fast."""
-
-    states: Tensor
+    kept: Tensor
     there: Tensor
 
-    def __init__(self, source: Trained) -> None:
-        """Read all texts once."""
+    def __init__(self, encoder: Encoder, texts: Sequence[str], *, top: int | None = None, length: int = 24,
+                 checkpoint: bool = False) -> None:
+        """Of which items: texts (I,). top: how many of the last layers train; None for all, embeddings included.
+
+        length: tokens that are read, at most. checkpoint: as `Body` has it. With top=0 nothing here trains.
+        """
         super().__init__()
-        self.wide, items = source.wide, torch.arange(len(source.ids))
-        with torch.inference_mode():
-            read = [source(here) for here in items.split(64)]
-        self.register_buffer("states", torch.cat([states for states, _ in read]).clone())
-        self.register_buffer("there", torch.cat([there for _, there in read]).clone())
+        ids, count = tokens(encoder, texts, length), depth(encoder)
+        require(top is None or 0 <= top < count, "top", top, f"choose from 0 to {count - 1} layers, or None for all")
+        self.wide = int(encoder.model.config.hidden_size)
+        self.body = None if top == 0 else Body(encoder, below=0 if top is None else count - top, checkpoint=checkpoint)
+        self.register_buffer("kept", ids if top is None else _once(Body(encoder, count - top), ids))
+        self.register_buffer("there", ids != NONE)
+        if self.body is not None and top is not None:
+            _same(self, encoder, ids, top)
 
     def forward(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) -> (B, T, E), (B, T)."""
-        return self.states[item], self.there[item]
+        given, there = self.kept[item], self.there[item]
+        return (given if self.body is None else self.body(given, there)), there
+
+
+def _once(body: Body, ids: Tensor) -> Tensor:
+    """(I, T, E) states of all texts, on the CPU."""
+    with torch.no_grad():
+        return torch.cat([body(here) for here in ids.split(64)])
+
+
+def _same(texts: Texts, encoder: Encoder, ids: Tensor, top: int) -> None:
+    """Raise `ParameterError` where a model cut in two says something else than the whole."""
+    with torch.no_grad():
+        cut, there = texts(torch.arange(min(3, len(ids))))
+        whole = Body(encoder)(ids[:3])
+    close = torch.allclose(cut[there], whole[there], atol=1e-3, rtol=1e-3)
+    require(close, "top", top, f"{encoder.name} cannot be cut between layers; choose 0 or None")
 
 
 class Dense(nn.Module):
@@ -120,7 +127,7 @@ class Towers(nn.Module):
     count: Tensor
     prior: Tensor
 
-    def __init__(self, text: Trained | Kept, train: Ratings, vectors: Tensor, *, head: str = "dense", dim: int = 64,
+    def __init__(self, text: Texts, train: Ratings, vectors: Tensor, *, head: str = "dense", dim: int = 64,
                  seed: int = 0) -> None:
         """text: where states come from. train: who watched what. vectors (I, E): frozen ones, whose means are users'.
 

@@ -13,8 +13,8 @@ from fedlab.lora import adapted
 from fedlab.modules import from_module, loaded
 from fedlab.server import federate
 from fedlab.shops import Shops
-from fedlab.text import encoder, item_texts, vectors
-from fedlab.tower import GAIN, HEADS, Kept, Towers, Trained
+from fedlab.text import MINILM, SMOLLM2, encoder, item_texts, vectors
+from fedlab.tower import GAIN, HEADS, Texts, Towers
 
 
 @pytest.fixture(scope="module")
@@ -30,27 +30,33 @@ def few(ratings):
 
 
 @pytest.fixture(scope="module")
-def text(few):
-    return Trained(encoder(), few[1], layers=2, length=10)
+def texts(few):
+    """The encoder of few films, by how many of its layers train."""
+    made = {top: Texts(encoder(), few[1], top=top, length=10) for top in (0, 1)}
+    return made | {None: Texts(encoder(), few[1], length=10)}
 
 
-def test_kept_states_are_those_of_the_body(text):
-    item = torch.tensor([3, 0, 59])
-    for a, b in zip(text(item), Kept(text)(item), strict=True):
-        torch.testing.assert_close(a[:, :1] if a.dim() == 3 else a, b[:, :1] if b.dim() == 3 else b)
+@pytest.mark.parametrize("name", [MINILM, SMOLLM2])
+def test_states_are_the_same_wherever_training_starts(name, few):
+    item, some = torch.tensor([3, 0, 5]), few[1][:6]
+    with torch.no_grad():
+        (whole, there), *others = (Texts(encoder(name), some, top=top, length=10)(item) for top in (None, 2, 0))
+    for states, mask in others:
+        assert torch.equal(mask, there)
+        torch.testing.assert_close(states[there], whole[there], atol=1e-3, rtol=1e-3)
 
 
-def test_a_logit_by_hand_leaves_the_film_itself_out(few, text):
-    data, texts = few
-    known, train = vectors(texts), data.train
-    net = Towers(Kept(text), train, known, dim=8)
+def test_a_logit_by_hand_leaves_the_film_itself_out(few, texts):
+    data, titles = few
+    known, train = vectors(titles), data.train
+    net = Towers(texts[0], train, known, dim=8)
     clicked = torch.zeros(train.user_count, 60)
     clicked[train.users, train.items] = 1
     item, who = torch.tensor([4, 9]), torch.tensor([[0, 5], [1, 2]])
     unit = torch.nn.functional.normalize(known)
     unit = unit - unit.mean(0)
     found = net(item, who, clicked[who, item[:, None]]).detach()
-    states, there = text(item)
+    states, there = texts[0](item)
     z = net.head.out(mean_state(states, there)).detach()
     for row in range(2):
         for k in range(2):
@@ -82,14 +88,14 @@ def test_a_shop_asks_its_own_users_about_films_that_they_know(few):
     assert int(shops.counts[1]) == len(data.train.items[data.owner[data.train.users] == 1].unique())
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters", *HEADS])
-def test_stacked_shops_equal_one_at_a_time(kind, few, text):
-    data, texts = few
-    known = vectors(texts)
+@pytest.mark.parametrize("kind", ["full", "top", "adapters", *HEADS])
+def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
+    data, titles = few
+    known = vectors(titles)
     if kind in HEADS:
-        net = Towers(Kept(text), data.train, known, head=kind, dim=8)
+        net = Towers(texts[0], data.train, known, head=kind, dim=8)
     else:
-        net = Towers(text, data.train, known, dim=8)
+        net = Towers(texts[1 if kind == "top" else None], data.train, known, dim=8)
         net = adapted(net, ("query", "value"), 2, train=("head", "user")) if kind == "adapters" else net
     shops, config = Shops(data, 8, 6), Config(cohort=3, batch_size=4, local_lr=0.01)
     model = from_module(net, shops.few(), answers=6)
@@ -104,9 +110,9 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, text):
             torch.testing.assert_close(delta.values[delta.client == client][0], expected[name], atol=1e-4, rtol=1e-3)
 
 
-def test_a_batch_in_parts_gives_the_same_round(few, text):
-    data, texts = few
-    net = adapted(Towers(text, data.train, vectors(texts), dim=8), ("query",), 2, train=("head",))
+def test_a_batch_in_parts_gives_the_same_round(few, texts):
+    data, titles = few
+    net = adapted(Towers(texts[None], data.train, vectors(titles), dim=8), ("query",), 2, train=("head",))
     shops, rounds = Shops(data, 8, 6), []
     for micro in (0, 3):
         model = from_module(net, shops.few(), answers=6)
@@ -117,9 +123,9 @@ def test_a_batch_in_parts_gives_the_same_round(few, text):
     torch.testing.assert_close(rounds[0].losses, rounds[1].losses)
 
 
-def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, text):
-    data, texts = few
-    net = Towers(Kept(text), data.train, vectors(texts), head="attention", dim=8)
+def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, texts):
+    data, titles = few
+    net = Towers(texts[0], data.train, vectors(titles), head="attention", dim=8)
     shops = Shops(data, 30, 8)
     model = from_module(net, shops.few(), answers=8)
     *_, last = federate(model, shops, Config(rounds=15, cohort=3, batch_size=0, local_lr=0.05))
@@ -132,12 +138,13 @@ def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, te
         loaded(net, {"theta": torch.zeros(1, 2)})
 
 
-def test_what_makes_no_tower_or_shop_is_refused(few, text, stars):
-    data, texts = few
-    known = vectors(texts)
+def test_what_makes_no_tower_or_shop_is_refused(few, texts, stars):
+    data, titles = few
+    known = vectors(titles)
     for call, message in [
-            (lambda: Towers(text, data.train, known, head="lstm"), "head='lstm': choose one of dense, convolution"),
-            (lambda: Towers(text, data.train, known[:5]), r"vectors=\(5, 384\): give 60 rows"),
+            (lambda: Texts(encoder(), titles, top=6), "top=6: choose from 0 to 5 layers, or None for all"),
+            (lambda: Towers(texts[0], data.train, known, head="lstm"), "head='lstm': choose one of dense, convolution"),
+            (lambda: Towers(texts[0], data.train, known[:5]), r"vectors=\(5, 384\): give 60 rows"),
             (lambda: Shops(stars), "task='ratings': shops know clicks"),
             (lambda: Shops(data, 0), "items=0"), (lambda: Shops(data, 1, 0), "users=0")]:
         with pytest.raises(ParameterError, match=message):
