@@ -104,3 +104,22 @@ def told(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
 def upload(answer: object, rows: int, dim: int) -> None:
     """Lesson 2: bytes a client sends up for `rows` items: a vector of `dim` floats, a bias, the row number."""
     _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
+
+
+def adapter(count: Callable[[int, int, int], Any]) -> None:
+    """Lesson 6: `count(inputs, outputs, r)` is how many weights an adapter of rank r has."""
+    whole = count(30, 50, 4) == 30 * 50
+    _say(count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
+         "that is the layer itself" if whole else "A is (r, inputs) and B is (outputs, r); add both")
+
+
+def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
+    """Lesson 6: `rule(a, b, share)` is the weighted mean of the products b a."""
+    draw = stream(0, "exercise")
+    a, b = torch.randn(4, 2, 6, generator=draw), torch.randn(4, 5, 2, generator=draw)
+    share = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    expected = sum((w * y @ x for w, x, y in zip(share, a, b, strict=True)), torch.zeros(5, 6))
+    answer = rule(a, b, share)
+    factors = _equal(answer, torch.einsum("c,cor->or", share, b) @ torch.einsum("c,cri->ri", share, a))
+    _say(_equal(answer, expected), "that is the product of the means; take each shop's product first" if factors
+         else "multiply each shop's B by its A, then add them up, each times its share")

@@ -17,6 +17,7 @@ under heterogeneous tasks and client resources" (the mean of products, decompose
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +103,29 @@ def mean_of_products(rule: Aggregate = weighted_mean) -> Aggregate:
     return aggregate
 
 
+def product_error(updates: Iterable[Update], server: Tree, delta: Delta, constants: Tree) -> float:
+    """How far the server's products B A end from the mean of its clients', over how far that mean went; 0 is exact.
+
+    delta: what a rule made of the updates. constants: of the model, for an A that is frozen.
+    """
+    kept, error, change = list(updates), 0.0, 0.0
+    whole = {n: value[None] for n, value in constants.items() if n.endswith(".a")} | server
+
+    def product(tree: Delta, a: str, b: str) -> Tensor:
+        left, right = (whole[n] + cast(Tensor, tree[n]) if n in tree else whole[n] for n in (b, a))
+        return left[0] @ right[0]                            # single rows: a Tensor each
+    for b in (n for n in server if n.endswith(".b")):
+        a = f"{b[:-1]}a"
+        mean = _mean_product(kept, whole, a, b)
+        error += float((product(delta, a, b) - mean).square().sum())
+        change += float((mean - product({}, a, b)).square().sum())
+    return (error / change) ** 0.5
+
+
 def _mean_product(updates: list[Update], server: Tree, a: str, b: str) -> Tensor:
     """(out, in) the weighted mean of what clients' B A are after the round."""
-    total = torch.cat([update.weights for update in updates]).sum()
-    return sum((torch.einsum("c,cor,cri->oi", update.weights / total, server[b] + update.deltas[b].values,
-                             server[a] + update.deltas[a].values) for update in updates), torch.zeros(()))
+    total, found = torch.cat([update.weights for update in updates]).sum(), torch.zeros(())
+    for update in updates:
+        left, right = (server[n] + update.deltas[n].values if n in update.deltas else server[n] for n in (b, a))
+        found = found + torch.einsum("c,cor,cri->oi", update.weights / total, left, right.expand(len(left), -1, -1))
+    return found

@@ -1,6 +1,7 @@
 """Adapters: peft's definition, stacked clients against one at a time, and what averaging factors gets wrong."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fedlab.aggregation import weighted_mean
 from fedlab.body import NONE
 from fedlab.cohort import train_cohort
 from fedlab.core import Config, ParameterError, Rows, Update, stream
-from fedlab.lora import Adapted, adapted, mean_of_products, merged
+from fedlab.lora import Adapted, adapted, mean_of_products, merged, product_error
 from fedlab.modules import from_module
 from fedlab.reader import Reader, pairs
 from fedlab.server import federate
@@ -107,6 +108,13 @@ def test_the_mean_of_factors_is_biased_and_the_mean_of_products_is_not():
     torch.testing.assert_close(product(mean_of_products(), a, b).double(), nearest, atol=1e-5, rtol=1e-4)
     lost = [float((product(rule, a, b) - exact).norm()) for rule in (mean_of_products(), weighted_mean)]
     assert lost[0] < lost[1]
+    sent = [update(server, a, b, weights)]
+    far = float((exact - server["x.b"][0] @ server["x.a"][0]).norm())
+    for rule, expected in zip((mean_of_products(), weighted_mean), lost, strict=True):
+        assert product_error(sent, server, rule(sent, server), {}) == pytest.approx(expected / far, rel=1e-3)
+    only_b = [replace(sent[0], deltas={"x.b": sent[0].deltas["x.b"]})]
+    frozen = {"x.b": server["x.b"]}, weighted_mean(only_b, {"x.b": server["x.b"]}), {"x.a": server["x.a"][0]}
+    assert product_error(only_b, *frozen) < 1e-5
     same = server["x.a"].expand(2, -1, -1)                    # A frozen: the mean of B is exact, and so is ours
     exact = (0.25 * b[0] + 0.75 * b[1]) @ same[0]
     torch.testing.assert_close(product(weighted_mean, same, b), exact, atol=1e-5, rtol=1e-4)
