@@ -38,14 +38,15 @@ class Body(nn.Module):
     """Token ids (B, T), `NONE` where there is none -> states (B, T, E); or, from a layer on, states -> states."""
 
     def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0, checkpoint: bool = False) -> None:
-        """layers: the last to keep, counted from 1; 0 keeps all. below: how many are left out at the bottom.
+        """layers: how many to keep, from the bottom; 0 keeps all. below: how many are left out at the bottom.
 
         Then it takes the states that these give, so that a frozen bottom is run once. checkpoint: keep no states within
         layers; they are worked out once more for the gradient: about a third more time, and memory of one layer.
         """
         super().__init__()
-        self.model, self.below, self.causal = copy.deepcopy(encoder.model).requires_grad_(True), below, _causal(encoder)
+        self.model = copy.deepcopy(encoder.model).requires_grad_(True)
         holder, name = _layers(self.model, encoder.name)
+        self.below, self.causal = below, _causal(encoder)
         stacked = list(getattr(holder, name))
         require(0 <= layers <= len(stacked), "layers", layers, f"choose from 0, which means all, to {len(stacked)}")
         require(0 <= below < (layers or len(stacked)), "below", below, f"choose from 0 to {len(stacked) - 1}")

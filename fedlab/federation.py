@@ -83,9 +83,11 @@ class Federation:
         return pairs, rows
 
     def rows(self, users: Tensor, items: Tensor) -> Tensor:
-        """(n,) the rows of train with these users and items (n,); of a pair that is not there some other row."""
+        """The rows of train with these users and items, of any one shape; -1 where a pair is not there."""
         pairs, rows = self._by_pair
-        return rows[torch.searchsorted(pairs, users * self.train.item_count + items).clamp(max=len(pairs) - 1)]
+        asked = users * self.train.item_count + items
+        at = torch.searchsorted(pairs, asked).clamp(max=len(pairs) - 1)
+        return torch.where(pairs[at] == asked, rows[at], -1)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
         """Examples of a round, shuffled within each client and epoch; for clicks with fresh negatives each epoch.

@@ -49,10 +49,6 @@ class Shops:
         train = self.data.train
         return (self.data.owner[train.users] * train.item_count + train.items).unique()
 
-    @cached_property
-    def _clicked(self) -> Tensor:
-        return self.data.train.pairs().sort().values
-
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
         """Columns client, epoch, item (n,), and who, own, target (n, K). `negatives` is not used."""
         items, starts, parts = self.data.train.item_count, self.counts.cumsum(0) - self.counts, []
@@ -65,9 +61,7 @@ class Shops:
             parts.append((torch.full_like(film, place), torch.arange(epochs).repeat_interleave(len(film) // epochs),
                           film, who))
         client, epoch, film, who = (torch.cat(column) for column in zip(*parts, strict=True))
-        pairs = who * items + film[:, None]
-        at = torch.searchsorted(self._clicked, pairs).clamp(max=len(self._clicked) - 1)
-        clicked = (self._clicked[at] == pairs).float()
+        clicked = (self.data.rows(who, film[:, None]) >= 0).float()
         return {"client": client, "epoch": epoch, "item": film, "who": who, "own": clicked, "target": clicked}
 
     def few(self) -> Tree:

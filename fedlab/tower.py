@@ -45,8 +45,9 @@ class Texts(nn.Module):
         ids, count = tokens(encoder, texts, length), depth(encoder)
         require(top is None or 0 <= top < count, "top", top, f"choose from 0 to {count - 1} layers, or None for all")
         self.wide = int(encoder.model.config.hidden_size)
-        self.body = None if top == 0 else Body(encoder, below=0 if top is None else count - top, checkpoint=checkpoint)
-        self.register_buffer("kept", ids if top is None else _once(Body(encoder, count - top), ids))
+        below = 0 if top is None else count - top
+        self.body = None if top == 0 else Body(encoder, below=below, checkpoint=checkpoint).cpu()
+        self.register_buffer("kept", ids if top is None else _once(Body(encoder, below), ids))
         self.register_buffer("there", ids != NONE)
         if self.body is not None and top is not None:
             _same(self, encoder, ids, top)
@@ -58,16 +59,17 @@ class Texts(nn.Module):
 
 
 def _once(body: Body, ids: Tensor) -> Tensor:
-    """(I, T, E) states of all texts, on the CPU."""
+    """(I, T, E) states of all texts, worked out where the body is, on the CPU."""
+    device = next(body.parameters()).device
     with torch.no_grad():
-        return torch.cat([body(here) for here in ids.split(64)])
+        return torch.cat([body(here.to(device)).cpu() for here in ids.split(64)])
 
 
 def _same(texts: Texts, encoder: Encoder, ids: Tensor, top: int) -> None:
     """Raise `ParameterError` where a model cut in two says something else than the whole."""
     with torch.no_grad():
         cut, there = texts(torch.arange(min(3, len(ids))))
-        whole = Body(encoder)(ids[:3])
+        whole = Body(encoder).cpu()(ids[:3])
     close = torch.allclose(cut[there], whole[there], atol=1e-3, rtol=1e-3)
     require(close, "top", top, f"{encoder.name} cannot be cut between layers; choose 0 or None")
 

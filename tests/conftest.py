@@ -1,13 +1,18 @@
-"""Shared data: MovieLens once a session, and the three built-in models on it."""
+"""Shared data: MovieLens and pretrained models once a session, and the three built-in models on it."""
+
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import settings
 
-from fedlab import data, features, federation, models
+from fedlab import data, features, federation, models, text
 
 settings.register_profile("lab", deadline=None, derandomize=True)      # a busy machine is no failure
 settings.load_profile("lab")
+
+
+read_once = cache(text.encoder)                    # SmolLM2 takes half a minute to read
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import read_once
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,7 +18,7 @@ LAYERS = {MINILM: ("query", "value"), SMOLLM2: ("q_proj", "v_proj")}
 
 @pytest.fixture(scope="module", params=[MINILM, SMOLLM2])
 def pretrained(request):
-    return encoder(request.param)
+    return read_once(request.param)
 
 
 def test_a_body_gives_the_states_of_its_encoder(pretrained):

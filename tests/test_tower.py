@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import read_once, tiny
 from oracle import train_module
 
 from fedlab.body import mean_state
@@ -40,7 +40,7 @@ def texts(few):
 def test_states_are_the_same_wherever_training_starts(name, few):
     item, some = torch.tensor([3, 0, 5]), few[1][:6]
     with torch.no_grad():
-        (whole, there), *others = (Texts(encoder(name), some, top=top, length=10)(item) for top in (None, 2, 0))
+        (whole, there), *others = (Texts(read_once(name), some, top=top, length=10)(item) for top in (None, 2, 0))
     for states, mask in others:
         assert torch.equal(mask, there)
         torch.testing.assert_close(states[there], whole[there], atol=1e-3, rtol=1e-3)
