@@ -39,6 +39,8 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/asynchronous.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/language.py
+	$(BIN)/python benchmarks/tuning.py
+	$(BIN)/python benchmarks/sequences.py
 	$(BIN)/python benchmarks/tables.py
 
 lint: $(READY)  ## check style and types

@@ -2,10 +2,15 @@
 
 import ast
 import json
+import os
 import platform
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy
 import torch
@@ -14,6 +19,7 @@ from fedlab.wheels import from_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+Found = TypeVar("Found")
 
 
 def parameters(lesson: str) -> dict:
@@ -63,6 +69,16 @@ def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") 
              "date": datetime.now(UTC).date().isoformat()} | ({"remark": remark} if remark else {})
     print(remark)
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+
+def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None], quick: bool) -> None:
+    """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process; report all so far after each."""
+    seeds = range(1 if quick else 5)
+    every: list[Found] = []
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for found in pool.map(job, seeds, [quick] * len(seeds)):
+            every.append(found)
+            report(every, quick)
 
 
 def is_quick() -> bool:

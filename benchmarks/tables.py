@@ -24,6 +24,9 @@ QUALITY = {"local": "each user alone", "popularity": "popularity", "fedavg": "Fe
 COLD = {"chance": "nothing", "genres": "genres and year", "tfidf": "the same and words (TF-IDF)",
         "minilm": "MiniLM of the text alone", "text": "**MiniLM of text and title, genres, year**",
         "popularity": "how often they will be rated, which nobody knows"}
+TUNED = {"frozen": "the encoder frozen, a head on top", "head": "the head trained for longer",
+         "lora": "**LoRA on all linear layers, and the head**", "full": "all weights"}
+SEQUENCES = {"both": "**text and a row of its own**", "ids": "a row alone", "text": "text alone"}
 DATASETS = {"ml100k": "MovieLens-100K", "mlsmall": "ml-latest-small"}
 SPEED = {"stacked_vs_loop_100": "MLP, 100 clients, against a loop over clients",
          "compiled_vs_loop_100": "the same, compiled",
@@ -94,6 +97,31 @@ def language() -> str:
         f"On ml-latest-small, half of what texts say added to rows of ratings gains {gain['value']:+.3f} NDCG@10 "
         f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as fast as one in which each "
         "client encodes its texts."])
+
+
+def tuning() -> str:
+    """What ten shops gain by fine-tuning, and what it takes to send."""
+    held = measured("language")
+    rows = ((label, f"{held[f'tuned_{name}_ndcg10']['value']:.3f}", held[f"tuned_{name}_ndcg10"]["note"])
+            for name, label in TUNED.items())
+    gain, sent = held["lora_gain_share"], held["lora_bytes_share"]
+    return "\n\n".join([
+        f"Ten shops fine-tune MiniLM on 'title (year)' alone; ml-latest-small, films rated 25 times or more, mean of "
+        f"{gain['seeds']} seeds:", table(("what is trained and sent", "NDCG@10", ""), rows),
+        f"LoRA sends {sent['value']:.1%} of the bytes of full fine-tuning ({sent['note']}) and keeps "
+        f"{gain['value']:.2f} of its gain ({gain['note']})."])
+
+
+def sequences() -> str:
+    """What histories say of the next film."""
+    held = measured("quality")
+    found = {name: [held[f"mlsmall_sequence_{name}_{m}"] for m in ("hr10", "ndcg10")] for name in SEQUENCES}
+    rows = ((label, *(f"{row['value']:.3f}" for row in found[name]), found[name][1]["note"].split("negatives, ")[1])
+            for name, label in SEQUENCES.items())
+    return "\n\n".join([
+        "A Transformer over the last 20 films, trained among five platforms; ml-latest-small, leave-one-out with 99 "
+        f"negatives as above, mean of {found['both'][0]['seeds']} seeds:",
+        table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows)])
 
 
 def goal(row: dict) -> str:

@@ -4,20 +4,15 @@ python benchmarks/tuning.py [--quick]
 
 Films rated 25 times or more, known by 'title (year)' alone; shops by taste, each with its own users. The head of the
 frozen encoder is trained first, and all three go on from there: gains are over it, on the test part, leave-one-out
-as in quality.py. The share of the gain is of the AUC, the steadier figure.
-Step sizes were chosen on the validation part with seed 0. Each seed runs in a
-process of its own; figures are written after each.
+as in quality.py. The share of the gain is of the AUC, the steadier figure. Step sizes were chosen on the validation
+part with seed 0. Each seed runs in a process of its own; figures are written after each.
 """
 
-import os
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from statistics import mean, stdev
 
-import torch
-from common import entry, is_quick, record
+from common import by_seed, entry, is_quick, record
 from torch import nn
 
 from fedlab import Config, Federation, by_genre, candidates, federate, leave_one_out, load, ranking
@@ -103,14 +98,5 @@ def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) ->
     record("language", measured, quick)
 
 
-def main(quick: bool) -> None:
-    seeds = range(1 if quick else 5)
-    every: list[dict[str, tuple[dict[str, float], int]]] = []
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for found in pool.map(tuned, seeds, [quick] * len(seeds)):
-            every.append(found)
-            report(every, quick)
-
-
 if __name__ == "__main__":
-    main(is_quick())
+    by_seed(tuned, report, is_quick())

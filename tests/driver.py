@@ -4,6 +4,7 @@ Needs Chromium (`apt-get install chromium`, or name one in CHROMIUM); without it
 """
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -90,6 +91,17 @@ def copied(home):
         shutil.copytree(ROOT / "notebooks", home / "notebooks",
                         ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
     return home / "notebooks"
+
+
+def set_parameters(home, name, values):
+    """Other values in the parameters cell of a copied lesson."""
+    file = copied(home) / f"{name}.ipynb"
+    book = nbformat.read(file, as_version=4)
+    cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
+    for parameter, value in values.items():
+        cell.source, found = re.subn(rf"(?m)^{parameter} = [^#\n]*", f"{parameter} = {value!r} ", cell.source)
+        assert found == 1, parameter
+    nbformat.write(book, file)
 
 
 def as_root():

@@ -7,7 +7,7 @@ from ast import literal_eval
 from contextlib import contextmanager
 
 import pytest
-from driver import ASK, ERRORS, SHOTS, browser, expect, lab, press, reach, run_all, set_number, shoot
+from driver import ASK, ERRORS, SHOTS, browser, expect, lab, press, reach, run_all, set_number, set_parameters, shoot
 
 
 @pytest.fixture
@@ -17,8 +17,12 @@ def page():
 
 
 @contextmanager
-def lesson(page, home, name):
-    """The workbench of a lesson that has run as far as its live cell; no cell may have failed in the end."""
+def lesson(page, home, name, **shorter):
+    """The workbench of a lesson that has run as far as its live cell; no cell may have failed in the end.
+
+    shorter: other values of parameters, for what comes before the live cell; nbval runs the lesson as it is.
+    """
+    set_parameters(home, name, shorter)
     with lab(home) as address:
         yield run_all(page, address.format(f"{name}.ipynb"), to_live=True)
         assert page.evaluate(ERRORS) == []
@@ -30,7 +34,7 @@ def test_lesson_2_trains_live_and_hears_a_slider(page, tmp_path):
 
 
 def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
-    with lesson(page, tmp_path, "03_model_selection") as bench:
+    with lesson(page, tmp_path, "03_model_selection", ROUNDS=4, ALONE_ROUNDS=2, LEAK_ROUNDS=2) as bench:
         press(bench, "Start")
         reach(page, bench, 3)
         slider = bench.get_by_label("local learning rate", exact=True)
@@ -52,7 +56,7 @@ def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
 
 
 def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
-    with lesson(page, tmp_path, "04_asynchronous") as bench:
+    with lesson(page, tmp_path, "04_asynchronous", TARGET=0.3) as bench:
         bench.get_by_label("simulated s", exact=True).check()
         press(bench, "Start")
         reach(page, bench, 12)
@@ -86,6 +90,25 @@ def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
         by = {name: [ndcg for knows, ndcg in found if knows == name and ndcg] for name, _ in found}
         assert min(by["MiniLM"][1:]) > max(by["genres and year"])       # one sees it drop
         shoot(page, "lesson 5 knows less")
+
+
+def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tmp_path):
+    with lesson(page, tmp_path, "06_fine_tuning", ROUNDS=3, WATCH_ROUNDS=2) as bench:
+        press(bench, "Start")
+        reach(page, bench, 2)
+        bench.get_by_label("adapters", exact=True).select_option("products")
+        expect(bench.locator('[data-used="adapters"]')).to_have_text("in use: products")
+        set_number(bench, "cohort (clients)", 4)
+        expect(bench.locator('[data-used="cohort"]')).to_have_text("in use: 4")
+        before = int(bench.get_attribute("data-rounds"))
+        reach(page, bench, before + 2)
+        press(bench, "Stop")
+        expect(bench).to_have_attribute("data-state", "stopped")
+        told = page.evaluate(ASK, "[(r.config.adapters, len(r.cohort), r.bytes_up) for r in bench.rounds]")
+        (first, many, sent), *_, (last, few, fewer) = literal_eval(told)
+        assert (first, many, last, few) == ("factors", 10, "products", 4)
+        assert fewer * many == sent * few                               # adapters and head, of each shop in the round
+        shoot(page, "lesson 6 adapters averaged")
 
 
 def steer(page, bench):
