@@ -7,7 +7,7 @@ clients as fit the budget; within it, groups of about equally wide batches train
 Letters: C clients in the cohort, n examples, B examples a step, R rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,25 +19,26 @@ from fedlab.models import Model
 from fedlab.scaffold import Control
 from fedlab.tables import joined
 
+Train = Callable[[Model, Tree, Tree, Tensor, Config, Control | None], tuple[dict[str, Rows], Tensor, Tensor]]
 BLOCK = 256
 USUAL_MB = 128       # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 
 
 def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
-            purpose: str = "", control: Control | None = None) -> Iterator[Update]:
+            purpose: str = "", control: Control | None = None, train: Train | None = None) -> Iterator[Update]:
     """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
 
     cohort (C,): client numbers. number, purpose: the round, and what sets these draws apart from a round's. control:
-    SCAFFOLD's variates.
+    SCAFFOLD's variates. train: what clients do with their examples, `train_cohort` unless given.
     """
     if not len(cohort):
         return
-    device, first = next(iter(params.values())).device, 0
+    device, first, train = next(iter(params.values())).device, 0, train or train_cohort
     weights = data.counts[cohort].float() if config.weighting == "examples" else torch.ones(len(cohort))
     for examples in chunks(model, data, params, cohort, config, number=number, purpose=purpose):
         here = slice(first, first + int(examples["client"][-1]) + 1)
         on_device = {name: column.to(device) for name, column in examples.items()}
-        deltas, losses, steps = train_cohort(model, params, on_device, cohort[here].to(device), config, control)
+        deltas, losses, steps = train(model, params, on_device, cohort[here].to(device), config, control)
         yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
 

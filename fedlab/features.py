@@ -92,3 +92,28 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
     clicked = vectors[train.items]
     total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(0, train.users, clicked - clicked.mean(0))
     return total / counts[:, None]
+
+
+def taste(items: int, dim: int = 8, known: Tensor | None = None, *, task: str = "ratings",
+          spread: float = 0.1) -> Model:
+    """`y = c + b_i + w . x_i + s u_0 + (q_i + W x_i) . u`: one vector (u_0, u) of a client, shared until it adapts.
+
+    known: x (I, F) of the items, or none. No rows by user, so that a user whom nobody knows starts with the rest.
+    """
+    check_sizes(items=items, dim=dim)
+    known = torch.zeros(items, 1) if known is None else known
+    require(len(known) == items, "known", tuple(known.shape), f"give {items} rows")
+
+    def init(generator: torch.Generator) -> Tree:
+        return {"user": torch.zeros(1, dim + 1), "item": torch.randn(items, dim, generator=generator) * spread,
+                "bias": torch.zeros(items), "offset": torch.zeros(1, 1), "scale": torch.full((1, 1), 0.5),
+                "told": torch.zeros(1, known.shape[1], dim + 1)}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        told = p["known"][batch["item"]] @ p["told"]                                                  # (..., B, D + 1)
+        user = p["user"].unsqueeze(-2)                                                               # (..., 1, D + 1)
+        like = ((p["item"] + told[..., 1:]) * user[..., 1:]).sum(-1)
+        return p["offset"] + p["bias"] + told[..., 0] + p["scale"] * user[..., 0] + like
+
+    return Model("taste", task, init, predict, {"user": "one", "item": "item", "bias": "item", "offset": "one",
+                 "scale": "one", "told": "one"}, constants={"known": known})

@@ -8,11 +8,11 @@ import pytest
 import fedlab
 
 LAYERS = ["core", "tables", "readers", "wheels", "data", "text", "body", "prior", "federation", "leaky", "sources",
-          "shops", "models", "features", "modules", "reader", "metrics", "evaluation", "tower", "sequence", "scoring",
-          "aggregation", "lora", "optim", "robust", "selection", "scaffold", "gradient", "step", "engine", "client",
-          "cohort", "rounds", "ensemble", "implicit", "central", "screen", "world", "server", "asynchronous",
-          "personal", "plots", "experiment", "settings", "run", "runs", "export", "runner", "sweep", "session",
-          "view", "workbench", "check", "__main__"]
+          "tasks", "shops", "models", "features", "modules", "reader", "metrics", "evaluation", "tower", "sequence",
+          "scoring", "aggregation", "lora", "optim", "robust", "selection", "scaffold", "gradient", "step", "engine",
+          "client", "cohort", "meta", "rounds", "ensemble", "implicit", "central", "screen", "world", "server",
+          "asynchronous", "personal", "plots", "experiment", "settings", "run", "runs", "export", "runner", "sweep",
+          "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 
 
