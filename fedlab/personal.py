@@ -13,6 +13,7 @@ from fedlab.cohort import updates
 from fedlab.core import Config, Rows, Tree, Update, stream
 from fedlab.evaluation import Candidates, Score
 from fedlab.federation import Federation
+from fedlab.meta import Meta
 from fedlab.models import Model
 from fedlab.rounds import one_thread
 from fedlab.scoring import pair_scorer
@@ -30,6 +31,8 @@ def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tenso
 
     def look_up(name: str, rows: Tensor, client: Tensor) -> Tensor:
         key = position[client] * len(params[name]) + rows
+        if not len(keys[name]):                              # nobody learned anything
+            return params[name][rows]
         at = torch.searchsorted(keys[name], key).clamp(max=len(keys[name]) - 1)
         learned = deltas[name].values[at]
         held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
@@ -46,6 +49,13 @@ def fine_tuned(model: Model, data: Federation, params: Tree, config: Config, num
     with one_thread():
         sent = joined_updates(updates(model, data, params, order, config, number=number))
     return own_score(model, params, sent.deltas, order, data.owner)
+
+
+def newcomers(meta: Meta, model: Model, params: Tree, given: Tree, config: Config, users: int,
+              steps: int | None = None) -> Score:
+    """Predictions of new users 0..users - 1, each after it adapted to its own ratings; as `Meta.adapt` has it."""
+    learned, everyone = meta.adapt(model, params, given, config, steps), torch.arange(users)
+    return own_score(model, params, learned, everyone, everyone)
 
 
 def alone(model: Model, data: Federation, config: Config) -> Iterator[tuple[Tensor, Score]]:
