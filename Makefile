@@ -41,6 +41,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/sequences.py
+	$(BIN)/python benchmarks/meta.py
 	$(BIN)/python benchmarks/tables.py
 
 lint: $(READY)  ## check style and types

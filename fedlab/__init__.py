@@ -6,13 +6,14 @@ from fedlab.core import Config, ParameterError
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
 from fedlab.ensemble import distil, distilled, ensemble
 from fedlab.evaluation import Candidates, candidates, full_ranks, popularity, ranking
-from fedlab.features import content, genre_profile, item_features, linear, user_features
+from fedlab.features import content, genre_profile, item_features, linear, taste, user_features
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
 from fedlab.implicit import Implicit
 from fedlab.leaky import leaky
+from fedlab.meta import Meta
 from fedlab.models import Model, interaction, matrix_factorisation, perceptron
 from fedlab.modules import from_module
-from fedlab.personal import alone, alone_ranks, fine_tuned
+from fedlab.personal import alone, alone_ranks, fine_tuned, newcomers
 from fedlab.readers import DataError
 from fedlab.robust import coordinate_median, krum, norm_bound, trimmed_mean
 from fedlab.rounds import Round, best_round, measured, stop_early
@@ -20,15 +21,17 @@ from fedlab.scoring import scorer
 from fedlab.selection import HeldOut, as_update, by_quality, judge, select
 from fedlab.server import federate
 from fedlab.sources import Columns, Stored, synthesise
+from fedlab.tasks import Curves, NewUsers, Tasks, new_users
 from fedlab.world import Membership, World
 
 __all__ = [
-    "Asynchronous", "Candidates", "Columns", "Config", "DataError", "Federation", "HeldOut", "Implicit", "Membership",
-    "Model", "ParameterError", "Ratings", "Round", "Split", "Stored", "World", "alone", "alone_ranks", "as_update",
-    "best_round", "by_activity", "by_genre", "by_quality", "candidates", "content", "coordinate_median", "distil",
-    "distilled", "ensemble", "equal", "federate", "federate_async", "fine_tuned", "from_module", "full_ranks",
-    "genre_profile", "given", "hierarchical", "interaction", "item_features", "judge", "krum", "leaky",
-    "leave_one_out", "linear", "load", "matrix_factorisation", "mean_of_holders", "measured", "norm_bound",
-    "one_per_user", "perceptron", "popularity", "ranking", "read", "scorer", "select", "split_by_time", "standardise",
-    "stop_early", "synthesise", "trimmed_mean", "user_features", "weighted_mean",
+    "Asynchronous", "Candidates", "Columns", "Config", "Curves", "DataError", "Federation", "HeldOut", "Implicit",
+    "Membership", "Meta", "Model", "NewUsers", "ParameterError", "Ratings", "Round", "Split", "Stored", "Tasks",
+    "World", "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre", "by_quality", "candidates",
+    "content", "coordinate_median", "distil", "distilled", "ensemble", "equal", "federate", "federate_async",
+    "fine_tuned", "from_module", "full_ranks", "genre_profile", "given", "hierarchical", "interaction",
+    "item_features", "judge", "krum", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation",
+    "mean_of_holders", "measured", "new_users", "newcomers", "norm_bound", "one_per_user", "perceptron", "popularity",
+    "ranking", "read", "scorer", "select", "split_by_time", "standardise", "stop_early", "synthesise", "taste",
+    "trimmed_mean", "user_features", "weighted_mean",
 ]

@@ -123,3 +123,22 @@ def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     factors = _equal(answer, torch.einsum("c,cor->or", share, b) @ torch.einsum("c,cri->ri", share, a))
     _say(_equal(answer, expected), "that is the product of the means; take each shop's product first" if factors
          else "multiply each shop's B by its A, then add them up, each times its share")
+
+
+def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
+    """Lesson 7: `step(w, x, y, rate)` is w after one step on the mean squared error of x w."""
+    draw = stream(0, "exercise")
+    w, x, y = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw), torch.randn(6, generator=draw)
+    answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
+    summed = _equal(answer, w - 0.1 * gradient)
+    _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean" if summed
+         else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
+
+
+def through(factor: Callable[[float, float], Any]) -> None:
+    """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw."""
+    answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
+    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0), strict=True))
+    first = all(_equal(a, torch.tensor(1.0)) for a in answers)
+    _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too" if first
+         else "the step is rate * 2 x (w x - y); how does it change with w?")

@@ -94,19 +94,21 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
     return total / counts[:, None]
 
 
-def taste(items: int, dim: int = 8, known: Tensor | None = None, *, task: str = "ratings",
-          spread: float = 0.1) -> Model:
+def taste(items: int, dim: int = 8, known: Tensor | None = None, *, bias: Tensor | None = None,
+          task: str = "ratings", spread: float = 0.1) -> Model:
     """`y = c + b_i + w . x_i + s u_0 + (q_i + W x_i) . u`: one vector (u_0, u) of a client, shared until it adapts.
 
-    known: x (I, F) of the items, or none. No rows by user, so that a user whom nobody knows starts with the rest.
+    known: x (I, F) of the items, or none. bias (I,): b at the start, such as items' means, or zeros. No rows by user:
+    one whom nobody knows starts with the rest.
     """
     check_sizes(items=items, dim=dim)
-    known = torch.zeros(items, 1) if known is None else known
+    known, bias = (torch.zeros(shape) if t is None else t for t, shape in ((known, (items, 1)), (bias, (items,))))
     require(len(known) == items, "known", tuple(known.shape), f"give {items} rows")
+    require(bias.shape == (items,), "bias", tuple(bias.shape), f"give ({items},)")
 
     def init(generator: torch.Generator) -> Tree:
         return {"user": torch.zeros(1, dim + 1), "item": torch.randn(items, dim, generator=generator) * spread,
-                "bias": torch.zeros(items), "offset": torch.zeros(1, 1), "scale": torch.full((1, 1), 0.5),
+                "bias": bias.clone(), "offset": torch.zeros(1, 1), "scale": torch.full((1, 1), 0.5),
                 "told": torch.zeros(1, known.shape[1], dim + 1)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:

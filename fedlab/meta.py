@@ -213,4 +213,4 @@ class Meta:
 
 
 def _rows(held: Held, values: Tensor) -> Rows:
-    return Rows(values, held.ids, held.client)
+    return Rows(values.contiguous(), held.ids, held.client)

@@ -111,6 +111,32 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
         shoot(page, "lesson 6 adapters averaged")
 
 
+def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path):
+    with lesson(page, tmp_path, "07_fedmeta", SINE_ROUNDS=5, ROUNDS=5) as bench:
+        shown, first = page.locator(".widget-html-content").last, "recommended(rounds['ridge'][-1].params, {})[1]"
+        expect(shown).to_have_text("".join(literal_eval(page.evaluate(ASK, first.format(0)))))
+        press(bench, "Start")
+        reach(page, bench, 3)
+        set_number(bench, "k", 2)
+        bench.get_by_label("method", exact=True).select_option("maml")
+        expect(bench.locator('[data-used="method"]')).to_have_text("in use: maml")
+        before = int(bench.get_attribute("data-rounds"))
+        reach(page, bench, before + 3)
+        press(bench, "Stop")
+        expect(bench).to_have_attribute("data-state", "stopped")
+        told = page.evaluate(ASK, "[(r.config.method, r.config.k, r.metrics['rmse']) for r in bench.rounds]")
+        (method, many, low), *_, (other, few, high) = literal_eval(told)
+        assert (method, many, other, few) == ("ridge", 10, "maml", 2)
+        assert high > low                                               # two ratings tell less than ten
+        handle = page.locator(".jupyter-widgets.widget-slider .noUi-handle").last
+        handle.focus()
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        best = page.evaluate(ASK, "recommended(bench.rounds[-1].params, 5)[1]")
+        expect(shown).to_have_text("".join(literal_eval(best)))
+        shoot(page, "lesson 7 adapts")
+
+
 def steer(page, bench):
     chart = bench.locator('svg[data-series="ndcg@10"]')
     expect(chart).to_have_attribute("aria-label", "ndcg@10 by round: no rounds yet")

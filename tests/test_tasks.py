@@ -62,8 +62,8 @@ def test_new_users_are_nobody_the_federation_knows(ratings):
     part, first = parts[0], parts[0].first(3)
     assert torch.equal(first["item"][:3], part.given.items[:3])          # in the order of arrival
     original = ratings.users == ratings.catalogue.user_ids.index(part.query.catalogue.user_ids[4])
-    mine = sorted([*part.given.items[part.given.users == 4].tolist(), *part.query.items[part.query.users == 4].tolist()])
-    assert mine == sorted(ratings.items[original].tolist())
+    mine = [item for half in (part.given, part.query) for item in half.items[half.users == 4].tolist()]
+    assert sorted(mine) == sorted(ratings.items[original].tolist())
 
 
 def test_users_with_too_few_ratings_are_counted():
