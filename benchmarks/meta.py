@@ -25,10 +25,9 @@ from fedlab.core import Tree, stream
 from fedlab.data import Ratings
 from fedlab.features import taste
 from fedlab.meta import Meta, with_rates
-from fedlab.metrics import rmse
 from fedlab.personal import newcomers
 from fedlab.sequence import narrowed
-from fedlab.tasks import Curves, NewUsers, Tasks, new_users
+from fedlab.tasks import Curves, NewUsers, Tasks, item_means, new_users
 from fedlab.text import item_texts, vectors
 
 KS = (3, 5, 10, 20)
@@ -43,35 +42,10 @@ def about(ratings: Ratings) -> Tensor:
     return torch.cat([narrowed(texts, 64), item_features(ratings.catalogue)], 1)
 
 
-def means(train: Ratings, strength: float = 5.0) -> Tensor:
-    """(I,) each film's mean value, shrunk."""
-    total = torch.zeros(train.item_count).index_add_(0, train.items, train.values)
-    return total / (train.item_counts() + strength)
-
-
-def centred(found: NewUsers) -> NewUsers:
-    """Stars less the mean of those that the federation knows."""
-    centre = found.train.values.mean()
-    parts = {name: getattr(found, name) for name in ("train", "given", "query")}
-    return replace(found, **{name: replace(part, values=part.values - centre) for name, part in parts.items()})
-
-
-def error(late: NewUsers, k: int, score: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """RMSE in stars of the ratings that judge."""
-    return rmse(score(late.query.users, late.query.items), late.query.values)
-
-
-def counted(late: NewUsers, k: int, strength: float = 5.0) -> float:
-    """RMSE of shrunk means and shrunk offsets."""
-    film, first = means(late.train), late.first(k)
-    above = torch.zeros(late.query.user_count).index_add_(0, first["user"], first["target"] - film[first["item"]])
-    return error(late, k, lambda users, items: film[items] + (above / (k + strength))[users])
-
-
 def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[int, float]]:
     """RMSE by ratings given: counting, and `ridge` with the mean of its last 20 rounds' parameters."""
-    late = centred(new_users(ratings, fold))
-    model = taste(ratings.item_count, 8, about(ratings), bias=means(late.train), spread=0.03)
+    late, _ = new_users(ratings, fold).centred()
+    model = taste(ratings.item_count, 8, about(ratings), bias=item_means(late.train), spread=0.03)
     tasks = Tasks(Federation(late.train, one_per_user(late.train), "ratings"), (3, 100), 200)
     config = replace(SERVER, server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks), seed=fold)
     meta, total, last = Meta("ridge", USER), defaultdict[str, Tensor | float](float), min(20, config.rounds)
@@ -79,9 +53,9 @@ def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[i
         if done.number > config.rounds - last:
             for name, value in done.params.items():
                 total[name] = total[name] + value / last
-    found = {k: error(late, k, newcomers(meta, model, dict(total), late.first(k), config, late.query.user_count))
-             for k in KS}
-    return {"ridge": found, "counting": {k: counted(late, k) for k in KS}}
+    people, end = late.query.user_count, dict(total)
+    return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k), config, people)) for k in KS},
+            "counting": {k: late.error(late.counted(k)) for k in KS}}
 
 
 def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, tuple[Meta | None, Config, Meta, Config]]:
@@ -102,7 +76,7 @@ def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, tuple[Met
 def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, list[float]]:
     """Query loss of newcomers with ten ratings after each round, by method."""
     late = new_users(ratings, fold)
-    late = centred(late) if task == "ratings" else late
+    late = late.centred()[0] if task == "ratings" else late
     tasks = Tasks(Federation(late.train, one_per_user(late.train), task), (3, 100), 200)
     plain, found = taste(ratings.item_count, 8, about(ratings), task=task, spread=0.03), defaultdict(list)
     judged = asked(late, task, fold)

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from fedlab.core import Tree, require, stream
 from fedlab.data import Ratings
+from fedlab.evaluation import Score
 from fedlab.federation import Federation
+from fedlab.metrics import rmse
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,28 @@ class NewUsers:
         place = _place(torch.ones_like(self.given.users, dtype=torch.bool), self.given.users)
         rows = self.given.take(place < k)
         return {"client": rows.users, "user": rows.users, "item": rows.items, "target": rows.values}
+
+    def centred(self) -> tuple["NewUsers", float]:
+        """(the same with values less the mean of train, that mean)."""
+        mean = float(self.train.values.mean())
+        train, given = (replace(part, values=part.values - mean) for part in (self.train, self.given))
+        return NewUsers(train, given, replace(self.query, values=self.query.values - mean), self.left_out), mean
+
+    def counted(self, k: int, strength: float = 5.0) -> Score:
+        """What counting says of centred values: a film's mean and, of k ratings, the user's offset, both shrunk."""
+        film, first = item_means(self.train, strength), self.first(k)
+        above = torch.zeros(self.query.user_count).index_add_(0, first["user"], first["target"] - film[first["item"]])
+        return lambda users, items: film[items] + above[users] / (k + strength)
+
+    def error(self, score: Score) -> float:
+        """RMSE of predictions of the query."""
+        return rmse(score(self.query.users, self.query.items), self.query.values)
+
+
+def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
+    """(I,) each item's mean value, shrunk to 0 as if it had `strength` ratings of 0 more; give centred values."""
+    total = torch.zeros(train.item_count).index_add_(0, train.items, train.values)
+    return total / (train.item_counts() + strength)
 
 
 def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20, seed: int = 0) -> NewUsers:

@@ -98,7 +98,7 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
         reach(page, bench, 2)
         bench.get_by_label("adapters", exact=True).select_option("products")
         expect(bench.locator('[data-used="adapters"]')).to_have_text("in use: products")
-        set_number(bench, "cohort (clients)", 4)
+        set_number(bench, "cohort", 4)
         expect(bench.locator('[data-used="cohort"]')).to_have_text("in use: 4")
         before = int(bench.get_attribute("data-rounds"))
         reach(page, bench, before + 2)

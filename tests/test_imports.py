@@ -8,7 +8,7 @@ import pytest
 import fedlab
 
 LAYERS = ["core", "tables", "readers", "wheels", "data", "text", "body", "prior", "federation", "leaky", "sources",
-          "tasks", "shops", "models", "features", "modules", "reader", "metrics", "evaluation", "tower", "sequence",
+          "shops", "models", "features", "modules", "reader", "metrics", "evaluation", "tasks", "tower", "sequence",
           "scoring", "aggregation", "lora", "optim", "robust", "selection", "scaffold", "gradient", "step", "engine",
           "client", "cohort", "meta", "rounds", "ensemble", "implicit", "central", "screen", "world", "server",
           "asynchronous", "personal", "plots", "experiment", "settings", "run", "runs", "export", "runner", "sweep",

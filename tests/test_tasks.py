@@ -6,7 +6,7 @@ from conftest import tiny
 
 from fedlab.core import ParameterError, stream
 from fedlab.federation import Federation, one_per_user
-from fedlab.tasks import Curves, Tasks, new_users
+from fedlab.tasks import Curves, NewUsers, Tasks, item_means, new_users
 
 USERS = [0] * 12 + [1] * 3 + [2]
 SMALL = tiny(USERS, [*range(12), 0, 1, 2, 5], item_count=40)
@@ -99,3 +99,15 @@ def test_curves_are_each_clients_own_and_the_same_every_round():
 def test_what_makes_no_task_is_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()
+
+
+def test_counting_by_hand():
+    ratings = tiny([0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 2, 0], [4.0, 2.0, 5.0, 1.0, 3.0, 3.0])
+    part = NewUsers(ratings, ratings.take(torch.tensor([0, 3])), ratings.take(torch.tensor([2, 4])), 0)
+    found, mean = part.centred()
+    assert mean == 3.0
+    means = [3 / (3 + 5), -3 / (2 + 5), 0.0]                            # of film 0: +1, +2 and 0 stars over the mean
+    torch.testing.assert_close(item_means(found.train), torch.tensor(means))
+    above = (-2.0 - means[1]) / (1 + 5)                                 # user 1 gave film 1 a star, 2 below the mean
+    expected = [(2.0 - means[0] - above) ** 2, (0.0 - means[2] - above) ** 2]
+    assert found.error(found.counted(1)) == pytest.approx((sum(expected) / 2) ** 0.5, rel=1e-5)
