@@ -1,17 +1,19 @@
-"""The engine on a GPU: first that it is right, then how fast. Needs torch and numpy, nothing else of the project's.
+"""The engine on a GPU: first that it is right, then how fast. Needs torch and numpy; what else there is, is used.
 
 python benchmarks/gpu.py [--rehearse]
 
 Trains on the GPU and on the CPU and compares; then times a loop over clients, the stacked engine, compiled and
-captured, at 100, 1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix factorisation, and LoRA adapters
-stacked over one frozen network. Prints rounds a second, bytes that a round must move over its time against a
-measured copy, and peak memory; writes benchmarks/results/gpu.json with the device's name. Without a GPU it says so
-there. --rehearse runs everything that a CPU can at small sizes and writes nothing.
+captured, at 100, 1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix factorisation, LoRA adapters
+stacked over one frozen network; and, where transformers is installed, MiniLM fine-tuned by shops, in full and by LoRA,
+in tokens a second, stacked and client by client. Prints rounds a second, bytes that a round must move over its time
+against a measured copy, and peak memory; writes benchmarks/results/gpu.json with the device's name. Without a GPU it
+says so there. --rehearse runs everything that a CPU can at small sizes and writes nothing.
 """
 
+import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -24,6 +26,7 @@ from loops import module_loop
 from torch import nn
 
 from fedlab import Columns, Config, from_module, matrix_factorisation, perceptron
+from fedlab.cohort import updates
 from fedlab.core import stream, to
 from fedlab.rounds import Round
 from fedlab.server import one_round
@@ -176,7 +179,46 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...], re
     start = to(lora.init(stream(0, "init")), device)
     looped = seconds(lambda n: lora_loop(net, start, data, config, n, device), device, 1, 1)
     note("lora_vs_loop", looped / stacked, "ratio", "the same client by client")
+    if importlib.util.find_spec("transformers"):
+        for key, value, unit, text in fine_tuning(device, max(2, few // 10), repeats):
+            note(key, value, unit, text, higher=unit != "MB")
     return rows
+
+
+def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tuple[str, float, str, str]]:
+    """MiniLM among shops, a batch of 16 films each: (name, value, unit, what it is) of each figure."""
+    from fedlab import Federation, equal, load  # noqa: PLC0415 - a bare machine with a GPU has no transformers
+    from fedlab.data import rated_often  # noqa: PLC0415
+    from fedlab.lora import adapted  # noqa: PLC0415
+    from fedlab.shops import Shops  # noqa: PLC0415
+    from fedlab.text import encoder, item_texts, vectors  # noqa: PLC0415
+    from fedlab.tower import Texts, Towers  # noqa: PLC0415
+
+    every = load()
+    ratings, kept = rated_often(every, 25)
+    texts = Texts(encoder(), item_texts(ratings.catalogue, "{title} ({year})"), length=12)
+    full = Towers(texts, ratings, vectors(item_texts(every.catalogue), progress=False)[kept])
+    data, everyone = Shops(Federation(ratings, equal(ratings, shops)), 16, 64), torch.arange(shops)
+    config = Config(cohort=shops, batch_size=16, local_lr=0.1, weighting="equal", memory_mb=PLENTY)
+    tokens = shops * 16 * texts.kept.shape[1]
+    lora = adapted(full, ("query", "key", "value", "dense"), train=("head", "user"))
+    for name, net in (("full", full), ("lora", lora)):
+        model = from_module(net, data.few(), answers=64)
+        model = replace(model, constants=to(model.constants, device))
+        params = to(model.init(stream(0, "init")), device)
+
+        def train(cohort: torch.Tensor, number: int, model=model, params=params) -> list:
+            return list(updates(model, data, params, cohort, config, number=number))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        stacked = seconds(lambda n, train=train: train(everyone, n), device, repeats, 1)
+        what = f"{shops} shops fine-tune MiniLM, {name}"
+        yield f"minilm_{name}_tokens_s", tokens / stacked, "1/s", f"{what}, tokens, padding counted"
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device) / 1e6
+            yield f"minilm_{name}_mb", peak, "MB", f"{what}, peak on the device"
+        looped = seconds(lambda n, train=train: [train(c, n) for c in everyone.split(1)], device, 1, 1)
+        yield f"minilm_{name}_vs_loop", looped / stacked, "ratio", f"{what}, stacked against shop by shop"
 
 
 def lora_loop(net: nn.Module, start: dict, data: Columns, config: Config, number: int, device: torch.device) -> None:
