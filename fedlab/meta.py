@@ -78,8 +78,8 @@ class Part:
         return (losses * self.there).sum(1) / self.there.sum(1).clamp(min=1)
 
 
-def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[dict[str, Held], Part, Part]:
-    """(rows that clients hold, their support, their query); examples come client after client, with `query`."""
+def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[dict[str, Held], Tree, Part, Part]:
+    """(which rows clients hold, these, their support, their query); examples come client after client, with `query`."""
     query = examples["query"] > 0
     support, asked = (_padded(examples, chosen, len(cohort)) for chosen in (~query, query))
     kinds = {kind for kind in model.rows.values() if kind in examples}
@@ -88,7 +88,8 @@ def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[
     held = holdings(model, params, Batches(both, support[1], everyone, [len(cohort)]), cohort)
     first = {kind: None if h.index is None else h.index[:, :cut] for kind, h in held.items()}
     second = {kind: None if h.index is None else h.index[:, cut:] for kind, h in held.items()}
-    return held, Part(*support, first), Part(*asked, second)
+    values = {name: params[name].index_select(0, held[kind].ids).requires_grad_() for name, kind in model.rows.items()}
+    return held, values, Part(*support, first), Part(*asked, second)
 
 
 def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]:
@@ -123,6 +124,7 @@ class Meta:
         require(self.method != "ridge" or bool(self.only), "only", set(self.only), "name the parameters to solve for")
         require(self.strength > 0, "strength", self.strength, "choose a positive number")
         require(self.learn_start or bool(self.only), "only", set(self.only), "name what starts anew at each client")
+        require(self.method != "reptile" or not self.only, "only", set(self.only), "all of a model adapts in reptile")
 
     def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
                control: Control | None = None) -> Iterator[Update]:
@@ -139,6 +141,8 @@ class Meta:
     def check(self, model: Model) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         known(list(model.rows), dict.fromkeys(self.only))
+        require(not model.private, "private", set(model.private), "nothing is kept from round to round here; name in "
+                "`only` what adapts, with learn_start=False what is never sent")
         rates = any(name.startswith(RATE) for name in model.rows)
         require(rates == (self.method == "meta-sgd"), "method", self.method,
                 "rates are learned by 'meta-sgd' of a model from `with_rates`, and by nothing else")
@@ -149,9 +153,7 @@ class Meta:
               control: Control | None) -> tuple[dict[str, Rows], Tensor, Tensor]:
         """(negative gradient of the query loss by the start, query loss, inner steps) of each client."""
         require("query" in examples, "data", sorted(examples), "examples need a column `query`; see fedlab.tasks.Tasks")
-        held, support, query = parted(model, params, examples, cohort)
-        values = {name: params[name].index_select(0, held[kind].ids).requires_grad_()
-                  for name, kind in model.rows.items()}
+        held, values, support, query = parted(model, params, examples, cohort)
         second = self.method != "fomaml"
         loss = query.loss(model, self._adapted(model, values, support, steps, config.local_lr, second))
         learned = {n: v for n, v in values.items() if self.learn_start or n.removeprefix(RATE) not in self.only}
@@ -204,9 +206,7 @@ class Meta:
             return {name: Rows(params[name].index_select(0, none), none, none) for name in model.rows}
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}
-        held, part, _ = parted(model, params, examples, cohort)
-        values = {name: params[name].index_select(0, held[kind].ids).requires_grad_()
-                  for name, kind in model.rows.items()}
+        held, values, part, _ = parted(model, params, examples, cohort)
         steps = config.local_epochs if steps is None else steps
         after = self._adapted(model, values, part, steps, config.local_lr, second=False) if steps else values
         return {name: _rows(held[kind], (after[name] - values[name]).detach()) for name, kind in model.rows.items()}

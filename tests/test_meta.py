@@ -9,7 +9,7 @@ from fedlab.core import Config, ParameterError, stream
 from fedlab.features import taste
 from fedlab.federation import Federation, one_per_user
 from fedlab.meta import METHODS, Meta, with_rates
-from fedlab.models import perceptron
+from fedlab.models import matrix_factorisation, perceptron
 from fedlab.modules import from_module
 from fedlab.server import federate
 from fedlab.tasks import Curves, Tasks, new_users
@@ -224,6 +224,8 @@ def test_what_does_not_fit_is_refused(stars):
             (lambda: Meta("mamal"), "method='mamal': choose one of maml, fomaml, meta-sgd, ridge, reptile"),
             (lambda: Meta("ridge"), "name the parameters to solve for"),
             (lambda: Meta("ridge", user, strength=0.0), "strength=0.0: choose a positive number"),
+            (lambda: Meta("reptile", user), "all of a model adapts in reptile"),
+            (run(Meta(), matrix_factorisation(3, 4, 2)), "private={'user'}: nothing is kept from round to round here"),
             (lambda: Meta(learn_start=False), "name what starts anew at each client"),
             (run(Meta("maml", frozenset({"head"}))), "head=None: no such parameter"),
             (run(Meta("ridge", frozenset({"item"}))), r"only=\['item'\]: ridge solves for what a client has one"),
