@@ -1,5 +1,7 @@
 """Meta-learning: gradients against finite differences, stacked as one at a time, methods by their definitions."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,9 @@ from fedlab.models import matrix_factorisation, perceptron
 from fedlab.modules import from_module
 from fedlab.server import federate
 from fedlab.tasks import Curves, Tasks, new_users
+
+with warnings.catch_warnings(action="ignore"):      # it is of 2021: an escape in a docstring, a module of packaging
+    import higher
 
 SINES = Curves(20, 5, 7)
 
@@ -79,6 +84,26 @@ def test_second_order_gradients_are_those_of_finite_differences(learned_rates):
     first = sent({"method": "fomaml"}, model, params, config, data, cohort) if not learned_rates else update
     same = [torch.allclose(first.deltas[n].values, d.values, rtol=1e-3) for n, d in update.deltas.items()]
     assert learned_rates or not all(same)                               # it is another gradient
+
+
+@pytest.mark.parametrize("order", ["maml", "fomaml"])
+def test_the_gradient_is_that_of_an_independent_library(order):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+    model, config = from_module(net, {"x": torch.zeros(3, 1)}, task="ratings"), Config(local_epochs=3, local_lr=0.05)
+    update = sent({"method": order}, model, model.init(stream(0, "init")), config)
+    examples = SINES.draw(torch.arange(4), 1, 4, stream(0, "examples", 1))
+    plain = torch.optim.SGD(net.parameters(), lr=config.local_lr)
+    for client in range(4):
+        mine = {n: c[examples["client"] == client] for n, c in examples.items()}
+        support, query = ({n: c[mine["query"] == part] for n, c in mine.items()} for part in (0, 1))
+        with higher.innerloop_ctx(net, plain) as (adapting, inner):
+            for _ in range(config.local_epochs):
+                inner.step((adapting(support["x"])[:, 0] - support["target"]).square().mean())
+            loss = (adapting(query["x"])[:, 0] - query["target"]).square().mean()
+            grads = torch.autograd.grad(loss, list(adapting.parameters(time=0 if order == "maml" else -1)))
+        for (name, _), grad in zip(net.named_parameters(), grads, strict=True):
+            torch.testing.assert_close(of(update.deltas[name], client)[0], -grad, atol=1e-5, rtol=1e-4)
 
 
 class Double:
