@@ -30,7 +30,7 @@ from fedlab.sequence import narrowed
 from fedlab.tasks import Curves, NewUsers, Tasks, item_means, new_users
 from fedlab.text import item_texts, vectors
 
-KS = (3, 5, 10, 20)
+KS, TASKS = (3, 5, 10, 20), ("ratings",)
 GOALS = {5: 0.975, 10: 0.952, 20: 0.932}
 USER = frozenset({"user"})
 SERVER = Config(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4, weight_decay=0.003)
@@ -108,7 +108,7 @@ def measured(fold: int, quick: bool) -> dict[str, dict]:
     """All that one fold of users says."""
     ratings, rounds = read(ml100k()), 3 if quick else 60
     found = {"newcomers": newcomer_table(ratings, fold, quick)}
-    for task in ("ratings", "clicks"):
+    for task in TASKS:
         found[task] = curves(ratings, task, fold, rounds)
         print(fold, task, {name: [round(x, 4) for x in each[4::5]] for name, each in found[task].items()}, flush=True)
     print(fold, found["newcomers"], flush=True)
@@ -124,7 +124,7 @@ def report(every: list[dict[str, dict]], quick: bool) -> None:
         table[f"ml100k_newuser_rmse_k{k}"] = entry(
             mean(ridge), "stars", GOALS.get(k), higher=False, seeds=len(every),
             note=f"mean of {len(every)} folds of users; counting {mean(count):.3f}, better in {wins}{note}")
-    for task in ("ratings", "clicks"):
+    for task in TASKS:
         limit = len(every[0][task]["fedavg"])
         for name in every[0][task]:
             if name != "fedavg":

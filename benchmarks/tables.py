@@ -124,6 +124,18 @@ def sequences() -> str:
         table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows)])
 
 
+def newcomers() -> str:
+    """Errors of users whom the federation does not know, and what meta-learning takes."""
+    held, meta = measured("quality"), measured("meta")
+    rows = [(f"after {k} ratings", f"{(row := held[f'ml100k_newuser_rmse_k{k}'])['value']:.3f}", goal(row), row["note"])
+            for k in (3, 5, 10, 20)]
+    more = [(name.replace("_", " "), f"{row['value']:.2f}", goal(row), row["note"]) for name, row in meta.items()]
+    return "\n\n".join([
+        "A fifth of MovieLens-100K's users are new; 20 random ratings of each arrive, all others judge. RMSE in stars, "
+        "the users' vectors solved by ridge regression from films that were learned for it:",
+        table(("", "RMSE", "goal", ""), rows), table(("meta-learning", "measured", "goal", ""), more)])
+
+
 def goal(row: dict) -> str:
     """What a figure was to reach."""
     return "" if row["goal"] is None else f"{'at least' if row['higher_is_better'] else 'at most'} {row['goal']:g}"

@@ -28,6 +28,11 @@ def lesson(page, home, name, **shorter):
         assert page.evaluate(ERRORS) == []
 
 
+def stop(bench):
+    press(bench, "Stop")
+    expect(bench).to_have_attribute("data-state", "stopped")
+
+
 def test_lesson_2_trains_live_and_hears_a_slider(page, tmp_path):
     with lesson(page, tmp_path, "02_fedavg") as bench:
         steer(page, bench)
@@ -42,8 +47,7 @@ def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
         page.keyboard.press("ArrowRight")
         chosen = bench.get_by_label("local learning rate, as a number").input_value()
         expect(bench.locator('[data-used="local_lr"]')).to_have_text(f"in use: {chosen}")
-        press(bench, "Stop")
-        expect(bench).to_have_attribute("data-state", "stopped")
+        stop(bench)
         bench.locator("summary", has_text="Runs").click()
         bench.locator("tbody input[type=checkbox]").first.check()
         bench.get_by_label("aggregation", exact=True).select_option("best models")      # takes effect in the next run
@@ -65,8 +69,7 @@ def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
         expect(bench.locator('[data-used="buffer"]')).to_have_text("in use: 40")
         before = int(bench.get_attribute("data-rounds"))
         reach(page, bench, before + 6)
-        press(bench, "Stop")
-        expect(bench).to_have_attribute("data-state", "stopped")
+        stop(bench)
         clock = page.evaluate(ASK, "[(r.clock, len(r.cohort)) for r in bench.rounds]")
         seconds, sizes = zip(*literal_eval(clock), strict=True)
         assert list(seconds) == sorted(seconds)
@@ -83,8 +86,7 @@ def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
         expect(bench.locator('[data-used="knows"]')).to_have_text("in use: genres and year")
         before = int(bench.get_attribute("data-rounds"))
         reach(page, bench, before + 4)
-        press(bench, "Stop")
-        expect(bench).to_have_attribute("data-state", "stopped")
+        stop(bench)
         told = page.evaluate(ASK, "[(r.config.knows, r.metrics.get('cold ndcg@10')) for r in bench.rounds]")
         found = literal_eval(told)
         by = {name: [ndcg for knows, ndcg in found if knows == name and ndcg] for name, _ in found}
@@ -102,8 +104,7 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
         expect(bench.locator('[data-used="cohort"]')).to_have_text("in use: 4")
         before = int(bench.get_attribute("data-rounds"))
         reach(page, bench, before + 2)
-        press(bench, "Stop")
-        expect(bench).to_have_attribute("data-state", "stopped")
+        stop(bench)
         told = page.evaluate(ASK, "[(r.config.adapters, len(r.cohort), r.bytes_up) for r in bench.rounds]")
         (first, many, sent), *_, (last, few, fewer) = literal_eval(told)
         assert (first, many, last, few) == ("factors", 10, "products", 4)
@@ -122,8 +123,7 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         expect(bench.locator('[data-used="method"]')).to_have_text("in use: maml")
         before = int(bench.get_attribute("data-rounds"))
         reach(page, bench, before + 3)
-        press(bench, "Stop")
-        expect(bench).to_have_attribute("data-state", "stopped")
+        stop(bench)
         told = page.evaluate(ASK, "[(r.config.method, r.config.k, r.metrics['rmse']) for r in bench.rounds]")
         (method, many, low), *_, (other, few, high) = literal_eval(told)
         assert (method, many, other, few) == ("ridge", 10, "maml", 2)
@@ -168,5 +168,4 @@ def steer(page, bench):
     expect(bench.locator('[data-used="local_lr"]')).to_have_text("in use: 2")
     reach(page, bench, 25)
     bench.screenshot(path=SHOTS / "workbench.png")                      # the picture of the README
-    press(bench, "Stop")
-    expect(bench).to_have_attribute("data-state", "stopped")
+    stop(bench)
