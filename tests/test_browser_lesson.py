@@ -95,7 +95,7 @@ def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
 
 
 def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tmp_path):
-    with lesson(page, tmp_path, "06_fine_tuning", ROUNDS=3, WATCH_ROUNDS=2) as bench:
+    with lesson(page, tmp_path, "06_fine_tuning", ROUNDS=4, WATCH_ROUNDS=2) as bench:
         press(bench, "Start")
         reach(page, bench, 2)
         bench.get_by_label("adapters", exact=True).select_option("products")
