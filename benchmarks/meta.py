@@ -5,8 +5,8 @@ python benchmarks/meta.py [--quick]
 Newcomers: a fifth of ML-100K's users, of whom 20 random ratings arrive and all others judge; users with 20 ratings are
 left out and counted. The means of films that counting needs take a round of their own. Settings were chosen with other
 folds of users (seed 1). Rounds: from untrained films, how many rounds FedAvg needs to its query loss after fine-tuning,
-over those in which a method gets there, on 5 seeds; each method with the best of the step sizes tried. Times come from
-interleaved runs on one thread. The table of newcomers goes to quality.json.
+over those in which a method gets there, on 5 seeds; step sizes of FedAvg and ridge were chosen on one other fold, the
+others' by rule of thumb. Times come from interleaved runs on one thread. The table of newcomers goes to quality.json.
 """
 
 import time
