@@ -155,7 +155,7 @@ class Sent:
     def private(self) -> Tree:
         """Everybody's private rows after what their clients learned."""
         return {name: moved(self.params[name], Rows.joined([u.deltas[name] for u in self.kept]), 1.0)
-                for name in self.model.private}
+                for name in self.model.private if self.kept}
 
     def columns(self) -> dict[str, Any]:
         """What the Round says of the clients."""

@@ -6,6 +6,7 @@ each time, exponential. The server waits for the slowest, or until the deadline;
 Letters: N clients, C in a cohort.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -40,6 +41,9 @@ class Membership:
         return ((self.first <= number) & (number <= self.last)).nonzero()[:, 0]
 
 
+Sampler = Callable[[Source, Config, int, Tensor | None], Tensor]
+
+
 @dataclass(frozen=True)
 class Attendance:
     """cohort (C,): who trains, those with most ratings first. rejected: client -> why not. seconds: the round takes."""
@@ -55,7 +59,8 @@ class World:
 
     pace: simulated seconds that a client of median speed takes for an example. spread: standard deviation of the log
     of the speeds. delay: mean of the delay in a round, seconds. members: who is there when, all without; `warm` starts
-    a newcomer's private rows at the mean of the members before it. seed: fixes the speeds.
+    a newcomer's private rows at the mean of the members before it. seed: fixes the speeds. sampler: draws cohorts in
+    place of `sample`, with its arguments.
     """
 
     pace: float = 0.0
@@ -64,6 +69,7 @@ class World:
     members: Membership | None = None
     warm: bool = True
     seed: int = 0
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -74,7 +80,7 @@ class World:
     def attend(self, data: Source, config: Config, number: int) -> Attendance:
         """Sample the cohort of a round, and see who drops out and who is late."""
         everyone = self.members(number) if self.members else None
-        cohort = sample(data, config, number, everyone)
+        cohort = (self.sampler or sample)(data, config, number, everyone)
         if not (self.pace or self.delay or config.drop_out or config.deadline):
             return Attendance(cohort)
         require(not config.deadline or self.pace + self.delay > 0, "deadline", config.deadline,

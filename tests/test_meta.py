@@ -220,6 +220,49 @@ def test_only_some_names_adapt_and_a_start_may_stay(stars):
     assert set(recon.deltas) == set(model.rows) - {"user"}
 
 
+def test_a_pull_to_the_start_gives_the_minimum_of_the_moreau_envelope(stars):
+    found, _ = stars
+    model, params = filmed(found.train.item_count)
+    meta, given, mu = Meta("maml", frozenset({"user"})), found.first(5), 0.5
+    near = meta.adapt(model, params, given, Config(local_lr=0.3, proximal=mu), 400)["user"]
+    # (1/5) |A d - r|^2 + mu/2 |d|^2 has its minimum where (A'A + 5 mu / 2) d = A'r, which is ridge
+    exact = Meta("ridge", frozenset({"user"}), strength=5 * mu / 2).adapt(model, params, given, Config())["user"]
+    torch.testing.assert_close(near.values, exact.values, atol=1e-4, rtol=1e-3)
+
+
+def test_pfedme_of_one_local_round_sends_the_gradient_of_the_envelope():
+    model, rate = perceptron(1, 8, task="ratings"), 0.01
+    config = Config(local_epochs=100, local_lr=rate, proximal=20.0, batch_size=0)
+    params, data = model.init(stream(1, "init")), Fixed(20, 5, 7)
+    update = sent({"method": "reptile"}, model, params, config, data, torch.tensor([5]))
+    examples = data.draw(torch.tensor([5]), 1, 4, stream(0, "any"))
+    theta = {n: (v + update.deltas[n].values.view_as(v)).requires_grad_() for n, v in params.items()}
+    loss = (model.predict(theta, {"x": examples["x"][None]}) - examples["target"]).square().mean()
+    for (name, value), grad in zip(theta.items(), torch.autograd.grad(loss, list(theta.values())), strict=True):
+        torch.testing.assert_close(grad, -20.0 * (value - params[name]).detach(), atol=2e-3, rtol=2e-3)
+
+
+class Fixed(Curves):
+    """The same points in each epoch."""
+
+    def draw(self, cohort, epochs, negatives, generator):
+        one = SINES.draw(cohort, 1, negatives, stream(0, "fixed"))
+        many = {n: c.repeat(epochs, *[1] * (c.dim() - 1)) for n, c in one.items()}
+        return many | {"epoch": torch.arange(epochs).repeat_interleave(len(one["client"]))}
+
+
+def test_fedper_keeps_what_reptile_would_average(stars):
+    found, tasks = stars
+    items, config = found.train.item_count, Config(rounds=2, cohort=len(tasks), local_lr=0.1)
+    first, last = federate(taste(items, 2, clients=len(tasks)), tasks.data, config)
+    assert last.params["user"].shape == (len(tasks), 3)
+    assert bool(last.params["user"].any(1).all())                       # each client has a vector of its own by now
+    alone, _ = federate(taste(items, 2), tasks.data, config)
+    torch.testing.assert_close(first.params["bias"], alone.params["bias"])        # before it counts, all are alike
+    assert not torch.equal(first.params["user"][:1], alone.params["user"])
+    assert last.bytes_up < 2 * alone.bytes_up
+
+
 def test_nothing_to_learn_from_changes_nothing(stars):
     found, _ = stars
     model, params = filmed(found.train.item_count)
@@ -257,7 +300,7 @@ def test_what_does_not_fit_is_refused(stars):
             (run(Meta("meta-sgd")), "method='meta-sgd': rates are learned by 'meta-sgd' of a model from `with_rates`"),
             (run(Meta("maml"), with_rates(model)), "method='maml': rates are learned"),
             (run(Meta("maml"), optimizer="adamw"), "optimizer='adamw': a client adapts by plain steps"),
-            (run(Meta("maml"), proximal=0.1), "a client adapts by plain steps"),
+            (run(Meta("maml"), correction="scaffold"), "a client adapts by plain steps"),
             (run(Meta("maml"), data=tasks.data), "examples need a column `query`; see fedlab.tasks.Tasks")]:
         with pytest.raises(ParameterError, match=message):
             call()

@@ -1,0 +1,177 @@
+"""User-level differential privacy: DP-FedAvg with an accountant, and a budget that ends the run before it is exceeded.
+
+    what leaves the round = (sum over the cohort of delta_k min(1, C / |delta_k|) + normal noise of z C) / (q N)
+
+Neighbours differ in one client with all its data. Whoever is there is drawn by itself with chance q (`poisson`, one
+client more or less), or as a cohort of fixed size (`fixed`, one client's data replaced). Losses, norms and cohorts in a
+Round are for the simulation alone: to publish them, or to choose by a metric of private data, is a release of its own.
+Noise is of floating point numbers, whose last digits can give values away (Mironov 2012): a lesson, not a product.
+
+Sources: McMahan et al. 2018, algorithm 1 (DP-FedAvg); Andrew et al. 2021 (adaptive clipping); Feldman, Zrnic 2021 (what
+is spent when knobs are turned on the way).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedlab.accounting import Release, epsilon, gaussian_epsilon
+from fedlab.cohort import updates
+from fedlab.core import Config, Tree, Update, knob, require, stream, strict
+from fedlab.federation import Source
+from fedlab.mechanisms import (
+    AdaptiveClip,
+    CentralNoise,
+    Chance,
+    Clip,
+    LocalNoise,
+    Mechanism,
+    Scene,
+    noise_of_deltas,
+    summed,
+)
+from fedlab.models import Model
+from fedlab.rounds import Round
+from fedlab.scaffold import Control
+from fedlab.server import ClientUpdate, federate
+from fedlab.world import World
+
+
+@strict
+@dataclass(frozen=True, kw_only=True)
+class Private(Config):
+    """Config and the knobs of privacy; the weights of clients are equal whatever `weighting` says."""
+
+    clip: float = knob(1.0, 1e-9, 1e9, "L2 norm", "longest delta that a client may send (C)", log=True,
+                       usual=(0.01, 10))
+    noise: float = knob(1.0, 1e-6, 1e6, "of C", "standard deviation of the noise on the sum (z)", log=True,
+                        usual=(0.1, 10))
+    quantile: float = knob(0.0, 0.0, 0.99, "of clients", "whose deltas the clip shall not shorten; 0 keeps it",
+                           usual=(0, 0.9))
+    sampling: str = knob("poisson", 0, 0, "", "how a cohort is drawn", choices=("poisson", "fixed"))
+    placement: str = knob("central", 0, 0, "", "who adds the noise", choices=("central", "local"), live=False)
+    delta: float = knob(1e-4, 1e-15, 0.5, "", "chance that epsilon does not hold; below one over the clients", log=True,
+                        usual=(1e-6, 1e-2), live=False)
+    budget: float = knob(0.0, 0.0, 1e6, "epsilon", "where the run ends; 0 for none", usual=(0, 20))
+
+
+Ask = Private | Callable[[], Private]
+
+
+def federate_privately(model: Model, data: Source, config: Ask | None = None, *, update: ClientUpdate = updates,
+                       world: World | None = None, start: Round | None = None, device: str | torch.device = "cpu",
+                       teaching_seed: int | None = None) -> Iterator[Round]:
+    """`federate` with clipped deltas and noise; each Round has `epsilon`, spent so far, among its metrics.
+
+    config: a Private, or a function that gives one. start: a Round to go on from, with what it spent. teaching_seed:
+    fixes noise and Poisson cohorts, so that a run can be repeated; it proves nothing, as whoever knows it knows the
+    noise. Ends before `budget` is exceeded; raises `ParameterError` where not even one round fits, and warns of a
+    delta of one over the clients or more.
+    """
+    guard = Guard(model, data, config or Private(), update, start, teaching_seed)
+    world = replace(world or World(), sampler=guard.sample)
+    yield from map(guard.noted, federate(model, data, guard.ask, update=guard.update, aggregate=guard.aggregate,
+                                         world=world, start=start, device=device))
+
+
+class Guard:
+    """The chance, the mechanisms and the ledger of one run."""
+
+    def __init__(self, model: Model, data: Source, config: Ask, update: ClientUpdate, start: Round | None,
+                 seed: int | None) -> None:
+        """start: with the ledger of earlier rounds."""
+        self.model, self.clients, self.asked, self.trained, self.seed = model, len(data), config, update, seed
+        self.state = dict(start.state.get("privacy", {})) if start else {}
+        self.number = self.first = start.number if start else 0
+        self.now = self._config()
+        self.chance = Chance()
+        self.mechanisms: list[Mechanism] = []
+        if self.now.delta >= 1 / self.clients:
+            warnings.warn(f"delta={self.now.delta:g} is one over the {self.clients} clients or more: to publish one "
+                          "client's data whole would count as private; choose a smaller one", stacklevel=3)
+
+    def _config(self) -> Private:
+        return self.asked() if callable(self.asked) else self.asked
+
+    def ask(self) -> Private:
+        """The settings of the next round; where the budget is spent, such that there is none."""
+        now, self.number = self._config(), self.number + 1
+        require(now.correction == "none", "correction", now.correction, "control variates leave a client without noise")
+        require(now.placement == "central" or now.quantile == 0, "quantile", now.quantile,
+                "only the server's noise covers a count; set quantile=0 or placement='central'")
+        fits = not now.budget or self.number > now.rounds or self.spent(now) <= now.budget
+        if not fits:
+            require(self.number > self.first + 1, "budget", now.budget,
+                    f"a round would bring epsilon to {self.spent(now):.3g}; choose more, or more noise")
+            now = replace(now, rounds=self.number - 1)
+        self.now = now
+        self.chance = Chance(None if self.seed is None else stream(self.seed, "privacy", self.number))
+        self.mechanisms = [AdaptiveClip() if now.quantile else Clip(),
+                           LocalNoise() if now.placement == "local" else CentralNoise()]
+        return now
+
+    def spent(self, after: Private | None = None) -> float:
+        """Epsilon so far, or after one more round."""
+        now = after or self.now
+        if now.placement == "local":                                # of the client that sent most, against any other
+            drift = self.state.get("drift", torch.zeros(1)).max() + (1 / now.noise**2 if after else 0.0)
+            return gaussian_epsilon(2 * math.sqrt(drift), now.delta) if drift else 0.0
+        times = self._releases(after)
+        relation = "replace-one" if any(kind == "fixed" for _, _, kind in times) else "add-remove"
+        return epsilon([Release(z, q, count, kind) for (z, q, kind), count in times.items()], now.delta,
+                       relation=relation, method="rdp")
+
+    def _releases(self, after: Private | None) -> dict[tuple[float, float, str], int]:
+        """(noise, rate, sampling) -> how often, with one more round of these settings."""
+        times = dict(self.state.get("releases", {}))
+        if after:
+            key = after.noise, after.cohort / self.clients, after.sampling
+            times[key] = times.get(key, 0) + 1
+        return times
+
+    def sample(self, data: Source, config: Config, number: int, members: Tensor | None) -> Tensor:
+        """(C,) a cohort whose draw nobody can foresee, those with most ratings first; it may be empty."""
+        everyone = torch.arange(len(data)) if members is None else members
+        require(config.cohort <= len(data), "cohort", config.cohort, f"choose from 1 to the {len(data)} clients")
+        luck = self.chance.uniform(len(everyone))
+        here = luck < config.cohort / len(data)
+        if self.now.sampling == "fixed":
+            here = luck.argsort().argsort() < config.cohort
+        cohort = everyone[here]
+        return cohort[data.counts[cohort].argsort(descending=True, stable=True)]
+
+    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
+               control: Control | None = None) -> Iterator[Update]:
+        """What leaves the clients after all client halves; private rows stay with them as they are."""
+        if self.now.placement == "local":
+            drift = self.state.get("drift", torch.zeros(self.clients, dtype=torch.float64))
+            self.state["drift"] = drift.index_add(0, cohort, drift.new_full((len(cohort),), 1 / self.now.noise**2))
+        scene = self._scene(params)
+        for sent in self.trained(model, data, params, cohort, config, number=number, control=control):
+            mine = {name: rows for name, rows in sent.deltas.items() if name in model.private}
+            out = replace(sent, deltas={n: rows for n, rows in sent.deltas.items() if n not in mine})
+            for mechanism in self.mechanisms:
+                out = mechanism.client(out, scene)
+            yield replace(out, deltas=out.deltas | mine)
+
+    def aggregate(self, sent: Iterable[Update], server: Tree) -> Tree:
+        """The noisy mean; an empty cohort is noise alone, so that nobody learns that it was empty."""
+        return summed(self.mechanisms, sent, self._scene(server))
+
+    def _scene(self, server: Tree) -> Scene:
+        now, expected = self.now, float(self.now.cohort)
+        shared = {name: value for name, value in server.items() if name not in self.model.private}
+        clip = self.state.get("clip", now.clip) if now.quantile else now.clip
+        noise = noise_of_deltas(now.noise, now.quantile > 0, expected)
+        return Scene(clip, noise, now.quantile, expected, shared, self.chance, self.state)
+
+    def noted(self, done: Round) -> Round:
+        """The Round with what is spent, which goes with its state."""
+        if self.now.placement == "central":
+            self.state["releases"] = self._releases(self.now)
+        return replace(done, metrics={**done.metrics, "epsilon": self.spent()},
+                       state={**done.state, "privacy": dict(self.state)})
