@@ -95,11 +95,11 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
 
 
 def taste(items: int, dim: int = 8, known: Tensor | None = None, *, bias: Tensor | None = None,
-          task: str = "ratings", spread: float = 0.1) -> Model:
+          task: str = "ratings", spread: float = 0.1, clients: int = 0) -> Model:
     """`y = c + b_i + w . x_i + s u_0 + (q_i + W x_i) . u`: one vector (u_0, u) of a client, shared until it adapts.
 
     known: x (I, F) of the items, or none. bias (I,): b at the start, such as items' means, or zeros. No rows by user:
-    one whom nobody knows starts with the rest.
+    one whom nobody knows starts with the rest. clients: 0 for that; N for one on each of N clients: FedPer.
     """
     check_sizes(items=items, dim=dim)
     known, bias = (torch.zeros(shape) if t is None else t for t, shape in ((known, (items, 1)), (bias, (items,))))
@@ -107,7 +107,8 @@ def taste(items: int, dim: int = 8, known: Tensor | None = None, *, bias: Tensor
     require(bias.shape == (items,), "bias", tuple(bias.shape), f"give ({items},)")
 
     def init(generator: torch.Generator) -> Tree:
-        return {"user": torch.zeros(1, dim + 1), "item": torch.randn(items, dim, generator=generator) * spread,
+        item = torch.randn(items, dim, generator=generator) * spread
+        return {"user": torch.zeros(clients or 1, dim + 1), "item": item,
                 "bias": bias.clone(), "offset": torch.zeros(1, 1), "scale": torch.full((1, 1), 0.5),
                 "told": torch.zeros(1, known.shape[1], dim + 1)}
 
@@ -117,5 +118,6 @@ def taste(items: int, dim: int = 8, known: Tensor | None = None, *, bias: Tensor
         like = ((p["item"] + told[..., 1:]) * user[..., 1:]).sum(-1)
         return p["offset"] + p["bias"] + told[..., 0] + p["scale"] * user[..., 0] + like
 
-    return Model("taste", task, init, predict, {"user": "one", "item": "item", "bias": "item", "offset": "one",
-                 "scale": "one", "told": "one"}, constants={"known": known})
+    return Model("taste", task, init, predict, {"user": "client" if clients else "one", "item": "item", "bias": "item",
+                 "offset": "one", "scale": "one", "told": "one"}, frozenset({"user"} if clients else ()),
+                 {"known": known})

@@ -12,12 +12,14 @@
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
 
 `only` names what adapts: with the last layer alone it is ANIL. Without `learn_start` that is never sent, and starts
-from what the model starts with: FedRecon.
+from what the model starts with: FedRecon. `proximal` pulls a client to its start while it adapts: `reptile` is pFedMe
+then, of one local round, and adapting from FedAvg's model is Ditto's personal model.
 
 Letters: C clients, S support and Q query examples each, R rows held, D numbers that adapt.
 Sources: Finn, Abbeel, Levine 2017; Nichol, Achiam, Schulman 2018 (first-order MAML, Reptile); Li et al. 2017
 (Meta-SGD); Raghu et al. 2020 (ANIL); Bertinetto et al. 2019, section 3.2 (ridge); Fallah et al. 2020 (Per-FedAvg);
-Singhal et al. 2021, algorithm 1 (FedRecon).
+Singhal et al. 2021, algorithm 1 (FedRecon); T. Dinh et al. 2020, algorithm 1 (pFedMe); Li et al. 2021, algorithm 1
+(Ditto).
 """
 
 from collections.abc import Iterator
@@ -130,9 +132,9 @@ class Meta:
                control: Control | None = None) -> Iterator[Update]:
         """What each client of the cohort sends, chunk by chunk, as `fedlab.cohort.updates` does it."""
         self.check(model)
-        fits = config.correction == "none" and not config.proximal and config.optimizer == "sgd"
-        require(fits, "optimizer", config.optimizer, "a client adapts by plain steps; set optimizer='sgd', proximal=0 "
-                "and correction='none'")
+        fits = config.correction == "none" and config.optimizer == "sgd"
+        require(fits, "optimizer", config.optimizer, "a client adapts by plain steps; set optimizer='sgd' and "
+                "correction='none'")
         train = None if self.method == "reptile" else partial(self._sent, config.local_epochs)
         epochs = config.local_epochs if train is None else 1
         once = replace(config, local_epochs=epochs, batch_size=0)
@@ -155,7 +157,7 @@ class Meta:
         require("query" in examples, "data", sorted(examples), "examples need a column `query`; see fedlab.tasks.Tasks")
         held, values, support, query = parted(model, params, examples, cohort)
         second = self.method != "fomaml"
-        loss = query.loss(model, self._adapted(model, values, support, steps, config.local_lr, second))
+        loss = query.loss(model, self._adapted(model, values, support, steps, config, second))
         learned = {n: v for n, v in values.items() if self.learn_start or n.removeprefix(RATE) not in self.only}
         grads = torch.autograd.grad(loss.sum(), list(learned.values()), allow_unused=True, materialize_grads=True)
         if config.weight_decay:
@@ -163,7 +165,7 @@ class Meta:
         deltas = {name: _rows(held[model.rows[name]], -grad) for name, grad in zip(learned, grads, strict=True)}
         return deltas, loss.detach(), torch.full_like(loss.detach(), steps)
 
-    def _adapted(self, model: Model, values: Tree, support: Part, steps: int, rate: float, second: bool) -> Tree:
+    def _adapted(self, model: Model, values: Tree, support: Part, steps: int, config: Config, second: bool) -> Tree:
         """The rows after a client adapted to its support. second: they know how its gradients came from `values`."""
         names = [n for n in model.rows if not n.startswith(RATE) and n in (self.only or model.rows)]
         if self.method == "ridge":
@@ -172,7 +174,8 @@ class Meta:
         for _ in range(steps):
             grads = torch.autograd.grad(support.loss(model, now).sum(), [now[name] for name in names],
                                         create_graph=second)
-            now |= {name: now[name] - now.get(RATE + name, rate) * grad
+            now |= {name: now[name] - now.get(RATE + name, config.local_lr)
+                    * (grad + config.proximal * (now[name] - values[name]))
                     for name, grad in zip(names, grads, strict=True)}
         return now
 
@@ -208,7 +211,7 @@ class Meta:
         examples = support | {"query": torch.zeros_like(support["client"])}
         held, values, part, _ = parted(model, params, examples, cohort)
         steps = config.local_epochs if steps is None else steps
-        after = self._adapted(model, values, part, steps, config.local_lr, second=False) if steps else values
+        after = self._adapted(model, values, part, steps, config, second=False) if steps else values
         return {name: _rows(held[kind], (after[name] - values[name]).detach()) for name, kind in model.rows.items()}
 
 
