@@ -39,10 +39,19 @@ def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0
     kernel = torch.zeros(len(catalogue.titles), len(catalogue.titles))
     for vectors in texts:
         kernel.add_(likeness(vectors), alpha=1 / len(texts))
+    return kernel.add_(like_genres(catalogue), alpha=genres).add_(close_years(catalogue), alpha=years)
+
+
+def like_genres(catalogue: Catalogue) -> Tensor:
+    """(I, I) 1 for the same genres, exp(-2) for none in common."""
     named = torch.nn.functional.normalize(catalogue.genres.float())
-    kernel.add_((named @ named.T).sub_(1).mul_(2).exp_(), alpha=genres)
-    year = catalogue.years.float().clamp(min=1920)                             # unknown years as the oldest films
-    return kernel.add_((year[:, None] - year).square_().div_(-8).exp_(), alpha=years)
+    return (named @ named.T).sub_(1).mul_(2).exp_()
+
+
+def close_years(catalogue: Catalogue) -> Tensor:
+    """(I, I) 1 for the same year, about exp(-1/2) for two years; unknown years as the oldest films."""
+    year = catalogue.years.float().clamp(min=1920)
+    return (year[:, None] - year).square_().div_(-8).exp_()
 
 
 def teach(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:

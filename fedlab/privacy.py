@@ -122,8 +122,9 @@ class Guard:
             return gaussian_epsilon(2 * math.sqrt(drift), now.delta) if drift else 0.0
         times = self._releases(after)
         relation = "replace-one" if any(kind == "fixed" for _, _, kind in times) else "add-remove"
+        method = "tight" if all(q == 1 for _, q, _ in times) else "rdp"        # exact where everybody is in each sum
         return epsilon([Release(z, q, count, kind) for (z, q, kind), count in times.items()], now.delta,
-                       relation=relation, method="rdp")
+                       relation=relation, method=method)
 
     def _releases(self, after: Private | None) -> dict[tuple[float, float, str], int]:
         """(noise, rate, sampling) -> how often, with one more round of these settings."""

@@ -176,6 +176,11 @@ def test_fixed_cohorts_are_accounted_as_such(films, clicks):
         [Release(1.0, 100 / 671, 2, "fixed")], 1e-4, relation="replace-one", method="rdp"))
 
 
+def test_sums_over_everybody_are_accounted_exactly(films, clicks):
+    *_, last = federate_privately(films, clicks, Private(rounds=2, **(QUICK | {"cohort": 671, "noise": 3.0})))
+    assert last.metrics["epsilon"] == pytest.approx(gaussian_epsilon(math.sqrt(2) / 3, 1e-4))
+
+
 def test_local_noise_is_accounted_for_the_client_that_sent_most(films, clicks):
     rounds = list(federate_privately(films, clicks, Private(rounds=3, placement="local", **(QUICK | {"noise": 50.0}))))
     most = int(torch.bincount(torch.cat([done.cohort for done in rounds])).max())
