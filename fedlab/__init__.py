@@ -1,5 +1,6 @@
 """Federated recommendation, small enough to read in one sitting. This list is the whole public surface."""
 
+from fedlab.accounting import Release, epsilon, noise_for
 from fedlab.aggregation import given, hierarchical, mean_of_holders, weighted_mean
 from fedlab.asynchronous import Asynchronous, federate_async
 from fedlab.core import Config, ParameterError
@@ -14,6 +15,7 @@ from fedlab.meta import Meta
 from fedlab.models import Model, interaction, matrix_factorisation, perceptron
 from fedlab.modules import from_module
 from fedlab.personal import alone, alone_ranks, fine_tuned, newcomers
+from fedlab.privacy import Private, federate_privately
 from fedlab.readers import DataError
 from fedlab.robust import coordinate_median, krum, norm_bound, trimmed_mean
 from fedlab.rounds import Round, best_round, measured, stop_early
@@ -26,12 +28,12 @@ from fedlab.world import Membership, World
 
 __all__ = [
     "Asynchronous", "Candidates", "Columns", "Config", "Curves", "DataError", "Federation", "HeldOut", "Implicit",
-    "Membership", "Meta", "Model", "NewUsers", "ParameterError", "Ratings", "Round", "Split", "Stored", "Tasks",
-    "World", "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre", "by_quality", "candidates",
-    "content", "coordinate_median", "distil", "distilled", "ensemble", "equal", "federate", "federate_async",
-    "fine_tuned", "from_module", "full_ranks", "genre_profile", "given", "hierarchical", "interaction",
-    "item_features", "judge", "krum", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation",
-    "mean_of_holders", "measured", "new_users", "newcomers", "norm_bound", "one_per_user", "perceptron", "popularity",
-    "ranking", "read", "scorer", "select", "split_by_time", "standardise", "stop_early", "synthesise", "taste",
-    "trimmed_mean", "user_features", "weighted_mean",
+    "Membership", "Meta", "Model", "NewUsers", "ParameterError", "Private", "Ratings", "Release", "Round", "Split",
+    "Stored", "Tasks", "World", "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre",
+    "by_quality", "candidates", "content", "coordinate_median", "distil", "distilled", "ensemble", "epsilon", "equal",
+    "federate", "federate_async", "federate_privately", "fine_tuned", "from_module", "full_ranks", "genre_profile",
+    "given", "hierarchical", "interaction", "item_features", "judge", "krum", "leaky", "leave_one_out", "linear",
+    "load", "matrix_factorisation", "mean_of_holders", "measured", "new_users", "newcomers", "noise_for", "norm_bound",
+    "one_per_user", "perceptron", "popularity", "ranking", "read", "scorer", "select", "split_by_time", "standardise",
+    "stop_early", "synthesise", "taste", "trimmed_mean", "user_features", "weighted_mean",
 ]

@@ -142,3 +142,23 @@ def through(factor: Callable[[float, float], Any]) -> None:
     first = all(_equal(a, torch.tensor(1.0)) for a in answers)
     _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too" if first
          else "the step is rate * 2 x (w x - y); how does it change with w?")
+
+
+def clipped(clip: Callable[[Tensor, float], Any]) -> None:
+    """Lesson 8: `clip(delta, bound)` is delta (D,), cut to an L2 norm of `bound` at most."""
+    long, short = torch.tensor([3.0, 0.0, -4.0]), torch.tensor([0.1, 0.2, 0.0])
+    answers = clip(long, 2.0), clip(short, 2.0)
+    each = _equal(answers[0], long.clamp(-2, 2))
+    grown = _equal(answers[1], short / short.norm() * 2)
+    hint = ("that bounds each number by itself; it is the length of the whole that counts" if each else
+            "a short delta stays as it is" if grown else "delta * min(1, bound / delta.norm())")
+    _say(_equal(answers[0], long * 0.4) and _equal(answers[1], short), hint)
+
+
+def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
+    """Lesson 8: `deviation(noise, clip, clients)` is the standard deviation of the noise on the mean."""
+    answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
+    total = _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
+    _say(_equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
+         "that is the noise on the sum; the mean is the sum over the clients" if total
+         else "the sum has noise of z C, and is divided by the number of clients")

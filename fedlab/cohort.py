@@ -25,17 +25,19 @@ USUAL_MB = 128       # measured on a CPU: less costs steps, more leaves the cach
 
 
 def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
-            purpose: str = "", control: Control | None = None, train: Train | None = None) -> Iterator[Update]:
+            purpose: str = "", control: Control | None = None, train: Train | None = None,
+            graphs: int = 1) -> Iterator[Update]:
     """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
 
     cohort (C,): client numbers. number, purpose: the round, and what sets these draws apart from a round's. control:
-    SCAFFOLD's variates. train: what clients do with their examples, `train_cohort` unless given.
+    SCAFFOLD's variates. train: what clients do with their examples, `train_cohort` unless given. graphs: how many
+    steps it keeps for one backward pass, to plan memory by.
     """
     if not len(cohort):
         return
     device, first, train = next(iter(params.values())).device, 0, train or train_cohort
     weights = data.counts[cohort].float() if config.weighting == "examples" else torch.ones(len(cohort))
-    for examples in chunks(model, data, params, cohort, config, number=number, purpose=purpose):
+    for examples in chunks(model, data, params, cohort, config, number=number, purpose=purpose, graphs=graphs):
         here = slice(first, first + int(examples["client"][-1]) + 1)
         on_device = {name: column.to(device) for name, column in examples.items()}
         deltas, losses, steps = train(model, params, on_device, cohort[here].to(device), config, control)
@@ -44,7 +46,7 @@ def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Co
 
 
 def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int,
-           purpose: str) -> Iterator[Tree]:
+           purpose: str, graphs: int = 1) -> Iterator[Tree]:
     """Examples of the next clients, as many as fit the memory budget."""
     usual = USUAL_MB * min(config.local_epochs, 8)           # more epochs are more examples, and no wider steps
     budget, held, clients, used = (config.memory_mb or usual) * 1e6, [], 0, 0.0
@@ -55,7 +57,7 @@ def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, config: Con
         examples |= model.noise(len(examples["client"]), stream(config.seed, f"{purpose}noise{which}", number))
         sizes = torch.bincount(examples["client"], minlength=len(block))
         ends, first = [0, *sizes.cumsum(0).tolist()], 0
-        for k, need in enumerate(client_bytes(model, params, examples, sizes, config).tolist()):
+        for k, need in enumerate(client_bytes(model, params, examples, sizes, config, graphs).tolist()):
             fits = not config.memory_mb or need <= budget
             require(fits, "memory_mb", config.memory_mb, f"client {int(block[k])} alone needs about "
                     f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller batch_size")
@@ -75,8 +77,9 @@ def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -
     return part | {"client": part["client"] + (before - first)}
 
 
-def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, config: Config) -> Tensor:
-    """(C,) about what each client takes while it trains: its rows and their copies, its examples, one step.
+def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, config: Config,
+                 graphs: int = 1) -> Tensor:
+    """(C,) about what each client takes while it trains: its rows and their copies, its examples, `graphs` steps.
 
     sizes (C,): examples of each client. Counted from shapes and held against measured peaks in docs/performance.md.
     """
@@ -88,11 +91,11 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, conf
     for name, kind in model.rows.items():
         floats = params[name].shape[1:].numel()
         if kind in examples:
-            need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * width)
+            need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * graphs * width)
         else:
-            need += 4 * floats * (copies + 2)
+            need += 4 * floats * (copies + 2 * graphs)
     kept = width.clamp(max=config.micro_batch or 2**40)     # for the backward pass, and its gradients
-    return need + 8 * model.activity * kept
+    return need + 8 * graphs * model.activity * kept
 
 
 def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, config: Config,

@@ -138,7 +138,8 @@ class Meta:
         train = None if self.method == "reptile" else partial(self._sent, config.local_epochs)
         epochs = config.local_epochs if train is None else 1
         once = replace(config, local_epochs=epochs, batch_size=0)
-        return updates(model, data, params, cohort, once, number=number, train=train)
+        graphs = config.local_epochs + 1 if self.method in ("maml", "meta-sgd") else 2
+        return updates(model, data, params, cohort, once, number=number, train=train, graphs=graphs)
 
     def check(self, model: Model) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""

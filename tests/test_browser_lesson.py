@@ -5,6 +5,7 @@ A screenshot of each state is left in tests/screenshots for a person to look at.
 
 from ast import literal_eval
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 from driver import ASK, ERRORS, SHOTS, browser, expect, lab, press, reach, run_all, set_number, set_parameters, shoot
@@ -135,6 +136,25 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         best = page.evaluate(ASK, "recommended(bench.rounds[-1].params, 5)[1]")
         expect(shown).to_have_text("".join(literal_eval(best)))
         shoot(page, "lesson 7 adapts")
+
+
+def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_path):
+    with lesson(page, tmp_path, "08_privacy_noise", ROUNDS=2, BUDGETS=[8, 2]) as bench:
+        press(bench, "Start")
+        reach(page, bench, 3)
+        set_number(bench, "noise", 4)
+        expect(bench.locator('[data-used="noise"]')).to_have_text("in use: 4")
+        before = int(bench.get_attribute("data-rounds"))
+        reach(page, bench, before + 3)
+        set_number(bench, "budget", 12)
+        expect(bench).not_to_have_attribute("data-state", "running", timeout=120_000)
+        told = page.evaluate(ASK, "[(r.config.noise, r.metrics['epsilon']) for r in bench.rounds]")
+        spent = [epsilon for _, epsilon in literal_eval(told)]
+        steps = [(noise, after - before) for (_, before), (noise, after) in pairwise(literal_eval(told))]
+        assert spent == sorted(spent)
+        assert spent[-1] <= 12
+        assert max(step for noise, step in steps if noise == 4) < min(step for noise, step in steps if noise == 1)
+        shoot(page, "lesson 8 budget spent")
 
 
 def steer(page, bench):

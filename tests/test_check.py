@@ -76,3 +76,21 @@ def test_lesson_5_has_solutions_and_hints(capsys):
     assert "padding" in padding
     assert "add them up" in other
     assert "twice" in row
+
+
+def test_lesson_8_has_solutions_and_hints(capsys):
+    eight = solution("lesson_08")
+    check.clipped(eight.clip)
+    check.noise_of_mean(eight.deviation)
+    check.clipped(lambda delta, bound: delta.clamp(-bound, bound))
+    check.clipped(lambda delta, bound: delta / delta.norm() * bound)
+    check.clipped(lambda delta, bound: ...)
+    check.noise_of_mean(lambda noise, clip, clients: noise * clip)
+    check.noise_of_mean(lambda noise, clip, clients: ...)
+    first, second, each, grown, none, total, other = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "each number by itself" in each
+    assert "stays as it is" in grown
+    assert "delta.norm()" in none
+    assert "noise on the sum" in total
+    assert "divided by the number" in other

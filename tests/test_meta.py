@@ -263,6 +263,16 @@ def test_fedper_keeps_what_reptile_would_average(stars):
     assert last.bytes_up < 2 * alone.bytes_up
 
 
+def test_memory_is_planned_for_the_steps_that_second_order_keeps():
+    many = Curves(600, 10, 10)
+
+    def chunks(method, steps):
+        config, model = Config(local_epochs=steps, local_lr=0.01, memory_mb=10), perceptron(1, 40, task="ratings")
+        return len(list(Meta(method).update(model, many, model.init(stream(0, "init")), torch.arange(600), config)))
+    assert chunks("maml", 8) > 2 * chunks("maml", 1)
+    assert chunks("fomaml", 8) == chunks("fomaml", 1) <= chunks("maml", 1)
+
+
 def test_nothing_to_learn_from_changes_nothing(stars):
     found, _ = stars
     model, params = filmed(found.train.item_count)
