@@ -7,11 +7,11 @@ import pytest
 
 import fedlab
 
-LAYERS = ["core", "accounting", "mechanisms", "tables", "readers", "wheels", "data", "text", "body", "prior",
-          "federation", "leaky", "sources", "shops", "models", "features", "modules", "reader", "metrics",
-          "evaluation", "tasks", "tower", "sequence", "scoring", "aggregation", "lora", "optim", "robust", "selection",
-          "scaffold", "gradient", "step", "engine", "client", "cohort", "meta", "rounds", "ensemble", "implicit",
-          "central", "screen", "public", "world", "server", "privacy", "asynchronous", "personal", "plots",
+LAYERS = ["core", "accounting", "shamir", "secure", "mechanisms", "tables", "readers", "wheels", "data", "text",
+          "body", "prior", "federation", "leaky", "sources", "shops", "models", "features", "modules", "reader",
+          "metrics", "evaluation", "tasks", "tower", "sequence", "scoring", "aggregation", "lora", "optim", "robust",
+          "selection", "scaffold", "gradient", "step", "engine", "client", "cohort", "meta", "rounds", "ensemble",
+          "implicit", "central", "screen", "public", "world", "server", "privacy", "asynchronous", "personal", "plots",
           "experiment", "settings", "run", "runs", "export", "runner", "sweep", "session", "view", "workbench",
           "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
