@@ -8,7 +8,9 @@ Sources: McMahan et al. 2018, "Learning differentially private recurrent languag
 fixed denominator qN); Andrew et al. 2021, "Differentially private learning with adaptive clipping", algorithm 1.
 """
 
+import math
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from fedlab.accounting import adaptive_clip_noise
 from fedlab.core import Rows, Tree, Update, norms, require
+from fedlab.rounds import Round
+from fedlab.secure import FixedPoint, secure_sum
 
 
 class Chance:
@@ -67,9 +71,17 @@ class Mechanism:
         """What leaves the clients of a chunk."""
         return update
 
+    def total(self, updates: Iterable[Update], scene: Scene) -> Tree | None:
+        """The sum over the cohort in float64, by a mechanism that adds up in its own way."""
+        return None
+
     def server(self, total: Tree, scene: Scene) -> Tree:
         """The sum over the cohort, undone or noised."""
         return total
+
+    def noted(self, done: Round) -> Round:
+        """The Round with what it took."""
+        return done
 
 
 class Clip(Mechanism):
@@ -100,13 +112,10 @@ class LocalNoise(Mechanism):
     def client(self, update: Update, scene: Scene) -> Update:
         """Dense deltas with noise."""
         clients, found = len(update.cohort), {}
-        for name, rows in update.deltas.items():
-            like = scene.server[name]
-            dense = like.new_zeros(clients, *like.shape)
-            dense[rows.client, rows.ids] = rows.values
-            who = torch.arange(clients, device=like.device).repeat_interleave(len(like))
-            ids = torch.arange(len(like), device=like.device).repeat(clients)
-            noisy = dense + scene.chance.normal(dense, scene.noise * scene.clip)
+        for name, every in dense(update, scene).items():
+            who = torch.arange(clients, device=every.device).repeat_interleave(every.shape[1])
+            ids = torch.arange(every.shape[1], device=every.device).repeat(clients)
+            noisy = every + scene.chance.normal(every, scene.noise * scene.clip)
             found[name] = Rows(noisy.flatten(0, 1), ids, who)
         return replace(update, deltas=found)
 
@@ -143,13 +152,62 @@ def bit_noise(expected: float) -> float:
 
 def summed(mechanisms: Sequence[Mechanism], updates: Iterable[Update], scene: Scene) -> Tree:
     """The sum of the weighted deltas, in float64, after all server halves, over the fixed denominator qN."""
+    own = (mechanism.total(updates, scene) for mechanism in mechanisms)
+    total = next((found for found in own if found is not None), None) or plain_sum(updates, scene)
+    for mechanism in reversed(mechanisms):
+        total = mechanism.server(total, scene)
+    return {name: (value / scene.expected).to(scene.server[name]) for name, value in total.items()}
+
+
+def plain_sum(updates: Iterable[Update], scene: Scene) -> Tree:
+    """Each parameter's sum of weighted deltas, dense."""
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in scene.server.items()}
     for update in updates:
         for name, rows in update.deltas.items():
             replace(rows, values=rows.values.double()).add_to(total[name], update.weights.double())
-    for mechanism in reversed(mechanisms):
-        total = mechanism.server(total, scene)
-    return {name: (value / scene.expected).to(scene.server[name]) for name, value in total.items()}
+    return total
+
+
+def dense(update: Update, scene: Scene) -> Tree:
+    """Each client's deltas (C, ...) with zeros in rows that it does not hold."""
+    found = {}
+    for name, rows in update.deltas.items():
+        like = scene.server[name]
+        found[name] = torch.zeros(len(update.cohort), *like.shape, dtype=rows.values.dtype, device=like.device)
+        found[name][rows.client, rows.ids] = rows.values
+    return found
+
+
+class SecureSum(Mechanism):
+    """The server gets the sum by `fedlab.secure` and no client's delta: each sends all rows, under masks.
+
+    Deltas must be clipped before. Noise of the server's comes on top of a sum that it has seen, and the sum over a cohort
+    of one is that one's delta.
+    """
+
+    def __init__(self, share: float = 0.6, most: int = 1000) -> None:
+        """share: of the cohort that must answer. most: clients in a cohort, so that their sum cannot overflow."""
+        require(0.5 < share <= 1, "share", share, "choose more than half, so that no two halves can open a vector")
+        self.share, self.most, self.bytes, self.seconds = share, most, 0, 0.0
+
+    def total(self, updates: Iterable[Update], scene: Scene) -> Tree:
+        """The sum of deltas in fixed point, exact to a unit of it for each client."""
+        fixed, vectors = FixedPoint(scene.clip * (1 + 1e-6), self.most), []
+        for update in updates:
+            whole = torch.cat([value.flatten(1) for value in dense(update, scene).values()], 1)
+            vectors += [fixed.encode(row) for row in whole.double().cpu().numpy()]
+        require(len(vectors) <= self.most, "most", self.most, f"{len(vectors)} clients came; choose as many")
+        names, began = list(scene.server), time.perf_counter()
+        told = secure_sum(dict(enumerate(vectors, 1)), math.floor(self.share * len(vectors)) + 1) if vectors else None
+        self.seconds, self.bytes = time.perf_counter() - began, told.bytes_up if told else 0
+        sizes = [scene.server[name].numel() for name in names]
+        flat = torch.from_numpy(fixed.decode(told.total)) if told else torch.zeros(sum(sizes), dtype=torch.float64)
+        return {name: part.view_as(scene.server[name]).to(scene.server[name].device)
+                for name, part in zip(names, flat.split(sizes), strict=True)}
+
+    def noted(self, done: Round) -> Round:
+        """The Round with the bytes of letters, masked vectors and answers, and the seconds of all parties."""
+        return replace(done, bytes_up=self.bytes, metrics={**done.metrics, "secure_s": self.seconds})
 
 
 def noise_of_deltas(noise: float, adaptive: bool, expected: float) -> float:

@@ -13,7 +13,7 @@ is spent when knobs are turned on the way).
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +31,7 @@ from fedlab.mechanisms import (
     LocalNoise,
     Mechanism,
     Scene,
+    SecureSum,
     noise_of_deltas,
     summed,
 )
@@ -64,15 +65,16 @@ Ask = Private | Callable[[], Private]
 
 def federate_privately(model: Model, data: Source, config: Ask | None = None, *, update: ClientUpdate = updates,
                        world: World | None = None, start: Round | None = None, device: str | torch.device = "cpu",
-                       teaching_seed: int | None = None) -> Iterator[Round]:
+                       teaching_seed: int | None = None, between: Sequence[Mechanism] = ()) -> Iterator[Round]:
     """`federate` with clipped deltas and noise; each Round has `epsilon`, spent so far, among its metrics.
 
-    config: a Private, or a function that gives one. start: a Round to go on from, with what it spent. teaching_seed:
-    fixes noise and Poisson cohorts, so that a run can be repeated; it proves nothing, as whoever knows it knows the
-    noise. Ends before `budget` is exceeded; raises `ParameterError` where not even one round fits, and warns of a
-    delta of one over the clients or more.
+    config: a Private, or a function that gives one. start: a Round to go on from, with what it spent.
+    teaching_seed: fixes noise and Poisson cohorts, so that a run can be repeated; it proves nothing, as whoever
+    knows it knows the noise. between: mechanisms after the clip and before the noise, such as `SecureSum`. Ends
+    before `budget` is exceeded; raises `ParameterError` where not even one round fits, and warns of a delta of one
+    over the clients or more.
     """
-    guard = Guard(model, data, config or Private(), update, start, teaching_seed)
+    guard = Guard(model, data, config or Private(), update, start, teaching_seed, between)
     world = replace(world or World(), sampler=guard.sample)
     yield from map(guard.noted, federate(model, data, guard.ask, update=guard.update, aggregate=guard.aggregate,
                                          world=world, start=start, device=device))
@@ -82,8 +84,9 @@ class Guard:
     """The chance, the mechanisms and the ledger of one run."""
 
     def __init__(self, model: Model, data: Source, config: Ask, update: ClientUpdate, start: Round | None,
-                 seed: int | None) -> None:
+                 seed: int | None, between: Sequence[Mechanism]) -> None:
         """start: with the ledger of earlier rounds."""
+        self.between = between
         self.model, self.clients, self.asked, self.trained, self.seed = model, len(data), config, update, seed
         self.state = dict(start.state.get("privacy", {})) if start else {}
         self.number = self.first = start.number if start else 0
@@ -101,6 +104,9 @@ class Guard:
         """The settings of the next round; where the budget is spent, such that there is none."""
         now, self.number = self._config(), self.number + 1
         require(now.correction == "none", "correction", now.correction, "control variates leave a client without noise")
+        sealed = any(isinstance(mechanism, SecureSum) for mechanism in self.between)
+        require(now.placement == "central" or not sealed, "placement", now.placement,
+                "local noise leaves the bounds that a secure sum needs; set placement='central'")
         require(now.placement == "central" or now.quantile == 0, "quantile", now.quantile,
                 "only the server's noise covers a count; set quantile=0 or placement='central'")
         fits = not now.budget or self.number > now.rounds or self.spent(now) <= now.budget
@@ -110,7 +116,7 @@ class Guard:
             now = replace(now, rounds=self.number - 1)
         self.now = now
         self.chance = Chance(None if self.seed is None else stream(self.seed, "privacy", self.number))
-        self.mechanisms = [AdaptiveClip() if now.quantile else Clip(),
+        self.mechanisms = [AdaptiveClip() if now.quantile else Clip(), *self.between,
                            LocalNoise() if now.placement == "local" else CentralNoise()]
         return now
 
@@ -174,5 +180,7 @@ class Guard:
         """The Round with what is spent, which goes with its state."""
         if self.now.placement == "central":
             self.state["releases"] = self._releases(self.now)
+        for mechanism in reversed(self.mechanisms):
+            done = mechanism.noted(done)
         return replace(done, metrics={**done.metrics, "epsilon": self.spent()},
                        state={**done.state, "privacy": dict(self.state)})

@@ -1,6 +1,7 @@
 """DP-FedAvg: one client moves the sum by the clip at most, the noise is what it says, the ledger ends the run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from fedlab.accounting import Release, epsilon, gaussian_epsilon
 from fedlab.cohort import updates
 from fedlab.core import Config, ParameterError, Rows, Update, stream
-from fedlab.mechanisms import AdaptiveClip, CentralNoise, Chance, Clip, LocalNoise, Scene, summed
+from fedlab.mechanisms import AdaptiveClip, CentralNoise, Chance, Clip, LocalNoise, Scene, SecureSum, summed
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import Private, federate_privately
 from fedlab.server import Sent, federate
@@ -179,6 +180,26 @@ def test_fixed_cohorts_are_accounted_as_such(films, clicks):
 def test_sums_over_everybody_are_accounted_exactly(films, clicks):
     *_, last = federate_privately(films, clicks, Private(rounds=2, **(QUICK | {"cohort": 671, "noise": 3.0})))
     assert last.metrics["epsilon"] == pytest.approx(gaussian_epsilon(math.sqrt(2) / 3, 1e-4))
+
+
+def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
+    config = Private(rounds=2, **(QUICK | {"cohort": 12}))
+    plain, sealed = ([*federate_privately(films, clicks, config, teaching_seed=0, between=between)]
+                     for between in ([], [SecureSum(most=50)]))
+    for name, value in plain[-1].params.items():
+        torch.testing.assert_close(value, sealed[-1].params[name], atol=1e-6, rtol=1e-5)
+    rows = sum(value.numel() for name, value in plain[0].params.items() if name != "user")
+    for done in sealed:
+        assert done.bytes_up > 4 * rows * len(done.cohort)
+        assert done.metrics["secure_s"] > 0
+    with pytest.raises(ParameterError, match="placement='local': local noise leaves the bounds"):
+        next(federate_privately(films, clicks, replace(config, placement="local"), between=[SecureSum()]))
+    with pytest.raises(ParameterError, match=r"most=2: .* clients came; choose as many"):
+        next(federate_privately(films, clicks, config, teaching_seed=0, between=[SecureSum(most=2)]))
+    with pytest.raises(ParameterError, match=r"share=0\.5: choose more than half"):
+        SecureSum(0.5)
+    rare = Private(rounds=3, **(QUICK | {"cohort": 1}))
+    assert len(list(federate_privately(films, clicks, rare, teaching_seed=0, between=[SecureSum()]))) == 3
 
 
 def test_local_noise_is_accounted_for_the_client_that_sent_most(films, clicks):

@@ -39,7 +39,7 @@ def test_make_help_lists_every_target():
 
 def test_results_have_the_agreed_form():
     assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu", "workbench",
-                                       "aggregation", "asynchronous", "language"}
+                                       "aggregation", "asynchronous", "language", "meta", "privacy"}
     for path in RESULTS:
         found = json.loads(path.read_text())
         assert set(found) - {"remark"} == {"measured", "machine", "versions", "date"}
