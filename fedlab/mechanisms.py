@@ -181,8 +181,8 @@ def dense(update: Update, scene: Scene) -> Tree:
 class SecureSum(Mechanism):
     """The server gets the sum by `fedlab.secure` and no client's delta: each sends all rows, under masks.
 
-    Deltas must be clipped before. Noise of the server's comes on top of a sum that it has seen, and the sum over a cohort
-    of one is that one's delta.
+    Deltas must be clipped before. Noise of the server's comes on top of a sum that it has seen, and the sum over a
+    cohort of one is that one's delta.
     """
 
     def __init__(self, share: float = 0.6, most: int = 1000) -> None:

@@ -182,5 +182,6 @@ class Guard:
             self.state["releases"] = self._releases(self.now)
         for mechanism in reversed(self.mechanisms):
             done = mechanism.noted(done)
+        label = {} if self.seed is None else {"no guarantee": f"the noise comes from teaching_seed={self.seed}"}
         return replace(done, metrics={**done.metrics, "epsilon": self.spent()},
-                       state={**done.state, "privacy": dict(self.state)})
+                       state={**done.state, "privacy": self.state | label})

@@ -139,7 +139,7 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
 
 
 def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_path):
-    with lesson(page, tmp_path, "08_privacy_noise", ROUNDS=2, BUDGETS=[8, 2]) as bench:
+    with lesson(page, tmp_path, "08_privacy_noise", ROUNDS=2) as bench:
         press(bench, "Start")
         reach(page, bench, 3)
         set_number(bench, "noise", 4)

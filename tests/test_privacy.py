@@ -241,10 +241,12 @@ def test_missing_clients_leave_the_denominator_as_it_is(films, clicks):
 
 def test_the_same_teaching_seed_gives_the_same_bits_and_none_gives_others(films, clicks):
     config = Private(rounds=2, **QUICK)
-    ends = [list(federate_privately(films, clicks, config, teaching_seed=seed))[-1].params["item"]
-            for seed in (3, 3, None, None)]
+    last = [list(federate_privately(films, clicks, config, teaching_seed=seed))[-1] for seed in (3, 3, None, None)]
+    ends = [done.params["item"] for done in last]
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[2], ends[3])
+    assert last[0].state["privacy"]["no guarantee"] == "the noise comes from teaching_seed=3"
+    assert "no guarantee" not in last[2].state["privacy"]
 
 
 def test_a_client_that_sends_no_number_is_rejected_and_noise_stays(films, clicks):
