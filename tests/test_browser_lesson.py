@@ -17,6 +17,22 @@ def page():
         yield opened.pages[0]
 
 
+def turn(page, bench, more, **knobs):
+    """Set knobs while it runs, see them in use, and wait for further rounds."""
+    for name, value in knobs.items():
+        if isinstance(value, str):
+            bench.get_by_label(name, exact=True).select_option(value)
+        else:
+            set_number(bench, name, value)
+        expect(bench.locator(f'[data-used="{name}"]')).to_have_text(f"in use: {value}")
+    reach(page, bench, int(bench.get_attribute("data-rounds")) + more)
+
+
+def told(page, what):
+    """What the kernel has of each Round r."""
+    return literal_eval(page.evaluate(ASK, f"[{what} for r in bench.rounds]"))
+
+
 @contextmanager
 def lesson(page, home, name, **shorter):
     """The workbench of a lesson that has run as far as its live cell; no cell may have failed in the end.
@@ -66,13 +82,9 @@ def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
         press(bench, "Start")
         reach(page, bench, 12)
         expect(bench.locator(".status")).to_contain_text("s on the simulated clock")
-        set_number(bench, "buffer", 40)                                 # live: the server waits for more of them
-        expect(bench.locator('[data-used="buffer"]')).to_have_text("in use: 40")
-        before = int(bench.get_attribute("data-rounds"))
-        reach(page, bench, before + 6)
+        turn(page, bench, 6, buffer=40)                                 # live: the server waits for more of them
         stop(bench)
-        clock = page.evaluate(ASK, "[(r.clock, len(r.cohort)) for r in bench.rounds]")
-        seconds, sizes = zip(*literal_eval(clock), strict=True)
+        seconds, sizes = zip(*told(page, "(r.clock, len(r.cohort))"), strict=True)
         assert list(seconds) == sorted(seconds)
         assert sizes[0] == 10
         assert sizes[-1] == 40
@@ -83,13 +95,9 @@ def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
     with lesson(page, tmp_path, "05_language_models") as bench:
         press(bench, "Start")
         reach(page, bench, 4)
-        bench.get_by_label("knows", exact=True).select_option("genres and year")
-        expect(bench.locator('[data-used="knows"]')).to_have_text("in use: genres and year")
-        before = int(bench.get_attribute("data-rounds"))
-        reach(page, bench, before + 4)
+        turn(page, bench, 4, knows="genres and year")
         stop(bench)
-        told = page.evaluate(ASK, "[(r.config.knows, r.metrics.get('cold ndcg@10')) for r in bench.rounds]")
-        found = literal_eval(told)
+        found = told(page, "(r.config.knows, r.metrics.get('cold ndcg@10'))")
         by = {name: [ndcg for knows, ndcg in found if knows == name and ndcg] for name, _ in found}
         assert min(by["MiniLM"][1:]) > max(by["genres and year"])       # one sees it drop
         shoot(page, "lesson 5 knows less")
@@ -99,15 +107,9 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
     with lesson(page, tmp_path, "06_fine_tuning", ROUNDS=4, WATCH_ROUNDS=2) as bench:
         press(bench, "Start")
         reach(page, bench, 2)
-        bench.get_by_label("adapters", exact=True).select_option("products")
-        expect(bench.locator('[data-used="adapters"]')).to_have_text("in use: products")
-        set_number(bench, "cohort", 4)
-        expect(bench.locator('[data-used="cohort"]')).to_have_text("in use: 4")
-        before = int(bench.get_attribute("data-rounds"))
-        reach(page, bench, before + 2)
+        turn(page, bench, 2, adapters="products", cohort=4)
         stop(bench)
-        told = page.evaluate(ASK, "[(r.config.adapters, len(r.cohort), r.bytes_up) for r in bench.rounds]")
-        (first, many, sent), *_, (last, few, fewer) = literal_eval(told)
+        (first, many, sent), *_, (last, few, fewer) = told(page, "(r.config.adapters, len(r.cohort), r.bytes_up)")
         assert (first, many, last, few) == ("factors", 10, "products", 4)
         assert fewer * many == sent * few                               # adapters and head, of each shop in the round
         shoot(page, "lesson 6 adapters averaged")
@@ -119,14 +121,9 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         expect(shown).to_have_text("".join(literal_eval(page.evaluate(ASK, first.format(0)))))
         press(bench, "Start")
         reach(page, bench, 3)
-        set_number(bench, "k", 2)
-        bench.get_by_label("method", exact=True).select_option("maml")
-        expect(bench.locator('[data-used="method"]')).to_have_text("in use: maml")
-        before = int(bench.get_attribute("data-rounds"))
-        reach(page, bench, before + 3)
+        turn(page, bench, 3, k=2, method="maml")
         stop(bench)
-        told = page.evaluate(ASK, "[(r.config.method, r.config.k, r.metrics['rmse']) for r in bench.rounds]")
-        (method, many, low), *_, (other, few, high) = literal_eval(told)
+        (method, many, low), *_, (other, few, high) = told(page, "(r.config.method, r.config.k, r.metrics['rmse'])")
         assert (method, many, other, few) == ("ridge", 10, "maml", 2)
         assert high > low                                               # two ratings tell less than ten
         handle = page.locator(".jupyter-widgets.widget-slider .noUi-handle").last
@@ -142,18 +139,15 @@ def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_p
     with lesson(page, tmp_path, "08_privacy_noise", ROUNDS=2) as bench:
         press(bench, "Start")
         reach(page, bench, 3)
-        set_number(bench, "noise", 4)
-        expect(bench.locator('[data-used="noise"]')).to_have_text("in use: 4")
-        before = int(bench.get_attribute("data-rounds"))
-        reach(page, bench, before + 3)
-        budget = float(page.evaluate(ASK, "bench.rounds[-1].metrics['epsilon']")) + 0.15
-        set_number(bench, "budget", round(budget, 2))
+        turn(page, bench, 3, noise=4)
+        budget = round(told(page, "r.metrics['epsilon']")[-1] + 0.15, 2)
+        set_number(bench, "budget", budget)
         expect(bench).not_to_have_attribute("data-state", "running", timeout=120_000)
-        told = page.evaluate(ASK, "[(r.config.noise, r.metrics['epsilon']) for r in bench.rounds]")
-        spent = [epsilon for _, epsilon in literal_eval(told)]
-        steps = [(noise, after - before) for (_, before), (noise, after) in pairwise(literal_eval(told))]
+        found = told(page, "(r.config.noise, r.metrics['epsilon'])")
+        spent = [epsilon for _, epsilon in found]
+        steps = [(noise, after - before) for (_, before), (noise, after) in pairwise(found)]
         assert spent == sorted(spent)
-        assert spent[-1] <= round(budget, 2) < spent[-1] + 0.05
+        assert spent[-1] <= budget < spent[-1] + 0.05
         assert len(spent) < 60
         assert max(step for noise, step in steps if noise == 4) < min(step for noise, step in steps if noise == 1)
         shoot(page, "lesson 8 budget spent")
