@@ -208,6 +208,10 @@ class Meta:
         if not len(support["client"]):
             none = support["client"]
             return {name: Rows(params[name].index_select(0, none), none, none) for name in model.rows}
+        for name, kind in model.rows.items():
+            last = int(support[kind].max()) if kind in support else 0
+            require(last < len(params[name]), kind, last, f"{name!r} has rows 0 to {len(params[name]) - 1}; leave out "
+                    "what the model does not know")
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}
         held, values, part, _ = parted(model, params, examples, cohort)

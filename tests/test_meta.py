@@ -13,6 +13,7 @@ from fedlab.federation import Federation, one_per_user
 from fedlab.meta import METHODS, Meta, with_rates
 from fedlab.models import matrix_factorisation, perceptron
 from fedlab.modules import from_module
+from fedlab.personal import newcomers
 from fedlab.server import federate
 from fedlab.tasks import Curves, Tasks, new_users
 
@@ -261,6 +262,25 @@ def test_fedper_keeps_what_reptile_would_average(stars):
     torch.testing.assert_close(first.params["bias"], alone.params["bias"])        # before it counts, all are alike
     assert not torch.equal(first.params["user"][:1], alone.params["user"])
     assert last.bytes_up < 2 * alone.bytes_up
+
+
+def test_items_that_nobody_rated_yet_are_taken_and_those_of_no_catalogue_refused(stars):
+    found, tasks = stars
+    model = taste(found.train.item_count, 3, torch.randn(found.train.item_count, 4), spread=0.1)
+    config = Config(rounds=3, cohort=len(tasks), server_lr=0.05, server_optimizer="adam", local_lr=0.1)
+    *_, last = federate(model, tasks, config, update=Meta("ridge", frozenset({"user"})).update)
+    fresh = (found.train.item_counts() == 0).nonzero()[:2, 0]
+    assert len(fresh) == 2
+    given = {"client": torch.tensor([0, 0]), "user": torch.tensor([0, 0]), "item": fresh,
+             "target": torch.tensor([2.0, 2.0])}
+    for meta in (Meta("ridge", frozenset({"user"})), Meta()):
+        before, after = (newcomers(meta, model, last.params, given, config, 1, steps)(torch.zeros(2).long(), fresh)
+                         for steps in (0, 5))
+        assert bool(after.isfinite().all())
+        assert bool((after > before).all())                             # it heard that they are liked
+        with pytest.raises(ParameterError, match="item=2000: 'item' has rows 0 to 1999; leave out what the model"):
+            meta.adapt(model, {**last.params, **{n: last.params[n][:2000] for n in ("item", "bias")}},
+                       given | {"item": torch.tensor([3, 2000])}, config)
 
 
 def test_memory_is_planned_for_the_steps_that_second_order_keeps():
