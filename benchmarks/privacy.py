@@ -5,9 +5,8 @@ python benchmarks/privacy.py [--quick]
 Quality: ML-100K, every user a client, delta 1e-4, leave-one-out with 99 clean negatives, 5 seeds; the settings were
 chosen on validation, without privacy, as the texts' kernels were. Each seed draws other noise and other negatives; the
 noise comes from a teaching seed, so that a figure can be measured again, and is as large as the system's would be.
-What a curious server reads is of plain uploads and of such under the masks of a
-secure sum. DP-FedAvg is matrix factorisation as in lesson 2 with clipped deltas, noise for epsilon 8 and its rates chosen on
-validation. Times are of rounds of 100 clients in turn, on one thread.
+DP-FedAvg is matrix factorisation as in lesson 2 with clipped deltas, noise for epsilon 8 and rates chosen on validation.
+A curious server reads plain uploads, and such under the masks of a secure sum. Times are of rounds of 100 clients in turn, on one thread.
 """
 
 import csv
@@ -229,8 +228,9 @@ def mechanisms(quick: bool) -> None:
     leaks = [row_leak(seed) for seed in range(1 if quick else 5)]
     for name, goal in {"plain_precision": 0.99, "plain_recall": 0.99, "masked_auc": 0.52}.items():
         values = [found[name] for found in leaks]
-        rows[f"rowleak_{name}"] = entry(mean(values), "share", goal, higher=name != "masked_auc", seeds=len(values), note=(
-            f"100 uploads of lesson 2's model, {min(values):.3f} to {max(values):.3f}{note}"))
+        rows[f"rowleak_{name}"] = entry(
+            mean(values), "share", goal, higher=name != "masked_auc", seeds=len(values),
+            note=f"100 uploads of lesson 2's model, {min(values):.3f} to {max(values):.3f}{note}")
     record("privacy", rows, quick)
 
 
