@@ -98,7 +98,9 @@ class Guard:
                           "client's data whole would count as private; choose a smaller one", stacklevel=3)
 
     def _config(self) -> Private:
-        return self.asked() if callable(self.asked) else self.asked
+        found = self.asked() if callable(self.asked) else self.asked
+        require(isinstance(found, Private), "config", type(found).__name__, "give a Private, which has clip and noise")
+        return found
 
     def ask(self) -> Private:
         """The settings of the next round; where the budget is spent, such that there is none."""

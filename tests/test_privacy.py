@@ -273,6 +273,12 @@ def test_bad_settings_are_refused(settings_, message, films, clicks):
         next(federate_privately(films, clicks, Private(**(QUICK | settings_))))
 
 
+def test_a_config_without_noise_is_refused(films, clicks):
+    for config in (Config(cohort=10), lambda: Config(cohort=10)):
+        with pytest.raises(ParameterError, match="config='Config': give a Private, which has clip and noise"):
+            next(federate_privately(films, clicks, config))
+
+
 def test_a_delta_as_large_as_one_client_is_warned_of(films, clicks):
     with pytest.warns(UserWarning, match="delta=0.01 is one over the 671 clients or more"):
         next(federate_privately(films, clicks, Private(rounds=1, **QUICK, **{"delta": 0.01})))
