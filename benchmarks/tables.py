@@ -169,8 +169,8 @@ def privacy() -> str:
         f"Texts and one's own history alone, which release nothing, reach {cell('own')}; popularity without noise "
         f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 clients takes {slow}.",
         "Which films a client's user rated, read from one plain upload: precision "
-        f"{held['rowleak_plain_precision']['value']:.2f}, recall {held['rowleak_plain_recall']['value']:.2f}; under the "
-        f"masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum takes the server "
+        f"{held['rowleak_plain_precision']['value']:.2f}, recall {held['rowleak_plain_recall']['value']:.2f}; under "
+        f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum takes the server "
         f"{held['secagg_server_s_50x100k']['value']:.2f} s ({held['secagg_server_s_50x100k']['note']})."])
 
 
