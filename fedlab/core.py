@@ -87,7 +87,7 @@ class Update:
     """What a chunk of a cohort sends.
 
     deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort, steps (c,): each client's weight
-    in the mean, mean local loss, number, and local steps.
+    in the mean, mean local loss, number, and local steps. bytes_up (c,): of each, where not 4 for each number and row.
     """
 
     deltas: dict[str, Rows]
@@ -95,12 +95,14 @@ class Update:
     losses: Tensor
     cohort: Tensor
     steps: Tensor
+    bytes_up: Tensor | None = None
 
     def only(self, chosen: Tensor) -> "Update":
         """Some of its clients: `chosen` (c,) true for those that stay."""
         mine = chosen.to(self.weights.device)
         return Update({name: delta.only(mine) for name, delta in self.deltas.items()}, self.weights[mine],
-                      self.losses[mine], self.cohort[chosen.cpu()], self.steps[mine])
+                      self.losses[mine], self.cohort[chosen.cpu()], self.steps[mine],
+                      None if self.bytes_up is None else self.bytes_up[mine])
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:

@@ -132,7 +132,8 @@ class Sent:
         """The updates as the server sees them: screened, without private rows."""
         for every in trained:
             shared, mine = self._apart(every)
-            self.bytes.append(payload(self.model, shared))
+            down, up = payload(self.model, shared)
+            self.bytes.append((down, up if every.bytes_up is None else int(every.bytes_up.sum())))
             clients = len(every.cohort)
             length, doubt = norms(shared, clients), norms(mine, clients) + every.losses.cpu()
             rejected = misfits(every, self.params, (length + doubt).isfinite())

@@ -1,0 +1,146 @@
+"""Fewer bytes up: what a client learned in a few bits a number, or only its largest numbers, with a memory of the rest.
+
+    sent = code(delta + e),   e <- delta + e - sent        error feedback: what was left out is sent later
+
+Letters: C clients, R rows sent, n numbers of a client in a table.
+Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (sign, error feedback); Alistarh et al. 2017, "QSGD"
+(levels); Stich, Cordonnier, Jaggi 2018, "Sparsified SGD with memory" (top-k with memory).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlab.cohort import updates
+from fedlab.core import Rows, Tree, Update, require
+from fedlab.models import Model
+
+Coded = tuple[Tensor, Tensor]                 # (what arrives, of the values' shape; bytes of each client)
+Code = Callable[[Tensor, Tensor, int], Coded]  # (values (R, ...), client (R,), C) -> Coded
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Each number in `bits` bits: 8, 4 or 2 for 255, 15 or 3 levels up to a table's largest; 1 for the sign alone.
+
+    A table takes 4 bytes more for its scale: the largest number, or the mean of all sizes for signs.
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require(self.bits in (1, 2, 4, 8), "bits", self.bits, "choose 1, 2, 4 or 8")
+
+    @property
+    def most(self) -> int:
+        """The highest level."""
+        return max(1, 2 ** (self.bits - 1) - 1)
+
+    def __call__(self, values: Tensor, client: Tensor, clients: int) -> Coded:
+        """(levels times scale, bytes)."""
+        flat, each = values.reshape(len(client), -1), values[:1].numel()
+        count = torch.bincount(client, minlength=clients) * each
+        sizes = flat.abs()
+        if self.bits == 1:
+            scale = sizes.new_zeros(clients).index_add_(0, client, sizes.sum(1)) / count.clamp(min=1)
+            levels = torch.where(flat < 0, -1.0, 1.0)
+        else:
+            scale = sizes.new_zeros(clients).scatter_reduce_(0, client, sizes.amax(1), "amax") / self.most
+            levels = (flat / scale.clamp(min=1e-30)[client, None]).round()
+        return (levels * scale[client, None]).view_as(values), (count * self.bits + 7) // 8 + 4 * (count > 0)
+
+
+def packed(levels: np.ndarray[Any, np.dtype[np.int8]], bits: int) -> bytes:
+    """Levels as they are sent: offset to 0 and more, `bits` bits each, the last byte filled with zeros."""
+    codes = (levels > 0 if bits == 1 else levels + (2 ** (bits - 1) - 1)).astype(np.uint8)
+    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits:]).tobytes()
+
+
+def unpacked(text: bytes, count: int, bits: int) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """The `count` levels that were packed."""
+    table = np.unpackbits(np.frombuffer(text, np.uint8))[:count * bits].reshape(count, bits)
+    codes = np.packbits(np.pad(table, ((0, 0), (8 - bits, 0))), axis=1)[:, 0].astype(np.int8)
+    return 2 * codes - 1 if bits == 1 else codes - np.int8(2 ** (bits - 1) - 1)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `share` largest numbers of each client's table, at least one, each with 4 bytes to say where."""
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
+
+    def __call__(self, values: Tensor, client: Tensor, clients: int) -> Coded:
+        """(values with zeros elsewhere, bytes)."""
+        each, flat = values[:1].numel(), values.reshape(-1)
+        owner = client.repeat_interleave(each)
+        count = torch.bincount(owner, minlength=clients)
+        kept = (count.double() * self.share).ceil().long()
+        order = flat.abs().argsort(descending=True, stable=True)
+        order = order[owner[order].argsort(stable=True)]                       # by client, the largest first
+        place = torch.arange(len(flat), device=flat.device) - (count.cumsum(0) - count)[owner[order]]
+        chosen = order[place < kept[owner[order]]]
+        found = torch.zeros_like(flat)
+        found[chosen] = flat[chosen]
+        return found.view_as(values), 8 * kept
+
+
+class Compressed:
+    """A client update whose deltas go through `code`; hand `update` to `federate`. One object for one run.
+
+    feedback: whether clients keep what was left out for the next time that they hold the row. trained: what clients do
+    before. Rows' numbers are sent beside quantised tables, 4 bytes each, as always.
+    """
+
+    def __init__(self, code: Code, *, feedback: bool = True,
+                 trained: Callable[..., Iterator[Update]] = updates) -> None:
+        """Nothing left out yet."""
+        self.code, self.feedback, self.trained = code, feedback, trained
+        self.left: dict[str, tuple[Tensor, Tensor]] = {}                       # name -> (keys, growing; residuals)
+
+    def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, *given: Any, **named: Any
+               ) -> Iterator[Update]:
+        """As `fedlab.cohort.updates`, compressed; private rows do not leave and are left as they are."""
+        for sent in self.trained(model, data, params, cohort, *given, **named):
+            clients, deltas = len(sent.cohort), dict(sent.deltas)
+            size = torch.zeros(clients, dtype=torch.int64, device=sent.weights.device)
+            kinds: set[str] = set()
+            for name, rows in sent.deltas.items():
+                if name in model.private:
+                    continue
+                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort)
+                size += bytes_
+                if isinstance(self.code, Quantised) and model.rows[name] not in {"one", *kinds}:
+                    kinds.add(model.rows[name])
+                    size += 4 * torch.bincount(rows.client, minlength=clients)
+            yield replace(sent, deltas=deltas, bytes_up=size)
+
+    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor) -> tuple[Rows, Tensor]:
+        """(what arrives of a table, bytes of each client)."""
+        key = cohort.to(rows.ids.device)[rows.client] * height + rows.ids
+        values = rows.values + self._recalled(name, key, rows.values) if self.feedback else rows.values
+        arrives, size = self.code(values, rows.client, len(cohort))
+        if self.feedback:
+            keys, old = self.left.get(name, (key[:0], values[:0]))
+            stays = ~torch.isin(keys, key)
+            keys, rest = torch.cat([keys[stays], key]), torch.cat([old[stays], values - arrives])
+            order = keys.argsort()
+            self.left[name] = keys[order], rest[order]
+        return replace(rows, values=arrives), size
+
+    def _recalled(self, name: str, key: Tensor, like: Tensor) -> Tensor:
+        """What these rows of these clients left out before, or 0."""
+        if name not in self.left or not len(self.left[name][0]):
+            return torch.zeros_like(like)
+        keys, rest = self.left[name]
+        at = torch.searchsorted(keys, key).clamp(max=len(keys) - 1)
+        held = (keys[at] == key).view(-1, *[1] * (like.dim() - 1))
+        return torch.where(held, rest[at], 0.0)
