@@ -68,6 +68,16 @@ def unpacked(text: bytes, count: int, bits: int) -> np.ndarray[Any, np.dtype[np.
     return 2 * codes - 1 if bits == 1 else codes - np.int8(2 ** (bits - 1) - 1)
 
 
+def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
+    """(C,) bytes of each client's row numbers, which grow: each as its distance from the last, 7 bits a byte."""
+    first = torch.ones_like(client, dtype=torch.bool)
+    first[1:] = client[1:] != client[:-1]
+    apart = torch.where(first, ids + 1, ids - ids.roll(1))
+    require(bool((apart > 0).all()), "ids", ids[apart <= 0][:1].tolist(), "a client's row numbers must grow")
+    each = 1 + sum((apart >> 7 * more > 0).long() for more in range(1, 5))
+    return torch.zeros(clients, dtype=torch.int64, device=ids.device).index_add_(0, client, torch.as_tensor(each))
+
+
 @dataclass(frozen=True)
 class TopK:
     """The `share` largest numbers of each client's table, at least one, each with 4 bytes to say where."""
@@ -97,7 +107,7 @@ class Compressed:
     """A client update whose deltas go through `code`; hand `update` to `federate`. One object for one run.
 
     feedback: whether clients keep what was left out for the next time that they hold the row. trained: what clients do
-    before. Rows' numbers are sent beside quantised tables, 4 bytes each, as always.
+    before. Rows' numbers are sent beside quantised tables, as distances, see `row_bytes`.
     """
 
     def __init__(self, code: Code, *, feedback: bool = True,
@@ -120,7 +130,7 @@ class Compressed:
                 size += bytes_
                 if isinstance(self.code, Quantised) and model.rows[name] not in {"one", *kinds}:
                     kinds.add(model.rows[name])
-                    size += 4 * torch.bincount(rows.client, minlength=clients)
+                    size += row_bytes(rows.ids, rows.client, clients)
             yield replace(sent, deltas=deltas, bytes_up=size)
 
     def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor) -> tuple[Rows, Tensor]:
