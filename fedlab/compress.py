@@ -114,7 +114,7 @@ class Compressed:
                  trained: Callable[..., Iterator[Update]] = updates) -> None:
         """Nothing left out yet."""
         self.code, self.feedback, self.trained = code, feedback, trained
-        self.left: dict[str, tuple[Tensor, Tensor]] = {}                       # name -> (keys, growing; residuals)
+        self.left: dict[str, Memory] = {}
 
     def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, *given: Any, **named: Any
                ) -> Iterator[Update]:
@@ -135,22 +135,44 @@ class Compressed:
 
     def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor) -> tuple[Rows, Tensor]:
         """(what arrives of a table, bytes of each client)."""
-        key = cohort.to(rows.ids.device)[rows.client] * height + rows.ids
-        values = rows.values + self._recalled(name, key, rows.values) if self.feedback else rows.values
+        if not self.feedback:
+            arrives, size = self.code(rows.values, rows.client, len(cohort))
+            return replace(rows, values=arrives), size
+        memory = self.left.setdefault(name, Memory(height, rows.values))
+        client = cohort.to(rows.ids.device)[rows.client]
+        values = rows.values + memory.of(client, rows.ids)
         arrives, size = self.code(values, rows.client, len(cohort))
-        if self.feedback:
-            keys, old = self.left.get(name, (key[:0], values[:0]))
-            stays = ~torch.isin(keys, key)
-            keys, rest = torch.cat([keys[stays], key]), torch.cat([old[stays], values - arrives])
-            order = keys.argsort()
-            self.left[name] = keys[order], rest[order]
+        memory.keep(client, rows.ids, values - arrives)
         return replace(rows, values=arrives), size
 
-    def _recalled(self, name: str, key: Tensor, like: Tensor) -> Tensor:
-        """What these rows of these clients left out before, or 0."""
-        if name not in self.left or not len(self.left[name][0]):
-            return torch.zeros_like(like)
-        keys, rest = self.left[name]
-        at = torch.searchsorted(keys, key).clamp(max=len(keys) - 1)
-        held = (keys[at] == key).view(-1, *[1] * (like.dim() - 1))
-        return torch.where(held, rest[at], 0.0)
+
+class Memory:
+    """What clients left out of each row: a place for each row that a client ever held, 4 bytes for each that it may."""
+
+    def __init__(self, height: int, like: Tensor) -> None:
+        """Empty. height: rows of the table. like (R, ...): values of its rows."""
+        self.place = torch.full((0, height), -1, dtype=torch.int32, device=like.device)
+        self.values, self.used = like.new_zeros(0, *like.shape[1:]), 0
+
+    def of(self, client: Tensor, ids: Tensor) -> Tensor:
+        """(R, ...) of these rows, 0 where there is nothing; client (R,): numbers."""
+        missing = int(client.max()) + 1 - len(self.place) if len(client) else 0
+        if missing > 0:
+            more = self.place.new_full((missing, self.place.shape[1]), -1)
+            self.place = torch.cat([self.place, more])
+        at = self.place[client, ids].long()
+        found = self.values.new_zeros(len(ids), *self.values.shape[1:])
+        found[at >= 0] = self.values[at[at >= 0]]
+        return found
+
+    def keep(self, client: Tensor, ids: Tensor, rest: Tensor) -> None:
+        """Remember these instead; `of` has been asked for the same rows."""
+        fresh = self.place[client, ids] < 0
+        count = int(fresh.sum())
+        self.place[client[fresh], ids[fresh]] = torch.arange(self.used, self.used + count, dtype=torch.int32,
+                                                             device=ids.device)
+        self.used += count
+        if self.used > len(self.values):                     # twice the room, so that few rounds copy
+            more = self.values.new_zeros(2 * self.used - len(self.values), *self.values.shape[1:])
+            self.values = torch.cat([self.values, more])
+        self.values[self.place[client, ids].long()] = rest
