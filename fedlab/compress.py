@@ -142,7 +142,7 @@ class Compressed:
         client = cohort.to(rows.ids.device)[rows.client]
         values = rows.values + memory.of(client, rows.ids)
         arrives, size = self.code(values, rows.client, len(cohort))
-        memory.keep(client, rows.ids, values - arrives)
+        memory.keep(client, rows.ids, (values - arrives).nan_to_num(0.0, 0.0, 0.0))    # a bad round stays one
         return replace(rows, values=arrives), size
 
 

@@ -104,6 +104,15 @@ def test_memory_is_each_clients_own():
     assert float(other.max()) == 19.0
 
 
+def test_a_delta_that_is_no_number_is_not_remembered():
+    bad = Fixed(torch.full((4, 5), torch.nan))
+    way, params = Compressed(Quantised(4), trained=bad), {"item": torch.zeros(4, 5)}
+    list(way.update(bad, None, params, torch.tensor([1])))
+    bad.values = torch.ones(4, 5)
+    (sent,) = way.update(bad, None, params, torch.tensor([1]))
+    torch.testing.assert_close(sent.deltas["item"].values, torch.ones(4, 5))
+
+
 def test_a_federation_learns_with_about_an_eighth_of_the_bytes(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
     config = Config(rounds=4, cohort=100, local_lr=2.0)
