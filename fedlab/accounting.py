@@ -72,7 +72,8 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
         return gaussian_epsilon(math.sqrt(sum(r.times / r.noise**2 for r in releases)), delta)
     known = kinds == {"all"} or kinds <= ({"poisson", "all"} if relation == "add-remove" else {"fixed", "all"})
     if known and method == "rdp":
-        each = [[r.times * value for value in _divergences(r.noise, r.rate, r.sampling == "fixed")] for r in releases]
+        each = [[r.times * value for value in _divergences(r.noise, r.rate, r.sampling == "fixed" and r.rate < 1)]
+                for r in releases]
         return min(_from_rdp(order, sum(parts), delta) for order, *parts in zip(ORDERS, *each, strict=True))
     if kinds == {"poisson"} and relation == "add-remove":
         from opacus.accountants import PRVAccountant  # noqa: PLC0415 - takes seconds

@@ -26,7 +26,7 @@ from fedlab.federation import Source
 from fedlab.models import Model
 from fedlab.rounds import Round
 from fedlab.server import Sent, conclude, steps
-from fedlab.world import World
+from fedlab.world import World, longest_first
 
 
 @strict
@@ -93,8 +93,7 @@ def one_step(model: Model, data: Source, config: Asynchronous, before: Round, wo
     check_engine(config, next(iter(params.values())).device)
     flight, arrived, rejected, clock = wait(data, config, world, before.state.get("flight") or Flight(), before)
     fresh = [client for _, _, client, step in [*flight.under_way, *arrived] if step == number]
-    cohort = torch.tensor(fresh, dtype=torch.int64)
-    cohort = cohort[data.counts[cohort].argsort(descending=True, stable=True)]
+    cohort = longest_first(data, torch.tensor(fresh, dtype=torch.int64))
     trained = dict(flight.trained)
     if len(cohort):
         update = joined_updates(updates(model, data, params, cohort, config, number=number + 1))

@@ -9,7 +9,7 @@ Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (sign, error fee
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,15 @@ from fedlab.core import Rows, Tree, Update, require
 from fedlab.models import Model
 
 Coded = tuple[Tensor, Tensor]                 # (what arrives, of the values' shape; bytes of each client)
-Code = Callable[[Tensor, Tensor, int], Coded]  # (values (R, ...), client (R,), C) -> Coded
+
+
+class Code(Protocol):
+    """(values (R, ...), client (R,), C) -> Coded. says_where: whether its bytes tell which rows the numbers are of."""
+
+    says_where: ClassVar[bool]
+
+    def __call__(self, values: Tensor, client: Tensor, clients: int) -> Coded:
+        """Code and decode one table."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Quantised:
     """
 
     bits: int = 4
+    says_where: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the number."""
@@ -83,6 +92,7 @@ class TopK:
     """The `share` largest numbers of each client's table, at least one, each with 4 bytes to say where."""
 
     share: float = 0.1
+    says_where: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the number."""
@@ -107,7 +117,7 @@ class Compressed:
     """A client update whose deltas go through `code`; hand `update` to `federate`. One object for one run.
 
     feedback: whether clients keep what was left out for the next time that they hold the row. trained: what clients do
-    before. Rows' numbers are sent beside quantised tables, as distances, see `row_bytes`.
+    before. Rows' numbers go beside tables whose code does not tell them, as distances, see `row_bytes`.
     """
 
     def __init__(self, code: Code, *, feedback: bool = True,
@@ -128,7 +138,7 @@ class Compressed:
                     continue
                 deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort)
                 size += bytes_
-                if isinstance(self.code, Quantised) and model.rows[name] not in {"one", *kinds}:
+                if not self.code.says_where and model.rows[name] not in {"one", *kinds}:
                     kinds.add(model.rows[name])
                     size += row_bytes(rows.ids, rows.client, clients)
             yield replace(sent, deltas=deltas, bytes_up=size)

@@ -93,9 +93,13 @@ class Clip(Mechanism):
     def client(self, update: Update, scene: Scene) -> Update:
         """Scaled deltas, weights 1."""
         length = norms({n: replace(d, values=d.values.double()) for n, d in update.deltas.items()}, len(update.cohort))
+        self.measured(length, scene)
         factor = (scene.clip / length).clamp(max=1).to(update.weights)
         return replace(update, deltas={name: d.scaled(factor) for name, d in update.deltas.items()},
                        weights=torch.ones_like(update.weights))
+
+    def measured(self, length: Tensor, scene: Scene) -> None:
+        """See how long the deltas are, (C,), before they are cut."""
 
 
 class CentralNoise(Mechanism):
@@ -131,11 +135,9 @@ class AdaptiveClip(Clip):
         """Nobody counted yet."""
         self.below = 0.0
 
-    def client(self, update: Update, scene: Scene) -> Update:
-        """As `Clip`; whether a delta was short is counted as +-1/2."""
-        length = norms(update.deltas, len(update.cohort))
+    def measured(self, length: Tensor, scene: Scene) -> None:
+        """Count whether each delta is short, as +-1/2."""
         self.below += float(torch.where(length <= scene.clip, 0.5, -0.5)[length.isfinite()].sum())
-        return super().client(update, scene)
 
     def server(self, total: Tree, scene: Scene) -> Tree:
         """The sum as it is; the next round's clip is in the state."""
@@ -169,12 +171,13 @@ def plain_sum(updates: Iterable[Update], scene: Scene) -> Tree:
 
 
 def dense(update: Update, scene: Scene) -> Tree:
-    """Each client's deltas (C, ...) with zeros in rows that it does not hold."""
+    """Each client's deltas (C, ...) of all shared parameters, in the server's order, with zeros where it holds none."""
     found = {}
-    for name, rows in update.deltas.items():
-        like = scene.server[name]
-        found[name] = torch.zeros(len(update.cohort), *like.shape, dtype=rows.values.dtype, device=like.device)
-        found[name][rows.client, rows.ids] = rows.values
+    for name, like in scene.server.items():
+        found[name] = like.new_zeros(len(update.cohort), *like.shape)
+        if name in update.deltas:
+            rows = update.deltas[name]
+            found[name][rows.client, rows.ids] = rows.values
     return found
 
 

@@ -39,7 +39,7 @@ from fedlab.models import Model
 from fedlab.rounds import Round
 from fedlab.scaffold import Control
 from fedlab.server import ClientUpdate, federate
-from fedlab.world import World
+from fedlab.world import World, longest_first
 
 
 @strict
@@ -150,8 +150,7 @@ class Guard:
         here = luck < config.cohort / len(data)
         if self.now.sampling == "fixed":
             here = luck.argsort().argsort() < config.cohort
-        cohort = everyone[here]
-        return cohort[data.counts[cohort].argsort(descending=True, stable=True)]
+        return longest_first(data, everyone[here])
 
     def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
                control: Control | None = None) -> Iterator[Update]:

@@ -144,4 +144,9 @@ def sample(data: Source, config: Config, number: int, members: Tensor | None = N
     else:
         drawn = torch.randint(clients, (2 * count + 10,), generator=generator).tolist()
         cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])     # the first `count` different ones
+    return longest_first(data, cohort)
+
+
+def longest_first(data: Source, cohort: Tensor) -> Tensor:
+    """(C,) the same clients, those with most ratings first, as training wants them."""
     return cohort[data.counts[cohort].argsort(descending=True, stable=True)]

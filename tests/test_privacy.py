@@ -202,6 +202,15 @@ def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
     assert len(list(federate_privately(films, clicks, rare, teaching_seed=0, between=[SecureSum()]))) == 3
 
 
+def test_a_secure_sum_keeps_tables_apart_whatever_their_order(films, clicks):
+    model = replace(films, rows=dict(reversed(films.rows.items())))
+    config = Private(rounds=1, **(QUICK | {"cohort": 6, "noise": 1e-6}))
+    plain, sealed = (next(federate_privately(model, clicks, config, teaching_seed=0, between=between)).params
+                     for between in ([], [SecureSum(most=50)]))
+    for name, value in plain.items():
+        torch.testing.assert_close(value, sealed[name], atol=1e-6, rtol=1e-5)
+
+
 def test_local_noise_is_accounted_for_the_client_that_sent_most(films, clicks):
     rounds = list(federate_privately(films, clicks, Private(rounds=3, placement="local", **(QUICK | {"noise": 50.0}))))
     most = int(torch.bincount(torch.cat([done.cohort for done in rounds])).max())
