@@ -69,10 +69,13 @@ class Rows:
         scaled = self.scaled(weights)
         return out.index_add_(0, self.ids, scaled.values)
 
+    def lengths(self) -> Tensor:
+        """(R,) L2 norm of each row."""
+        return torch.linalg.vector_norm(self.values.view(len(self.ids), self.values.shape[1:].numel()), dim=1)
+
     def square_norms(self, clients: int) -> Tensor:
         """(C,) sum of squares of each client's rows."""
-        squares = torch.linalg.vector_norm(self.values.view(len(self.ids), -1), dim=1).square()
-        return squares.new_zeros(clients).index_add_(0, self.client, squares)
+        return self.values.new_zeros(clients).index_add_(0, self.client, self.lengths().square())
 
     @staticmethod
     def joined(parts: "list[Rows]") -> "Rows":

@@ -1,13 +1,14 @@
-"""Aggregation that a few bad clients cannot steer: coordinate median, trimmed mean, Krum, norm bound.
+"""Aggregation that a few bad clients cannot steer: coordinate median, trimmed mean, Krum, norm bound, row bound.
 
 Median and trimmed mean ask the clients that hold a row, all alike: with the others' zeros a rare row would never move.
-Krum compares whole deltas, in which a row that a client does not hold is 0. All but the norm bound keep a cohort's
+Krum compares whole deltas, in which a row that a client does not hold is 0. All but the two bounds keep a cohort's
 deltas until the last has come.
 
 Letters: C clients in the cohort, R rows sent, H holders of a row, T different rows.
 Sources: Yin et al. 2018, "Byzantine-robust distributed learning", definitions 1 and 2; Blanchard et al. 2017, "Machine
 learning with adversaries", section 4 (Krum, Multi-Krum); Sun et al. 2019, "Can you really backdoor federated
-learning?", section 3.3 (norm bound).
+learning?", section 3.3 (norm bound); Yuan et al. 2023, "Manipulating federated recommender systems: poisoning with
+synthetic users and its countermeasures", section 5 (bounds by item).
 """
 
 from collections.abc import Callable, Iterable
@@ -113,4 +114,21 @@ def norm_bound(bound: float) -> Aggregate:
             factor = (bound / norms(update.deltas, len(update.cohort))).clamp(max=1)
             sums.add(update, factor.to(update.weights))
         return sums.mean()
+    return rule
+
+
+def row_bound(bound: float, then: Aggregate = weighted_mean) -> Aggregate:
+    """Each row of each delta is scaled down to an L2 norm of `bound`, so that no film moves far for one client's sake.
+
+    A delta that is all in one row passes a bound on the whole; one that is long in many rows passes this: hand a
+    `norm_bound` to `then` for both. A weight that all clients hold counts as one row.
+    """
+    require(0 < bound < float("inf"), "bound", bound, "choose a positive number, say the longest usual row of a delta")
+
+    def cut(rows: Rows) -> Rows:
+        factor = (bound / rows.lengths()).clamp(max=1)
+        return replace(rows, values=rows.values * factor.view(-1, *[1] * (rows.values.dim() - 1)))
+
+    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+        return then((replace(u, deltas={n: cut(r) for n, r in u.deltas.items()}) for u in updates), server)
     return rule

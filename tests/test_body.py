@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedlab.body import NONE, Body, mean_state, tokens
 from fedlab.core import ParameterError
+from fedlab.inversion import entering
 from fedlab.lora import adapted
 from fedlab.text import MINILM, SMOLLM2, Encoder, encoder
 
@@ -28,6 +29,19 @@ def test_a_body_gives_the_states_of_its_encoder(pretrained):
     torch.testing.assert_close(mean_state(states, ids != NONE), pretrained(TEXTS[:2]), atol=1e-4, rtol=1e-4)
     assert body.causal == (pretrained.name == SMOLLM2)
     assert states.shape == (*ids.shape, body.wide)
+
+
+def test_what_enters_the_first_layer_is_known_for_every_word(pretrained):
+    body, given, ids = Body(pretrained, 1), [], torch.tensor([[17, 4, 300]])
+    name = "layer.0.attention.self.query" if pretrained.name == MINILM else "layers.0.self_attn.q_proj"
+    hook = next(m for n, m in body.named_modules() if n.endswith(name)).register_forward_pre_hook(
+        lambda _, x: given.append(x[0][0]))
+    with torch.no_grad():
+        body(ids)
+    hook.remove()
+    first = next(entering(body, name, 3))                                   # the first 512 words
+    assert first.shape == (512, 3, body.wide)
+    torch.testing.assert_close(first[ids[0], torch.arange(3)], given[0], atol=1e-4, rtol=1e-4)
 
 
 def test_layers_worked_out_again_give_the_same_gradient(pretrained):

@@ -9,7 +9,7 @@ from test_aggregation import DELTAS, SERVER, dense, sent
 
 from fedlab.aggregation import NoDeltaError, joined_updates, weighted_mean
 from fedlab.core import ParameterError, Rows
-from fedlab.robust import coordinate_median, krum, krum_scores, norm_bound, trimmed_mean
+from fedlab.robust import coordinate_median, krum, krum_scores, norm_bound, row_bound, trimmed_mean
 
 
 def full(given):
@@ -112,3 +112,17 @@ def test_nobody_makes_no_delta(rule):
 def test_too_few_clients_for_krum():
     with pytest.raises(NoDeltaError, match="byzantine=2: Krum needs 7 clients and has 6"):
         krum(2)(full(random(6)), {"w": torch.zeros(7, 3)})
+
+
+def test_row_bound_by_hand_and_with_a_norm_bound_after():
+    deltas = {"w": Rows(torch.tensor([[3.0, 4.0], [0.3, 0.4], [6.0, 8.0]]), torch.tensor([0, 1, 0]),
+                        torch.tensor([0, 0, 1])), "b": Rows(torch.tensor([2.0]), torch.tensor([1]), torch.tensor([1]))}
+    updates, server = sent(deltas, torch.ones(2)), {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
+    found = dense(row_bound(1.0), updates, server)
+    torch.testing.assert_close(found["w"], torch.tensor([[0.6, 0.8], [0.15, 0.2]]))        # (.6 + .6, .8 + .8) / 2
+    torch.testing.assert_close(found["b"], torch.tensor([0.0, 0.5]))
+    both = dense(row_bound(1.0, norm_bound(1.0)), updates, server)                         # 1.25**.5 and 2**.5 long
+    first, second = 1.25**-0.5, 2**-0.5
+    torch.testing.assert_close(both["w"][0], torch.tensor([0.3, 0.4]) * (first + second))
+    torch.testing.assert_close(both["b"][1], torch.tensor(0.5 * second))
+    assert updates[0].deltas["w"].values[0].tolist() == [3.0, 4.0]                         # what was sent is untouched
