@@ -1,80 +1,26 @@
-"""Fewer bytes up: what a client learned in a few bits a number, or only its largest numbers, with a memory of the rest.
+"""Fewer bytes up: each client codes what it learned, with a memory of what the code left out.
 
     sent = code(delta + e),   e <- delta + e - sent        error feedback: what was left out is sent later
 
-Letters: C clients, R rows sent, n numbers of a client in a table.
-Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (sign, error feedback); Alistarh et al. 2017, "QSGD"
-(levels); Stich, Cordonnier, Jaggi 2018, "Sparsified SGD with memory" (top-k with memory).
+Under `federate_privately` this comes before the clip, which is one factor for a whole delta and leaves a code a code;
+noise of the clients' own and secure sums take 4 bytes for every number, and refuse coded deltas.
+
+Letters: C clients, R rows sent.
+Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (error feedback); Karimireddy et al. 2019, "Error
+feedback fixes signSGD".
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fedlab.codes import Code
 from fedlab.cohort import updates
-from fedlab.core import Rows, Tree, Update, require
+from fedlab.core import Config, Rows, Tree, Update, require, stream
 from fedlab.models import Model
-
-Coded = tuple[Tensor, Tensor]                 # (what arrives, of the values' shape; bytes of each client)
-
-
-class Code(Protocol):
-    """(values (R, ...), client (R,), C) -> Coded. says_where: whether its bytes tell which rows the numbers are of."""
-
-    says_where: ClassVar[bool]
-
-    def __call__(self, values: Tensor, client: Tensor, clients: int) -> Coded:
-        """Code and decode one table."""
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """Each number in `bits` bits: 8, 4 or 2 for 255, 15 or 3 levels up to a table's largest; 1 for the sign alone.
-
-    A table takes 4 bytes more for its scale: the largest number, or the mean of all sizes for signs.
-    """
-
-    bits: int = 4
-    says_where: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        require(self.bits in (1, 2, 4, 8), "bits", self.bits, "choose 1, 2, 4 or 8")
-
-    @property
-    def most(self) -> int:
-        """The highest level."""
-        return max(1, 2 ** (self.bits - 1) - 1)
-
-    def __call__(self, values: Tensor, client: Tensor, clients: int) -> Coded:
-        """(levels times scale, bytes)."""
-        flat, each = values.reshape(len(client), -1), values[:1].numel()
-        count = torch.bincount(client, minlength=clients) * each
-        sizes = flat.abs()
-        if self.bits == 1:
-            scale = sizes.new_zeros(clients).index_add_(0, client, sizes.sum(1)) / count.clamp(min=1)
-            levels = torch.where(flat < 0, -1.0, 1.0)
-        else:
-            scale = sizes.new_zeros(clients).scatter_reduce_(0, client, sizes.amax(1), "amax") / self.most
-            levels = (flat / scale.clamp(min=1e-30)[client, None]).round()
-        return (levels * scale[client, None]).view_as(values), (count * self.bits + 7) // 8 + 4 * (count > 0)
-
-
-def packed(levels: np.ndarray[Any, np.dtype[np.int8]], bits: int) -> bytes:
-    """Levels as they are sent: offset to 0 and more, `bits` bits each, the last byte filled with zeros."""
-    codes = (levels > 0 if bits == 1 else levels + (2 ** (bits - 1) - 1)).astype(np.uint8)
-    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits:]).tobytes()
-
-
-def unpacked(text: bytes, count: int, bits: int) -> np.ndarray[Any, np.dtype[np.int8]]:
-    """The `count` levels that were packed."""
-    table = np.unpackbits(np.frombuffer(text, np.uint8))[:count * bits].reshape(count, bits)
-    codes = np.packbits(np.pad(table, ((0, 0), (8 - bits, 0))), axis=1)[:, 0].astype(np.int8)
-    return 2 * codes - 1 if bits == 1 else codes - np.int8(2 ** (bits - 1) - 1)
 
 
 def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
@@ -85,32 +31,6 @@ def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
     require(bool((apart > 0).all()), "ids", ids[apart <= 0][:1].tolist(), "a client's row numbers must grow")
     each = 1 + sum((apart >> 7 * more > 0).long() for more in range(1, 5))
     return torch.zeros(clients, dtype=torch.int64, device=ids.device).index_add_(0, client, torch.as_tensor(each))
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The `share` largest numbers of each client's table, at least one, each with 4 bytes to say where."""
-
-    share: float = 0.1
-    says_where: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
-
-    def __call__(self, values: Tensor, client: Tensor, clients: int) -> Coded:
-        """(values with zeros elsewhere, bytes)."""
-        each, flat = values[:1].numel(), values.reshape(-1)
-        owner = client.repeat_interleave(each)
-        count = torch.bincount(owner, minlength=clients)
-        kept = (count.double() * self.share).ceil().long()
-        order = flat.abs().argsort(descending=True, stable=True)
-        order = order[owner[order].argsort(stable=True)]                       # by client, the largest first
-        place = torch.arange(len(flat), device=flat.device) - (count.cumsum(0) - count)[owner[order]]
-        chosen = order[place < kept[owner[order]]]
-        found = torch.zeros_like(flat)
-        found[chosen] = flat[chosen]
-        return found.view_as(values), 8 * kept
 
 
 class Compressed:
@@ -126,33 +46,35 @@ class Compressed:
         self.code, self.feedback, self.trained = code, feedback, trained
         self.left: dict[str, Memory] = {}
 
-    def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, *given: Any, **named: Any
-               ) -> Iterator[Update]:
+    def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
+               **named: Any) -> Iterator[Update]:
         """As `fedlab.cohort.updates`, compressed; private rows do not leave and are left as they are."""
-        for sent in self.trained(model, data, params, cohort, *given, **named):
+        for sent in self.trained(model, data, params, cohort, config, number=number, **named):
             clients, deltas = len(sent.cohort), dict(sent.deltas)
             size = torch.zeros(clients, dtype=torch.int64, device=sent.weights.device)
             kinds: set[str] = set()
             for name, rows in sent.deltas.items():
                 if name in model.private:
                     continue
-                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort)
+                draw = stream(config.seed, f"code {name}", number)
+                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort, draw)
                 size += bytes_
                 if not self.code.says_where and model.rows[name] not in {"one", *kinds}:
                     kinds.add(model.rows[name])
                     size += row_bytes(rows.ids, rows.client, clients)
             yield replace(sent, deltas=deltas, bytes_up=size)
 
-    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor) -> tuple[Rows, Tensor]:
+    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor, draw: torch.Generator
+               ) -> tuple[Rows, Tensor]:
         """(what arrives of a table, bytes of each client)."""
         if not self.feedback:
-            arrives, size = self.code(rows.values, rows.client, len(cohort))
+            arrives, size = self.code(rows, len(cohort), height, draw)
             return replace(rows, values=arrives), size
         memory = self.left.setdefault(name, Memory(height, rows.values))
         client = cohort.to(rows.ids.device)[rows.client]
-        values = rows.values + memory.of(client, rows.ids)
-        arrives, size = self.code(values, rows.client, len(cohort))
-        memory.keep(client, rows.ids, (values - arrives).nan_to_num(0.0, 0.0, 0.0))    # a bad round stays one
+        whole = replace(rows, values=rows.values + memory.of(client, rows.ids))
+        arrives, size = self.code(whole, len(cohort), height, draw)
+        memory.keep(client, rows.ids, (whole.values - arrives).nan_to_num(0.0, 0.0, 0.0))    # a bad round stays one
         return replace(rows, values=arrives), size
 
 

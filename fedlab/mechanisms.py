@@ -115,6 +115,7 @@ class LocalNoise(Mechanism):
 
     def client(self, update: Update, scene: Scene) -> Update:
         """Dense deltas with noise."""
+        uncoded(update, "noise at each client")
         clients, found = len(update.cohort), {}
         for name, every in dense(update, scene).items():
             who = torch.arange(clients, device=every.device).repeat_interleave(every.shape[1])
@@ -161,6 +162,12 @@ def summed(mechanisms: Sequence[Mechanism], updates: Iterable[Update], scene: Sc
     return {name: (value / scene.expected).to(scene.server[name]) for name, value in total.items()}
 
 
+def uncoded(update: Update, what: str) -> None:
+    """Raise `ParameterError` for deltas in a code, where every number is sent in 4 bytes anyway."""
+    require(update.bytes_up is None, "update", "coded deltas",
+            f"{what} sends 4 bytes for every number, so a code only costs quality; leave out `Compressed`")
+
+
 def plain_sum(updates: Iterable[Update], scene: Scene) -> Tree:
     """Each parameter's sum of weighted deltas, dense."""
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in scene.server.items()}
@@ -197,6 +204,7 @@ class SecureSum(Mechanism):
         """The sum of deltas in fixed point, exact to a unit of it for each client."""
         fixed, vectors = FixedPoint(scene.clip * (1 + 1e-6), self.most), []
         for update in updates:
+            uncoded(update, "a secure sum")
             whole = torch.cat([value.flatten(1) for value in dense(update, scene).values()], 1)
             vectors += [fixed.encode(row) for row in whole.double().cpu().numpy()]
         require(len(vectors) <= self.most, "most", self.most, f"{len(vectors)} clients came; choose as many")

@@ -86,6 +86,9 @@ class Guard:
     def __init__(self, model: Model, data: Source, config: Ask, update: ClientUpdate, start: Round | None,
                  seed: int | None, between: Sequence[Mechanism]) -> None:
         """start: with the ledger of earlier rounds."""
+        for mechanism in between:
+            require(isinstance(mechanism, Mechanism), "between", type(mechanism).__name__,
+                    "give mechanisms; a code goes before the clip, as update=Compressed(code).update")
         self.between = between
         self.model, self.clients, self.asked, self.trained, self.seed = model, len(data), config, update, seed
         self.state = dict(start.state.get("privacy", {})) if start else {}

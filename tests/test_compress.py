@@ -1,53 +1,15 @@
-"""Fewer bytes: levels and signs by hand, bytes as they are packed, and nothing lost for good with feedback."""
+"""Fewer bytes up: nothing is lost for good with feedback, bytes of rows, and what goes with privacy."""
 
-import numpy as np
 import pytest
 import torch
 
-from fedlab.compress import Compressed, Quantised, TopK, packed, row_bytes, unpacked
+from fedlab.codes import LowRank, Quantised, RandomK, TopK
+from fedlab.compress import Compressed, row_bytes
 from fedlab.core import Config, ParameterError, Rows, Update
+from fedlab.mechanisms import SecureSum
 from fedlab.models import matrix_factorisation
+from fedlab.privacy import Private, federate_privately
 from fedlab.server import federate
-
-VALUES = torch.tensor([[7.0, -3.4], [0.2, 0.0], [-1.0, 0.6]])
-CLIENT = torch.tensor([0, 0, 1])
-
-
-def test_four_bits_by_hand():
-    arrives, size = Quantised(4)(VALUES, CLIENT, 3)
-    torch.testing.assert_close(arrives, torch.tensor([[7.0, -3.0], [0.0, 0.0], [-1.0, 4 / 7]]))
-    assert size.tolist() == [2 + 4, 1 + 4, 0]                      # half a byte a number, a scale; the third was silent
-
-
-def test_signs_by_hand():
-    arrives, size = Quantised(1)(VALUES, CLIENT, 2)
-    mean = 10.6 / 4
-    torch.testing.assert_close(arrives, torch.tensor([[mean, -mean], [mean, mean], [-0.8, 0.8]]))
-    assert size.tolist() == [1 + 4, 1 + 4]
-
-
-def test_the_largest_by_hand():
-    arrives, size = TopK(0.5)(VALUES, CLIENT, 2)
-    torch.testing.assert_close(arrives, torch.tensor([[7.0, -3.4], [0.0, 0.0], [-1.0, 0.0]]))
-    assert size.tolist() == [16, 8]
-    everything, _ = TopK(1.0)(VALUES, CLIENT, 2)
-    assert torch.equal(everything, VALUES)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_bytes_are_those_of_the_packed_levels(bits):
-    torch.manual_seed(0)
-    values = torch.randn(37, 3)
-    code = Quantised(bits)
-    arrives, size = code(values, torch.zeros(37, dtype=torch.int64), 1)
-    scale = values.abs().mean() if bits == 1 else values.abs().max() / code.most
-    levels = (arrives / scale).round().to(torch.int8).flatten().numpy()
-    text = packed(levels, bits)
-    assert len(text) + 4 == int(size)
-    assert np.array_equal(unpacked(text, len(levels), bits), levels)
-    assert len(np.unique(levels)) <= 2 * code.most + 1
-    if bits > 1:
-        assert float((arrives - values).abs().max()) <= float(scale) / 2 + 1e-6
 
 
 def test_row_numbers_are_sent_as_distances():
@@ -79,15 +41,16 @@ class Fixed:
         yield Update({"item": rows}, one, one, cohort, one)
 
 
-@pytest.mark.parametrize("code", [Quantised(1), Quantised(2), Quantised(4), TopK(0.2)])
+@pytest.mark.parametrize("code", [Quantised(1), Quantised(2), Quantised(4), TopK(0.2), RandomK(0.3), LowRank(1)])
 def test_with_feedback_nothing_is_lost_for_good(code):
     torch.manual_seed(0)
     values = torch.randn(4, 5)
     sums = []
     for way in (Compressed(code, trained=Fixed(values)), Compressed(code, feedback=False, trained=Fixed(values))):
         total = torch.zeros(4, 5)
-        for _ in range(200):
-            (sent,) = way.update(Fixed(values), None, {"item": torch.zeros(4, 5)}, torch.tensor([3, 1]))
+        for number in range(200):
+            (sent,) = way.update(Fixed(values), None, {"item": torch.zeros(4, 5)}, torch.tensor([3, 1]), Config(),
+                                     number=number)
             total += sent.deltas["item"].values[:4]
         sums.append(float((total / 200 - values).abs().max()))
     assert sums[0] < 0.1
@@ -97,8 +60,8 @@ def test_with_feedback_nothing_is_lost_for_good(code):
 def test_memory_is_each_clients_own():
     way = Compressed(TopK(0.05), trained=Fixed(torch.arange(20.0).view(4, 5)))
     params = {"item": torch.zeros(4, 5)}
-    list(way.update(Fixed(None), None, params, torch.tensor([2])))
-    (sent,) = way.update(Fixed(None), None, params, torch.tensor([2, 5]))
+    list(way.update(Fixed(None), None, params, torch.tensor([2]), Config()))
+    (sent,) = way.update(Fixed(None), None, params, torch.tensor([2, 5]), Config())
     mine, other = (sent.deltas["item"].values[sent.deltas["item"].client == k] for k in (0, 1))
     assert float(mine.max()) == 36.0                               # 18 of the last round, and 18 of this one
     assert float(other.max()) == 19.0
@@ -107,9 +70,9 @@ def test_memory_is_each_clients_own():
 def test_a_delta_that_is_no_number_is_not_remembered():
     bad = Fixed(torch.full((4, 5), torch.nan))
     way, params = Compressed(Quantised(4), trained=bad), {"item": torch.zeros(4, 5)}
-    list(way.update(bad, None, params, torch.tensor([1])))
+    list(way.update(bad, None, params, torch.tensor([1]), Config()))
     bad.values = torch.ones(4, 5)
-    (sent,) = way.update(bad, None, params, torch.tensor([1]))
+    (sent,) = way.update(bad, None, params, torch.tensor([1]), Config())
     torch.testing.assert_close(sent.deltas["item"].values, torch.ones(4, 5))
 
 
@@ -124,9 +87,35 @@ def test_a_federation_learns_with_about_an_eighth_of_the_bytes(split, clicks):
     assert torch.equal(small.params["item"], again.params["item"])
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: Quantised(3), "bits=3: choose 1, 2, 4 or 8"), (lambda: TopK(0.0), "share=0.0: choose a share"),
-    (lambda: TopK(1.5), "share=1.5")])
-def test_what_makes_no_code_is_refused(call, message):
-    with pytest.raises(ParameterError, match=message):
-        call()
+def test_a_code_goes_before_the_clip_and_its_bytes_are_counted(split, clicks):
+    model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
+    config = Private(rounds=1, cohort=300, local_lr=2.0, clip=0.1, noise=1e-6)
+    coded = Compressed(LowRank(1, then=Quantised(4)))
+    (done,) = federate_privately(model, clicks, config, update=coded.update, teaching_seed=0)
+    (plain,) = federate_privately(model, clicks, config, teaching_seed=0)
+    assert plain.bytes_up / done.bytes_up > 25                             # 16 numbers a row become one, of half a byte
+    assert float(done.norms.max()) <= 0.1 * (1 + 1e-4)                     # measured in float32
+    assert torch.equal(plain.cohort, done.cohort)
+
+
+@pytest.mark.parametrize("seal", [{"config": {"placement": "local"}}, {"between": [SecureSum()]}])
+def test_where_all_numbers_are_sent_anyway_a_code_is_refused(seal, split, clicks):
+    model = matrix_factorisation(split.train.user_count, split.train.item_count, 2)
+    config, between = Private(rounds=1, cohort=5, noise=1.0, **seal.get("config", {})), seal.get("between", ())
+    with pytest.raises(ParameterError, match=r"update='coded deltas': .* sends 4 bytes for every number"):
+        list(federate_privately(model, clicks, config, update=Compressed(Quantised(4)).update, between=between,
+                                teaching_seed=3))
+
+
+def test_a_code_after_the_clip_is_refused(split, clicks):
+    model = matrix_factorisation(split.train.user_count, split.train.item_count, 2)
+    with pytest.raises(ParameterError, match="between='Quantised': give mechanisms; a code goes before the clip"):
+        list(federate_privately(model, clicks, Private(cohort=5), between=[Quantised(4)]))
+
+
+def test_random_codes_do_not_depend_on_memory(split, clicks):
+    model = matrix_factorisation(split.train.user_count, split.train.item_count, 4)
+    found = [list(federate(model, clicks, Config(rounds=2, cohort=60, memory_mb=mb),
+                           update=Compressed(RandomK(0.2)).update))[-1] for mb in (3, 500)]
+    assert found[0].bytes_up == found[1].bytes_up
+    torch.testing.assert_close(found[0].params["item"], found[1].params["item"])

@@ -10,10 +10,10 @@ import fedlab
 LAYERS = ["core", "accounting", "shamir", "secure", "tables", "readers", "wheels", "data", "text", "body", "inversion",
           "prior", "federation", "leaky", "sources", "shops", "models", "features", "modules", "reader", "metrics",
           "evaluation", "attacks", "membership", "tasks", "tower", "sequence", "scoring", "aggregation", "lora",
-          "optim", "robust", "selection", "scaffold", "gradient", "step", "engine", "client", "cohort", "compress",
-          "poison", "meta", "rounds", "mechanisms", "dpsgd", "ensemble", "implicit", "central", "screen", "public",
-          "world", "server", "privacy", "asynchronous", "personal", "plots", "experiment", "settings", "run", "runs",
-          "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
+          "optim", "robust", "selection", "scaffold", "gradient", "step", "engine", "client", "cohort", "codes",
+          "compress", "poison", "meta", "rounds", "mechanisms", "dpsgd", "ensemble", "implicit", "central", "screen",
+          "public", "world", "server", "privacy", "asynchronous", "personal", "plots", "experiment", "settings", "run",
+          "runs", "export", "runner", "sweep", "session", "view", "workbench", "check", "__main__"]
 FILES = sorted(Path(fedlab.__file__).parent.glob("*.py"))
 
 
