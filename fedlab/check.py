@@ -162,3 +162,21 @@ def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
     _say(_equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
          "that is the noise on the sum; the mean is the sum over the clients" if total
          else "the sum has noise of z C, and is divided by the number of clients")
+
+
+def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
+    """Lesson 9: `opened(masked, mask)` is the sum of words masked (C, D) without the mask (D,) left in it, mod 2^32."""
+    masked, mask = torch.tensor([[2**32 - 1, 5], [3, 7], [9, 2**31]]), torch.tensor([7, 2**31 + 30])
+    answer, expected = opened(masked, mask), masked.sum(0) - mask
+    _say(_equal(answer, expected % 2**32), "words wrap around: take all of it mod 2**32" if _equal(answer, expected)
+         else "add the rows up, take the mask off, then % 2**32")
+
+
+def most_found(bound: Callable[[float, float], Any]) -> None:
+    """Lesson 9: `bound(epsilon, false)` is the largest share of members found, a share `false` by mistake."""
+    answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
+    expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
+    over = _equal(answers[2], torch.tensor(148.4131591 * 0.05))
+    _say(all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
+         "a share above 1? The bound holds for those not found as well: 1 - tpr >= e**-epsilon * (1 - false)" if over
+         else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)")

@@ -105,6 +105,22 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     return figure
 
 
+def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], levels: Mapping[str, float] | None = None
+              ) -> Figure:
+    """Dots with whiskers: measure -> name -> (value, low, high); levels: measure -> a dashed line there."""
+    with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
+        for axis, (measure, named) in zip(axes, values.items(), strict=True):
+            for place, (value, low, high) in enumerate(named.values()):
+                axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", capsize=3,
+                              color=COLOURS[place % len(COLOURS)])
+            axis.set_yticks(range(len(named)), list(named))
+            axis.set_ylim(len(named) - 0.5, -0.5)
+            if measure in (levels or {}):
+                axis.axvline((levels or {})[measure], color="#555555", linestyle="--", linewidth=1)
+            axis.set_title(measure)
+    return figure
+
+
 def tastes(federations: Mapping[str, Federation]) -> Figure:
     """What each platform watches: the share of each genre in its ratings, over the share overall."""
     with panels(len(federations), 4.6, 3.6) as (figure, axes):

@@ -153,6 +153,24 @@ def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_p
         shoot(page, "lesson 8 budget spent")
 
 
+def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp_path):
+    with lesson(page, tmp_path, "09_attacks_and_secure_aggregation", ROUNDS=3, PUSH_ROUNDS=12, CLAIM_SEEDS=1,
+                SUMS=[1, 2]) as bench:
+        press(bench, "Start")
+        reach(page, bench, 1)
+        turn(page, bench, 8, noise=0.01)
+        turn(page, bench, 8, liars=0.2)
+        stop(bench)
+        found = told(page, "(r.config.liars, r.metrics['er@10'], r.metrics['members told'], r.metrics['epsilon'])")
+        honest, lied = ([row for row in found if bool(row[0]) == lying] for lying in (False, True))
+        assert max(row[1] for row in honest) < 0.01
+        assert lied[-1][1] > 0.5                                         # a clip alone does not stop them
+        assert honest[-1][2] > 0.55                                      # without noise to speak of, members are told
+        spent = [row[3] for row in found]
+        assert spent == sorted(spent)
+        shoot(page, "lesson 9 under attack")
+
+
 def steer(page, bench):
     chart = bench.locator('svg[data-series="ndcg@10"]')
     expect(chart).to_have_attribute("aria-label", "ndcg@10 by round: no rounds yet")

@@ -1,6 +1,7 @@
 """The exercises' checks: solutions pass, the empty answer and near misses get a hint, nothing raises."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,19 @@ def test_lesson_8_has_solutions_and_hints(capsys):
     assert "delta.norm()" in none
     assert "noise on the sum" in total
     assert "divided by the number" in other
+
+
+def test_lesson_9_has_solutions_and_hints(capsys):
+    nine = solution("lesson_09")
+    check.unmasking(nine.opened)
+    check.most_found(nine.bound)
+    check.unmasking(lambda masked, mask: masked.sum(0) - mask)
+    check.unmasking(lambda masked, mask: ...)
+    check.most_found(lambda epsilon, false: math.exp(epsilon) * false)
+    check.most_found(lambda epsilon, false: ...)
+    first, second, wrapped, none, over, other = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "wrap around" in wrapped
+    assert "add the rows up" in none
+    assert "above 1" in over
+    assert "no more than" in other

@@ -40,6 +40,17 @@ def test_bars_lines_and_histograms_carry_values_and_labels():
     assert axis.lines[0].get_ydata().tolist() == [3, 4]
 
 
+def test_intervals_reach_from_low_to_high():
+    one, other = plots.intervals({"AUC": {"a": (0.6, 0.5, 0.8), "b": (0.5, 0.4, 0.6)}, "share": {"a": (0.1, 0.0, 0.2)}},
+                                 {"AUC": 0.5}).axes
+    ends = [bar.get_segments()[0][:, 0].tolist() for bar in one.collections]
+    assert ends == [pytest.approx([0.5, 0.8]), pytest.approx([0.4, 0.6])]
+    assert [label.get_text() for label in one.get_yticklabels()] == ["a", "b"]
+    dashed = [line for line in one.lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [0.5]
+    assert not [line for line in other.lines if line.get_linestyle() == "--"]
+
+
 def test_tastes_show_platforms_over_the_average(split):
     figure = plots.tastes({"random": Federation(split.train, equal(split.train, 3))})
     image = figure.axes[0].images[0].get_array()
