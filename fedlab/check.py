@@ -180,3 +180,24 @@ def most_found(bound: Callable[[float, float], Any]) -> None:
     _say(all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
          "a share above 1? The bound holds for those not found as well: 1 - tpr >= e**-epsilon * (1 - false)" if over
          else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)")
+
+
+def levels(given: Callable[[Tensor, int], Any]) -> None:
+    """Lesson 10: `given(numbers, bits)` is the level of each, the largest size at 2^(bits - 1) - 1."""
+    numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
+    answers = given(numbers, 4), given(numbers, 2)
+    expected = torch.tensor([-7.0, 3.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, 0.0])
+    raw = _equal(answers[0], numbers * 7 / 0.8)
+    _say(all(_equal(a, e) for a, e in zip(answers, expected, strict=True)),
+         "levels are whole numbers; round them" if raw
+         else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); then round")
+
+
+def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) -> None:
+    """Lesson 10: `rest(delta, left, code)` is delta + left, less what the code makes of it."""
+    delta, left = torch.tensor([0.3, -1.2, 0.6]), torch.tensor([0.4, 0.1, 0.0])
+    answer, alone = rest(delta, left, torch.round), delta - delta.round()
+    forgotten = _equal(answer, alone) or _equal(answer, alone + left)
+    _say(_equal(answer, torch.tensor([-0.3, -0.1, -0.4])),
+         "what was left out before must be sent as well: code(delta + left)" if forgotten
+         else "delta + left - code(delta + left)")

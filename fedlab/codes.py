@@ -21,14 +21,14 @@ Coded = tuple[Tensor, Tensor]                 # (what arrives, of the values' sh
 
 
 class Code(Protocol):
-    """(rows of one table, C, I, draw) -> Coded. says_where: whether its bytes tell which rows the numbers are of.
+    """(rows of one table, C, I, seed) -> Coded. says_where: whether its bytes tell which rows the numbers are of.
 
-    draw: the round's randomness of this table, the same for all clients, so that the server can repeat it.
+    seed: of the round and the table, the same for all clients, so that the server can repeat what is drawn.
     """
 
     says_where: ClassVar[bool]
 
-    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
         """Code and decode one table."""
 
 
@@ -38,7 +38,7 @@ class Plain:
 
     says_where: ClassVar[bool] = False
 
-    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
         """(values, bytes)."""
         return rows.values, 4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients)
 
@@ -63,20 +63,20 @@ class Quantised:
         """The highest level."""
         return max(1, 2 ** (self.bits - 1) - 1)
 
-    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
         """(levels times scale, bytes)."""
         client, flat = rows.client, rows.values.reshape(len(rows.ids), -1)
         count = torch.bincount(client, minlength=clients) * flat.shape[1]
-        sizes = flat.abs()
         if self.bits == 1:
-            scale = sizes.new_zeros(clients).index_add_(0, client, sizes.sum(1)) / count.clamp(min=1)
+            sizes = torch.linalg.vector_norm(flat, ord=1, dim=1)
+            scale = sizes.new_zeros(clients).index_add_(0, client, sizes) / count.clamp(min=1)
             levels = torch.where(flat < 0, -1.0, 1.0)
         else:
             root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt()
-            far = sizes.new_zeros(clients).scatter_reduce_(0, client, sizes.amax(1), "amax")
+            far = root.new_zeros(clients).scatter_reduce_(0, client, flat.abs().amax(1), "amax")
             scale = torch.minimum(far, REACH[self.bits] * root) / self.most
-            levels = (flat / scale.clamp(min=1e-30)[client, None]).round().clamp(-self.most, self.most)
-        return (levels * scale[client, None]).view_as(rows.values), (count * self.bits + 7) // 8 + 4 * (count > 0)
+            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_().clamp_(-self.most, self.most)
+        return levels.mul_(scale[client, None]).view_as(rows.values), (count * self.bits + 7) // 8 + 4 * (count > 0)
 
 
 REACH = {2: 2.0, 4: 6.0, 8: 100.0}            # measured on lesson 2's deltas, of which one in a thousand lies beyond 6
@@ -106,18 +106,16 @@ class TopK:
         """Check the number."""
         require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
 
-    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
         """(values with zeros elsewhere, bytes)."""
-        each, flat = rows.values[:1].numel(), rows.values.reshape(-1)
-        owner = rows.client.repeat_interleave(each)
-        count = torch.bincount(owner, minlength=clients)
+        flat = rows.values.reshape(-1)
+        count = torch.bincount(rows.client, minlength=clients) * rows.values[:1].numel()
         kept = (count.double() * self.share).ceil().long()
-        order = flat.abs().argsort(descending=True, stable=True)
-        order = order[owner[order].argsort(stable=True)]                       # by client, the largest first
-        place = torch.arange(len(flat), device=flat.device) - (count.cumsum(0) - count)[owner[order]]
-        chosen = order[place < kept[owner[order]]]
         found = torch.zeros_like(flat)
-        found[chosen] = flat[chosen]
+        parts = zip(flat.split(count.tolist()), found.split(count.tolist()), kept.tolist(), strict=True)
+        for part, out, k in parts:
+            chosen = part.abs().topk(k, sorted=False).indices
+            out[chosen] = part[chosen]
         return found.view_as(rows.values), 8 * kept
 
 
@@ -132,8 +130,9 @@ class RandomK:
         """Check the number."""
         require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
 
-    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
         """(values with zeros elsewhere, bytes)."""
+        draw = torch.Generator().manual_seed(seed)
         drawn = torch.rand(height, *rows.values.shape[1:], generator=draw) < self.share
         sent = drawn.to(rows.ids.device)[rows.ids]
         each = sent.view(len(sent), sent.shape[1:].numel()).sum(1)
@@ -160,15 +159,15 @@ class LowRank:
         require(self.rank >= 1, "rank", self.rank, "choose 1 or more")
         require(self.steps >= 1, "steps", self.steps, "choose 1 or more")
 
-    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
         """(products, bytes)."""
         if rows.values.dim() == 1 or rows.values.shape[-1] == 1:
-            return self.then(rows, clients, height, draw)
+            return self.then(rows, clients, height, seed)
         wide, every = rows.values.shape[-1], torch.arange(clients, device=rows.ids.device)
         counts = torch.bincount(rows.client, minlength=clients) * (rows.values[:1].numel() // wide)
-        start = torch.randn(wide, self.rank, generator=draw).to(rows.values)
+        start = torch.randn(wide, self.rank, generator=torch.Generator().manual_seed(seed)).to(rows.values)
         both = [self._factors(part, start) for part in rows.values.reshape(-1, wide).split(counts.tolist())]
-        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every, draw) for side in (0, 1))
+        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every, seed) for side in (0, 1))
         products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(wide), strict=True)]
         return torch.cat(products).view_as(rows.values), (one + other).where(counts > 0, 0)
 
@@ -181,7 +180,7 @@ class LowRank:
             right = part.T @ left
         return left, right
 
-    def _sent(self, factors: list[Tensor], every: Tensor, draw: torch.Generator) -> Coded:
+    def _sent(self, factors: list[Tensor], every: Tensor, seed: int) -> Coded:
         """What arrives of one factor of all clients, and its bytes."""
         owner = every.repeat_interleave(torch.tensor([len(factor) for factor in factors], device=every.device))
-        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1, draw)
+        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1, seed)

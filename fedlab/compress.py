@@ -56,25 +56,27 @@ class Compressed:
             for name, rows in sent.deltas.items():
                 if name in model.private:
                     continue
-                draw = stream(config.seed, f"code {name}", number)
-                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort, draw)
+                seed = stream(config.seed, f"code {name}", number).initial_seed()
+                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort, seed)
                 size += bytes_
                 if not self.code.says_where and model.rows[name] not in {"one", *kinds}:
                     kinds.add(model.rows[name])
                     size += row_bytes(rows.ids, rows.client, clients)
             yield replace(sent, deltas=deltas, bytes_up=size)
 
-    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor, draw: torch.Generator
-               ) -> tuple[Rows, Tensor]:
+    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor, seed: int) -> tuple[Rows, Tensor]:
         """(what arrives of a table, bytes of each client)."""
         if not self.feedback:
-            arrives, size = self.code(rows, len(cohort), height, draw)
+            arrives, size = self.code(rows, len(cohort), height, seed)
             return replace(rows, values=arrives), size
         memory = self.left.setdefault(name, Memory(height, rows.values))
         client = cohort.to(rows.ids.device)[rows.client]
-        whole = replace(rows, values=rows.values + memory.of(client, rows.ids))
-        arrives, size = self.code(whole, len(cohort), height, draw)
-        memory.keep(client, rows.ids, (whole.values - arrives).nan_to_num(0.0, 0.0, 0.0))    # a bad round stays one
+        whole = replace(rows, values=memory.of(client, rows.ids).add_(rows.values))
+        arrives, size = self.code(whole, len(cohort), height, seed)
+        rest = whole.values - arrives                        # not in place: a code may hand its input on
+        if not rest.sum().isfinite():
+            rest.nan_to_num_(0.0, 0.0, 0.0)                                     # a bad round stays one
+        memory.keep(client, rows.ids, rest)
         return replace(rows, values=arrives), size
 
 
@@ -83,28 +85,25 @@ class Memory:
 
     def __init__(self, height: int, like: Tensor) -> None:
         """Empty. height: rows of the table. like (R, ...): values of its rows."""
-        self.place = torch.full((0, height), -1, dtype=torch.int32, device=like.device)
-        self.values, self.used = like.new_zeros(0, *like.shape[1:]), 0
+        self.place = torch.zeros((0, height), dtype=torch.int32, device=like.device)
+        self.values, self.used = like.new_zeros(1, *like.shape[1:]), 1          # place 0 is of what nobody left
 
     def of(self, client: Tensor, ids: Tensor) -> Tensor:
-        """(R, ...) of these rows, 0 where there is nothing; client (R,): numbers."""
+        """(R, ...) a copy of these rows, 0 where there is nothing; client (R,): numbers."""
         missing = int(client.max()) + 1 - len(self.place) if len(client) else 0
         if missing > 0:
-            more = self.place.new_full((missing, self.place.shape[1]), -1)
-            self.place = torch.cat([self.place, more])
-        at = self.place[client, ids].long()
-        found = self.values.new_zeros(len(ids), *self.values.shape[1:])
-        found[at >= 0] = self.values[at[at >= 0]]
-        return found
+            self.place = torch.cat([self.place, self.place.new_zeros(missing, self.place.shape[1])])
+        return self.values.index_select(0, self.place[client, ids])
 
     def keep(self, client: Tensor, ids: Tensor, rest: Tensor) -> None:
         """Remember these instead; `of` has been asked for the same rows."""
-        fresh = self.place[client, ids] < 0
-        count = int(fresh.sum())
-        self.place[client[fresh], ids[fresh]] = torch.arange(self.used, self.used + count, dtype=torch.int32,
-                                                             device=ids.device)
-        self.used += count
-        if self.used > len(self.values):                     # twice the room, so that few rounds copy
-            more = self.values.new_zeros(2 * self.used - len(self.values), *self.values.shape[1:])
-            self.values = torch.cat([self.values, more])
-        self.values[self.place[client, ids].long()] = rest
+        at = self.place[client, ids]
+        fresh = (at == 0).nonzero()[:, 0]
+        at[fresh] = torch.arange(self.used, self.used + len(fresh), dtype=torch.int32, device=ids.device)
+        self.place[client[fresh], ids[fresh]] = at[fresh]
+        self.used += len(fresh)
+        if self.used > len(self.values):           # twice the room, not filled: pages come as they are written
+            larger = self.values.new_empty(2 * self.used, *self.values.shape[1:])
+            larger[: len(self.values)] = self.values
+            self.values = larger
+        self.values.index_copy_(0, at.long(), rest)

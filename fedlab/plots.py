@@ -57,8 +57,11 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
 
 
 def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None,
-            xlabel: str = "round", width: float = 4.2) -> Figure:
-    """Panels of lines against rounds, or what xlabel says: title -> run -> its (x, y) points; levels as in `curves`."""
+            xlabel: str = "round", width: float = 4.2, log: bool = False) -> Figure:
+    """Panels of lines against rounds, or what xlabel says: title -> run -> its (x, y) points; levels as in `curves`.
+
+    log: spreads the x axis by ratios.
+    """
     with panels(len(series), width) as (figure, axes):
         for axis, (title, runs) in zip(axes, series.items(), strict=True):
             for name, points in runs.items():
@@ -69,7 +72,10 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
                     axis.text(0.99, height, label.split(": ", 1)[1], transform=axis.get_yaxis_transform(),
                               ha="right", va="bottom", fontsize=9, color="#555555")
             axis.set(title=title, xlabel=xlabel)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if log:
+                axis.set_xscale("log")
+            else:
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if max(len(runs) for runs in series.values()) > 1:
             axes[0].legend(fontsize=9)
     return figure

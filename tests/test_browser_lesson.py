@@ -171,6 +171,22 @@ def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp
         shoot(page, "lesson 9 under attack")
 
 
+def test_lesson_10_changes_the_code_while_it_trains(page, tmp_path):
+    with lesson(page, tmp_path, "10_communication", ROUNDS=6) as bench:
+        press(bench, "Start")
+        reach(page, bench, 10)
+        turn(page, bench, 3, code="4 bits")
+        turn(page, bench, 3, code="rank 1 in 4 bits")
+        stop(bench)
+        found = told(page, "(r.config.code, r.bytes_up / r.bytes_down, r.metrics['ndcg@10'])")
+        up = {code: [share for name, share, _ in found if name == code] for code, *_ in found}
+        assert list(up) == ["plain", "4 bits", "rank 1 in 4 bits"]
+        assert min(up["plain"]) > 7 * max(up["4 bits"])
+        assert min(up["4 bits"]) > 7 * max(up["rank 1 in 4 bits"])
+        assert found[-1][2] > 0.9 * found[9][2]                          # and it goes on learning
+        shoot(page, "lesson 10 in few bits")
+
+
 def steer(page, bench):
     chart = bench.locator('svg[data-series="ndcg@10"]')
     expect(chart).to_have_attribute("aria-label", "ndcg@10 by round: no rounds yet")

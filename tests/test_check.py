@@ -111,3 +111,19 @@ def test_lesson_9_has_solutions_and_hints(capsys):
     assert "add the rows up" in none
     assert "above 1" in over
     assert "no more than" in other
+
+
+def test_lesson_10_has_solutions_and_hints(capsys):
+    ten = solution("lesson_10")
+    check.levels(ten.levels)
+    check.feedback(ten.rest)
+    check.levels(lambda numbers, bits: numbers * (2 ** (bits - 1) - 1) / numbers.abs().max())
+    check.levels(lambda numbers, bits: ...)
+    check.feedback(lambda delta, left, code: delta - code(delta))
+    check.feedback(lambda delta, left, code: ...)
+    first, second, raw, none, forgotten, other = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "round them" in raw
+    assert "then round" in none
+    assert "left out before" in forgotten
+    assert "delta + left - code" in other

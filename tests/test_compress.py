@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedlab.codes import LowRank, Quantised, RandomK, TopK
+from fedlab.codes import LowRank, Plain, Quantised, RandomK, TopK
 from fedlab.compress import Compressed, row_bytes
 from fedlab.core import Config, ParameterError, Rows, Update
 from fedlab.mechanisms import SecureSum
@@ -65,6 +65,16 @@ def test_memory_is_each_clients_own():
     mine, other = (sent.deltas["item"].values[sent.deltas["item"].client == k] for k in (0, 1))
     assert float(mine.max()) == 36.0                               # 18 of the last round, and 18 of this one
     assert float(other.max()) == 19.0
+
+
+@pytest.mark.parametrize("code", [Plain(), TopK(1.0), LowRank(8, steps=4)])
+def test_codes_that_leave_nothing_out_change_nothing(code, split, clicks):
+    model = matrix_factorisation(split.train.user_count, split.train.item_count, 4)
+    config = Config(rounds=3, cohort=60)
+    *_, plain = federate(model, clicks, config)
+    *_, sent = federate(model, clicks, config, update=Compressed(code).update)
+    for name, value in plain.params.items():
+        torch.testing.assert_close(sent.params[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_a_delta_that_is_no_number_is_not_remembered():
