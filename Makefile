@@ -43,6 +43,8 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/sequences.py
 	$(BIN)/python benchmarks/meta.py
 	$(BIN)/python benchmarks/privacy.py
+	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/codes.py
 	$(BIN)/python benchmarks/tables.py
 
 lint: $(READY)  ## check style and types

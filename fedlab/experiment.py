@@ -7,22 +7,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from fedlab.aggregation import Aggregate, mean_of_holders, weighted_mean
 from fedlab.asynchronous import Asynchronous, federate_async
-from fedlab.core import knob, strict
+from fedlab.codes import Code, LowRank, Quantised, RandomK, TopK
+from fedlab.cohort import updates
+from fedlab.compress import Compressed
+from fedlab.core import knob, require, strict
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
 from fedlab.evaluation import Candidates, candidates, ranking
 from fedlab.features import content, genre_profile, item_features, linear, user_features
 from fedlab.federation import Federation, by_activity, by_genre, equal, one_per_user
 from fedlab.metrics import rmse
 from fedlab.models import Model, interaction, matrix_factorisation
-from fedlab.robust import coordinate_median, krum, norm_bound, trimmed_mean
+from fedlab.poison import Craft, Poisoned, noisy, scaled
+from fedlab.robust import coordinate_median, krum, norm_bound, row_bound, trimmed_mean
 from fedlab.rounds import Round, measured
 from fedlab.scoring import scorer
 from fedlab.selection import HeldOut, by_quality, judge, select
-from fedlab.server import federate
+from fedlab.server import ClientUpdate, federate
 from fedlab.world import Membership, World
 
 BUNDLED = "ml-latest-small"
@@ -48,15 +53,15 @@ class Experiment(Asynchronous):
                     usual=(1, 128))
     aggregation: str = knob("weighted mean", 0, 0, "", "how deltas become one", live=False,
                             choices=("weighted mean", "mean of holders", "coordinate median", "trimmed mean", "krum",
-                                     "norm bound", "by quality", "best models"))
+                                     "norm bound", "row bound", "by quality", "best models"))
     trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end", live=False,
                        usual=(0.0, 0.45), group="aggregation")
     byzantine: int = knob(1, 0, 100_000, "clients", "krum: how many bad clients it should stand (f)", live=False,
                           usual=(0, 20), group="aggregation")
     keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged", live=False, usual=(1, 20),
                      group="aggregation")
-    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound: longest delta (L2)", live=False, log=True, usual=(0.01, 10.0),
-                        group="aggregation")
+    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound, row bound: longest delta, or row of it (L2)", live=False,
+                        log=True, usual=(0.01, 10.0), group="aggregation")
     temperature: float = knob(0.1, 1e-6, 1e6, "", "by quality: small listens to the best client alone", live=False,
                               log=True, usual=(0.01, 10.0), group="aggregation")
     timing: str = knob("synchronous", 0, 0, "", "wait for a whole cohort, or step as updates come", live=False,
@@ -71,6 +76,13 @@ class Experiment(Asynchronous):
                        group="clients' world")
     early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False,
                         group="clients' world")
+    attack: str = knob("none", 0, 0, "", "what clients send that belong to an attacker", live=False,
+                       choices=("none", "flipped", "noisy"), group="attack")
+    liars: float = knob(0.1, 0.0, 1.0, "of the clients", "belong to an attacker; of no account without an attack",
+                        live=False, usual=(0.0, 0.5), group="attack")
+    code: str = knob("plain", 0, 0, "", "in what form deltas are sent up", live=False,
+                     choices=("plain", "8 bits", "4 bits", "2 bits", "signs", "largest tenth", "random tenth", "rank 1",
+                              "rank 1 in 4 bits"), group="communication")
     measure_every: int = knob(1, 1, 1_000, "rounds", "how often the validation metrics are worked out", live=False,
                               usual=(1, 20))
     device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False, group="machine and draws")
@@ -95,8 +107,18 @@ AGGREGATES: dict[str, Callable[[Experiment, Model, Federation], Aggregate]] = {
     "trimmed mean": lambda e, *_: trimmed_mean(e.trim),
     "krum": lambda e, *_: krum(e.byzantine, e.keep),
     "norm bound": lambda e, *_: norm_bound(e.bound),
+    "row bound": lambda e, *_: row_bound(e.bound),
     "by quality": lambda e, model, data: by_quality(judge(model, _held_out(e), data.owner), e.temperature),
     "best models": lambda e, model, data: select(judge(model, _held_out(e), data.owner), e.keep),
+}
+CRAFTS: dict[str, Callable[[Experiment], Craft]] = {
+    "flipped": lambda _: scaled(-5.0),
+    "noisy": lambda e: noisy(0.1, e.seed),
+}
+CODES: dict[str, Code] = {
+    "8 bits": Quantised(8), "4 bits": Quantised(4), "2 bits": Quantised(2), "signs": Quantised(1),
+    "largest tenth": TopK(0.1), "random tenth": RandomK(0.1), "rank 1": LowRank(1),
+    "rank 1 in 4 bits": LowRank(1, then=Quantised(4)),
 }
 METRICS = {"ndcg@10": "max", "hr@10": "max", "rmse": "min", "staleness": "min"}
 
@@ -128,6 +150,16 @@ def evaluate(settings: Experiment, model: Model, data: Federation, done: Round) 
     return {"rmse": rmse(score(split.validation.users, split.validation.items), split.validation.values) * split.std}
 
 
+def client_update(e: Experiment, clients: int) -> ClientUpdate:
+    """What clients do: train, lie if they belong to an attacker, code what they send."""
+    update: ClientUpdate = updates
+    if e.attack != "none":
+        draw = torch.Generator().manual_seed(e.seed)
+        liars = torch.randperm(clients, generator=draw)[:round(e.liars * clients)]
+        update = Poisoned(liars, CRAFTS[e.attack](e), trained=update).update
+    return Compressed(CODES[e.code], trained=update).update if e.code != "plain" else update
+
+
 def stream(ask: Callable[[], Experiment]) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation; `ask` gives the knobs before each round.
 
@@ -145,12 +177,16 @@ def stream(ask: Callable[[], Experiment]) -> Iterator[Round]:
     aggregate = AGGREGATES[first.aggregation](first, model, data)
     world = World(pace=first.pace, spread=first.spread, delay=first.delay, seed=first.seed)
     if first.timing == "asynchronous":
+        for name, usual in (("attack", "none"), ("code", "plain")):
+            value = getattr(first, name)
+            require(value == usual, name, value, f"asynchronous clients know {usual!r} alone; set timing='synchronous'")
         rounds = federate_async(model, data, now, world=world, aggregate=aggregate, device=first.device)
     else:
         if first.late or first.early:
             members = Membership.drawn(len(data), max(first.rounds, 2), first.late, first.early, first.seed)
             world = replace(world, members=members)
-        rounds = federate(model, data, now, aggregate=aggregate, world=world, device=first.device)
+        rounds = federate(model, data, now, aggregate=aggregate, update=client_update(first, len(data)), world=world,
+                          device=first.device)
     return measured(rounds, lambda done: evaluate(first, model, data, done), first.measure_every)
 
 

@@ -5,10 +5,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fedlab.__main__ import main
 from fedlab.core import ParameterError, knobs
-from fedlab.experiment import AGGREGATES, METRICS, MODELS, PARTITIONS, PRESETS, Experiment, stream
+from fedlab.experiment import AGGREGATES, CODES, CRAFTS, METRICS, MODELS, PARTITIONS, PRESETS, Experiment, stream
 from fedlab.readers import DataError
 from fedlab.runs import Runs
 
@@ -19,6 +20,8 @@ def test_every_choice_of_a_knob_can_be_built_and_every_builder_chosen():
     described = knobs(Experiment)
     for name, table in (("partition", PARTITIONS), ("model", MODELS), ("aggregation", AGGREGATES)):
         assert set(described[name].choices) == set(table)
+    assert set(described["attack"].choices) == {"none", *CRAFTS}
+    assert set(described["code"].choices) == {"plain", *CODES}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -41,13 +44,27 @@ def test_a_preset_trains_and_gets_better(name):
     {"aggregation": "trimmed mean"}, {"aggregation": "krum"}, {"aggregation": "norm bound"},
     {"aggregation": "by quality"}, {"aggregation": "best models", "model": "content"},
     {"task": "ratings", "aggregation": "best models", "keep": 2}, {"timing": "asynchronous", "buffer": 2},
-    {"late": 0.3, "early": 0.3}, {"deadline": 5.0}, {"server_optimizer": "yogi"}, {"correction": "scaffold"},
+    {"late": 0.3, "early": 0.3}, {"deadline": 5.0}, {"aggregation": "row bound"},
+    {"attack": "flipped", "liars": 0.4}, {"attack": "noisy", "code": "rank 1 in 4 bits"}, {"code": "largest tenth"},
+    {"code": "4 bits", "correction": "scaffold"}, {"server_optimizer": "yogi"}, {"correction": "scaffold"},
     {"task": "ratings", "model": "interaction", "partition": "by genre"}])
 def test_every_part_works_with_the_others(change):
     config = replace(SHORT, local_lr=0.1, server_lr=1.0, **change)
     *_, last = stream(lambda: config)
     assert last.number == 2
     assert all(math.isfinite(value) for value in last.metrics.values())
+
+
+def test_liars_and_codes_are_those_that_were_asked_for():
+    def run(**change):
+        return next(stream(lambda: replace(SHORT, cohort=100, **change)))
+    plain, spoilt, small = run(), run(attack="flipped", liars=1.0), run(code="4 bits")
+    torch.testing.assert_close(spoilt.params["bias"], -5 * plain.params["bias"])           # from 0, all the other way
+    assert 7 < plain.bytes_up / small.bytes_up < 8
+    for change, message in (({"attack": "noisy"}, "attack='noisy': asynchronous clients know 'none' alone"),
+                            ({"code": "signs"}, "code='signs': asynchronous clients know 'plain' alone")):
+        with pytest.raises(ParameterError, match=message):
+            run(timing="asynchronous", **change)
 
 
 def test_a_cohort_larger_than_the_federation_is_all_of_it():
