@@ -79,7 +79,7 @@ class Quantised:
         return levels.mul_(scale[client, None]).view_as(rows.values), (count * self.bits + 7) // 8 + 4 * (count > 0)
 
 
-REACH = {2: 2.0, 4: 6.0, 8: 100.0}            # measured on lesson 2's deltas, of which about one in a thousand lies beyond 6
+REACH = {2: 2.0, 4: 6.0, 8: 100.0}            # measured: about one in a thousand of lesson 2's numbers lies beyond 6
 
 
 def packed(levels: np.ndarray[Any, np.dtype[np.int8]], bits: int) -> bytes:
