@@ -80,8 +80,7 @@ def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
     """AUC of telling members from others, without noise and with some."""
     data = Federation(split.train, one_per_user(split.train))
     inside = torch.rand(len(data), generator=stream(seed, "members")) < 0.5
-    always = torch.full((len(data),), 10_000)
-    half = World(members=Membership(torch.where(inside, 1, always), always), warm=False)
+    half = World(members=Membership.only(inside), warm=False)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 8)
     common = {"rounds": 3 if quick else 20, "cohort": 200, "local_lr": 15.0, "weighting": "equal", "seed": seed}
     runs = {"plain": federate(model, data, Config(**common), world=half)}

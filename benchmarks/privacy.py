@@ -4,10 +4,10 @@ python benchmarks/privacy.py [--quick]
 
 Quality: ML-100K, every user a client, delta 1e-4, leave-one-out with 99 clean negatives, 5 seeds; the settings were
 chosen on validation, without privacy, as the texts' kernels were. Each seed draws other noise and other negatives; the
-noise comes from a teaching seed, so that a figure can be measured again, and is as large as the system's would be. DP-
-FedAvg is matrix factorisation as in lesson 2 with clipped deltas, noise for epsilon 8 and rates chosen on validation.
-A curious server reads plain uploads, and such under the masks of a secure sum. Times are of rounds of 100 clients in
-turn, on one thread.
+noise comes from a teaching seed, so that a figure can be measured again, and is as large as the system's would be.
+DP-FedAvg is matrix factorisation as in lesson 2 with clipped deltas, noise for epsilon 8 and rates chosen on
+validation. A curious server reads plain uploads, and such under the masks of a secure sum. Times are of rounds of 100
+clients in turn, on one thread.
 """
 
 import csv

@@ -21,14 +21,14 @@ Coded = tuple[Tensor, Tensor]                 # (what arrives, of the values' sh
 
 
 class Code(Protocol):
-    """(rows of one table, C, I, seed) -> Coded. says_where: whether its bytes tell which rows the numbers are of.
+    """(rows of one table, C, I, draw) -> Coded. says_where: whether its bytes tell which rows the numbers are of.
 
-    seed: of the round and the table, the same for all clients, so that the server can repeat what is drawn.
+    draw: the round's randomness of this table, the same for all clients, so that the server can repeat it.
     """
 
     says_where: ClassVar[bool]
 
-    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """Code and decode one table."""
 
 
@@ -38,7 +38,7 @@ class Plain:
 
     says_where: ClassVar[bool] = False
 
-    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values, bytes)."""
         return rows.values, 4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients)
 
@@ -63,7 +63,7 @@ class Quantised:
         """The highest level."""
         return max(1, 2 ** (self.bits - 1) - 1)
 
-    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(levels times scale, bytes)."""
         client, flat = rows.client, rows.values.reshape(len(rows.ids), -1)
         count = torch.bincount(client, minlength=clients) * flat.shape[1]
@@ -106,7 +106,7 @@ class TopK:
         """Check the number."""
         require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
 
-    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values with zeros elsewhere, bytes)."""
         flat = rows.values.reshape(-1)
         count = torch.bincount(rows.client, minlength=clients) * rows.values[:1].numel()
@@ -130,9 +130,8 @@ class RandomK:
         """Check the number."""
         require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
 
-    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values with zeros elsewhere, bytes)."""
-        draw = torch.Generator().manual_seed(seed)
         drawn = torch.rand(height, *rows.values.shape[1:], generator=draw) < self.share
         sent = drawn.to(rows.ids.device)[rows.ids]
         each = sent.view(len(sent), sent.shape[1:].numel()).sum(1)
@@ -159,15 +158,15 @@ class LowRank:
         require(self.rank >= 1, "rank", self.rank, "choose 1 or more")
         require(self.steps >= 1, "steps", self.steps, "choose 1 or more")
 
-    def __call__(self, rows: Rows, clients: int, height: int, seed: int) -> Coded:
+    def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(products, bytes)."""
         if rows.values.dim() == 1 or rows.values.shape[-1] == 1:
-            return self.then(rows, clients, height, seed)
+            return self.then(rows, clients, height, draw)
         wide, every = rows.values.shape[-1], torch.arange(clients, device=rows.ids.device)
         counts = torch.bincount(rows.client, minlength=clients) * (rows.values[:1].numel() // wide)
-        start = torch.randn(wide, self.rank, generator=torch.Generator().manual_seed(seed)).to(rows.values)
+        start = torch.randn(wide, self.rank, generator=draw).to(rows.values)
         both = [self._factors(part, start) for part in rows.values.reshape(-1, wide).split(counts.tolist())]
-        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every, seed) for side in (0, 1))
+        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every, draw) for side in (0, 1))
         products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(wide), strict=True)]
         return torch.cat(products).view_as(rows.values), (one + other).where(counts > 0, 0)
 
@@ -180,7 +179,7 @@ class LowRank:
             right = part.T @ left
         return left, right
 
-    def _sent(self, factors: list[Tensor], every: Tensor, seed: int) -> Coded:
+    def _sent(self, factors: list[Tensor], every: Tensor, draw: torch.Generator) -> Coded:
         """What arrives of one factor of all clients, and its bytes."""
         owner = every.repeat_interleave(torch.tensor([len(factor) for factor in factors], device=every.device))
-        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1, seed)
+        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1, draw)

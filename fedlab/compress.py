@@ -56,23 +56,24 @@ class Compressed:
             for name, rows in sent.deltas.items():
                 if name in model.private:
                     continue
-                seed = stream(config.seed, f"code {name}", number).initial_seed()
-                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort, seed)
+                draw = stream(config.seed, f"code {name}", number)
+                deltas[name], bytes_ = self._coded(name, rows, len(params[name]), sent.cohort, draw)
                 size += bytes_
                 if not self.code.says_where and model.rows[name] not in {"one", *kinds}:
                     kinds.add(model.rows[name])
                     size += row_bytes(rows.ids, rows.client, clients)
             yield replace(sent, deltas=deltas, bytes_up=size)
 
-    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor, seed: int) -> tuple[Rows, Tensor]:
+    def _coded(self, name: str, rows: Rows, height: int, cohort: Tensor, draw: torch.Generator
+               ) -> tuple[Rows, Tensor]:
         """(what arrives of a table, bytes of each client)."""
         if not self.feedback:
-            arrives, size = self.code(rows, len(cohort), height, seed)
+            arrives, size = self.code(rows, len(cohort), height, draw)
             return replace(rows, values=arrives), size
         memory = self.left.setdefault(name, Memory(height, rows.values))
         client = cohort.to(rows.ids.device)[rows.client]
         whole = replace(rows, values=memory.of(client, rows.ids).add_(rows.values))
-        arrives, size = self.code(whole, len(cohort), height, seed)
+        arrives, size = self.code(whole, len(cohort), height, draw)
         rest = whole.values - arrives                        # not in place: a code may hand its input on
         if not rest.sum().isfinite():
             rest.nan_to_num_(0.0, 0.0, 0.0)                                     # a bad round stays one

@@ -16,6 +16,7 @@ from fedlab.codes import Code, LowRank, Quantised, RandomK, TopK
 from fedlab.cohort import updates
 from fedlab.compress import Compressed
 from fedlab.core import knob, require, strict
+from fedlab.core import stream as keyed
 from fedlab.data import Ratings, Split, leave_one_out, load, read, split_by_time, standardise
 from fedlab.evaluation import Candidates, candidates, ranking
 from fedlab.features import content, genre_profile, item_features, linear, user_features
@@ -31,6 +32,11 @@ from fedlab.server import ClientUpdate, federate
 from fedlab.world import Membership, World
 
 BUNDLED = "ml-latest-small"
+CODES: dict[str, Code] = {
+    "8 bits": Quantised(8), "4 bits": Quantised(4), "2 bits": Quantised(2), "signs": Quantised(1),
+    "largest tenth": TopK(0.1), "random tenth": RandomK(0.1), "rank 1": LowRank(1),
+    "rank 1 in 4 bits": LowRank(1, then=Quantised(4)),
+}
 
 
 @strict
@@ -80,9 +86,8 @@ class Experiment(Asynchronous):
                        choices=("none", "flipped", "noisy"), group="attack")
     liars: float = knob(0.1, 0.0, 1.0, "of the clients", "belong to an attacker; of no account without an attack",
                         live=False, usual=(0.0, 0.5), group="attack")
-    code: str = knob("plain", 0, 0, "", "in what form deltas are sent up", live=False,
-                     choices=("plain", "8 bits", "4 bits", "2 bits", "signs", "largest tenth", "random tenth", "rank 1",
-                              "rank 1 in 4 bits"), group="communication")
+    code: str = knob("plain", 0, 0, "", "in what form deltas are sent up", live=False, choices=("plain", *CODES),
+                     group="communication")
     measure_every: int = knob(1, 1, 1_000, "rounds", "how often the validation metrics are worked out", live=False,
                               usual=(1, 20))
     device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False, group="machine and draws")
@@ -114,11 +119,6 @@ AGGREGATES: dict[str, Callable[[Experiment, Model, Federation], Aggregate]] = {
 CRAFTS: dict[str, Callable[[Experiment], Craft]] = {
     "flipped": lambda _: scaled(-5.0),
     "noisy": lambda e: noisy(0.1, e.seed),
-}
-CODES: dict[str, Code] = {
-    "8 bits": Quantised(8), "4 bits": Quantised(4), "2 bits": Quantised(2), "signs": Quantised(1),
-    "largest tenth": TopK(0.1), "random tenth": RandomK(0.1), "rank 1": LowRank(1),
-    "rank 1 in 4 bits": LowRank(1, then=Quantised(4)),
 }
 METRICS = {"ndcg@10": "max", "hr@10": "max", "rmse": "min", "staleness": "min"}
 
@@ -154,8 +154,7 @@ def client_update(e: Experiment, clients: int) -> ClientUpdate:
     """What clients do: train, lie if they belong to an attacker, code what they send."""
     update: ClientUpdate = updates
     if e.attack != "none":
-        draw = torch.Generator().manual_seed(e.seed)
-        liars = torch.randperm(clients, generator=draw)[:round(e.liars * clients)]
+        liars = torch.randperm(clients, generator=keyed(e.seed, "liars"))[:round(e.liars * clients)]
         update = Poisoned(liars, CRAFTS[e.attack](e), trained=update).update
     return Compressed(CODES[e.code], trained=update).update if e.code != "plain" else update
 

@@ -65,8 +65,8 @@ def words(delta: Tensor, body: Body, layer: str, length: int = 16, noise: float 
     """For each word how far it lies outside of the delta's span, as a share of itself, and at which place least.
 
     delta (R, in): a client's or a sum of some, of the weight of `layer` or of an adapter's A. noise: as `span` has it.
-    Returns (V,), (V,): a word that was read has about 0 at its place. Nearly all words have, where as many inputs
-    entered as the layer is wide.
+    Returns (V,), (V,): a word that was read has about 0 at its place. Where more inputs enter than the layer is wide,
+    directions are lost in rounding, and hardly a word is read.
     """
     directions = span(delta, noise)
     outside, places = [], []

@@ -12,7 +12,7 @@ Clopper, Pearson 1934; Kairouz, Oh, Viswanath 2015, "The composition theorem for
 import math
 
 import torch
-from scipy.stats import beta, norm
+from scipy.stats import binomtest, norm
 from torch import Tensor
 
 from fedlab.core import require
@@ -62,9 +62,8 @@ def auc_deviation(area: float, members: int, others: int) -> float:
 def shares(found: int, of: int, level: float = 0.95) -> tuple[float, float]:
     """The exact interval of a share of which `found` of `of` were seen. Clopper, Pearson."""
     require(0 <= found <= of and of > 0, "found", found, f"choose from 0 to {of}")
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, found, of - found + 1)) if found else 0.0
-    return low, float(beta.ppf(1 - tail, found + 1, of - found)) if found < of else 1.0
+    ends = binomtest(found, of).proportion_ci(level, "exact")
+    return float(ends.low), float(ends.high)
 
 
 def most(epsilon: float, delta: float, false: float) -> float:

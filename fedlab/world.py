@@ -36,6 +36,12 @@ class Membership:
         last = torch.where(luck[2] < early, first + (luck[3] * (rounds - first)).long(), rounds)
         return cls(first, last)
 
+    @classmethod
+    def only(cls, chosen: Tensor) -> "Membership":
+        """Some clients in all rounds, the others in none: chosen (N,) true for members."""
+        never = torch.full(chosen.shape, torch.iinfo(torch.int64).max)
+        return cls(torch.where(chosen, 1, never), never)
+
     def __call__(self, number: int) -> Tensor:
         """(n,) the members in a round."""
         return ((self.first <= number) & (number <= self.last)).nonzero()[:, 0]

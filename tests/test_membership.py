@@ -27,6 +27,8 @@ def test_intervals_by_scipy():
     for found, of in ((0, 10), (3, 10), (10, 10), (171, 335)):
         theirs = binomtest(found, of).proportion_ci(method="exact")
         assert shares(found, of) == pytest.approx((theirs.low, theirs.high))
+    assert shares(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))          # by hand: nobody of ten
+    assert shares(10, 10) == pytest.approx((0.025**0.1, 1.0))
     generator = torch.Generator().manual_seed(0)
     members, others = torch.randn(150, generator=generator) + 0.5, torch.randn(120, generator=generator)
     scores, inside = torch.cat([members, others]), torch.arange(270) < 150
@@ -77,8 +79,7 @@ def test_the_spread_of_an_auc_by_hand():
 
 def test_noise_hides_who_took_part(clicks, split):
     inside = torch.rand(len(clicks), generator=torch.Generator().manual_seed(0)) < 0.5
-    first = torch.where(inside, 1, 10**6)
-    world = World(members=Membership(first, torch.full_like(first, 10**6)), warm=False)
+    world = World(members=Membership.only(inside), warm=False)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 4)
     watched = torch.zeros(len(clicks), split.train.item_count, dtype=torch.bool)
     watched[split.train.users, split.train.items] = True
