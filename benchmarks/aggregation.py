@@ -34,7 +34,7 @@ from fedlab import (
     trimmed_mean,
     weighted_mean,
 )
-from fedlab.server import one_round
+from fedlab.algorithms import one_round
 
 STATED = ("coordinate median", "trimmed mean", "krum", "by quality", "selection")    # they look at all clients' numbers
 

@@ -28,7 +28,7 @@ from fedlab import (
     ranking,
     scorer,
 )
-from fedlab.asynchronous import Asynchronous, federate_async
+from fedlab.algorithms import Asynchronous, federate_async
 
 TARGET, DIM, AT_ONCE = 0.38, 16, 64
 WORLD = World(pace=0.01, spread=1.0, delay=2.0)

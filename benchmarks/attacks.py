@@ -36,18 +36,23 @@ from fedlab import (
     trimmed_mean,
     weighted_mean,
 )
-from fedlab.attacks import rated
-from fedlab.body import Body, mean_state
-from fedlab.cohort import updates
+from fedlab.algorithms import Membership, World
+from fedlab.attacks import (
+    Poisoned,
+    aimed,
+    exposure,
+    rated,
+    recover_tokens,
+    scaled,
+    told_apart,
+    traces,
+    with_clicks,
+)
 from fedlab.core import stream
 from fedlab.data import Split
-from fedlab.inversion import words
-from fedlab.membership import told_apart, traces
-from fedlab.modules import from_module
-from fedlab.poison import Poisoned, aimed, exposure, scaled, with_clicks
-from fedlab.text import encoder, item_texts
-from fedlab.tower import Texts
-from fedlab.world import Membership, World
+from fedlab.engine import updates
+from fedlab.models import from_module
+from fedlab.models.text import Backbone, TextEncoder, encoder, item_texts, mean_state
 
 RULES = {"mean": weighted_mean, "normbound": norm_bound(1.5), "trimmed": trimmed_mean(0.1), "median": coordinate_median,
          "krum": krum(2, 32), "rowbound": row_bound(0.05)}
@@ -101,7 +106,7 @@ class Stars(nn.Module):
     def __init__(self, titles: list[str]) -> None:
         """Of which items: titles (I,)."""
         super().__init__()
-        self.text, self.head = Texts(encoder(), titles, length=12), nn.Linear(384, 1)
+        self.text, self.head = TextEncoder(encoder(), titles, length=12), nn.Linear(384, 1)
 
     def forward(self, item: Tensor) -> Tensor:
         """(B,) -> (B,)."""
@@ -112,7 +117,7 @@ def read(split: Split, seed: int) -> dict[str, float]:
     """Words read from sums over some of the hundred quietest clients: the share of theirs, and of those the right."""
     torch.manual_seed(seed)
     titles, data = item_texts(split.train.catalogue, "{title}"), Federation(split.train, one_per_user(split.train))
-    net, body, found = Stars(titles), Body(encoder()), {}
+    net, body, found = Stars(titles), Backbone(encoder()), {}
     for name, weight in net.named_parameters():
         weight.requires_grad_(name.startswith("head") or name.endswith(f"{LAYER}.weight"))
     model = from_module(net, {"item": torch.arange(3)})
@@ -122,7 +127,7 @@ def read(split: Split, seed: int) -> dict[str, float]:
         clients = quiet[:count][data.counts[quiet[:count]].argsort(descending=True)]
         parts = updates(model, data, start, clients, Config(local_lr=0.1, negatives=0, batch_size=8, seed=seed))
         total = sum(part.deltas[f"text.body.model.encoder.{LAYER}.weight"].values.sum(0) for part in parts)
-        outside, _ = words(total, body, LAYER, 12)
+        outside, _ = recover_tokens(total, body, LAYER, 12)
         items = split.train.items[torch.isin(split.train.users, clients)].tolist()
         theirs = encoder().tokenizer([titles[i] for i in items], truncation=True, max_length=12)["input_ids"]
         got, true = set((outside < 0.01).nonzero()[:, 0].tolist()), {word for ids in theirs for word in ids}

@@ -15,8 +15,8 @@ import torch
 from common import by_seed, entry, is_quick, record
 
 from fedlab import (
-    Compressed,
     Config,
+    ErrorFeedback,
     Federation,
     candidates,
     federate,
@@ -27,7 +27,7 @@ from fedlab import (
     ranking,
     scorer,
 )
-from fedlab.codes import LowRank, Quantised, RandomK, TopK
+from fedlab.communication import LowRank, Quantised, RandomK, TopK
 
 CODES = {"int8": Quantised(8), "int4": Quantised(4), "int2": Quantised(2), "sign": Quantised(1), "top10": TopK(0.1),
          "random10": RandomK(0.1), "rank1": LowRank(1), "rank1_int4": LowRank(1, then=Quantised(4))}
@@ -40,8 +40,8 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
     config = Config(rounds=4 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal", seed=seed)
-    ways = {"plain": {}} | {name: {"update": Compressed(code).update} for name, code in CODES.items()}
-    ways |= {f"{name}_forgotten": {"update": Compressed(CODES[name], feedback=False).update} for name in CODES}
+    ways = {"plain": {}} | {name: {"update": ErrorFeedback(code).update} for name, code in CODES.items()}
+    ways |= {f"{name}_forgotten": {"update": ErrorFeedback(CODES[name], feedback=False).update} for name in CODES}
     found = {}
     for name, way in ways.items():
         rounds = list(federate(model, data, config, **way))
@@ -75,7 +75,7 @@ def times(quick: bool) -> None:
     streams = {"plain": federate(model, data, config)}
     for name in ("int4", "rank1_int4"):
         for keep in (True, False):
-            way = Compressed(CODES[name], feedback=keep)
+            way = ErrorFeedback(CODES[name], feedback=keep)
             streams[f"{name}{'' if keep else '_forgotten'}"] = federate(model, data, config, update=way.update)
     taken = defaultdict(list)
     for number in range(6 if quick else 30):

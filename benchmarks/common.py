@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy
 import torch
 
-from fedlab.wheels import from_wheel
+from fedlab.data import from_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

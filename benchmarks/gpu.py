@@ -26,10 +26,9 @@ from loops import module_loop
 from torch import nn
 
 from fedlab import Columns, Config, from_module, matrix_factorisation, perceptron
-from fedlab.cohort import updates
-from fedlab.core import stream, to
-from fedlab.rounds import Round
-from fedlab.server import one_round
+from fedlab.algorithms import one_round
+from fedlab.core import Round, stream, to
+from fedlab.engine import updates
 
 EXAMPLES, WIDTH, BATCH = 200, 64, 32
 PLENTY = 10_000_000                              # memory_mb: everybody at once
@@ -188,17 +187,15 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...], re
 def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tuple[str, float, str, str]]:
     """MiniLM among shops, a batch of 16 films each: (name, value, unit, what it is) of each figure."""
     from fedlab import Federation, equal, load  # noqa: PLC0415 - a bare machine with a GPU has no transformers
-    from fedlab.data import rated_often  # noqa: PLC0415
-    from fedlab.lora import adapted  # noqa: PLC0415
-    from fedlab.shops import Shops  # noqa: PLC0415
-    from fedlab.text import encoder, item_texts, vectors  # noqa: PLC0415
-    from fedlab.tower import Texts, Towers  # noqa: PLC0415
+    from fedlab.data import ItemQueries, rated_often  # noqa: PLC0415
+    from fedlab.models import adapted  # noqa: PLC0415
+    from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors  # noqa: PLC0415
 
     every = load()
     ratings, kept = rated_often(every, 25)
-    texts = Texts(encoder(), item_texts(ratings.catalogue, "{title} ({year})"), length=12)
-    full = Towers(texts, ratings, vectors(item_texts(every.catalogue), progress=False)[kept])
-    data, everyone = Shops(Federation(ratings, equal(ratings, shops)), 16, 64), torch.arange(shops)
+    texts = TextEncoder(encoder(), item_texts(ratings.catalogue, "{title} ({year})"), length=12)
+    full = TwoTower(texts, ratings, vectors(item_texts(every.catalogue), progress=False)[kept])
+    data, everyone = ItemQueries(Federation(ratings, equal(ratings, shops)), 16, 64), torch.arange(shops)
     config = Config(cohort=shops, batch_size=16, local_lr=0.1, weighting="equal", memory_mb=PLENTY)
     tokens = shops * 16 * texts.kept.shape[1]
     lora = adapted(full, ("query", "key", "value", "dense"), train=("head", "user"))

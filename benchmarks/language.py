@@ -34,14 +34,12 @@ from fedlab import (
     read,
     scorer,
 )
+from fedlab.algorithms import Implicit, one_round
 from fedlab.core import Tree, stream
 from fedlab.data import Ratings
 from fedlab.evaluation import cold_ranking, hide_items, popularity
-from fedlab.features import history
-from fedlab.implicit import Implicit
-from fedlab.prior import item_kernel, teach
-from fedlab.server import one_round
-from fedlab.text import encoder, item_texts, tfidf, vectors
+from fedlab.models import history
+from fedlab.models.text import encoder, item_kernel, item_texts, kernel_ridge, tfidf, vectors
 
 COLD = Implicit(w0=0.3, reg=0.005)
 WARM = Implicit(w0=0.1, reg=0.01, recency=1.0)
@@ -74,7 +72,7 @@ def cold(ratings: Ratings, seeds: range) -> dict[str, list[dict[str, float]]]:
         model, clients, params = trained(train, COLD, seed)
         own, warm = COLD.personal(clients, params), train.item_counts() > 0
         for name, kernel in known.items():
-            told = own | {"item": teach(kernel, warm) @ params["item"][warm]}
+            told = own | {"item": kernel_ridge(kernel, warm) @ params["item"][warm]}
             rows[name].append(cold_ranking(scorer(model, told), ratings, hidden))
         rows["chance"].append(cold_ranking(chance(seed), ratings, hidden))
         rows["popularity"].append(cold_ranking(popularity(ratings), ratings, hidden))
@@ -93,7 +91,7 @@ def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
     split = leave_one_out(ratings)
     train, found = split.train, defaultdict(list)
     warm = train.item_counts() > 0
-    rows = teach(item_kernel([vectors(item_texts(train.catalogue), progress=False)], train.catalogue), warm)
+    rows = kernel_ridge(item_kernel([vectors(item_texts(train.catalogue), progress=False)], train.catalogue), warm)
     for seed in seeds:
         model, clients, params = trained(train, WARM, seed)
         against = candidates(split, seed=seed)

@@ -4,9 +4,8 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fedlab.core import stream
-from fedlab.tables import read
-from fedlab.world import sample
+from fedlab.algorithms import sample
+from fedlab.core import as_tensor, stream
 
 
 class Plain(nn.Module):
@@ -32,7 +31,7 @@ def drawn(data, config, number):
 def table_loop(params, data, config, number, dense: bool):
     """A round of matrix factorisation client by client; dense: whole tables, or only the rows a client touches."""
     cohort, examples, sizes = drawn(data, config, number)
-    users, items, target = (read(examples[n]).split(sizes) for n in ("user", "item", "target"))
+    users, items, target = (as_tensor(examples[n]).split(sizes) for n in ("user", "item", "target"))
     mean = {name: torch.zeros_like(value) for name, value in params.items()}
     new_users = params["user"].clone()
     count, dim = params["item"].shape
@@ -70,7 +69,7 @@ def module_loop(build, params, data, config, number):
     build() makes it; params: its weights by name, each with a leading axis of 1.
     """
     cohort, examples, sizes = drawn(data, config, number)
-    rows, targets = examples["x"].rows.split(sizes), read(examples["target"]).split(sizes)
+    rows, targets = examples["x"].rows.split(sizes), as_tensor(examples["target"]).split(sizes)
     resident = build()
     names = [name for name, _ in resident.named_parameters()]
     mean = {name: torch.zeros_like(params[name]) for name in names}

@@ -19,16 +19,23 @@ import torch
 from common import by_seed, entry, is_quick, ml100k, record
 from torch import Tensor, nn
 
-from fedlab import Config, Federation, Model, federate, from_module, item_features, one_per_user, read
-from fedlab.cohort import updates
+from fedlab import (
+    Config,
+    Federation,
+    Model,
+    federate,
+    from_module,
+    item_features,
+    one_per_user,
+    read,
+)
+from fedlab.algorithms import Meta, newcomers, with_rates
 from fedlab.core import Tree, Update, stream
-from fedlab.data import Ratings
-from fedlab.features import taste
-from fedlab.meta import Meta, with_rates
-from fedlab.personal import newcomers
-from fedlab.sequence import narrowed
-from fedlab.tasks import Curves, NewUsers, Tasks, item_means, new_users
-from fedlab.text import item_texts, vectors
+from fedlab.data import Curves, Episodes, Ratings
+from fedlab.engine import updates
+from fedlab.evaluation import NewUsers, item_means, new_users
+from fedlab.models import user_factor_model
+from fedlab.models.text import item_texts, narrowed, vectors
 
 KS = 3, 5, 10, 20
 CUT = {"ratings": ((3, 100), 200), "clicks": ((3, 20), 40)}    # support and query; each click comes with four negatives
@@ -47,8 +54,8 @@ def about(ratings: Ratings) -> Tensor:
 def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[int, float]]:
     """RMSE by ratings given: counting, and `ridge` with the mean of its last 20 rounds' parameters."""
     late, _ = new_users(ratings, fold).centred()
-    model = taste(ratings.item_count, 8, about(ratings), bias=item_means(late.train), spread=0.03)
-    tasks = Tasks(Federation(late.train, one_per_user(late.train), "ratings"), (3, 100), 200)
+    model = user_factor_model(ratings.item_count, 8, about(ratings), bias=item_means(late.train), spread=0.03)
+    tasks = Episodes(Federation(late.train, one_per_user(late.train), "ratings"), (3, 100), 200)
     config = replace(SERVER, server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks), seed=fold)
     meta, total, last = Meta("ridge", USER), defaultdict[str, Tensor | float](float), min(20, config.rounds)
     for done in federate(model, tasks, config, update=meta.update):
@@ -104,9 +111,9 @@ def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, lis
     """Query loss of newcomers with ten ratings after each round, by way; FedPer's start with what it never learned."""
     late = new_users(ratings, fold)
     late = late.centred()[0] if task == "ratings" else late
-    tasks = Tasks(Federation(late.train, one_per_user(late.train), task), *(CUT[task]))
+    tasks = Episodes(Federation(late.train, one_per_user(late.train), task), *(CUT[task]))
     known, found = about(ratings), defaultdict(list)
-    plain, private = (taste(ratings.item_count, 8, known, task=task, spread=0.03, clients=n) for n in (0, len(tasks)))
+    plain, private = (user_factor_model(ratings.item_count, 8, known, task=task, spread=0.03, clients=n) for n in (0, len(tasks)))
     judged = asked(late, task, fold)
     for name, way in ways(task, rounds, len(tasks), fold).items():
         model = {"meta_sgd": with_rates(plain, way.config.local_lr), "fedper": private}.get(name, plain)

@@ -34,19 +34,25 @@ from fedlab import (
     ranking,
     read,
 )
-from fedlab.accounting import Release, epsilon, noise_for
+from fedlab.algorithms import ClientUpdate, Private, federate_privately, sample
 from fedlab.attacks import leak, masked_scores, rated, sign_scores
-from fedlab.cohort import updates
-from fedlab.core import Tree, stream
+from fedlab.core import Score, Tree, stream
 from fedlab.data import Split
-from fedlab.evaluation import Score
-from fedlab.mechanisms import Chance, Scene, dense
+from fedlab.engine import updates
+from fedlab.evaluation import scorer
 from fedlab.models import Model, matrix_factorisation
-from fedlab.prior import close_years, like_genres, likeness
-from fedlab.privacy import Private, federate_privately
-from fedlab.public import (
-    Together,
+from fedlab.models.text import close_years, item_texts, like_genres, likeness, vectors
+from fedlab.privacy import (
+    FixedPoint,
+    Member,
+    NoiseSource,
+    PairCounts,
+    Release,
+    RoundContext,
     counts,
+    dense,
+    epsilon,
+    noise_for,
     own_taste,
     pairs,
     public_basis,
@@ -55,12 +61,8 @@ from fedlab.public import (
     standard,
     table_score,
     together,
+    unmasked,
 )
-from fedlab.scoring import scorer
-from fedlab.secure import FixedPoint, Member, unmasked
-from fedlab.server import ClientUpdate
-from fedlab.text import item_texts, vectors
-from fedlab.world import sample
 
 DELTA, GOALS = 1e-4, {8: 0.55, 2: 0.50, 1: 0.47}
 COUNTED = {8: 1.5, 2: 2.0, 1: 4.0}                             # noise of the counts; what is left goes to the pairs
@@ -95,7 +97,7 @@ def within(budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Te
     popular, scores = by_counts(noise)
     rest = (whole**-2 - noise**-2) ** -0.5 if budget else whole
     basis = public_basis(public, popular, 32)
-    square = released(data, pairs(basis), Together(basis).update, rest, seed)["pairs"][0]
+    square = released(data, pairs(basis), PairCounts(basis).update, rest, seed)["pairs"][0]
     more = own_taste(data.train, [(0.3, together(square, basis, popular, rest))])
     return by_counts(whole)[1], scores + more
 
@@ -179,7 +181,7 @@ def row_leak(seed: int) -> dict[str, float]:
     params, cohort = model.init(stream(seed, "init")), sample(data, Config(cohort=100, seed=seed), 1)
     parts = list(updates(model, data, params, cohort, Config(local_lr=1.0, seed=seed)))
     shared = {"bias": params["bias"]}
-    scene, fixed = Scene(1.0, 1.0, 0.0, 100.0, shared, Chance(), {}), FixedPoint(100.0, 100)
+    scene, fixed = RoundContext(1.0, 1.0, 0.0, 100.0, shared, NoiseSource(), {}), FixedPoint(100.0, 100)
     members = {number: Member(number, b"row leak") for number in range(1, 101)}
     keys, seen, words = {number: member.keys() for number, member in members.items()}, [], []
     for member in members.values():

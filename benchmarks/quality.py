@@ -33,14 +33,10 @@ from fedlab import (
     read,
     scorer,
 )
-from fedlab.central import dot, ease, ials
-from fedlab.core import Tree, stream
+from fedlab.algorithms import Implicit, fine_tuned
+from fedlab.core import Score, Tree, stream
 from fedlab.data import Split
-from fedlab.evaluation import Candidates, Score
-from fedlab.implicit import Implicit
-from fedlab.leaky import leaky
-from fedlab.metrics import at_k
-from fedlab.personal import fine_tuned
+from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
 SERVER = {"server_optimizer": "adam", "server_momentum": 0.5, "server_beta2": 0.99, "server_epsilon": 1e-4}
 ALL = Config(rounds=30, server_lr=0.1, **SERVER)                       # every client in every round

@@ -13,9 +13,8 @@ import torch
 from common import by_seed, entry, is_quick, record
 
 from fedlab import Config, Federation, candidates, equal, federate, leave_one_out, load, ranking
-from fedlab.modules import from_module
-from fedlab.sequence import Sequences, Watcher, last_films, sequence_scorer
-from fedlab.text import item_texts, vectors
+from fedlab.models import from_module
+from fedlab.models.text import SASRec, Sequences, item_texts, last_films, sequence_scorer, vectors
 
 PLATFORMS, LENGTH, DIM = 5, 20, 32
 CONFIG = Config(rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw", memory_mb=4000)
@@ -31,7 +30,7 @@ def watched(seed: int, quick: bool) -> dict[str, dict[str, float]]:
     config, found = Config(**vars(CONFIG) | {"seed": seed, "rounds": 1 if quick else CONFIG.rounds}), {}
     for name in WAYS:
         torch.manual_seed(seed)
-        net = Watcher(train.item_count, None if name == "ids" else known, ids=name != "text", dim=DIM, length=LENGTH)
+        net = SASRec(train.item_count, None if name == "ids" else known, ids=name != "text", dim=DIM, length=LENGTH)
         model = from_module(net, {"history": films[:3], "item": train.items[:3]})
         *_, last = federate(model, data, config)
         found[name] = ranking(sequence_scorer(model, last.params, films), candidates(split, seed=seed))

@@ -37,9 +37,8 @@ from fedlab import (
     perceptron,
     synthesise,
 )
-from fedlab.core import stream
-from fedlab.rounds import Round
-from fedlab.server import one_round
+from fedlab.algorithms import one_round
+from fedlab.core import Round, stream
 
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
 Way = Callable[[int], dict]                      # round number -> parameters

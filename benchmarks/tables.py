@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from common import RESULTS, ROOT
 
-from fedlab import plots
+from fedlab.evaluation import figures
 
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/workbench.md")
 MARKS = re.compile(r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S)
@@ -287,13 +287,13 @@ def peers() -> str:
 def picture() -> None:
     """docs/peers.svg: a bar for every peer on every job."""
     held = measured("peers")
-    with plots.panels(2, 4.8, 2.8) as (figure, axes):
+    with figures.panels(2, 4.8, 2.8) as (figure, axes):
         for axis, key in zip(axes, ("mlp_100", "mf50k_20"), strict=True):
             found = {name: held.get(f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}_seconds")
                      for name in PEERS}
             shown = {name: row["value"] * 1e3 for name, row in found.items() if row}
             bars = axis.barh(list(shown), list(shown.values()),
-                             color=[plots.COLOURS[0 if name.startswith("fedlab") else 6] for name in shown])
+                             color=[figures.COLOURS[0 if name.startswith("fedlab") else 6] for name in shown])
             axis.bar_label(bars, [f"{value:.0f}" for value in shown.values()], padding=3, fontsize=9)
             axis.set(title=JOBS[key].replace("the same", "matrix factorisation"), xlabel="milliseconds a round",
                      xscale="log", xlim=(5, 10 * max(shown.values())))

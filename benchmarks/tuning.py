@@ -16,13 +16,10 @@ from common import by_seed, entry, is_quick, record
 from torch import nn
 
 from fedlab import Config, Federation, by_genre, candidates, federate, leave_one_out, load, ranking
-from fedlab.data import rated_often
+from fedlab.data import ItemQueries, rated_often
 from fedlab.evaluation import Candidates
-from fedlab.lora import adapted
-from fedlab.modules import from_module, loaded
-from fedlab.shops import Shops
-from fedlab.text import encoder, item_texts, vectors
-from fedlab.tower import Texts, Towers
+from fedlab.models import adapted, from_module, loaded
+from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors
 
 SHOPS, LEAST, LENGTH = 10, 25, 12
 HEAD = Config(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam", server_lr=4e-3,
@@ -31,7 +28,7 @@ TUNE = replace(HEAD, rounds=60, batch_size=16, warm_up=10)
 LINEAR = ("query", "key", "value", "dense")
 
 
-def run(net: nn.Module, shops: Shops, config: Config) -> tuple[nn.Module, int]:
+def run(net: nn.Module, shops: ItemQueries, config: Config) -> tuple[nn.Module, int]:
     """The module after its rounds, and the bytes that clients sent in all."""
     model, sent = from_module(net, shops.few(), answers=shops.users), 0
     for done in federate(model, shops, config):
@@ -55,11 +52,11 @@ def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
     known = vectors(item_texts(every.catalogue), progress=False)[kept]
     clients = Federation(train, by_genre(train, SHOPS, 1.0, seed))
     texts, minilm = item_texts(ratings.catalogue, "{title} ({year})"), encoder()
-    much, few = Shops(clients, 128, 64), Shops(clients, 16, 64)
+    much, few = ItemQueries(clients, 128, 64), ItemQueries(clients, 16, 64)
     head, tune = (replace(config, seed=seed, rounds=2 if quick else config.rounds) for config in (HEAD, TUNE))
-    frozen = Towers(Texts(minilm, texts, top=0, length=LENGTH), train, known, seed=seed)
+    frozen = TwoTower(TextEncoder(minilm, texts, top=0, length=LENGTH), train, known, seed=seed)
     start, _ = run(frozen, much, head)
-    whole = Towers(Texts(minilm, texts, length=LENGTH), train, known, seed=seed)
+    whole = TwoTower(TextEncoder(minilm, texts, length=LENGTH), train, known, seed=seed)
     whole.head, whole.user = start.head, start.user
     ways = {"head": (start, much, replace(tune, server_lr=1e-3)),
             "full": (whole.requires_grad_(True), few, replace(tune, server_lr=1.5e-4)),

@@ -22,11 +22,11 @@ from common import ROOT, entry, is_quick, record
 from gpu import copy_rate, must_move
 from speed import CLIENTS, EXAMPLES, WIDTH, lesson, vectors
 
-from fedlab import Config, perceptron, plots
-from fedlab.core import stream
-from fedlab.rounds import Round
-from fedlab.server import one_round
-from fedlab.step import sgd
+from fedlab import Config, perceptron
+from fedlab.algorithms import one_round
+from fedlab.core import Round, stream
+from fedlab.engine import sgd
+from fedlab.evaluation import figures
 
 STAGES = {   # what is timed, and the name of its share of a round
     "fedlab.cohort.chunks": "draw examples", "fedlab.cohort.arrange": "cut into batches",
@@ -148,11 +148,11 @@ def main(quick: bool) -> None:
 def picture(shares: dict[str, dict[str, float]]) -> None:
     """docs/round.svg: a bar of stages for each job."""
     names = sorted({n for parts in shares.values() for n in parts}, key=[*STAGES.values(), "rest"].index)
-    with plots.panels(1, 9, 2.8) as (figure, (axis,)):
+    with figures.panels(1, 9, 2.8) as (figure, (axis,)):
         for place, name in enumerate(names):
             left = [sum(parts.get(n, 0) for n in names[:place]) * 1e3 for parts in shares.values()]
             axis.barh(list(shares), [parts.get(name, 0) * 1e3 for parts in shares.values()], left=left, label=name,
-                      color=plots.COLOURS[place % len(plots.COLOURS)], alpha=1 if place < len(plots.COLOURS) else 0.5)
+                      color=figures.COLOURS[place % len(figures.COLOURS)], alpha=1 if place < len(figures.COLOURS) else 0.5)
         axis.invert_yaxis()
         axis.set(title="where a round's time goes", xlabel="milliseconds, one CPU thread")
         figure.legend(loc="outside right center")

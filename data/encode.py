@@ -6,7 +6,7 @@ vectors (I, 384) float16, the mean of the last states of all tokens of "title (y
 """
 
 from fedlab import load
-from fedlab.text import MINILM, SHIPPED, encoder, fingerprint, item_texts, store
+from fedlab.models.text import MINILM, SHIPPED, encoder, fingerprint, item_texts, store
 
 if __name__ == "__main__":
     texts = item_texts(load().catalogue)

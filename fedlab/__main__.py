@@ -14,16 +14,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fedlab import experiment, settings
-from fedlab.core import ParameterError
-from fedlab.experiment import METRICS, PRESETS, Experiment
-from fedlab.readers import DataError
-from fedlab.run import Run, metrics
-from fedlab.runner import Job, follow, side_by_side
-from fedlab.runs import Runs
-from fedlab.session import WIDTH
-from fedlab.sweep import Sweep, values
-from fedlab.view import table
+from fedlab.core import ParameterError, settings
+from fedlab.data import DataError
+from fedlab.workbench import (
+    METRICS,
+    PRESETS,
+    WIDTH,
+    Experiment,
+    Job,
+    Run,
+    Runs,
+    Sweep,
+    experiment,
+    follow,
+    metrics,
+    side_by_side,
+    table,
+    values,
+)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -6,34 +6,45 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fedlab import data, features, federation, models, text
+from fedlab.data import (
+    Catalogue,
+    Federation,
+    Ratings,
+    leave_one_out,
+    load,
+    one_per_user,
+    split_by_time,
+    standardise,
+)
+from fedlab.models import interaction, item_features, linear, matrix_factorisation, user_features
+from fedlab.models.text import encoder
 
 settings.register_profile("lab", deadline=None, derandomize=True)      # a busy machine is no failure
 settings.load_profile("lab")
 
 
-read_once = cache(text.encoder)                    # SmolLM2 takes half a minute to read
+read_once = cache(encoder)                    # SmolLM2 takes half a minute to read
 
 
 @pytest.fixture(scope="session")
 def ratings():
-    return data.load()
+    return load()
 
 
 @pytest.fixture(scope="session")
 def split(ratings):
-    return data.leave_one_out(ratings)
+    return leave_one_out(ratings)
 
 
 @pytest.fixture(scope="session")
 def clicks(split):
-    return federation.Federation(split.train, federation.one_per_user(split.train))
+    return Federation(split.train, one_per_user(split.train))
 
 
 @pytest.fixture(scope="session")
 def stars(ratings):
-    train = data.standardise(data.split_by_time(ratings)).train
-    return federation.Federation(train, federation.one_per_user(train), "ratings")
+    train = standardise(split_by_time(ratings)).train
+    return Federation(train, one_per_user(train), "ratings")
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +53,11 @@ def build():
     def make(name, train, task="clicks", **kwargs):
         sizes = train.user_count, train.item_count
         if name == "linear":
-            known = features.item_features(train.catalogue), features.user_features(train)
-            return features.linear(*known, task=task)
+            known = item_features(train.catalogue), user_features(train)
+            return linear(*known, task=task)
         if name == "interaction":
-            return models.interaction(*sizes, 8, task=task, **kwargs)
-        return models.matrix_factorisation(*sizes, 8, task=task, **kwargs)
+            return interaction(*sizes, 8, task=task, **kwargs)
+        return matrix_factorisation(*sizes, 8, task=task, **kwargs)
     return make
 
 
@@ -55,10 +66,10 @@ def tiny(users, items, values=None, times=None, user_count=None, item_count=None
     users, items = torch.tensor(users), torch.tensor(items)
     user_count = user_count or int(users.max()) + 1
     item_count = item_count or int(items.max()) + 1
-    catalogue = data.Catalogue(
+    catalogue = Catalogue(
         tuple(f"u{u}" for u in range(user_count)), tuple(f"i{i}" for i in range(item_count)),
         tuple(f"Film {i}" for i in range(item_count)), torch.full((item_count,), 1990),
         torch.eye(2).bool()[torch.arange(item_count) % 2], ("Comedy", "Drama"))
     values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
     times = torch.arange(len(users)) if times is None else torch.tensor(times)
-    return data.Ratings(users, items, values, times, catalogue)
+    return Ratings(users, items, values, times, catalogue)

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from fedlab.tables import read
+from fedlab.core import as_tensor
 
 
 def forward(name, p, batch, features):
@@ -40,7 +40,7 @@ def train_module(module, examples, config, inputs, task):
         part = parts[name.removesuffix(".keep")]
         part.forward = lambda x, name=name, p=part.p: x * now[name] / (1 - p)
     for epoch in range(config.local_epochs):
-        mine = {n: read(c)[examples["epoch"] == epoch] for n, c in examples.items()}
+        mine = {n: as_tensor(c)[examples["epoch"] == epoch] for n, c in examples.items()}
         for cut in torch.arange(len(mine["target"])).split(config.batch_size or len(mine["target"])):
             now.update({n: mine[n][cut] for n in masks})
             optimizer.zero_grad()

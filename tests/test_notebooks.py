@@ -87,6 +87,6 @@ def test_nothing_of_a_machine_is_left_in(name):
 
 @lessons
 def test_solutions_are_kept_apart(name):
-    cells = [c.source for c in code(name) if "check." in c.source]
+    cells = [c.source for c in code(name) if "exercises." in c.source]
     assert len(cells) >= 2
     assert all("..." in source for source in cells)

@@ -1,0 +1,128 @@
+"""Which clients count: by the loss of their models on held-out data, as weights or as a choice.
+
+A client's model is the server's with the client's delta added; private rows are as they were before the round.
+
+Letters: C clients in a cohort, n held-out examples, U users.
+Sources: model selection as practised among platforms that do not share data (the best local model becomes the global
+one); Chen et al. 2020, "FOCUS: dealing with label quality disparity in federated learning", section 3.2 (the weight of
+a client follows its loss on data that is trusted).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedlab.aggregation.mean import Aggregate, Delta, joined_updates, weighted_mean
+from fedlab.aggregation.server_step import moved
+from fedlab.core import Rows, Score, Tree, Update, require
+from fedlab.data import Ratings
+from fedlab.evaluation import Candidates, scorer
+from fedlab.models import Model
+
+Judge = Callable[[Update, Tree], Tensor]     # (a cohort's shared deltas, server parameters) -> loss of each client (C,)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Examples that no client trains on: users, items, targets, weights (n,); the weights of a user add up to 1."""
+
+    users: Tensor
+    items: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @classmethod
+    def clicks(cls, against: Candidates) -> "HeldOut":
+        """Each user's held-out item, and its negatives with as much weight together."""
+        items = torch.cat([against.positives[:, None], against.negatives], 1)
+        targets = torch.zeros(items.shape)
+        targets[:, 0] = 1
+        weights = torch.full(items.shape, 0.5 / against.negatives.shape[1])
+        weights[:, 0] = 0.5
+        users = against.users[:, None].expand_as(items)
+        return cls(*(column.flatten() for column in (users, items, targets, weights)))
+
+    @classmethod
+    def ratings(cls, held: Ratings) -> "HeldOut":
+        """Held-out ratings with their values as targets."""
+        return cls(held.users, held.items, held.values, 1 / torch.bincount(held.users)[held.users].float())
+
+    def of(self, users: Tensor) -> "HeldOut":
+        """The examples of some users."""
+        here = torch.isin(self.users, users)
+        return HeldOut(self.users[here], self.items[here], self.targets[here], self.weights[here])
+
+    def loss(self, model: Model, score: Score) -> float:
+        """Mean over users of the loss of their examples."""
+        losses = model.loss(score(self.users[None], self.items[None])[0], self.targets)
+        return float((losses * self.weights).sum() / self.weights.sum())
+
+
+def local_models(update: Update, server: Tree) -> Iterator[Tree]:
+    """The parameters of each client of a cohort: the server's, with its own delta added."""
+    for place in range(len(update.cohort)):
+        mine = {name: rows.only(torch.arange(len(update.cohort), device=rows.client.device) == place)
+                for name, rows in update.deltas.items()}
+        yield server | {name: moved(server[name], rows, 1.0) for name, rows in mine.items()}
+
+
+def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = None) -> Update:
+    """Models that were trained elsewhere as the update of a cohort 0, 1, ..., so that any rule aggregates them."""
+    every = list(models)
+    count = len(every)
+    deltas = {}
+    for name, value in server.items():
+        ids = torch.arange(len(value), device=value.device)
+        deltas[name] = Rows(torch.cat([m[name] - value for m in every]), ids.repeat(count),
+                            torch.arange(count, device=value.device).repeat_interleave(len(value)))
+    ones = torch.ones(count)
+    return Update(deltas, ones if weights is None else weights, ones * torch.nan, torch.arange(count), ones)
+
+
+def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
+          score: Callable[[Tree], Score] | None = None) -> Judge:
+    """The held-out loss of each client's model: on everybody's examples, or on those of its own users.
+
+    owner (U,): client of each user. A client without held-out examples has an infinite loss. score: how parameters
+    predict, where `scorer` does not know it, say by `sequence_scorer`.
+    """
+    predict = score or (lambda params: scorer(model, params, owner))
+
+    def losses(update: Update, server: Tree) -> Tensor:
+        found = []
+        for number, params in zip(update.cohort.tolist(), local_models(update, server), strict=True):
+            mine = held.of((owner == number).nonzero()[:, 0]) if own else held
+            found.append(mine.loss(model, predict(params)) if len(mine.users) else torch.inf)
+        return torch.tensor(found)
+    return losses
+
+
+def select(losses: Judge, keep: int = 1) -> Aggregate:
+    """Model selection: the client's model with the least held-out loss becomes the server's; of `keep`, their mean.
+
+    A tie goes to the client that comes first in the cohort; the mean is weighted as the config says.
+    """
+    require(keep >= 1, "keep", keep, "choose 1 or more models to keep")
+
+    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+        every = joined_updates(updates)
+        chosen = torch.zeros(len(every.cohort), dtype=torch.bool)
+        chosen[losses(every, server).argsort(stable=True)[:keep]] = True
+        return weighted_mean([every.only(chosen)], server)
+    return rule
+
+
+def by_quality(losses: Judge, temperature: float = 0.1, then: Aggregate = weighted_mean) -> Aggregate:
+    """The mean with weights n_k exp(-loss_k / temperature): a client whose model fails on held-out data counts less.
+
+    temperature: 0.1 gives a loss that is 0.1 higher a weight that is e times lower.
+    """
+    require(temperature > 0, "temperature", temperature, "choose a positive number; large ones weigh all alike")
+
+    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+        every = joined_updates(updates)
+        trust = (-losses(every, server) / temperature).softmax(0)
+        return then([replace(every, weights=every.weights * trust.to(every.weights))], server)
+    return rule

@@ -1,0 +1,5 @@
+"""What the lessons share."""
+
+
+
+__all__ = []

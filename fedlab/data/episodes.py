@@ -1,0 +1,132 @@
+"""Tasks to learn to learn from: a client's examples cut in support and query; new users; sines and lines.
+
+A column `query` says of each example whether a client learns from it (0, support) or is judged by it (1).
+
+Letters: N clients, C in a cohort, n examples, F inputs.
+Sources: Finn, Abbeel, Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", section 5.1
+(sines); Chen et al. 2018, "Federated meta-learning with fast convergence and efficient communication", section 3.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedlab.core import Tree, require, stream
+from fedlab.data.federation import Federation
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A Federation whose examples have a column `query`, cut anew in each round.
+
+    support: (least, most) ratings or clicks that a client learns from, their number drawn by ratios; a client with few
+    keeps at least half of them for the query. query: how many judge it at most, where it learns from `most`; what it
+    does not learn from judges it, too. Negatives go with clicks, in number.
+    """
+
+    data: Federation
+    support: tuple[int, int] = (5, 20)
+    query: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        least, most = self.support
+        require(1 <= least <= most, "support", self.support, "choose (least, most), 1 or more each")
+        require(self.query >= 1, "query", self.query, "choose 1 example or more")
+
+    @property
+    def task(self) -> str:
+        """'clicks' or 'ratings'."""
+        return self.data.task
+
+    @property
+    def counts(self) -> Tensor:
+        """(N,) ratings of each client that a round takes."""
+        return self.data.counts.clamp(max=self.support[1] + self.query)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+        """The columns of `Federation.draw`, of those in support or query, and query (n,)."""
+        columns = self.data.draw(cohort, epochs, negatives, generator)
+        least, most = self.support
+        luck = torch.rand(len(cohort), generator=generator, dtype=torch.float64)
+        wanted = (least * (most / least) ** luck).round().long().minimum(self.counts[cohort] // 2)   # (C,)
+        group = columns["client"] * epochs + columns["epoch"]
+        clicked = columns["target"] > 0 if self.task == "clicks" else torch.ones_like(group, dtype=torch.bool)
+        each, support = torch.where(clicked, 1, negatives), wanted[columns["client"]]
+        place = torch.where(clicked, _place(clicked, group), _place(~clicked, group))
+        kept = place < (most + self.query) * each
+        columns["query"] = (place >= support * each).float()
+        return {name: column[kept] for name, column in columns.items()}
+
+
+def _place(chosen: Tensor, group: Tensor) -> Tensor:
+    """(n,) how many of the chosen come before a row in its group; groups are contiguous and grow."""
+    before = chosen.cumsum(0) - chosen.long()
+    first = torch.searchsorted(group, group)
+    return before - before[first]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Made-up tasks with columns x (n, F) and target: each client is a curve of its own.
+
+    kind: 'sine', y = a sin(x - p), with a from 0.1 to 5, p from 0 to pi, x from -5 to 5, F = 1; or 'linear', y = w . x
+    with x and w normal, F = 10, where clients' w have a common mean of ones.
+    """
+
+    clients: int = 1000
+    support: int = 10
+    query: int = 10
+    kind: str = "sine"
+    seed: int = 0
+    task: str = "ratings"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(self.kind in ("sine", "linear"), "kind", self.kind, "choose one of sine, linear")
+        for name in ("clients", "query"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
+        require(self.support >= 0, "support", self.support, "choose 0 examples or more")
+
+    @property
+    def inputs(self) -> int:
+        """F."""
+        return 1 if self.kind == "sine" else 10
+
+    @property
+    def counts(self) -> Tensor:
+        """(N,) examples of each client in a round."""
+        return torch.full((self.clients,), self.support + self.query)
+
+    def __len__(self) -> int:
+        return self.clients
+
+    @cached_property
+    def _own(self) -> Tensor:
+        """(N, 2) amplitude and phase, or (N, 10) weights."""
+        generator = stream(self.seed, "curves")
+        if self.kind == "linear":
+            return 1 + 0.5 * torch.randn(self.clients, self.inputs, generator=generator)
+        return torch.rand(self.clients, 2, generator=generator) * torch.tensor([4.9, math.pi]) + torch.tensor([0.1, 0])
+
+    def values(self, client: Tensor, x: Tensor) -> Tensor:
+        """(n,) the curves of clients (n,) at x (n, F)."""
+        own = self._own[client]
+        return (own * x).sum(1) if self.kind == "linear" else own[:, 0] * (x[:, 0] - own[:, 1]).sin()
+
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+        """Fresh points of each client's curve: columns client, epoch, x (n, F), query, target. No negatives."""
+        each = self.support + self.query
+        place = torch.arange(len(cohort)).repeat_interleave(epochs * each)
+        n, step = len(place), torch.arange(epochs * each).repeat(len(cohort))
+        shape = n, self.inputs
+        x = torch.randn(shape, generator=generator) if self.kind == "linear" else (
+            torch.rand(shape, generator=generator) * 10 - 5)
+        return {"client": place, "epoch": step // each, "x": x, "query": (step % each >= self.support).float(),
+                "target": self.values(cohort[place], x)}

@@ -1,0 +1,126 @@
+"""Held-out evaluation: leave-one-out against sampled or all items, and errors on ratings.
+
+Letters: U users, M candidates a user, I items.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlab.core import Score, require, stream
+from fedlab.data import Ratings, Split
+from fedlab.evaluation.metrics import at_k, rank
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Each user's held-out item and what it is ranked against.
+
+    users (U,); positives (U,); negatives (U, M): items the user never rated in train, validation or test.
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    def ranks(self, score: Score) -> Tensor:
+        """(U,) place of the held-out item among itself and the negatives."""
+        items = torch.cat([self.positives[:, None], self.negatives], 1)
+        scores = score(self.users[:, None].expand_as(items), items)
+        return rank(scores[:, 0], scores[:, 1:])
+
+
+def seen(parts: Sequence[Ratings], users: Tensor) -> Tensor:
+    """(len(users), I) true where the user rated the item in one of the `parts`."""
+    mask = torch.zeros(len(users), parts[0].item_count, dtype=torch.bool)
+    at = torch.full((parts[0].user_count,), -1)
+    at[users] = torch.arange(len(users))
+    for part in parts:
+        rows = at[part.users]
+        mask[rows[rows >= 0], part.items[rows >= 0]] = True
+    return mask
+
+
+def candidates(split: Split, part: str = "test", count: int = 99, seed: int = 0) -> Candidates:
+    """`count` different items a user, drawn among those the user rated in no part of the split.
+
+    part: 'validation' or 'test'; one held-out item a user, as `leave_one_out` gives. The draw serves the
+    evaluation alone: training never sees it.
+    """
+    held = _held(split, part)
+    open_items = ~seen((split.train, split.validation, split.test), held.users)
+    few = int(open_items.sum(1).min())
+    require(1 <= count <= few, "count", count, f"choose from 1 to {few}, the unseen items of the busiest user")
+    draw = torch.rand(open_items.shape, generator=stream(seed, f"candidates {part}"))
+    return Candidates(held.users, held.items, draw.where(open_items, -1.0).topk(count, dim=1).indices)
+
+
+def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) -> Tensor:
+    """(U,) place of the held-out item among all items the user has not met before it.
+
+    Items of earlier parts are left out: train, and for the test also validation.
+    """
+    held = _held(split, part)
+    earlier = (split.train,) if part == "validation" else (split.train, split.validation)
+    ranks = []
+    for here in torch.arange(len(held)).split(chunk):
+        users, positives = held.users[here], held.items[here]
+        items = torch.arange(held.item_count).expand(len(here), -1)
+        scores = score(users[:, None].expand_as(items), items)
+        positive = scores.gather(1, positives[:, None])
+        others = scores.masked_fill(seen(earlier, users).to(scores.device), -torch.inf)
+        others = others.scatter(1, positives[:, None], -torch.inf)
+        ranks.append(rank(positive[:, 0], others))
+    return torch.cat(ranks)
+
+
+def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Ratings, Tensor]:
+    """(the ratings of all other items, (I,) true for the items hidden): a share of the items becomes cold."""
+    require(0 < share < 1, "share", share, "choose a share between 0 and 1, say 0.2")
+    cold = torch.zeros(ratings.item_count, dtype=torch.bool)
+    order = torch.randperm(ratings.item_count, generator=stream(seed, "cold items"))
+    cold[order[: max(1, round(share * ratings.item_count))]] = True
+    return ratings.take(~cold[ratings.items]), cold
+
+
+def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> dict[str, float]:
+    """AUC and NDCG@k of each user's own cold items among all cold ones, the mean over users who have some.
+
+    ratings: all of them; cold (I,): true for hidden items. A tie counts half in the AUC and against us in the NDCG.
+    """
+    items = cold.nonzero()[:, 0]
+    mine = seen([ratings], torch.arange(ratings.user_count))[:, items]                               # (U, M)
+    users = (mine.any(1) & ~mine.all(1)).nonzero()[:, 0]
+    require(len(users) > 0, "cold", len(items), "nobody rated some of the cold items and not all; hide more")
+    gains = 1 / torch.log2(torch.arange(k) + 2.0)
+    auc, ndcg = [], []
+    for user in users.tolist():
+        scores = score(torch.full_like(items, user), items)
+        good, bad = scores[mine[user]], scores[~mine[user]].sort().values
+        below, within = (torch.searchsorted(bad, good, right=right) for right in (False, True))
+        auc.append(float((below + within).float().mean()) / 2 / len(bad))
+        better = len(bad) - below                                          # others that rank before, ties included
+        places = better + good.argsort(descending=True).argsort()
+        ndcg.append(float(gains[places[places < k]].sum() / gains[: len(good)].sum()))
+    return {"auc": sum(auc) / len(auc), f"ndcg@{k}": sum(ndcg) / len(ndcg)}
+
+
+def popularity(train: Ratings) -> Score:
+    """Score every item by its train ratings: the baseline that knows nobody."""
+    counts = train.item_counts()
+    return lambda users, items: counts[items]
+
+
+def ranking(score: Score, against: Candidates, k: int = 10) -> dict[str, float]:
+    """HR@k and NDCG@k."""
+    return at_k(against.ranks(score), k)
+
+
+def _held(split: Split, part: str) -> Ratings:
+    require(part in ("validation", "test"), "part", part, "choose validation or test")
+    held: Ratings = getattr(split, part)
+    once = len(held) > 0 and len(held.users.unique()) == len(held)
+    require(once, "part", part, "ranking needs one held-out item a user; split with leave_one_out")
+    return held

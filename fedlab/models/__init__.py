@@ -1,0 +1,18 @@
+"""Recommenders as pairs of pure functions: draw the parameters, predict from them."""
+
+from fedlab.models.content import (
+    content,
+    genre_profile,
+    history,
+    item_features,
+    linear,
+    user_factor_model,
+    user_features,
+)
+from fedlab.models.factorisation import interaction, matrix_factorisation
+from fedlab.models.lora import Adapted, adapted, merged
+from fedlab.models.model import Model, Product
+from fedlab.models.modules import from_module, loaded
+from fedlab.models.perceptron import perceptron
+
+__all__ = ["Adapted", "Model", "Product", "adapted", "content", "from_module", "genre_profile", "history", "interaction", "item_features", "linear", "loaded", "matrix_factorisation", "merged", "perceptron", "user_factor_model", "user_features"]

@@ -1,0 +1,172 @@
+"""The body of a pretrained language model as an `nn.Module` that `fedlab.modules` can stack: token ids in, states out.
+
+It calls the model with a mask that is ready, the one thing that models of the hub work out in ways that `vmap` does
+not know; so BERT-type and GPT-type models of any name go the same way.
+
+Letters: B examples, T tokens, E numbers of a state.
+Sources: Vaswani et al. 2017, "Attention is all you need", section 3.2.3 (masks); Chen et al. 2016, "Training deep nets
+with sublinear memory cost", section 4 (work a layer out again in the backward pass).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp
+from torch.utils import _pytree as pytree
+
+from fedlab.core import require
+from fedlab.models.text.encoder import Encoder
+
+NONE = -1                                          # in place of a token, where a text is shorter than others
+
+
+def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24, second: Sequence[str] | None = None) -> Tensor:
+    """(n, T) token ids of the texts, cut at `length`, T the longest, `NONE` at the end. second: what follows."""
+    require(4 <= length <= 512, "length", length, "choose from 4 to 512 tokens")
+    pair = [list(texts)] if second is None else [list(texts), list(second)]
+    ids = encoder.tokenizer(*pair, truncation=True, max_length=length)["input_ids"]
+    out = torch.full((len(ids), max(1, *map(len, ids)) if ids else 1), NONE)
+    for row, found in zip(out, ids, strict=True):
+        row[: len(found)] = torch.tensor(found)
+    return out
+
+
+class Backbone(nn.Module):
+    """Token ids (B, T), `NONE` where there is none -> states (B, T, E); or, from a layer on, states -> states."""
+
+    def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0, checkpoint: bool = False) -> None:
+        """layers: how many to keep, from the bottom; 0 keeps all. below: how many are left out at the bottom.
+
+        Then it takes the states that these give, so that a frozen bottom is run once. checkpoint: keep no states within
+        layers; they are worked out once more for the gradient: about a third more time, and memory of one layer.
+        """
+        super().__init__()
+        self.model = copy.deepcopy(encoder.model).requires_grad_(True)
+        holder, name = _layers(self.model, encoder.name)
+        self.below, self.causal = below, _causal(encoder)
+        stacked = list(getattr(holder, name))
+        require(0 <= layers <= len(stacked), "layers", layers, f"choose from 0, which means all, to {len(stacked)}")
+        require(0 <= below < (layers or len(stacked)), "below", below, f"choose from 0 to {len(stacked) - 1}")
+        kept = stacked[below:layers or len(stacked)]
+        self.model.config.num_hidden_layers = len(kept)
+        setattr(holder, name, nn.ModuleList([Recomputed(layer) for layer in kept] if checkpoint else kept))
+        if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
+            self.model.norm = nn.Identity()                  # it follows the last layer alone
+        for name in ("embeddings", "embed_tokens") if below else ():
+            if hasattr(self.model, name):
+                setattr(self.model, name, _Passing())
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None                         # reads the first state alone; nothing here asks for it
+        for part in self.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0                                 # attention draws its own, which no client can repeat
+
+    @property
+    def wide(self) -> int:
+        """E."""
+        return int(self.model.config.hidden_size)
+
+    def forward(self, given: Tensor, there: Tensor | None = None) -> Tensor:
+        """Ids (B, T), or with `below` states (B, T, E) and where there are tokens (B, T) -> (B, T, E)."""
+        there = given != NONE if there is None else there
+        count, device = given.shape[1], given.device
+        seen = there[:, None, None, :].expand(-1, -1, count, -1)                                     # (B, 1, T, T)
+        if self.causal:
+            seen = seen & torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e9)
+        more: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        more |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
+        states: Tensor = self.model(attention_mask=mask, **more).last_hidden_state
+        return states
+
+
+class _Passing(nn.Module):
+    """In place of embeddings: states that come from below go on as they are."""
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        """The states among all that embeddings are given."""
+        return next(x for x in (*given, *named.values()) if isinstance(x, Tensor) and x.is_floating_point())
+
+
+def mean_state(states: Tensor, there: Tensor) -> Tensor:
+    """(B, E) the mean of states (B, T, E) over the tokens that are there (B, T)."""
+    share = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bte,bt->be", states, share)
+
+
+def depth(encoder: Encoder) -> int:
+    """How many layers a pretrained model has."""
+    holder, name = _layers(encoder.model, encoder.name)
+    return len(getattr(holder, name))
+
+
+def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The part of a model that holds its list of layers, and under which name."""
+    lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    require(len(lists) > 0, "encoder", name, "it has no list of layers; choose a BERT- or GPT-type model")
+    holder, _, last = min(lists, key=lambda path: path.count(".")).rpartition(".")
+    return model.get_submodule(holder), last
+
+
+def _causal(encoder: Encoder) -> bool:
+    """Whether a token sees none after it, as in a GPT-type model: tried on two texts that differ in the last token."""
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=encoder.model.device)
+    with torch.no_grad():
+        first, other = encoder.model(input_ids=ids).last_hidden_state[:, 0]
+    return bool(torch.allclose(first, other, atol=1e-5))
+
+
+class Recomputed(nn.Module):
+    """A layer that keeps what it was given and nothing of what it worked out; the gradient runs it once more."""
+
+    def __init__(self, part: nn.Module) -> None:
+        """part: gives a tensor, or a tuple that starts with it."""
+        super().__init__()
+        self.part = part
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        """What the layer gives."""
+        weights = dict(self.part.named_parameters())
+        flat, shape = pytree.tree_flatten((weights, given, named))
+        at = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
+
+        def run(*tensors: Tensor) -> Tensor:
+            leaves = list(flat)
+            for i, leaf in zip(at, tensors, strict=True):
+                leaves[i] = leaf
+            own, args, kwargs = pytree.tree_unflatten(leaves, shape)
+            out = functional_call(self.part, own, args, kwargs)
+            return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+        return cast(Tensor, _Again.apply(run, *(flat[i] for i in at)))
+
+
+class _Again(torch.autograd.Function):
+    """run(*tensors), of which only the tensors are kept; written for `vmap`, which torch's own checkpoint is not."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(run: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        return run(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.run = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved, need = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        at = [i for i, (t, wanted) in enumerate(zip(saved, need, strict=True)) if wanted and t.is_floating_point()]
+
+        def run(*some: Tensor) -> Tensor:
+            tensors = list(saved)
+            for i, tensor in zip(at, some, strict=True):
+                tensors[i] = tensor
+            out: Tensor = ctx.run(*tensors)
+            return out
+        found = dict(zip(at, vjp(run, *(saved[i] for i in at))[1](grads[0]), strict=True))
+        return None, *(found.get(i) for i in range(len(saved)))

@@ -1,0 +1,173 @@
+"""The live workbench: knobs, buttons, charts, runs and sweeps over a stream of Rounds, in one widget.
+
+An anywidget: Python sets traits, the files in `browser/` draw them, and commands come back as messages. All traits are
+set under one lock, since rounds arrive on the runner's thread and clicks on the kernel's. `fedlab.session` does the
+work; `fedlab.view` makes the plain data that is drawn.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from fedlab.core import Config, ParameterError, Round, knobs, known, require, settings
+from fedlab.workbench import view
+from fedlab.workbench.export import KINDS, export, to_tensorboard
+from fedlab.workbench.session import Live, Session
+from fedlab.workbench.sweep import Sweep, values
+
+FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
+PACE = 0.3               # seconds between redraws, where rounds allow; each takes some time of training, in the browser
+Turn = Mapping[str, tuple[Any, ...] | None]
+
+
+def _files(*names: str) -> str:
+    return "\n".join(Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8") for name in names)
+
+
+class Workbench(anywidget.AnyWidget):
+    """Knobs of a Config or Experiment, live charts, runs to compare and sweeps.
+
+    live: a function from a settings-giving function to a stream of Rounds, say
+        lambda config: measured(federate(model, clients, config), measure)
+    config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or the choices; None
+    for its usual ones; without `turn` all knobs, most of them folded away in groups. metrics: name of a Round metric ->
+    'max' or 'min', what is better. folder: where runs are kept as JSONL; in memory only without. presets: name ->
+    settings to take at once.
+    `rounds` holds the finished Rounds of the last run, `session` the runs and what the buttons do.
+    """
+
+    _esm = _files(*FILES)
+    _css = _files("workbench.css")
+    spec: Any = traitlets.Dict().tag(sync=True)                         # what never changes: knobs, series, presets
+    values: Any = traitlets.Dict().tag(sync=True)                       # where the knobs stand
+    used: Any = traitlets.Dict().tag(sync=True)                         # where they stood when the last round began
+    charts: Any = traitlets.List().tag(sync=True)                       # names of those on show
+    state = traitlets.Unicode("ready").tag(sync=True)
+    message = traitlets.Unicode("").tag(sync=True)
+    notice = traitlets.Unicode("").tag(sync=True)                       # why something was refused
+    news = traitlets.Unicode("").tag(sync=True)                         # what was done and cannot be seen
+    saving = traitlets.Unicode("").tag(sync=True)                       # where runs are kept, or why not
+    text = traitlets.Unicode("").tag(sync=True)                         # all settings as JSON
+    picture: Any = traitlets.Dict().tag(sync=True)                      # the lines and spreads
+    table: Any = traitlets.List().tag(sync=True)                        # the runs
+    heat: Any = traitlets.Dict().tag(sync=True)                         # the map of a sweep
+
+    def __init__(self, live: Live, config: Config, turn: Turn | None = None,
+                 metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
+                 presets: Mapping[str, Config] | None = None) -> None:
+        """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
+        every = dict.fromkeys(knobs(type(config)))
+        known(list(every), turn or {})
+        shown = [view.describe_knob(config, name, span, folded=turn is None)
+                 for name, span in (every if turn is None else turn).items()]
+        self._guard, self._pens = threading.RLock(), view.Pens()
+        self._drawn = self._heard = 0.0                                 # when it was drawn, when a round last ended
+        self._in_use: Config | None = None
+        self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
+        super().__init__(
+            spec={"knobs": shown, "metrics": self.session.metrics, "presets": list(self.session.presets),
+                  "exports": list(KINDS), "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
+                  "spreads": view.SPREADS},
+            charts=[*self.session.metrics, "loss by client"])
+        self._show_knobs()
+        self.draw()
+        self.observe(self._turned, "values")
+        self.observe(self.draw, "charts")
+        self.on_msg(self._told)
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The Rounds of the last run, finished so far."""
+        members = self.session.members
+        return members[-1].rounds if members else []
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Traits set in the browser."""
+        with self._guard:
+            super().set_state(sync_data)
+
+    def _turned(self, change: dict[str, Any]) -> None:
+        """Take the new values, or put the old ones back and say why."""
+        config = self.session.config
+        try:
+            shown = {knob["name"]: knob for knob in self.spec["knobs"]}
+            known(list(shown), change["new"])
+            turned = {n: v for n, v in change["new"].items() if v != getattr(config, n)}
+            for name, value in turned.items():
+                view.check_turn(shown[name], value)
+            self.session.config = replace(config, **turned)
+        except ParameterError as error:
+            self.values, self.notice = change["old"], str(error)
+            return
+        self.notice = ""
+        self._show_knobs()
+
+    def _show_knobs(self) -> None:
+        """The knobs, and all settings as text, as they stand now."""
+        with self._guard, self.hold_sync():
+            config = self.session.config
+            self.values = {knob["name"]: getattr(config, knob["name"]) for knob in self.spec["knobs"]}
+            self.text = settings.write(config)
+
+    def _told(self, _: object, content: dict[str, Any], __: object) -> None:
+        """Do what a button says; what cannot be done is said, and changes nothing."""
+        session = self.session
+        commands: dict[str, Callable[..., None]] = {
+            "start": session.start, "pause": session.runner.pause, "step": session.step, "stop": session.stop,
+            "reset": session.reset, "pin": session.pin, "preset": session.preset, "settings": session.paste,
+            "rename": session.runs.rename, "delete": session.runs.delete, "folder": session.runs.open,
+            "sweep": self._sweep, "export": self._export, "tensorboard": self._tensorboard}
+        name, notice = content.get("command"), ""
+        with self._guard:
+            self.news = ""
+        try:
+            require(name in commands, "command", name, f"choose one of {', '.join(commands)}")
+            commands[str(name)](*content.get("given", []))
+        except (ParameterError, OSError) as error:
+            notice = str(error)
+        with self._guard:
+            self.notice = notice
+        self._show_knobs()
+        self.draw()
+
+    def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:
+        found = {name: values(self.session.config, name, text) for name, text in over.items()}
+        self.session.sweep(Sweep(found, metric, self.session.metrics.get(metric, "max"), count))
+
+    def _export(self, kind: str) -> None:
+        self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
+
+    def _tensorboard(self) -> None:
+        folder = to_tensorboard(self.session.shown(), Path(self.session.runs.folder or "runs", "tensorboard"))
+        with self._guard:
+            self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
+
+    def _changed(self) -> None:
+        """Draw when to wait for the next round would be late, when the state changes or a round takes other knobs."""
+        now, other = time.monotonic(), self.session.in_use is not self._in_use
+        self._heard, gap = now, now - self._heard
+        if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:
+            self.draw()
+
+    def draw(self, _: object = None) -> None:
+        """Send the view what changed; what is equal is not sent."""
+        session, runs = self.session, self.session.runs
+        with self._guard, self.hold_sync():
+            self._drawn, self._in_use = time.monotonic(), session.in_use
+            last = session.members[-1] if session.members else None
+            shown, listed = session.shown(), runs.listed()
+            self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds, session.progress)
+            if self._pens.changed(listed):
+                self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours, session.metrics)
+            self.heat = view.heat(session.trying, session.members, session.planned)
+            self.used = {name: getattr(session.in_use, name) for name in self.values} if session.in_use else {}
+            self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder
+                                           else "Runs are kept in memory, until the kernel ends")
+            self.message = session.runner.error or view.status(session, self._pens.sums(last))
+            self.state = session.runner.state

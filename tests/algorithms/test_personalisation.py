@@ -1,0 +1,49 @@
+"""A client's own model: server rows plus what it learned, for the rows it learned."""
+
+import torch
+from conftest import tiny
+from oracle import forward, train_one
+
+from fedlab.algorithms import alone, alone_ranks
+from fedlab.core import Config, stream
+from fedlab.data import Federation
+from fedlab.evaluation import candidates, hit_rate
+
+
+def test_alone_scores_as_each_client_trained_by_itself(build, stars):
+    config = Config(local_epochs=2, local_lr=0.05)
+    for name in ("matrix factorisation", "linear"):
+        model = build(name, stars.train, "ratings")
+        params = model.init(stream(0, "init"))
+        users, score = next(alone(model, stars, config))
+        cohort = stars.counts.argsort(descending=True, stable=True)[:256]
+        assert len(users) == 671
+        examples = stars.draw(cohort, 2, config.negatives, stream(0, "alone examples", 1))
+        items = torch.arange(40)
+        for position, user in enumerate(cohort[:5].tolist()):
+            own = {n: c[examples["client"] == position] for n, c in examples.items()}
+            delta, _ = train_one(model, params, own, config)
+            local = {n: p.clone() for n, p in params.items()}
+            for n, rows in delta.items():
+                for row, value in rows.items():
+                    local[n][row] += value
+            who = torch.full_like(items, user)
+            batch = {"item": items, "user": who, "item_row": items, "user_row": who}
+            expected = forward(name, local, batch, tuple(model.constants.values()))
+            torch.testing.assert_close(score(who, items), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(score(who.view(8, 5), items.view(8, 5)), expected.view(8, 5), atol=1e-5, rtol=0)
+
+
+def test_groups_do_not_change_who_is_ranked(build, split, clicks):
+    model = build("matrix factorisation", split.train)
+    ranks = alone_ranks(model, clicks, Config(local_epochs=1), candidates(split))
+    assert int(ranks.min()) >= 1
+    assert int(ranks.max()) <= 100
+    assert hit_rate(ranks) < 0.2                                # nobody knows films they never met
+
+
+def test_platforms_train_alone_with_all_their_users(build):
+    train = tiny([0, 1, 2], [0, 1, 2])
+    data = Federation(train, torch.tensor([0, 0, 1]))
+    groups = list(alone(build("matrix factorisation", train), data, Config(negatives=1)))
+    assert [users.tolist() for users, _ in groups] == [[0, 1, 2]]

@@ -1,0 +1,129 @@
+"""The exercises' checks: solutions pass, the empty answer and near misses get a hint, nothing raises."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from fedlab.course import exercises
+
+SOLUTIONS = Path(__file__).parents[2] / "notebooks" / "solutions"
+
+
+def solution(lesson):
+    spec = importlib.util.spec_from_file_location(lesson, SOLUTIONS / f"{lesson}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_solutions_are_right(capsys):
+    one, two = solution("lesson_01"), solution("lesson_02")
+    exercises.factor_step(one.step)
+    exercises.parameters(one.held_by_all(23, 671), 23, 671)
+    exercises.fedavg(two.average)
+    exercises.upload(two.bytes_up(300, 32), 300, 32)
+    assert capsys.readouterr().out == "Right.\n" * 4
+
+
+@pytest.mark.parametrize("answer", [..., None, 0, "text", True])
+def test_an_empty_or_wrong_answer_gets_a_hint(answer, capsys):
+    exercises.factor_step(lambda p, q, y, lr: answer)
+    exercises.parameters(answer, 23, 671)
+    exercises.fedavg(lambda deltas, counts: answer)
+    exercises.upload(answer, 300, 32)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["Not yet. Hint"] * 4
+
+
+def test_a_near_miss_gets_its_own_hint(capsys):
+    exercises.fedavg(lambda deltas, counts: deltas.mean(0))
+    assert "plain mean" in capsys.readouterr().out
+    exercises.factor_step(lambda p, q, y, lr: p - lr * (p @ q - y) * q)     # the 2 forgotten
+    assert "2 (p . q - y) q" in capsys.readouterr().out
+
+
+def test_lesson_3_and_4_know_right_from_wrong(capsys):
+    three, four = solution("lesson_03"), solution("lesson_04")
+    times = [3, 8, 40, 200]
+
+    def said(call, *args, **kwargs):
+        call(*args, **kwargs)
+        return capsys.readouterr().out
+    for right, wrong in (
+            ((exercises.trimmed, three.trimmed), (exercises.trimmed, lambda d, c: d[c:-c].mean(0))),
+            ((exercises.staleness, four.weight), (exercises.staleness, lambda s: 1 / (1 + s)))):
+        assert said(*right) == "Right.\n"
+        assert said(*wrong).startswith("Not yet. Hint: ")
+    assert "sort each column first" in said(exercises.trimmed, lambda d, c: d[c:-c].mean(0))
+    assert said(exercises.ensemble_download, three.ensemble_bytes(5, 100), models=5, numbers=100) == "Right.\n"
+    assert said(exercises.ensemble_download, 400, models=5, numbers=100).startswith("Not yet")
+    assert said(exercises.round_seconds, four.round_time(times, 60), seconds=times, deadline=60) == "Right.\n"
+    for guess in ((200, 4), (60, 4), ...):
+        assert said(exercises.round_seconds, guess, seconds=times, deadline=60).startswith("Not yet")
+    for call in (exercises.trimmed, exercises.staleness):
+        assert said(call, lambda *_: ...).startswith("Not yet")
+
+
+def test_lesson_5_has_solutions_and_hints(capsys):
+    five = solution("lesson_05")
+    exercises.pooled(five.mean)
+    exercises.told(five.row)
+    exercises.pooled(lambda states, there: states.mean(0))
+    exercises.pooled(lambda states, there: ...)
+    exercises.told(lambda near, kernel, rows, noise: near @ rows)
+    first, second, padding, other, row = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "padding" in padding
+    assert "add them up" in other
+    assert "twice" in row
+
+
+def test_lesson_8_has_solutions_and_hints(capsys):
+    eight = solution("lesson_08")
+    exercises.clipped(eight.clip)
+    exercises.noise_of_mean(eight.deviation)
+    exercises.clipped(lambda delta, bound: delta.clamp(-bound, bound))
+    exercises.clipped(lambda delta, bound: delta / delta.norm() * bound)
+    exercises.clipped(lambda delta, bound: ...)
+    exercises.noise_of_mean(lambda noise, clip, clients: noise * clip)
+    exercises.noise_of_mean(lambda noise, clip, clients: ...)
+    first, second, each, grown, none, total, other = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "each number by itself" in each
+    assert "stays as it is" in grown
+    assert "delta.norm()" in none
+    assert "noise on the sum" in total
+    assert "divided by the number" in other
+
+
+def test_lesson_9_has_solutions_and_hints(capsys):
+    nine = solution("lesson_09")
+    exercises.unmasking(nine.opened)
+    exercises.most_found(nine.bound)
+    exercises.unmasking(lambda masked, mask: masked.sum(0) - mask)
+    exercises.unmasking(lambda masked, mask: ...)
+    exercises.most_found(lambda epsilon, false: math.exp(epsilon) * false)
+    exercises.most_found(lambda epsilon, false: ...)
+    first, second, wrapped, none, over, other = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "wrap around" in wrapped
+    assert "add the rows up" in none
+    assert "above 1" in over
+    assert "no more than" in other
+
+
+def test_lesson_10_has_solutions_and_hints(capsys):
+    ten = solution("lesson_10")
+    exercises.levels(ten.levels)
+    exercises.feedback(ten.rest)
+    exercises.levels(lambda numbers, bits: numbers * (2 ** (bits - 1) - 1) / numbers.abs().max())
+    exercises.levels(lambda numbers, bits: ...)
+    exercises.feedback(lambda delta, left, code: delta - code(delta))
+    exercises.feedback(lambda delta, left, code: ...)
+    first, second, raw, none, forgotten, other = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("Right.", "Right.")
+    assert "round them" in raw
+    assert "then round" in none
+    assert "left out before" in forgotten
+    assert "delta + left - code" in other

@@ -1,0 +1,110 @@
+"""Clients get their own train ratings and nothing else."""
+
+import pytest
+import torch
+from conftest import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlab.core import ParameterError, stream
+from fedlab.data import (
+    DataError,
+    Federation,
+    by_activity,
+    by_genre,
+    equal,
+    favourite_genre,
+    one_per_user,
+    unseen,
+)
+
+
+def test_no_held_out_interaction_reaches_training(split, clicks):
+    """Every positive of every client is a train rating of one of its users, each exactly once an epoch."""
+    everyone = torch.arange(len(clicks))
+    examples = clicks.draw(everyone, 1, 4, stream(0, "examples"))
+    positive = examples["target"] == 1
+    pairs = (examples["user"] * split.train.item_count + examples["item"])[positive]
+    assert torch.equal(pairs.sort().values, split.train.pairs().sort().values)
+    held = torch.cat([split.validation.pairs(), split.test.pairs()])
+    assert not bool(torch.isin(pairs, held).any())
+
+
+def test_negatives_are_drawn_outside_train_only(split, clicks):
+    """Never a train item, and the held-out items as often as any other: nothing leaks by avoidance."""
+    examples = clicks.draw(torch.arange(len(clicks)), 5, 4, stream(0, "examples"))
+    negative = examples["target"] == 0
+    pairs = (examples["user"] * split.train.item_count + examples["item"])[negative]
+    assert not bool(torch.isin(pairs, split.train.pairs()).any())
+    held = torch.cat([split.validation.pairs(), split.test.pairs()])
+    hits = int(torch.isin(pairs, held).sum())
+    free = split.train.item_count - clicks.counts
+    expected = float((clicks.counts * 20 * 2 / free).sum())     # 20 draws for each positive, 2 held-out items
+    assert abs(hits - expected) < 5 * expected**0.5
+
+
+@settings(max_examples=60)
+@given(st.sets(st.integers(0, 11), min_size=1, max_size=11), st.integers(0, 10**6))
+def test_unseen_items_are_exactly_the_complement(seen, seed):
+    items = torch.tensor(sorted(seen))
+    drawn = unseen(torch.zeros_like(items), items, 12, torch.zeros(800).long(), stream(seed, "x"))
+    assert set(drawn.tolist()) <= set(range(12)) - seen
+    if len(seen) >= 9:
+        assert set(drawn.tolist()) == set(range(12)) - seen
+
+
+def test_unseen_items_are_equally_likely():
+    run, items = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 4])
+    drawn = unseen(run, items, 5, torch.ones(60_000).long(), stream(0, "x"))                        # of the second user
+    assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000, 0], abs=600)
+
+
+def test_draw_shuffles_within_clients_and_epochs(clicks):
+    examples = clicks.draw(torch.tensor([5, 2]), 2, 1, stream(0, "x"))
+    run = examples["client"] * 2 + examples["epoch"]
+    assert torch.equal(run, run.sort().values)
+    assert torch.equal(clicks.owner[examples["user"]], torch.tensor([5, 2])[examples["client"]])
+    first, second = (examples["item"][run == r] for r in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_partitions_cover_all_users_with_no_empty_platform(split):
+    train = split.train
+    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05), by_genre(train, 7)):
+        assert owner.shape == (671,)
+        assert sorted(owner.unique().tolist()) == list(range(7))
+        assert len(Federation(split.train, owner)) == 7
+    assert torch.bincount(equal(split.train, 7)).max() == 96
+    assert torch.equal(one_per_user(split.train), torch.arange(671))
+
+
+def test_activity_sorts_platforms_and_alpha_sets_their_taste(split):
+    counts = Federation(split.train, by_activity(split.train, 5)).counts
+    assert torch.equal(counts, counts.sort().values)
+
+    def spread(alpha):
+        owner, taste = by_genre(split.train, 5, alpha, seed=3), favourite_genre(split.train)
+        table = torch.zeros(5, int(taste.max()) + 1).index_put_((owner, taste), torch.tensor(1.0), accumulate=True)
+        shares = table / table.sum(1, keepdim=True)
+        return float((shares - table.sum(0) / 671).abs().sum(1).mean())
+    assert spread(0.05) > 2 * spread(100)
+    assert torch.equal(by_genre(split.train, 5, 0.3, 1), by_genre(split.train, 5, 0.3, 1))
+    assert not torch.equal(by_genre(split.train, 5, 0.3, 1), by_genre(split.train, 5, 0.3, 2))
+
+
+def test_bad_federations_are_refused(split):
+    train = split.train
+    with pytest.raises(DataError, match="an empty federation"):
+        Federation(train.take(torch.zeros(len(train), dtype=torch.bool)), one_per_user(train))
+    with pytest.raises(DataError, match="client 1 of 3 holds no train ratings"):
+        Federation(tiny([0, 1], [0, 0]), torch.tensor([0, 2]))
+    with pytest.raises(DataError, match="owner has 1 entries"):
+        Federation(tiny([0, 1], [0, 0]), torch.tensor([0]))
+    with pytest.raises(ParameterError, match="platforms=0: choose a whole number from 1 to 671"):
+        equal(train, 0)
+    with pytest.raises(ParameterError, match="alpha=-1"):
+        by_genre(train, 3, -1)
+    with pytest.raises(ParameterError, match="task='likes'"):
+        Federation(train, one_per_user(train), "likes")
+    with pytest.raises(ParameterError, match="negatives=1: user 0 has seen all 2 items; set negatives=0"):
+        Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(torch.tensor([0]), 1, 1, stream(0, "x"))

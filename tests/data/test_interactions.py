@@ -1,0 +1,126 @@
+"""The data that comes along, and splits that let nothing through."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlab.core import ParameterError
+from fedlab.data import (
+    DATA,
+    DataError,
+    leave_one_out,
+    load,
+    rated_often,
+    recent,
+    split_by_time,
+    standardise,
+    strictly_later,
+)
+
+
+def test_ml_latest_small_is_whole(ratings):
+    assert (len(ratings), ratings.user_count, ratings.item_count) == (100_004, 671, 9_066)
+    assert ratings.values.unique().tolist() == [0.5 * k for k in range(1, 11)]
+    assert int(torch.bincount(ratings.users).min()) == 20
+    toy_story = ratings.catalogue.item_ids.index("1")
+    assert ratings.catalogue.titles[toy_story] == "Toy Story"
+    assert int(ratings.catalogue.years[toy_story]) == 1995
+    assert int((ratings.items == toy_story).sum()) == 247
+    named = [n for n, on in zip(ratings.catalogue.genre_names, ratings.catalogue.genres[toy_story], strict=True) if on]
+    assert named == ["Adventure", "Animation", "Children", "Comedy", "Fantasy"]
+
+
+def test_the_file_is_small_and_rebuilt_from_its_source(tmp_path):
+    spec = importlib.util.spec_from_file_location("build", Path(__file__).parents[2] / "data" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    build.build(tmp_path / "again.npz")
+    with np.load(tmp_path / "again.npz") as again, np.load(DATA / "ml-latest-small.npz") as ours:
+        assert again.files == ours.files
+        assert all(np.array_equal(again[name], ours[name]) for name in ours.files)
+    assert Path(DATA / "ml-latest-small.npz").stat().st_size <= 2_000_000
+
+
+@pytest.mark.parametrize("cut", [leave_one_out, split_by_time])
+def test_a_split_parts_the_ratings_by_time(ratings, cut):
+    split = cut(ratings)
+    parts = [split.train, split.validation, split.test]
+    pairs = torch.cat([p.pairs() for p in parts])
+    assert torch.equal(pairs.sort().values, ratings.pairs().sort().values)      # each rating in one part only
+    last = torch.zeros(671).long().scatter_reduce(0, split.train.users, split.train.times, "amax")
+    for part in parts[1:]:
+        assert bool((part.times >= last[part.users]).all())
+    assert all(len(p) for p in parts)
+
+
+def test_leave_one_out_by_hand():
+    split = leave_one_out(tiny([0, 0, 0, 0], [3, 1, 2, 0], times=[5, 9, 5, 1]))
+    parts = [p.items.tolist() for p in (split.train, split.validation, split.test)]
+    assert parts == [[3, 0], [2], [1]]                                  # items 3 and 2 at one time: the later row
+
+
+def test_items_with_few_ratings_go_and_the_rest_is_numbered_anew():
+    few, kept = rated_often(tiny([0, 1, 0, 1, 0], [3, 3, 1, 2, 2], values=[5, 4, 3, 2, 1]), 2)
+    assert kept.tolist() == [2, 3]
+    assert few.catalogue.titles == ("Film 2", "Film 3")
+    assert (few.users.tolist(), few.items.tolist(), few.values.tolist()) == ([0, 1, 1, 0], [1, 1, 0, 0], [5, 4, 2, 1])
+    with pytest.raises(ParameterError, match="least=3: no item has so many"):
+        rated_often(few, 3)
+
+
+def test_what_came_last_weighs_most_and_the_same_second_alike():
+    train = tiny([0, 1, 0, 0, 0], [3, 1, 2, 0, 1], times=[5, 9, 5, 1, 7])
+    assert strictly_later(train).tolist() == [1, 0, 1, 3, 0]
+    assert recent(train, 1.0).tolist() == [0.5, 1, 0.5, 0.25, 1]
+    assert recent(train, 0.0).tolist() == [1] * 5
+    with pytest.raises(ParameterError, match="recency=-1"):
+        recent(train, -1)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 4), min_size=10, max_size=10, unique=False), st.floats(0, 0.4), st.floats(0, 0.4))
+def test_fractions_are_kept_for_each_user(times, validation, test):
+    split = split_by_time(tiny([0] * 10, list(range(10)), times=times), validation, test)
+    assert (len(split.validation), len(split.test)) == (int(10 * validation), int(10 * test))
+    assert len(split.train) == 10 - len(split.validation) - len(split.test)
+
+
+def test_standardise_learns_from_train_alone(ratings):
+    split = split_by_time(ratings)
+    scaled = standardise(split)
+    assert float(scaled.train.values.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(scaled.train.values.std()) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(scaled.test.values * scaled.std + scaled.mean, split.test.values)
+    assert scaled.mean == pytest.approx(float(split.train.values.mean()))
+    with pytest.raises(ParameterError, match="all train ratings are equal"):
+        standardise(split_by_time(tiny([0] * 9, range(9))))
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    (([0, 1], [0]), "lengths"),
+    (([0, 7], [0, 0], None, None, 2, 2), r"users\[1\]=7 is unknown; use 0 to 1"),
+    (([0, 0], [0, 9], None, None, 2, 2), r"items\[1\]=9 is unknown"),
+    (([0, 0], [0, -1], None, None, 2, 2), r"items\[1\]=-1 is unknown"),
+    (([0, 0], [0, 1], [1.0, float("nan")]), r"values\[1\]=nan is not finite"),
+    (([0, 1, 0], [1, 0, 1]), "user 0 rated item 1 more than once"),
+])
+def test_bad_columns_are_named(columns, message):
+    with pytest.raises(DataError, match=message):
+        tiny(*columns)
+
+
+def test_bad_shares_and_names_are_refused(ratings):
+    with pytest.raises(ParameterError, match=r"test=1\.0"):
+        split_by_time(ratings, 0.1, 1.0)
+    with pytest.raises(ParameterError, match="leave something to train on"):
+        split_by_time(ratings, 0.5, 0.5)
+    with pytest.raises(ParameterError, match="name='ml-1m'"):
+        load("ml-1m")
+    with pytest.raises(DataError, match="user 0 has fewer than 3 ratings"):
+        leave_one_out(tiny([0, 0], [0, 1]))

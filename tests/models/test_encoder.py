@@ -1,0 +1,131 @@
+"""Texts to vectors: pooling by hand, what came along, the cache, and models that are not there."""
+
+import copy
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import read_once, tiny
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from fedlab.core import ParameterError
+from fedlab.models.text import (
+    MINILM,
+    SHIPPED,
+    SMOLLM2,
+    encoder,
+    fingerprint,
+    item_texts,
+    store,
+    stored,
+    tfidf,
+    vectors,
+)
+from fedlab.models.text.encoder import ROOM
+
+ODD = ["", "a", "Amélie (2001). Comedy", "七人の侍", "The Usual Suspects (1995). Crime, Thriller", "long " * 2000]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return encoder()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "fedlab" / "text"
+
+
+def test_a_text_has_title_year_and_genres():
+    catalogue = replace(tiny([0, 0], [0, 1]).catalogue, titles=("Usual Suspects, The", "Alien"),
+                        years=torch.tensor([1995, 0]), genres=torch.tensor([[True, True], [False, False]]))
+    assert item_texts(catalogue) == ["The Usual Suspects (1995). Comedy, Drama", "Alien (year unknown). "]
+    assert item_texts(catalogue, "{genres}: {title}") == ["Comedy, Drama: The Usual Suspects", ": Alien"]
+    with pytest.raises(ParameterError, match=r"template='\{plot\}': unknown field 'plot'"):
+        item_texts(catalogue, "{plot}")
+
+
+def test_tfidf_is_that_of_scikit_learn(ratings):
+    texts = [*item_texts(ratings.catalogue)[:300], "no word twice anywhere: xyzzy"]
+    theirs = TfidfVectorizer(min_df=2).fit_transform(texts).toarray()
+    torch.testing.assert_close(tfidf(texts), torch.tensor(theirs).float(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_vector_is_pooled_from_the_states_of_its_own_tokens(minilm, pooling):
+    found = replace(minilm, pooling=pooling)(ODD)
+    assert found.shape == (6, 384)
+    assert bool(found.isfinite().all())
+    for one, vector in zip(ODD, found, strict=True):         # one text at a time, no padding, no mask
+        ids = minilm.tokenizer(one, truncation=True, max_length=ROOM, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            states = minilm.model(input_ids=ids).last_hidden_state[0]
+        by_hand = states.mean(0) if pooling == "mean" else states[-1]
+        torch.testing.assert_close(vector, by_hand, atol=2e-5, rtol=1e-4)
+    assert minilm([]).shape == (0, 384)
+
+
+def test_the_vectors_that_come_along_are_those_of_the_model(ratings, minilm, cache):
+    texts = item_texts(ratings.catalogue)
+    shipped = vectors(texts)
+    assert not cache.exists()                                # looked up, not encoded
+    assert shipped.shape == (9066, 384)
+    some = torch.arange(0, 9066, 301)
+    torch.testing.assert_close(shipped[some], minilm([texts[i] for i in some]), atol=2e-3, rtol=2e-3)
+    assert SHIPPED.stat().st_size <= 8_000_000
+
+
+def test_vectors_are_kept_and_a_damaged_file_is_made_anew(cache, monkeypatch):
+    texts = ["Alien (1979). Horror", "Heat (1995). Crime"]
+    first = vectors(texts, progress=False)
+    (file,) = cache.iterdir()
+    asked = []
+    monkeypatch.setattr(sys.modules["fedlab.models.text.encoder"], "encoder", lambda *given: asked.append(given) or encoder(*given))
+    assert torch.equal(vectors(texts, progress=False), first)
+    assert asked == []
+    whole = bytearray(file.read_bytes())
+    for damaged in (whole[:-9], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"not a table"):
+        file.write_bytes(damaged)
+        assert torch.equal(vectors(texts, progress=False), first)
+        assert file.read_bytes() == whole
+    assert len(asked) == 4
+    vectors(texts, pooling="last", progress=False)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_file_of_other_texts_is_not_taken(tmp_path):
+    store(tmp_path / "x.safetensors", "one", torch.ones(2, 3))
+    assert torch.equal(stored(tmp_path / "x.safetensors", "one"), torch.ones(2, 3))
+    assert stored(tmp_path / "x.safetensors", "two") is None
+    assert fingerprint(["a"], MINILM, "mean") != fingerprint(["b"], MINILM, "mean")
+    assert fingerprint(["a"], MINILM, "mean") != fingerprint(["a"], MINILM, "last")
+
+
+def test_a_folder_works_as_a_name(tmp_path, minilm):
+    minilm.model.save_pretrained(tmp_path)
+    minilm.tokenizer.save_pretrained(tmp_path)
+    same = encoder(str(tmp_path))(["Alien"])
+    torch.testing.assert_close(same, minilm(["Alien"]))
+    before = fingerprint(["a"], str(tmp_path), "mean")
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + " ")
+    assert fingerprint(["a"], str(tmp_path), "mean") != before         # another model in the same folder
+
+
+def test_what_is_not_there_is_said_with_the_ways_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ParameterError, match=r"model='no/such-model': not to be had .*Choose 'all-MiniLM-L6-v2' or"):
+        encoder("no/such-model")
+    with pytest.raises(ParameterError, match="pooling='max': choose one of mean, last"):
+        encoder(MINILM, "max")
+
+
+def test_a_gpt_type_model_without_a_pad_token_goes_the_same_way():
+    gpt = replace(read_once(SMOLLM2), pooling="last")
+    bare = replace(gpt, tokenizer=copy.deepcopy(gpt.tokenizer))
+    bare.tokenizer.pad_token = None
+    found = bare(ODD[1:5])
+    assert found.shape == (4, 576)
+    torch.testing.assert_close(found, torch.cat([gpt([one]) for one in ODD[1:5]]), atol=1e-3, rtol=1e-3)
+    assert gpt.model.config.model_type == "llama"

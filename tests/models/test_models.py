@@ -1,0 +1,95 @@
+"""Models: the shapes they promise and the mistakes they refuse."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+
+from fedlab.core import ParameterError, stream
+from fedlab.engine import gradients
+from fedlab.evaluation import scorer
+from fedlab.models import (
+    Model,
+    Product,
+    interaction,
+    item_features,
+    linear,
+    matrix_factorisation,
+    perceptron,
+    user_features,
+)
+
+
+@pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
+def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
+    model = build(name, split.train)
+    params = {n: torch.randn(p.shape, generator=stream(0, n)) for n, p in model.init(stream(0, "init")).items()}
+    score = scorer(model, params)
+    users, items = torch.arange(6).view(3, 2), torch.arange(10, 16).view(3, 2)
+    grid = score(users, items)
+    assert grid.shape == (3, 2)
+    torch.testing.assert_close(grid.flatten(), score(users.flatten(), items.flatten()))
+    one = torch.stack([score(u[None], i[None])[0] for u, i in zip(users.flatten(), items.flatten(), strict=True)])
+    torch.testing.assert_close(grid.flatten(), one)
+
+
+def test_the_interaction_model_starts_as_matrix_factorisation():
+    a, b = matrix_factorisation(3, 4, 5), interaction(3, 4, 5)
+    pairs = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 1])
+    both = [scorer(m, m.init(stream(0, "init")))(*pairs) for m in (a, b)]
+    torch.testing.assert_close(*both)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    noise = interaction(1, 1, 50, dropout=0.3).noise(2000, stream(0, "noise"))["keep"]
+    assert float(noise.float().mean()) == pytest.approx(0.7, abs=0.01)
+    assert interaction(1, 1, 4, dropout=0.0).noise(10, stream(0, "noise")) == {}
+
+
+def test_loss_by_hand():
+    clicks, stars = matrix_factorisation(1, 1), matrix_factorisation(1, 1, task="ratings")
+    assert clicks.loss(torch.zeros(1), torch.ones(1)).item() == pytest.approx(0.6931, abs=1e-4)
+    assert stars.loss(torch.tensor([3.0]), torch.tensor([1.0])).item() == 4.0
+
+
+@pytest.mark.parametrize("task", ["clicks", "ratings"])
+def test_gradients_by_hand_equal_those_of_autograd(task):
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+    tables, net = matrix_factorisation(5, 6, 4, task=task), perceptron(3, 7, task=task)
+    for model, leaves, batch in [
+            (tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
+            (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
+            (net, {"w1": draw(2, 3, 7), "b1": draw(2, 7), "w2": draw(2, 7), "b2": draw(2, 1)}, {"x": draw(2, 8, 3)})]:
+        batch |= {"target": (draw(2, 8) > 0).double()}
+        share = draw(2, 8)
+        loss, by_hand = gradients(model, leaves, {}, batch, share)
+        same, by_graph = gradients(replace(model, pullback=None), leaves, {}, batch, share)
+        torch.testing.assert_close(loss, same)
+        for a, b in zip(by_hand, by_graph, strict=True):
+            whole = torch.bmm(*a) if isinstance(a, Product) else a
+            torch.testing.assert_close(whole, b, check_dtype=False, atol=1e-6, rtol=1e-6)
+
+
+def test_features_by_hand():
+    train = tiny([0, 0, 1], [0, 1, 1], [5.0, 3.0, 1.0])
+    assert item_features(train.catalogue).tolist() == [[1, 0, 0], [0, 1, 0]]
+    shrunk = user_features(train, strength=2.0)[:, 0]
+    assert shrunk.tolist() == pytest.approx([2 / 4, -2 / 3])    # mean 3: above by 2 + 0 over 4, by -2 over 3
+
+
+def test_bad_models_are_refused():
+    with pytest.raises(ParameterError, match="dim=0: choose a whole number of 1 or more"):
+        matrix_factorisation(3, 3, 0)
+    with pytest.raises(ParameterError, match=r"dropout=1\.0"):
+        interaction(3, 3, dropout=1.0)
+    with pytest.raises(ParameterError, match="task='stars'"):
+        matrix_factorisation(3, 3, task="stars")
+    base = linear(torch.zeros(1, 1), torch.zeros(1, 1))
+    with pytest.raises(ParameterError, match="private='theta'"):
+        Model("x", "clicks", base.init, base.predict, base.rows, frozenset({"theta"}))
+    with pytest.raises(ParameterError, match="strength=0"):
+        user_features(tiny([0], [0]), 0)

@@ -1,0 +1,118 @@
+"""DP-SGD within platforms: per-example gradients as Opacus has them, the clip by hand, and one rating's epsilon."""
+
+import math
+
+import pytest
+import torch
+from conftest import tiny
+from opacus import GradSampleModule
+from torch import nn
+
+from fedlab.algorithms import federate
+from fedlab.core import Config, ParameterError, stream
+from fedlab.data import Federation, equal
+from fedlab.models import from_module, matrix_factorisation, user_factor_model
+from fedlab.privacy import ExampleLevel, Release, epsilon, example_gradients
+
+
+@pytest.fixture(scope="module")
+def platforms(ratings):
+    few = ratings.take((ratings.users < 60) & (ratings.items < 3000))
+    return Federation(few, equal(few, 60, 0) % 3, "ratings")
+
+
+def films(data, dim=3):
+    return user_factor_model(data.train.item_count, dim, spread=0.1)
+
+
+def test_gradients_of_examples_are_those_of_opacus():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+    x, y = torch.randn(9, 4), torch.randn(9)
+    model = from_module(net, {"x": x}, task="ratings")
+    found, losses = example_gradients(model, model.init(stream(0, "init")), {"x": x, "target": y})
+    wrapped = GradSampleModule(net)
+    each = (wrapped(x.clone().requires_grad_())[:, 0] - y).square()
+    each.mean().backward()                                                  # Opacus takes the mean for granted
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(found[name].view(9, *parameter.shape), parameter.grad_sample)
+    torch.testing.assert_close(losses, each.detach())
+
+
+def test_a_table_gives_the_row_of_each_example(platforms):
+    model = films(platforms)
+    params = model.init(stream(0, "init")) | {"user": torch.randn(1, 4)}
+    batch = {"item": torch.tensor([3, 5, 3]), "target": torch.tensor([1.0, 2.0, 3.0])}
+    found, _ = example_gradients(model, params, batch)
+    for place in range(3):
+        own = {name: value.clone().requires_grad_() for name, value in params.items()}
+        ready = {name: own[name] if kind == "one" else own[name][batch["item"][place]][None, None]
+                 for name, kind in model.rows.items()}
+        one = {name: column[place][None, None] for name, column in batch.items()}
+        model.loss(model.predict(ready | model.constants, one), one["target"]).sum().backward()
+        torch.testing.assert_close(found["user"][place], own["user"].grad[0])
+        torch.testing.assert_close(found["item"][place], own["item"].grad[batch["item"][place]])
+
+
+def test_one_example_moves_the_sum_by_the_clip_at_most(platforms):
+    model = films(platforms)
+    params = {name: value + 1 for name, value in model.init(stream(0, "init")).items()}
+    torch.manual_seed(0)
+    batch = {"item": torch.randint(0, 3000, (500,)).clamp(max=platforms.train.item_count - 1),
+             "target": torch.randn(500) * 100}
+    batch["target"][:4] = torch.tensor([math.nan, math.inf, -math.inf, 3e38])
+    mechanism = ExampleLevel(0.7, 1.0)
+    for place in range(0, 500, 7):
+        one = {name: column[place:place + 1] for name, column in batch.items()}
+        total, _ = mechanism.summed(model, params, one)
+        length = math.sqrt(sum(float(value.double().square().sum()) for value in total.values()))
+        assert length <= 0.7 * (1 + 1e-6)
+    whole, _ = mechanism.summed(model, params, batch)
+    parts = [mechanism.summed(model, params, {n: c[i:i + 1] for n, c in batch.items()})[0] for i in range(500)]
+    torch.testing.assert_close(whole["user"], sum(part["user"] for part in parts), atol=1e-3, rtol=1e-4)
+
+
+def test_a_wide_clip_and_hardly_noise_is_gradient_descent():
+    train = tiny([0, 0, 0], [0, 1, 2], values=[1.0, 2.0, 3.0])
+    data = Federation(train, torch.zeros(1, dtype=torch.int64), "ratings")
+    model = user_factor_model(3, 2, spread=0.1)
+    config = Config(rounds=1, cohort=1, batch_size=3, local_lr=0.1, local_epochs=1)
+    (plain,) = federate(model, data, config)
+    (quiet,) = federate(model, data, config, update=ExampleLevel(1e4, 1e-9).update)
+    for name, value in plain.params.items():
+        torch.testing.assert_close(quiet.params[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_platforms_learn_under_noise_and_account_for_one_rating(platforms):
+    mechanism, model = ExampleLevel(1.0, 0.6, teaching_seed=0), films(platforms)
+    config = Config(rounds=4, cohort=3, batch_size=200, local_lr=0.5)
+    rounds = list(federate(model, platforms, config, update=mechanism.update))
+    assert float(rounds[-1].losses.mean()) < 0.7 * float(rounds[0].losses.mean())
+    spent = mechanism.spent(1e-5)
+    assert sorted(spent) == [0, 1, 2]
+    for client, value in spent.items():
+        rate = 200 / int(platforms.counts[client])
+        assert value == pytest.approx(epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5, method="rdp"))
+    *_, again = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6, teaching_seed=0).update)
+    assert torch.equal(again.params["bias"], rounds[-1].params["bias"])
+    *_, other = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6).update)
+    assert not torch.equal(other.params["bias"], rounds[-1].params["bias"])
+
+
+def test_what_is_not_proven_is_refused(platforms, clicks):
+    model = films(platforms)
+
+    def run(data=platforms, model=model, **config):
+        mechanism = ExampleLevel(1.0, 1.0)
+        params = model.init(stream(0, "init"))
+        return lambda: list(mechanism.update(model, data, params, torch.tensor([0]), Config(**config)))
+    for call, message in [
+            (lambda: ExampleLevel(0.0, 1.0), "clip=0.0: choose a positive number"),
+            (lambda: ExampleLevel(1.0, math.nan), "noise=nan: choose a positive number"),
+            (run(data=clicks), "task='clicks': a click brings drawn negatives along"),
+            (run(model=matrix_factorisation(3, 4, 2)), "private={'user'}: rows that stay would be trained without"),
+            (run(model=user_factor_model(5, 2, clients=2)), "private={'user'}"),
+            (run(batch_size=0), "batch_size=0: choose how many ratings"),
+            (run(optimizer="adamw"), "optimizer='adamw': DP-SGD here is plain")]:
+        with pytest.raises(ParameterError, match=message):
+            call()

@@ -1,0 +1,318 @@
+"""The traits behind the live view, and what its messages do; what a browser sees is in test_browser_workbench.py."""
+
+import gc
+import json
+import re
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from fedlab.algorithms import federate
+from fedlab.core import Config, ParameterError, measured
+from fedlab.workbench import Workbench
+
+SMALL = Config(rounds=6, cohort=4)
+TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": (0, 9), "weighting": None}
+
+
+@pytest.fixture(scope="module")
+def live(build, clicks):
+    model = build("matrix factorisation", clicks.train)
+    return lambda config: measured(federate(model, clicks, config), lambda done: {"number": float(done.number)})
+
+
+@pytest.fixture
+def bench(live):
+    made = Workbench(live, SMALL, TURN, {"number": "max"}, presets={"two": replace(SMALL, cohort=2)})
+    yield made
+    made.session.runner.stop()
+    made.close()
+
+
+def tell(bench, command, *given):
+    """What a button sends."""
+    bench._told(None, {"command": command, "given": list(given)}, None)
+
+
+def ends(bench, state="done"):
+    until(lambda: bench.state == state)
+
+
+def test_a_run_ends_with_its_rounds_as_plain_data(bench):
+    tell(bench, "start")
+    ends(bench)
+    assert [r.number for r in bench.rounds] == [1, 2, 3, 4, 5, 6]
+    (line,) = bench.picture["lines"]
+    assert line["series"]["number"] == ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+    assert line["series"]["loss"][1] == [float(f"{r.loss:.5g}") for r in bench.rounds]
+    assert [bool(r.params) for r in bench.rounds] == [False] * 5 + [True]
+    assert bench.message.startswith("Done: round 6 of 6")
+    assert "MB up" in bench.message
+    assert bench.used == {"cohort": 4, "rounds": 6, "local_lr": 0.5, "seed": 0, "weighting": "examples"}
+    assert bench.picture["progress"] == 1
+    (row,) = bench.table
+    assert row["best"]["number"] == [6.0, 6]
+
+
+def test_a_live_run_equals_a_run_in_a_cell(bench, live):
+    tell(bench, "start")
+    ends(bench)
+    plain = list(live(lambda: SMALL))
+    assert [r.loss for r in bench.rounds] == [r.loss for r in plain]
+    assert all((bench.rounds[-1].params[n] == plain[-1].params[n]).all() for n in plain[-1].params)
+
+
+def test_pause_holds_and_a_turned_knob_counts_from_the_next_round(bench):
+    bench.values = bench.values | {"rounds": 300}
+    tell(bench, "start")
+    until(lambda: len(bench.rounds) >= 2)
+    tell(bench, "pause")
+    assert bench.state == "paused"
+    time.sleep(0.3)
+    held = len(bench.rounds)
+    time.sleep(0.3)
+    assert len(bench.rounds) == held
+    bench.values = bench.values | {"cohort": 9}
+    tell(bench, "start")
+    until(lambda: len(bench.rounds) > held)
+    tell(bench, "stop")
+    ends(bench, "stopped")
+    assert {len(r.cohort) for r in bench.rounds[:held]} == {4}
+    assert len(bench.rounds[held].cohort) == 9
+    assert bench.used["cohort"] == 9
+    assert bench.session.members[-1].used()["cohort"] == [4, 9]
+
+
+def test_a_step_is_one_round(bench):
+    for count in (1, 2, 3):
+        tell(bench, "step")
+        until(lambda count=count: len(bench.rounds) == count and bench.state == "paused")
+        time.sleep(0.1)
+        assert len(bench.rounds) == count
+    tell(bench, "start")
+    ends(bench)
+    assert len(bench.rounds) == 6
+
+
+def test_knobs_of_the_next_run_stay_as_the_run_started(bench):
+    tell(bench, "step")
+    until(lambda: bench.state == "paused")
+    bench.values = bench.values | {"seed": 5}
+    tell(bench, "step")
+    until(lambda: len(bench.rounds) == 2)
+    assert {r.config.seed for r in bench.rounds} == {0}
+    tell(bench, "stop")
+    ends(bench, "stopped")
+    tell(bench, "step")
+    until(lambda: bench.state == "paused")
+    assert bench.rounds[0].config.seed == 5
+
+
+def test_reset_stops_and_puts_everything_back(bench):
+    bench.values = bench.values | {"rounds": 300, "cohort": 9}
+    tell(bench, "start")
+    until(lambda: bench.rounds)
+    tell(bench, "reset")
+    assert (bench.state, bench.rounds, bench.picture["lines"]) == ("ready", [], [])
+    assert bench.values["cohort"] == 4
+    assert bench.message == "Press Start."
+    assert [row["state"] for row in bench.table] == ["stopped"]
+
+
+def test_an_ended_run_keeps_its_parameters_until_the_next_begins(bench):
+    tell(bench, "start")
+    ends(bench)
+    first = bench.rounds
+    tell(bench, "start")
+    until(lambda: bench.rounds and bench.rounds is not first)
+    ends(bench)
+    assert first[-1].params                                            # what the learner holds is left alone
+    assert [bool(run.rounds[-1].params) for run in bench.session.runs.listed()] == [False, True]
+
+
+def test_only_one_run_is_active(live):
+    def endless(config):
+        yield from live(lambda: replace(config(), rounds=10_000))
+    first, second = (Workbench(endless, SMALL, {}) for _ in range(2))
+    for one in (first, second):
+        tell(one, "start")
+        until(lambda one=one: one.rounds)
+    assert first.state == "stopped"
+    Workbench(live, SMALL, TURN).close()                               # running the cell again stops it, too
+    assert second.state == "stopped"
+    assert not [t for t in threading.enumerate() if t.name == "fedlab"]
+    for one in (first, second):
+        one.close()
+
+
+def test_an_error_shows_in_the_status_and_the_rounds_before_it_stay(bench):
+    bench.values = bench.values | {"rounds": 300}
+    tell(bench, "start")
+    until(lambda: bench.rounds)
+    bench.session.config = replace(SMALL, cohort=999, rounds=300)
+    ends(bench, "failed")
+    assert bench.message.startswith("ParameterError: cohort=999: the federation has 671 clients")
+    tell(bench, "pin", bench.table[0]["id"], True)                     # whatever else is done, it does not vanish
+    assert bench.message.startswith("ParameterError: cohort=999")
+    assert bench.rounds
+    assert bench.table[0]["error"].startswith("ParameterError")
+    bench.session.config = SMALL
+    tell(bench, "start")
+    ends(bench)
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ({"cohort": 0}, "cohort=0: choose from 1 to 671"),
+    ({"cohort": 2.5}, "cohort=2.5: choose a whole number"),
+    ({"local_lr": 5.0}, "local_lr=5.0: choose from 0.1 to 2"),
+    ({"local_lr": "<b>1</b>"}, "local_lr='<b>1</b>': choose from 0.1 to 2"),
+    ({"weighting": "none"}, "weighting='none': choose one of examples, equal"),
+    ({"memory_mb": 3}, "memory_mb=3: no such parameter"),
+])
+def test_a_bad_value_is_put_back_and_explained(bench, value, message):
+    before = dict(bench.values)
+    bench.values = bench.values | value
+    assert bench.values == before
+    assert bench.notice.startswith(message)
+    bench.values = bench.values | {"cohort": 7}
+    assert bench.notice == ""
+    assert bench.session.config.cohort == 7
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"fedlab": 1, "settings": {"cohort": 5, "rouds": 2}}', "rouds=2: no such parameter; did you mean rounds?"),
+    ('{"fedlab": 1, "settings": {"cohort": 5, "local_lr": 1e9}}', "local_lr=1000000000.0: choose a number from 0"),
+    ('{"fedlab": 2, "settings": {"cohort": 5}}', "fedlab=2: these settings are of another version"),
+    ("cohort: 5", "settings='cohort: 5': not JSON (Expecting value in line 1)"),
+    ("[1]", 'settings=[1]: write {"fedlab": 1'),
+])
+def test_pasted_settings_that_are_wrong_touch_nothing(bench, text, message):
+    bench.values = bench.values | {"rounds": 300}
+    tell(bench, "start")
+    until(lambda: bench.rounds)
+    before = bench.session.config
+    tell(bench, "settings", text)
+    assert bench.notice.startswith(message)
+    assert bench.session.config == before
+    assert bench.state == "running"
+
+
+def test_settings_and_presets_are_taken_whole(bench):
+    tell(bench, "settings", '{"fedlab": 1, "settings": {"cohort": 5, "memory_mb": 64}}')
+    assert bench.values["cohort"] == 5
+    assert bench.session.config.memory_mb == 64                        # also what has no knob here
+    assert json.loads(bench.text)["settings"]["memory_mb"] == 64
+    tell(bench, "preset", "two")
+    assert bench.session.config == replace(SMALL, cohort=2)
+    tell(bench, "preset", "three")
+    assert bench.notice.startswith("three='three': no such parameter")
+
+
+def test_unknown_commands_and_runs_are_refused(bench):
+    tell(bench, "_draw")
+    assert bench.notice.startswith("command='_draw': choose one of start, pause")
+    tell(bench, "pin", "../x", True)
+    assert bench.notice.startswith("run='../x': there is no such run")
+    assert bench.state == "ready"
+
+
+def test_a_sweep_fills_its_map_and_stop_keeps_what_is_done(bench):
+    tell(bench, "sweep", {"local_lr": "0.5, 1", "weighting": "equal, examples"}, "number", 0)
+    ends(bench)
+    assert bench.heat["planned"] == len(bench.heat["cells"]) == 4
+    assert [cell["at"] for cell in bench.heat["cells"]] == [
+        [0.5, "equal"], [1.0, "equal"], [0.5, "examples"], [1.0, "examples"]]
+    assert {cell["value"] for cell in bench.heat["cells"]} == {6.0}
+    tell(bench, "pin", bench.heat["cells"][2]["run"], True)
+    assert {line["name"] for line in bench.picture["lines"]} >= {"local_lr=0.5, weighting=examples"}
+    bench.values = bench.values | {"rounds": 100}
+    tell(bench, "sweep", {"local_lr": "0.5, 1"}, "loss", 9)
+    until(lambda: bench.picture["done"] > 3)
+    tell(bench, "stop")
+    ends(bench, "stopped")
+    assert 0 < len(bench.heat["cells"]) < 9
+    assert {cell["state"] for cell in bench.heat["cells"]} == {"stopped"}
+    assert all(cell["value"] for cell in bench.heat["cells"])
+    tell(bench, "sweep", {"local_lr": "0.5, fast"}, "loss", 0)
+    assert bench.notice.startswith("local_lr='fast': choose a number")
+
+
+def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(bench, "send", lambda content, buffers: sent.append((content["file"], buffers[0])))
+    tell(bench, "export", "csv")
+    assert bench.notice.startswith("runs=0: there is nothing to export yet")
+    tell(bench, "start")
+    ends(bench)
+    tell(bench, "folder", str(tmp_path / "mine"))
+    assert bench.saving == f"Runs are kept in {tmp_path / 'mine'}"
+    for kind in ("csv", "json", "png"):
+        tell(bench, "export", kind)
+    assert [name for name, _ in sent] == ["fedlab-runs.csv", "fedlab-runs.json", "fedlab-runs.png"]
+    tell(bench, "rename", bench.table[0]["id"], "<script>alert(1)</script>")
+    assert bench.table[0]["name"] == "<script>alert(1)</script>"       # text, here and on the page
+    (kept,) = (tmp_path / "mine").glob("*.jsonl")
+    tell(bench, "delete", bench.table[0]["id"])
+    assert not kept.exists()
+    assert bench.table == []
+
+
+def test_knobs_come_from_the_config_and_bad_sliders_are_refused(live):
+    bench = Workbench(live, SMALL, {"local_lr": (0.1, 1.0), "optimizer": None, "rounds": None})
+    rate, rule, rounds = bench.spec["knobs"]
+    assert (rate["label"], rate["whole"], rate["log"], rate["kind"]) == ("local learning rate", False, True, "number")
+    assert "step size" in rate["meaning"]
+    assert (rule["kind"], rule["choices"]) == ("choice", ["sgd", "adamw"])
+    assert (rounds["low"], rounds["high"]) == (5, 300)
+    bench.close()
+    assert len(Workbench(live, SMALL).spec["knobs"]) == len(Config.__dataclass_fields__)
+    with pytest.raises(ParameterError, match=r"local_rate=\(0, 1\): no such parameter; did you mean local_lr"):
+        Workbench(live, SMALL, {"local_rate": (0, 1)})
+    with pytest.raises(ParameterError, match=r"turn\['rounds'\]=\(0, 5\): choose two growing numbers from 1"):
+        Workbench(live, SMALL, {"rounds": (0, 5)})
+    with pytest.raises(ParameterError, match=r"optimizer='adam': choose one of"):
+        Workbench(live, SMALL, {"optimizer": ("sgd", "adam")})
+    with pytest.raises(ParameterError, match=r"metrics\['number'\]='up': write 'min'"):
+        Workbench(live, SMALL, {}, {"number": "up"})
+    gc.collect()
+
+
+def test_a_diverged_loss_leaves_a_gap_and_not_a_broken_message(live):
+    def broken(config):
+        for done in live(config):
+            yield replace(done, losses=done.losses * float("nan")) if done.number == 2 else done
+    bench = Workbench(broken, replace(SMALL, rounds=3), {})
+    tell(bench, "start")
+    ends(bench)
+    losses = bench.picture["lines"][0]["series"]["loss"][1]
+    assert [loss is None for loss in losses] == [False, True, False]
+    json.dumps([bench.picture, bench.table], allow_nan=False)
+    bench.close()
+
+
+def test_the_example_of_the_page_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "workbench.md").read_text()
+    (example,) = re.findall(r"```python\n(.+?)```", page, re.S)
+    found: dict = {}
+    exec(compile(example, "workbench.md", "exec"), found)
+    bench = found["bench"]
+    tell(bench, "start")
+    until(lambda: len(bench.rounds) >= 3)
+    bench.session.runner.stop()
+    assert len(list(tmp_path.glob("runs/*.jsonl"))) == 1
+    bench.close()
+
+
+def test_a_long_run_is_drawn_in_bounded_size(live):
+    bench = Workbench(live, replace(SMALL, rounds=1000, cohort=1), {})
+    tell(bench, "start")
+    until(lambda: bench.state == "done", 60)
+    rounds, losses = bench.picture["lines"][0]["series"]["loss"]
+    assert len(rounds) == len(losses) <= 300
+    assert rounds[-1] == 1000
+    bench.close()
