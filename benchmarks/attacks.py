@@ -1,13 +1,16 @@
-"""Attacks and who stops them: a film pushed by a few clients, members told from others, words read from sums.
+"""Attacks and who stops them.
+
+A film pushed by a few clients, members told from others, words read from sums.
 
 python benchmarks/attacks.py [--quick]
 
-Lesson 2's federation on ml-latest-small, 64 of 671 clients a round, 60 rounds, and clients that lie: *boosted* ones
-made up a click on the film and send what they learned fifty times as long, *aimed* ones send a push of the film's bias
-alone, *flipped* ones want to spoil the model and send the opposite of what they learned, five times as long. ER@10
-is the share of users that are shown a film which three people watched. HR@10 on test, 99 clean negatives.
-Members are told apart by lesson 9's score, from the biases after lesson 8's 20 rounds over half of the users. 5 seeds:
-other films, liars, members and first weights. Goes into results/privacy.json.
+Lesson 2's federation on ml-latest-small, 64 of 671 clients a round, 60 rounds, and clients that
+lie: *boosted* ones made up a click on the film and send what they learned fifty times as long,
+*aimed* ones send a push of the film's bias alone, *flipped* ones want to spoil the model and send
+the opposite of what they learned, five times as long. ER@10 is the share of users that are shown a
+film which three people watched. HR@10 on test, 99 clean negatives. Members are told apart by lesson
+9's score, from the biases after lesson 8's 20 rounds over half of the users. 5 seeds: other films,
+liars, members and first weights. Goes into results/privacy.json.
 """
 
 from statistics import mean
@@ -54,8 +57,8 @@ from fedlab.engine import updates
 from fedlab.models import from_module
 from fedlab.models.text import Backbone, TextEncoder, encoder, item_texts, mean_state
 
-RULES = {"mean": weighted_mean, "normbound": norm_bound(1.5), "trimmed": trimmed_mean(0.1), "median": coordinate_median,
-         "krum": krum(2, 32), "rowbound": row_bound(0.05)}
+RULES = {"mean": weighted_mean, "normbound": norm_bound(1.5), "trimmed": trimmed_mean(0.1),
+         "median": coordinate_median, "krum": krum(2, 32), "rowbound": row_bound(0.05)}
 LAYER = "layer.0.attention.self.query"
 
 
@@ -67,14 +70,18 @@ def pushed(split: Split, seed: int, quick: bool) -> dict[str, float]:
     target = int(rare[torch.randint(len(rare), (1,), generator=draw)])
     order = torch.randperm(train.user_count, generator=draw)
     model = matrix_factorisation(train.user_count, train.item_count, 32)
-    config = Config(rounds=6 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal", seed=seed)
+    config = Config(rounds=6 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
+                    weighting="equal", seed=seed)
     aim = aimed(target, 100.0)
-    for attack, share, lie in (("clean", 0.0, aim), ("boosted", 0.01, scaled(50.0)), ("aimed", 0.01, aim),
+    for attack, share, lie in (("clean", 0.0, aim), ("boosted", 0.01, scaled(50.0)), ("aimed", 0.01,
+                                                                                      aim),
                                ("aimed5", 0.05, aim), ("flipped", 0.1, scaled(-5.0))):
         liars = order[:round(share * train.user_count)]
-        data = Federation(with_clicks(train, liars, target) if attack == "boosted" else train, owner)
+        data = Federation(with_clicks(train, liars, target) if attack == "boosted" else train,
+                          owner)
         for name, rule in RULES.items() if share else [("mean", weighted_mean)]:
-            *_, done = federate(model, data, config, update=Poisoned(liars, lie).update, aggregate=rule)
+            *_, done = federate(model, data, config, update=Poisoned(liars, lie).update,
+                                aggregate=rule)
             score = scorer(model, done.params)
             found[f"{attack}_{name}_er10"] = exposure(score, train, target)
             found[f"{attack}_{name}_hr10"] = ranking(score, test)["hr@10"]
@@ -87,10 +94,11 @@ def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
     inside = torch.rand(len(data), generator=stream(seed, "members")) < 0.5
     half = World(members=Membership.only(inside), warm=False)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 8)
-    common = {"rounds": 3 if quick else 20, "cohort": 200, "local_lr": 15.0, "weighting": "equal", "seed": seed}
+    common = {"rounds": 3 if quick else 20, "cohort": 200, "local_lr": 15.0, "weighting": "equal",
+              "seed": seed}
     runs = {"plain": federate(model, data, Config(**common), world=half)}
-    runs |= {f"z{z}": federate_privately(model, data, Private(**common, clip=5.0, noise=z), world=half,
-                                         teaching_seed=seed) for z in (0.3, 1, 3)}
+    runs |= {f"z{z}": federate_privately(model, data, Private(**common, clip=5.0, noise=z),
+                                         world=half, teaching_seed=seed) for z in (0.3, 1, 3)}
     watched, found = rated(data, torch.arange(len(data))), {}
     for name, rounds in runs.items():
         *_, done = rounds
@@ -114,9 +122,14 @@ class Stars(nn.Module):
 
 
 def read(split: Split, seed: int) -> dict[str, float]:
-    """Words read from sums over some of the hundred quietest clients: the share of theirs, and of those the right."""
+    """Words read from sums over some of the hundred quietest clients.
+
+    The share of theirs, and of those the right.
+    """
     torch.manual_seed(seed)
-    titles, data = item_texts(split.train.catalogue, "{title}"), Federation(split.train, one_per_user(split.train))
+    titles, data = item_texts(split.train.catalogue, "{title}"), Federation(split.train,
+                                                                            one_per_user(
+        split.train))
     net, body, found = Stars(titles), Backbone(encoder()), {}
     for name, weight in net.named_parameters():
         weight.requires_grad_(name.startswith("head") or name.endswith(f"{LAYER}.weight"))
@@ -125,12 +138,16 @@ def read(split: Split, seed: int) -> dict[str, float]:
     quiet = data.counts.argsort(stable=True)[torch.randperm(100, generator=stream(seed, "quiet"))]
     for count in (1, 4, 16):
         clients = quiet[:count][data.counts[quiet[:count]].argsort(descending=True)]
-        parts = updates(model, data, start, clients, Config(local_lr=0.1, negatives=0, batch_size=8, seed=seed))
-        total = sum(part.deltas[f"text.body.model.encoder.{LAYER}.weight"].values.sum(0) for part in parts)
+        parts = updates(model, data, start, clients, Config(local_lr=0.1, negatives=0, batch_size=8,
+                                                            seed=seed))
+        total = sum(part.deltas[f"text.body.model.encoder.{LAYER}.weight"].values.sum(0)
+                    for part in parts)
         outside, _ = recover_tokens(total, body, LAYER, 12)
         items = split.train.items[torch.isin(split.train.users, clients)].tolist()
-        theirs = encoder().tokenizer([titles[i] for i in items], truncation=True, max_length=12)["input_ids"]
-        got, true = set((outside < 0.01).nonzero()[:, 0].tolist()), {word for ids in theirs for word in ids}
+        theirs = encoder().tokenizer([titles[i] for i in items], truncation=True,
+                                     max_length=12)["input_ids"]
+        got, true = set((outside < 0.01).nonzero()[:, 0].tolist()), {word for ids in theirs
+                                                                     for word in ids}
         found[f"words_of_{count}_recall"] = len(got & true) / len(true)
         found[f"words_of_{count}_precision"] = len(got & true) / max(1, len(got))
     return found
@@ -152,13 +169,14 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
         table[name] = entry(mean(values), unit, goal, higher=higher, seeds=len(values),
                             note=f"from {min(values):.3f} to {max(values):.3f}{note}")
     for name in every[0]:
-        row(name, [found[name] for found in every], "epsilon" if name.endswith("epsilon") else "share", None,
-            higher=name.endswith("hr10"))
+        row(name, [found[name] for found in every],
+            "epsilon" if name.endswith("epsilon") else "share", None, higher=name.endswith("hr10"))
     for attack, rule in (("boosted", "normbound"), ("aimed", "rowbound")):
         name = f"promotion_{rule}"
-        row(f"{name}_er10", [found[f"{attack}_{rule}_er10"] for found in every], "share", 0.01, higher=False)
-        row(f"{name}_hr_loss", [1 - found[f"{attack}_{rule}_hr10"] / found["clean_mean_hr10"] for found in every],
-            "share", 0.05, higher=False)
+        row(f"{name}_er10", [found[f"{attack}_{rule}_er10"] for found in every], "share", 0.01,
+            higher=False)
+        row(f"{name}_hr_loss", [1 - found[f"{attack}_{rule}_hr10"] / found["clean_mean_hr10"]
+                                for found in every], "share", 0.05, higher=False)
     record("privacy", table, quick)
 
 

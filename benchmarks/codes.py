@@ -2,9 +2,10 @@
 
 python benchmarks/codes.py [--quick]
 
-Lesson 2's federation on ml-latest-small, 64 of 671 clients a round, 60 rounds; NDCG@10 on test, 99 clean negatives, 5
-seeds. Bytes are those of plain updates, floats and row numbers in 4 bytes each, over the code's as packed. Times are of
-rounds of 100 clients in turn, on one thread, with `feedback` and without. Goes into results/privacy.json.
+Lesson 2's federation on ml-latest-small, 64 of 671 clients a round, 60 rounds; NDCG@10 on test, 99
+clean negatives, 5 seeds. Bytes are those of plain updates, floats and row numbers in 4 bytes each,
+over the code's as packed. Times are of rounds of 100 clients in turn, on one thread, with
+`feedback` and without. Goes into results/privacy.json.
 """
 
 import time
@@ -39,9 +40,12 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
     split = leave_one_out(load())
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
-    config = Config(rounds=4 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal", seed=seed)
-    ways = {"plain": {}} | {name: {"update": ErrorFeedback(code).update} for name, code in CODES.items()}
-    ways |= {f"{name}_forgotten": {"update": ErrorFeedback(CODES[name], feedback=False).update} for name in CODES}
+    config = Config(rounds=4 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
+                    weighting="equal", seed=seed)
+    ways = {"plain": {}} | {name: {"update": ErrorFeedback(code).update} for name,
+                            code in CODES.items()}
+    ways |= {f"{name}_forgotten": {"update": ErrorFeedback(CODES[name], feedback=False).update}
+             for name in CODES}
     found = {}
     for name, way in ways.items():
         rounds = list(federate(model, data, config, **way))
@@ -55,9 +59,10 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
     """Write what the seeds so far say."""
     table, note = {}, ", quick" if quick else ""
     for name in CODES:
-        values = {"ndcg_loss": [1 - found[f"{name}_ndcg10"] / found["plain_ndcg10"] for found in every],
-                  "ndcg_loss_forgotten": [1 - found[f"{name}_forgotten_ndcg10"] / found["plain_ndcg10"]
-                                          for found in every],
+        values = {"ndcg_loss": [1 - found[f"{name}_ndcg10"] / found["plain_ndcg10"]
+                                for found in every],
+                  "ndcg_loss_forgotten": [1 - found[f"{name}_forgotten_ndcg10"]
+                                          / found["plain_ndcg10"] for found in every],
                   "bytes_ratio": [found["plain_bytes"] / found[f"{name}_bytes"] for found in every]}
         for measure, each in values.items():
             table[f"{name}_{measure}"] = entry(
@@ -76,7 +81,8 @@ def times(quick: bool) -> None:
     for name in ("int4", "rank1_int4"):
         for keep in (True, False):
             way = ErrorFeedback(CODES[name], feedback=keep)
-            streams[f"{name}{'' if keep else '_forgotten'}"] = federate(model, data, config, update=way.update)
+            streams[f"{name}{'' if keep else '_forgotten'}"] = federate(model, data, config,
+                                                                        update=way.update)
     taken = defaultdict(list)
     for number in range(6 if quick else 30):
         for name, rounds in streams.items():

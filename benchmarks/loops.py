@@ -1,4 +1,7 @@
-"""Plain loops over clients, as everybody writes them: what the engine is measured against and must equal."""
+"""Plain loops over clients, as everybody writes them.
+
+What the engine is measured against and must equal.
+"""
 
 import torch
 from torch import nn
@@ -13,7 +16,9 @@ class Plain(nn.Module):
 
     def __init__(self, users: int, items: int, dim: int) -> None:
         super().__init__()
-        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items, dim), nn.Embedding(items, 1)
+        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items,
+                                                                                 dim), nn.Embedding(
+            items, 1)
 
     def forward(self, user, item):
         """Logits (B,)."""
@@ -21,15 +26,22 @@ class Plain(nn.Module):
 
 
 def drawn(data, config, number):
-    """A round's cohort and, for each of its clients, its examples in the order that the engine takes them."""
+    """A round's cohort and, for each of its clients.
+
+    Its examples in the order that the engine takes them.
+    """
     cohort = sample(data, config, number)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed, "examples", number))
+    examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed,
+                                                                               "examples", number))
     ends = torch.bincount(examples["client"]).tolist()
     return cohort, examples, ends
 
 
 def table_loop(params, data, config, number, dense: bool):
-    """A round of matrix factorisation client by client; dense: whole tables, or only the rows a client touches."""
+    """A round of matrix factorisation client by client; dense.
+
+    Whole tables, or only the rows a client touches.
+    """
     cohort, examples, sizes = drawn(data, config, number)
     users, items, target = (as_tensor(examples[n]).split(sizes) for n in ("user", "item", "target"))
     mean = {name: torch.zeros_like(value) for name, value in params.items()}
@@ -57,8 +69,10 @@ def table_loop(params, data, config, number, dense: bool):
                 mean["item"].add_(model.item.weight - params["item"], alpha=1 / len(cohort))
                 mean["bias"].add_(model.bias.weight[:, 0] - params["bias"], alpha=1 / len(cohort))
             else:
-                mean["item"].index_add_(0, ids, (model.item.weight - params["item"][ids]) / len(cohort))
-                mean["bias"].index_add_(0, ids, (model.bias.weight[:, 0] - params["bias"][ids]) / len(cohort))
+                mean["item"].index_add_(0, ids,
+                                        (model.item.weight - params["item"][ids]) / len(cohort))
+                mean["bias"].index_add_(0, ids, (model.bias.weight[:, 0] - params["bias"][ids])
+                                        / len(cohort))
     step = {name: params[name] + config.server_lr * mean[name] for name in ("item", "bias")}
     return step | {"user": new_users}
 
@@ -81,7 +95,8 @@ def module_loop(build, params, data, config, number):
         optimizer = torch.optim.SGD(resident.parameters(), lr=config.local_lr)
         for cut in torch.arange(len(x)).split(config.batch_size):
             optimizer.zero_grad()
-            binary_cross_entropy_with_logits(resident(x[cut]).squeeze(1), targets[position][cut]).backward()
+            binary_cross_entropy_with_logits(resident(x[cut]).squeeze(1),
+                                             targets[position][cut]).backward()
             optimizer.step()
         with torch.no_grad():
             for name, weight in resident.named_parameters():

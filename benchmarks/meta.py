@@ -1,12 +1,16 @@
-"""Meta-learning: newcomers' errors, rounds against the fine-tuned average, and what second order and many at once take.
+"""Meta-learning.
+
+Newcomers' errors, rounds against the fine-tuned average, and what second order and many at once
+take.
 
 python benchmarks/meta.py [--quick]
 
-Newcomers: a fifth of ML-100K's users, of whom 20 random ratings arrive and all others judge; users with 20 ratings are
-left out and counted. The means of films that counting needs take a round of their own. Ways: from untrained films,
-newcomers' query loss with ten ratings, or ten clicks, after each round; the rounds in which fine-tuned FedAvg is at its
-least, over those in which another way gets there; 5 folds, FedAvg as good as we could tune it. All settings were
-chosen with other folds of users (seed 1). Times come from interleaved runs on one thread. Errors go to quality.json.
+Newcomers: a fifth of ML-100K's users, of whom 20 random ratings arrive and all others judge; users
+with 20 ratings are left out and counted. The means of films that counting needs take a round of
+their own. Ways: from untrained films, newcomers' query loss with ten ratings, or ten clicks, after
+each round; the rounds in which fine-tuned FedAvg is at its least, over those in which another way
+gets there; 5 folds, FedAvg as good as we could tune it. All settings were chosen with other folds
+of users (seed 1). Times come from interleaved runs on one thread. Errors go to quality.json.
 """
 
 import time
@@ -38,11 +42,13 @@ from fedlab.models import user_factor_model
 from fedlab.models.text import item_texts, narrowed, vectors
 
 KS = 3, 5, 10, 20
-CUT = {"ratings": ((3, 100), 200), "clicks": ((3, 20), 40)}    # support and query; each click comes with four negatives
+# support and query; each click comes with four negatives
+CUT = {"ratings": ((3, 100), 200), "clicks": ((3, 20), 40)}
 GOALS = {5: 0.975, 10: 0.952, 20: 0.932}
 BASELINES = "fedavg", "ditto", "pfedme", "fedper"
 USER = frozenset({"user"})
-SERVER = Config(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4, weight_decay=0.003)
+SERVER = Config(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4,
+                weight_decay=0.003)
 
 
 def about(ratings: Ratings) -> Tensor:
@@ -52,24 +58,33 @@ def about(ratings: Ratings) -> Tensor:
 
 
 def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[int, float]]:
-    """RMSE by ratings given: counting, and `ridge` with the mean of its last 20 rounds' parameters."""
+    """RMSE by ratings given.
+
+    Counting, and `ridge` with the mean of its last 20 rounds' parameters.
+    """
     late, _ = new_users(ratings, fold).centred()
-    model = user_factor_model(ratings.item_count, 8, about(ratings), bias=item_means(late.train), spread=0.03)
+    model = user_factor_model(ratings.item_count, 8, about(ratings), bias=item_means(late.train),
+                              spread=0.03)
     tasks = Episodes(Federation(late.train, one_per_user(late.train), "ratings"), (3, 100), 200)
-    config = replace(SERVER, server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks), seed=fold)
+    config = replace(SERVER, server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks),
+                     seed=fold)
     meta, total, last = Meta("ridge", USER), defaultdict[str, Tensor | float](float), min(20, config.rounds)
     for done in federate(model, tasks, config, update=meta.update):
         if done.number > config.rounds - last:
             for name, value in done.params.items():
                 total[name] = total[name] + value / last
     people, end = late.query.user_count, dict(total)
-    return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k), config, people)) for k in KS},
+    return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k), config,
+                                              people)) for k in KS},
             "counting": {k: late.error(late.counted(k)) for k in KS}}
 
 
 @dataclass(frozen=True)
 class Way:
-    """How clients train (`federate`'s update and Config), and how newcomers adapt to what came of it."""
+    """How clients train (`federate`'s update and Config).
+
+    And how newcomers adapt to what came of it.
+    """
 
     update: Callable[..., Iterator[Update]]
     config: Config
@@ -85,20 +100,26 @@ def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
     if task == "ratings":
         own, tuned, near = Meta(), replace(average, local_lr=0.01, local_epochs=5), 1.0
         head = replace(average, local_lr=0.1)
-        envelope, step = replace(head, local_epochs=3), replace(server, local_lr=0.3, local_epochs=3)
+        envelope, step = replace(head, local_epochs=3), replace(server, local_lr=0.3,
+                                                                local_epochs=3)
     else:
         average = replace(average, local_lr=1.0, local_epochs=3)
-        own, tuned, near, head, envelope = last, replace(average, local_epochs=5), 0.03, average, average
+        own, tuned, near, head, envelope = last, replace(average,
+                                                         local_epochs=5), 0.03, average, average
         step = replace(server, local_lr=3.0, local_epochs=3, server_lr=0.1, weight_decay=0.0)
     whole, envelope = replace(step, local_lr=step.local_lr / 10), replace(envelope, proximal=near)
-    found = {"fedavg": Way(updates, average, own, tuned),
-             "ditto": Way(updates, average, own, replace(tuned, proximal=near)),
-             "pfedme": Way(Meta("reptile").update, envelope, own, replace(
-                 envelope, local_lr=0.03 if task == "ratings" else 1.0, local_epochs=5)),
+    found = {"fedavg": Way(updates, average, own, tuned), "ditto": Way(updates, average, own,
+                                                                       replace(tuned,
+                                                                               proximal=near)),
+             "pfedme": Way(Meta("reptile").update, envelope, own, replace(envelope,
+                                                                          local_lr=0.03
+                                                                          if task == "ratings"
+                                                                          else 1.0,
+                                                                          local_epochs=5)),
              "fedper": Way(updates, head, last, replace(head, local_epochs=5)),
              "fedrecon": learner(Meta("fomaml", USER, learn_start=False), step),
-             "fomaml": learner(Meta("fomaml"), whole), "maml": learner(Meta(), whole), "anil": learner(last, step),
-             "meta_sgd": learner(Meta("meta-sgd", USER), step)}
+             "fomaml": learner(Meta("fomaml"), whole), "maml": learner(Meta(), whole),
+             "anil": learner(last, step), "meta_sgd": learner(Meta("meta-sgd", USER), step)}
     return found | ({"ridge": learner(Meta("ridge", USER), step)} if task == "ratings" else {})
 
 
@@ -108,15 +129,20 @@ def learner(meta: Meta, config: Config) -> Way:
 
 
 def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, list[float]]:
-    """Query loss of newcomers with ten ratings after each round, by way; FedPer's start with what it never learned."""
+    """Query loss of newcomers with ten ratings after each round, by way.
+
+    FedPer's start with what it never learned.
+    """
     late = new_users(ratings, fold)
     late = late.centred()[0] if task == "ratings" else late
     tasks = Episodes(Federation(late.train, one_per_user(late.train), task), *(CUT[task]))
     known, found = about(ratings), defaultdict(list)
-    plain, private = (user_factor_model(ratings.item_count, 8, known, task=task, spread=0.03, clients=n) for n in (0, len(tasks)))
+    plain, private = (user_factor_model(ratings.item_count, 8, known, task=task, spread=0.03,
+                                        clients=n) for n in (0, len(tasks)))
     judged = asked(late, task, fold)
     for name, way in ways(task, rounds, len(tasks), fold).items():
-        model = {"meta_sgd": with_rates(plain, way.config.local_lr), "fedper": private}.get(name, plain)
+        model = {"meta_sgd": with_rates(plain, way.config.local_lr), "fedper": private}.get(name,
+                                                                                            plain)
         for done in federate(model, tasks, way.config, update=way.update):
             start = {"user": torch.zeros(1, 9)} if name == "fedper" else {}
             judge = plain if name == "fedper" else model
@@ -125,19 +151,25 @@ def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, lis
 
 
 def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree, Config], float]:
-    """The query loss of newcomers who adapted to ten ratings, or to ten clicks with four negatives each."""
+    """The query loss of newcomers who adapted to ten ratings.
+
+    Or to ten clicks with four negatives each.
+    """
     people, first = late.query.user_count, late.given.take(torch.arange(len(late.given)) % 20 < 10)
     columns = (torch.cat([getattr(part, name) for part in (late.given, late.query)])
                for name in ("users", "items", "values", "times"))
-    support, judges = (Federation(part, one_per_user(part), task).draw(torch.arange(people), 1, 4, stream(fold, name))
-                       for name, part in (("given", first), ("query", Ratings(*columns, late.query.catalogue))))
+    support, judges = (Federation(part, one_per_user(part), task).draw(torch.arange(people), 1, 4,
+                                                                       stream(fold, name)) for name,
+                       part in (("given", first), ("query", Ratings(*columns,
+                                                                    late.query.catalogue))))
     known = torch.isin(judges["user"] * late.query.item_count + judges["item"], late.given.pairs())
     judges = {name: column[~known] for name, column in judges.items()}
 
     def loss(meta: Meta, model: Model, params: Tree, config: Config) -> float:
         columns = {name: column for name, column in support.items() if name != "epoch"}
         score = newcomers(meta, model, params, columns, config, people)
-        return float(model.loss(score(judges["user"], judges["item"])[None], judges["target"][None]).mean())
+        return float(model.loss(score(judges["user"], judges["item"])[None],
+                                judges["target"][None]).mean())
     return loss
 
 
@@ -147,7 +179,8 @@ def measured(fold: int, quick: bool) -> dict[str, dict]:
     found = {"newcomers": newcomer_table(ratings, fold, quick)}
     for task in CUT:
         found[task] = curves(ratings, task, fold, rounds)
-        print(fold, task, {name: [round(x, 4) for x in each[4::5]] for name, each in found[task].items()}, flush=True)
+        print(fold, task, {name: [round(x, 4) for x in each[4::5]] for name,
+                           each in found[task].items()}, flush=True)
     print(fold, found["newcomers"], flush=True)
     return found
 
@@ -156,7 +189,8 @@ def report(every: list[dict[str, dict]], quick: bool) -> None:
     """Write what the folds so far say."""
     note, table, ended, rounds = ", quick" if quick else "", {}, {}, {}
     for k in KS:
-        ridge, count = ([found["newcomers"][name][k] for found in every] for name in ("ridge", "counting"))
+        ridge, count = ([found["newcomers"][name][k] for found in every] for name in ("ridge",
+                                                                                      "counting"))
         wins = sum(a < b for a, b in zip(ridge, count, strict=True))
         table[f"ml100k_newuser_rmse_k{k}"] = entry(
             mean(ridge), "stars", GOALS.get(k), higher=False, seeds=len(every),
@@ -173,7 +207,8 @@ def report(every: list[dict[str, dict]], quick: bool) -> None:
                     mean(each), "ratio", None, higher=True, seeds=len(every),
                     note=f"to fine-tuned FedAvg's least loss; by fold {', '.join(f'{x:.2f}' for x in each)}{note}")
     best = max(rounds, key=lambda name: rounds[name]["value"])
-    rounds["rounds_fedavg_over_meta"] = rounds[best] | {"goal": 2.8, "note": f"{best}: {rounds[best]['note']}"}
+    rounds["rounds_fedavg_over_meta"] = rounds[best] | {"goal": 2.8,
+                                                        "note": f"{best}: {rounds[best]['note']}"}
     record("quality", table, quick)
     record("meta", rounds | ended, quick)
 
@@ -205,11 +240,13 @@ def times(quick: bool) -> None:
     params, config = model.init(torch.Generator()), Config(local_lr=0.02, local_epochs=3)
     note, everyone = ", quick" if quick else "", torch.arange(1000)
     drawn = data.draw(everyone, 1, 0, torch.Generator().manual_seed(0))
-    given = {name: column[drawn["query"] == 0] for name, column in drawn.items() if name not in ("query", "epoch")}
-    parts = [{name: column[i * 10:(i + 1) * 10] for name, column in given.items()} for i in range(1000)]
+    given = {name: column[drawn["query"] == 0] for name,
+             column in drawn.items() if name not in ("query", "epoch")}
+    parts = [{name: column[i * 10:(i + 1) * 10] for name,
+              column in given.items()} for i in range(1000)]
     parts = [part | {"client": torch.zeros(10, dtype=torch.int64)} for part in parts]
-    calls = {method: lambda m=method: list(Meta(m).update(model, data, params, everyone[:100], config))
-             for method in ("fomaml", "maml")}
+    calls = {method: lambda m=method: list(Meta(m).update(model, data, params, everyone[:100],
+                                                          config)) for method in ("fomaml", "maml")}
     calls |= {"at once": lambda: Meta().adapt(model, params, given, config),
               "loop": lambda: [Meta().adapt(model, params, part, config) for part in parts]}
     took = seconds(calls, 2 if quick else 9)

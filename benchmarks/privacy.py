@@ -1,13 +1,17 @@
-"""Privacy: epsilon against other accountants' vectors, what a budget leaves of quality, and what the mechanisms take.
+"""Privacy.
+
+Epsilon against other accountants' vectors, what a budget leaves of quality, and what the mechanisms
+take.
 
 python benchmarks/privacy.py [--quick]
 
-Quality: ML-100K, every user a client, delta 1e-4, leave-one-out with 99 clean negatives, 5 seeds; the settings were
-chosen on validation, without privacy, as the texts' kernels were. Each seed draws other noise and other negatives; the
-noise comes from a teaching seed, so that a figure can be measured again, and is as large as the system's would be.
-DP-FedAvg is matrix factorisation as in lesson 2 with clipped deltas, noise for epsilon 8 and rates chosen on
-validation. A curious server reads plain uploads, and such under the masks of a secure sum. Times are of rounds of 100
-clients in turn, on one thread.
+Quality: ML-100K, every user a client, delta 1e-4, leave-one-out with 99 clean negatives, 5 seeds;
+the settings were chosen on validation, without privacy, as the texts' kernels were. Each seed draws
+other noise and other negatives; the noise comes from a teaching seed, so that a figure can be
+measured again, and is as large as the system's would be. DP-FedAvg is matrix factorisation as in
+lesson 2 with clipped deltas, noise for epsilon 8 and rates chosen on validation. A curious server
+reads plain uploads, and such under the masks of a secure sum. Times are of rounds of 100 clients in
+turn, on one thread.
 """
 
 import csv
@@ -65,7 +69,7 @@ from fedlab.privacy import (
 )
 
 DELTA, GOALS = 1e-4, {8: 0.55, 2: 0.50, 1: 0.47}
-COUNTED = {8: 1.5, 2: 2.0, 1: 4.0}                             # noise of the counts; what is left goes to the pairs
+COUNTED = {8: 1.5, 2: 2.0, 1: 4.0}  # noise of the counts; what is left goes to the pairs
 AVERAGED = {"cohort": 200, "local_lr": 5.0, "clip": 5.0, "server_lr": 1.0, "rounds": 20}
 
 
@@ -79,20 +83,26 @@ def kinds(split: Split) -> tuple[Tensor, Tensor, Tensor]:
 
 def released(data: Federation, model: Model, update: ClientUpdate, noise: float, seed: int) -> Tree:
     """What the server has after all clients' contributions were summed once."""
-    config = Private(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)), delta=DELTA)
+    config = Private(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)),
+                     delta=DELTA)
     (done,) = federate_privately(model, data, config, update=update, teaching_seed=seed)
     return done.params
 
 
-def within(budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, ...]:
-    """(U, I) scores by noisy counts, and by noisy pairs besides, whose epsilon is the budget together; 0: no noise."""
+def within(budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Tensor],
+           seed: int) -> tuple[Tensor, ...]:
+    """(U, I) scores by noisy counts, and by noisy pairs besides.
+
+    Whose epsilon is the budget together; 0: no noise.
+    """
     text, years, public = likenesses
     whole = noise_for(budget, DELTA, [Release(1.0, sampling="all")]) if budget else 1e-3
     noise = COUNTED.get(budget, whole)
     mine = standard(own_taste(data.train, [(1.0, text), (0.3, years)]))
 
     def by_counts(noise: float) -> tuple[Tensor, Tensor]:
-        popular = smoothed(released(data, counts(len(text)), seen, noise, seed)["count"], text, noise)
+        popular = smoothed(released(data, counts(len(text)), seen, noise, seed)["count"], text,
+                           noise)
         return popular, popular.log() + mine
     popular, scores = by_counts(noise)
     rest = (whole**-2 - noise**-2) ** -0.5 if budget else whole
@@ -106,7 +116,8 @@ def averaged(data: Federation, seed: int, quick: bool) -> Score:
     """DP-FedAvg of lesson 2's model at epsilon 8."""
     model = matrix_factorisation(data.train.user_count, data.train.item_count, 16)
     plan = [Release(1.0, AVERAGED["cohort"] / len(data), AVERAGED["rounds"])]
-    config = Private(**AVERAGED, noise=noise_for(8, DELTA, plan, method="rdp"), delta=DELTA, seed=seed)
+    config = Private(**AVERAGED, noise=noise_for(8, DELTA, plan, method="rdp"), delta=DELTA,
+                     seed=seed)
     *_, last = federate_privately(model, data, config, teaching_seed=seed)
     assert last.metrics["epsilon"] <= 8
     return scorer(model, last.params)
@@ -121,7 +132,8 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
               "popularity": popularity(split.train), "fedavg_eps8": averaged(data, seed, quick)}
     for budget in (8, 2, 1, 0):
         tables = within(budget, data, alike, seed)
-        scores |= {f"{name}_eps{budget}": table_score(t) for name, t in zip(("counts", "pairs"), tables, strict=True)}
+        scores |= {f"{name}_eps{budget}": table_score(t) for name, t in zip(("counts", "pairs"),
+                                                                            tables, strict=True)}
     found = {name: ranking(score, test)["hr@10"] for name, score in scores.items()}
     print(seed, {name: round(value, 3) for name, value in found.items()}, flush=True)
     return found
@@ -132,7 +144,8 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
     table, note = {}, ", quick" if quick else ""
     for name in every[0]:
         values = [found[name] for found in every]
-        table[f"hr10_{name}"] = entry(mean(values), "share", None, higher=True, seeds=len(every), note=(
+        table[f"hr10_{name}"] = entry(mean(values), "share", None, higher=True, seeds=len(every),
+                                      note=(
             f"99 negatives, {min(values):.3f} to {max(values):.3f}{note}"))
     for budget, goal in GOALS.items():
         row = table[f"hr10_{'counts' if budget == 1 else 'pairs'}_eps{budget}"]
@@ -142,11 +155,13 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
 
 def worst(quick: bool) -> float:
     """The largest share by which epsilon differs from Opacus' and dp-accounting's RDP."""
-    rows, errors = csv.DictReader((ROOT / "tests" / "dp_test_vectors.csv").read_text().splitlines()), []
+    rows, errors = csv.DictReader((ROOT / "tests"
+                                   / "dp_test_vectors.csv").read_text().splitlines()), []
     for row in rows:
         if row["id"].startswith("P"):
             kind = {"p": "poisson", "f": "fixed", "n": "all"}[row["sampling"][0]]
-            one = Release(float(row["sigma"]), 1.0 if kind == "all" else float(row["q"]), int(row["T"]), kind)
+            one = Release(float(row["sigma"]), 1.0 if kind == "all" else float(row["q"]),
+                          int(row["T"]), kind)
             found = epsilon([one], float(row["delta"]), relation=row["relation"], method="rdp")
             known = [float(row[name]) for name in ("opacus_rdp", "dpa_rdp") if row[name] != "n/a"]
             errors += [abs(found / value - 1) for value in known]
@@ -174,14 +189,19 @@ def times(repeats: int) -> dict[str, float]:
 
 
 def row_leak(seed: int) -> dict[str, float]:
-    """What a server reads from a hundred uploads of lesson 2's model, plain and under the masks of a secure sum."""
+    """What a server reads from a hundred uploads of lesson 2's model.
+
+    Plain and under the masks of a secure sum.
+    """
     split = leave_one_out(load())
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
-    params, cohort = model.init(stream(seed, "init")), sample(data, Config(cohort=100, seed=seed), 1)
+    params, cohort = model.init(stream(seed, "init")), sample(data, Config(cohort=100, seed=seed),
+                                                              1)
     parts = list(updates(model, data, params, cohort, Config(local_lr=1.0, seed=seed)))
     shared = {"bias": params["bias"]}
-    scene, fixed = RoundContext(1.0, 1.0, 0.0, 100.0, shared, NoiseSource(), {}), FixedPoint(100.0, 100)
+    scene, fixed = RoundContext(1.0, 1.0, 0.0, 100.0, shared, NoiseSource(), {}), FixedPoint(100.0,
+                                                                                             100)
     members = {number: Member(number, b"row leak") for number in range(1, 101)}
     keys, seen, words = {number: member.keys() for number, member in members.items()}, [], []
     for member in members.values():
@@ -191,10 +211,12 @@ def row_leak(seed: int) -> dict[str, float]:
         seen.append(sign_scores(one, len(shared["bias"])))
         for row in dense(one, scene)["bias"]:
             number = len(words) + 1
-            words.append(masked_scores(members[number].masked(fixed.encode(row.double().numpy()), members)))
+            words.append(masked_scores(members[number].masked(fixed.encode(row.double().numpy()),
+                                                              members)))
     truth = rated(data, cohort)
-    return {f"{name}_{k}": v for name, scores in (("plain", torch.cat(seen)), ("masked", torch.stack(words)))
-            for k, v in leak(scores, truth).items()}
+    return {f"{name}_{k}": v for name, scores in (("plain", torch.cat(seen)),
+                                                  ("masked", torch.stack(words))) for k,
+            v in leak(scores, truth).items()}
 
 
 def server_seconds(clients: int, length: int) -> float:

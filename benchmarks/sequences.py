@@ -1,10 +1,13 @@
-"""What one watches next: a Transformer over watch histories, trained among five platforms, on ml-latest-small.
+"""What one watches next.
+
+A Transformer over watch histories, trained among five platforms, on ml-latest-small.
 
 python benchmarks/sequences.py [--quick]
 
-Leave-one-out, negatives and reading of the test as in quality.py, whose results file takes the figures: histories end
-with the last film of train. Settings were chosen on the validation part with seed 0. A platform has a fifth of the
-users, drawn at random. Each seed runs in a process of its own.
+Leave-one-out, negatives and reading of the test as in quality.py, whose results file takes the
+figures: histories end with the last film of train. Settings were chosen on the validation part with
+seed 0. A platform has a fifth of the users, drawn at random. Each seed runs in a process of its
+own.
 """
 
 from statistics import mean, stdev
@@ -17,7 +20,8 @@ from fedlab.models import from_module
 from fedlab.models.text import SASRec, Sequences, item_texts, last_films, sequence_scorer, vectors
 
 PLATFORMS, LENGTH, DIM = 5, 20, 32
-CONFIG = Config(rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw", memory_mb=4000)
+CONFIG = Config(rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw",
+                memory_mb=4000)
 WAYS = {"both": "text and rows", "ids": "rows alone", "text": "text alone"}
 
 
@@ -27,13 +31,16 @@ def watched(seed: int, quick: bool) -> dict[str, dict[str, float]]:
     train, films = split.train, last_films(split.train, LENGTH)
     known = vectors(item_texts(train.catalogue), progress=False)
     data = Sequences(Federation(train, equal(train, PLATFORMS, seed)), LENGTH)
-    config, found = Config(**vars(CONFIG) | {"seed": seed, "rounds": 1 if quick else CONFIG.rounds}), {}
+    config, found = Config(**vars(CONFIG) | {"seed": seed,
+                                             "rounds": 1 if quick else CONFIG.rounds}), {}
     for name in WAYS:
         torch.manual_seed(seed)
-        net = SASRec(train.item_count, None if name == "ids" else known, ids=name != "text", dim=DIM, length=LENGTH)
+        net = SASRec(train.item_count, None if name == "ids" else known, ids=name != "text",
+                     dim=DIM, length=LENGTH)
         model = from_module(net, {"history": films[:3], "item": train.items[:3]})
         *_, last = federate(model, data, config)
-        found[name] = ranking(sequence_scorer(model, last.params, films), candidates(split, seed=seed))
+        found[name] = ranking(sequence_scorer(model, last.params, films), candidates(split,
+                                                                                     seed=seed))
         print(f"seed {seed} {name}: {found[name]}", flush=True)
     return found
 

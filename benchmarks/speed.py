@@ -2,10 +2,11 @@
 
 python benchmarks/speed.py [--quick]
 
-Four jobs. 'MLP': 100 clients of 200 examples, 64 -> 64 -> 1, batches of 32: the built-in model eager and compiled,
-and the same network as an `nn.Module` through vmap. 'tables': matrix factorisation of dimension 64 at 10,000 and
-50,000 items, the same examples. 'lesson': lesson 2's own round on MovieLens. 'million': a cohort of 1,000 out of a
-million users on disk. Every loop draws the engine's examples and must end with the engine's parameters.
+Four jobs. 'MLP': 100 clients of 200 examples, 64 -> 64 -> 1, batches of 32: the built-in model
+eager and compiled, and the same network as an `nn.Module` through vmap. 'tables': matrix
+factorisation of dimension 64 at 10,000 and 50,000 items, the same examples. 'lesson': lesson 2's
+own round on MovieLens. 'million': a cohort of 1,000 out of a million users on disk. Every loop
+draws the engine's examples and must end with the engine's parameters.
 """
 
 import json
@@ -44,8 +45,12 @@ CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
 Way = Callable[[int], dict]                      # round number -> parameters
 
 
-def interleaved(ways: dict[str, Way], repeats: int, config: Config) -> tuple[dict[str, float], float]:
-    """Median seconds of each way, taken in turn after one warm-up; the largest difference of their parameters."""
+def interleaved(ways: dict[str, Way], repeats: int, config: Config) -> tuple[dict[str, float],
+                                                                             float]:
+    """Median seconds of each way, taken in turn after one warm-up.
+
+    The largest difference of their parameters.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     worst = 0.0
     for number in range(repeats + 1):
@@ -91,14 +96,17 @@ def mlp(repeats: int) -> dict[str, float]:
              "w2": start["2.weight"][:, 0], "b2": start["2.bias"]}
 
     def renamed(p: dict) -> dict:
-        return {names[n]: v.transpose(1, 2) if n == "w1" else v[:, None] if n == "w2" else v for n, v in p.items()}
+        return {names[n]: v.transpose(1, 2) if n == "w1" else v[:, None] if n == "w2" else v for n,
+                v in p.items()}
 
     def engine(how: str) -> Way:
         now = replace(config, engine=how)
-        return lambda number: renamed(one_round(built, data, now, Round(number - 1, now, first)).params)
+        return lambda number: renamed(one_round(built, data, now, Round(number - 1, now,
+                                                                        first)).params)
     ways = {"loop": lambda number: module_loop(network, start, data, config, number),
             "eager": engine("eager"), "compiled": engine("compiled"),
-            "module": lambda number: one_round(module, data, config, Round(number - 1, config, start)).params}
+            "module": lambda number: one_round(module, data, config, Round(number - 1, config,
+                                                                           start)).params}
     times, worst = interleaved(ways, repeats, config)
     report(f"MLP, {CLIENTS} clients", times, worst)
     return times
@@ -118,13 +126,17 @@ def growth(repeats: int) -> tuple[float, float]:
 
 
 def knob_delay() -> float:
-    """The worst of: seconds of the first compiled round after a knob is turned, less the round that follows it."""
+    """The worst of.
+
+    Seconds of the first compiled round after a knob is turned, less the round that follows it.
+    """
     data, model = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     now = Config(cohort=CLIENTS, local_lr=0.1, engine="compiled")
     params = model.init(stream(0, "init"))
     one_round(model, data, now, Round(-1, now, params))
-    turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2}, {"server_lr": 2.0},
-              {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1}, {"batch_size": 64, "cohort": 64}]
+    turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2},
+              {"server_lr": 2.0}, {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1},
+              {"batch_size": 64, "cohort": 64}]
     worst = 0.0
     for number, change in enumerate(turned, 1):
         now, seconds = replace(now, **change), []
@@ -137,18 +149,23 @@ def knob_delay() -> float:
 
 
 def tables(items: int, repeats: int) -> dict[str, float]:
-    """Seconds a round of matrix factorisation, 100 clients of 200 examples: dense loop, row loop, engine."""
+    """Seconds a round of matrix factorisation, 100 clients of 200 examples.
+
+    Dense loop, row loop, engine.
+    """
     generator = torch.Generator().manual_seed(0)
     owner = torch.arange(CLIENTS).repeat_interleave(EXAMPLES)
     item = torch.randint(items, (len(owner),), generator=generator)
     target = (torch.rand(len(owner), generator=generator) < 0.2).float()
     data = Columns({"user": owner, "item": item, "target": target}, owner)
-    model, config = matrix_factorisation(CLIENTS, items, WIDTH), Config(cohort=CLIENTS, local_lr=1.0)
+    model, config = matrix_factorisation(CLIENTS, items, WIDTH), Config(cohort=CLIENTS,
+                                                                        local_lr=1.0)
     params = model.init(stream(0, "init"))
 
     def loop(dense: bool) -> Way:
         return lambda number: table_loop(params, data, config, number, dense)
-    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config, params)).params,
+    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config,
+                                                                          params)).params,
             "dense loop": loop(True), "row loop": loop(False)}
     times, worst = interleaved(ways, repeats, config)
     report(f"matrix factorisation, {items:,} items", times, worst)
@@ -161,8 +178,8 @@ def lesson(cohort: int):
     train = leave_one_out(load()).train
     data = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, shown["DIM"])
-    config = Config(cohort=cohort, local_lr=shown["LOCAL_LR"], server_lr=shown["SERVER_LR"], weighting="equal",
-                    batch_size=shown["BATCH_SIZE"])
+    config = Config(cohort=cohort, local_lr=shown["LOCAL_LR"], server_lr=shown["SERVER_LR"],
+                    weighting="equal", batch_size=shown["BATCH_SIZE"])
     return model, data, config
 
 
@@ -170,17 +187,24 @@ def movielens(cohort: int, repeats: int) -> dict[str, float]:
     """Seconds a round of lesson 2: engine, dense loop, row loop."""
     model, data, config = lesson(cohort)
     params = model.init(stream(0, "init"))
-    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config, params)).params}
+    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config,
+                                                                          params)).params}
     if cohort <= 256:                            # one block of draws: what the loops draw too
-        ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, config, number, d)
+        ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, config,
+                                                                         number,
+                                                                         d)
                  for name in ("dense loop", "row loop")}
-    times, worst = interleaved(ways | ({} if len(ways) > 1 else {"again": ways["engine"]}), repeats, config)
+    times, worst = interleaved(ways | ({} if len(ways) > 1 else {"again": ways["engine"]}), repeats,
+                               config)
     report(f"lesson 2, {cohort} users", times, worst)
     return times
 
 
 def million(quick: bool) -> tuple[float, float]:
-    """(seconds of a round of 1,000 clients from a million users over that from 10,000, peak MB of the former)."""
+    """(seconds of a round of 1,000 clients from a million users over that from 10,000.
+
+    Peak MB of the former).
+    """
     with tempfile.TemporaryDirectory() as folder:
         large, small = Path(folder) / "large", Path(folder) / "small"
         began = time.perf_counter()
@@ -190,8 +214,8 @@ def million(quick: bool) -> tuple[float, float]:
         synthesise(small, 10_000, 100_000)
         ask = subprocess.Popen([sys.executable, __file__, "streamed", large], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True)
-        other = subprocess.Popen([sys.executable, __file__, "streamed", small], stdin=subprocess.PIPE,
-                                 stdout=subprocess.PIPE, text=True)
+        other = subprocess.Popen([sys.executable, __file__, "streamed", small],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         answers: dict[str, list[dict]] = {"large": [], "small": []}
         for _ in range(3 if quick else 11):      # in turn, each in a process of its own
             for name, process in (("large", ask), ("small", other)):
@@ -208,7 +232,10 @@ def million(quick: bool) -> tuple[float, float]:
 
 
 def streamed(folder: Path) -> None:
-    """A round of 1,000 clients for each line read; answers with its seconds and the process's peak memory."""
+    """A round of 1,000 clients for each line read.
+
+    Answers with its seconds and the process's peak memory.
+    """
     data = Stored(folder)
     model = matrix_factorisation(len(data), data.item_count, 32, sparse_users=True)
     config, params = Config(cohort=1000, local_lr=1.0), model.init(stream(0, "init"))
@@ -221,8 +248,9 @@ def streamed(folder: Path) -> None:
 def peak_mb() -> float:
     """Peak memory of this process."""
     status = Path("/proc/self/status")
-    if status.exists():                          # on Linux ru_maxrss also remembers the process that started this one
-        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) / 1024
+    if status.exists():  # on Linux ru_maxrss also remembers the process that started this one
+        return int(next(line.split()[1] for line in status.read_text().splitlines()
+                        if line.startswith("VmHWM"))) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
@@ -253,17 +281,19 @@ def main(quick: bool) -> None:
     results["per_client_1000_vs_100"] = entry(many / few, "ratio", 1.25, higher=False, seeds=1,
                                               note=f"seconds for each client of a round, MLP; {tail}")
     small, large = tables(10_000, 1 if quick else 5), tables(50_000, 1 if quick else 3)
-    results |= {
-        "mf_vs_dense_10k": ratio(small["dense loop"], small["engine"], "matrix factorisation, 10,000 items, D=64", 30),
-        "mf_vs_dense_50k": ratio(large["dense loop"], large["engine"], "the same, 50,000 items", 80),
-        "mf_vs_rows_10k": ratio(small["row loop"], small["engine"], "10,000 items, loop over touched rows only"),
-        "mf_50k_over_10k": entry(large["engine"] / small["engine"], "ratio", 1.5, higher=False, seeds=1,
-                                 note=f"time of a round at 5 times the items; {tail}"),
-    }
+    results |= {"mf_vs_dense_10k": ratio(small["dense loop"], small["engine"],
+                                         "matrix factorisation, 10,000 items, D=64", 30),
+                "mf_vs_dense_50k": ratio(large["dense loop"], large["engine"],
+                                         "the same, 50,000 items", 80),
+                "mf_vs_rows_10k": ratio(small["row loop"], small["engine"],
+                                        "10,000 items, loop over touched rows only"),
+                "mf_50k_over_10k": entry(large["engine"] / small["engine"], "ratio", 1.5,
+                                         higher=False, seeds=1,
+                                         note=f"time of a round at 5 times the items; {tail}"),}
     films, everyone = movielens(100, 1 if quick else 9), movielens(671, 1 if quick else 5)
     over, peak = million(quick)
-    whole = float(subprocess.run([sys.executable, __file__, "everybody"], check=True, capture_output=True,
-                                 text=True).stdout)
+    whole = float(subprocess.run([sys.executable, __file__, "everybody"], check=True,
+                                 capture_output=True, text=True).stdout)
     results |= {
         "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, dense tables"),
         "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over touched rows only"),

@@ -1,11 +1,14 @@
-"""Fine-tuning a BERT-type encoder among ten shops: in full, by adapters, or its head alone; and what each has to send.
+"""Fine-tuning a BERT-type encoder among ten shops: in full, by adapters, or its head alone.
+
+And what each has to send.
 
 python benchmarks/tuning.py [--quick]
 
-Films rated 25 times or more, known by 'title (year)' alone; shops by taste, each with its own users. The head of the
-frozen encoder is trained first, and all three go on from there: gains are over it, on the test part, leave-one-out
-as in quality.py. The share of the gain is of the AUC, the steadier figure. Step sizes were chosen on the validation
-part with seed 0. Each seed runs in a process of its own; figures are written after each.
+Films rated 25 times or more, known by 'title (year)' alone; shops by taste, each with its own
+users. The head of the frozen encoder is trained first, and all three go on from there: gains are
+over it, on the test part, leave-one-out as in quality.py. The share of the gain is of the AUC, the
+steadier figure. Step sizes were chosen on the validation part with seed 0. Each seed runs in a
+process of its own; figures are written after each.
 """
 
 from collections import defaultdict
@@ -22,8 +25,8 @@ from fedlab.models import adapted, from_module, loaded
 from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors
 
 SHOPS, LEAST, LENGTH = 10, 25, 12
-HEAD = Config(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam", server_lr=4e-3,
-              server_epsilon=1e-6)
+HEAD = Config(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam",
+              server_lr=4e-3, server_epsilon=1e-6)
 TUNE = replace(HEAD, rounds=60, batch_size=16, warm_up=10)
 LINEAR = ("query", "key", "value", "dense")
 
@@ -40,7 +43,8 @@ def figures(net: nn.Module, against: Candidates) -> dict[str, float]:
     """HR@10, NDCG@10, and the share of the negatives that rank behind."""
     score = net.scores()
     ranks = against.ranks(score).float()
-    return ranking(score, against) | {"auc": float(1 - (ranks - 1).mean() / against.negatives.shape[1])}
+    return ranking(score,
+                   against) | {"auc": float(1 - (ranks - 1).mean() / against.negatives.shape[1])}
 
 
 def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
@@ -53,7 +57,8 @@ def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
     clients = Federation(train, by_genre(train, SHOPS, 1.0, seed))
     texts, minilm = item_texts(ratings.catalogue, "{title} ({year})"), encoder()
     much, few = ItemQueries(clients, 128, 64), ItemQueries(clients, 16, 64)
-    head, tune = (replace(config, seed=seed, rounds=2 if quick else config.rounds) for config in (HEAD, TUNE))
+    head, tune = (replace(config, seed=seed, rounds=2 if quick else config.rounds)
+                  for config in (HEAD, TUNE))
     frozen = TwoTower(TextEncoder(minilm, texts, top=0, length=LENGTH), train, known, seed=seed)
     start, _ = run(frozen, much, head)
     whole = TwoTower(TextEncoder(minilm, texts, length=LENGTH), train, known, seed=seed)

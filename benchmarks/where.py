@@ -2,9 +2,10 @@
 
 python benchmarks/where.py [--quick]
 
-Times the stages of rounds on one CPU thread, draws docs/round.svg and writes benchmarks/results/round.json. The floor
-counts what cannot be left out: the matrix products of the MLP at the speed of the same products alone, or the rows of
-the tables read and written once at the speed of a copy, whichever is longer.
+Times the stages of rounds on one CPU thread, draws docs/round.svg and writes
+benchmarks/results/round.json. The floor counts what cannot be left out: the matrix products of the
+MLP at the speed of the same products alone, or the rows of the tables read and written once at the
+speed of a copy, whichever is longer.
 """
 
 import contextlib
@@ -118,19 +119,25 @@ def main(quick: bool) -> None:
     repeats, shares = 3 if quick else 25, {}
     net = perceptron(WIDTH, WIDTH), vectors(CLIENTS), Config(cohort=CLIENTS, local_lr=0.1)
     shares["MLP, 100 clients"] = stages(*net, repeats)
-    shares["the same, compiled"] = stages(net[0], net[1], replace(net[2], engine="compiled"), repeats)
+    shares["the same, compiled"] = stages(net[0], net[1], replace(net[2], engine="compiled"),
+                                          repeats)
     model, data, config = lesson(100)
     shares["lesson 2, 100 users"] = stages(model, data, config, repeats)
     rate, results = copy_rate(torch.device("cpu")), {}
     for label, parts in shares.items():
-        key = {"MLP, 100 clients": "mlp", "the same, compiled": "mlp_compiled"}.get(label, "lesson2")
+        key = {"MLP, 100 clients": "mlp", "the same, compiled": "mlp_compiled"}.get(label,
+                                                                                    "lesson2")
         whole = sum(parts.values())
-        print(f"{label}: {whole * 1e3:.1f} ms;", ", ".join(f"{n} {s * 1e3:.2f}" for n, s in parts.items()), flush=True)
+        print(f"{label}: {whole * 1e3:.1f} ms;", ", ".join(f"{n} {s * 1e3:.2f}" for n,
+                                                           s in parts.items()), flush=True)
         for name, value in parts.items():
             slug = name.replace(",", "").replace(" ", "_")
-            results[f"{key}_{slug}_ms"] = entry(value * 1e3, "ms", None, higher=False, seeds=1, note=label)
-        results[f"{key}_round_ms"] = entry(whole * 1e3, "ms", None, higher=False, seeds=1, note=f"{label}, all stages")
-    counts = data.counts.double().mean() * 100 * (1 + config.negatives)      # examples of an average cohort
+            results[f"{key}_{slug}_ms"] = entry(value * 1e3, "ms", None, higher=False, seeds=1,
+                                                note=label)
+        results[f"{key}_round_ms"] = entry(whole * 1e3, "ms", None, higher=False, seeds=1,
+                                           note=f"{label}, all stages")
+    # examples of an average cohort
+    counts = data.counts.double().mean() * 100 * (1 + config.negatives)
     floors = {
         "mlp_products_ms": (product_floor(), "matrix products alone, 2 a step"),
         "mlp_bytes_ms": (must_move(CLIENTS) / rate, "as a copy: weights in and out each step, inputs in twice"),
@@ -139,7 +146,8 @@ def main(quick: bool) -> None:
     }
     for name, (value, note) in floors.items():
         results[name] = entry(value * 1e3, "ms", None, higher=False, seeds=1, note=note)
-    results["copy_gb_s"] = entry(rate / 1e9, "GB/s", None, higher=True, seeds=1, note="large copy, read and written")
+    results["copy_gb_s"] = entry(rate / 1e9, "GB/s", None, higher=True, seeds=1,
+                                 note="large copy, read and written")
     record("round", results, quick)
     if not quick:
         picture(shares)
@@ -147,12 +155,14 @@ def main(quick: bool) -> None:
 
 def picture(shares: dict[str, dict[str, float]]) -> None:
     """docs/round.svg: a bar of stages for each job."""
-    names = sorted({n for parts in shares.values() for n in parts}, key=[*STAGES.values(), "rest"].index)
+    names = sorted({n for parts in shares.values() for n in parts}, key=[*STAGES.values(),
+                                                                         "rest"].index)
     with figures.panels(1, 9, 2.8) as (figure, (axis,)):
         for place, name in enumerate(names):
             left = [sum(parts.get(n, 0) for n in names[:place]) * 1e3 for parts in shares.values()]
-            axis.barh(list(shares), [parts.get(name, 0) * 1e3 for parts in shares.values()], left=left, label=name,
-                      color=figures.COLOURS[place % len(figures.COLOURS)], alpha=1 if place < len(figures.COLOURS) else 0.5)
+            axis.barh(list(shares), [parts.get(name, 0) * 1e3 for parts in shares.values()],
+                      left=left, label=name, color=figures.COLOURS[place % len(figures.COLOURS)],
+                      alpha=1 if place < len(figures.COLOURS) else 0.5)
         axis.invert_yaxis()
         axis.set(title="where a round's time goes", xlabel="milliseconds, one CPU thread")
         figure.legend(loc="outside right center")

@@ -2,13 +2,15 @@
 
 python benchmarks/workbench.py [--quick]
 
-lab_key_to_visible_ms, voila_key_to_visible_ms: from the key press on a slider to the frame that shows the new value
-'in use', which a round has then taken, while 16 clients a round train; median. stop_ms: the longest time from the
-click on Stop to the view that says so, less a median round. redraws_per_s: changes of the loss line while 64 clients a
-round train. blank_frames: animation frames in that time in which a chart that has rounds shows no line.
-redraw_kernel_ms: processor time of a redraw in the kernel, median. live_vs_headless: rounds per second with the view
-open over rounds per second of the same stream that nobody sees, blocks of 15 rounds taken in turn in one thread, median
-of the pairs of blocks (whole runs taken in turn differ by more than the view costs: this machine is shared).
+lab_key_to_visible_ms, voila_key_to_visible_ms: from the key press on a slider to the frame that
+shows the new value 'in use', which a round has then taken, while 16 clients a round train; median.
+stop_ms: the longest time from the click on Stop to the view that says so, less a median round.
+redraws_per_s: changes of the loss line while 64 clients a round train. blank_frames: animation
+frames in that time in which a chart that has rounds shows no line. redraw_kernel_ms: processor time
+of a redraw in the kernel, median. live_vs_headless: rounds per second with the view open over
+rounds per second of the same stream that nobody sees, blocks of 15 rounds taken in turn in one
+thread, median of the pairs of blocks (whole runs taken in turn differ by more than the view costs:
+this machine is shared).
 """
 
 import ast
@@ -111,7 +113,8 @@ def keys(page, bench, count):
     set_number(bench, "rounds", 300)
     set_number(bench, "cohort", 16)
     slider = bench.locator('input[type="range"][name="local_lr"]')
-    used, number = bench.locator('[data-used="local_lr"]'), bench.locator('input[type="number"][name="local_lr"]')
+    used, number = bench.locator('[data-used="local_lr"]'), bench.locator(
+        'input[type="number"][name="local_lr"]')
     page.evaluate(KEYS, [place.element_handle() for place in (slider, used, number)])
     press(bench, "Start")
     reach(page, bench, 3)
@@ -152,7 +155,10 @@ def stops(page, bench, count):
 
 
 def steadiness(page, bench, seconds):
-    """(redraws a second, frames, blank frames, processor ms of each redraw) while a long run trains."""
+    """(redraws a second, frames, blank frames.
+
+    Processor ms of each redraw) while a long run trains.
+    """
     begin(page, bench, 300)
     page.evaluate(ASK, "draws.clear()")
     found = page.evaluate(FRAMES, [bench.element_handle(), seconds])
@@ -163,7 +169,10 @@ def steadiness(page, bench, seconds):
 
 
 def against_headless(page, bench, rounds):
-    """Rounds per second with the view over those of the same stream unseen, in blocks of 15 rounds in turn."""
+    """Rounds per second with the view over those of the same stream unseen.
+
+    In blocks of 15 rounds in turn.
+    """
     page.evaluate(ASK, "setattr(bench.session, 'live', taken_in_turn)")
     begin(page, bench, rounds)
     expect(bench).to_have_attribute("data-state", "done", timeout=300_000)

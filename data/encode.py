@@ -1,4 +1,6 @@
-"""Encode the texts of the movies: writes `ml-latest-small.text.safetensors` with the package's MiniLM.
+"""Encode the texts of the movies.
+
+Writes `ml-latest-small.text.safetensors` with the package's MiniLM.
 
 python data/encode.py
 

@@ -1,4 +1,7 @@
-"""Federated recommendation, small enough to read in one sitting. This list is the whole public surface."""
+"""Federated recommendation, small enough to read in one sitting.
+
+This list is the whole public surface.
+"""
 
 from fedlab.aggregation import (
     HeldOut,
@@ -83,4 +86,16 @@ from fedlab.models import (
 )
 from fedlab.privacy import Release, SecureSum, epsilon, noise_for
 
-__all__ = ["Asynchronous", "Candidates", "Columns", "Config", "Curves", "DataError", "Episodes", "ErrorFeedback", "Federation", "HeldOut", "Implicit", "Membership", "Meta", "Model", "NewUsers", "ParameterError", "Poisoned", "Private", "Ratings", "Release", "Round", "SecureSum", "Split", "Stored", "World", "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre", "by_quality", "candidates", "content", "coordinate_median", "distil", "distilled", "ensemble", "epsilon", "equal", "federate", "federate_async", "federate_privately", "fine_tuned", "from_module", "full_ranks", "genre_profile", "given", "hierarchical", "interaction", "item_features", "judge", "krum", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation", "mean_of_holders", "measured", "new_users", "newcomers", "noise_for", "norm_bound", "one_per_user", "perceptron", "popularity", "ranking", "read", "row_bound", "scorer", "select", "split_by_time", "standardise", "stop_early", "synthesise", "trimmed_mean", "user_factor_model", "user_features", "weighted_mean"]
+__all__ = ["Asynchronous", "Candidates", "Columns", "Config", "Curves", "DataError", "Episodes",
+           "ErrorFeedback", "Federation", "HeldOut", "Implicit", "Membership", "Meta", "Model",
+           "NewUsers", "ParameterError", "Poisoned", "Private", "Ratings", "Release", "Round",
+           "SecureSum", "Split", "Stored", "World", "alone", "alone_ranks", "as_update",
+           "best_round", "by_activity", "by_genre", "by_quality", "candidates", "content",
+           "coordinate_median", "distil", "distilled", "ensemble", "epsilon", "equal", "federate",
+           "federate_async", "federate_privately", "fine_tuned", "from_module", "full_ranks",
+           "genre_profile", "given", "hierarchical", "interaction", "item_features", "judge",
+           "krum", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation",
+           "mean_of_holders", "measured", "new_users", "newcomers", "noise_for", "norm_bound",
+           "one_per_user", "perceptron", "popularity", "ranking", "read", "row_bound", "scorer",
+           "select", "split_by_time", "standardise", "stop_early", "synthesise", "trimmed_mean",
+           "user_factor_model", "user_features", "weighted_mean"]

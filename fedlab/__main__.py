@@ -1,4 +1,6 @@
-"""The workbench without a notebook: `python -m fedlab run|sweep|compare`, over the same settings and files.
+"""The workbench without a notebook.
+
+`python -m fedlab run|sweep|compare`, over the same settings and files.
 
 python -m fedlab run settings.json --set local_lr=0.5 --folder runs
 python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
@@ -49,18 +51,25 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _words() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="python -m fedlab", description="Train, sweep and compare federations.")
+    whole = argparse.ArgumentParser(prog="python -m fedlab",
+                                    description="Train, sweep and compare federations.")
     parts = whole.add_subparsers(required=True)
-    for name, do, about in (("run", _run, "train one run"), ("sweep", _sweep, "train a run for every combination")):
+    for name, do, about in (("run", _run, "train one run"), ("sweep", _sweep,
+                                                             "train a run for every combination")):
         part = parts.add_parser(name, help=about)
-        part.add_argument("settings", nargs="?", help="JSON as the workbench shows it; the first preset without")
+        part.add_argument("settings", nargs="?",
+                          help="JSON as the workbench shows it; the first preset without")
         part.add_argument("--preset", choices=PRESETS, help="start from these settings")
-        part.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one of them")
+        part.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                          help="change one of them")
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
-    part.add_argument("--over", action="append", required=True, metavar="NAME=A,B,C", help="a setting and its values")
-    part.add_argument("--metric", default="ndcg@10", choices=["loss", *METRICS], help="what to compare (%(default)s)")
-    part.add_argument("--random", type=int, default=0, metavar="N", help="N random draws instead of the grid")
+    part.add_argument("--over", action="append", required=True, metavar="NAME=A,B,C",
+                      help="a setting and its values")
+    part.add_argument("--metric", default="ndcg@10", choices=["loss", *METRICS],
+                      help="what to compare (%(default)s)")
+    part.add_argument("--random", type=int, default=0, metavar="N",
+                      help="N random draws instead of the grid")
     parts.choices["run"].add_argument("--name", default="", help="what the run is called")
     part = parts.add_parser("compare", help="the best of each run, and what differs")
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
@@ -73,7 +82,8 @@ def _settings(words: argparse.Namespace) -> Experiment:
     if words.settings:
         base = settings.read(Path(words.settings).read_text(encoding="utf-8"), base)
     changes = dict(_pair(text) for text in words.set)
-    return replace(base, **{name: settings.parsed(base, name, value) for name, value in changes.items()})
+    return replace(base, **{name: settings.parsed(base, name, value) for name,
+                            value in changes.items()})
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -134,7 +144,8 @@ def _words_of(run: Run) -> str:
 
 def _compare(words: argparse.Namespace) -> None:
     if not Path(words.folder).is_dir():
-        raise ParameterError(f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in")
+        raise ParameterError(
+            f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in")
     _table(_kept(words).listed())
 
 
@@ -148,10 +159,12 @@ def _table(runs: list[Run]) -> None:
     for row in shown:
         best = [row["best"][name] for name in found]
         rows.append([row["name"], row["state"] + (f": {row['error']}" if row["error"] else ""),
-                     *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best), *(row["differs"].get(n, "") for n in names)])
+                     *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best),
+                     *(row["differs"].get(n, "") for n in names)])
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(cells, wide, strict=True)).rstrip())
+        print("  ".join(text.ljust(width) for text, width in zip(cells, wide,
+                                                                 strict=True)).rstrip())
 
 
 if __name__ == "__main__":

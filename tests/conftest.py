@@ -1,4 +1,7 @@
-"""Shared data: MovieLens and pretrained models once a session, and the three built-in models on it."""
+"""Shared data.
+
+MovieLens and pretrained models once a session, and the three built-in models on it.
+"""
 
 from functools import cache
 
@@ -19,7 +22,7 @@ from fedlab.data import (
 from fedlab.models import interaction, item_features, linear, matrix_factorisation, user_features
 from fedlab.models.text import encoder
 
-settings.register_profile("lab", deadline=None, derandomize=True)      # a busy machine is no failure
+settings.register_profile("lab", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("lab")
 
 

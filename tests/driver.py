@@ -1,6 +1,9 @@
-"""A real Chromium on a real JupyterLab or Voilà, for the browser tests and the benchmark of the view.
+"""A real Chromium on a real JupyterLab or Voilà.
 
-Needs Chromium (`apt-get install chromium`, or name one in CHROMIUM); without it tests are skipped, in CI they fail.
+For the browser tests and the benchmark of the view.
+
+Needs Chromium (`apt-get install chromium`, or name one in CHROMIUM); without it tests are skipped,
+in CI they fail.
 """
 
 import os
@@ -23,14 +26,16 @@ from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "tests" / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
-LAB = ["-m", "jupyterlab", "--no-browser", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True",
-       "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+LAB = ["-m", "jupyterlab", "--no-browser", "--ServerApp.port_retries=0",
+       "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
+       "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
        "--LabApp.extension_manager=readonly"]
-SETTINGS = {"notebook-extension/tracker": '{"windowingMode": "none"}',           # keep every cell in the page
+# keep every cell in the page
+SETTINGS = {"notebook-extension/tracker": '{"windowingMode": "none"}',
             "apputils-extension/notification": '{"fetchNews": "false"}'}
-expect.set_options(timeout=30_000)                                      # a busy machine is no failure
+expect.set_options(timeout=30_000)  # a busy machine is no failure
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -38,7 +43,8 @@ def chromium():
     """Path of the browser; skips without one, fails without one in CI."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium: apt-get install chromium")
+        (pytest.fail if os.environ.get("CI")
+         else pytest.skip)("no Chromium: apt-get install chromium")
     return found
 
 
@@ -46,9 +52,12 @@ def chromium():
 def browser():
     """A new Chromium with nothing remembered; closes at the end."""
     with sync_playwright() as tool, tempfile.TemporaryDirectory() as profile:
-        opened = tool.chromium.launch_persistent_context(
-            profile, executable_path=chromium(), headless=True, args=FLAGS, viewport={"width": 1280, "height": 1000},
-            permissions=["clipboard-read", "clipboard-write"], accept_downloads=True)
+        opened = tool.chromium.launch_persistent_context(profile, executable_path=chromium(),
+                                                         headless=True, args=FLAGS,
+                                                         viewport={"width": 1280, "height": 1000},
+                                                         permissions=["clipboard-read",
+                                                                      "clipboard-write"],
+                                                         accept_downloads=True)
         yield opened
         opened.close()
 
@@ -62,7 +71,10 @@ def write_notebook(path, *cells):
 
 @contextmanager
 def lab(home):
-    """Address of a JupyterLab on 127.0.0.1 over `home`/notebooks, a copy of the lessons: format it with a file name."""
+    """Address of a JupyterLab on 127.0.0.1 over `home`/notebooks, a copy of the lessons.
+
+    Format it with a file name.
+    """
     for name, text in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +82,18 @@ def lab(home):
     port, token, books = free_port(), secrets.token_hex(16), copied(home)
     words = [*LAB, "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}",
              f"--ServerApp.root_dir={books}", *as_root()]
-    more = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    more = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
     with serving(home, words, more, f"http://127.0.0.1:{port}/api/status?token={token}"):
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"             # with no tab of before
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"  # with no tab of before
 
 
 @contextmanager
 def voila(home, notebook, *words):
     """Address of a Voilà on 127.0.0.1 that serves one notebook of `home`/notebooks."""
     port, token, books = free_port(), secrets.token_hex(16), copied(home)
-    words = ["-m", "voila", str(books / notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}",
-             f"--token={token}", *words]
+    words = ["-m", "voila", str(books / notebook), "--no-browser", "--Voila.ip=127.0.0.1",
+             f"--port={port}", f"--token={token}", *words]
     with serving(home, words, {}, f"http://127.0.0.1:{port}/voila/static/voila.js?token={token}"):
         yield f"http://127.0.0.1:{port}/?token={token}"
 
@@ -99,7 +112,8 @@ def set_parameters(home, name, values):
     book = nbformat.read(file, as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
     for parameter, value in values.items():
-        cell.source, found = re.subn(rf"(?m)^{parameter} = [^#\n]*", f"{parameter} = {value!r} ", cell.source)
+        cell.source, found = re.subn(rf"(?m)^{parameter} = [^#\n]*", f"{parameter} = {value!r} ",
+                                     cell.source)
         assert found == 1, parameter
     nbformat.write(book, file)
 
@@ -117,10 +131,15 @@ def free_port():
 
 @contextmanager
 def serving(home, words, more, address):
-    """A server with Jupyter folders of its own, until the block ends; its log is the message when it does not start."""
-    own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    """A server with Jupyter folders of its own, until the block ends.
+
+    Its log is the message when it does not start.
+    """
+    own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA",
+                                                                        "RUNTIME")}
     with (home / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, *words], env=os.environ | own | more, stdout=log, stderr=log)
+        server = subprocess.Popen([sys.executable, *words], env=os.environ | own | more, stdout=log,
+                                  stderr=log)
     try:
         for _ in range(300):
             if server.poll() is not None or answers(address):
@@ -166,7 +185,9 @@ LIVE = """() => { const book = window.jupyterapp.shell.currentWidget.content;
 
 
 def run_all(page, address, timeout=60_000, *, to_live=False):
-    """Open a notebook in JupyterLab and run it from the top; no cell may fail. Returns the workbench.
+    """Open a notebook in JupyterLab and run it from the top; no cell may fail.
+
+    Returns the workbench.
 
     to_live: only as far as the live cell; nbval runs the rest of a lesson.
     """
@@ -176,7 +197,7 @@ def run_all(page, address, timeout=60_000, *, to_live=False):
     page.evaluate(COMMAND, "notebook:clear-all-cell-outputs")
     if to_live:
         page.evaluate(LIVE)
-        page.evaluate(COMMAND, "notebook:run-all-above")                # each resolves when its last cell is done
+        page.evaluate(COMMAND, "notebook:run-all-above")  # each resolves when its last cell is done
         page.evaluate(COMMAND, "notebook:run-cell")
     else:
         page.evaluate(COMMAND, "notebook:run-all-cells")
@@ -195,8 +216,8 @@ def rounds(bench):
 
 def reach(page, bench, count, timeout=60_000):
     """Wait until the view shows so many rounds."""
-    page.wait_for_function("([node, count]) => +node.dataset.rounds >= count", arg=[bench.element_handle(), count],
-                           timeout=timeout)
+    page.wait_for_function("([node, count]) => +node.dataset.rounds >= count",
+                           arg=[bench.element_handle(), count], timeout=timeout)
 
 
 def press(bench, *names):

@@ -1,7 +1,7 @@
 """The slow, readable twin of the engine: one client after another, with torch's own optimisers.
 
-It shares no code with `fedlab.client` or `fedlab.step`: a client copies the rows it touches into `nn.Parameter`s,
-slices its examples into batches in Python and steps `torch.optim`.
+It shares no code with `fedlab.client` or `fedlab.step`: a client copies the rows it touches into
+`nn.Parameter`s, slices its examples into batches in Python and steps `torch.optim`.
 """
 
 import copy
@@ -16,7 +16,8 @@ def forward(name, p, batch, features):
     """Predictions of each built-in model, written out again."""
     if name == "linear":
         item, user = features
-        x = torch.cat([item[batch["item"]], user[batch["user"]], torch.ones(len(batch["item"]), 1)], 1)
+        x = torch.cat([item[batch["item"]], user[batch["user"]], torch.ones(len(batch["item"]), 1)],
+                      1)
         return x @ p["theta"][0, :, 0]
     h = p["user"][batch["user_row"]] * p["item"][batch["item_row"]]
     if name == "matrix factorisation":
@@ -27,7 +28,9 @@ def forward(name, p, batch, features):
 
 
 def train_module(module, examples, config, inputs, task):
-    """Train a copy of a module on one client's own columns: (its delta by name, its mean loss over steps).
+    """Train a copy of a module on one client's own columns.
+
+    (its delta by name, its mean loss over steps).
 
     A mask column '<dropout's name>.keep' replaces the draw of that `nn.Dropout`.
     """
@@ -41,7 +44,8 @@ def train_module(module, examples, config, inputs, task):
         part.forward = lambda x, name=name, p=part.p: x * now[name] / (1 - p)
     for epoch in range(config.local_epochs):
         mine = {n: as_tensor(c)[examples["epoch"] == epoch] for n, c in examples.items()}
-        for cut in torch.arange(len(mine["target"])).split(config.batch_size or len(mine["target"])):
+        for cut in torch.arange(len(mine["target"])).split(config.batch_size
+                                                           or len(mine["target"])):
             now.update({n: mine[n][cut] for n in masks})
             optimizer.zero_grad()
             prediction = net(*(mine[n][cut] for n in inputs)).reshape(mine["target"][cut].shape)
@@ -51,15 +55,19 @@ def train_module(module, examples, config, inputs, task):
             optimizer.step()
             losses.append(float(loss.detach()))
     start = dict(module.named_parameters())
-    return {n: (p - start[n]).detach() for n, p in net.named_parameters()}, sum(losses) / len(losses)
+    return {n: (p - start[n]).detach() for n,
+            p in net.named_parameters()}, sum(losses) / len(losses)
 
 
 def train_one(model, params, examples, config, keep_rate=1.0, shift=None):
-    """Train one client by itself: (its delta as {name: {row id: values}}, its mean loss over steps).
+    """Train one client by itself: (its delta as {name: {row id.
+
+    Values}}, its mean loss over steps).
 
     shift: name -> whole tensors c - c_i that SCAFFOLD adds to each gradient.
     """
-    ids = {"user": examples["user"].unique(), "item": examples["item"].unique(), "one": torch.zeros(1).long()}
+    ids = {"user": examples["user"].unique(), "item": examples["item"].unique(),
+           "one": torch.zeros(1).long()}
     local = {n: torch.nn.Parameter(params[n][ids[kind]].clone()) for n, kind in model.rows.items()}
     start = {n: p.detach().clone() for n, p in local.items()}
     rule = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW

@@ -8,8 +8,8 @@ import pytest
 import fedlab
 
 HOUSE = Path(fedlab.__file__).parent
-FLOORS = ["core", "data", "models", "engine", "evaluation", "aggregation", "communication", "privacy", "attacks",
-          "algorithms", "workbench", "course"]
+FLOORS = ["core", "data", "models", "engine", "evaluation", "aggregation", "communication",
+          "privacy", "attacks", "algorithms", "workbench", "course"]
 FACES = ["__init__", "__main__"]
 
 
@@ -23,7 +23,8 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom) and node.level:
             found |= {"a relative import"}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fedlab.")}
+            found |= {alias.name.split(".")[1] for alias in node.names
+                      if alias.name.startswith("fedlab.")}
     return found
 
 

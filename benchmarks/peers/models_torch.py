@@ -1,4 +1,7 @@
-"""The two models of the job as a tutorial writes them in PyTorch, for every peer that trains PyTorch modules."""
+"""The two models of the job as a tutorial writes them in PyTorch.
+
+For every peer that trains PyTorch modules.
+"""
 
 import torch
 from torch import nn
@@ -24,7 +27,9 @@ class MF(nn.Module):
     def __init__(self, users: int, items: int, dim: int) -> None:
         """Weights come from the job."""
         super().__init__()
-        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items, dim), nn.Embedding(items, 1)
+        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items,
+                                                                                 dim), nn.Embedding(
+            items, 1)
 
     def forward(self, user, item):
         """Logits (B,)."""
@@ -34,7 +39,8 @@ class MF(nn.Module):
 def build(job) -> nn.Module:
     """The job's model with its first weights."""
     weights = {name: torch.from_numpy(value) for name, value in job.weights.items()}
-    model = MLP() if job.model == "mlp" else MF(len(weights["user.weight"]), *weights["item.weight"].shape)
+    model = MLP() if job.model == "mlp" else MF(len(weights["user.weight"]),
+                                                *weights["item.weight"].shape)
     model.load_state_dict(weights)
     return model
 

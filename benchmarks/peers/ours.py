@@ -1,4 +1,7 @@
-"""fedlab through its own API: `federate` over a table of examples. A second argument names the engine."""
+"""fedlab through its own API: `federate` over a table of examples.
+
+A second argument names the engine.
+"""
 
 import sys
 from dataclasses import replace
@@ -18,8 +21,10 @@ if job.model == "mlp":
     first = {"w1": weights["first.weight"].T[None].contiguous(), "b1": weights["first.bias"][None],
              "w2": weights["second.weight"], "b2": weights["second.bias"][None]}
 else:
-    model = matrix_factorisation(len(weights["user.weight"]), *weights["item.weight"].shape, private_users=False)
-    first = {"user": weights["user.weight"], "item": weights["item.weight"], "bias": weights["bias.weight"][:, 0]}
+    model = matrix_factorisation(len(weights["user.weight"]), *weights["item.weight"].shape,
+                                 private_users=False)
+    first = {"user": weights["user.weight"], "item": weights["item.weight"],
+             "bias": weights["bias.weight"][:, 0]}
 model = replace(model, init=lambda generator: first)
 config = Config(rounds=10_000, cohort=job.cohort, batch_size=job.batch, local_lr=job.rate,
                 engine=sys.argv[3] if len(sys.argv) > 3 else "eager")

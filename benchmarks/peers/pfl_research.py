@@ -18,7 +18,8 @@ torch.set_num_threads(1)
 job = read_job()
 net = build(job)
 net.loss = lambda *batch, **_: loss(net, *batch)
-net.metrics = lambda *batch, **_: {"loss": Weighted(float(loss(net, *batch)) * len(batch[-1]), len(batch[-1]))}
+net.metrics = lambda *batch, **_: {"loss": Weighted(float(loss(net, *batch)) * len(batch[-1]),
+                                                    len(batch[-1]))}
 commands = Commands()
 
 

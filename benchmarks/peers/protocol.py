@@ -1,7 +1,10 @@
-"""What a peer and the benchmark say to each other: a job to read, rounds on command, weights at the end.
+"""What a peer and the benchmark say to each other.
 
-Runs in every peer's own environment, so it needs nothing but numpy. A job is a .npz file: `model` ('mlp' or
-'mf'), `cohort`, `batch`, `rate`, the examples' columns client by client (N, n, ...), and the first weights by name.
+A job to read, rounds on command, weights at the end.
+
+Runs in every peer's own environment, so it needs nothing but numpy. A job is a .npz file: `model`
+('mlp' or 'mf'), `cohort`, `batch`, `rate`, the examples' columns client by client (N, n, ...), and
+the first weights by name.
 """
 
 import json
@@ -22,8 +25,9 @@ def read_job(path: str | None = None) -> SimpleNamespace:
     part = {kind: {n.split("/")[1]: v for n, v in held.items() if n.startswith(f"{kind}/")}
             for kind in ("columns", "weights")}
     clients, examples = part["columns"]["target"].shape
-    return SimpleNamespace(model=str(held["model"]), cohort=int(held["cohort"]), batch=int(held["batch"]),
-                           rate=float(held["rate"]), clients=clients, examples=examples, **part)
+    return SimpleNamespace(model=str(held["model"]), cohort=int(held["cohort"]),
+                           batch=int(held["batch"]), rate=float(held["rate"]), clients=clients,
+                           examples=examples, **part)
 
 
 class Commands:
@@ -33,7 +37,7 @@ class Commands:
         """Nothing has been asked yet."""
         self.began = 0.0
         self.out = sys.stdout
-        sys.stdout = sys.stderr                  # what a framework prints must not look like an answer
+        sys.stdout = sys.stderr  # what a framework prints must not look like an answer
 
     def wait(self) -> bool:
         """Block until the next command; False when it is over."""

@@ -1,4 +1,7 @@
-"""The student's loop: a deep copy of the model and a DataLoader for each client, state dicts averaged."""
+"""The student's loop.
+
+A deep copy of the model and a DataLoader for each client, state dicts averaged.
+"""
 
 import copy
 
@@ -18,7 +21,8 @@ def step() -> None:
     for client in torch.randperm(job.clients)[: job.cohort].tolist():
         local = copy.deepcopy(server)
         optimizer = torch.optim.SGD(local.parameters(), lr=job.rate)
-        for batch in DataLoader(TensorDataset(*columns(job, client)), batch_size=job.batch, shuffle=True):
+        for batch in DataLoader(TensorDataset(*columns(job, client)), batch_size=job.batch,
+                                shuffle=True):
             optimizer.zero_grad()
             loss(local, *batch).backward()
             optimizer.step()

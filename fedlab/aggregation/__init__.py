@@ -24,4 +24,8 @@ from fedlab.aggregation.robust import (
 from fedlab.aggregation.selection import HeldOut, as_update, by_quality, judge, local_models, select
 from fedlab.aggregation.server_step import RULES, moved, server_step, whole
 
-__all__ = ["RULES", "Aggregate", "Delta", "HeldOut", "NoDeltaError", "as_update", "by_quality", "coordinate_median", "distil", "distilled", "ensemble", "given", "hierarchical", "joined_updates", "judge", "krum", "krum_scores", "local_models", "mean_of_holders", "mean_of_products", "moved", "norm_bound", "product_error", "row_bound", "select", "server_step", "some_weight", "trimmed_mean", "weighted_mean", "whole"]
+__all__ = ["RULES", "Aggregate", "Delta", "HeldOut", "NoDeltaError", "as_update", "by_quality",
+           "coordinate_median", "distil", "distilled", "ensemble", "given", "hierarchical",
+           "joined_updates", "judge", "krum", "krum_scores", "local_models", "mean_of_holders",
+           "mean_of_products", "moved", "norm_bound", "product_error", "row_bound", "select",
+           "server_step", "some_weight", "trimmed_mean", "weighted_mean", "whole"]

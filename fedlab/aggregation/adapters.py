@@ -2,17 +2,18 @@
 
     y = W x + b + (alpha / r) B A x,    A (r, in) drawn, B (out, r) zero: at the start the layer is as it was
 
-Through `fedlab.modules` each client has adapters of its own over one base that all share, so stacked clients cost
-their adapters and not their models.
+Through `fedlab.modules` each client has adapters of its own over one base that all share, so
+stacked clients cost their adapters and not their models.
 
-The mean of products is not the product of means: averaging A and B by themselves, as FedAvg does with all weights, is
-biased as soon as clients differ. Two ways out: freeze A, so that the mean of B is exact; or let the server average the
-products and take the best A and B of that, by a singular value decomposition.
+The mean of products is not the product of means: averaging A and B by themselves, as FedAvg does
+with all weights, is biased as soon as clients differ. Two ways out: freeze A, so that the mean of B
+is exact; or let the server average the products and take the best A and B of that, by a singular
+value decomposition.
 
-Letters: r rank, C clients.
-Sources: Hu et al. 2022, "LoRA: low-rank adaptation of large language models", eq. 3; Sun et al. 2024, "Improving LoRA
-in privacy-preserving federated learning" (A frozen); Bai et al. 2024, "Federated fine-tuning of large language models
-under heterogeneous tasks and client resources" (the mean of products, decomposed).
+Letters: r rank, C clients. Sources: Hu et al. 2022, "LoRA: low-rank adaptation of large language
+models", eq. 3; Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning" (A
+frozen); Bai et al. 2024, "Federated fine-tuning of large language models under heterogeneous tasks
+and client resources" (the mean of products, decomposed).
 """
 
 from collections.abc import Iterable
@@ -26,10 +27,12 @@ from fedlab.core import Tree, Update
 
 
 def mean_of_products(rule: Aggregate = weighted_mean) -> Aggregate:
-    """Adapters by the weighted mean of clients' products B A, as near as rank r allows; all else by `rule`.
+    """Adapters by the weighted mean of clients' products B A, as near as rank r allows.
 
-    Nearest in the squares of all entries. With more clients than one the mean has a rank up to C r, so something may be
-    lost; nothing is where clients agree on A.
+    All else by `rule`.
+
+    Nearest in the squares of all entries. With more clients than one the mean has a rank up to C r,
+    so something may be lost; nothing is where clients agree on A.
     """
     def aggregate(updates: Iterable[Update], server: Tree) -> Delta:
         kept = list(updates)
@@ -47,7 +50,9 @@ def mean_of_products(rule: Aggregate = weighted_mean) -> Aggregate:
 
 
 def product_error(updates: Iterable[Update], server: Tree, delta: Delta, constants: Tree) -> float:
-    """How far the server's products B A end from the mean of its clients', over how far that mean went; 0 is exact.
+    """How far the server's products B A end from the mean of its clients'.
+
+    Over how far that mean went; 0 is exact.
 
     delta: what a rule made of the updates. constants: of the model, for an A that is frozen.
     """
@@ -69,6 +74,8 @@ def _mean_product(updates: list[Update], server: Tree, a: str, b: str) -> Tensor
     """(out, in) the weighted mean of what clients' B A are after the round."""
     total, found = torch.cat([update.weights for update in updates]).sum(), torch.zeros(())
     for update in updates:
-        left, right = (server[n] + update.deltas[n].values if n in update.deltas else server[n] for n in (b, a))
-        found = found + torch.einsum("c,cor,cri->oi", update.weights / total, left, right.expand(len(left), -1, -1))
+        left, right = (server[n] + update.deltas[n].values if n in update.deltas else server[n]
+                       for n in (b, a))
+        found = found + torch.einsum("c,cor,cri->oi", update.weights / total, left,
+                                     right.expand(len(left), -1, -1))
     return found

@@ -1,9 +1,10 @@
 """Output aggregation: the predictions of several models as one, and one model that learns them.
 
-An ensemble costs as many downloads and predictions as it has models. Distilling makes one model of it again.
+An ensemble costs as many downloads and predictions as it has models. Distilling makes one model of
+it again.
 
-Letters: K models, n examples.
-Source: Lin et al. 2020, "Ensemble distillation for robust model fusion in federated learning", algorithm 1 (FedDF).
+Letters: K models, n examples. Source: Lin et al. 2020, "Ensemble distillation for robust model
+fusion in federated learning", algorithm 1 (FedDF).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,41 +22,51 @@ from fedlab.evaluation import scorer
 from fedlab.models import Model
 
 
-def ensemble(model: Model, members: Sequence[Tree], weights: Sequence[float] | None = None) -> Score:
+def ensemble(model: Model, members: Sequence[Tree],
+             weights: Sequence[float] | None = None) -> Score:
     """The weighted mean of what K models predict: of chances for clicks, of values for ratings.
 
-    weights (K,): 0 or more, all alike without. For clicks the score is that mean chance, as a logit.
+    weights (K,): 0 or more, all alike without. For clicks the score is that mean chance, as a
+    logit.
     """
     require(not model.private, "model", model.name,
             "its private rows are trained beside one model's; an ensemble needs one without private rows")
-    share = torch.tensor(list(weights) if weights is not None else [1.0] * len(members), dtype=torch.float32)
+    share = torch.tensor(list(weights) if weights is not None else [1.0] * len(members),
+                         dtype=torch.float32)
     fits = len(share) == len(members) > 0 and bool((share >= 0).all()) and float(share.sum()) > 0
     require(fits, "weights", share.tolist(), f"give {len(members)} weights of 0 or more, not all 0")
     scores, clicks = [scorer(model, params) for params in members], model.task == "clicks"
 
     def score(users: Tensor, items: Tensor) -> Tensor:
-        given = torch.stack([s(users, items) for s in scores])                               # (K, ...)
+        given = torch.stack([s(users, items) for s in scores])  # (K, ...)
         mean = torch.tensordot(share / share.sum(), given.sigmoid() if clicks else given, 1)
         return mean.logit(eps=1e-7) if clicks else mean
     return score
 
 
-def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tensor, config: Config) -> Tree:
-    """`start` trained to predict what `teacher` does on pairs (n,) of users and items, by the config's local knobs.
+def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tensor,
+           config: Config) -> Tree:
+    """`start` trained to predict what `teacher` does on pairs (n,) of users and items.
+
+    By the config's local knobs.
 
     The pairs need no labels: any users and items that the server may know.
     """
     soft = teacher(users[None], items[None])[0]
     targets = soft.sigmoid() if model.task == "clicks" else soft
-    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users), model.task)
+    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users),
+                   model.task)
     with one_thread():
-        learned = joined_updates(train(model, data, start, torch.tensor([0]), config, purpose="distil "))
+        learned = joined_updates(train(model, data, start, torch.tensor([0]), config,
+                                       purpose="distil "))
     return start | {name: moved(start[name], delta, 1.0) for name, delta in learned.deltas.items()}
 
 
 def distilled(model: Model, users: Tensor, items: Tensor, config: Config,
               pick: Callable[[Update, Tree], Tensor] | None = None) -> Aggregate:
-    """FedDF: the mean model, trained towards the ensemble of the clients' models on unlabelled pairs (n,).
+    """FedDF.
+
+    The mean model, trained towards the ensemble of the clients' models on unlabelled pairs (n,).
 
     pick: (update, server) -> weights of the clients in the ensemble (C,); all alike without.
     """

@@ -1,11 +1,14 @@
-"""From a cohort's updates to one delta: a function (updates, server parameters) -> delta for each name.
+"""From a cohort's updates to one delta.
 
-Updates come chunk by chunk and are summed as they come, so no more than the server's own parameters is kept. The
-delta of a table of which few rows changed is `Rows` of these, to be added; any other is a Tensor.
+A function (updates, server parameters) -> delta for each name.
 
-Letters: C clients in the cohort, R rows touched.
-Sources: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data",
-algorithm 1; Ding et al. 2022, "Federated submodel optimization for hot and cold data features".
+Updates come chunk by chunk and are summed as they come, so no more than the server's own parameters
+is kept. The delta of a table of which few rows changed is `Rows` of these, to be added; any other
+is a Tensor.
+
+Letters: C clients in the cohort, R rows touched. Sources: McMahan et al. 2017,
+"Communication-efficient learning of deep networks from decentralized data", algorithm 1; Ding et
+al. 2022, "Federated submodel optimization for hot and cold data features".
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +24,10 @@ Aggregate = Callable[[Iterable[Update], Tree], Delta]
 
 
 class NoDeltaError(ParameterError):
-    """These updates make no delta; a round that lost clients is skipped, one that lost none has wrong settings."""
+    """These updates make no delta.
+
+    A round that lost clients is skipped, one that lost none has wrong settings.
+    """
 
 
 def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
@@ -33,7 +39,9 @@ def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
 
 
 def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
-    """FedSubAvg: each row is the weighted mean over the clients that hold it, so rare items are not diluted.
+    """FedSubAvg.
+
+    Each row is the weighted mean over the clients that hold it, so rare items are not diluted.
 
     The same as FedAvg for a parameter that every client holds. Ding et al. 2022, eq. 5.
     """
@@ -47,25 +55,33 @@ def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
 
 
 def given(alpha: Sequence[float] | Tensor, then: Aggregate = weighted_mean) -> Aggregate:
-    """The mean with a weight of your own for each client: sum_k alpha_k delta_k / sum_k alpha_k over the cohort.
+    """The mean with a weight of your own for each client.
+
+    Sum_k alpha_k delta_k / sum_k alpha_k over the cohort.
 
     alpha (N,): by client number, 0 or more.
     """
     weights = torch.as_tensor(alpha, dtype=torch.float32)
     bad = (~((weights >= 0) & weights.isfinite())).nonzero()
-    require(not len(bad), "alpha", [float(weights[k]) for k in bad[:1, 0]], "choose finite weights of 0 or more")
-    require(bool(weights.sum() > 0), "alpha", weights.tolist()[:8], "all are 0; give at least one client a weight")
+    require(not len(bad), "alpha", [float(weights[k]) for k in bad[:1, 0]],
+            "choose finite weights of 0 or more")
+    require(bool(weights.sum() > 0), "alpha", weights.tolist()[:8],
+            "all are 0; give at least one client a weight")
 
     def rule(updates: Iterable[Update], server: Tree) -> Delta:
         return then((replace(u, weights=weights[u.cohort].to(u.weights)) for u in updates), server)
     return rule
 
 
-def hierarchical(platform: Tensor, inner: Aggregate = weighted_mean, outer: Aggregate = weighted_mean) -> Aggregate:
-    """Devices -> platform -> server: each platform aggregates its own devices, the server aggregates platforms.
+def hierarchical(platform: Tensor, inner: Aggregate = weighted_mean,
+                 outer: Aggregate = weighted_mean) -> Aggregate:
+    """Devices -> platform -> server.
 
-    platform (N,): of each client. A platform weighs as much as its devices together, so that two weighted means are
-    one. Liu et al. 2020, "Client-edge-cloud hierarchical federated learning", algorithm 1 with one edge round.
+    Each platform aggregates its own devices, the server aggregates platforms.
+
+    platform (N,): of each client. A platform weighs as much as its devices together, so that two
+    weighted means are one. Liu et al. 2020, "Client-edge-cloud hierarchical federated learning",
+    algorithm 1 with one edge round.
     """
     def rule(updates: Iterable[Update], server: Tree) -> Delta:
         every = joined_updates(updates)
@@ -75,8 +91,8 @@ def hierarchical(platform: Tensor, inner: Aggregate = weighted_mean, outer: Aggr
             own = every.only(mine == number)
             delta = inner([own], server)
             rows = {name: as_rows(d) for name, d in delta.items()}
-            parts.append(Update(rows, own.weights.sum()[None], own.losses.mean()[None], torch.tensor([number]),
-                                own.steps.sum()[None]))
+            parts.append(Update(rows, own.weights.sum()[None], own.losses.mean()[None],
+                                torch.tensor([number]), own.steps.sum()[None]))
         return outer(parts, server)
     return rule
 
@@ -95,9 +111,11 @@ def joined_updates(updates: Iterable[Update]) -> Update:
     some_weight(float(len(parts)))
     first, deltas = 0, []
     for part in parts:
-        deltas.append({name: replace(d, client=d.client + first) for name, d in part.deltas.items()})
+        deltas.append({name: replace(d, client=d.client + first) for name,
+                       d in part.deltas.items()})
         first += len(part.cohort)
-    columns = ((getattr(part, name) for part in parts) for name in ("weights", "losses", "cohort", "steps"))
+    columns = ((getattr(part, name) for part in parts) for name in ("weights", "losses", "cohort",
+                                                                    "steps"))
     return Update({name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]},
                   *(torch.cat(list(column)) for column in columns))
 
@@ -109,7 +127,10 @@ def some_weight(total: float) -> None:
 
 
 class Sums:
-    """Weighted sums of deltas: as rows while these are fewer than the table's own, then as a whole tensor."""
+    """Weighted sums of deltas.
+
+    As rows while these are fewer than the table's own, then as a whole tensor.
+    """
 
     def __init__(self, server: Tree) -> None:
         """Nothing added yet. server: for the shapes."""
@@ -119,12 +140,17 @@ class Sums:
         self.total = 0.0
 
     def add(self, update: Update, factor: Tensor | float = 1.0) -> None:
-        """Add each client's delta times its weight, and times a factor (C,) that the weights' total does not have."""
+        """Add each client's delta times its weight.
+
+        And times a factor (C,) that the weights' total does not have.
+        """
         weights = update.weights * factor
         self.total += float(update.weights.sum())
         for name, delta in update.deltas.items():
             kept = self.rows.setdefault(name, [])
-            if name not in self.whole and len(delta.ids) + sum(len(r.ids) for r in kept) < len(self.server[name]):
+            if name not in self.whole and len(delta.ids) + sum(len(r.ids)
+                                                               for r in kept) < len(
+                self.server[name]):
                 kept.append(delta.scaled(weights))
                 continue
             out = self.whole.setdefault(name, torch.zeros_like(self.server[name]))
@@ -143,7 +169,11 @@ class Sums:
 
         def over(name: str, values: Tensor, at: Tensor | slice) -> Tensor:
             divisor = by[name].to(values.device)
-            return values.div_((divisor if len(divisor) == 1 else divisor[at]).view((-1,) + (1,) * (values.dim() - 1)))
+            return values.div_((divisor if len(divisor) == 1 else divisor[at]).view((-1,) + (1,
+                                                                                             )
+                                                                                    * (values.dim()
+                                                                                       - 1)))
         few = {name: Rows.joined(kept) for name, kept in self.rows.items() if kept}
-        return ({name: Rows(over(name, rows.values, rows.ids), rows.ids, rows.client) for name, rows in few.items()}
-                | {name: over(name, value, slice(None)) for name, value in self.whole.items()})
+        return ({name: Rows(over(name, rows.values, rows.ids), rows.ids, rows.client) for name,
+                 rows in few.items()} | {name: over(name, value, slice(None)) for name,
+                                         value in self.whole.items()})

@@ -1,11 +1,12 @@
 """Which clients count: by the loss of their models on held-out data, as weights or as a choice.
 
-A client's model is the server's with the client's delta added; private rows are as they were before the round.
+A client's model is the server's with the client's delta added; private rows are as they were before
+the round.
 
-Letters: C clients in a cohort, n held-out examples, U users.
-Sources: model selection as practised among platforms that do not share data (the best local model becomes the global
-one); Chen et al. 2020, "FOCUS: dealing with label quality disparity in federated learning", section 3.2 (the weight of
-a client follows its loss on data that is trusted).
+Letters: C clients in a cohort, n held-out examples, U users. Sources: model selection as practised
+among platforms that do not share data (the best local model becomes the global one); Chen et al.
+2020, "FOCUS: dealing with label quality disparity in federated learning", section 3.2 (the weight
+of a client follows its loss on data that is trusted).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,12 +22,16 @@ from fedlab.data import Ratings
 from fedlab.evaluation import Candidates, scorer
 from fedlab.models import Model
 
-Judge = Callable[[Update, Tree], Tensor]     # (a cohort's shared deltas, server parameters) -> loss of each client (C,)
+# (a cohort's shared deltas, server parameters) -> loss of each client (C,)
+Judge = Callable[[Update, Tree], Tensor]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Examples that no client trains on: users, items, targets, weights (n,); the weights of a user add up to 1."""
+    """Examples that no client trains on: users, items, targets, weights (n,).
+
+    The weights of a user add up to 1.
+    """
 
     users: Tensor
     items: Tensor
@@ -47,7 +52,8 @@ class HeldOut:
     @classmethod
     def ratings(cls, held: Ratings) -> "HeldOut":
         """Held-out ratings with their values as targets."""
-        return cls(held.users, held.items, held.values, 1 / torch.bincount(held.users)[held.users].float())
+        return cls(held.users, held.items, held.values,
+                   1 / torch.bincount(held.users)[held.users].float())
 
     def of(self, users: Tensor) -> "HeldOut":
         """The examples of some users."""
@@ -63,13 +69,17 @@ class HeldOut:
 def local_models(update: Update, server: Tree) -> Iterator[Tree]:
     """The parameters of each client of a cohort: the server's, with its own delta added."""
     for place in range(len(update.cohort)):
-        mine = {name: rows.only(torch.arange(len(update.cohort), device=rows.client.device) == place)
-                for name, rows in update.deltas.items()}
+        mine = {name: rows.only(torch.arange(len(update.cohort),
+                                             device=rows.client.device) == place) for name,
+                rows in update.deltas.items()}
         yield server | {name: moved(server[name], rows, 1.0) for name, rows in mine.items()}
 
 
 def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = None) -> Update:
-    """Models that were trained elsewhere as the update of a cohort 0, 1, ..., so that any rule aggregates them."""
+    """Models that were trained elsewhere as the update of a cohort 0, 1, ....
+
+    So that any rule aggregates them.
+    """
     every = list(models)
     count = len(every)
     deltas = {}
@@ -78,21 +88,25 @@ def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = Non
         deltas[name] = Rows(torch.cat([m[name] - value for m in every]), ids.repeat(count),
                             torch.arange(count, device=value.device).repeat_interleave(len(value)))
     ones = torch.ones(count)
-    return Update(deltas, ones if weights is None else weights, ones * torch.nan, torch.arange(count), ones)
+    return Update(deltas, ones if weights is None else weights, ones * torch.nan,
+                  torch.arange(count), ones)
 
 
 def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
           score: Callable[[Tree], Score] | None = None) -> Judge:
-    """The held-out loss of each client's model: on everybody's examples, or on those of its own users.
+    """The held-out loss of each client's model.
 
-    owner (U,): client of each user. A client without held-out examples has an infinite loss. score: how parameters
-    predict, where `scorer` does not know it, say by `sequence_scorer`.
+    On everybody's examples, or on those of its own users.
+
+    owner (U,): client of each user. A client without held-out examples has an infinite loss. score:
+    how parameters predict, where `scorer` does not know it, say by `sequence_scorer`.
     """
     predict = score or (lambda params: scorer(model, params, owner))
 
     def losses(update: Update, server: Tree) -> Tensor:
         found = []
-        for number, params in zip(update.cohort.tolist(), local_models(update, server), strict=True):
+        for number, params in zip(update.cohort.tolist(), local_models(update, server),
+                                  strict=True):
             mine = held.of((owner == number).nonzero()[:, 0]) if own else held
             found.append(mine.loss(model, predict(params)) if len(mine.users) else torch.inf)
         return torch.tensor(found)
@@ -100,9 +114,12 @@ def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
 
 
 def select(losses: Judge, keep: int = 1) -> Aggregate:
-    """Model selection: the client's model with the least held-out loss becomes the server's; of `keep`, their mean.
+    """Model selection: the client's model with the least held-out loss becomes the server's.
 
-    A tie goes to the client that comes first in the cohort; the mean is weighted as the config says.
+    Of `keep`, their mean.
+
+    A tie goes to the client that comes first in the cohort; the mean is weighted as the config
+    says.
     """
     require(keep >= 1, "keep", keep, "choose 1 or more models to keep")
 
@@ -114,12 +131,16 @@ def select(losses: Judge, keep: int = 1) -> Aggregate:
     return rule
 
 
-def by_quality(losses: Judge, temperature: float = 0.1, then: Aggregate = weighted_mean) -> Aggregate:
-    """The mean with weights n_k exp(-loss_k / temperature): a client whose model fails on held-out data counts less.
+def by_quality(losses: Judge, temperature: float = 0.1,
+               then: Aggregate = weighted_mean) -> Aggregate:
+    """The mean with weights n_k exp(-loss_k / temperature).
+
+    A client whose model fails on held-out data counts less.
 
     temperature: 0.1 gives a loss that is 0.1 higher a weight that is e times lower.
     """
-    require(temperature > 0, "temperature", temperature, "choose a positive number; large ones weigh all alike")
+    require(temperature > 0, "temperature", temperature,
+            "choose a positive number; large ones weigh all alike")
 
     def rule(updates: Iterable[Update], server: Tree) -> Delta:
         every = joined_updates(updates)

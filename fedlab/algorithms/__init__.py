@@ -9,4 +9,7 @@ from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, ne
 from fedlab.algorithms.private import Private, federate_privately
 from fedlab.algorithms.scaffold import Control
 
-__all__ = ["METHODS", "Asynchronous", "ClientUpdate", "Control", "Implicit", "Membership", "Meta", "Private", "Sent", "World", "alone", "alone_ranks", "federate", "federate_async", "federate_privately", "fine_tuned", "idle", "newcomers", "one_round", "payload", "sample", "staleness_weight", "with_rates"]
+__all__ = ["METHODS", "Asynchronous", "ClientUpdate", "Control", "Implicit", "Membership", "Meta",
+           "Private", "Sent", "World", "alone", "alone_ranks", "federate", "federate_async",
+           "federate_privately", "fine_tuned", "idle", "newcomers", "one_round", "payload",
+           "sample", "staleness_weight", "with_rates"]

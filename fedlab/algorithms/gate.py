@@ -1,4 +1,6 @@
-"""What the server takes for a delta: finite numbers, in the shape of its own parameters. One bad client harms no other.
+"""What the server takes for a delta: finite numbers, in the shape of its own parameters.
+
+One bad client harms no other.
 
 Letters: C clients, R rows.
 """

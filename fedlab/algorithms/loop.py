@@ -1,11 +1,11 @@
 """A federation is a stream of Rounds, and `federate` is its generator.
 
-Notebooks, plots, widgets and tests read the same stream; what acts on it (measuring, stopping, keeping the
-best) is a function from stream to stream or to a Round, see `fedlab.rounds`.
+Notebooks, plots, widgets and tests read the same stream; what acts on it (measuring, stopping,
+keeping the best) is a function from stream to stream or to a Round, see `fedlab.rounds`.
 
-Letters: N clients, C in a cohort.
-Source: McMahan et al. 2017, algorithm 1. How the server follows the aggregated delta is in `fedlab.optim`;
-local_epochs=1 and batch_size=0 make one local step of it: FedSGD.
+Letters: N clients, C in a cohort. Source: McMahan et al. 2017, algorithm 1. How the server follows
+the aggregated delta is in `fedlab.optim`; local_epochs=1 and batch_size=0 make one local step of
+it: FedSGD.
 """
 
 import time
@@ -40,22 +40,27 @@ from fedlab.models import Model
 
 
 class ClientUpdate(Protocol):
-    """What the clients of a cohort do: `fedlab.cohort.updates`, or another with the same arguments."""
+    """What the clients of a cohort do.
 
-    def __call__(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int,
-                 control: Control | None) -> Iterator[Update]:
+    `fedlab.cohort.updates`, or another with the same arguments.
+    """
+
+    def __call__(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
+                 number: int, control: Control | None) -> Iterator[Update]:
         """Train a cohort and hand over its updates, chunk by chunk, in its order."""
 
 
 def federate(model: Model, data: Source, config: Config | Callable[[], Config] | None = None, *,
-             aggregate: Aggregate = weighted_mean, update: ClientUpdate = updates, world: World | None = None,
-             start: Round | None = None, device: str | torch.device = "cpu") -> Iterator[Round]:
+             aggregate: Aggregate = weighted_mean, update: ClientUpdate = updates,
+             world: World | None = None, start: Round | None = None,
+             device: str | torch.device = "cpu") -> Iterator[Round]:
     """Yield one Round at a time, for as many rounds as the config says.
 
-    config: a Config, or a function that gives one; it is asked once before each round, so a knob turned in
-    between counts from the next round. aggregate, update: what the server and the clients do. world: who is there
-    and how long it takes, without one everybody at once. start: a Round to go on from; the continued run equals an
-    uninterrupted one. Same seed, same machine: same bits. Raises `ParameterError` on a bad setting.
+    config: a Config, or a function that gives one; it is asked once before each round, so a knob
+    turned in between counts from the next round. aggregate, update: what the server and the clients
+    do. world: who is there and how long it takes, without one everybody at once. start: a Round to
+    go on from; the continued run equals an uninterrupted one. Same seed, same machine: same bits.
+    Raises `ParameterError` on a bad setting.
     """
     def step(model: Model, config: Config, before: Round) -> Round:
         return one_round(model, data, config, before, aggregate, update, world)
@@ -65,9 +70,13 @@ def federate(model: Model, data: Source, config: Config | Callable[[], Config] |
 def steps(step: Callable[[Model, Config, Round], Round], model: Model, data: Source,
           config: Config | Callable[[], Config] | None, start: Round | None,
           device: str | torch.device) -> Iterator[Round]:
-    """Round after Round, each by `step(model, config, the Round before)`; the rest as `federate` has it."""
+    """Round after Round, each by `step(model, config, the Round before)`.
+
+    The rest as `federate` has it.
+    """
     check_device(device)
-    require(model.task == data.task, "task", model.task, f"model and federation differ; the federation has {data.task}")
+    require(model.task == data.task, "task", model.task,
+            f"model and federation differ; the federation has {data.task}")
     ask = config if callable(config) else partial(replace, config or Config())
     model, now = replace(model, constants=to(model.constants, device)), ask()
     done = start or Round(0, now, model.init(stream(now.seed, "init")))
@@ -79,17 +88,22 @@ def steps(step: Callable[[Model, Config, Round], Round], model: Model, data: Sou
         now = ask()
 
 
-def one_round(model: Model, data: Source, config: Config, before: Round, aggregate: Aggregate = weighted_mean,
-              update: ClientUpdate = updates, world: World | None = None) -> Round:
-    """Sample a cohort, train it from the parameters of the Round before, aggregate, step the server.
+def one_round(model: Model, data: Source, config: Config, before: Round,
+              aggregate: Aggregate = weighted_mean, update: ClientUpdate = updates,
+              world: World | None = None) -> Round:
+    """Sample a cohort, train it from the parameters of the Round before, aggregate.
 
-    A client that drops out, is late or sends what is no delta is rejected with a reason. When no update is left, the
-    round is skipped: nothing changes. Raises `NoDeltaError` when the whole cohort was there and cannot be aggregated.
+    Step the server.
+
+    A client that drops out, is late or sends what is no delta is rejected with a reason. When no
+    update is left, the round is skipped: nothing changes. Raises `NoDeltaError` when the whole
+    cohort was there and cannot be aggregated.
     """
     began, world, number = time.perf_counter(), world or World(), before.number + 1
     check_engine(config, next(iter(before.params.values())).device)
     check_correction(config)
-    params, there = world.welcome(model, data, before.params, number), world.attend(data, config, number)
+    params, there = world.welcome(model, data, before.params, number), world.attend(data, config,
+                                                                                    number)
     control = Control.of(before.state, model, params) if config.correction == "scaffold" else None
     sent = Sent(model, params, dict(there.rejected), keep=control is not None)
     now = warmed(config, number)
@@ -97,11 +111,13 @@ def one_round(model: Model, data: Source, config: Config, before: Round, aggrega
     done = replace(conclude(before, now, sent, trained, aggregate), config=config)
     if control is not None and not done.skipped:
         total = float(data.counts.sum()) if config.weighting == "examples" else float(len(data))
-        done = replace(done, state={**done.state, "control": control.after(sent.kept, config, total)})
+        done = replace(done, state={**done.state, "control": control.after(sent.kept, config,
+                                                                           total)})
     return replace(done, clock=before.clock + there.seconds, seconds=time.perf_counter() - began)
 
 
-def conclude(before: Round, config: Config, sent: "Sent", trained: Iterator[Update], aggregate: Aggregate) -> Round:
+def conclude(before: Round, config: Config, sent: "Sent", trained: Iterator[Update],
+             aggregate: Aggregate) -> Round:
     """The Round after these updates: screened, aggregated, followed by the server."""
     params, state, skipped = sent.params, dict(before.state), ""
     try:
@@ -119,7 +135,8 @@ def conclude(before: Round, config: Config, sent: "Sent", trained: Iterator[Upda
 def warmed(config: Config, number: int) -> Config:
     """The settings of a round: until `warm_up` is over, a step of number / warm_up of its size.
 
-    Where the server adapts to the size of deltas, shorter local steps would change nothing: there its own are shorter.
+    Where the server adapts to the size of deltas, shorter local steps would change nothing: there
+    its own are shorter.
     """
     if number >= config.warm_up:
         return config
@@ -131,7 +148,10 @@ class Sent:
     """What leaves the clients of a round, noted in passing."""
 
     def __init__(self, model: Model, params: Tree, rejected: dict[int, str], *, keep: bool) -> None:
-        """rejected: client -> why, of those that are not there to train. keep: all deltas, not private rows alone."""
+        """rejected: client -> why, of those that are not there to train. keep.
+
+        All deltas, not private rows alone.
+        """
         self.model, self.params, self.rejected, self.keep = model, params, rejected, keep
         self.kept: list[Update] = []
         self.norms: list[Tensor] = []
@@ -164,22 +184,27 @@ class Sent:
 
     def private(self) -> Tree:
         """Everybody's private rows after what their clients learned."""
-        return {name: moved(self.params[name], Rows.joined([u.deltas[name] for u in self.kept]), 1.0)
-                for name in self.model.private if self.kept}
+        return {name: moved(self.params[name], Rows.joined([u.deltas[name] for u in self.kept]),
+                            1.0) for name in self.model.private if self.kept}
 
     def columns(self) -> dict[str, Any]:
         """What the Round says of the clients."""
         down, up = (sum(part) for part in zip((0, 0), *self.bytes, strict=True))
         none = torch.empty(0)
-        return {"cohort": torch.cat([none.long(), *(u.cohort for u in self.kept)]), "bytes_down": down, "bytes_up": up,
+        return {"cohort": torch.cat([none.long(), *(u.cohort for u in self.kept)]),
+                "bytes_down": down, "bytes_up": up,
                 "losses": torch.cat([none, *(u.losses.cpu() for u in self.kept)]),
                 "norms": torch.cat([none, *self.norms]), "rejected": self.rejected}
 
 
 def payload(model: Model, shared: dict[str, Rows]) -> tuple[int, int]:
-    """(bytes down, bytes up) of a cohort: 4 for each float, and up 4 more for each row number of a table."""
+    """(bytes down, bytes up) of a cohort.
+
+    4 for each float, and up 4 more for each row number of a table.
+    """
     floats = sum(4 * delta.values.numel() for delta in shared.values())
-    tables = {kind: len(shared[name].ids) for name, kind in model.rows.items() if name in shared and kind != "one"}
+    tables = {kind: len(shared[name].ids) for name, kind in model.rows.items() if name in shared
+              and kind != "one"}
     return floats, floats + 4 * sum(tables.values())
 
 
@@ -189,4 +214,5 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ParameterError(f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error
+        raise ParameterError(
+            f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error

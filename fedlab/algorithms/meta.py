@@ -1,4 +1,6 @@
-"""Learn a start that adapts to a client in a few steps: MAML and its relatives, as what clients do in `federate`.
+"""Learn a start that adapts to a client in a few steps.
+
+MAML and its relatives, as what clients do in `federate`.
 
     phi   = theta - a dL_support(theta) / dtheta        `local_epochs` times, a = `local_lr`: a client adapts
     delta = - dL_query(phi) / dtheta                    what it sends; the server's step is as in every other lesson
@@ -11,15 +13,16 @@
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
 
-`only` names what adapts: with the last layer alone it is ANIL. Without `learn_start` that is never sent, and starts
-from what the model starts with: FedRecon. `proximal` pulls a client to its start while it adapts: `reptile` is pFedMe
-then, of one local round, and adapting from FedAvg's model is Ditto's personal model.
+`only` names what adapts: with the last layer alone it is ANIL. Without `learn_start` that is never
+sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its start
+while it adapts: `reptile` is pFedMe then, of one local round, and adapting from FedAvg's model is
+Ditto's personal model.
 
-Letters: C clients, S support and Q query examples each, R rows held, D numbers that adapt.
-Sources: Finn, Abbeel, Levine 2017; Nichol, Achiam, Schulman 2018 (first-order MAML, Reptile); Li et al. 2017
-(Meta-SGD); Raghu et al. 2020 (ANIL); Bertinetto et al. 2019, section 3.2 (ridge); Fallah et al. 2020 (Per-FedAvg);
-Singhal et al. 2021, algorithm 1 (FedRecon); T. Dinh et al. 2020, algorithm 1 (pFedMe); Li et al. 2021, algorithm 1
-(Ditto).
+Letters: C clients, S support and Q query examples each, R rows held, D numbers that adapt. Sources:
+Finn, Abbeel, Levine 2017; Nichol, Achiam, Schulman 2018 (first-order MAML, Reptile); Li et al. 2017
+(Meta-SGD); Raghu et al. 2020 (ANIL); Bertinetto et al. 2019, section 3.2 (ridge); Fallah et al.
+2020 (Per-FedAvg); Singhal et al. 2021, algorithm 1 (FedRecon); T. Dinh et al. 2020, algorithm 1
+(pFedMe); Li et al. 2021, algorithm 1 (Ditto).
 """
 
 from collections.abc import Iterator
@@ -41,17 +44,25 @@ RATE = "rate of "
 
 
 def with_rates(model: Model, rate: float = 0.1) -> Model:
-    """The model with a learned rate for each number of each parameter, `rate` at the start: for `meta-sgd`."""
+    """The model with a learned rate for each number of each parameter, `rate` at the start.
+
+    For `meta-sgd`.
+    """
     def init(generator: torch.Generator) -> Tree:
         params = model.init(generator)
-        return params | {RATE + name: torch.full_like(value, rate) for name, value in params.items()}
-    return replace(model, init=init, rows={**model.rows, **{RATE + n: kind for n, kind in model.rows.items()}},
+        return params | {RATE + name: torch.full_like(value, rate) for name,
+                         value in params.items()}
+    return replace(model, init=init, rows={**model.rows, **{RATE + n: kind for n,
+                                                            kind in model.rows.items()}},
                    pullback=None)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Support or query of C clients: columns (C, B, ...), there (C, B) 0 on padding, rows of each kind (C, B)."""
+    """Support or query of C clients.
+
+    Columns (C, B, ...), there (C, B) 0 on padding, rows of each kind (C, B).
+    """
 
     columns: Tree
     there: Tensor
@@ -63,7 +74,8 @@ class Part:
 
     def leaves(self, model: Model, values: Tree) -> Tree:
         """The parameters of each example, looked up in the clients' rows (R, ...)."""
-        return {name: self.leaf(values[name], kind) for name, kind in model.rows.items() if not name.startswith(RATE)}
+        return {name: self.leaf(values[name], kind) for name,
+                kind in model.rows.items() if not name.startswith(RATE)}
 
     def leaf(self, value: Tensor, kind: str) -> Tensor:
         """One parameter's rows (R, ...) at the examples."""
@@ -78,22 +90,31 @@ class Part:
         return (losses * self.there).sum(1) / self.there.sum(1).clamp(min=1)
 
 
-def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[dict[str, RowIndex], Tree, Part, Part]:
-    """(which rows clients hold, these, their support, their query); examples come client after client, with `query`."""
+def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[dict[str, RowIndex],
+                                                                                Tree, Part, Part]:
+    """(which rows clients hold, these, their support, their query).
+
+    Examples come client after client, with `query`.
+    """
     query = examples["query"] > 0
     support, asked = (_padded(examples, chosen, len(cohort)) for chosen in (~query, query))
     kinds = {kind for kind in model.rows.values() if kind in examples}
-    both = {kind: torch.cat([as_tensor(support[0][kind]), as_tensor(asked[0][kind])], 1) for kind in kinds}
+    both = {kind: torch.cat([as_tensor(support[0][kind]), as_tensor(asked[0][kind])],
+                            1) for kind in kinds}
     everyone, cut = torch.arange(len(cohort), device=query.device), support[1].shape[1]
     held = holdings(model, params, Batches(both, support[1], everyone, [len(cohort)]), cohort)
     first = {kind: None if h.index is None else h.index[:, :cut] for kind, h in held.items()}
     second = {kind: None if h.index is None else h.index[:, cut:] for kind, h in held.items()}
-    values = {name: params[name].index_select(0, held[kind].ids).requires_grad_() for name, kind in model.rows.items()}
+    values = {name: params[name].index_select(0, held[kind].ids).requires_grad_() for name,
+              kind in model.rows.items()}
     return held, values, Part(*support, first), Part(*asked, second)
 
 
 def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]:
-    """(columns (C, B, ...), there (C, B)) of the chosen examples; padding repeats a client's first example."""
+    """(columns (C, B, ...), there (C, B)) of the chosen examples.
+
+    Padding repeats a client's first example.
+    """
     client = examples["client"]
     rows, everyone = chosen.nonzero()[:, 0], torch.bincount(client, minlength=clients)
     count = torch.bincount(client[chosen], minlength=clients)
@@ -101,16 +122,21 @@ def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]
     there = slot < count[:, None]
     own = (everyone.cumsum(0) - everyone)[:, None].expand_as(there).clone()
     own[there] = rows
-    columns = {name: arranged(c, own) for name, c in examples.items() if name not in ("client", "epoch", "query")}
+    columns = {name: arranged(c, own) for name, c in examples.items() if name not in ("client",
+                                                                                      "epoch",
+                                                                                      "query")}
     return {name: as_tensor(column) for name, column in columns.items()}, there.float()
 
 
 @dataclass(frozen=True)
 class Meta:
-    """A method: hand `update` to `federate`, with a Source whose examples say support or query (`fedlab.tasks`).
+    """A method.
 
-    method: one of METHODS. only: names of the parameters that adapt; none for all. learn_start: whether their start is
-    learned, too. strength: of the pull of `ridge` to the start, in squared units of the targets.
+    Hand `update` to `federate`, with a Source whose examples say support or query (`fedlab.tasks`).
+
+    method: one of METHODS. only: names of the parameters that adapt; none for all. learn_start:
+    whether their start is learned, too. strength: of the pull of `ridge` to the start, in squared
+    units of the targets.
     """
 
     method: str = "maml"
@@ -120,19 +146,26 @@ class Meta:
 
     def __post_init__(self) -> None:
         """Check the names and numbers."""
-        require(self.method in METHODS, "method", self.method, f"choose one of {', '.join(METHODS)}")
-        require(self.method != "ridge" or bool(self.only), "only", set(self.only), "name the parameters to solve for")
+        require(self.method in METHODS, "method", self.method,
+                f"choose one of {', '.join(METHODS)}")
+        require(self.method != "ridge" or bool(self.only), "only", set(self.only),
+                "name the parameters to solve for")
         require(self.strength > 0, "strength", self.strength, "choose a positive number")
-        require(self.learn_start or bool(self.only), "only", set(self.only), "name what starts anew at each client")
-        require(self.method != "reptile" or not self.only, "only", set(self.only), "all of a model adapts in reptile")
+        require(self.learn_start or bool(self.only), "only", set(self.only),
+                "name what starts anew at each client")
+        require(self.method != "reptile" or not self.only, "only", set(self.only),
+                "all of a model adapts in reptile")
 
-    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
-               control: Control | None = None) -> Iterator[Update]:
-        """What each client of the cohort sends, chunk by chunk, as `fedlab.cohort.updates` does it."""
+    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
+               number: int = 1, control: Control | None = None) -> Iterator[Update]:
+        """What each client of the cohort sends, chunk by chunk.
+
+        As `fedlab.cohort.updates` does it.
+        """
         self.check(model)
         fits = config.correction == "none" and config.optimizer == "sgd"
-        require(fits, "optimizer", config.optimizer, "a client adapts by plain steps; set optimizer='sgd' and "
-                "correction='none'")
+        require(fits, "optimizer", config.optimizer,
+                "a client adapts by plain steps; set optimizer='sgd' and " "correction='none'")
         train = None if self.method == "reptile" else partial(self._sent, config.local_epochs)
         epochs = config.local_epochs if train is None else 1
         once = replace(config, local_epochs=epochs, batch_size=0)
@@ -142,80 +175,106 @@ class Meta:
     def check(self, model: Model) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         known(list(model.rows), dict.fromkeys(self.only))
-        require(not model.private, "private", set(model.private), "nothing is kept from round to round here; name in "
+        require(not model.private, "private", set(model.private),
+                "nothing is kept from round to round here; name in "
                 "`only` what adapts, with learn_start=False what is never sent")
         rates = any(name.startswith(RATE) for name in model.rows)
         require(rates == (self.method == "meta-sgd"), "method", self.method,
                 "rates are learned by 'meta-sgd' of a model from `with_rates`, and by nothing else")
         wide = [name for name in self.only if model.rows[name] not in ("one", "client")]
-        require(self.method != "ridge" or not wide, "only", wide, "ridge solves for what a client has one row of")
+        require(self.method != "ridge" or not wide, "only", wide,
+                "ridge solves for what a client has one row of")
 
-    def _sent(self, steps: int, model: Model, params: Tree, examples: Tree, cohort: Tensor, config: Config,
-              control: Control | None) -> tuple[dict[str, Rows], Tensor, Tensor]:
-        """(negative gradient of the query loss by the start, query loss, inner steps) of each client."""
-        require("query" in examples, "data", sorted(examples), "examples need a column `query`; see fedlab.tasks.Tasks")
+    def _sent(self, steps: int, model: Model, params: Tree, examples: Tree, cohort: Tensor,
+              config: Config, control: Control | None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+        """(negative gradient of the query loss by the start, query loss.
+
+        Inner steps) of each client.
+        """
+        require("query" in examples, "data", sorted(examples),
+                "examples need a column `query`; see fedlab.tasks.Tasks")
         held, values, support, query = parted(model, params, examples, cohort)
         second = self.method != "fomaml"
         loss = query.loss(model, self._adapted(model, values, support, steps, config, second))
-        learned = {n: v for n, v in values.items() if self.learn_start or n.removeprefix(RATE) not in self.only}
-        grads = torch.autograd.grad(loss.sum(), list(learned.values()), allow_unused=True, materialize_grads=True)
+        learned = {n: v for n,
+                   v in values.items() if self.learn_start or n.removeprefix(RATE) not in self.only}
+        grads = torch.autograd.grad(loss.sum(), list(learned.values()), allow_unused=True,
+                                    materialize_grads=True)
         if config.weight_decay:
-            grads = tuple(g + config.weight_decay * v.detach() for g, v in zip(grads, learned.values(), strict=True))
-        deltas = {name: _rows(held[model.rows[name]], -grad) for name, grad in zip(learned, grads, strict=True)}
+            grads = tuple(g + config.weight_decay * v.detach() for g, v in zip(grads,
+                                                                               learned.values(),
+                                                                               strict=True))
+        deltas = {name: _rows(held[model.rows[name]], -grad) for name, grad in zip(learned, grads,
+                                                                                   strict=True)}
         return deltas, loss.detach(), torch.full_like(loss.detach(), steps)
 
-    def _adapted(self, model: Model, values: Tree, support: Part, steps: int, config: Config, second: bool) -> Tree:
-        """The rows after a client adapted to its support. second: they know how its gradients came from `values`."""
+    def _adapted(self, model: Model, values: Tree, support: Part, steps: int, config: Config,
+                 second: bool) -> Tree:
+        """The rows after a client adapted to its support. second.
+
+        They know how its gradients came from `values`.
+        """
         names = [n for n in model.rows if not n.startswith(RATE) and n in (self.only or model.rows)]
         if self.method == "ridge":
             return self._solved(model, values, support, names)
         now = dict(values)
         for _ in range(steps):
-            grads = torch.autograd.grad(support.loss(model, now).sum(), [now[name] for name in names],
-                                        create_graph=second)
+            grads = torch.autograd.grad(support.loss(model, now).sum(),
+                                        [now[name] for name in names], create_graph=second)
             now |= {name: now[name] - now.get(RATE + name, config.local_lr)
                     * (grad + config.proximal * (now[name] - values[name]))
                     for name, grad in zip(names, grads, strict=True)}
         return now
 
     def _solved(self, model: Model, values: Tree, support: Part, names: list[str]) -> Tree:
-        """Least squares on the support with a pull to the start: w = w0 + (A'A + strength)^-1 A'(y - y(w0))."""
+        """Least squares on the support with a pull to the start.
+
+        W = w0 + (A'A + strength)^-1 A'(y - y(w0)).
+        """
         sizes, leaves = [values[name][0].numel() for name in names], support.leaves(model, values)
 
-        def at(change: Tensor) -> Tensor:                    # (D,) -> predictions (C, S) from w0 + change
+        def at(change: Tensor) -> Tensor:  # (D,) -> predictions (C, S) from w0 + change
             moved = {name: values[name] + part.view(values[name].shape[1:])
                      for name, part in zip(names, change.split(sizes), strict=True)}
             ready = {name: support.leaf(value, model.rows[name]) for name, value in moved.items()}
             return support.predict(model, leaves | ready)
         there, every = support.there, torch.eye(sum(sizes), device=support.there.device)
         y = at(torch.zeros_like(every[0]))
-        a = (vmap(at)(every) - y).permute(1, 2, 0) * there[..., None]        # (C, S, D), as the model is linear
+        # (C, S, D), as the model is linear
+        a = (vmap(at)(every) - y).permute(1, 2, 0) * there[..., None]
         gram = a.transpose(1, 2) @ a + self.strength * every
-        found = torch.linalg.solve(gram, torch.einsum("csd,cs->cd", a, support.columns["target"] - y))
+        found = torch.linalg.solve(gram, torch.einsum("csd,cs->cd", a,
+                                                      support.columns["target"] - y))
         return values | {name: values[name] + step.view_as(values[name])
                          for name, step in zip(names, found.split(sizes, 1), strict=True)}
 
     def adapt(self, model: Model, params: Tree, support: Tree, config: Config,
               steps: int | None = None) -> dict[str, Rows]:
-        """What clients learn from their support alone, all at once: delta of each row that they hold.
+        """What clients learn from their support alone, all at once.
 
-        support: columns client (n,) from 0, growing, the model's own, and target. steps: another number than
-        config.local_epochs; with 0, or without support, nothing changes. For predictions see `personal.own_score`.
+        Delta of each row that they hold.
+
+        support: columns client (n,) from 0, growing, the model's own, and target. steps: another
+        number than config.local_epochs; with 0, or without support, nothing changes. For
+        predictions see `personal.own_score`.
         """
         self.check(model)
         if not len(support["client"]):
             none = support["client"]
-            return {name: Rows(params[name].index_select(0, none), none, none) for name in model.rows}
+            return {name: Rows(params[name].index_select(0, none), none,
+                               none) for name in model.rows}
         for name, kind in model.rows.items():
             last = int(support[kind].max()) if kind in support else 0
-            require(last < len(params[name]), kind, last, f"{name!r} has rows 0 to {len(params[name]) - 1}; leave out "
+            require(last < len(params[name]), kind, last,
+                    f"{name!r} has rows 0 to {len(params[name]) - 1}; leave out "
                     "what the model does not know")
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}
         held, values, part, _ = parted(model, params, examples, cohort)
         steps = config.local_epochs if steps is None else steps
         after = self._adapted(model, values, part, steps, config, second=False) if steps else values
-        return {name: _rows(held[kind], (after[name] - values[name]).detach()) for name, kind in model.rows.items()}
+        return {name: _rows(held[kind], (after[name] - values[name]).detach()) for name,
+                kind in model.rows.items()}
 
 
 def _rows(held: RowIndex, values: Tensor) -> Rows:

@@ -1,7 +1,8 @@
 """Who is there in a round, and how long it takes them, on a simulated clock.
 
-A client's time is `pace * speed * examples + delay`: its speed is drawn once, log-normal with median 1, its delay anew
-each time, exponential. The server waits for the slowest, or until the deadline; late clients do not count.
+A client's time is `pace * speed * examples + delay`: its speed is drawn once, log-normal with
+median 1, its delay anew each time, exponential. The server waits for the slowest, or until the
+deadline; late clients do not count.
 
 Letters: N clients, C in a cohort.
 """
@@ -20,14 +21,21 @@ from fedlab.models import Model
 
 @dataclass(frozen=True)
 class Membership:
-    """The rounds in which each client is a member: first (N,) to last (N,), both included. A function of the round."""
+    """The rounds in which each client is a member: first (N,) to last (N,), both included.
+
+    A function of the round.
+    """
 
     first: Tensor
     last: Tensor
 
     @classmethod
-    def drawn(cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2, seed: int = 0) -> "Membership":
-        """A share `late` joins after the first round and a share `early` leaves before the last, at random rounds."""
+    def drawn(cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2,
+              seed: int = 0) -> "Membership":
+        """A share `late` joins after the first round and a share `early` leaves before the last.
+
+        At random rounds.
+        """
         for name, share in (("late", late), ("early", early)):
             require(0 <= share <= 1, name, share, "choose a share from 0 to 1")
         require(rounds >= 2, "rounds", rounds, "choose 2 or more, so that someone can come or go")
@@ -52,7 +60,10 @@ Sampler = Callable[[Source, Config, int, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Attendance:
-    """cohort (C,): who trains, those with most ratings first. rejected: client -> why not. seconds: the round takes."""
+    """cohort (C,): who trains, those with most ratings first. rejected: client -> why not.
+
+    seconds: the round takes.
+    """
 
     cohort: Tensor
     rejected: dict[int, str] = field(default_factory=dict)
@@ -63,10 +74,11 @@ class Attendance:
 class World:
     """Speeds, delays and members; the usual one has no clock and everybody in it.
 
-    pace: simulated seconds that a client of median speed takes for an example. spread: standard deviation of the log
-    of the speeds. delay: mean of the delay in a round, seconds. members: who is there when, all without; `warm` starts
-    a newcomer's private rows at the mean of the members before it. seed: fixes the speeds. sampler: draws cohorts in
-    place of `sample`, with its arguments.
+    pace: simulated seconds that a client of median speed takes for an example. spread: standard
+    deviation of the log of the speeds. delay: mean of the delay in a round, seconds. members: who
+    is there when, all without; `warm` starts a newcomer's private rows at the mean of the members
+    before it. seed: fixes the speeds. sampler: draws cohorts in place of `sample`, with its
+    arguments.
     """
 
     pace: float = 0.0
@@ -97,13 +109,19 @@ class World:
         rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")
         rejected |= dict.fromkeys(cohort[gone].tolist(), "dropped out")
         here = ~(gone | late)
-        waited = config.deadline if late.any() else float(took[~gone].max()) if (~gone).any() else config.deadline
+        waited = config.deadline if late.any() else float(took[~gone].max()) if (
+            ~gone).any() else config.deadline
         return Attendance(cohort[here], rejected, waited)
 
     def seconds(self, data: Source, cohort: Tensor, config: Config, when: str) -> Tensor:
-        """(C,) simulated seconds that each client takes to train and to send. when: tells one time from another."""
-        examples = data.counts[cohort] * config.local_epochs * (1 + config.negatives * (data.task == "clicks"))
-        chance = torch.rand(len(cohort), generator=stream(config.seed, f"delay {when}"), dtype=torch.float64)
+        """(C,) simulated seconds that each client takes to train and to send. when.
+
+        Tells one time from another.
+        """
+        examples = data.counts[cohort] * config.local_epochs * (1 + config.negatives
+                                                                * (data.task == "clicks"))
+        chance = torch.rand(len(cohort), generator=stream(config.seed, f"delay {when}"),
+                            dtype=torch.float64)
         speed = _slowness(len(data), self.spread, self.seed)[cohort]
         return self.pace * speed * examples - self.delay * torch.log1p(-chance)
 
@@ -114,7 +132,8 @@ class World:
         before, fresh = self.members(number - 1), (self.members.first == number).nonzero()[:, 0]
         if not len(fresh) or not len(before):
             return params
-        rows = {"client": (before, fresh), "user": tuple(_users(data, who) for who in (before, fresh))}
+        rows = {"client": (before, fresh), "user": tuple(_users(data, who) for who in (before,
+                                                                                       fresh))}
         found = dict(params)
         for name in model.private:
             old, new = rows[model.rows[name]]
@@ -125,7 +144,8 @@ class World:
 
 @lru_cache(maxsize=8)
 def _slowness(count: int, spread: float, seed: int) -> Tensor:
-    return (spread * torch.randn(count, generator=stream(seed, "speeds"), dtype=torch.float64)).exp()
+    return (spread * torch.randn(count, generator=stream(seed, "speeds"),
+                                 dtype=torch.float64)).exp()
 
 
 def _users(data: Source, clients: Tensor) -> Tensor:
@@ -138,18 +158,20 @@ def _users(data: Source, clients: Tensor) -> Tensor:
 def sample(data: Source, config: Config, number: int, members: Tensor | None = None) -> Tensor:
     """(C,) the clients of a round, drawn without replacement; those with most ratings first.
 
-    members: to draw from, everybody without; a cohort larger than they are is all of them. From a large federation
-    only about C numbers are drawn, so that a round's time does not follow N.
+    members: to draw from, everybody without; a cohort larger than they are is all of them. From a
+    large federation only about C numbers are drawn, so that a round's time does not follow N.
     """
     count, clients, generator = config.cohort, len(data), stream(config.seed, "cohort", number)
-    require(count <= clients, "cohort", count, f"the federation has {clients} clients; choose from 1 to {clients}")
+    require(count <= clients, "cohort", count,
+            f"the federation has {clients} clients; choose from 1 to {clients}")
     if members is not None:
         cohort = members[torch.randperm(len(members), generator=generator)[:count]]
     elif clients < 50 * count:
         cohort = torch.randperm(clients, generator=generator)[:count]
     else:
         drawn = torch.randint(clients, (2 * count + 10,), generator=generator).tolist()
-        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])     # the first `count` different ones
+        # the first `count` different ones
+        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])
     return longest_first(data, cohort)
 
 

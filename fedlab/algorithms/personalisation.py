@@ -17,11 +17,12 @@ from fedlab.evaluation import Candidates, pair_scorer
 from fedlab.models import Model
 
 
-def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor) -> Score:
+def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor,
+              owner: Tensor) -> Score:
     """Predictions of each user's own client: server rows plus what that client learned.
 
-    deltas: of `cohort` (C,), as `client.train` gives them. owner (U,): client of each user. The function
-    returned is for users whose client is in the cohort.
+    deltas: of `cohort` (C,), as `client.train` gives them. owner (U,): client of each user. The
+    function returned is for users whose client is in the cohort.
     """
     position = torch.full((int(owner.max()) + 1,), -1)
     position[cohort] = torch.arange(len(cohort))
@@ -38,8 +39,11 @@ def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tenso
     return pair_scorer(model, look_up, owner, each=True)
 
 
-def fine_tuned(model: Model, data: Federation, params: Tree, config: Config, number: int = 1) -> Score:
-    """Predictions of each user's own client after one more local training from `params`, which it keeps to itself.
+def fine_tuned(model: Model, data: Federation, params: Tree, config: Config,
+               number: int = 1) -> Score:
+    """Predictions of each user's own client after one more local training from `params`.
+
+    Which it keeps to itself.
 
     number: the round that it is, for the draws.
     """
@@ -51,15 +55,21 @@ def fine_tuned(model: Model, data: Federation, params: Tree, config: Config, num
 
 def newcomers(meta: Meta, model: Model, params: Tree, given: Tree, config: Config, users: int,
               steps: int | None = None) -> Score:
-    """Predictions of new users 0..users - 1, each after it adapted to its own ratings; as `Meta.adapt` has it."""
+    """Predictions of new users 0..users - 1, each after it adapted to its own ratings.
+
+    As `Meta.adapt` has it.
+    """
     learned, everyone = meta.adapt(model, params, given, config, steps), torch.arange(users)
     return own_score(model, params, learned, everyone, everyone)
 
 
 def alone(model: Model, data: Federation, config: Config) -> Iterator[tuple[Tensor, Score]]:
-    """Train every client for `local_epochs` on its own data alone, as many at a time as the memory budget holds.
+    """Train every client for `local_epochs` on its own data alone.
 
-    Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as a first round.
+    As many at a time as the memory budget holds.
+
+    Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as
+    a first round.
     """
     params = model.init(stream(config.seed, "init"))
     order = data.counts.argsort(descending=True, stable=True)
@@ -70,14 +80,18 @@ def alone(model: Model, data: Federation, config: Config) -> Iterator[tuple[Tens
 
 
 def _next(trained: Iterator[Update]) -> Update | None:
-    with one_thread():                                       # not while the caller works on what was yielded
+    with one_thread():  # not while the caller works on what was yielded
         return next(trained, None)
 
 
 def alone_ranks(model: Model, data: Federation, config: Config, against: Candidates) -> Tensor:
-    """(U,) rank of each user's held-out item under its own client's model, in the order of `against`."""
+    """(U,) rank of each user's held-out item under its own client's model.
+
+    In the order of `against`.
+    """
     ranks = torch.zeros(len(against.users), dtype=torch.int64)
     for users, score in alone(model, data, config):
         here = torch.isin(against.users, users)
-        ranks[here] = Candidates(against.users[here], against.positives[here], against.negatives[here]).ranks(score)
+        ranks[here] = Candidates(against.users[here], against.positives[here],
+                                 against.negatives[here]).ranks(score)
     return ranks

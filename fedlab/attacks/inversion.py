@@ -1,12 +1,16 @@
-"""Gradients are data: words read from the update of a language model, features from that of a first layer.
+"""Gradients are data.
 
-The gradient of a linear layer is a sum over inputs x of (something) x^T, so whatever its steps of SGD were, its delta's
-rows lie in the span of what entered it. With fewer inputs than the layer is wide, hardly anything else lies there: try
-every word at every place. A low-rank adapter's delta has only r rows, and spans them all where there are at most r.
+Words read from the update of a language model, features from that of a first layer.
 
-Letters: V words, T places, R rows of a delta, H hidden units, F features.
-Sources: Petrov et al. 2024, "DAGER: exact gradient inversion for large language models", section 4; Phong et al. 2018,
-"Privacy-preserving deep learning via additively homomorphic encryption", section 3 (a layer with bias).
+The gradient of a linear layer is a sum over inputs x of (something) x^T, so whatever its steps of
+SGD were, its delta's rows lie in the span of what entered it. With fewer inputs than the layer is
+wide, hardly anything else lies there: try every word at every place. A low-rank adapter's delta has
+only r rows, and spans them all where there are at most r.
+
+Letters: V words, T places, R rows of a delta, H hidden units, F features. Sources: Petrov et al.
+2024, "DAGER: exact gradient inversion for large language models", section 4; Phong et al. 2018,
+"Privacy-preserving deep learning via additively homomorphic encryption", section 3 (a layer with
+bias).
 """
 
 from collections.abc import Iterator
@@ -17,7 +21,8 @@ from torch import Tensor
 from fedlab.core import require
 from fedlab.models.text import Backbone
 
-ROUNDING = 1e-5      # of the longest direction: below lies what float32 makes of a delta (measured: 1e-6 is too low)
+# of the longest direction: below lies what float32 makes of a delta (measured: 1e-6 is too low)
+ROUNDING = 1e-5
 
 
 class _EnoughError(Exception):
@@ -25,13 +30,17 @@ class _EnoughError(Exception):
 
 
 def entering(body: Backbone, layer: str, length: int, chunk: int = 512) -> Iterator[Tensor]:
-    """(n, T, in) what enters a layer, for the next words of the vocabulary at each of `length` places.
+    """(n, T, in) what enters a layer.
 
-    layer: the end of its name, say 'layer.0.attention.self.query'. It must be one that reads single words: in the first
-    block, before attention mixes them.
+    For the next words of the vocabulary at each of `length` places.
+
+    layer: the end of its name, say 'layer.0.attention.self.query'. It must be one that reads single
+    words: in the first block, before attention mixes them.
     """
-    found = [part for name, part in body.named_modules() if name == layer or name.endswith(f".{layer}")]
-    require(len(found) == 1, "layer", layer, f"{len(found)} layers are called so; give the end of one name")
+    found = [part for name, part in body.named_modules() if name == layer
+             or name.endswith(f".{layer}")]
+    require(len(found) == 1, "layer", layer,
+            f"{len(found)} layers are called so; give the end of one name")
     kept: list[Tensor] = []
 
     def keep(_: object, given: tuple[Tensor, ...]) -> None:
@@ -50,23 +59,30 @@ def entering(body: Backbone, layer: str, length: int, chunk: int = 512) -> Itera
 
 
 def span(delta: Tensor, noise: float = 0.0) -> Tensor:
-    """(k, in) directions that a layer's delta (R, in) spans; what is no longer than rounding or noise is left out.
+    """(k, in) directions that a layer's delta (R, in) spans.
+
+    What is no longer than rounding or noise is left out.
 
     noise: the standard deviation of noise that is known to be on each number.
     """
-    require(bool(delta.isfinite().all()), "delta", tuple(delta.shape), "it has numbers that are not finite")
+    require(bool(delta.isfinite().all()), "delta", tuple(delta.shape),
+            "it has numbers that are not finite")
     require(0 <= noise < float("inf"), "noise", noise, "choose 0 or more")
     _, size, right = torch.linalg.svd(delta.double(), full_matrices=False)
-    edge = noise * sum(side**0.5 for side in delta.shape)           # the longest direction of noise alone
+    edge = noise * sum(side**0.5 for side in delta.shape)  # the longest direction of noise alone
     return right[size > max(ROUNDING * float(size[0]), edge)].to(delta.dtype)
 
 
-def recover_tokens(delta: Tensor, body: Backbone, layer: str, length: int = 16, noise: float = 0.0) -> tuple[Tensor, Tensor]:
-    """For each word how far it lies outside of the delta's span, as a share of itself, and at which place least.
+def recover_tokens(delta: Tensor, body: Backbone, layer: str, length: int = 16,
+                   noise: float = 0.0) -> tuple[Tensor, Tensor]:
+    """For each word how far it lies outside of the delta's span, as a share of itself.
 
-    delta (R, in): a client's or a sum of some, of the weight of `layer` or of an adapter's A. noise: as `span` has it.
-    Returns (V,), (V,): a word that was read has about 0 at its place. Where more inputs enter than the layer is wide,
-    directions are lost in rounding, and hardly a word is read.
+    And at which place least.
+
+    delta (R, in): a client's or a sum of some, of the weight of `layer` or of an adapter's A.
+    noise: as `span` has it. Returns (V,), (V,): a word that was read has about 0 at its place.
+    Where more inputs enter than the layer is wide, directions are lost in rounding, and hardly a
+    word is read.
     """
     directions = span(delta, noise)
     outside, places = [], []
@@ -79,10 +95,13 @@ def recover_tokens(delta: Tensor, body: Backbone, layer: str, length: int = 16, 
 
 
 def features(weight: Tensor, bias: Tensor) -> Tensor:
-    """(H, F) what entered a first layer, once for each hidden unit, from its deltas: weight (F, H), bias (H,).
+    """(H, F) what entered a first layer, once for each hidden unit, from its deltas.
 
-    A unit that one example alone made active gives that example exactly; of several, it gives a mean. Units that never
-    were active give not a number.
+    Weight (F, H), bias (H,).
+
+    A unit that one example alone made active gives that example exactly; of several, it gives a
+    mean. Units that never were active give not a number.
     """
-    require(weight.shape[-1:] == bias.shape, "bias", tuple(bias.shape), f"give {tuple(weight.shape[-1:])}")
+    require(weight.shape[-1:] == bias.shape, "bias", tuple(bias.shape),
+            f"give {tuple(weight.shape[-1:])}")
     return (weight / bias).T.where(bias[:, None] != 0, torch.nan)

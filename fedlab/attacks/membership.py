@@ -1,12 +1,16 @@
-"""Did this person take part? What a published model tells of it, with an interval, and what a proven epsilon leaves.
+"""Did this person take part? What a published model tells of it, with an interval.
 
-Whoever asks knows the person's films and how popular films are, and sees the item biases of the model. A film that the
-person watched moves a little farther if the person took part; of rare films, much of the move may be theirs.
+And what a proven epsilon leaves.
 
-Letters: U users, I items, m members, o others.
-Sources: Shokri et al. 2017, "Membership inference attacks against machine learning models"; Yeom et al. 2018, "Privacy
-risk in machine learning"; Hanley, McNeil 1982, "The meaning and use of the area under a ROC curve", eq. 1 and 2;
-Clopper, Pearson 1934; Kairouz, Oh, Viswanath 2015, "The composition theorem for differential privacy", section 2.1.
+Whoever asks knows the person's films and how popular films are, and sees the item biases of the
+model. A film that the person watched moves a little farther if the person took part; of rare films,
+much of the move may be theirs.
+
+Letters: U users, I items, m members, o others. Sources: Shokri et al. 2017, "Membership inference
+attacks against machine learning models"; Yeom et al. 2018, "Privacy risk in machine learning";
+Hanley, McNeil 1982, "The meaning and use of the area under a ROC curve", eq. 1 and 2; Clopper,
+Pearson 1934; Kairouz, Oh, Viswanath 2015, "The composition theorem for differential privacy",
+section 2.1.
 """
 
 import math
@@ -20,10 +24,13 @@ from fedlab.evaluation import auc
 
 
 def traces(moved: Tensor, watched: Tensor, popularity: Tensor) -> Tensor:
-    """(U,) how much farther each user's films moved than others that are as popular, rare ones counting more.
+    """(U,) how much farther each user's films moved than others that are as popular.
 
-    moved (I,): an item's bias, or how far it went. watched (U, I): true for the films that the attacker knows of.
-    popularity (I,): how often a film is watched at all, known from elsewhere. 0 for a user without films.
+    Rare ones counting more.
+
+    moved (I,): an item's bias, or how far it went. watched (U, I): true for the films that the
+    attacker knows of. popularity (I,): how often a film is watched at all, known from elsewhere. 0
+    for a user without films.
     """
     require(watched.shape[1:] == moved.shape == popularity.shape, "moved", tuple(moved.shape),
             f"give a number for each of {watched.shape[1]} items, as popularity {tuple(popularity.shape)}")
@@ -34,11 +41,15 @@ def traces(moved: Tensor, watched: Tensor, popularity: Tensor) -> Tensor:
     return known @ ((moved - alike[group]) * weight) / (known @ weight).clamp(min=1e-12)
 
 
-def told_apart(scores: Tensor, inside: Tensor, *, level: float = 0.95, false: float = 0.05) -> dict[str, float]:
-    """How well scores (U,) tell members from others: `auc` with its interval, and `tpr` with its own.
+def told_apart(scores: Tensor, inside: Tensor, *, level: float = 0.95,
+               false: float = 0.05) -> dict[str, float]:
+    """How well scores (U,) tell members from others.
 
-    inside (U,): true for members. level: of the two-sided intervals auc_low to auc_high and tpr_low to tpr_high. tpr:
-    the share of members found where at most a share `false` of the others is taken for one.
+    `auc` with its interval, and `tpr` with its own.
+
+    inside (U,): true for members. level: of the two-sided intervals auc_low to auc_high and tpr_low
+    to tpr_high. tpr: the share of members found where at most a share `false` of the others is
+    taken for one.
     """
     require(0 < level < 1, "level", level, "choose a share between 0 and 1, say 0.95")
     require(0 < false < 1, "false", false, "choose a share between 0 and 1, say 0.05")
@@ -53,7 +64,10 @@ def told_apart(scores: Tensor, inside: Tensor, *, level: float = 0.95, false: fl
 
 
 def auc_deviation(area: float, members: int, others: int) -> float:
-    """Standard deviation of an AUC over draws of members and others. Hanley, McNeil, eq. 1 and 2."""
+    """Standard deviation of an AUC over draws of members and others. Hanley, McNeil, eq.
+
+    1 and 2.
+    """
     both, one = area / (2 - area), 2 * area**2 / (1 + area)
     spread = area * (1 - area) + (members - 1) * (both - area**2) + (others - 1) * (one - area**2)
     return math.sqrt(max(spread, 0.0) / (members * others))
@@ -67,7 +81,10 @@ def shares(found: int, of: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def most(epsilon: float, delta: float, false: float) -> float:
-    """The largest share of members that any attack finds, however strong, where it takes a share `false` by mistake."""
+    """The largest share of members that any attack finds, however strong.
+
+    Where it takes a share `false` by mistake.
+    """
     require(epsilon >= 0, "epsilon", epsilon, "choose 0 or more")
     return min(1.0, math.exp(min(epsilon, 700.0)) * false + delta,
                1 - math.exp(-epsilon) * (1 - delta - false))

@@ -1,11 +1,12 @@
 """What a curious server reads from uploads: which items a client's users rated.
 
-A client's delta has a row for each item that it met in training, clicked or drawn as a negative. Clicked items' biases
-go up, drawn ones' down: the sign tells them apart. Under masks a row is any number, and each row is sent.
+A client's delta has a row for each item that it met in training, clicked or drawn as a negative.
+Clicked items' biases go up, drawn ones' down: the sign tells them apart. Under masks a row is any
+number, and each row is sent.
 
-Letters: C clients, I items.
-Sources: Gao et al. 2020, "Privacy threats against federated matrix factorization"; Yuan et al. 2023, "Interaction-level
-membership inference attack against federated recommender systems".
+Letters: C clients, I items. Sources: Gao et al. 2020, "Privacy threats against federated matrix
+factorization"; Yuan et al. 2023, "Interaction-level membership inference attack against federated
+recommender systems".
 """
 
 import numpy as np
@@ -19,7 +20,10 @@ from fedlab.evaluation import auc
 
 
 def sign_scores(update: Update, items: int, name: str = "bias") -> Tensor:
-    """(C, I) how far each client moved each item's bias: above 0 it was clicked; 0 where it sent no row."""
+    """(C, I) how far each client moved each item's bias: above 0 it was clicked.
+
+    0 where it sent no row.
+    """
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]
     scores = torch.zeros(len(update.cohort), items)
@@ -28,14 +32,21 @@ def sign_scores(update: Update, items: int, name: str = "bias") -> Tensor:
 
 
 def row_scores(update: Update, items: int, name: str = "bias") -> Tensor:
-    """(C, I) 1 where a client sent a row at all: what whoever serves single rows sees without looking into one."""
+    """(C, I) 1 where a client sent a row at all.
+
+    What whoever serves single rows sees without looking into one.
+    """
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]
-    return torch.zeros(len(update.cohort), items).index_put_((rows.client, rows.ids), torch.ones(len(rows.ids)))
+    return torch.zeros(len(update.cohort), items).index_put_((rows.client, rows.ids),
+                                                             torch.ones(len(rows.ids)))
 
 
 def masked_scores(vectors: NDArray[np.uint32]) -> Tensor:
-    """(C, I) the same reading of masked words (C, I): as the numbers they would be without a mask."""
+    """(C, I) the same reading of masked words (C, I).
+
+    As the numbers they would be without a mask.
+    """
     return torch.from_numpy(vectors.astype(np.int32).astype(np.float32))
 
 
@@ -47,11 +58,14 @@ def rated(data: Federation, cohort: Tensor) -> Tensor:
 
 
 def leak(scores: Tensor, truth: Tensor) -> dict[str, float]:
-    """Precision and recall of 'above 0 was rated', and the AUC of the scores: the mean over clients who rated some.
+    """Precision and recall of 'above 0 was rated', and the AUC of the scores.
+
+    The mean over clients who rated some.
 
     scores (C, I); truth (C, I). A client of whom nothing is above 0 has precision 0.
     """
-    require(scores.shape == truth.shape, "scores", tuple(scores.shape), f"give {tuple(truth.shape)}")
+    require(scores.shape == truth.shape, "scores", tuple(scores.shape),
+            f"give {tuple(truth.shape)}")
     some = truth.any(1) & ~truth.all(1)
     require(bool(some.any()), "truth", tuple(truth.shape), "no client rated some items and not all")
     scores, truth = scores[some], truth[some]

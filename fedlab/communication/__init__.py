@@ -13,4 +13,5 @@ from fedlab.communication.codecs import (
 )
 from fedlab.communication.error_feedback import ErrorFeedback, row_bytes
 
-__all__ = ["REACH", "Codec", "ErrorFeedback", "LowRank", "Plain", "Quantised", "RandomK", "TopK", "packed", "row_bytes", "unpacked"]
+__all__ = ["REACH", "Codec", "ErrorFeedback", "LowRank", "Plain", "Quantised", "RandomK", "TopK",
+           "packed", "row_bytes", "unpacked"]

@@ -1,11 +1,12 @@
 """Codes: what of a client's numbers is sent, in how many bytes, and what arrives.
 
 Letters: C clients, R rows sent, n numbers of a client in a table, I rows of a table, r rank.
-Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (signs); Alistarh et al. 2017, "QSGD" (levels); Banner,
-Nahshan, Soudry 2019, "Post training 4-bit quantization of convolutional networks", section 3 (cut the largest); Stich,
-Cordonnier, Jaggi 2018, "Sparsified SGD with memory" (top-k, random-k); Konecny et al. 2016, "Federated learning:
-strategies for improving communication efficiency", section 2 (random mask, low rank); Vogels, Karimireddy, Jaggi 2019,
-"PowerSGD", algorithm 1.
+Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (signs); Alistarh et al. 2017,
+"QSGD" (levels); Banner, Nahshan, Soudry 2019, "Post training 4-bit quantization of convolutional
+networks", section 3 (cut the largest); Stich, Cordonnier, Jaggi 2018, "Sparsified SGD with memory"
+(top-k, random-k); Konecny et al. 2016, "Federated learning: strategies for improving communication
+efficiency", section 2 (random mask, low rank); Vogels, Karimireddy, Jaggi 2019, "PowerSGD",
+algorithm 1.
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from fedlab.core import Rows, require
 
-Coded = tuple[Tensor, Tensor]                 # (what arrives, of the values' shape; bytes of each client)
+Coded = tuple[Tensor, Tensor]  # (what arrives, of the values' shape; bytes of each client)
 
 
 class Codec(Protocol):
-    """(rows of one table, C, I, draw) -> Coded. says_where: whether its bytes tell which rows the numbers are of.
+    """(rows of one table, C, I, draw) -> Coded. says_where.
 
-    draw: the round's randomness of this table, the same for all clients, so that the server can repeat it.
+    Whether its bytes tell which rows the numbers are of.
+
+    draw: the round's randomness of this table, the same for all clients, so that the server can
+    repeat it.
     """
 
     says_where: ClassVar[bool]
@@ -40,15 +44,17 @@ class Plain:
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values, bytes)."""
-        return rows.values, 4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients)
+        return rows.values, 4 * rows.values[:1].numel() * torch.bincount(rows.client,
+                                                                         minlength=clients)
 
 
 @dataclass(frozen=True)
 class Quantised:
     """Each number in `bits` bits: 8, 4 or 2 for 255, 15 or 3 levels; 1 for the sign alone.
 
-    A table takes 4 bytes more for its scale: signs stand for the mean of all sizes. Levels reach up to the largest
-    number, or to `REACH` times the root of the mean square: few that are far out would leave no level to the others.
+    A table takes 4 bytes more for its scale: signs stand for the mean of all sizes. Levels reach up
+    to the largest number, or to `REACH` times the root of the mean square: few that are far out
+    would leave no level to the others.
     """
 
     bits: int = 4
@@ -75,15 +81,21 @@ class Quantised:
             root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt()
             far = root.new_zeros(clients).scatter_reduce_(0, client, flat.abs().amax(1), "amax")
             scale = torch.minimum(far, REACH[self.bits] * root) / self.most
-            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_().clamp_(-self.most, self.most)
-        return levels.mul_(scale[client, None]).view_as(rows.values), (count * self.bits + 7) // 8 + 4 * (count > 0)
+            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_().clamp_(-self.most,
+                                                                                   self.most)
+        return levels.mul_(scale[client, None]).view_as(rows.values), (count * self.bits
+                                                                       + 7) // 8 + 4 * (count > 0)
 
 
-REACH = {2: 2.0, 4: 6.0, 8: 100.0}            # measured: about one in a thousand of lesson 2's numbers lies beyond 6
+# measured: about one in a thousand of lesson 2's numbers lies beyond 6
+REACH = {2: 2.0, 4: 6.0, 8: 100.0}
 
 
 def packed(levels: np.ndarray[Any, np.dtype[np.int8]], bits: int) -> bytes:
-    """Levels as they are sent: offset to 0 and more, `bits` bits each, the last byte filled with zeros."""
+    """Levels as they are sent.
+
+    Offset to 0 and more, `bits` bits each, the last byte filled with zeros.
+    """
     codes = (levels > 0 if bits == 1 else levels + (2 ** (bits - 1) - 1)).astype(np.uint8)
     return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits:]).tobytes()
 
@@ -97,14 +109,18 @@ def unpacked(text: bytes, count: int, bits: int) -> np.ndarray[Any, np.dtype[np.
 
 @dataclass(frozen=True)
 class TopK:
-    """The `share` largest numbers of each client's table, at least one, each with 4 bytes to say where."""
+    """The `share` largest numbers of each client's table, at least one.
+
+    Each with 4 bytes to say where.
+    """
 
     share: float = 0.1
     says_where: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the number."""
-        require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
+        require(0 < self.share <= 1, "share", self.share,
+                "choose a share of the numbers from above 0 to 1")
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values with zeros elsewhere, bytes)."""
@@ -112,7 +128,8 @@ class TopK:
         count = torch.bincount(rows.client, minlength=clients) * rows.values[:1].numel()
         kept = (count.double() * self.share).ceil().long()
         found = torch.zeros_like(flat)
-        parts = zip(flat.split(count.tolist()), found.split(count.tolist()), kept.tolist(), strict=True)
+        parts = zip(flat.split(count.tolist()), found.split(count.tolist()), kept.tolist(),
+                    strict=True)
         for part, out, k in parts:
             chosen = part.abs().topk(k, sorted=False).indices
             out[chosen] = part[chosen]
@@ -121,14 +138,18 @@ class TopK:
 
 @dataclass(frozen=True)
 class RandomK:
-    """About a `share` of the numbers, the same ones of the table for all clients of a round, drawn by the server."""
+    """About a `share` of the numbers, the same ones of the table for all clients of a round.
+
+    Drawn by the server.
+    """
 
     share: float = 0.1
     says_where: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the number."""
-        require(0 < self.share <= 1, "share", self.share, "choose a share of the numbers from above 0 to 1")
+        require(0 < self.share <= 1, "share", self.share,
+                "choose a share of the numbers from above 0 to 1")
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values with zeros elsewhere, bytes)."""
@@ -141,11 +162,13 @@ class RandomK:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Each client's table (R, D) as a product (R, r) (r, D), by power iteration; `then` codes the two factors.
+    """Each client's table (R, D) as a product (R, r) (r, D), by power iteration.
 
-    A weight that all clients hold, (out, in), is such a table as well. A column, such as biases, goes by `then` alone.
-    A client with a single user moves each film's row by a number times that user's vector: its delta is nearly of rank
-    one.
+    `then` codes the two factors.
+
+    A weight that all clients hold, (out, in), is such a table as well. A column, such as biases,
+    goes by `then` alone. A client with a single user moves each film's row by a number times that
+    user's vector: its delta is nearly of rank one.
     """
 
     rank: int = 1
@@ -165,9 +188,13 @@ class LowRank:
         wide, every = rows.values.shape[-1], torch.arange(clients, device=rows.ids.device)
         counts = torch.bincount(rows.client, minlength=clients) * (rows.values[:1].numel() // wide)
         start = torch.randn(wide, self.rank, generator=draw).to(rows.values)
-        both = [self._factors(part, start) for part in rows.values.reshape(-1, wide).split(counts.tolist())]
-        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every, draw) for side in (0, 1))
-        products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(wide), strict=True)]
+        both = [self._factors(part, start) for part in rows.values.reshape(-1,
+                                                                           wide).split(
+            counts.tolist())]
+        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every,
+                                                  draw) for side in (0, 1))
+        products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(wide),
+                                            strict=True)]
         return torch.cat(products).view_as(rows.values), (one + other).where(counts > 0, 0)
 
     def _factors(self, part: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,5 +208,7 @@ class LowRank:
 
     def _sent(self, factors: list[Tensor], every: Tensor, draw: torch.Generator) -> Coded:
         """What arrives of one factor of all clients, and its bytes."""
-        owner = every.repeat_interleave(torch.tensor([len(factor) for factor in factors], device=every.device))
-        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1, draw)
+        owner = every.repeat_interleave(torch.tensor([len(factor) for factor in factors],
+                                                     device=every.device))
+        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1,
+                         draw)

@@ -2,12 +2,12 @@
 
     sent = code(delta + e),   e <- delta + e - sent        error feedback: what was left out is sent later
 
-Under `federate_privately` this comes before the clip, which is one factor for a whole delta and leaves a code a code;
-noise of the clients' own and secure sums take 4 bytes for every number, and refuse coded deltas.
+Under `federate_privately` this comes before the clip, which is one factor for a whole delta and
+leaves a code a code; noise of the clients' own and secure sums take 4 bytes for every number, and
+refuse coded deltas.
 
-Letters: C clients, R rows sent.
-Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (error feedback); Karimireddy et al. 2019, "Error
-feedback fixes signSGD".
+Letters: C clients, R rows sent. Sources: Seide et al. 2014, "1-bit stochastic gradient descent"
+(error feedback); Karimireddy et al. 2019, "Error feedback fixes signSGD".
 """
 
 from collections.abc import Callable, Iterator
@@ -24,20 +24,29 @@ from fedlab.models import Model
 
 
 def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
-    """(C,) bytes of each client's row numbers, which grow: each as its distance from the last, 7 bits a byte."""
+    """(C,) bytes of each client's row numbers, which grow.
+
+    Each as its distance from the last, 7 bits a byte.
+    """
     first = torch.ones_like(client, dtype=torch.bool)
     first[1:] = client[1:] != client[:-1]
     apart = torch.where(first, ids + 1, ids - ids.roll(1))
-    require(bool((apart > 0).all()), "ids", ids[apart <= 0][:1].tolist(), "a client's row numbers must grow")
+    require(bool((apart > 0).all()), "ids", ids[apart <= 0][:1].tolist(),
+            "a client's row numbers must grow")
     each = 1 + sum((apart >> 7 * more > 0).long() for more in range(1, 5))
-    return torch.zeros(clients, dtype=torch.int64, device=ids.device).index_add_(0, client, torch.as_tensor(each))
+    return torch.zeros(clients, dtype=torch.int64, device=ids.device).index_add_(0, client,
+                                                                                 torch.as_tensor(
+        each))
 
 
 class ErrorFeedback:
-    """A client update whose deltas go through `code`; hand `update` to `federate`. One object for one run.
+    """A client update whose deltas go through `code`; hand `update` to `federate`.
 
-    feedback: whether clients keep what was left out for the next time that they hold the row. trained: what clients do
-    before. Rows' numbers go beside tables whose code does not tell them, as distances, see `row_bytes`.
+    One object for one run.
+
+    feedback: whether clients keep what was left out for the next time that they hold the row.
+    trained: what clients do before. Rows' numbers go beside tables whose code does not tell them,
+    as distances, see `row_bytes`.
     """
 
     def __init__(self, code: Codec, *, feedback: bool = True,
@@ -46,9 +55,12 @@ class ErrorFeedback:
         self.code, self.feedback, self.trained = code, feedback, trained
         self.left: dict[str, Memory] = {}
 
-    def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, config: Config, *, number: int = 1,
-               **named: Any) -> Iterator[Update]:
-        """As `fedlab.cohort.updates`, compressed; private rows do not leave and are left as they are."""
+    def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, config: Config, *,
+               number: int = 1, **named: Any) -> Iterator[Update]:
+        """As `fedlab.cohort.updates`, compressed.
+
+        Private rows do not leave and are left as they are.
+        """
         for sent in self.trained(model, data, params, cohort, config, number=number, **named):
             clients, deltas = len(sent.cohort), dict(sent.deltas)
             size = torch.zeros(clients, dtype=torch.int64, device=sent.weights.device)
@@ -74,20 +86,24 @@ class ErrorFeedback:
         client = cohort.to(rows.ids.device)[rows.client]
         whole = replace(rows, values=memory.of(client, rows.ids).add_(rows.values))
         arrives, size = self.code(whole, len(cohort), height, draw)
-        rest = whole.values - arrives                        # not in place: a code may hand its input on
+        rest = whole.values - arrives  # not in place: a code may hand its input on
         if not rest.sum().isfinite():
-            rest.nan_to_num_(0.0, 0.0, 0.0)                                     # a bad round stays one
+            rest.nan_to_num_(0.0, 0.0, 0.0)  # a bad round stays one
         memory.keep(client, rows.ids, rest)
         return replace(rows, values=arrives), size
 
 
 class Memory:
-    """What clients left out of each row: a place for each row that a client ever held, 4 bytes for each that it may."""
+    """What clients left out of each row.
+
+    A place for each row that a client ever held, 4 bytes for each that it may.
+    """
 
     def __init__(self, height: int, like: Tensor) -> None:
         """Empty. height: rows of the table. like (R, ...): values of its rows."""
         self.place = torch.zeros((0, height), dtype=torch.int32, device=like.device)
-        self.values, self.used = like.new_zeros(1, *like.shape[1:]), 1          # place 0 is of what nobody left
+        # place 0 is of what nobody left
+        self.values, self.used = like.new_zeros(1, *like.shape[1:]), 1
 
     def of(self, client: Tensor, ids: Tensor) -> Tensor:
         """(R, ...) a copy of these rows, 0 where there is nothing; client (R,): numbers."""
@@ -100,10 +116,12 @@ class Memory:
         """Remember these instead; `of` has been asked for the same rows."""
         at = self.place[client, ids]
         fresh = (at == 0).nonzero()[:, 0]
-        at[fresh] = torch.arange(self.used, self.used + len(fresh), dtype=torch.int32, device=ids.device)
+        at[fresh] = torch.arange(self.used, self.used + len(fresh), dtype=torch.int32,
+                                 device=ids.device)
         self.place[client[fresh], ids[fresh]] = at[fresh]
         self.used += len(fresh)
-        if self.used > len(self.values):           # twice the room, not filled: pages come as they are written
+        # twice the room, not filled: pages come as they are written
+        if self.used > len(self.values):
             larger = self.values.new_empty(2 * self.used, *self.values.shape[1:])
             larger[: len(self.values)] = self.values
             self.values = larger

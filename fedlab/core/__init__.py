@@ -7,4 +7,7 @@ from fedlab.core.settings import VERSION, Config, differing, parsed
 from fedlab.core.tables import Lookup, SparseTable, arranged, as_tensor, joined, parts
 from fedlab.core.tree import Rows, Score, Tree, Update, norms, to
 
-__all__ = ["VERSION", "Config", "Lookup", "ParameterError", "Round", "Rows", "Score", "SparseTable", "Tree", "Update", "arranged", "as_tensor", "best_round", "differing", "joined", "knob", "knobs", "known", "measured", "norms", "one_thread", "parsed", "parts", "require", "stop_early", "stream", "strict", "to"]
+__all__ = ["VERSION", "Config", "Lookup", "ParameterError", "Round", "Rows", "Score", "SparseTable",
+           "Tree", "Update", "arranged", "as_tensor", "best_round", "differing", "joined", "knob",
+           "knobs", "known", "measured", "norms", "one_thread", "parsed", "parts", "require",
+           "stop_early", "stream", "strict", "to"]

@@ -1,10 +1,12 @@
 """Trees of parameters, keyed randomness, checked knobs: what every other file stands on.
 
-A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user, or a
-single one for an ordinary weight. A client works on the rows it touches, so what a cohort sends back is
-a `Rows` for each name: all clients' rows in one tensor, with the row id and the client beside each.
+A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user,
+or a single one for an ordinary weight. A client works on the rows it touches, so what a cohort
+sends back is a `Rows` for each name: all clients' rows in one tensor, with the row id and the
+client beside each.
 
-Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows touched.
+Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows
+touched.
 """
 
 import difflib
@@ -29,9 +31,10 @@ def require(ok: bool, name: str, value: object, fix: str) -> None:
 class Knob:
     """What may be turned: the one description behind checks, sliders, the command line and help.
 
-    low, high: the range of a number. choices: of a text; without them any text will do. `live` knobs take effect at
-    the next round, the others at the next run. log: the slider moves by ratios. usual: where it ends, unless told.
-    group: what it is folded away with, where all knobs are shown.
+    low, high: the range of a number. choices: of a text; without them any text will do. `live`
+    knobs take effect at the next round, the others at the next run. log: the slider moves by
+    ratios. usual: where it ends, unless told. group: what it is folded away with, where all knobs
+    are shown.
     """
 
     low: float
@@ -47,9 +50,11 @@ class Knob:
     def check(self, name: str, value: object, kind: type) -> None:
         """Raise `ParameterError` unless `value` is a `kind` within the range."""
         if self.choices:
-            return require(value in self.choices, name, value, f"choose one of {', '.join(self.choices)}")
+            return require(value in self.choices, name, value,
+                           f"choose one of {', '.join(self.choices)}")
         if kind is str:
-            return require(isinstance(value, str) and value != "", name, value, f"write a text: {self.meaning}")
+            return require(isinstance(value, str) and value != "", name, value,
+                           f"write a text: {self.meaning}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         whole = kind is not int or isinstance(value, int)
         span = f"choose {'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
@@ -78,7 +83,10 @@ def known(names: list[str], given: Mapping[str, object]) -> None:
 
 
 def strict(cls: type[T]) -> type[T]:
-    """Class decorator: unknown keywords and values outside their knob's range raise `ParameterError`."""
+    """Class decorator.
+
+    Unknown keywords and values outside their knob's range raise `ParameterError`.
+    """
     build: Callable[..., None] = cls.__init__
 
     def checked(self: object, **given: object) -> None:

@@ -21,11 +21,12 @@ from fedlab.core.tree import Tree
 class Round:
     """What a round left behind. Losses, norms and private rows are seen by a simulation only.
 
-    number: from 1; 0 is the start. config: the knobs as they were. params: server parameters and, beside
-    them, everybody's private rows. cohort, losses, norms (C,): client numbers, mean local loss, L2 norm of
-    what each one sent, of those that were aggregated. bytes_down, bytes_up: of all that sent. seconds: training,
-    without evaluation. rejected: client -> why it does not count. skipped: why the model did not change, or ''.
-    clock: simulated seconds since the start. state: what the server keeps beside the parameters, to go on from.
+    number: from 1; 0 is the start. config: the knobs as they were. params: server parameters and,
+    beside them, everybody's private rows. cohort, losses, norms (C,): client numbers, mean local
+    loss, L2 norm of what each one sent, of those that were aggregated. bytes_down, bytes_up: of all
+    that sent. seconds: training, without evaluation. rejected: client -> why it does not count.
+    skipped: why the model did not change, or ''. clock: simulated seconds since the start. state:
+    what the server keeps beside the parameters, to go on from.
     """
 
     number: int
@@ -55,7 +56,10 @@ class Round:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One CPU thread for the small tensors of a round: with two on a busy machine a loop took 13x longer."""
+    """One CPU thread for the small tensors of a round.
+
+    With two on a busy machine a loop took 13x longer.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -64,19 +68,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]], every: int = 1) -> Iterator[Round]:
-    """The same stream with metrics: `measure` sees every `every`-th Round and the others pass untouched."""
+def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]],
+             every: int = 1) -> Iterator[Round]:
+    """The same stream with metrics.
+
+    `measure` sees every `every`-th Round and the others pass untouched.
+    """
     require(every >= 1, "every", every, "choose 1 or more")
     for done in rounds:
         if not done.number % every:
-            with one_thread():                               # the others are for a browser that looks on
+            with one_thread():  # the others are for a browser that looks on
                 found = measure(done)
             done = replace(done, metrics=done.metrics | found)  # noqa: PLW2901 - the same Round, with more in it
         yield done
 
 
-def stop_early(rounds: Iterable[Round], metric: str, mode: str, patience: int = 5) -> Iterator[Round]:
-    """Pass Rounds on until `metric` has not improved for `patience` measured rounds; mode: 'min' or 'max'."""
+def stop_early(rounds: Iterable[Round], metric: str, mode: str,
+               patience: int = 5) -> Iterator[Round]:
+    """Pass Rounds on until `metric` has not improved for `patience` measured rounds; mode.
+
+    'min' or 'max'.
+    """
     require(patience >= 1, "patience", patience, "choose 1 or more")
     best, since = -math.inf, 0
     for done in rounds:
@@ -89,12 +101,16 @@ def stop_early(rounds: Iterable[Round], metric: str, mode: str, patience: int = 
 
 
 def best_round(rounds: Iterable[Round], metric: str, mode: str) -> Round:
-    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'. Choose on validation."""
+    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'.
+
+    Choose on validation.
+    """
     scored = [done for done in rounds if metric in done.metrics]
     require(bool(scored), "metric", metric, "no Round has it; measure it with measured(...)")
     return max(scored, key=lambda done: _sign(mode) * done.metrics[metric])
 
 
 def _sign(mode: str) -> int:
-    require(mode in ("min", "max"), "mode", mode, "write 'min' if lower is better, as for errors, or 'max'")
+    require(mode in ("min", "max"), "mode", mode,
+            "write 'min' if lower is better, as for errors, or 'max'")
     return -1 if mode == "min" else 1

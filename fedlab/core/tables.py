@@ -1,7 +1,10 @@
-"""Tables that answer as Tensors where the engine asks, and keep less: changed rows alone, or row numbers alone.
+"""Tables that answer as Tensors where the engine asks, and keep less.
 
-A million users with a private vector each would fill the memory, and copying them would fill the round, while a
-cohort moves a thousand: `SparseTable`. Wide columns of the examples are copied once, into batches: `Lookup`.
+Changed rows alone, or row numbers alone.
+
+A million users with a private vector each would fill the memory, and copying them would fill the
+round, while a cohort moves a thousand: `SparseTable`. Wide columns of the examples are copied once,
+into batches: `Lookup`.
 
 Letters: N rows, T of them changed, P different first rows, R rows asked for, n examples.
 """
@@ -15,7 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseTable:
-    """N rows of which T are stored: row r is first[r % P] until it changes. Frozen: a change makes a new table.
+    """N rows of which T are stored: row r is first[r % P] until it changes. Frozen.
+
+    A change makes a new table.
 
     first (P, ...); ids (T,) growing; values (T, ...).
     """
@@ -66,12 +71,15 @@ class SparseTable:
 
     def to(self, device: str | torch.device) -> "SparseTable":
         """The same table on another device."""
-        return replace(self, first=self.first.to(device), ids=self.ids.to(device), values=self.values.to(device))
+        return replace(self, first=self.first.to(device), ids=self.ids.to(device),
+                       values=self.values.to(device))
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """A column of examples kept as row numbers `rows` (...) of `table` (R, ...), read a step at a time.
+    """A column of examples kept as row numbers `rows` (...) of `table` (R, ...).
+
+    Read a step at a time.
 
     Copying a wide column for a whole round costs fresh memory; a step's share stays in the cache.
     """
@@ -95,12 +103,18 @@ class Lookup:
         return arranged(self.table, self.rows.to(self.table.device))
 
     def to(self, device: str | torch.device) -> "Lookup":
-        """The same column, to be read on another device; a table that is there already is not copied."""
+        """The same column, to be read on another device.
+
+        A table that is there already is not copied.
+        """
         return Lookup(self.table.to(device), self.rows.to(device))
 
 
 def arranged(column: Tensor, places: Tensor) -> Tensor:
-    """The column at places of any shape; a `Lookup` stays one. index_select is several times faster than `[]`."""
+    """The column at places of any shape; a `Lookup` stays one.
+
+    index_select is several times faster than `[]`.
+    """
     if isinstance(column, Lookup):
         return cast(Tensor, replace(column, rows=arranged(column.rows, places)))
     return column.index_select(0, places.flatten()).view(*places.shape, *column.shape[1:])
@@ -121,5 +135,6 @@ def as_tensor(column: Tensor) -> Tensor:
 def joined(parts: list[Tensor]) -> Tensor:
     """Several stretches of one column, end to end."""
     if len(parts) > 1 and isinstance(parts[0], Lookup):
-        return cast(Tensor, replace(parts[0], rows=torch.cat([cast(Lookup, p).rows for p in parts])))
+        return cast(Tensor, replace(parts[0],
+                                    rows=torch.cat([cast(Lookup, p).rows for p in parts])))
     return torch.cat(parts) if len(parts) > 1 else parts[0]

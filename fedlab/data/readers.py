@@ -1,8 +1,8 @@
 """Rating files as columns: MovieLens 100K, 1M and CSV releases, and RecBole's atomic files.
 
-Each format is a row of `FORMATS`; a new one needs no new code. Every bad line raises `DataError` with
-file:line, the value and the fix, and nothing is returned half-read.
-Sources: the README of each MovieLens release (grouplens.org/datasets/movielens); RecBole, "Atomic Files".
+Each format is a row of `FORMATS`; a new one needs no new code. Every bad line raises `DataError`
+with file:line, the value and the fix, and nothing is returned half-read. Sources: the README of
+each MovieLens release (grouplens.org/datasets/movielens); RecBole, "Atomic Files".
 """
 
 import csv
@@ -21,12 +21,18 @@ ML100K_GENRES = (
 
 
 class DataError(ValueError):
-    """A data file or table is not usable; the message names file:line (or column), the value and the fix."""
+    """A data file or table is not usable.
+
+    The message names file:line (or column), the value and the fix.
+    """
 
 
 @dataclass(frozen=True)
 class Format:
-    """Where a format keeps its columns: names from a header line, or positions where there is none."""
+    """Where a format keeps its columns.
+
+    Names from a header line, or positions where there is none.
+    """
 
     ratings: str                      # glob of the file of ratings
     items: str                        # glob of the file of items
@@ -36,7 +42,7 @@ class Format:
     genre_separator: str = "|"
     encoding: str = "utf-8"
     item_separator: str = ""          # where it differs from `separator`
-    genre_flags: int = 0              # position of the first 0/1 genre flag, where genres come as flags
+    genre_flags: int = 0  # position of the first 0/1 genre flag, where genres come as flags
 
 
 FORMATS = (
@@ -57,13 +63,14 @@ FORMATS = (
 def read_columns(folder: str | Path) -> dict[str, list[Any]]:
     """Columns of the one dataset in `folder`, with the ids as written in the files.
 
-    Returns user, item (strings), rating (floats), time (ints), one entry a rating; and, in the order of
-    the items file, item_id, title, year (0 when unknown), genres (tuples of names).
-    Raises `DataError` when no format fits, a column is missing or a line is bad.
+    Returns user, item (strings), rating (floats), time (ints), one entry a rating; and, in the
+    order of the items file, item_id, title, year (0 when unknown), genres (tuples of names). Raises
+    `DataError` when no format fits, a column is missing or a line is bad.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"folder={str(folder)!r} is not a folder; name the folder that holds the dataset")
+        raise DataError(
+            f"folder={str(folder)!r} is not a folder; name the folder that holds the dataset")
     for form in FORMATS:
         found, items = sorted(folder.glob(form.ratings)), sorted(folder.glob(form.items))
         if found:
@@ -77,14 +84,20 @@ def read_columns(folder: str | Path) -> dict[str, list[Any]]:
 
 def _lines(path: Path, separator: str, encoding: str,
            columns: dict[str, str | int]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """(file:line, fields by column name, all fields) for each line; a missing column or field raises."""
+    """(file:line, fields by column name, all fields) for each line.
+
+    A missing column or field raises.
+    """
     named = any(isinstance(where, str) for where in columns.values())
     with path.open(encoding=encoding, newline="") as file:
-        rows = csv.reader(file) if separator == "," else (line.rstrip("\r\n").split(separator) for line in file)
-        header = [name.split(":")[0].strip("\ufeff") for name in next(iter(rows), [])] if named else []
+        rows = csv.reader(file) if separator == "," else (line.rstrip("\r\n").split(separator)
+                                                          for line in file)
+        header = [name.split(":")[0].strip("\ufeff") for name in next(iter(rows),
+                                                                      [])] if named else []
         for wanted in columns.values():
             if isinstance(wanted, str) and wanted not in header:
-                raise DataError(f"{path.name}:1: no column {wanted!r} among {header}; add it to the header")
+                raise DataError(
+                    f"{path.name}:1: no column {wanted!r} among {header}; add it to the header")
         index = {name: header.index(w) if isinstance(w, str) else w for name, w in columns.items()}
         need = max(index.values()) + 1
         for number, row in enumerate(rows, start=2 if named else 1):
@@ -101,7 +114,8 @@ def _number(where: str, name: str, text: str, kind: type = float) -> Any:
     except (ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: {name}={text!r} is not a finite number; correct or remove the line")
+        raise DataError(
+            f"{where}: {name}={text!r} is not a finite number; correct or remove the line")
     return value
 
 
@@ -132,17 +146,21 @@ def _items(path: Path, form: Format) -> dict[str, list[Any]]:
     separator = form.item_separator or form.separator
     for where, row, everything in _lines(path, separator, form.encoding, form.item_columns):
         if row["item"] in seen:
-            raise DataError(f"{where}: item={row['item']!r} stands already at {seen[row['item']]}; keep one")
+            raise DataError(
+                f"{where}: item={row['item']!r} stands already at {seen[row['item']]}; keep one")
         seen[row["item"]] = where
         match = TITLE_AND_YEAR.match(row["title"])
         year = row.get("year") or (match[2] if match else "0")
         if form.genre_flags:
             flags = everything[form.genre_flags:]
-            names = [genre for genre, flag in zip(ML100K_GENRES, flags, strict=False) if flag == "1"]
+            names = [genre for genre, flag in zip(ML100K_GENRES, flags,
+                                                  strict=False) if flag == "1"]
         else:
             names = row["genres"].split(form.genre_separator)
-        for name, value in (("item_id", row["item"]), ("title", match[1] if match else row["title"]),
+        for name, value in (("item_id", row["item"]),
+                            ("title", match[1] if match else row["title"]),
                             ("year", _number(where, "year", year, int) if year.isdigit() else 0),
-                            ("genres", tuple(g for g in names if g not in ("", "unknown", "(no genres listed)")))):
+                            ("genres", tuple(g for g in names if g not in ("", "unknown",
+                                                                           "(no genres listed)")))):
             columns[name].append(value)
     return columns

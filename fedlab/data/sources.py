@@ -1,6 +1,9 @@
-"""Federations besides rated films: any table of examples, and clicks on disk that are larger than memory.
+"""Federations besides rated films.
 
-Both keep their rows client after client, so that a cohort's rows are found by where each client starts.
+Any table of examples, and clicks on disk that are larger than memory.
+
+Both keep their rows client after client, so that a cohort's rows are found by where each client
+starts.
 
 Letters: N clients, C in a cohort, n rows, F features, I items, U users.
 """
@@ -27,8 +30,9 @@ FILES = ("counts.npy", "items.npy", "about.json")
 class Columns:
     """Examples of any shape, dealt out to clients: what a module of your own trains on.
 
-    columns: name -> (n, ...), with `target` (n,) among them. owner (n,): client of each row, 0..N-1, none
-    empty. task: 'clicks' for targets 0 and 1, 'ratings' for numbers. Columns may lie on a GPU: they stay there.
+    columns: name -> (n, ...), with `target` (n,) among them. owner (n,): client of each row,
+    0..N-1, none empty. task: 'clicks' for targets 0 and 1, 'ratings' for numbers. Columns may lie
+    on a GPU: they stay there.
     """
 
     columns: Mapping[str, Tensor]
@@ -37,15 +41,20 @@ class Columns:
 
     def __post_init__(self) -> None:
         """Check that every row has a client and every client a row."""
-        require(self.task in ("clicks", "ratings"), "task", self.task, "choose one of clicks, ratings")
-        require("target" in self.columns, "columns", sorted(self.columns), "add the column 'target'")
+        require(self.task in ("clicks", "ratings"), "task", self.task,
+                "choose one of clicks, ratings")
+        require("target" in self.columns, "columns", sorted(self.columns),
+                "add the column 'target'")
         for name, column in self.columns.items():
             fits = len(column) == len(self.owner) > 0
-            require(fits, f"columns[{name!r}]", tuple(column.shape), f"give {len(self.owner)} rows, as owner has")
-            require(name not in ("client", "epoch"), "columns", name, "the engine uses this name; rename the column")
+            require(fits, f"columns[{name!r}]", tuple(column.shape),
+                    f"give {len(self.owner)} rows, as owner has")
+            require(name not in ("client", "epoch"), "columns", name,
+                    "the engine uses this name; rename the column")
             good = not column.is_floating_point() or bool(column.isfinite().all())
             require(good, f"columns[{name!r}]", "not finite", "remove rows with NaN or infinity")
-        require(int(self.owner.min()) >= 0, "owner", int(self.owner.min()), "clients are numbered from 0")
+        require(int(self.owner.min()) >= 0, "owner", int(self.owner.min()),
+                "clients are numbered from 0")
         if len(empty := (self.counts == 0).nonzero()):
             raise DataError(f"client {int(empty[0])} of {len(self)} holds no rows; number the clients without gaps")
 
@@ -63,24 +72,31 @@ class Columns:
         return self.owner.argsort(stable=True), self.counts.cumsum(0) - self.counts
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
-        """Examples of a round: client (position in the cohort), epoch, and the columns, wide ones as `Lookup`s.
+        """Examples of a round.
+
+        Client (position in the cohort), epoch, and the columns, wide ones as `Lookup`s.
 
         `negatives` is not used: the targets are given.
         """
         order, starts = self._by_client
         client, rows = own_rows(cohort, starts, self.counts)
-        drawn = shuffled(repeated({"client": client, "row": order.index_select(0, rows)}, epochs), epochs, generator)
+        drawn = shuffled(repeated({"client": client, "row": order.index_select(0, rows)}, epochs),
+                         epochs, generator)
         row = drawn.pop("row")
         return drawn | {name: column.index_select(0, row.to(column.device)) if column.dim() == 1
-                        else cast(Tensor, Lookup(column, row)) for name, column in self.columns.items()}
+                        else cast(Tensor, Lookup(column, row)) for name,
+                        column in self.columns.items()}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Clicks in a folder, mapped and never read whole: each user is a client and memory follows the cohort.
+    """Clicks in a folder, mapped and never read whole.
 
-    The folder holds counts.npy (N,) int64, clicks of each user; items.npy (n,) int32, user after user, growing
-    within each; about.json with `items`, the number of items. `synthesise` writes one; so can you.
+    Each user is a client and memory follows the cohort.
+
+    The folder holds counts.npy (N,) int64, clicks of each user; items.npy (n,) int32, user after
+    user, growing within each; about.json with `items`, the number of items. `synthesise` writes
+    one; so can you.
     """
 
     folder: Path
@@ -91,7 +107,8 @@ class Stored:
         require(self.task == "clicks", "task", self.task, "a folder holds clicks")
         for name in FILES:
             if not (Path(self.folder) / name).is_file():
-                raise DataError(f"{Path(self.folder) / name}: no such file; a folder needs {', '.join(FILES)}")
+                raise DataError(
+                    f"{Path(self.folder) / name}: no such file; a folder needs {', '.join(FILES)}")
         if int(self.counts.sum()) != len(self._items):
             raise DataError(f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} clicks, items.npy holds "
                             f"{len(self._items)}; write both again")
@@ -121,26 +138,36 @@ class Stored:
         return self.counts.cumsum(0) - self.counts
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
-        """Examples of a round, as `Federation.draw` gives them; only the cohort's clicks are read."""
+        """Examples of a round, as `Federation.draw` gives them.
+
+        Only the cohort's clicks are read.
+        """
         client, rows = own_rows(cohort, self._starts, self.counts)
         items = torch.from_numpy(self._items[rows.numpy()].astype(np.int64))
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.item_count:
-            raise DataError(f"{Path(self.folder) / 'items.npy'}: an item is not in 0 to {self.item_count - 1}")
+            raise DataError(
+                f"{Path(self.folder) / 'items.npy'}: an item is not in 0 to {self.item_count - 1}")
         return clicks(client, cohort[client], items, self.item_count, epochs, negatives, generator)
 
 
-def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0, tastes: int = 50, seed: int = 0,
-               block: int = 20_000) -> Stored:
-    """Write a federation of any size to `folder`: users with a taste, popular and rare items, few busy users.
+def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0, tastes: int = 50,
+               seed: int = 0, block: int = 20_000) -> Stored:
+    """Write a federation of any size to `folder`.
 
-    A user's number of clicks is log-normal about `mean` (spread 1, from 5 up to a tenth of the items). Each
-    click falls, with even chance, on an item of the user's taste or on any; within both by Zipf's law (rank^-1).
-    Items of taste t are those with number t modulo `tastes`. Written `block` users at a time, into a
-    folder beside the final one that is renamed at the end, so nothing half-written stays.
+    Users with a taste, popular and rare items, few busy users.
+
+    A user's number of clicks is log-normal about `mean` (spread 1, from 5 up to a tenth of the
+    items). Each click falls, with even chance, on an item of the user's taste or on any; within
+    both by Zipf's law (rank^-1). Items of taste t are those with number t modulo `tastes`. Written
+    `block` users at a time, into a folder beside the final one that is renamed at the end, so
+    nothing half-written stays.
     """
-    for name, value, low in (("users", users, 1), ("items", items, 2 * tastes), ("tastes", tastes, 1)):
-        require(isinstance(value, int) and value >= low, name, value, f"choose a whole number of {low} or more")
-    require(1 <= mean <= items / 10, "mean", mean, f"choose from 1 to {items // 10}, a tenth of the items")
+    for name, value, low in (("users", users, 1), ("items", items, 2 * tastes), ("tastes", tastes,
+                                                                                 1)):
+        require(isinstance(value, int) and value >= low, name, value,
+                f"choose a whole number of {low} or more")
+    require(1 <= mean <= items / 10, "mean", mean,
+            f"choose from 1 to {items // 10}, a tenth of the items")
     target = Path(folder)
     require(not target.exists(), "folder", str(folder), "it exists; choose a new one")
     draft = target.with_name(f".{target.name}.part")
@@ -149,15 +176,18 @@ def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0
     with (draft / "items.raw").open("wb") as raw:
         for place, first in enumerate(range(0, users, block)):
             key = stream(seed, "synthesise", place).initial_seed() & (2**63 - 1)
-            count, column = _clicks_of(min(block, users - first), items, mean, tastes, np.random.default_rng(key))
+            count, column = _clicks_of(min(block, users - first), items, mean, tastes,
+                                       np.random.default_rng(key))
             counts.append(count)
             raw.write(column.astype(np.int32).tobytes())
     total = int(sum(c.sum() for c in counts))
-    column = np.lib.format.open_memmap(draft / "items.npy", mode="w+", dtype=np.int32, shape=(total,))
+    column = np.lib.format.open_memmap(draft / "items.npy", mode="w+", dtype=np.int32, shape=(total,
+                                                                                              ))
     column[:] = np.memmap(draft / "items.raw", dtype=np.int32, mode="r")
     column.flush()
     np.save(draft / "counts.npy", np.concatenate(counts))
-    (draft / "about.json").write_text(json.dumps({"items": items, "users": users, "mean": mean, "seed": seed}))
+    (draft / "about.json").write_text(json.dumps({"items": items, "users": users, "mean": mean,
+                                                  "seed": seed}))
     (draft / "items.raw").unlink()
     draft.rename(target)
     return Stored(target)
@@ -165,11 +195,14 @@ def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0
 
 def _clicks_of(users: int, items: int, mean: float, tastes: int,
                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(clicks of each user, their items user after user and growing), repeated draws of an item counted once."""
+    """(clicks of each user, their items user after user and growing).
+
+    Repeated draws of an item counted once.
+    """
     wanted = np.clip(rng.lognormal(np.log(mean) - 0.5, 1.0, users), 5, items / 10).astype(np.int64)
     user = np.repeat(np.arange(users), wanted)
 
-    def zipf(count: int) -> np.ndarray:                      # ranks 0..count - 1, chance about 1 / (rank + 1)
+    def zipf(count: int) -> np.ndarray:  # ranks 0..count - 1, chance about 1 / (rank + 1)
         return np.minimum((count + 1.0) ** rng.random(len(user)) - 1, count - 1).astype(np.int64)
     own = zipf(items // tastes) * tastes + rng.integers(tastes, size=users)[user]
     item = np.where(rng.random(len(user)) < 0.5, own, zipf(items))

@@ -1,7 +1,7 @@
 """Who rated what, when: MovieLens as tensors, split by time.
 
-`Ratings` is one frozen table; a split is three of them over the same users and items. Nothing here knows
-about clients: `fedlab.federation` hands each client its own rows.
+`Ratings` is one frozen table; a split is three of them over the same users and items. Nothing here
+knows about clients: `fedlab.federation` hands each client its own rows.
 
 Letters: n ratings, U users, I items, G genres.
 """
@@ -19,7 +19,10 @@ from fedlab.data.readers import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Train, validation and test ratings. Fit on `train`, choose on `validation`, report `test` once."""
+    """Train, validation and test ratings.
+
+    Fit on `train`, choose on `validation`, report `test` once.
+    """
 
     train: Ratings
     validation: Ratings
@@ -29,7 +32,10 @@ class Split:
 
 
 def from_latest(ratings: Ratings) -> Tensor:
-    """(n,) how many ratings of the same user come later: 0 is the user's last. Ties go by the order of the rows."""
+    """(n,) how many ratings of the same user come later: 0 is the user's last.
+
+    Ties go by the order of the rows.
+    """
     order = torch.from_numpy(np.lexsort((ratings.times, ratings.users)))
     ends = torch.bincount(ratings.users, minlength=ratings.user_count).cumsum(0)
     later = torch.empty_like(order)
@@ -38,7 +44,10 @@ def from_latest(ratings: Ratings) -> Tensor:
 
 
 def strictly_later(ratings: Ratings) -> Tensor:
-    """(n,) how many ratings of the same user have a later time; ratings of the same second count alike."""
+    """(n,) how many ratings of the same user have a later time.
+
+    Ratings of the same second count alike.
+    """
     moments = torch.from_numpy(np.unique(ratings.times, return_inverse=True)[1])
     moments = moments + ratings.users * (len(ratings) + 1)
     ends = torch.bincount(ratings.users, minlength=ratings.user_count).cumsum(0)
@@ -46,7 +55,10 @@ def strictly_later(ratings: Ratings) -> Tensor:
 
 
 def recent(ratings: Ratings, recency: float) -> Tensor:
-    """(n,) weight of each rating in its user's history, (1 + ratings strictly later) ** -recency: 1 for the last."""
+    """(n,) weight of each rating in its user's history, (1 + ratings strictly later) ** -recency.
+
+    1 for the last.
+    """
     require(recency >= 0, "recency", recency, "choose 0, which weighs all alike, or more, say 1")
     return (1 + strictly_later(ratings).double()).pow(-recency).float()
 
@@ -70,8 +82,10 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
     """
     for name, share in (("validation", validation), ("test", test)):
         require(0 <= share < 1, name, share, "choose a share from 0 to below 1")
-    require(validation + test < 1, "validation + test", validation + test, "leave something to train on")
-    later, counts = from_latest(ratings), torch.bincount(ratings.users, minlength=ratings.user_count)
+    require(validation + test < 1, "validation + test", validation + test,
+            "leave something to train on")
+    later, counts = from_latest(ratings), torch.bincount(ratings.users,
+                                                         minlength=ratings.user_count)
     own = counts[ratings.users].double()
     last, held = (own * test).long(), (own * test).long() + (own * validation).long()
     middle = (later >= last) & (later < held)
@@ -79,10 +93,15 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
 
 
 def standardise(split: Split) -> Split:
-    """Subtract the mean of the train values and divide by their standard deviation, in all three parts."""
-    require(len(split.train) > 1, "train", len(split.train), "needs two ratings or more to have a spread")
+    """Subtract the mean of the train values and divide by their standard deviation.
+
+    In all three parts.
+    """
+    require(len(split.train) > 1, "train", len(split.train),
+            "needs two ratings or more to have a spread")
     mean, std = float(split.train.values.mean()), float(split.train.values.std())
-    require(std > 0, "train std", std, "all train ratings are equal; there is nothing to standardise")
-    train, validation, test = (
-        replace(part, values=(part.values - mean) / std) for part in (split.train, split.validation, split.test))
+    require(std > 0, "train std", std,
+            "all train ratings are equal; there is nothing to standardise")
+    train, validation, test = (replace(part, values=(part.values - mean) / std)
+                               for part in (split.train, split.validation, split.test))
     return Split(train, validation, test, mean * split.std + split.mean, std * split.std)

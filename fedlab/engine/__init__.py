@@ -6,4 +6,6 @@ from fedlab.engine.chunking import BLOCK, chunks, client_bytes, train_cohort, up
 from fedlab.engine.gradient import gradients
 from fedlab.engine.step import hyper, sgd
 
-__all__ = ["BLOCK", "Batches", "Correction", "RowIndex", "arrange", "check_engine", "chunks", "client_bytes", "gradients", "holdings", "hyper", "padded", "sgd", "train", "train_cohort", "updates"]
+__all__ = ["BLOCK", "Batches", "Correction", "RowIndex", "arrange", "check_engine", "chunks",
+           "client_bytes", "gradients", "holdings", "hyper", "padded", "sgd", "train",
+           "train_cohort", "updates"]

@@ -1,8 +1,8 @@
 """The ways to take the local steps of a group of clients: eager, compiled, captured.
 
-eager runs the step as it stands. compiled fuses it with `torch.compile`, sizes and rates left open: another
-cohort, batch size or learning rate runs the same code at once. captured replays all steps of a group as one CUDA
-graph, for cohorts whose clients take equal numbers of steps.
+eager runs the step as it stands. compiled fuses it with `torch.compile`, sizes and rates left open:
+another cohort, batch size or learning rate runs the same code at once. captured replays all steps
+of a group as one CUDA graph, for cohorts whose clients take equal numbers of steps.
 
 Letters: M batches, B examples each, R rows.
 """
@@ -43,8 +43,8 @@ def _steps(model: Model, work: Work, config: Config) -> Tensor:
     if config.engine == "captured":
         return _replay(eager, model, work, on_device, config)
     with _tracing():
-        fused = _fused(model.predict, model.pullback, model.task, tuple(model.rows.items()), config.optimizer,
-                       config.precision, config.micro_batch)
+        fused = _fused(model.predict, model.pullback, model.task, tuple(model.rows.items()),
+                       config.optimizer, config.precision, config.micro_batch)
         return loop(fused, eager, work, model.constants, on_device)
 
 
@@ -52,7 +52,8 @@ def check_engine(config: Config, device: torch.device) -> None:
     """Raise `ParameterError` for an engine that this machine or device cannot run."""
     if config.engine == "compiled":
         found = _compiler(os.environ.get("PATH", ""), os.environ.get("CXX", "")) is not None
-        require(found, "engine", "compiled", "no C++ compiler on this machine; install g++, or choose 'eager'")
+        require(found, "engine", "compiled",
+                "no C++ compiler on this machine; install g++, or choose 'eager'")
     if config.engine == "captured":
         fix = f"CUDA graphs need device='cuda', not {device.type!r}; choose 'eager'"
         require(device.type == "cuda", "engine", "captured", fix)
@@ -60,23 +61,28 @@ def check_engine(config: Config, device: torch.device) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _compiler(path: str, named: str) -> str | None:
-    return next(filter(None, (shutil.which(name, path=path) for name in (named, "g++", "clang++", "cl") if name)), None)
+    return next(filter(None, (shutil.which(name, path=path) for name in (named, "g++", "clang++",
+                                                                         "cl") if name)), None)
 
 
 @functools.lru_cache(maxsize=64)
-def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, str], ...], optimizer: str,
-           precision: str, micro: int) -> Step:
-    """The compiled step of a model, kept for as long as the model's `predict` is the same function."""
+def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, str], ...],
+           optimizer: str, precision: str, micro: int) -> Step:
+    """The compiled step of a model.
+
+    Kept for as long as the model's `predict` is the same function.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)      # torch 2.13's own, on importing its compiler
+        # torch 2.13's own, on importing its compiler
+        warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
     model = Model("", task, _no_init, predict, dict(rows), pullback=pullback)
     step = torch.compile(build(model, optimizer, precision, micro, multiply=True), fullgraph=True)
     fresh = [True]
 
-    def marked(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree, constants: Tree,
-               weight: Tensor, numbers: Numbers) -> Tensor:
-        if fresh:                                            # clients, batch and rows may change; other sizes do not
+    def marked(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree,
+               constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
+        if fresh:  # clients, batch and rows may change; other sizes do not
             fresh.clear()
             for tree in held.values():
                 for value in tree.values():
@@ -94,9 +100,13 @@ def _no_init(generator: torch.Generator) -> Tree:
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Settings under which a step compiles once: gradients inside it, and no two sizes taken for one by chance."""
+    """Settings under which a step compiles once.
+
+    Gradients inside it, and no two sizes taken for one by chance.
+    """
     sizes = importlib.import_module("torch.fx.experimental._config").patch(use_duck_shape=False)
-    traced = importlib.import_module("torch._dynamo.config").patch(trace_autograd_ops=True, recompile_limit=64)
+    traced = importlib.import_module("torch._dynamo.config").patch(trace_autograd_ops=True,
+                                                                   recompile_limit=64)
     try:
         with sizes, traced:
             yield
@@ -106,34 +116,41 @@ def _tracing() -> Iterator[None]:
 
 
 _graphs: "dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]]" = {}
-GRAPHS = 8                                                   # kept at most: each holds buffers of its own
+GRAPHS = 8  # kept at most: each holds buffers of its own
 
 
 def padded(work: Work, kinds: Mapping[str, str]) -> Work:
-    """The same work with room for a power of two of looked-up rows, so that its sizes come back round after round."""
+    """The same work with room for a power of two of looked-up rows.
+
+    So that its sizes come back round after round.
+    """
     room = {name: 1 << (len(v) - 1).bit_length() if work.index[kinds[name]] is not None else len(v)
             for name, v in work.rows["values"].items()}
 
     def widen(name: str, rows: Tensor) -> Tensor:
         return torch.cat([rows, rows.new_zeros(room[name] - len(rows), *rows.shape[1:])])
-    wide = {what: {name: widen(name, v) for name, v in tree.items()} for what, tree in work.rows.items()}
-    return replace(work, rows=wide, live={name: [rows] * len(work.active) for name, rows in room.items()})
+    wide = {what: {name: widen(name, v) for name, v in tree.items()} for what,
+            tree in work.rows.items()}
+    return replace(work, rows=wide, live={name: [rows] * len(work.active) for name,
+                                          rows in room.items()})
 
 
 def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Config) -> Tensor:
     """All steps as one CUDA graph, captured once for each set of sizes.
 
-    A group whose clients take unequal numbers of steps has sizes of its own each round and runs eagerly.
+    A group whose clients take unequal numbers of steps has sizes of its own each round and runs
+    eagerly.
     """
     if len(set(work.active)) > 1:
         return loop(eager, eager, work, model.constants, numbers)
-    wide = padded(replace(work, columns={name: as_tensor(c) for name, c in work.columns.items()}), model.rows)
+    wide = padded(replace(work, columns={name: as_tensor(c) for name, c in work.columns.items()}),
+                  model.rows)
     last = {"weight": wide.weight, "numbers": numbers}
     trees = (*wide.rows.values(), wide.index, wide.columns, last)
     given = [t for tree in trees for t in tree.values() if t is not None]
     fixed = tuple(c.data_ptr() for c in model.constants.values())
-    key = (model.predict, config.optimizer, config.precision, len(work.active), fixed, *map(len, trees),
-           *(t.shape for t in given))
+    key = (model.predict, config.optimizer, config.precision, len(work.active), fixed,
+           *map(len, trees), *(t.shape for t in given))
     if key not in _graphs:
         if len(_graphs) >= GRAPHS:
             _graphs.pop(next(iter(_graphs)))                 # the oldest
@@ -142,7 +159,8 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Conf
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()
-    for held, buffer in zip(work.rows["values"].values(), buffers, strict=False):    # values come first
+    # values come first
+    for held, buffer in zip(work.rows["values"].values(), buffers, strict=False):
         held.copy_(buffer[: len(held)])
     return losses.clone()
 
@@ -155,11 +173,12 @@ def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
 
     def swap(tree: Mapping[str, Tensor | None]) -> dict[str, Any]:
         return {name: None if t is None else mine[id(t)] for name, t in tree.items()}
-    static = replace(wide, rows={what: swap(tree) for what, tree in wide.rows.items()}, index=swap(wide.index),
-                     columns=swap(wide.columns), weight=mine[id(wide.weight)])
+    static = replace(wide, rows={what: swap(tree) for what, tree in wide.rows.items()},
+                     index=swap(wide.index), columns=swap(wide.columns),
+                     weight=mine[id(wide.weight)])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):                            # warm up off the stream that is captured
+    with torch.cuda.stream(side):  # warm up off the stream that is captured
         for _ in range(2):
             loop(eager, eager, static, constants, mine[id(numbers)])
     torch.cuda.current_stream().wait_stream(side)

@@ -1,14 +1,16 @@
 """Local training: what one client does in a round, for all clients of a cohort at once.
 
-A client holds only the rows it touches, and a step touches only the rows of its batch, so the work follows the
-examples and not the catalogue. The step itself is in `fedlab.step`, how it runs in `fedlab.engine`.
+A client holds only the rows it touches, and a step touches only the rows of its batch, so the work
+follows the examples and not the catalogue. The step itself is in `fedlab.step`, how it runs in
+`fedlab.engine`.
 
-Clients come longest first. Step s is a dense block of the A_s clients that still have a batch; clients that
-have finished fall off the end, so nobody waits and only a last, short batch is padded (weight 0).
+Clients come longest first. Step s is a dense block of the A_s clients that still have a batch;
+clients that have finished fall off the end, so nobody waits and only a last, short batch is padded
+(weight 0).
 
 Letters: C clients, A_s of them active in step s, B examples a step, M batches in all, R rows.
-Source: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data",
-algorithm 1, ClientUpdate.
+Source: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized
+data", algorithm 1, ClientUpdate.
 """
 
 from dataclasses import dataclass
@@ -24,10 +26,16 @@ from fedlab.models import Model
 
 
 class Correction(Protocol):
-    """What keeps clients from drifting apart: an offset to the gradient of each row, fixed over a round."""
+    """What keeps clients from drifting apart.
+
+    An offset to the gradient of each row, fixed over a round.
+    """
 
     def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
-        """(R, ...) the offset of the rows `ids` (R,) of clients at places `client` (R,) in the cohort."""
+        """(R.
+
+        ...) the offset of the rows `ids` (R,) of clients at places `client` (R,) in the cohort.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,22 +59,27 @@ def arrange(examples: Tree, epochs: int, width: int) -> Batches:
     """
     client, epoch = examples["client"], examples["epoch"]
     clients = int(client[-1]) + 1
-    sizes = torch.bincount(client * epochs + epoch, minlength=clients * epochs)  # of a client's epoch
+    # of a client's epoch
+    sizes = torch.bincount(client * epochs + epoch, minlength=clients * epochs)
     cuts = (sizes + width - 1) // width                         # batches in each
     total = cuts.view(clients, epochs).sum(1)                   # (C,) local steps S of each client
     active = (total > torch.arange(int(total.max()), device=client.device)[:, None]).sum(1)
 
-    def ramp(counts: Tensor) -> Tensor:                         # 0, 1, ..., count - 1 for each count
+    def ramp(counts: Tensor) -> Tensor:  # 0, 1, ..., count - 1 for each count
         ends = counts.cumsum(0)
-        return torch.arange(int(ends[-1]), device=client.device) - (ends - counts).repeat_interleave(counts)
+        return torch.arange(int(ends[-1]),
+                            device=client.device) - (ends - counts).repeat_interleave(counts)
 
     start = (sizes.cumsum(0) - sizes).repeat_interleave(cuts) + ramp(cuts) * width
     length = (sizes.repeat_interleave(cuts) - ramp(cuts) * width).clamp(max=width)
     owner = torch.arange(clients, device=client.device).repeat_interleave(total)
-    order = ((active.cumsum(0) - active)[ramp(total)] + owner).argsort()   # from client- to step-major
+    # from client- to step-major
+    order = ((active.cumsum(0) - active)[ramp(total)] + owner).argsort()
     slot, length = torch.arange(width, device=client.device), length[order, None]
-    places = start[order, None] + slot.minimum(length - 1)      # (M, B); padding repeats the last example
-    columns = {name: arranged(column, places) for name, column in examples.items() if name not in ("client", "epoch")}
+    # (M, B); padding repeats the last example
+    places = start[order, None] + slot.minimum(length - 1)
+    columns = {name: arranged(column, places) for name,
+               column in examples.items() if name not in ("client", "epoch")}
     return Batches(columns, (slot < length) / length, owner[order], active.tolist())
 
 
@@ -74,8 +87,9 @@ def arrange(examples: Tree, epochs: int, width: int) -> Batches:
 class RowIndex:
     """Which rows of a kind the clients hold.
 
-    ids, client (R,): row of the parameter and position of the client, client after client. index (M, B): which of
-    these each example uses, or None where a client holds a single row. live: R of each step, a prefix.
+    ids, client (R,): row of the parameter and position of the client, client after client. index
+    (M, B): which of these each example uses, or None where a client holds a single row. live: R of
+    each step, a prefix.
     """
 
     ids: Tensor
@@ -93,19 +107,25 @@ def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> di
     for name, kind in model.rows.items():
         if kind not in held:
             size = len(params[name])
-            keys, index = torch.unique(batches.owner[:, None] * size + as_tensor(batches.columns[kind]), return_inverse=True)
+            keys, index = torch.unique(batches.owner[:,
+                                                     None] * size
+                                       + as_tensor(batches.columns[kind]), return_inverse=True)
             client = keys // size
             ends = torch.bincount(client, minlength=clients).cumsum(0)
             live = ends[torch.tensor(batches.active) - 1].tolist()
-            held[kind] = RowIndex(keys % size, client, None if len(keys) == clients else index, live)
+            held[kind] = RowIndex(keys % size, client, None if len(keys) == clients else index,
+                                  live)
     return held
 
 
-def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
-          config: Config, control: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
-    """Train a cohort from `params`: (delta of each parameter, mean loss over its steps and their number, (C,) each).
+def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, config: Config,
+          control: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+    """Train a cohort from `params`.
 
-    Equal to training each client by itself; `delta` is client minus server. control: SCAFFOLD's variates.
+    (delta of each parameter, mean loss over its steps and their number, (C,) each).
+
+    Equal to training each client by itself; `delta` is client minus server. control: SCAFFOLD's
+    variates.
     """
     kinds = holdings(model, params, batches, cohort)
     held = {name: kinds[kind] for name, kind in model.rows.items()}
@@ -113,24 +133,33 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor,
     def sent(name: str) -> Tensor:                           # the rows as they came from the server
         return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
     values = {name: sent(name) for name in held}
-    work = Work(_rows(values, held, batches, cohort, model, config, control), {k: h.index for k, h in kinds.items()},
-                batches.columns, batches.weight, batches.active, {name: h.live for name, h in held.items()})
+    work = Work(_rows(values, held, batches, cohort, model, config, control), {k: h.index for k,
+                                                                               h in kinds.items()},
+                batches.columns, batches.weight, batches.active, {name: h.live for name,
+                                                                  h in held.items()})
     losses = run(model, work, config)
-    deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one" else sent(name)), h.ids, h.client)
-              for name, h in held.items()}
+    deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one"
+                                           else sent(name)), h.ids, h.client) for name,
+              h in held.items()}
     means = (losses * batches.weight).sum(1)                                 # (M,)
-    totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner, torch.stack([means, torch.ones_like(means)]))
+    totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner,
+                                                        torch.stack([means,
+                                                                     torch.ones_like(means)]))
     return deltas, totals[0] / totals[1], totals[1]
 
 
-def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Tensor, model: Model, config: Config,
-          control: Correction | None) -> dict[str, Tree]:
-    """The trees of `Work.rows`: besides the values, what AdamW or FedProx or SCAFFOLD need of each held row."""
+def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Tensor, model: Model,
+          config: Config, control: Correction | None) -> dict[str, Tree]:
+    """The trees of `Work.rows`.
+
+    Besides the values, what AdamW or FedProx or SCAFFOLD need of each held row.
+    """
     rows: dict[str, Tree] = {"values": values, "means": {}, "squares": {}, "fixed": {}, "later": {}}
     sgd, late = config.optimizer == "sgd", puts_off(config, len(batches.active))
     for name, value in values.items():
         if not sgd:
-            rows["means"][name], rows["squares"][name] = torch.zeros_like(value), torch.zeros_like(value)
+            rows["means"][name], rows["squares"][name] = torch.zeros_like(value), torch.zeros_like(
+                value)
         if name not in model.private and (config.proximal or control):
             fixed = value * (config.local_lr * config.proximal) if sgd else value.clone()
             if control is not None:

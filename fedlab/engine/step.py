@@ -1,17 +1,19 @@
 """One local step of all active clients, as a function of tensors.
 
-Clients' parameters are disjoint, so the gradient of the *sum* of their losses is every client's own gradient:
-one backward pass serves all. A step looks up the rows of its batch, predicts, and adds each example's gradient
-to its row. A model may know its gradient by hand, which halves the time of small steps; others use autograd.
-`fedlab.engine` runs a step as it is, compiled, or as a CUDA graph.
+Clients' parameters are disjoint, so the gradient of the *sum* of their losses is every client's own
+gradient: one backward pass serves all. A step looks up the rows of its batch, predicts, and adds
+each example's gradient to its row. A model may know its gradient by hand, which halves the time of
+small steps; others use autograd. `fedlab.engine` runs a step as it is, compiled, or as a CUDA
+graph.
 
-What each step does to all rows a client holds, SGD puts off: v <- k v + s for all, and -lr g for some, has v =
-k^t z + (1 + k + ... + k^(t-1)) s after t steps, where g alone changes z. So a step reads v of the rows of its batch,
-and `settle` works out the others once, at the end: FedProx adds a quarter to a round and not four fifths.
+What each step does to all rows a client holds, SGD puts off: v <- k v + s for all, and -lr g for
+some, has v = k^t z + (1 + k + ... + k^(t-1)) s after t steps, where g alone changes z. So a step
+reads v of the rows of its batch, and `settle` works out the others once, at the end: FedProx adds a
+quarter to a round and not four fifths.
 
-Letters: A clients active in the step, B examples each, R rows held by them, M batches and S steps in all.
-Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm 2 (AdamW); Li et al.
-2020, "Federated optimization in heterogeneous networks", eq. 2 (FedProx).
+Letters: A clients active in the step, B examples each, R rows held by them, M batches and S steps
+in all. Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm
+2 (AdamW); Li et al. 2020, "Federated optimization in heterogeneous networks", eq. 2 (FedProx).
 """
 
 import math
@@ -30,7 +32,8 @@ from fedlab.models import Model, Product
 
 Numbers = tuple[float, ...] | Tensor                       # of one step: a row of `hyper`
 Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
-Step = Callable[[Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor]
+Step = Callable[[Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers],
+                Tensor]
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -38,10 +41,11 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class Work:
     """All local steps of a group of clients: tensors, and where each step finds its own.
 
-    rows: trees of name -> (R, ...), some of them empty: values, trained in place; means, squares, AdamW's moments;
-    fixed, what moves the values in each step besides the examples: SGD adds it, AdamW is pulled to it (FedProx);
-    later, the same for SGD, put off (above). index: kind -> (M, B) row of each example, or None where a client holds a
-    single row. columns: (M, B, ...). weight (M, B). active: A of each step; live: name -> R of each step, a prefix.
+    rows: trees of name -> (R, ...), some of them empty: values, trained in place; means, squares,
+    AdamW's moments; fixed, what moves the values in each step besides the examples: SGD adds it,
+    AdamW is pulled to it (FedProx); later, the same for SGD, put off (above). index: kind -> (M, B)
+    row of each example, or None where a client holds a single row. columns: (M, B, ...). weight (M,
+    B). active: A of each step; live: name -> R of each step, a prefix.
     """
 
     rows: Mapping[str, Tree]
@@ -52,26 +56,33 @@ class Work:
     live: Mapping[str, list[int]]
 
 
-def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
-        fixed: Tensor | None) -> None:
-    """`w <- (1 - lr lambda) w - lr g`; the step scales the loss by -lr, so that `grad` is -lr g already."""
+def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product,
+        numbers: Numbers, fixed: Tensor | None) -> None:
+    """`w <- (1 - lr lambda) w - lr g`.
+
+    The step scales the loss by -lr, so that `grad` is -lr g already.
+    """
     keep = numbers[0] if fixed is None else numbers[2]
     if isinstance(keep, Tensor) or keep != 1:
         values.mul_(keep)
     if fixed is not None:
         values.add_(fixed)
     if isinstance(grad, Product):
-        values.baddbmm_(*grad)                             # a quarter less time here than to multiply, then add
+        values.baddbmm_(*grad)  # a quarter less time here than to multiply, then add
     else:
         _scatter(values, index, grad)
 
 
-def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product, numbers: Numbers,
-          fixed: Tensor | None) -> None:
-    """AdamW on all rows a client holds, at each step, as moments fade; they are fresh each round."""
+def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product,
+          numbers: Numbers, fixed: Tensor | None) -> None:
+    """AdamW on all rows a client holds, at each step, as moments fade.
+
+    They are fresh each round.
+    """
     assert moments is not None
     (b1, b2), (keep, rate, root, pull), (m, v) = BETAS, numbers, moments
-    g = torch.bmm(*grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index, grad)
+    g = torch.bmm(*grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index,
+                                                                    grad)
     if fixed is not None:
         g = g + (values - fixed) * pull
     m.lerp_(g, 1 - b1)
@@ -85,17 +96,19 @@ RULES = {"sgd": sgd, "adamw": adamw}
 def hyper(config: Config, steps: int) -> list[tuple[float, ...]]:
     """Numbers of each step: what weight decay keeps and the rate, first.
 
-    AdamW: the root of its second bias correction, FedProx' pull. SGD: what is kept of rows that FedProx pulls too, k;
-    k^t and 1 + ... + k^(t-1) of `later` rows before the step, 1 / k^(t+1).
+    AdamW: the root of its second bias correction, FedProx' pull. SGD: what is kept of rows that
+    FedProx pulls too, k; k^t and 1 + ... + k^(t-1) of `later` rows before the step, 1 / k^(t+1).
     """
     keep = 1 - config.local_lr * config.weight_decay
     if config.optimizer == "sgd":
         k = kept(config)
-        if not puts_off(config, steps):                      # no row is `later`, and k^t may leave the range of floats
+        if not puts_off(config, steps):  # no row is `later`, and k^t may leave the range of floats
             return [(keep, config.local_lr, k, 1.0, 0.0, 1.0)] * steps
-        return [(keep, config.local_lr, k, k**t, _series(k, t), k ** -(t + 1)) for t in range(steps)]
+        return [(keep, config.local_lr, k, k**t, _series(k, t),
+                 k ** -(t + 1)) for t in range(steps)]
     (b1, b2), count = BETAS, range(1, steps + 1)
-    return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5, config.proximal) for t in count]
+    return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5,
+             config.proximal) for t in count]
 
 
 def kept(config: Config) -> float:
@@ -104,7 +117,10 @@ def kept(config: Config) -> float:
 
 
 def puts_off(config: Config, steps: int) -> bool:
-    """Whether SGD may put off what moves all rows: z grows as k^-t, and has to stay in the range of float32."""
+    """Whether SGD may put off what moves all rows.
+
+    Z grows as k^-t, and has to stay in the range of float32.
+    """
     k = kept(config)
     return config.optimizer == "sgd" and k > 0 and steps * math.log10(k) > -25
 
@@ -125,11 +141,15 @@ def settle(work: Work, config: Config) -> None:
 
 
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
-    """Add each example's gradient to its row, in place (scatter_add_ is 3x faster here than index_add_)."""
+    """Add each example's gradient to its row.
+
+    In place (scatter_add_ is 3x faster here than index_add_).
+    """
     if index is None:
         return values.add_(grad.view_as(values))
     flat = grad.flatten(0, 1)
-    return values.scatter_add_(0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat)
+    return values.scatter_add_(0, index if flat.dim() == 1 else index[:, None].expand_as(flat),
+                               flat)
 
 
 def _times(x: Tensor, factor: float | Tensor) -> Tensor:
@@ -140,19 +160,20 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
     return x + y * factor if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
-def build(model: Model, optimizer: str, precision: str, micro: int = 0, multiply: bool = False) -> Step:
+def build(model: Model, optimizer: str, precision: str, micro: int = 0,
+          multiply: bool = False) -> Step:
     """The step of a model: trains `values` in place and returns the loss of each example, (A, B).
 
-    precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas stay fp32.
-    micro: examples whose gradient is worked out at a time, 0 for all. multiply: a `Product` before it is added, for
-    torch.compile, which would copy the weights otherwise.
+    precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas
+    stay fp32. micro: examples whose gradient is worked out at a time, 0 for all. multiply: a
+    `Product` before it is added, for torch.compile, which would copy the weights otherwise.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
 
     half = precision == "bf16"
 
-    def step(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree, constants: Tree,
-             weight: Tensor, numbers: Numbers) -> Tensor:
+    def step(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree,
+             constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
         flat = {kind: None if rows is None else rows.flatten() for kind, rows in index.items()}
         leaves = {}
         for name, kind in kinds.items():
@@ -160,14 +181,18 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0, multiply
             if rows is not None:                            # one row for each example
                 leaf = value.index_select(0, rows)
                 if name in held["later"]:
-                    leaf = _plus(_times(leaf, numbers[3]), held["later"][name].index_select(0, rows), numbers[4])
+                    leaf = _plus(_times(leaf, numbers[3]), held["later"][name].index_select(0,
+                                                                                            rows),
+                                 numbers[4])
                 leaf = leaf.view(*weight.shape, *value.shape[1:])
-            else:                                           # a single row, broadcast over the examples
+            else:  # a single row, broadcast over the examples
                 leaf = value.detach().unsqueeze(1) if kind in columns else value.detach()
             leaves[name] = leaf
-        # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where it costs least
+        # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where
+        # it costs least
         share = weight * -numbers[1] if optimizer == "sgd" else weight
-        with torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext():
+        with torch.autocast(weight.device.type, torch.bfloat16,
+                            cache_enabled=False) if half else nullcontext():
             each = frozenset(name for name, kind in kinds.items() if flat[kind] is not None)
             loss, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
@@ -177,7 +202,8 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0, multiply
             if optimizer == "adamw":
                 moments = held["means"][name], held["squares"][name]
             if name in held["later"]:
-                _scatter(value, flat[kind], _times(cast(Tensor, grad), numbers[5]))     # looked-up rows: no Product
+                # looked-up rows: no Product
+                _scatter(value, flat[kind], _times(cast(Tensor, grad), numbers[5]))
             else:
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
         return loss
@@ -186,13 +212,18 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0, multiply
 
 def loop(step: Step, tiny: Step, work: Work, constants: Tree,
           numbers: list[tuple[float, ...]] | Tensor) -> Tensor:
-    """Step after step; `tiny` serves those where a size is 1, which torch.compile would treat apart."""
+    """Step after step.
+
+    `tiny` serves those where a size is 1, which torch.compile would treat apart.
+    """
     losses = []
-    index = {kind: rows if rows is None else rows.split(work.active) for kind, rows in work.index.items()}
+    index = {kind: rows if rows is None else rows.split(work.active) for kind,
+             rows in work.index.items()}
     columns = {name: parts(column, work.active) for name, column in work.columns.items()}
     for number, weight in enumerate(work.weight.split(work.active)):
         live = {name: rows[number] for name, rows in work.live.items()}
-        held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what, tree in work.rows.items()}
+        held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what,
+                tree in work.rows.items()}
         losses.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
             held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
             {name: as_tensor(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))

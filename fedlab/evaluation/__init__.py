@@ -16,4 +16,7 @@ from fedlab.evaluation.ranking import (
 )
 from fedlab.evaluation.scoring import pair_scorer, scorer
 
-__all__ = ["Candidates", "NewUsers", "accuracy", "at_k", "auc", "candidates", "clicked", "cold_ranking", "dot", "ease", "full_ranks", "hide_items", "hit_rate", "ials", "item_means", "leaky", "mae", "mse", "ndcg", "new_users", "pair_scorer", "popularity", "rank", "ranking", "rmse", "scorer", "seen"]
+__all__ = ["Candidates", "NewUsers", "accuracy", "at_k", "auc", "candidates", "clicked",
+           "cold_ranking", "dot", "ease", "full_ranks", "hide_items", "hit_rate", "ials",
+           "item_means", "leaky", "mae", "mse", "ndcg", "new_users", "pair_scorer", "popularity",
+           "rank", "ranking", "rmse", "scorer", "seen"]

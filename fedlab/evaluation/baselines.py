@@ -1,8 +1,8 @@
 """Baselines that see all data in one place: what federation is measured against.
 
-Letters: U users, I items, D dimensions.
-Sources: Steck 2019, "Embarrassingly shallow autoencoders for sparse data", eq. 8 (EASE); Hu, Koren, Volinsky 2008 and
-Rendle et al. 2022, "Revisiting the performance of iALS on item recommendation benchmarks" (iALS, nu = 1).
+Letters: U users, I items, D dimensions. Sources: Steck 2019, "Embarrassingly shallow autoencoders
+for sparse data", eq. 8 (EASE); Hu, Koren, Volinsky 2008 and Rendle et al. 2022, "Revisiting the
+performance of iALS on item recommendation benchmarks" (iALS, nu = 1).
 """
 
 import torch
@@ -20,7 +20,9 @@ def clicked(train: Ratings) -> Tensor:
 
 
 def ease(train: Ratings, strength: float = 300.0, recency: float = 0.0) -> Score:
-    """Each film predicted from the others: B = I - P / diag(P), P = (X'X + strength I)^-1; scores are X B.
+    """Each film predicted from the others: B = I - P / diag(P), P = (X'X + strength I)^-1.
+
+    Scores are X B.
 
     recency: in the X of the scores a film weighs as `recent` has it; 0 weighs all alike.
     """
@@ -51,12 +53,13 @@ def ials(train: Ratings, dim: int = 32, *, w0: float = 0.1, reg: float = 0.01, e
 
 def _solved(table: Tensor, fixed: Tensor, w0: float, reg: float, chunk: int = 512) -> Tensor:
     """The rows of one side, with the other side fixed; table (rows, len(fixed)) of 0 and 1."""
-    outer = (fixed[:, :, None] * fixed[:, None]).flatten(1)                                   # (m, D D)
+    outer = (fixed[:, :, None] * fixed[:, None]).flatten(1)  # (m, D D)
     eye, gram, found = torch.eye(fixed.shape[1]), fixed.T @ fixed, []
     for part in table.split(chunk):
         own = (part @ outer).view(-1, *gram.shape)
         strength = reg * (part.sum(1) + w0 * len(fixed))
-        found.append(torch.linalg.solve(own + w0 * gram + strength[:, None, None] * eye, part @ fixed))
+        found.append(torch.linalg.solve(own + w0 * gram + strength[:, None, None] * eye,
+                                        part @ fixed))
     return torch.cat(found)
 
 

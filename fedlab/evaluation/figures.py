@@ -1,7 +1,7 @@
 """Static figures over streams of Rounds and federations: one look for all lessons.
 
-Every function returns a closed matplotlib Figure, so that a cell shows it once and nothing is left open.
-Colours: Okabe and Ito 2008, told apart by most colour-blind readers.
+Every function returns a closed matplotlib Figure, so that a cell shows it once and nothing is left
+open. Colours: Okabe and Ito 2008, told apart by most colour-blind readers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,45 +20,53 @@ from fedlab.core import Round
 from fedlab.data import Federation
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-LOOK: Any = {
-    "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": "#dddddd", "axes.axisbelow": True, "axes.titleweight": "bold",
-    "axes.titlesize": 11, "axes.titlelocation": "left", "figure.dpi": 110, "figure.facecolor": "white",
-    "legend.frameon": False, "text.parse_math": False, "lines.linewidth": 2, "font.size": 10,
-}
+LOOK: Any = {"axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False,
+             "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
+             "axes.axisbelow": True, "axes.titleweight": "bold", "axes.titlesize": 11,
+             "axes.titlelocation": "left", "figure.dpi": 110, "figure.facecolor": "white",
+             "legend.frameon": False, "text.parse_math": False, "lines.linewidth": 2,
+             "font.size": 10,}
 
 
 Points = Sequence[tuple[float, float]]
 
 
 @contextmanager
-def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tuple[Figure,
+                                                                                  list[Axes]]]:
     """`count` axes in a row, with the look of the lessons."""
     with plt.rc_context(LOOK):
-        figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained",
+                                    squeeze=False)
         try:
             yield figure, list(axes[0])
         finally:
             plt.close(figure)
 
 
-def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), levels: Mapping[str, float] | None = None,
-           read: Mapping[str, Callable[[Round], float]] | None = None, loss: bool = True) -> Figure:
+def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), levels: Mapping[str,
+                                                                                             float]
+           | None = None, read: Mapping[str, Callable[[Round], float]] | None = None,
+           loss: bool = True) -> Figure:
     """Loss and metrics against rounds, a line a run.
 
-    runs: name -> its Rounds. metrics: names of Round metrics. levels: 'metric: label' -> a dashed line there.
-    read: further panels, title -> a number from a Round. loss: whether the mean local loss has a panel.
+    runs: name -> its Rounds. metrics: names of Round metrics. levels: 'metric: label' -> a dashed
+    line there. read: further panels, title -> a number from a Round. loss: whether the mean local
+    loss has a panel.
     """
-    wanted: dict[str, Callable[[Round], float]] = {"mean local loss": lambda r: r.loss} if loss else {}
+    wanted: dict[str, Callable[[Round],
+                               float]] = {"mean local loss": lambda r: r.loss} if loss else {}
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
-    return overlay({
-        title: {name: [(r.number, value(r)) for r in rounds if title not in metrics or title in r.metrics]
-                for name, rounds in runs.items()} for title, value in wanted.items()}, levels)
+    return overlay({title: {name: [(r.number, value(r)) for r in rounds if title not in metrics
+                                   or title in r.metrics] for name,
+                            rounds in runs.items()} for title, value in wanted.items()}, levels)
 
 
 def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None,
             xlabel: str = "round", width: float = 4.2, log: bool = False) -> Figure:
-    """Panels of lines against rounds, or what xlabel says: title -> run -> its (x, y) points; levels as in `curves`.
+    """Panels of lines against rounds, or what xlabel says: title -> run -> its (x, y) points.
+
+    Levels as in `curves`.
 
     log: spreads the x axis by ratios.
     """
@@ -69,8 +77,9 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
             for label, height in (levels or {}).items():
                 if label.startswith(f"{title}: "):
                     axis.axhline(height, color="#555555", linestyle="--", linewidth=1)
-                    axis.text(0.99, height, label.split(": ", 1)[1], transform=axis.get_yaxis_transform(),
-                              ha="right", va="bottom", fontsize=9, color="#555555")
+                    axis.text(0.99, height, label.split(": ", 1)[1],
+                              transform=axis.get_yaxis_transform(), ha="right", va="bottom",
+                              fontsize=9, color="#555555")
             axis.set(title=title, xlabel=xlabel)
             if log:
                 axis.set_xscale("log")
@@ -81,8 +90,8 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
     return figure
 
 
-def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str,
-          log: bool = False) -> Figure:
+def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
+          ylabel: str, log: bool = False) -> Figure:
     """Named series over one axis; `log` spreads the x axis by ratios."""
     with panels(1, 5.6) as (figure, (axis,)):
         for name, y in series.items():
@@ -97,7 +106,10 @@ def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: s
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
-    """One panel a measure, one bar a name, the value written beside it: measure -> name -> value."""
+    """One panel a measure, one bar a name, the value written beside it.
+
+    Measure -> name -> value.
+    """
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
             colours = [COLOURS[i % len(COLOURS)] for i in range(len(named))]
@@ -111,14 +123,18 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     return figure
 
 
-def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], levels: Mapping[str, float] | None = None
-              ) -> Figure:
-    """Dots with whiskers: measure -> name -> (value, low, high); levels: measure -> a dashed line there."""
+def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], levels: Mapping[str,
+                                                                                              float]
+              | None = None) -> Figure:
+    """Dots with whiskers: measure -> name -> (value, low, high); levels.
+
+    Measure -> a dashed line there.
+    """
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
             for place, (value, low, high) in enumerate(named.values()):
-                axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", capsize=3,
-                              color=COLOURS[place % len(COLOURS)])
+                axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o",
+                              capsize=3, color=COLOURS[place % len(COLOURS)])
             axis.set_yticks(range(len(named)), list(named))
             axis.set_ylim(len(named) - 0.5, -0.5)
             if measure in (levels or {}):
@@ -128,15 +144,21 @@ def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], le
 
 
 def tastes(federations: Mapping[str, Federation]) -> Figure:
-    """What each platform watches: the share of each genre in its ratings, over the share overall."""
+    """What each platform watches.
+
+    The share of each genre in its ratings, over the share overall.
+    """
     with panels(len(federations), 4.6, 3.6) as (figure, axes):
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
             genres = data.train.catalogue.genres[data.train.items].float()
-            table = torch.zeros(len(data), genres.shape[1]).index_add_(0, data.owner[data.train.users], genres)
+            table = torch.zeros(len(data), genres.shape[1]).index_add_(0,
+                                                                       data.owner[data.train.users],
+                                                                       genres)
             share = table / table.sum(1, keepdim=True)
             lift = share / (table.sum(0) / table.sum())
             image = axis.imshow(lift.numpy(), cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
-            axis.set_xticks(range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90, fontsize=8)
+            axis.set_xticks(range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90,
+                            fontsize=8)
             axis.set_yticks(range(len(data)), [f"{n:,}" for n in data.counts.tolist()], fontsize=8)
             axis.set(title=name, ylabel="platform, by its ratings")
             axis.grid(visible=False)
@@ -150,16 +172,16 @@ def platforms(federations: Mapping[str, Federation]) -> Figure:
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
             users = torch.bincount(data.owner).tolist()
             drawn = axis.bar(range(len(data)), data.counts.tolist(), color=COLOURS[0])
-            axis.bar_label(drawn, [f"{n} users" for n in users], fontsize=8, rotation=90 if len(users) > 6 else 0,
-                           padding=2)
+            axis.bar_label(drawn, [f"{n} users" for n in users], fontsize=8,
+                           rotation=90 if len(users) > 6 else 0, padding=2)
             axis.margins(y=0.35)
             axis.set(title=name, xlabel="platform", ylabel="train ratings", xticks=range(len(data)))
             axis.grid(visible=False)
     return figure
 
 
-def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str = "clients",
-              bins: int = 30) -> Figure:
+def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
+              ylabel: str = "clients", bins: int = 30) -> Figure:
     """How a number is spread over clients, a colour a group."""
     with panels(1, 5.6) as (figure, (axis,)):
         axis.hist([list(v) for v in groups.values()], bins=bins, label=list(groups), stacked=False)
@@ -169,10 +191,12 @@ def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
     return figure
 
 
-def space(views: Mapping[str, Tensor], groups: Mapping[str, Tensor], names: Mapping[int, str]) -> Figure:
+def space(views: Mapping[str, Tensor], groups: Mapping[str, Tensor], names: Mapping[int,
+                                                                                    str]) -> Figure:
     """Points in the plane, a panel a view, the same rows in each: title -> (n, 2).
 
-    groups: name -> (n,) true for its points, a colour each; the others are grey. names: row -> what to write there.
+    groups: name -> (n,) true for its points, a colour each; the others are grey. names: row -> what
+    to write there.
     """
     with panels(len(views), 5.6, 4.6) as (figure, axes):
         for axis, (title, points) in zip(axes, views.items(), strict=True):

@@ -2,9 +2,9 @@
 
 Ties always rank against us: an untrained model that scores every item alike gets the last place.
 
-Letters: U users, M candidates a user, n examples.
-Sources: He et al. 2017, section 4.1 (leave-one-out, HR@k, NDCG@k); Krichene, Rendle 2020, "On sampled
-metrics for item recommendation" (why the full ranking is shown beside the sampled one).
+Letters: U users, M candidates a user, n examples. Sources: He et al. 2017, section 4.1
+(leave-one-out, HR@k, NDCG@k); Krichene, Rendle 2020, "On sampled metrics for item recommendation"
+(why the full ranking is shown beside the sampled one).
 """
 
 import torch
@@ -36,10 +36,12 @@ def accuracy(logits: Tensor, target: Tensor) -> float:
 def auc(scores: Tensor, target: Tensor) -> float:
     """Chance that a random positive scores above a random negative; a tie counts one half.
 
-    scores, target (n,), target 0 or 1. Mann and Whitney's U by mid-ranks. Raises when a class is missing.
+    scores, target (n,), target 0 or 1. Mann and Whitney's U by mid-ranks. Raises when a class is
+    missing.
     """
     positives = int((target > 0.5).sum())
-    require(0 < positives < len(target), "target", positives, "needs both classes: some 1s and some 0s")
+    require(0 < positives < len(target), "target", positives,
+            "needs both classes: some 1s and some 0s")
     _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - (counts.double() - 1) / 2
     u = middle[inverse][target > 0.5].sum() - positives * (positives + 1) / 2
@@ -47,7 +49,9 @@ def auc(scores: Tensor, target: Tensor) -> float:
 
 
 def rank(positive: Tensor, others: Tensor) -> Tensor:
-    """(U,) place of each user's held-out item, 1 the best: positive (U,), others (U, M), ties against us.
+    """(U,) place of each user's held-out item, 1 the best.
+
+    Positive (U,), others (U, M), ties against us.
 
     A score that is not a number ranks last.
     """

@@ -1,10 +1,13 @@
-"""Tasks to learn to learn from: a client's examples cut in support and query; new users; sines and lines.
+"""Tasks to learn to learn from: a client's examples cut in support and query; new users.
 
-A column `query` says of each example whether a client learns from it (0, support) or is judged by it (1).
+Sines and lines.
 
-Letters: N clients, C in a cohort, n examples, F inputs.
-Sources: Finn, Abbeel, Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", section 5.1
-(sines); Chen et al. 2018, "Federated meta-learning with fast convergence and efficient communication", section 3.
+A column `query` says of each example whether a client learns from it (0, support) or is judged by
+it (1).
+
+Letters: N clients, C in a cohort, n examples, F inputs. Sources: Finn, Abbeel, Levine 2017,
+"Model-agnostic meta-learning for fast adaptation of deep networks", section 5.1 (sines); Chen et
+al. 2018, "Federated meta-learning with fast convergence and efficient communication", section 3.
 """
 
 from dataclasses import dataclass, replace
@@ -22,8 +25,9 @@ from fedlab.evaluation.metrics import rmse
 class NewUsers:
     """Users of whom a federation knows nothing yet, beside those it trains on, both counted from 0.
 
-    train: ratings of the users that it knows. given: the first ratings of each new user, in the order in which they
-    arrive, `support` each. query: all their others, the same whatever was given. left_out: users with none left.
+    train: ratings of the users that it knows. given: the first ratings of each new user, in the
+    order in which they arrive, `support` each. query: all their others, the same whatever was
+    given. left_out: users with none left.
     """
 
     train: Ratings
@@ -40,13 +44,19 @@ class NewUsers:
     def centred(self) -> tuple["NewUsers", float]:
         """(the same with values less the mean of train, that mean)."""
         mean = float(self.train.values.mean())
-        train, given = (replace(part, values=part.values - mean) for part in (self.train, self.given))
-        return NewUsers(train, given, replace(self.query, values=self.query.values - mean), self.left_out), mean
+        train, given = (replace(part, values=part.values - mean) for part in (self.train,
+                                                                              self.given))
+        return NewUsers(train, given, replace(self.query, values=self.query.values - mean),
+                        self.left_out), mean
 
     def counted(self, k: int, strength: float = 5.0) -> Score:
-        """What counting says of centred values: a film's mean and, of k ratings, the user's offset, both shrunk."""
+        """What counting says of centred values.
+
+        A film's mean and, of k ratings, the user's offset, both shrunk.
+        """
         film, first = item_means(self.train, strength), self.first(k)
-        above = torch.zeros(self.query.user_count).index_add_(0, first["user"], first["target"] - film[first["item"]])
+        above = torch.zeros(self.query.user_count).index_add_(0, first["user"],
+                                                              first["target"] - film[first["item"]])
         return lambda users, items: film[items] + above[users] / (k + strength)
 
     def error(self, score: Score) -> float:
@@ -55,14 +65,22 @@ class NewUsers:
 
 
 def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
-    """(I,) each item's mean value, shrunk to 0 as if it had `strength` ratings of 0 more; give centred values."""
+    """(I,) each item's mean value, shrunk to 0 as if it had `strength` ratings of 0 more.
+
+    Give centred values.
+    """
     total = torch.zeros(train.item_count).index_add_(0, train.items, train.values)
     return total / (train.item_counts() + strength)
 
 
-def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20, seed: int = 0) -> NewUsers:
-    """The users of one of `folds` parts, drawn at random, as new ones; their ratings arrive in random order."""
-    require(2 <= folds <= ratings.user_count, "folds", folds, f"choose from 2 to {ratings.user_count}")
+def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
+              seed: int = 0) -> NewUsers:
+    """The users of one of `folds` parts, drawn at random, as new ones.
+
+    Their ratings arrive in random order.
+    """
+    require(2 <= folds <= ratings.user_count, "folds", folds,
+            f"choose from 2 to {ratings.user_count}")
     require(0 <= fold < folds, "fold", fold, f"choose from 0 to {folds - 1}")
     require(support >= 1, "support", support, "choose 1 rating or more")
     generator = stream(seed, "new users")
@@ -74,12 +92,14 @@ def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20, se
     mine = _of(shuffled, (part == fold) & enough)
     place = _place(torch.ones_like(mine.users, dtype=torch.bool), mine.users)
     others, short = (part != fold) & (count > 0), (part == fold) & (count > 0) & ~enough
-    return NewUsers(_of(shuffled, others), mine.take(place < support), mine.take(place >= support), int(short.sum()))
+    return NewUsers(_of(shuffled, others), mine.take(place < support), mine.take(place >= support),
+                    int(short.sum()))
 
 
 def _of(ratings: Ratings, chosen: Tensor) -> Ratings:
     """The ratings of some users, chosen (U,), who are counted anew."""
     rows, at = chosen[ratings.users], chosen.cumsum(0) - 1
-    ids = tuple(name for name, here in zip(ratings.catalogue.user_ids, chosen.tolist(), strict=True) if here)
-    return Ratings(at[ratings.users[rows]], ratings.items[rows], ratings.values[rows], ratings.times[rows],
-                   replace(ratings.catalogue, user_ids=ids))
+    ids = tuple(name for name, here in zip(ratings.catalogue.user_ids, chosen.tolist(),
+                                           strict=True) if here)
+    return Ratings(at[ratings.users[rows]], ratings.items[rows], ratings.values[rows],
+                   ratings.times[rows], replace(ratings.catalogue, user_ids=ids))

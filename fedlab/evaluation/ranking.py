@@ -18,7 +18,8 @@ from fedlab.evaluation.metrics import at_k, rank
 class Candidates:
     """Each user's held-out item and what it is ranked against.
 
-    users (U,); positives (U,); negatives (U, M): items the user never rated in train, validation or test.
+    users (U,); positives (U,); negatives (U, M): items the user never rated in train, validation or
+    test.
     """
 
     users: Tensor
@@ -46,15 +47,17 @@ def seen(parts: Sequence[Ratings], users: Tensor) -> Tensor:
 def candidates(split: Split, part: str = "test", count: int = 99, seed: int = 0) -> Candidates:
     """`count` different items a user, drawn among those the user rated in no part of the split.
 
-    part: 'validation' or 'test'; one held-out item a user, as `leave_one_out` gives. The draw serves the
-    evaluation alone: training never sees it.
+    part: 'validation' or 'test'; one held-out item a user, as `leave_one_out` gives. The draw
+    serves the evaluation alone: training never sees it.
     """
     held = _held(split, part)
     open_items = ~seen((split.train, split.validation, split.test), held.users)
     few = int(open_items.sum(1).min())
-    require(1 <= count <= few, "count", count, f"choose from 1 to {few}, the unseen items of the busiest user")
+    require(1 <= count <= few, "count", count,
+            f"choose from 1 to {few}, the unseen items of the busiest user")
     draw = torch.rand(open_items.shape, generator=stream(seed, f"candidates {part}"))
-    return Candidates(held.users, held.items, draw.where(open_items, -1.0).topk(count, dim=1).indices)
+    return Candidates(held.users, held.items, draw.where(open_items, -1.0).topk(count,
+                                                                                dim=1).indices)
 
 
 def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) -> Tensor:
@@ -77,7 +80,10 @@ def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) 
 
 
 def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Ratings, Tensor]:
-    """(the ratings of all other items, (I,) true for the items hidden): a share of the items becomes cold."""
+    """(the ratings of all other items, (I,) true for the items hidden).
+
+    A share of the items becomes cold.
+    """
     require(0 < share < 1, "share", share, "choose a share between 0 and 1, say 0.2")
     cold = torch.zeros(ratings.item_count, dtype=torch.bool)
     order = torch.randperm(ratings.item_count, generator=stream(seed, "cold items"))
@@ -86,14 +92,18 @@ def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Rat
 
 
 def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> dict[str, float]:
-    """AUC and NDCG@k of each user's own cold items among all cold ones, the mean over users who have some.
+    """AUC and NDCG@k of each user's own cold items among all cold ones.
 
-    ratings: all of them; cold (I,): true for hidden items. A tie counts half in the AUC and against us in the NDCG.
+    The mean over users who have some.
+
+    ratings: all of them; cold (I,): true for hidden items. A tie counts half in the AUC and against
+    us in the NDCG.
     """
     items = cold.nonzero()[:, 0]
-    mine = seen([ratings], torch.arange(ratings.user_count))[:, items]                               # (U, M)
+    mine = seen([ratings], torch.arange(ratings.user_count))[:, items]  # (U, M)
     users = (mine.any(1) & ~mine.all(1)).nonzero()[:, 0]
-    require(len(users) > 0, "cold", len(items), "nobody rated some of the cold items and not all; hide more")
+    require(len(users) > 0, "cold", len(items),
+            "nobody rated some of the cold items and not all; hide more")
     gains = 1 / torch.log2(torch.arange(k) + 2.0)
     auc, ndcg = [], []
     for user in users.tolist():
@@ -101,7 +111,7 @@ def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> d
         good, bad = scores[mine[user]], scores[~mine[user]].sort().values
         below, within = (torch.searchsorted(bad, good, right=right) for right in (False, True))
         auc.append(float((below + within).float().mean()) / 2 / len(bad))
-        better = len(bad) - below                                          # others that rank before, ties included
+        better = len(bad) - below  # others that rank before, ties included
         places = better + good.argsort(descending=True).argsort()
         ndcg.append(float(gains[places[places < k]].sum() / gains[: len(good)].sum()))
     return {"auc": sum(auc) / len(auc), f"ndcg@{k}": sum(ndcg) / len(ndcg)}

@@ -13,21 +13,28 @@ from fedlab.models import Model
 
 
 def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
-    """Predictions of a model for any users and items: a function (users, items of one shape) -> scores on the CPU.
+    """Predictions of a model for any users and items.
+
+    A function (users, items of one shape) -> scores on the CPU.
 
     owner (U,): the client of each user; needed when a parameter has its rows by client.
     """
     each = "client" in model.rows.values()
-    require(not each or owner is not None, "owner", owner, "name the client of each user, say federation.owner")
+    require(not each or owner is not None, "owner", owner,
+            "name the client of each user, say federation.owner")
     device = next(iter(params.values())).device
-    return pair_scorer(model, lambda name, rows, _: arranged(params[name], rows), owner, each=each, device=device)
+    return pair_scorer(model, lambda name, rows, _: arranged(params[name], rows), owner, each=each,
+                       device=device)
 
 
-def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor], owner: Tensor | None, *,
-                each: bool, device: str | torch.device = "cpu") -> Score:
-    """A `Score` from `look_up(name, rows, clients of the rows)`: the parameter's values at these rows.
+def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor],
+                owner: Tensor | None, *, each: bool, device: str | torch.device = "cpu") -> Score:
+    """A `Score` from `look_up(name, rows, clients of the rows)`.
 
-    each: ask for every pair as a client with one example, not for all pairs as one long batch of one client.
+    The parameter's values at these rows.
+
+    each: ask for every pair as a client with one example, not for all pairs as one long batch of
+    one client.
     """
     constants, holder = to(model.constants, device), owner if owner is None else owner.to(device)
 

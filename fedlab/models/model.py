@@ -1,9 +1,9 @@
 """Recommenders as pairs of pure functions: draw the parameters, predict from them.
 
-`predict(p, batch)` sees its parameters already looked up: p['item'] holds the vectors of the batch's items,
-(..., B, D), not the whole table. The leading axes are free, so the same line serves one client, a stacked
-cohort (A, B, ...) and the scoring of users against candidates. Predictions are logits for clicks and
-values for ratings.
+`predict(p, batch)` sees its parameters already looked up: p['item'] holds the vectors of the
+batch's items, (..., B, D), not the whole table. The leading axes are free, so the same line serves
+one client, a stacked cohort (A, B, ...) and the scoring of users against candidates. Predictions
+are logits for clicks and values for ratings.
 
 Letters: U users, I items, B examples, D dimensions, F features, A clients still active.
 Sources: Rendle et al. 2009 and Koren et al. 2009 (matrix factorisation); He et al. 2017, "Neural
@@ -22,7 +22,10 @@ from fedlab.core import Tree, require
 
 
 class Product(NamedTuple):
-    """A gradient (A, F, H) = left (A, F, B) @ right (A, B, H), to be added to weights while it is multiplied."""
+    """A gradient (A, F, H) = left (A, F, B) @ right (A, B, H).
+
+    To be added to weights while it is multiplied.
+    """
 
     left: Tensor
     right: Tensor
@@ -40,15 +43,15 @@ def _nothing(count: int, generator: torch.Generator) -> Tree:
 class Model:
     """A recommender.
 
-    init(generator) -> Tree; axis 0 of each parameter is its rows.
-    predict(parameters at the examples, batch) -> (..., B).
-    rows: for each parameter what picks its rows: 'item', 'user', 'client', or 'one' (a single row).
-    private: names that never leave a client; their rows go by user or client.
-    constants: fixed tables that `predict` looks into, handed to it whole.
-    noise(n, generator) -> columns (n, ...) drawn for the training examples (dropout); empty otherwise.
-    pullback(parameters, batch) -> (predictions, a function from their gradient to the gradient of each parameter at
-    the examples): predict's gradient by hand, where it is worth it; None leaves it to autograd.
-    activity: floats that `predict` keeps for one example beside its parameters, to plan memory by.
+    init(generator) -> Tree; axis 0 of each parameter is its rows. predict(parameters at the
+    examples, batch) -> (..., B). rows: for each parameter what picks its rows: 'item', 'user',
+    'client', or 'one' (a single row). private: names that never leave a client; their rows go by
+    user or client. constants: fixed tables that `predict` looks into, handed to it whole. noise(n,
+    generator) -> columns (n, ...) drawn for the training examples (dropout); empty otherwise.
+    pullback(parameters, batch) -> (predictions, a function from their gradient to the gradient of
+    each parameter at the examples): predict's gradient by hand, where it is worth it; None leaves
+    it to autograd. activity: floats that `predict` keeps for one example beside its parameters, to
+    plan memory by.
     """
 
     name: str
@@ -67,10 +70,14 @@ class Model:
         require(self.task in TASKS, "task", self.task, f"choose one of {', '.join(TASKS)}")
         for name in self.private:
             fits = self.rows.get(name) in ("user", "client")
-            require(fits, "private", name, "only parameters with rows by user or client can be private")
+            require(fits, "private", name,
+                    "only parameters with rows by user or client can be private")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of each example: cross-entropy for clicks, squared error for ratings; of K targets, their mean."""
+        """Loss of each example: cross-entropy for clicks, squared error for ratings.
+
+        Of K targets, their mean.
+        """
         if self.task == "clicks":
             loss = binary_cross_entropy_with_logits(prediction, target, reduction="none")
         else:
@@ -85,4 +92,5 @@ class Model:
 def check_sizes(**sizes: int) -> None:
     """Raise `ParameterError` unless all are whole numbers of 1 or more."""
     for name, size in sizes.items():
-        require(isinstance(size, int) and size > 0, name, size, "choose a whole number of 1 or more")
+        require(isinstance(size, int) and size > 0, name, size,
+                "choose a whole number of 1 or more")

@@ -1,9 +1,9 @@
 """Recommenders as pairs of pure functions: draw the parameters, predict from them.
 
-`predict(p, batch)` sees its parameters already looked up: p['item'] holds the vectors of the batch's items,
-(..., B, D), not the whole table. The leading axes are free, so the same line serves one client, a stacked
-cohort (A, B, ...) and the scoring of users against candidates. Predictions are logits for clicks and
-values for ratings.
+`predict(p, batch)` sees its parameters already looked up: p['item'] holds the vectors of the
+batch's items, (..., B, D), not the whole table. The leading axes are free, so the same line serves
+one client, a stacked cohort (A, B, ...) and the scoring of users against candidates. Predictions
+are logits for clicks and values for ratings.
 
 Letters: U users, I items, B examples, D dimensions, F features, A clients still active.
 Sources: Rendle et al. 2009 and Koren et al. 2009 (matrix factorisation); He et al. 2017, "Neural
@@ -20,7 +20,10 @@ from fedlab.models.model import Model, Product, Pull, check_sizes
 
 
 def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
-    """`y = w2 . relu(W1 x + b1) + b2` on a column `x` (n, F) of the examples; a first layer as in `nn.Linear`."""
+    """`y = w2 . relu(W1 x + b1) + b2` on a column `x` (n, F) of the examples.
+
+    A first layer as in `nn.Linear`.
+    """
     check_sizes(inputs=inputs, hidden=hidden)
 
     def init(generator: torch.Generator) -> Tree:
@@ -31,7 +34,8 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
 
     def layers(p: Tree, batch: Tree) -> tuple[Tensor, Tensor]:
         h = torch.baddbmm(p["b1"].unsqueeze(1), batch["x"], p["w1"]).relu_()        # (A, B, H)
-        return (h * p["w2"].unsqueeze(1)).sum(-1) + p["b2"], h  # 4x faster here than a matrix product of width 1
+        # 4x faster here than a matrix product of width 1
+        return (h * p["w2"].unsqueeze(1)).sum(-1) + p["b2"], h
 
     def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
         y, h = layers(p, batch)

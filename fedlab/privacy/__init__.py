@@ -42,4 +42,10 @@ from fedlab.privacy.shamir import (
     weights_at_zero,
 )
 
-__all__ = ["PRIME", "AdaptiveClip", "CentralNoise", "Clip", "ExampleLevel", "FixedPoint", "LocalNoise", "Mechanism", "Member", "NoiseSource", "PairCounts", "Release", "RoundContext", "SecureSum", "SecureSumError", "adaptive_clip_noise", "counts", "dense", "epsilon", "example_gradients", "expanded", "gaussian_epsilon", "joined_secret", "noise_for", "noise_of_deltas", "own_taste", "pairs", "public_basis", "secure_sum", "seen", "smoothed", "split_secret", "standard", "summed", "table_score", "together", "unmasked", "weights_at_zero"]
+__all__ = ["PRIME", "AdaptiveClip", "CentralNoise", "Clip", "ExampleLevel", "FixedPoint",
+           "LocalNoise", "Mechanism", "Member", "NoiseSource", "PairCounts", "Release",
+           "RoundContext", "SecureSum", "SecureSumError", "adaptive_clip_noise", "counts", "dense",
+           "epsilon", "example_gradients", "expanded", "gaussian_epsilon", "joined_secret",
+           "noise_for", "noise_of_deltas", "own_taste", "pairs", "public_basis", "secure_sum",
+           "seen", "smoothed", "split_secret", "standard", "summed", "table_score", "together",
+           "unmasked", "weights_at_zero"]

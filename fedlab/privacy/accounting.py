@@ -8,11 +8,12 @@
 | `all`     | `add-remove`, or one client's data (`replace-one`) | `tight`: exact; `rdp` |
 | `fixed`   | `replace-one` | `rdp`: Wang et al., theorem 27 |
 
-Anything else raises. One client's data moves a sum of contributions of norm C or less by 2 C, one client more or less
-by C: the same noise proves less for `replace-one`.
+Anything else raises. One client's data moves a sum of contributions of norm C or less by 2 C, one
+client more or less by C: the same noise proves less for `replace-one`.
 
-Sources: Mironov 2017 (RDP); Gopi, Lee, Wutschitz 2021 (PRV); Balle, Wang 2018, theorem 8 (exact); Wang, Balle,
-Kasiviswanathan 2019, theorem 27; Canonne, Kamath, Steinke 2020, proposition 12 (RDP to epsilon).
+Sources: Mironov 2017 (RDP); Gopi, Lee, Wutschitz 2021 (PRV); Balle, Wang 2018, theorem 8 (exact);
+Wang, Balle, Kasiviswanathan 2019, theorem 27; Canonne, Kamath, Steinke 2020, proposition 12 (RDP to
+epsilon).
 """
 
 import math
@@ -27,17 +28,20 @@ import torch
 
 from fedlab.core import ParameterError, require
 
-SAMPLING, RELATIONS, METHODS = ("poisson", "fixed", "all"), ("add-remove", "replace-one"), ("tight", "rdp")
+SAMPLING, RELATIONS, METHODS = ("poisson", "fixed", "all"), ("add-remove", "replace-one"), ("tight",
+                                                                                            "rdp")
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256)
-DIGITS = Context(prec=600, Emax=MAX_EMAX, Emin=MIN_EMIN)      # differences of moments cancel to hundreds of digits
+# differences of moments cancel to hundreds of digits
+DIGITS = Context(prec=600, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 @dataclass(frozen=True)
 class Release:
     """Noisy sums of clients' contributions, each of which has an L2 norm of at most C.
 
-    noise: standard deviation of the noise on the sum, in units of C. rate: q, the chance (`poisson`) or the share
-    (`fixed`) of clients in a sum. times: how many sums. sampling: one of SAMPLING; with `all`, everybody is in each.
+    noise: standard deviation of the noise on the sum, in units of C. rate: q, the chance
+    (`poisson`) or the share (`fixed`) of clients in a sum. times: how many sums. sampling: one of
+    SAMPLING; with `all`, everybody is in each.
     """
 
     noise: float
@@ -47,43 +51,55 @@ class Release:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require(0 < self.noise < math.inf, "noise", self.noise, "choose a positive number; without noise nothing holds")
-        require(0 < self.rate <= 1, "rate", self.rate, "choose a share of the clients from above 0 to 1")
+        require(0 < self.noise < math.inf, "noise", self.noise,
+                "choose a positive number; without noise nothing holds")
+        require(0 < self.rate <= 1, "rate", self.rate,
+                "choose a share of the clients from above 0 to 1")
         whole = isinstance(self.times, int) and self.times >= 0
         require(whole, "times", self.times, "choose a whole number, 0 or more")
-        require(self.sampling in SAMPLING, "sampling", self.sampling, f"choose one of {', '.join(SAMPLING)}")
-        require(self.sampling != "all" or self.rate == 1, "rate", self.rate, "where everybody is in a sum it is 1")
+        require(self.sampling in SAMPLING, "sampling", self.sampling,
+                f"choose one of {', '.join(SAMPLING)}")
+        require(self.sampling != "all" or self.rate == 1, "rate", self.rate,
+                "where everybody is in a sum it is 1")
 
 
-def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-remove", method: str = "tight") -> float:
+def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-remove",
+            method: str = "tight") -> float:
     """The least epsilon that the accountant proves for all releases together; 0 for none.
 
     method: `tight`, at most 0.02 above the truth, or `rdp`, which is quick and never below it.
     """
-    require(0 < delta < 1, "delta", delta, "choose a number between 0 and 1, below one over the clients")
+    require(0 < delta < 1, "delta", delta,
+            "choose a number between 0 and 1, below one over the clients")
     require(relation in RELATIONS, "relation", relation, f"choose one of {', '.join(RELATIONS)}")
     require(method in METHODS, "method", method, f"choose one of {', '.join(METHODS)}")
     releases = [release for release in releases if release.times]
     if not releases:
         return 0.0
-    kinds, moved = {"all" if r.rate == 1 else r.sampling for r in releases}, 2 if relation == "replace-one" else 1
+    kinds, moved = {"all" if r.rate == 1 else r.sampling
+                    for r in releases}, 2 if relation == "replace-one" else 1
     releases = [replace(r, noise=r.noise / moved) for r in releases]
     if kinds == {"all"} and method == "tight":
         return gaussian_epsilon(math.sqrt(sum(r.times / r.noise**2 for r in releases)), delta)
-    known = kinds == {"all"} or kinds <= ({"poisson", "all"} if relation == "add-remove" else {"fixed", "all"})
+    known = kinds == {"all"} or kinds <= ({"poisson", "all"} if relation == "add-remove"
+                                          else {"fixed", "all"})
     if known and method == "rdp":
-        each = [[r.times * value for value in _divergences(r.noise, r.rate, r.sampling == "fixed" and r.rate < 1)]
+        each = [[r.times * value for value in _divergences(r.noise, r.rate,
+                                                           r.sampling == "fixed" and r.rate < 1)]
                 for r in releases]
-        return min(_from_rdp(order, sum(parts), delta) for order, *parts in zip(ORDERS, *each, strict=True))
+        return min(_from_rdp(order, sum(parts), delta) for order, *parts in zip(ORDERS, *each,
+                                                                                strict=True))
     if kinds == {"poisson"} and relation == "add-remove":
         from opacus.accountants import PRVAccountant  # noqa: PLC0415 - takes seconds
 
         accountant = PRVAccountant()
         accountant.history = [(r.noise, r.rate, r.times) for r in releases]
-        with warnings.catch_warnings(action="ignore", category=UserWarning):    # of the orders it starts from
+        # of the orders it starts from
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             return float(accountant.get_epsilon(delta=delta))
-    raise ParameterError(f"sampling={'+'.join(sorted(kinds))!r}: no proof here for relation={relation!r} and "
-                         f"method={method!r}; poisson goes with add-remove, fixed with replace-one and method='rdp'")
+    raise ParameterError(
+        f"sampling={'+'.join(sorted(kinds))!r}: no proof here for relation={relation!r} and "
+        f"method={method!r}; poisson goes with add-remove, fixed with replace-one and method='rdp'")
 
 
 @lru_cache(maxsize=256)
@@ -96,16 +112,21 @@ def _divergences(noise: float, rate: float, fixed: bool) -> tuple[float, ...]:
     return tuple(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS).tolist())
 
 
-def noise_for(target: float, delta: float, releases: Sequence[Release], *, relation: str = "add-remove",
-              method: str = "tight") -> float:
-    """How many times the noise of all releases makes their epsilon `target`, from below, to a part in a thousand."""
+def noise_for(target: float, delta: float, releases: Sequence[Release], *,
+              relation: str = "add-remove", method: str = "tight") -> float:
+    """How many times the noise of all releases makes their epsilon `target`, from below.
+
+    To a part in a thousand.
+    """
     require(0 < target < math.inf, "target", target, "choose a positive epsilon")
 
     def proven(factor: float) -> float:
-        return epsilon([replace(r, noise=factor * r.noise) for r in releases], delta, relation=relation, method=method)
+        return epsilon([replace(r, noise=factor * r.noise) for r in releases], delta,
+                       relation=relation, method=method)
     low, high = 1 / 64, 1.0
     while proven(high) > target:
-        require(high < 2**20, "target", target, "not even a million times the noise proves it; choose a larger one")
+        require(high < 2**20, "target", target,
+                "not even a million times the noise proves it; choose a larger one")
         low, high = high, 2 * high
     while high / low > 1.001:
         middle = math.sqrt(low * high)
@@ -114,12 +135,16 @@ def noise_for(target: float, delta: float, releases: Sequence[Release], *, relat
 
 
 def gaussian_epsilon(drift: float, delta: float) -> float:
-    """Exact epsilon of a normal variable of deviation 1 that neighbours move by `drift`, never below it.
+    """Exact epsilon of a normal variable of deviation 1 that neighbours move by `drift`.
 
-    drift: sensitivity over the noise's standard deviation; of T sums, the root of the sum of squares.
+    Never below it.
+
+    drift: sensitivity over the noise's standard deviation; of T sums, the root of the sum of
+    squares.
     """
-    def leaked(e: float) -> float:                             # delta at epsilon e: Balle and Wang, theorem 8
-        near, far = torch.special.log_ndtr(torch.tensor([drift / 2 - e / drift, -drift / 2 - e / drift],
+    def leaked(e: float) -> float:  # delta at epsilon e: Balle and Wang, theorem 8
+        near, far = torch.special.log_ndtr(torch.tensor([drift / 2 - e / drift,
+                                                         -drift / 2 - e / drift],
                                                         dtype=torch.float64)).tolist()
         return math.exp(near) - math.exp(e + far)
     low, high = 0.0, 1.0
@@ -134,26 +159,36 @@ def gaussian_epsilon(drift: float, delta: float) -> float:
 
 
 def adaptive_clip_noise(noise: float, bit_noise: float) -> float:
-    """Noise z of the update where a noisy share of unclipped clients goes along: both together prove `noise`.
+    """Noise z of the update where a noisy share of unclipped clients goes along.
 
-    bit_noise: standard deviation of the noise on the count of unclipped clients. Andrew et al. 2021, theorem 1.
+    Both together prove `noise`.
+
+    bit_noise: standard deviation of the noise on the count of unclipped clients. Andrew et al.
+    2021, theorem 1.
     """
-    require(2 * bit_noise > noise > 0, "bit_noise", bit_noise, f"choose more than half of noise={noise:g}")
+    require(2 * bit_noise > noise > 0, "bit_noise", bit_noise,
+            f"choose more than half of noise={noise:g}")
     return (noise**-2 - (2 * bit_noise) ** -2) ** -0.5
 
 
 def fixed_size_rdp(rate: float, noise: float, order: float) -> float:
-    """Renyi divergence of `order` of one sum over a cohort of fixed size; noise over how far one client moves it."""
-    if order != int(order):                                    # (order - 1) rdp is convex in the order
+    """Renyi divergence of `order` of one sum over a cohort of fixed size.
+
+    Noise over how far one client moves it.
+    """
+    if order != int(order):  # (order - 1) rdp is convex in the order
         below, t = math.floor(order), order - math.floor(order)
-        return ((1 - t) * _log_moment(rate, noise, below) + t * _log_moment(rate, noise, below + 1)) / (order - 1)
+        return ((1 - t) * _log_moment(rate, noise, below) + t * _log_moment(rate, noise,
+                                                                            below + 1)) / (order
+                                                                                           - 1)
     return _log_moment(rate, noise, int(order)) / (order - 1)
 
 
 def _log_moment(rate: float, noise: float, order: int) -> float:
     """(order - 1) times the divergence: Wang et al., theorem 27."""
     with localcontext(DIGITS):
-        terms = (Decimal(rate) ** j * math.comb(order, j) * term for j, term in enumerate(_terms(noise)[:order + 1]))
+        terms = (Decimal(rate) ** j * math.comb(order, j) * term for j,
+                 term in enumerate(_terms(noise)[:order + 1]))
         return float(sum(terms, Decimal(0)).ln())
 
 
@@ -163,13 +198,15 @@ def _terms(noise: float) -> list[Decimal]:
     most = int(max(ORDERS))
     with localcontext(DIGITS):
         moments = [(x * (x - 1) / (2 * Decimal(noise) ** 2)).exp() for x in range(most + 3)]
-        column, differences = moments, []                      # forward differences at 0, of each order
+        column, differences = moments, []  # forward differences at 0, of each order
         while column:
             differences.append(column[0])
             column = [b - a for a, b in pairwise(column)]
-        near = [4 * (differences[2 * (j // 2)] * differences[2 * ((j + 1) // 2)]).sqrt() for j in range(3, most + 1)]
+        near = [4 * (differences[2 * (j // 2)] * differences[2 * ((j + 1) // 2)]).sqrt()
+                for j in range(3, most + 1)]
         return [Decimal(1), Decimal(0), min(4 * (moments[2] - 1), 2 * moments[2]),
-                *(min(bound, 2 * moment) for bound, moment in zip(near, moments[3:-2], strict=True))]
+                *(min(bound, 2 * moment) for bound, moment in zip(near, moments[3:-2],
+                                                                  strict=True))]
 
 
 def _from_rdp(order: float, divergence: float, delta: float) -> float:

@@ -1,11 +1,14 @@
-"""What happens to deltas between a client and the server's step: mechanisms with a half on either side.
+"""What happens to deltas between a client and the server's step.
 
-Client halves act in the order of the list on what each client sends, server halves in reverse on the sum. The sum is
-dense: noise goes on all rows, as rows without noise would tell that nobody sent them.
+Mechanisms with a half on either side.
 
-Letters: N clients in all, C in a cohort, R rows.
-Sources: McMahan et al. 2018, "Learning differentially private recurrent language models", algorithm 1 (the sum over the
-fixed denominator qN); Andrew et al. 2021, "Differentially private learning with adaptive clipping", algorithm 1.
+Client halves act in the order of the list on what each client sends, server halves in reverse on
+the sum. The sum is dense: noise goes on all rows, as rows without noise would tell that nobody sent
+them.
+
+Letters: N clients in all, C in a cohort, R rows. Sources: McMahan et al. 2018, "Learning
+differentially private recurrent language models", algorithm 1 (the sum over the fixed denominator
+qN); Andrew et al. 2021, "Differentially private learning with adaptive clipping", algorithm 1.
 """
 
 import math
@@ -24,7 +27,9 @@ from fedlab.privacy.secure_aggregation import FixedPoint, secure_sum
 
 
 class NoiseSource:
-    """Random numbers that noise and cohorts are drawn from: the operating system's, or a teaching seed's.
+    """Random numbers that noise and cohorts are drawn from.
+
+    The operating system's, or a teaching seed's.
 
     Who knows the seed can subtract the noise: with one, no epsilon holds.
     """
@@ -36,9 +41,11 @@ class NoiseSource:
     def uniform(self, *shape: int) -> Tensor:
         """Float64 numbers strictly between 0 and 1."""
         if self.generator is not None:
-            return torch.rand(*shape, generator=self.generator, dtype=torch.float64).clamp(min=2.0**-54)
+            return torch.rand(*shape, generator=self.generator,
+                              dtype=torch.float64).clamp(min=2.0**-54)
         count = torch.Size(shape).numel()
-        bits = torch.frombuffer(bytearray(os.urandom(8 * count) or bytes(8)), dtype=torch.int64)[:count]
+        bits = torch.frombuffer(bytearray(os.urandom(8 * count) or bytes(8)),
+                                dtype=torch.int64)[:count]
         return ((bits >> 11 & 2**53 - 1).double() + 0.5).mul_(2.0**-53).view(shape)
 
     def normal(self, like: Tensor, deviation: float) -> Tensor:
@@ -50,8 +57,9 @@ class NoiseSource:
 class RoundContext:
     """What both halves know of a round.
 
-    clip: C, the longest delta. noise: z, the deviation of noise over C. quantile: where the clip goes to, 0 to keep it.
-    expected: qN clients in a sum, on average. server: its shared parameters. state: what stays for the next round.
+    clip: C, the longest delta. noise: z, the deviation of noise over C. quantile: where the clip
+    goes to, 0 to keep it. expected: qN clients in a sum, on average. server: its shared parameters.
+    state: what stays for the next round.
     """
 
     clip: float
@@ -84,14 +92,17 @@ class Mechanism:
 
 
 class Clip(Mechanism):
-    """A delta longer than C, over all parameters, is scaled down to it, and all clients weigh alike.
+    """A delta longer than C, over all parameters, is scaled down to it.
+
+    And all clients weigh alike.
 
     Not-finite deltas stay so, that the server may reject them: scaled they would pass.
     """
 
     def client(self, update: Update, scene: RoundContext) -> Update:
         """Scaled deltas, weights 1."""
-        length = norms({n: replace(d, values=d.values.double()) for n, d in update.deltas.items()}, len(update.cohort))
+        length = norms({n: replace(d, values=d.values.double()) for n, d in update.deltas.items()},
+                       len(update.cohort))
         self.measured(length, scene)
         factor = (scene.clip / length).clamp(max=1).to(update.weights)
         return replace(update, deltas={name: d.scaled(factor) for name, d in update.deltas.items()},
@@ -102,11 +113,15 @@ class Clip(Mechanism):
 
 
 class CentralNoise(Mechanism):
-    """The server adds normal noise of deviation z C to the sum: clients trust it with their deltas."""
+    """The server adds normal noise of deviation z C to the sum.
+
+    Clients trust it with their deltas.
+    """
 
     def server(self, total: Tree, scene: RoundContext) -> Tree:
         """The sum with noise."""
-        return {name: value + scene.chance.normal(value, scene.noise * scene.clip) for name, value in total.items()}
+        return {name: value + scene.chance.normal(value, scene.noise * scene.clip) for name,
+                value in total.items()}
 
 
 class LocalNoise(Mechanism):
@@ -125,10 +140,12 @@ class LocalNoise(Mechanism):
 
 
 class AdaptiveClip(Clip):
-    """C follows a quantile of the lengths, by a noisy share b of those below it: C <- C exp(-0.2 (b - quantile)).
+    """C follows a quantile of the lengths, by a noisy share b of those below it.
 
-    The count has noise of qN / 20 and takes a part of the round's privacy; the deltas' own noise grows for it. One for
-    each round.
+    C <- C exp(-0.2 (b - quantile)).
+
+    The count has noise of qN / 20 and takes a part of the round's privacy; the deltas' own noise
+    grows for it. One for each round.
     """
 
     def __init__(self) -> None:
@@ -153,7 +170,10 @@ def bit_noise(expected: float) -> float:
 
 
 def summed(mechanisms: Sequence[Mechanism], updates: Iterable[Update], scene: RoundContext) -> Tree:
-    """The sum of the weighted deltas, in float64, after all server halves, over the fixed denominator qN."""
+    """The sum of the weighted deltas, in float64, after all server halves.
+
+    Over the fixed denominator qN.
+    """
     own = (mechanism.total(updates, scene) for mechanism in mechanisms)
     total = next((found for found in own if found is not None), None) or plain_sum(updates, scene)
     for mechanism in reversed(mechanisms):
@@ -169,7 +189,8 @@ def uncoded(update: Update, what: str) -> None:
 
 def plain_sum(updates: Iterable[Update], scene: RoundContext) -> Tree:
     """Each parameter's sum of weighted deltas, dense."""
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in scene.server.items()}
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name,
+             value in scene.server.items()}
     for update in updates:
         for name, rows in update.deltas.items():
             replace(rows, values=rows.values.double()).add_to(total[name], update.weights.double())
@@ -177,7 +198,10 @@ def plain_sum(updates: Iterable[Update], scene: RoundContext) -> Tree:
 
 
 def dense(update: Update, scene: RoundContext) -> Tree:
-    """Each client's deltas (C, ...) of all shared parameters, in the server's order, with zeros where it holds none."""
+    """Each client's deltas (C, ...) of all shared parameters, in the server's order.
+
+    With zeros where it holds none.
+    """
     found = {}
     for name, like in scene.server.items():
         found[name] = like.new_zeros(len(update.cohort), *like.shape)
@@ -188,15 +212,21 @@ def dense(update: Update, scene: RoundContext) -> Tree:
 
 
 class SecureSum(Mechanism):
-    """The server gets the sum by `fedlab.secure` and no client's delta: each sends all rows, under masks.
+    """The server gets the sum by `fedlab.secure` and no client's delta.
 
-    Deltas must be clipped before. Noise of the server's comes on top of a sum that it has seen, and the sum over a
-    cohort of one is that one's delta.
+    Each sends all rows, under masks.
+
+    Deltas must be clipped before. Noise of the server's comes on top of a sum that it has seen, and
+    the sum over a cohort of one is that one's delta.
     """
 
     def __init__(self, share: float = 0.6, most: int = 1000) -> None:
-        """share: of the cohort that must answer. most: clients in a cohort, so that their sum cannot overflow."""
-        require(0.5 < share <= 1, "share", share, "choose more than half, so that no two halves can open a vector")
+        """share: of the cohort that must answer. most.
+
+        Clients in a cohort, so that their sum cannot overflow.
+        """
+        require(0.5 < share <= 1, "share", share,
+                "choose more than half, so that no two halves can open a vector")
         self.share, self.most, self.bytes, self.seconds = share, most, 0, 0.0
 
     def total(self, updates: Iterable[Update], scene: RoundContext) -> Tree:
@@ -206,9 +236,11 @@ class SecureSum(Mechanism):
             uncoded(update, "a secure sum")
             whole = torch.cat([value.flatten(1) for value in dense(update, scene).values()], 1)
             vectors += [fixed.encode(row) for row in whole.double().cpu().numpy()]
-        require(len(vectors) <= self.most, "most", self.most, f"{len(vectors)} clients came; choose as many")
+        require(len(vectors) <= self.most, "most", self.most,
+                f"{len(vectors)} clients came; choose as many")
         names, began = list(scene.server), time.perf_counter()
-        told = secure_sum(dict(enumerate(vectors, 1)), math.floor(self.share * len(vectors)) + 1) if vectors else None
+        told = secure_sum(dict(enumerate(vectors, 1)),
+                          math.floor(self.share * len(vectors)) + 1) if vectors else None
         self.seconds, self.bytes = time.perf_counter() - began, told.bytes_up if told else 0
         sizes = [scene.server[name].numel() for name in names]
         flat = torch.from_numpy(fixed.decode(told.total)) if told else torch.zeros(sum(sizes), dtype=torch.float64)
@@ -216,13 +248,21 @@ class SecureSum(Mechanism):
                 for name, part in zip(names, flat.split(sizes), strict=True)}
 
     def noted(self, done: Round) -> Round:
-        """The Round with the bytes of letters, masked vectors and answers, and the seconds of all parties."""
-        return replace(done, bytes_up=self.bytes, metrics={**done.metrics, "secure_s": self.seconds})
+        """The Round with the bytes of letters, masked vectors and answers.
+
+        And the seconds of all parties.
+        """
+        return replace(done, bytes_up=self.bytes, metrics={**done.metrics,
+                                                           "secure_s": self.seconds})
 
 
 def noise_of_deltas(noise: float, adaptive: bool, expected: float) -> float:
-    """The z of deltas, where a count of the short ones goes along: both together prove as much as `noise`."""
+    """The z of deltas, where a count of the short ones goes along.
+
+    Both together prove as much as `noise`.
+    """
     bits = bit_noise(expected)
-    require(not adaptive or noise < 2 * bits, "noise", noise, f"the clip can follow a quantile below {2 * bits:g}; set "
+    require(not adaptive or noise < 2 * bits, "noise", noise,
+            f"the clip can follow a quantile below {2 * bits:g}; set "
             "quantile=0, or choose a larger cohort")
     return adaptive_clip_noise(noise, bits) if adaptive else noise

@@ -1,16 +1,19 @@
-"""Secure aggregation: a server learns the sum of its clients' vectors and no single one, even when some drop out.
+"""Secure aggregation.
+
+A server learns the sum of its clients' vectors and no single one, even when some drop out.
 
     y_u = x_u + G(b_u) + sum_{v > u} G(s_uv) - sum_{v < u} G(s_uv)     mod 2^32
 
-Each pair agrees on a seed s_uv, and what one adds the other subtracts. Whoever drops out after that leaves masks
-behind: so each client has given shares of its key and of its own seed b_u to all others, and t of them bring back one
-of the two, never both. Keys are fresh in each run.
+Each pair agrees on a seed s_uv, and what one adds the other subtracts. Whoever drops out after that
+leaves masks behind: so each client has given shares of its key and of its own seed b_u to all
+others, and t of them bring back one of the two, never both. Keys are fresh in each run.
 
-The server is honest but curious: it keeps to the protocol. One that tells clients different things about who dropped
-out is caught only if they sign what they saw (Bonawitz et al., the active protocol), which is left out here.
+The server is honest but curious: it keeps to the protocol. One that tells clients different things
+about who dropped out is caught only if they sign what they saw (Bonawitz et al., the active
+protocol), which is left out here.
 
-Letters: n clients, t threshold, D numbers in a vector.
-Source: Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving machine learning", figure 4.
+Letters: n clients, t threshold, D numbers in a vector. Source: Bonawitz et al. 2017, "Practical
+secure aggregation for privacy-preserving machine learning", figure 4.
 """
 
 import os
@@ -33,8 +36,12 @@ Words = NDArray[np.uint32]
 
 
 def expanded(seed: bytes, length: int) -> Words:
-    """G: a seed of 32 bytes as `length` words that nobody can tell from chance: a ChaCha20 key stream."""
-    stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(4 * length))
+    """G: a seed of 32 bytes as `length` words that nobody can tell from chance.
+
+    A ChaCha20 key stream.
+    """
+    stream = Cipher(algorithms.ChaCha20(seed, bytes(16)),
+                    mode=None).encryptor().update(bytes(4 * length))
     return np.frombuffer(stream, dtype="<u4")
 
 
@@ -54,7 +61,10 @@ class Keys:
 
 @dataclass
 class Member:
-    """A client in one run. number: from 1, its place in the shares. run: a name that no other run has."""
+    """A client in one run. number: from 1, its place in the shares. run.
+
+    A name that no other run has.
+    """
 
     number: int
     run: bytes
@@ -67,20 +77,24 @@ class Member:
 
     def keys(self) -> Keys:
         """Round 0: what it tells everybody."""
-        return Keys(self._mask.public_key().public_bytes_raw(), self._letter.public_key().public_bytes_raw())
+        return Keys(self._mask.public_key().public_bytes_raw(),
+                    self._letter.public_key().public_bytes_raw())
 
     def letters(self, everyone: Mapping[int, Keys], threshold: int) -> dict[int, bytes]:
         """Round 1: to each other client, sealed, its shares of this one's mask key and own seed."""
         self._others = {number: keys for number, keys in everyone.items() if number != self.number}
         self._threshold = threshold
         count = max(everyone)
-        both = [split_secret(secret, count, threshold) for secret in (self._mask.private_bytes_raw(), self._seed)]
-        return {number: self._sealed(number, b"".join(part[number - 1].to_bytes(66, "big") for part in both))
-                for number in everyone}
+        both = [split_secret(secret, count,
+                             threshold) for secret in (self._mask.private_bytes_raw(), self._seed)]
+        return {number: self._sealed(number, b"".join(part[number - 1].to_bytes(66,
+                                                                                "big")
+                                                      for part in both)) for number in everyone}
 
     def _sealed(self, to: int, text: bytes) -> bytes:
         nonce = os.urandom(12)
-        return nonce + ChaCha20Poly1305(self._pair(to)).encrypt(nonce, text, self._label(self.number, to))
+        return nonce + ChaCha20Poly1305(self._pair(to)).encrypt(nonce, text,
+                                                                self._label(self.number, to))
 
     def _label(self, sender: int, to: int) -> bytes:
         return self.run + sender.to_bytes(4, "big") + to.to_bytes(4, "big")
@@ -94,36 +108,45 @@ class Member:
         found = vector + expanded(self._seed, len(vector))
         for other in senders:
             if other != self.number:
-                mask = expanded(agreed(self._mask, self._others[other].mask, b"mask" + self.run), len(vector))
+                mask = expanded(agreed(self._mask, self._others[other].mask, b"mask" + self.run),
+                                len(vector))
                 found = found + mask if self.number < other else found - mask
         return found
 
     def opened(self, letters: Mapping[int, bytes], there: Iterable[int]) -> dict[int, int]:
-        """Round 3: of each sender one share: of its seed where its vector arrived, else of its mask key; never both."""
+        """Round 3: of each sender one share.
+
+        Of its seed where its vector arrived, else of its mask key; never both.
+        """
         there, found = set(there), {}
         if len(there) < self._threshold:
-            raise SecureSumError(f"{len(there)} vectors arrived, fewer than the threshold {self._threshold}: a sum "
-                                 "of so few says too much of each")
+            raise SecureSumError(
+                f"{len(there)} vectors arrived, fewer than the threshold {self._threshold}: a sum "
+                "of so few says too much of each")
         if self._told and self._told != there:
             raise SecureSumError("asked for shares twice with different clients there: that would open single vectors")
         self._told = there
         for sender, letter in letters.items():
             try:
                 text = ChaCha20Poly1305(self._pair(sender)).decrypt(letter[:12], letter[12:],
-                                                                    self._label(sender, self.number))
+                                                                    self._label(sender,
+                                                                                self.number))
             except InvalidTag:
-                raise SecureSumError(f"client {self.number}: the letter of client {sender} was changed, or is of "
-                                     "another run or pair") from None
+                raise SecureSumError(
+                    f"client {self.number}: the letter of client {sender} was changed, or is of "
+                    "another run or pair") from None
             found[sender] = int.from_bytes(text[66:] if sender in there else text[:66], "big")
         return found
 
 
 def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders: Iterable[int],
              shares: Mapping[int, Mapping[int, int]], threshold: int, run: bytes) -> Words:
-    """The server's part: the sum of the vectors that arrived. Raises `SecureSumError` below the threshold.
+    """The server's part: the sum of the vectors that arrived.
 
-    vectors: client -> masked (D,). everyone: client -> its keys. senders: whose letters arrived. shares: client that
-    answered -> {sender: one share}.
+    Raises `SecureSumError` below the threshold.
+
+    vectors: client -> masked (D,). everyone: client -> its keys. senders: whose letters arrived.
+    shares: client that answered -> {sender: one share}.
     """
     if len(vectors) < threshold or len(shares) < threshold:
         raise SecureSumError(f"{len(vectors)} vectors and {len(shares)} answers arrived; at least {threshold} of each "
@@ -139,9 +162,11 @@ def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders
         if sender in vectors:
             total -= expanded(secret, length)
             continue
-        key = X25519PrivateKey.from_private_bytes(secret)         # it dropped out: take back what others added for it
+        # it dropped out: take back what others added for it
+        key = X25519PrivateKey.from_private_bytes(secret)
         if key.public_key().public_bytes_raw() != everyone[sender].mask:
-            raise SecureSumError(f"the shares of client {sender}'s key do not fit together: one of them was changed")
+            raise SecureSumError(
+                f"the shares of client {sender}'s key do not fit together: one of them was changed")
         for other in vectors:
             mask = expanded(agreed(key, everyone[other].mask, b"mask" + run), length)
             total = total - mask if other < sender else total + mask
@@ -150,7 +175,9 @@ def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Numbers from -bound to bound as words mod 2^32, so that the sum of `clients` of them does not overflow.
+    """Numbers from -bound to bound as words mod 2^32.
+
+    So that the sum of `clients` of them does not overflow.
 
     One unit is bound clients / 2^31: a sum is off by half of it for each client at most.
     """
@@ -169,9 +196,13 @@ class FixedPoint:
         return self.bound * self.clients / (2**31 - self.clients)
 
     def encode(self, values: NDArray[np.float64]) -> Words:
-        """Words of values; raises `ParameterError` for one beyond the bound, which could wrap around in the sum."""
+        """Words of values.
+
+        Raises `ParameterError` for one beyond the bound, which could wrap around in the sum.
+        """
         worst = float(np.abs(values).max(initial=0.0))
-        require(worst <= self.bound, "values", worst, f"beyond the bound {self.bound:g} sums overflow; clip first")
+        require(worst <= self.bound, "values", worst,
+                f"beyond the bound {self.bound:g} sums overflow; clip first")
         return np.rint(values / self.unit).astype(np.int64).astype(np.uint32)
 
     def decode(self, total: Words) -> NDArray[np.float64]:
@@ -191,11 +222,13 @@ def secure_sum(vectors: Mapping[int, Words], threshold: int, *, silent: Iterable
                gone: Iterable[int] = ()) -> Told:
     """One whole run among clients 1, 2, ...: the sum of the vectors that arrive.
 
-    silent: who drops out after sending letters, before the vector: not in the sum. gone: who drops out after the
-    vector: in the sum, but does not answer. Raises `SecureSumError` where fewer than the threshold remain.
+    silent: who drops out after sending letters, before the vector: not in the sum. gone: who drops
+    out after the vector: in the sum, but does not answer. Raises `SecureSumError` where fewer than
+    the threshold remain.
     """
     count = len(vectors)
-    require(sorted(vectors) == list(range(1, count + 1)), "vectors", sorted(vectors)[:8], "number clients 1, 2, ...")
+    require(sorted(vectors) == list(range(1, count + 1)), "vectors", sorted(vectors)[:8],
+            "number clients 1, 2, ...")
     require(count // 2 < threshold <= count, "threshold", threshold,
             f"choose more than half of the {count} clients, so that no two halves can open both secrets of one")
     run = os.urandom(16)
@@ -205,8 +238,11 @@ def secure_sum(vectors: Mapping[int, Words], threshold: int, *, silent: Iterable
     there = [number for number in members if number not in set(silent)]
     sent = {number: members[number].masked(vectors[number], members) for number in there}
     inbox = {to: {sender: written[to] for sender, written in letters.items()} for to in members}
-    shares = {number: members[number].opened(inbox[number], there) for number in there if number not in set(gone)}
+    shares = {number: members[number].opened(inbox[number],
+                                             there) for number in there if number not in set(gone)}
     total = unmasked(sent, everyone, members, shares, threshold, run)
-    up = 64 * count + sum(len(letter) for written in letters.values() for letter in written.values())
-    up += sum(4 * len(vector) for vector in sent.values()) + sum(66 * len(answer) for answer in shares.values())
+    up = 64 * count + sum(len(letter) for written in letters.values()
+                          for letter in written.values())
+    up += sum(4 * len(vector) for vector in sent.values()) + sum(66 * len(answer)
+                                                                 for answer in shares.values())
     return Told(total, up)

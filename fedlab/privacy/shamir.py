@@ -14,8 +14,12 @@ class SecureSumError(RuntimeError):
 
 
 def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
-    """Shamir: points 1 to `count` of a random polynomial of degree t - 1 that is the secret at 0."""
-    terms = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
+    """Shamir.
+
+    Points 1 to `count` of a random polynomial of degree t - 1 that is the secret at 0.
+    """
+    terms = [int.from_bytes(secret, "big"),
+             *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     points = []
     for x in range(1, count + 1):
         value = 0

@@ -20,4 +20,6 @@ from fedlab.workbench.sweep import Sweep, values
 from fedlab.workbench.view import table
 from fedlab.workbench.widget import Workbench
 
-__all__ = ["AGGREGATES", "CODES", "CRAFTS", "METRICS", "MODELS", "PARTITIONS", "PRESETS", "WIDTH", "Experiment", "Job", "Run", "Runner", "Runs", "Sweep", "Workbench", "export", "follow", "metrics", "record", "side_by_side", "stream", "table", "values"]
+__all__ = ["AGGREGATES", "CODES", "CRAFTS", "METRICS", "MODELS", "PARTITIONS", "PRESETS", "WIDTH",
+           "Experiment", "Job", "Run", "Runner", "Runs", "Sweep", "Workbench", "export", "follow",
+           "metrics", "record", "side_by_side", "stream", "table", "values"]

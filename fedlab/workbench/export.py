@@ -27,21 +27,25 @@ def to_csv(runs: Sequence[Run]) -> bytes:
     out.writeheader()
     for run in runs:
         for record, used in zip(run.records, run.settings_by_round(), strict=True):
-            out.writerow({"run": run.name} | used | record | {"rejected": len(record.get("rejected", ()))})
+            out.writerow({"run": run.name} | used | record | {"rejected": len(record.get("rejected",
+                                                                                         ()))})
     return text.getvalue().encode()
 
 
 def to_json(runs: Sequence[Run]) -> bytes:
     """Everything that is kept of the runs."""
-    whole = [run.header() | {"state": run.state, "error": run.error, "records": run.records} for run in runs]
+    whole = [run.header() | {"state": run.state, "error": run.error,
+                             "records": run.records} for run in runs]
     return json.dumps({"fedlab": VERSION, "runs": whole}, indent=1).encode()
 
 
 def to_png(runs: Sequence[Run]) -> bytes:
     """The loss and every metric against rounds, a line a run, by `plots`."""
     names = [run.name for run in runs]
-    own = {run.id: f" {run.name}" if names.count(run.name) == 1 else f" {run.name} ({run.id[-4:]})" for run in runs}
-    series = {name: {own[run.id]: [(r["round"], r[name]) for r in run.records if r.get(name) is not None]
+    own = {run.id: f" {run.name}" if names.count(run.name) == 1 else f" {run.name} ({run.id[-4:]})"
+           for run in runs}
+    series = {name: {own[run.id]: [(r["round"],
+                                    r[name]) for r in run.records if r.get(name) is not None]
                      for run in runs} for name in metrics(list(runs))}
     picture = io.BytesIO()
     figures.overlay(series).savefig(picture, format="png", dpi=160)
@@ -56,10 +60,14 @@ def export(runs: Sequence[Run], kind: str) -> bytes:
 
 
 def to_tensorboard(runs: Sequence[Run], folder: str | Path) -> Path:
-    """Write event files, a folder a run, and return the folder for `tensorboard --logdir`. Raises OSError."""
+    """Write event files, a folder a run, and return the folder for `tensorboard --logdir`.
+
+    Raises OSError.
+    """
     require(len(runs) > 0, "runs", 0, "there is nothing to export yet; train a run first")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)             # of protobuf and tensorboard, on import
+        # of protobuf and tensorboard, on import
+        warnings.simplefilter("ignore", DeprecationWarning)
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
     for run in runs:
         own = Path(folder, f"{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('-.')}-{run.id}")
@@ -67,6 +75,7 @@ def to_tensorboard(runs: Sequence[Run], folder: str | Path) -> Path:
         with writer(str(own)) as out:
             out.add_text("settings", json.dumps(run.settings, indent=1))
             for record in run.records:
-                for name in [n for n in record if n not in ("round", "turned") and record[n] is not None]:
+                for name in [n for n in record if n not in ("round",
+                                                            "turned") and record[n] is not None]:
                     out.add_scalar(name.replace("@", "_at_"), record[name], record["round"])
     return Path(folder)

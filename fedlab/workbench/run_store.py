@@ -1,4 +1,7 @@
-"""The runs of a workbench: begun, renamed, deleted, and kept in a folder as they go, a file for each."""
+"""The runs of a workbench.
+
+Begun, renamed, deleted, and kept in a folder as they go, a file for each.
+"""
 
 import json
 import threading
@@ -13,7 +16,8 @@ from fedlab.workbench.runs import Record, Run, end, read, record
 class Runs:
     """The runs of a workbench by id, oldest first; with a folder, each is kept there as it goes.
 
-    trouble: why runs are not being saved, or why one could not be read; the runs themselves go on in memory.
+    trouble: why runs are not being saved, or why one could not be read; the runs themselves go on
+    in memory.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -22,12 +26,15 @@ class Runs:
         self.folder: Path | None = None
         self.trouble = ""
         self._unsaved: set[str] = set()
-        self._lock = threading.RLock()                       # rounds come from the runner's thread, clicks from another
+        self._lock = threading.RLock()  # rounds come from the runner's thread, clicks from another
         if folder is not None:
             self.open(folder)
 
     def open(self, folder: str | Path) -> None:
-        """Keep runs in this folder from now on: read those that lie there, write those in memory."""
+        """Keep runs in this folder from now on.
+
+        Read those that lie there, write those in memory.
+        """
         with self._lock:
             self.folder, self.trouble = Path(folder), ""
             mine = list(self.all.values())
@@ -58,7 +65,10 @@ class Runs:
         return run
 
     def add(self, run: Run, done: Round) -> None:
-        """Note a finished Round. Parameters are dropped from the one before, so that memory does not fill."""
+        """Note a finished Round.
+
+        Parameters are dropped from the one before, so that memory does not fill.
+        """
         before = asdict(run.rounds[-1].config) if run.rounds else run.settings
         if run.rounds:
             run.rounds[-1] = run.rounds[-1].light()

@@ -1,7 +1,10 @@
-"""The one thread of the package: it takes a job's steps, and starts, pauses, steps and stops when told.
+"""The one thread of the package.
 
-A job is an iterator that does a round's work each time it is asked. Training runs here and never in a cell, so that
-clicks and sliders get through; one job is active in a kernel, and starting another stops it.
+It takes a job's steps, and starts, pauses, steps and stops when told.
+
+A job is an iterator that does a round's work each time it is asked. Training runs here and never in
+a cell, so that clicks and sliders get through; one job is active in a kernel, and starting another
+stops it.
 """
 
 import ctypes
@@ -27,7 +30,10 @@ class Runner:
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """`changed()` is called after each round and each change of state, mostly from the thread."""
+        """`changed()` is called after each round and each change of state.
+
+        Mostly from the thread.
+        """
         self.changed = changed
         self.state, self.error = "ready", ""
         self._turn = threading.Condition()
@@ -116,10 +122,13 @@ class Runner:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a round frees for the next: a thread's rounds are then as fast as a cell's.
+    """Let glibc keep what a round frees for the next.
 
-    Off the main thread it hands memory back at once and every round asked for it again: 373 page faults, a tenth of a
-    round of 64 users (medians of 20 runs taken in turn). The two numbers are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    A thread's rounds are then as fast as a cell's.
+
+    Off the main thread it hands memory back at once and every round asked for it again: 373 page
+    faults, a tenth of a round of 64 users (medians of 20 runs taken in turn). The two numbers are
+    M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 32 << 20)
@@ -153,7 +162,8 @@ def follow(live: Callable[[], Iterator[Round]], run: Run, runs: Runs) -> Job:
 def side_by_side(jobs: Iterable[Callable[[], Job]], width: int) -> Job:
     """A job: `width` jobs at a time take turns, a round each; one that fails ends alone.
 
-    jobs: functions that start one, called when there is room. Each keeps its own note of how it ended.
+    jobs: functions that start one, called when there is room. Each keeps its own note of how it
+    ended.
     """
     require(width >= 1, "width", width, "choose 1 or more runs at a time")
     waiting, open_jobs = iter(jobs), deque[Job]()

@@ -1,7 +1,8 @@
 """One run as plain data, and its file.
 
-A run on disk is one JSONL file: a header with its settings, then a line for each round and each event (a new name,
-the end), appended as they come, so a kernel that dies loses at most the line it was writing:
+A run on disk is one JSONL file: a header with its settings, then a line for each round and each
+event (a new name, the end), appended as they come, so a kernel that dies loses at most the line it
+was writing:
 
     {"fedlab": 1, "run": "20260131-120000-000000-1f2e", "name": "run 1", "started": "...", "settings": {...}}
     {"round": 1, "loss": 0.69, "clients": 64, "bytes_up": ..., "bytes_down": ..., "seconds": ..., "ndcg@10": 0.31}
@@ -30,21 +31,23 @@ PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turne
 class Run:
     """One run: what it was set to, and a plain record of each round.
 
-    settings: at the start; a record's `turned` holds the knobs that changed before its round. rounds: the Rounds
-    themselves while this kernel lives, the last one with its parameters. state: running, done, stopped, failed,
-    or interrupted, for a run on disk that has no end.
+    settings: at the start; a record's `turned` holds the knobs that changed before its round.
+    rounds: the Rounds themselves while this kernel lives, the last one with its parameters. state:
+    running, done, stopped, failed, or interrupted, for a run on disk that has no end.
     """
 
     name: str
     settings: dict[str, Any]
-    id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}")
+    id: str = field(
+        default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}")
     started: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     state: str = "running"
     error: str = ""
     pinned: bool = False
     records: list[Record] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
-    clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))     # when the last rounds ended, s
+    # when the last rounds ended, s
+    clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))
 
     def settings_by_round(self) -> list[dict[str, Any]]:
         """The settings of each round, with the knobs as they were turned."""
@@ -63,7 +66,10 @@ class Run:
         return found
 
     def best(self, metric: str, mode: str) -> Record | None:
-        """The record with the best value, the earlier one on a tie; None where it was never measured."""
+        """The record with the best value, the earlier one on a tie.
+
+        None where it was never measured.
+        """
         measured = [r for r in self.records if r.get(metric) is not None]
         return (min if mode == "min" else max)(measured, key=lambda r: r[metric], default=None)
 
@@ -74,20 +80,25 @@ class Run:
 
 
 def record(done: Round, before: Mapping[str, Any]) -> Record:
-    """A Round as plain data, without the parameters; what is not a finite number is None, as JSON has no NaN.
+    """A Round as plain data, without the parameters.
+
+    What is not a finite number is None, as JSON has no NaN.
 
     before: the settings of the round before it.
     """
-    turned = {name: value for name, value in asdict(done.config).items() if value != before.get(name)}
+    turned = {name: value for name,
+              value in asdict(done.config).items() if value != before.get(name)}
     found: Record = {"round": done.number, "loss": _finite(done.loss), "clients": len(done.cohort),
-                     "bytes_up": done.bytes_up, "bytes_down": done.bytes_down, "seconds": round(done.seconds, 4)}
+                     "bytes_up": done.bytes_up, "bytes_down": done.bytes_down,
+                     "seconds": round(done.seconds, 4)}
     if done.clock:
         found["simulated s"] = round(done.clock, 3)
     if done.rejected:
         found["rejected"] = {str(client): why for client, why in done.rejected.items()}
     if done.skipped:
         found["skipped"] = done.skipped
-    return found | {n: _finite(v) for n, v in done.metrics.items()} | ({"turned": turned} if turned else {})
+    return found | {n: _finite(v) for n, v in done.metrics.items()} | ({"turned": turned} if turned
+                                                                       else {})
 
 
 def end(run: Run) -> Record:
@@ -100,15 +111,20 @@ def _finite(value: float) -> float | None:
 
 
 def read(path: str | Path) -> Run:
-    """A run from its file. A last line cut short is left out; `ParameterError` names any other line that is wrong."""
+    """A run from its file. A last line cut short is left out.
+
+    `ParameterError` names any other line that is wrong.
+    """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     run: Run | None = None
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
             if run is None:
-                require(line["fedlab"] == VERSION, "fedlab", line["fedlab"], f"{path}: this reads version {VERSION}")
-                run = Run(line["name"], dict(line["settings"]), line["run"], line["started"], "interrupted")
+                require(line["fedlab"] == VERSION, "fedlab", line["fedlab"],
+                        f"{path}: this reads version {VERSION}")
+                run = Run(line["name"], dict(line["settings"]), line["run"], line["started"],
+                          "interrupted")
             elif "end" in line:
                 run.state, run.error = line["end"], line["error"]
             elif "round" in line:
@@ -117,7 +133,8 @@ def read(path: str | Path) -> Run:
                 run.name = line["name"]
         except (json.JSONDecodeError, TypeError, KeyError):
             where = f"{path}:{number}"
-            require(run is not None and number == len(lines), where, text[:40], "not a line of a run; remove the file")
+            require(run is not None and number == len(lines), where, text[:40],
+                    "not a line of a run; remove the file")
     if run is None:
         raise ParameterError(f"{path}: an empty file; remove it")
     return run

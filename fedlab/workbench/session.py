@@ -1,4 +1,6 @@
-"""What a workbench does, without its view: settings that are turned, runs that train, sweeps that fill.
+"""What a workbench does, without its view.
+
+Settings that are turned, runs that train, sweeps that fill.
 
 See `fedlab.runner` for the thread and `fedlab.runs` for what is kept.
 """
@@ -24,9 +26,10 @@ WIDTH = 4                # runs of a sweep that train side by side
 class Session:
     """Settings, runs and the one job over a stream of Rounds.
 
-    live: a function from a settings-giving function to a stream of Rounds. config: where the knobs start. metrics:
-    name -> 'max' or 'min', what is better; the loss is always there. folder: where runs are kept. presets: name ->
-    settings. changed: called after each round and each change of state, from the thread.
+    live: a function from a settings-giving function to a stream of Rounds. config: where the knobs
+    start. metrics: name -> 'max' or 'min', what is better; the loss is always there. folder: where
+    runs are kept. presets: name -> settings. changed: called after each round and each change of
+    state, from the thread.
     """
 
     def __init__(self, live: Live, config: Config, metrics: Mapping[str, str], folder: str | Path | None,
@@ -34,10 +37,12 @@ class Session:
         """Stop what ran in this kernel before, so that running a cell again starts afresh."""
         self.metrics = {"loss": "min"} | dict(metrics)
         for name, mode in self.metrics.items():
-            require(mode in ("min", "max"), f"metrics[{name!r}]", mode, "write 'min' if lower is better, or 'max'")
+            require(mode in ("min", "max"), f"metrics[{name!r}]", mode,
+                    "write 'min' if lower is better, or 'max'")
         self.presets = presets
         claim(None)
-        self.live, self.runs, self.runner, self.changed = live, Runs(folder), Runner(changed), changed
+        self.live, self.runs, self.runner, self.changed = live, Runs(folder), Runner(
+            changed), changed
         self.members: list[Run] = []         # what the last start or sweep trains
         self.trying: Sweep | None = None
         self.planned = 1                     # runs of the sweep
@@ -60,7 +65,8 @@ class Session:
     @property
     def progress(self) -> float:
         """Share of the rounds that are done, of all runs of a sweep."""
-        return min(sum(len(run.records) for run in self.members) / (self.config.rounds * self.planned), 1.0)
+        return min(sum(len(run.records) for run in self.members) / (self.config.rounds
+                                                                    * self.planned), 1.0)
 
     def shown(self) -> list[Run]:
         """What belongs into a chart: the runs that train, or the last one, and those pinned."""
@@ -84,18 +90,24 @@ class Session:
         self.runner.stop(wait=False)
 
     def reset(self) -> None:
-        """Stop, forget what was shown but for pinned runs, and put the knobs back to where they began."""
+        """Stop, forget what was shown but for pinned runs.
+
+        And put the knobs back to where they began.
+        """
         self.runner.reset()
         self.trying, self.members, self.in_use, self.config = None, [], None, self._first
 
     def sweep(self, what: Sweep) -> None:
         """Train every trial of a sweep, some side by side."""
-        require(what.metric in self.metrics, "metric", what.metric, f"choose one of {', '.join(self.metrics)}")
+        require(what.metric in self.metrics, "metric", what.metric,
+                f"choose one of {', '.join(self.metrics)}")
         trials = what.trials(self.config)
         claim(None)
         self.in_use = None
-        self.trying, self.members, self.planned, self.began = what, [], len(trials), time.monotonic()
-        jobs = [partial(self._job, trial, partial(_same, trial), what.name(trial)) for trial in trials]
+        self.trying, self.members, self.planned, self.began = what, [], len(
+            trials), time.monotonic()
+        jobs = [partial(self._job, trial, partial(_same, trial),
+                        what.name(trial)) for trial in trials]
         self.runner.start(side_by_side(jobs, WIDTH))
 
     def pin(self, id_: str, on: bool) -> None:
@@ -113,11 +125,12 @@ class Session:
 
     def _snapshots(self, started: Config) -> Callable[[], Config]:
         """The knobs as each round takes them; those that are not live stay as the run started."""
-        fixed = {name: getattr(started, name) for name, knob in knobs(type(started)).items() if not knob.live}
+        fixed = {name: getattr(started, name) for name,
+                 knob in knobs(type(started)).items() if not knob.live}
 
         def ask() -> Config:
             config = replace(self.config, **fixed)
-            if config != self.in_use:                        # shown when a round takes it, not when that round ends
+            if config != self.in_use:  # shown when a round takes it, not when that round ends
                 self.in_use = config
                 self.changed()
             return config
@@ -125,7 +138,8 @@ class Session:
 
     def _job(self, config: Config, ask: Callable[[], Config], name: str = "") -> Job:
         """One run; it is not there before its first round is asked for."""
-        for old in self.runs.listed():       # ended ones lose their parameters, so that memory does not fill
+        # ended ones lose their parameters, so that memory does not fill
+        for old in self.runs.listed():
             if old.state != "running" and old.rounds and old.rounds[-1].params:
                 old.rounds = [done.light() for done in old.rounds]
         run = self.runs.begin(config, name)

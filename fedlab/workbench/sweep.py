@@ -1,7 +1,7 @@
 """Sweeps: many runs over any two settings, and the map of what they reached.
 
-Source: Bergstra and Bengio 2012, "Random search for hyper-parameter optimization", section 2: a random search tries
-as many values of each setting as it has runs, a grid only a few.
+Source: Bergstra and Bengio 2012, "Random search for hyper-parameter optimization", section 2: a
+random search tries as many values of each setting as it has runs, a grid only a few.
 """
 
 import math
@@ -22,8 +22,9 @@ MOST = 200      # runs in a sweep
 class Sweep:
     """What to try and what to look at.
 
-    over: setting -> the values of a grid, or the values a random search draws between (numbers) or from (choices).
-    metric, mode: what to compare, and whether 'min' or 'max' is better. count: 0 for the whole grid, else random runs.
+    over: setting -> the values of a grid, or the values a random search draws between (numbers) or
+    from (choices). metric, mode: what to compare, and whether 'min' or 'max' is better. count: 0
+    for the whole grid, else random runs.
     """
 
     over: Mapping[str, Sequence[Any]]
@@ -34,13 +35,15 @@ class Sweep:
     def trials(self, base: C) -> list[C]:
         """The settings of every run. Raises `ParameterError` before anything is trained."""
         known(list(knobs(type(base))), self.over)
-        require(len(self.over) in (1, 2), "over", list(self.over), "choose one or two different settings")
+        require(len(self.over) in (1, 2), "over", list(self.over),
+                "choose one or two different settings")
         for name, values in self.over.items():
             require(len(values) > 0, name, list(values), "give at least one value")
             for value in values:
                 replace(base, **{name: value})              # refuses what the knob refuses
         points = self._drawn(base) if self.count else self._grid()
-        require(len(points) <= MOST, "runs", len(points), f"a sweep has at most {MOST}; try fewer values")
+        require(len(points) <= MOST, "runs", len(points),
+                f"a sweep has at most {MOST}; try fewer values")
         return [replace(base, **point) for point in points]
 
     def _grid(self) -> list[dict[str, Any]]:
@@ -50,7 +53,10 @@ class Sweep:
         return points
 
     def _drawn(self, base: Config) -> list[dict[str, Any]]:
-        """Independent draws: by ratios where the slider moves by ratios, one of the given where there are choices."""
+        """Independent draws.
+
+        By ratios where the slider moves by ratios, one of the given where there are choices.
+        """
         require(0 < self.count <= MOST, "count", self.count, f"choose from 1 to {MOST} runs")
         draw, described = stream(base.seed, "sweep"), knobs(type(base))
 
@@ -63,9 +69,12 @@ class Sweep:
                 value = math.exp(math.log(low) + luck * (math.log(high) - math.log(low)))
             else:
                 value = low + luck * (high - low)
-            return round(value) if all(isinstance(v, int) for v in values) else float(f"{value:.3g}")
+            return round(value) if all(isinstance(v,
+                                                  int) for v in values) else float(f"{value:.3g}")
         luck = torch.rand(self.count, len(self.over), generator=draw).tolist()
-        return [{name: one(name, values, share) for (name, values), share in zip(self.over.items(), row, strict=True)}
+        return [{name: one(name, values, share) for (name, values), share in zip(self.over.items(),
+                                                                                 row,
+                                                                                 strict=True)}
                 for row in luck]
 
     def name(self, config: Config) -> str:
@@ -76,8 +85,8 @@ class Sweep:
         """What the map shows of a run: where it lies, what it reached so far, how far it is."""
         best = run.best(self.metric, self.mode)
         return {"run": run.id, "name": run.name, "at": [run.settings[name] for name in self.over],
-                "value": None if best is None else best[self.metric], "state": run.state, "error": run.error,
-                "round": len(run.records)}
+                "value": None if best is None else best[self.metric], "state": run.state,
+                "error": run.error, "round": len(run.records)}
 
 
 def values(config: Config, name: str, text: str) -> list[Any]:

@@ -1,6 +1,9 @@
-"""What the live view draws, as plain data: lines, spreads over clients, the table of runs, the status line.
+"""What the live view draws, as plain data.
 
-Everything here is small whatever the length of a run: lines keep at most `POINTS` points, spreads `BINS` bars.
+Lines, spreads over clients, the table of runs, the status line.
+
+Everything here is small whatever the length of a run: lines keep at most `POINTS` points, spreads
+`BINS` bars.
 """
 
 import math
@@ -22,42 +25,51 @@ from fedlab.workbench.sweep import Sweep
 
 POINTS, BINS, ROWS = 300, 24, 100
 TRAFFIC = ("MB up", "MB down", "seconds")                         # sums over the run so far
-CLOCK = "simulated s"                                             # a line as well, where the run has a clock
+CLOCK = "simulated s"  # a line as well, where the run has a clock
 SPREADS = {"loss by client": "mean local loss", "norm by client": "L2 norm of what a client sent",
            "rounds by client": "rounds taken part in"}
 
 
-def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None, folded: bool = False) -> dict[str, Any]:
+def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None,
+                  folded: bool = False) -> dict[str, Any]:
     """What the view needs to know of a knob: no knob has code of its own there.
 
-    span: (lowest, highest) of its slider, or the choices; None for the usual. folded: away with others of its group.
-    Raises `ParameterError` for a bad span.
+    span: (lowest, highest) of its slider, or the choices; None for the usual. folded: away with
+    others of its group. Raises `ParameterError` for a bad span.
     """
     knob = knobs(type(config))[name]
     kind, default = {f.name: (f.type, f.default) for f in fields(config)}[name]
     if kind is str:
         for value in span or ():
             knob.check(name, value, str)
-        ends: dict[str, Any] = {"choices": list(span or knob.choices), "kind": "choice" if knob.choices else "text"}
+        ends: dict[str, Any] = {"choices": list(span or knob.choices),
+                                "kind": "choice" if knob.choices else "text"}
     else:
         low, high = span or knob.usual
         require(knob.low <= low < high <= knob.high, f"turn[{name!r}]", span,
                 f"choose two growing numbers from {knob.low:g} to {knob.high:g}")
-        ends = {"low": low, "high": high, "whole": kind is int, "log": knob.log and low > 0, "kind": "number"}
+        ends = {"low": low, "high": high, "whole": kind is int, "log": knob.log and low > 0,
+                "kind": "number"}
     label = re.sub(r"lr$", "learning rate", name).replace("_", " ")
-    return {"name": name, "label": label, "unit": knob.unit, "meaning": knob.meaning, "live": knob.live,
-            "group": knob.group if folded else "", "default": default} | ends
+    return {"name": name, "label": label, "unit": knob.unit, "meaning": knob.meaning,
+            "live": knob.live, "group": knob.group if folded else "", "default": default} | ends
 
 
 def check_turn(shown: Mapping[str, Any], value: object) -> None:
-    """Raise `ParameterError` for a number that leaves its slider; the rest is for the Config to check."""
+    """Raise `ParameterError` for a number that leaves its slider.
+
+    The rest is for the Config to check.
+    """
     if shown["kind"] == "number":
         inside = isinstance(value, int | float) and shown["low"] <= value <= shown["high"]
         require(inside, shown["name"], value, f"choose from {shown['low']:g} to {shown['high']:g}")
 
 
 class Trace:
-    """The lines of one run, kept up as records come in; `lines()` costs the same however long the run is."""
+    """The lines of one run, kept up as records come in.
+
+    `lines()` costs the same however long the run is.
+    """
 
     def __init__(self, run: Run) -> None:
         """run: read from its first record on."""
@@ -73,9 +85,11 @@ class Trace:
         return {name: _thin(*self.points.get(name, ([], []))) for name in wanted}
 
     def _add(self, record: Mapping[str, Any]) -> None:
-        for name, key, unit in zip(TRAFFIC, ("bytes_up", "bytes_down", "seconds"), (1e-6, 1e-6, 1), strict=True):
+        for name, key, unit in zip(TRAFFIC, ("bytes_up", "bytes_down", "seconds"), (1e-6, 1e-6, 1),
+                                   strict=True):
             self.sums[name] += record[key] * unit
-        series = {n: v for n, v in record.items() if n not in PLAIN} | {"loss": record["loss"]} | self.sums
+        series = {n: v for n,
+                  v in record.items() if n not in PLAIN} | {"loss": record["loss"]} | self.sums
         series |= {CLOCK: record[CLOCK]} if CLOCK in record else {}
         for name, value in series.items():
             rounds, values = self.points.setdefault(name, ([], []))
@@ -93,7 +107,10 @@ def _thin(rounds: list[int], values: list[float | None]) -> tuple[list[int], lis
 
 
 def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
-    """Bars of a number over clients: of the last round, or how often each one that took part did."""
+    """Bars of a number over clients.
+
+    Of the last round, or how often each one that took part did.
+    """
     whole = name == "rounds by client"
     if whole:
         found = torch.bincount(torch.cat([r.cohort for r in rounds]))
@@ -106,25 +123,31 @@ def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
     low, high = float(values.min()), float(values.max())
     if whole or low == high:
         low, high = low - 0.5, high + 0.5
-    counts = torch.histc(values, min(BINS, int(high - low)) if whole else BINS, low, high).int().tolist()
-    return {"low": low, "high": high, "counts": counts, "median": float(values.median()), "clients": len(values),
-            "whole": whole}
+    counts = torch.histc(values, min(BINS, int(high - low)) if whole else BINS, low,
+                         high).int().tolist()
+    return {"low": low, "high": high, "counts": counts, "median": float(values.median()),
+            "clients": len(values), "whole": whole}
 
 
-def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row a run: name, state, best of each metric and its round, settings that differ from the others.
+def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]) -> list[dict[str,
+                                                                                              Any]]:
+    """A row a run.
 
-    shown: run id -> colour of those in the charts; settings are compared among these, or among all without two.
+    Name, state, best of each metric and its round, settings that differ from the others.
+
+    shown: run id -> colour of those in the charts; settings are compared among these, or among all
+    without two.
     """
     used = {run.id: run.used() for run in runs}
     names = differing([each for id_, each in used.items() if len(shown) < 2 or id_ in shown])
 
     def row(run: Run) -> dict[str, Any]:
         best = {metric: run.best(metric, mode) for metric, mode in metrics.items()}
-        return {"id": run.id, "name": run.name, "state": run.state, "error": run.error, "pinned": run.pinned,
-                "colour": shown.get(run.id), "rounds": len(run.records),
+        return {"id": run.id, "name": run.name, "state": run.state, "error": run.error,
+                "pinned": run.pinned, "colour": shown.get(run.id), "rounds": len(run.records),
                 "best": {m: None if r is None else [r[m], r["round"]] for m, r in best.items()},
-                "differs": {n: " → ".join(map(show, used[run.id][n])) for n in names if n in run.settings}}
+                "differs": {n: " → ".join(map(show, used[run.id][n])) for n in names
+                            if n in run.settings}}
     return [row(run) for run in runs]
 
 
@@ -144,7 +167,9 @@ class Pens:
 
     def picture(self, shown: list[Run], last: Run | None, charts: list[str], rounds: int,
                 progress: float) -> dict[str, Any]:
-        """The charts: lines of the shown runs, spreads of the last one. A run keeps its colour while it is shown.
+        """The charts: lines of the shown runs, spreads of the last one.
+
+        A run keeps its colour while it is shown.
 
         rounds: where the axis ends, at least. progress: share of all rounds that are done.
         """
@@ -156,12 +181,12 @@ class Pens:
         self._traces = {run.id: self._traces.get(run.id) or Trace(run) for run in shown}
         seen = list(last.rounds) if last else []
         lines = [name for name in charts if name not in SPREADS]
-        return {
-            "total": max([rounds, *(len(run.records) for run in shown)]), "done": len(last.records) if last else 0,
-            "progress": progress,
-            "lines": [{"id": run.id, "name": run.name, "colour": kept[run.id],
-                       "series": self._traces[run.id].lines(lines)} for run in shown],
-            "spreads": {name: spread(name, seen) for name in charts if name in SPREADS and seen}}
+        return {"total": max([rounds, *(len(run.records) for run in shown)]),
+                "done": len(last.records) if last else 0, "progress": progress,
+                "lines": [{"id": run.id, "name": run.name, "colour": kept[run.id],
+                           "series": self._traces[run.id].lines(lines)} for run in shown],
+                "spreads": {name: spread(name, seen) for name in charts if name in SPREADS
+                            and seen}}
 
     def changed(self, listed: list[Run]) -> bool:
         """Whether the table must be made again."""
@@ -171,7 +196,8 @@ class Pens:
 
     def sums(self, run: Run | None) -> Mapping[str, float]:
         """What a run sent and took so far."""
-        return self._traces[run.id].sums if run and run.id in self._traces else dict.fromkeys(TRAFFIC, 0.0)
+        return self._traces[run.id].sums if run and run.id in self._traces else dict.fromkeys(
+            TRAFFIC, 0.0)
 
 
 def heat(sweep: Sweep | None, runs: list[Run], planned: int) -> dict[str, Any]:
@@ -179,12 +205,15 @@ def heat(sweep: Sweep | None, runs: list[Run], planned: int) -> dict[str, Any]:
     if sweep is None:
         return {}
     return {"over": [{"name": name, "values": list(values)} for name, values in sweep.over.items()],
-            "random": sweep.count > 0, "metric": sweep.metric, "mode": sweep.mode, "planned": planned,
-            "cells": [sweep.cell(run) for run in runs]}
+            "random": sweep.count > 0, "metric": sweep.metric, "mode": sweep.mode,
+            "planned": planned, "cells": [sweep.cell(run) for run in runs]}
 
 
 def status(session: Session, sums: Mapping[str, float]) -> str:
-    """The status line: how far it is, how long a round takes, how long the rest will, what was sent."""
+    """The status line.
+
+    How far it is, how long a round takes, how long the rest will, what was sent.
+    """
     state = session.runner.state
     if session.trying:
         ended = [run for run in session.members if run.state != "running"]
@@ -200,7 +229,8 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     last, ends, total = run.records[-1], list(run.clock), session.config.rounds
     pace = statistics.median([b - a for a, b in pairwise(ends)] or [last["seconds"]])
     left = max(total - last["round"], 0)
-    device = next((f" on {p.device}" for p in run.rounds[-1].params.values()), "") if run.rounds else ""
+    device = next((f" on {p.device}" for p in run.rounds[-1].params.values()),
+                  "") if run.rounds else ""
     text = f"{state.capitalize()}: round {last['round']} of {total}, {pace:.2f} s a round{device}"
     text += f", about {left * pace:.0f} s left" if state == "running" and left else ""
     text += f"; {sums['MB up']:.1f} MB up, {sums['MB down']:.1f} MB down"

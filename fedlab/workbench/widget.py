@@ -1,8 +1,10 @@
-"""The live workbench: knobs, buttons, charts, runs and sweeps over a stream of Rounds, in one widget.
+"""The live workbench.
 
-An anywidget: Python sets traits, the files in `browser/` draw them, and commands come back as messages. All traits are
-set under one lock, since rounds arrive on the runner's thread and clicks on the kernel's. `fedlab.session` does the
-work; `fedlab.view` makes the plain data that is drawn.
+Knobs, buttons, charts, runs and sweeps over a stream of Rounds, in one widget.
+
+An anywidget: Python sets traits, the files in `browser/` draw them, and commands come back as
+messages. All traits are set under one lock, since rounds arrive on the runner's thread and clicks
+on the kernel's. `fedlab.session` does the work; `fedlab.view` makes the plain data that is drawn.
 """
 
 import threading
@@ -22,12 +24,14 @@ from fedlab.workbench.session import Live, Session
 from fedlab.workbench.sweep import Sweep, values
 
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
-PACE = 0.3               # seconds between redraws, where rounds allow; each takes some time of training, in the browser
+# seconds between redraws, where rounds allow; each takes some time of training, in the browser
+PACE = 0.3
 Turn = Mapping[str, tuple[Any, ...] | None]
 
 
 def _files(*names: str) -> str:
-    return "\n".join(Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8") for name in names)
+    return "\n".join(Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8")
+                     for name in names)
 
 
 class Workbench(anywidget.AnyWidget):
@@ -35,24 +39,24 @@ class Workbench(anywidget.AnyWidget):
 
     live: a function from a settings-giving function to a stream of Rounds, say
         lambda config: measured(federate(model, clients, config), measure)
-    config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or the choices; None
-    for its usual ones; without `turn` all knobs, most of them folded away in groups. metrics: name of a Round metric ->
-    'max' or 'min', what is better. folder: where runs are kept as JSONL; in memory only without. presets: name ->
-    settings to take at once.
-    `rounds` holds the finished Rounds of the last run, `session` the runs and what the buttons do.
+    config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or
+    the choices; None for its usual ones; without `turn` all knobs, most of them folded away in
+    groups. metrics: name of a Round metric -> 'max' or 'min', what is better. folder: where runs
+    are kept as JSONL; in memory only without. presets: name -> settings to take at once. `rounds`
+    holds the finished Rounds of the last run, `session` the runs and what the buttons do.
     """
 
     _esm = _files(*FILES)
     _css = _files("workbench.css")
-    spec: Any = traitlets.Dict().tag(sync=True)                         # what never changes: knobs, series, presets
+    spec: Any = traitlets.Dict().tag(sync=True)  # what never changes: knobs, series, presets
     values: Any = traitlets.Dict().tag(sync=True)                       # where the knobs stand
-    used: Any = traitlets.Dict().tag(sync=True)                         # where they stood when the last round began
+    used: Any = traitlets.Dict().tag(sync=True)  # where they stood when the last round began
     charts: Any = traitlets.List().tag(sync=True)                       # names of those on show
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
     notice = traitlets.Unicode("").tag(sync=True)                       # why something was refused
-    news = traitlets.Unicode("").tag(sync=True)                         # what was done and cannot be seen
-    saving = traitlets.Unicode("").tag(sync=True)                       # where runs are kept, or why not
+    news = traitlets.Unicode("").tag(sync=True)  # what was done and cannot be seen
+    saving = traitlets.Unicode("").tag(sync=True)  # where runs are kept, or why not
     text = traitlets.Unicode("").tag(sync=True)                         # all settings as JSON
     picture: Any = traitlets.Dict().tag(sync=True)                      # the lines and spreads
     table: Any = traitlets.List().tag(sync=True)                        # the runs
@@ -67,14 +71,14 @@ class Workbench(anywidget.AnyWidget):
         shown = [view.describe_knob(config, name, span, folded=turn is None)
                  for name, span in (every if turn is None else turn).items()]
         self._guard, self._pens = threading.RLock(), view.Pens()
-        self._drawn = self._heard = 0.0                                 # when it was drawn, when a round last ended
+        self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Config | None = None
         self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
-        super().__init__(
-            spec={"knobs": shown, "metrics": self.session.metrics, "presets": list(self.session.presets),
-                  "exports": list(KINDS), "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
-                  "spreads": view.SPREADS},
-            charts=[*self.session.metrics, "loss by client"])
+        super().__init__(spec={"knobs": shown, "metrics": self.session.metrics,
+                               "presets": list(self.session.presets), "exports": list(KINDS),
+                               "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
+                               "spreads": view.SPREADS}, charts=[*self.session.metrics,
+                                                                 "loss by client"])
         self._show_knobs()
         self.draw()
         self.observe(self._turned, "values")
@@ -112,17 +116,24 @@ class Workbench(anywidget.AnyWidget):
         """The knobs, and all settings as text, as they stand now."""
         with self._guard, self.hold_sync():
             config = self.session.config
-            self.values = {knob["name"]: getattr(config, knob["name"]) for knob in self.spec["knobs"]}
+            self.values = {knob["name"]: getattr(config,
+                                                 knob["name"]) for knob in self.spec["knobs"]}
             self.text = settings.write(config)
 
     def _told(self, _: object, content: dict[str, Any], __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
         session = self.session
-        commands: dict[str, Callable[..., None]] = {
-            "start": session.start, "pause": session.runner.pause, "step": session.step, "stop": session.stop,
-            "reset": session.reset, "pin": session.pin, "preset": session.preset, "settings": session.paste,
-            "rename": session.runs.rename, "delete": session.runs.delete, "folder": session.runs.open,
-            "sweep": self._sweep, "export": self._export, "tensorboard": self._tensorboard}
+        commands: dict[str, Callable[..., None]] = {"start": session.start,
+                                                    "pause": session.runner.pause,
+                                                    "step": session.step, "stop": session.stop,
+                                                    "reset": session.reset, "pin": session.pin,
+                                                    "preset": session.preset,
+                                                    "settings": session.paste,
+                                                    "rename": session.runs.rename,
+                                                    "delete": session.runs.delete,
+                                                    "folder": session.runs.open,
+                                                    "sweep": self._sweep, "export": self._export,
+                                                    "tensorboard": self._tensorboard}
         name, notice = content.get("command"), ""
         with self._guard:
             self.news = ""
@@ -144,12 +155,16 @@ class Workbench(anywidget.AnyWidget):
         self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
 
     def _tensorboard(self) -> None:
-        folder = to_tensorboard(self.session.shown(), Path(self.session.runs.folder or "runs", "tensorboard"))
+        folder = to_tensorboard(self.session.shown(), Path(self.session.runs.folder or "runs",
+                                                           "tensorboard"))
         with self._guard:
             self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
     def _changed(self) -> None:
-        """Draw when to wait for the next round would be late, when the state changes or a round takes other knobs."""
+        """Draw when to wait for the next round would be late.
+
+        When the state changes or a round takes other knobs.
+        """
         now, other = time.monotonic(), self.session.in_use is not self._in_use
         self._heard, gap = now, now - self._heard
         if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:
@@ -162,11 +177,14 @@ class Workbench(anywidget.AnyWidget):
             self._drawn, self._in_use = time.monotonic(), session.in_use
             last = session.members[-1] if session.members else None
             shown, listed = session.shown(), runs.listed()
-            self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds, session.progress)
+            self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds,
+                                              session.progress)
             if self._pens.changed(listed):
-                self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours, session.metrics)
+                self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours,
+                                        session.metrics)
             self.heat = view.heat(session.trying, session.members, session.planned)
-            self.used = {name: getattr(session.in_use, name) for name in self.values} if session.in_use else {}
+            self.used = {name: getattr(session.in_use,
+                                       name) for name in self.values} if session.in_use else {}
             self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder
                                            else "Runs are kept in memory, until the kernel ends")
             self.message = session.runner.error or view.status(session, self._pens.sums(last))

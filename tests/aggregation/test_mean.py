@@ -54,9 +54,11 @@ def test_fedavg_equals_numpy_average_of_dense_deltas():
 
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(5, 7, 3, generator=generator)
-    client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(5), torch.arange(7), indexing="ij"))
+    client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(5), torch.arange(7),
+                                                       indexing="ij"))
     weights = torch.rand(5, generator=generator)
-    step = dense(weighted_mean, sent({"w": Rows(given.view(-1, 3), ids, client)}, weights), {"w": torch.zeros(7, 3)})
+    step = dense(weighted_mean, sent({"w": Rows(given.view(-1, 3), ids, client)}, weights),
+                 {"w": torch.zeros(7, 3)})
     np.testing.assert_allclose(step["w"], np.average(given, axis=0, weights=weights), atol=1e-6)
 
 
@@ -84,7 +86,8 @@ def test_chunks_add_up_to_the_whole_whether_as_rows_or_as_tensors(rule):
     chunks = []
     for c in (0, 1):
         mine = {n: d.client == c for n, d in DELTAS.items()}
-        deltas = {n: Rows(d.values[mine[n]], d.ids[mine[n]], d.client[mine[n]] - c) for n, d in DELTAS.items()}
+        deltas = {n: Rows(d.values[mine[n]], d.ids[mine[n]], d.client[mine[n]] - c) for n,
+                  d in DELTAS.items()}
         chunks += sent(deltas, weights[c:c + 1])
     for count, kind in ((3, torch.Tensor), (50, Rows)):
         server = SERVER | {"item": torch.zeros(count, 1)}
@@ -110,16 +113,20 @@ def test_impossible_weights_are_refused(alpha):
 
 def test_weighted_means_of_platforms_are_one_weighted_mean():
     generator = torch.Generator().manual_seed(0)
-    rows = Rows(torch.randn(40, 2, generator=generator), torch.randint(9, (40,), generator=generator),
+    rows = Rows(torch.randn(40, 2, generator=generator), torch.randint(9, (40,),
+                                                                       generator=generator),
                 torch.arange(8).repeat_interleave(5))
-    updates, server = sent({"w": rows}, torch.rand(8, generator=generator)), {"w": torch.zeros(9, 2)}
+    updates, server = sent({"w": rows}, torch.rand(8, generator=generator)), {"w": torch.zeros(9,
+                                                                                               2)}
     platform = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1])
     torch.testing.assert_close(dense(hierarchical(platform), updates, server)["w"],
                                dense(weighted_mean, updates, server)["w"])
     # a median over platforms is another thing than over devices
     step = dense(hierarchical(platform, outer=coordinate_median), updates, server)["w"]
-    each = torch.stack([dense(weighted_mean, [updates[0].only(platform == k)], server)["w"] for k in range(3)])
-    held = torch.stack([torch.isin(torch.arange(9), rows.ids[platform[rows.client] == k]) for k in range(3)])
+    each = torch.stack([dense(weighted_mean, [updates[0].only(platform == k)],
+                              server)["w"] for k in range(3)])
+    held = torch.stack([torch.isin(torch.arange(9), rows.ids[platform[rows.client] == k])
+                        for k in range(3)])
     for row in range(9):
         if held[:, row].any():
             whole_table = each[:, row].sort(0).values[1]

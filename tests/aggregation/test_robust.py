@@ -24,7 +24,8 @@ from fedlab.core import ParameterError, Rows
 def full(given):
     """Every client holds every row: given (C, I, D) as one update."""
     clients, items = given.shape[:2]
-    client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(clients), torch.arange(items), indexing="ij"))
+    client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(clients), torch.arange(items),
+                                                       indexing="ij"))
     return sent({"w": Rows(given.flatten(0, 1), ids, client)}, torch.ones(clients))
 
 
@@ -37,9 +38,12 @@ def test_median_and_trimmed_mean_ask_the_holders_of_a_row():
                         torch.tensor([0, 1, 0, 0, 1, 0, 2]), torch.tensor([0, 0, 1, 2, 2, 3, 3]))}
     updates, server = sent(deltas, torch.ones(4)), {"w": torch.zeros(5, 1)}
     # row 0: 1, 9, 100, 2; row 1: 5, 4; row 2: -7; rows 3 and 4: nobody
-    assert dense(coordinate_median, updates, server)["w"][:, 0].tolist() == [5.5, 4.5, -7.0, 0.0, 0.0]
-    assert dense(trimmed_mean(0.25), updates, server)["w"][:, 0].tolist() == [5.5, 4.5, -7.0, 0.0, 0.0]
-    assert dense(trimmed_mean(0.24), updates, server)["w"][:, 0].tolist() == [28.0, 4.5, -7.0, 0.0, 0.0]
+    assert dense(coordinate_median, updates, server)["w"][:, 0].tolist() == [5.5, 4.5, -7.0, 0.0,
+                                                                             0.0]
+    assert dense(trimmed_mean(0.25), updates, server)["w"][:, 0].tolist() == [5.5, 4.5, -7.0, 0.0,
+                                                                              0.0]
+    assert dense(trimmed_mean(0.24), updates, server)["w"][:, 0].tolist() == [28.0, 4.5, -7.0, 0.0,
+                                                                              0.0]
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5, 8])
@@ -49,7 +53,8 @@ def test_median_and_trimmed_mean_equal_numpy(clients):
     np.testing.assert_allclose(middle, np.median(given, axis=0), atol=1e-6)
     cut = int(0.3 * clients)
     expected = np.sort(given.numpy(), axis=0)[cut:clients - cut].mean(0)
-    np.testing.assert_allclose(dense(trimmed_mean(0.3), full(given), server)["w"], expected, atol=1e-6)
+    np.testing.assert_allclose(dense(trimmed_mean(0.3), full(given), server)["w"], expected,
+                               atol=1e-6)
 
 
 def test_krum_by_hand():
@@ -68,7 +73,7 @@ def test_krum_counts_a_row_that_is_not_held_as_zero():
     client, ids = held.nonzero().T
     update = joined_updates(sent({"w": Rows(dims[client, ids], ids, client)}, torch.ones(6)))
     flat = (dims * held[:, :, None]).flatten(1).double()
-    nearest = torch.cdist(flat, flat).square().sort(1).values[:, 1:4].sum(1)    # C - f - 2 = 3 others
+    nearest = torch.cdist(flat, flat).square().sort(1).values[:, 1:4].sum(1)  # C - f - 2 = 3 others
     torch.testing.assert_close(krum_scores(update, 1), nearest)
     import fedlab.aggregation.robust as module
     torch.testing.assert_close(module._products(update.deltas["w"], 6, chunk=7), flat @ flat.T)
@@ -102,17 +107,20 @@ def test_one_client_and_equal_clients_are_taken_as_they_are(clients, seed):
         torch.testing.assert_close(step, one[0])
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: trimmed_mean(0.5), "trim=0.5: choose a share from 0 to below 0.5"),
-    (lambda: trimmed_mean(-0.1), "trim=-0.1"), (lambda: krum(-1), "byzantine=-1"), (lambda: krum(1, 0), "keep=0"),
-    (lambda: norm_bound(0.0), "bound=0.0"), (lambda: norm_bound(float("inf")), "bound=inf"),
-])
+@pytest.mark.parametrize(("build", "message"), [(lambda: trimmed_mean(0.5),
+                                                 "trim=0.5: choose a share from 0 to below 0.5"),
+                                                (lambda: trimmed_mean(-0.1), "trim=-0.1"),
+                                                (lambda: krum(-1), "byzantine=-1"),
+                                                (lambda: krum(1, 0), "keep=0"),
+                                                (lambda: norm_bound(0.0), "bound=0.0"),
+                                                (lambda: norm_bound(float("inf")), "bound=inf"),])
 def test_settings_without_meaning_are_refused(build, message):
     with pytest.raises(ParameterError, match=message):
         build()
 
 
-@pytest.mark.parametrize("rule", [weighted_mean, coordinate_median, trimmed_mean(), krum(), norm_bound(1.0)])
+@pytest.mark.parametrize("rule", [weighted_mean, coordinate_median, trimmed_mean(), krum(),
+                                  norm_bound(1.0)])
 def test_nobody_makes_no_delta(rule):
     with pytest.raises(NoDeltaError, match="no client is left"):
         rule(iter(()), SERVER)
@@ -125,13 +133,15 @@ def test_too_few_clients_for_krum():
 
 def test_row_bound_by_hand_and_with_a_norm_bound_after():
     deltas = {"w": Rows(torch.tensor([[3.0, 4.0], [0.3, 0.4], [6.0, 8.0]]), torch.tensor([0, 1, 0]),
-                        torch.tensor([0, 0, 1])), "b": Rows(torch.tensor([2.0]), torch.tensor([1]), torch.tensor([1]))}
+                        torch.tensor([0, 0, 1])), "b": Rows(torch.tensor([2.0]), torch.tensor([1]),
+                                                            torch.tensor([1]))}
     updates, server = sent(deltas, torch.ones(2)), {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
     found = dense(row_bound(1.0), updates, server)
-    torch.testing.assert_close(found["w"], torch.tensor([[0.6, 0.8], [0.15, 0.2]]))        # (.6 + .6, .8 + .8) / 2
+    # (.6 + .6, .8 + .8) / 2
+    torch.testing.assert_close(found["w"], torch.tensor([[0.6, 0.8], [0.15, 0.2]]))
     torch.testing.assert_close(found["b"], torch.tensor([0.0, 0.5]))
-    both = dense(row_bound(1.0, norm_bound(1.0)), updates, server)                         # 1.25**.5 and 2**.5 long
+    both = dense(row_bound(1.0, norm_bound(1.0)), updates, server)  # 1.25**.5 and 2**.5 long
     first, second = 1.25**-0.5, 2**-0.5
     torch.testing.assert_close(both["w"][0], torch.tensor([0.3, 0.4]) * (first + second))
     torch.testing.assert_close(both["b"][1], torch.tensor(0.5 * second))
-    assert updates[0].deltas["w"].values[0].tolist() == [3.0, 4.0]                         # what was sent is untouched
+    assert updates[0].deltas["w"].values[0].tolist() == [3.0, 4.0]  # what was sent is untouched

@@ -1,4 +1,7 @@
-"""Model selection, quality weights, ensembles and distillation: by hand, and on platforms of which one is broken."""
+"""Model selection, quality weights, ensembles and distillation.
+
+By hand, and on platforms of which one is broken.
+"""
 
 from dataclasses import replace
 
@@ -26,9 +29,9 @@ from fedlab.models import Model, content, genre_profile, linear
 # y = w x_item; the features of items 0, 1, 2
 LINE = linear(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(4, 0))
 SERVER = {"theta": torch.tensor([[[1.0], [0.0]]])}
-DELTAS = torch.tensor([[[1.0], [0.0]], [[4.0], [0.0]], [[2.0], [0.0]]])           # models w = 2, 5, 3
-SENT = Update({"theta": Rows(DELTAS, torch.zeros(3).long(), torch.arange(3))}, torch.tensor([1.0, 1.0, 2.0]),
-              torch.zeros(3), torch.tensor([0, 1, 2]), torch.ones(3))
+DELTAS = torch.tensor([[[1.0], [0.0]], [[4.0], [0.0]], [[2.0], [0.0]]])  # models w = 2, 5, 3
+SENT = Update({"theta": Rows(DELTAS, torch.zeros(3).long(), torch.arange(3))},
+              torch.tensor([1.0, 1.0, 2.0]), torch.zeros(3), torch.tensor([0, 1, 2]), torch.ones(3))
 OWNER = torch.tensor([0, 1, 2, 2])
 # user 0 and 1 hold w = 2, user 2 and 3 hold w = 3
 HELD = HeldOut.ratings(tiny([0, 1, 2, 3], [1, 1, 1, 2], [4.0, 4.0, 6.0, 9.0]))
@@ -57,9 +60,10 @@ def test_clicks_weigh_positive_and_negatives_alike():
 def test_selection_by_hand():
     assert value(select(SHARED)([SENT], SERVER)) == 2.0                            # w = 3
     assert value(select(SHARED, keep=2)([SENT], SERVER)) == pytest.approx((1 + 2 * 2) / 3)
-    assert value(select(OWN)([SENT], SERVER)) == 1.0                               # a tie: the first
+    assert value(select(OWN)([SENT], SERVER)) == 1.0  # a tie: the first
     assert value(select(SHARED, keep=9)([SENT], SERVER)) == value(weighted_mean([SENT], SERVER))
-    parts = [SENT.only(torch.tensor([True, False, False])), SENT.only(torch.tensor([False, True, True]))]
+    parts = [SENT.only(torch.tensor([True, False, False])),
+             SENT.only(torch.tensor([False, True, True]))]
     assert value(select(SHARED)(parts, SERVER)) == 2.0
 
 
@@ -96,9 +100,11 @@ def test_distilling_finds_the_model_that_predicts_as_the_ensemble():
     config = Config(cohort=1, local_epochs=100, batch_size=0, local_lr=0.1)
     student = distil(model, SERVER, ensemble(model, models), users, items, config)
     assert student["theta"].flatten().tolist() == pytest.approx([10 / 3, 0.0], abs=1e-3)
-    weights = distilled(model, users, items, config, pick=lambda u, s: torch.tensor([0.0, 1.0, 0.0]))
+    weights = distilled(model, users, items, config, pick=lambda u,
+                        s: torch.tensor([0.0, 1.0, 0.0]))
     assert value(weights([SENT], SERVER)) == pytest.approx(4.0, abs=1e-2)
-    assert value(distilled(model, users, items, config)([SENT], SERVER)) == pytest.approx(7 / 3, abs=1e-2)
+    assert value(distilled(model, users, items, config)([SENT], SERVER)) == pytest.approx(7 / 3,
+                                                                                          abs=1e-2)
 
 
 def test_a_broken_platform_harms_the_mean_and_not_the_selection():
@@ -122,17 +128,24 @@ def test_content_predicts_from_shared_parameters_only(split, clicks):
     by_hand = (x @ p["w1"][0] + p["b1"][0]).relu() @ p["w2"][0] + p["b2"][0, 0] + 0.5
     rows = {n: v[torch.tensor([[5]])] if n == "bias" else v for n, v in p.items()}
     torch.testing.assert_close(model.predict(rows | model.constants, {"user": torch.tensor([[7]]),
-                                                                    "item": torch.tensor([[5]])})[0, 0], by_hand)
+                                                                      "item": torch.tensor([[5]])})[
+        0, 0], by_hand)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: select(SHARED, 0), "keep=0"), (lambda: by_quality(SHARED, 0.0), "temperature=0.0"),
-    (lambda: ensemble(LINE, [SERVER], [-1.0]), "weights=.*give 1 weights of 0 or more"),
-    (lambda: ensemble(LINE, [], []), "weights="), (lambda: ensemble(LINE, [SERVER], [0.0]), "not all 0"),
-    (lambda: ensemble(Model("x", "clicks", dict, dict, {"user": "user"}, frozenset({"user"})), [SERVER]),
-     "private rows"),
-    (lambda: content(torch.zeros(3, 4), torch.zeros(2, 3)), "give 4 columns or more"),
-])
+@pytest.mark.parametrize(("call", "message"), [(lambda: select(SHARED, 0), "keep=0"),
+                                               (lambda: by_quality(SHARED, 0.0), "temperature=0.0"),
+                                               (lambda: ensemble(LINE, [SERVER], [-1.0]),
+                                                "weights=.*give 1 weights of 0 or more"),
+                                               (lambda: ensemble(LINE, [], []), "weights="),
+                                               (lambda: ensemble(LINE, [SERVER], [0.0]),
+                                                "not all 0"),
+                                               (lambda: ensemble(Model("x", "clicks", dict, dict,
+                                                                       {"user": "user"},
+                                                                       frozenset({"user"})),
+                                                                 [SERVER]), "private rows"),
+                                               (lambda: content(torch.zeros(3, 4), torch.zeros(2,
+                                                                                               3)),
+                                                "give 4 columns or more"),])
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

@@ -14,7 +14,10 @@ START = Config(server_lr=0.1, server_momentum=0.9, server_beta2=0.99, server_eps
 
 
 def by_hand(name, deltas, c):
-    """The parameter after the deltas, one number at a time, as Reddi et al. 2021 write algorithm 2."""
+    """The parameter after the deltas, one number at a time, as Reddi et al.
+
+    2021 write algorithm 2.
+    """
     found = []
     for row in range(3):
         x, m, v = 0.0, 0.0, c.server_epsilon**2

@@ -1,4 +1,7 @@
-"""Asynchronous federations against a plain simulation, one client after another, and against the synchronous round."""
+"""Asynchronous federations against a plain simulation, one client after another.
+
+And against the synchronous round.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +22,8 @@ from fedlab.engine import updates
 from fedlab.models import item_features, linear, user_features
 
 WORLD = World(pace=0.01, spread=1.0, delay=1.0)
-CONFIG = Asynchronous(rounds=6, cohort=12, buffer=4, batch_size=0, local_lr=0.05, local_epochs=2, weighting="equal")
+CONFIG = Asynchronous(rounds=6, cohort=12, buffer=4, batch_size=0, local_lr=0.05, local_epochs=2,
+                      weighting="equal")
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +37,24 @@ def factors(build, clicks):
 
 
 def simulate(model, data, config, world):
-    """Parameters and times of each step: clients train by themselves, from a copy of the parameters at their start."""
-    params, clock, begun, training, history = model.init(stream(config.seed, "init")), 0.0, 0, [], []
+    """Parameters and times of each step.
+
+    Clients train by themselves, from a copy of the parameters at their start.
+    """
+    params, clock, begun, training, history = model.init(stream(config.seed,
+                                                                "init")), 0.0, 0, [], []
     needed = 1 if config.method == "fedasync" else config.buffer
     for step in range(config.rounds):
         came, busy = [], {c for _, c, *_ in training}
         while len(came) < needed:
             while len(training) < config.cohort:
                 generator = stream(config.seed, "start", begun)
-                client = next(c for c in iter(lambda g=generator: int(torch.randint(len(data), (), generator=g)), None)
-                              if c not in busy)
+                client = next(c for c in iter(lambda g=generator: int(torch.randint(len(data), (),
+                                                                                    generator=g)),
+                                              None) if c not in busy)
                 took = float(world.seconds(data, torch.tensor([client]), config, f"start {begun}"))
-                training.append((clock + took, client, step, {n: p.clone() for n, p in params.items()}))
+                training.append((clock + took, client, step, {n: p.clone() for n,
+                                                              p in params.items()}))
                 busy.add(client)
                 begun += 1
             first = min(training, key=lambda job: job[0])
@@ -67,11 +77,14 @@ def simulate(model, data, config, world):
     return history
 
 
-@pytest.mark.parametrize("changed", [
-    {}, {"staleness": "constant"}, {"staleness": "hinge", "staleness_a": 2.0, "staleness_b": 1.0}, {"buffer": 1},
-    {"method": "fedasync", "server_lr": 0.6, "rounds": 15},
-    {"method": "fedasync", "server_lr": 0.6, "rounds": 15, "staleness": "hinge", "staleness_b": 2.0},
-])
+@pytest.mark.parametrize("changed", [{}, {"staleness": "constant"}, {"staleness": "hinge",
+                                                                     "staleness_a": 2.0,
+                                                                     "staleness_b": 1.0},
+                                     {"buffer": 1}, {"method": "fedasync", "server_lr": 0.6,
+                                                     "rounds": 15}, {"method": "fedasync",
+                                                                     "server_lr": 0.6, "rounds": 15,
+                                                                     "staleness": "hinge",
+                                                                     "staleness_b": 2.0},])
 def test_stacked_clients_equal_one_after_another(model, stars, changed):
     config = replace(CONFIG, **changed)
     rounds = list(federate_async(model, stars, config, world=WORLD))
@@ -126,7 +139,8 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_one_too(factors, clicks):
 
 
 def test_when_everybody_drops_out_the_step_is_skipped(factors, clicks):
-    done = list(federate_async(factors, clicks, replace(CONFIG, rounds=2, drop_out=1.0), world=WORLD))
+    done = list(federate_async(factors, clicks, replace(CONFIG, rounds=2, drop_out=1.0),
+                               world=WORLD))
     assert all(r.skipped.startswith("no client is left") for r in done)
     assert all(len(r.rejected) == 671 for r in done)
     assert done[1].clock > done[0].clock > 0

@@ -1,4 +1,7 @@
-"""Federated and central iALS against autograd on the whole loss, and EASE against its definition."""
+"""Federated and central iALS against autograd on the whole loss.
+
+And EASE against its definition.
+"""
 
 from dataclasses import replace
 
@@ -44,14 +47,16 @@ def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
     start = model.init(stream(0, "init"))
     (done,) = federate(model, data, config, update=way.update, aggregate=way.aggregate)
     table = clicked(small).double()
-    users, items = done.params["user"].double().requires_grad_(), start["item"].double().requires_grad_()
+    users, items = done.params["user"].double().requires_grad_(), start[
+        "item"].double().requires_grad_()
     by_user, by_item = torch.autograd.grad(loss(table, users, items, 0.2, 0.05), [users, items])
     assert float(by_user.abs().max()) < 1e-4                             # solved
     moved = start["item"] - 0.3 * by_item.float() / 2 / 15
     torch.testing.assert_close(done.params["item"], moved, atol=1e-6, rtol=1e-5)
     assert torch.equal(done.params["bias"], start["bias"])
     fresh = way.personal(data, done.params)["user"].double().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(table, fresh, done.params["item"].double(), 0.2, 0.05), [fresh])
+    (slope,) = torch.autograd.grad(loss(table, fresh, done.params["item"].double(), 0.2, 0.05),
+                                   [fresh])
     assert float(slope.abs().max()) < 1e-4
     # rows of D floats and D x D both ways, and a number for each row up
     floats = 4 * (len(small) * 4 + 15 * 16)
@@ -59,16 +64,20 @@ def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
 
 
 def test_some_clients_are_an_unbiased_part_of_all(small):
-    model, data, way = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small)), Implicit()
+    model, data, way = matrix_factorisation(15, 11, 4), Federation(small,
+                                                                   one_per_user(small)), Implicit()
     server = model.init(stream(0, "init"))
-    every = way.aggregate(way.update(model, data, server, torch.arange(15), Config(cohort=15)), server)["item"]
-    one = [way.aggregate(way.update(model, data, server, torch.tensor([k]), Config(cohort=1)), server)["item"]
-           for k in range(15)]
+    every = way.aggregate(way.update(model, data, server, torch.arange(15), Config(cohort=15)),
+                          server)["item"]
+    one = [way.aggregate(way.update(model, data, server, torch.tensor([k]), Config(cohort=1)),
+                         server)["item"] for k in range(15)]
     torch.testing.assert_close(torch.stack(one).mean(0), every, atol=1e-6, rtol=1e-5)
 
 
 def test_a_client_that_recommends_weighs_its_last_clicks_more(small):
-    model, data, way = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small)), Implicit(0.2, 0.05, 1.0)
+    model, data, way = matrix_factorisation(15, 11, 4), Federation(small,
+                                                                   one_per_user(small)), Implicit(
+        0.2, 0.05, 1.0)
     items = model.init(stream(0, "init"))["item"].double()
     found = way.personal(data, model.init(stream(0, "init")))["user"].double().requires_grad_()
     table = weighed(small).double()
@@ -93,10 +102,12 @@ def test_central_ials_reaches_a_point_without_slope(small):
 def test_ease_is_the_least_squares_without_the_diagonal(small):
     table = clicked(small).double()
     score = ease(small, 2.0)
-    users, items = (t.flatten() for t in torch.meshgrid(torch.arange(15), torch.arange(11), indexing="ij"))
-    found, late = (s(users, items).view(15, 11).double() for s in (score, ease(small, 2.0, recency=1.0)))
+    users, items = (t.flatten() for t in torch.meshgrid(torch.arange(15), torch.arange(11),
+                                                        indexing="ij"))
+    found, late = (s(users, items).view(15, 11).double() for s in (score, ease(small, 2.0,
+                                                                               recency=1.0)))
     weighted = weighed(small).double()
-    for item in range(11):                                 # a ridge regression on the other films, one film at a time
+    for item in range(11):  # a ridge regression on the other films, one film at a time
         others = torch.arange(11) != item
         x = table[:, others]
         b = torch.linalg.solve(x.T @ x + 2.0 * torch.eye(10).double(), x.T @ table[:, item])

@@ -29,7 +29,8 @@ def same(a, b):
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction"])
 def test_same_seed_gives_the_same_bits(name, build, clicks):
     model = build(name, clicks.train)
-    assert all(same(a, b) for a, b in zip(federate(model, clicks, FEW), federate(model, clicks, FEW), strict=True))
+    assert all(same(a, b) for a, b in zip(federate(model, clicks, FEW), federate(model, clicks,
+                                                                                 FEW), strict=True))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(model, clicks):
@@ -60,7 +61,8 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
 def test_a_warm_up_shortens_the_first_steps(server, turned, model, clicks):
     config = replace(FEW, rounds=4, warm_up=4, server_optimizer=server)
     first, *_, last = federate(model, clicks, config)
-    short = next(federate(model, clicks, replace(config, warm_up=0, **{turned: getattr(config, turned) / 4})))
+    short = next(federate(model, clicks, replace(config, warm_up=0,
+                                                 **{turned: getattr(config, turned) / 4})))
     assert all(torch.equal(first.params[n], short.params[n]) for n in first.params)
     assert first.config == last.config == config
     before = list(federate(model, clicks, replace(config, rounds=3)))[-1]
@@ -78,7 +80,8 @@ def test_a_knob_turned_between_rounds_counts_from_the_next(model, clicks):
 
 
 def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
-    model, config = build("linear", clicks.train), Config(rounds=1, cohort=4, server_lr=0.5, weighting="examples")
+    model, config = build("linear", clicks.train), Config(rounds=1, cohort=4, server_lr=0.5,
+                                                          weighting="examples")
     both = list(federate(model, clicks, config))[0]
     start = model.init(stream(0, "init"))["theta"]
     total = torch.zeros_like(start)
@@ -97,7 +100,8 @@ def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
 
 
 def test_server_learning_rate_scales_the_step(model, clicks):
-    one, two = (list(federate(model, clicks, replace(FEW, rounds=1, server_lr=lr)))[0] for lr in (1.0, 2.0))
+    one, two = (list(federate(model, clicks, replace(FEW, rounds=1, server_lr=lr)))[0]
+                for lr in (1.0, 2.0))
     start = model.init(stream(0, "init"))["item"]
     torch.testing.assert_close(two.params["item"] - start, 2 * (one.params["item"] - start))
 
@@ -110,8 +114,10 @@ def test_private_rows_stay_with_their_clients(model, clicks):
 
 def test_shared_user_vectors_are_averaged_and_cost_bytes(build, clicks):
     private, shared = (build("matrix factorisation", clicks.train, private_users=p) for p in (True, False))
-    a, b = (list(federate(m, clicks, replace(FEW, rounds=1, weighting="equal")))[0] for m in (private, shared))
-    assert b.bytes_up - a.bytes_up == 10 * (8 * 4 + 4)          # one vector of 8 floats and its row, each client
+    a, b = (list(federate(m, clicks, replace(FEW, rounds=1, weighting="equal")))[0]
+            for m in (private, shared))
+    # one vector of 8 floats and its row, each client
+    assert b.bytes_up - a.bytes_up == 10 * (8 * 4 + 4)
     start = private.init(stream(0, "init"))["user"]
     torch.testing.assert_close(b.params["user"] - start, (a.params["user"] - start) / 10)
 
@@ -129,7 +135,8 @@ def test_fedsgd_is_one_full_batch_step(build, clicks):
     data_step = Config(rounds=1, cohort=6, batch_size=0, local_lr=0.1, weighting="examples")
     server_step = replace(data_step, local_lr=0.2, server_lr=0.5)
     a, b = (list(federate(model, clicks, c))[0] for c in (data_step, server_step))
-    torch.testing.assert_close(a.params["theta"], b.params["theta"])    # only the product of both rates counts
+    # only the product of both rates counts
+    torch.testing.assert_close(a.params["theta"], b.params["theta"])
 
 
 def test_one_client_with_all_users_is_central_training(split, build):
@@ -142,7 +149,8 @@ def test_one_client_with_all_users_is_central_training(split, build):
 
 def test_stages_measure_stop_and_keep_the_best(model, clicks):
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.9])
-    rounds = measured(federate(model, clicks, replace(FEW, rounds=5)), lambda done: {"ndcg": next(scores)})
+    rounds = measured(federate(model, clicks, replace(FEW, rounds=5)),
+                      lambda done: {"ndcg": next(scores)})
     kept = list(stop_early(rounds, "ndcg", "max", patience=2))
     assert [r.metrics["ndcg"] for r in kept] == [0.1, 0.5, 0.4, 0.5]
     assert best_round(kept, "ndcg", "max").number == 2
@@ -167,7 +175,8 @@ def test_bad_arguments_name_the_fix(model, clicks, stars, build):
     with pytest.raises(ParameterError, match="task='clicks'"):
         next(federate(model, stars))
     for device in ("gpu", "cuda:99"):
-        with pytest.raises(ParameterError, match=f"device='{device}': cannot be used here .*; choose 'cpu'"):
+        with pytest.raises(ParameterError,
+                           match=f"device='{device}': cannot be used here .*; choose 'cpu'"):
             next(federate(model, clicks, FEW, device=device))
     with pytest.raises(ParameterError, match="metric='auc'"):
         best_round(federate(model, clicks, FEW), "auc", "max")
@@ -193,7 +202,8 @@ def test_with_a_private_theta_nothing_is_sent_and_each_client_trains_alone(stars
     for position, user in enumerate(done.cohort.tolist()):
         own = {n: c[examples["client"] == position] for n, c in examples.items()}
         delta, _ = train_one(shared, shared.init(stream(0, "init")), own, config)
-        torch.testing.assert_close(done.params["theta"][user], delta["theta"][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(done.params["theta"][user], delta["theta"][0], atol=1e-5,
+                                   rtol=1e-5)
         who = torch.full_like(items, user)
         alone = scorer(shared, {"theta": done.params["theta"][user][None]})(who, items)
         torch.testing.assert_close(score(who, items), alone)

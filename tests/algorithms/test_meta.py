@@ -1,4 +1,7 @@
-"""Meta-learning: gradients against finite differences, stacked as one at a time, methods by their definitions."""
+"""Meta-learning.
+
+Gradients against finite differences, stacked as one at a time, methods by their definitions.
+"""
 
 import warnings
 
@@ -12,7 +15,8 @@ from fedlab.data import Curves, Episodes, Federation, one_per_user
 from fedlab.evaluation import new_users
 from fedlab.models import from_module, matrix_factorisation, perceptron, user_factor_model
 
-with warnings.catch_warnings(action="ignore"):      # it is of 2021: an escape in a docstring, a module of packaging
+# it is of 2021: an escape in a docstring, a module of packaging
+with warnings.catch_warnings(action="ignore"):
     import higher
 
 SINES = Curves(20, 5, 7)
@@ -32,13 +36,15 @@ def sent(method, model, params, config, data=SINES, cohort=None):
 def outer(model, params, examples, method, config, client):
     """The query loss of one client after it adapted, written out again in plain tensors."""
     mine = {n: c[examples["client"] == client][None] for n, c in examples.items()}
-    support, query = ({n: c[:, mine["query"][0] == part] for n, c in mine.items()} for part in (0, 1))
+    support, query = ({n: c[:, mine["query"][0] == part] for n, c in mine.items()} for part in (0,
+                                                                                                1))
     now = dict(params)
     for _ in range(config.local_epochs):
         loss = (model.predict(now, support) - support["target"]).square().mean()
         grads = torch.autograd.grad(loss, [now[n] for n in model.rows], create_graph=True)
         keep = (lambda g: g.detach()) if method == "fomaml" else (lambda g: g)
-        now |= {n: now[n] - config.local_lr * keep(g) for n, g in zip(model.rows, grads, strict=True)}
+        now |= {n: now[n] - config.local_lr * keep(g) for n, g in zip(model.rows, grads,
+                                                                      strict=True)}
     return (model.predict(now, query) - query["target"]).square().mean()
 
 
@@ -77,8 +83,10 @@ def test_second_order_gradients_are_those_of_finite_differences(learned_rates):
         for at in range(0, delta.values.numel(), 2):
             slope = (loss(name, at, 1e-5) - loss(name, at, -1e-5)) / 2e-5
             assert -float(delta.values.view(-1)[at]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
-    first = sent({"method": "fomaml"}, model, params, config, data, cohort) if not learned_rates else update
-    same = [torch.allclose(first.deltas[n].values, d.values, rtol=1e-3) for n, d in update.deltas.items()]
+    first = sent({"method": "fomaml"}, model, params, config, data,
+                 cohort) if not learned_rates else update
+    same = [torch.allclose(first.deltas[n].values, d.values, rtol=1e-3) for n,
+            d in update.deltas.items()]
     assert learned_rates or not all(same)                               # it is another gradient
 
 
@@ -86,7 +94,8 @@ def test_second_order_gradients_are_those_of_finite_differences(learned_rates):
 def test_the_gradient_is_that_of_an_independent_library(order):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-    model, config = from_module(net, {"x": torch.zeros(3, 1)}, task="ratings"), Config(local_epochs=3, local_lr=0.05)
+    model, config = from_module(net, {"x": torch.zeros(3, 1)},
+                                task="ratings"), Config(local_epochs=3, local_lr=0.05)
     update = sent({"method": order}, model, model.init(stream(0, "init")), config)
     examples = SINES.draw(torch.arange(4), 1, 4, stream(0, "examples", 1))
     plain = torch.optim.SGD(net.parameters(), lr=config.local_lr)
@@ -97,9 +106,12 @@ def test_the_gradient_is_that_of_an_independent_library(order):
             for _ in range(config.local_epochs):
                 inner.step((adapting(support["x"])[:, 0] - support["target"]).square().mean())
             loss = (adapting(query["x"])[:, 0] - query["target"]).square().mean()
-            grads = torch.autograd.grad(loss, list(adapting.parameters(time=0 if order == "maml" else -1)))
+            grads = torch.autograd.grad(loss,
+                                        list(adapting.parameters(time=0 if order == "maml" else
+                                                                 -1)))
         for (name, _), grad in zip(net.named_parameters(), grads, strict=True):
-            torch.testing.assert_close(of(update.deltas[name], client)[0], -grad, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(of(update.deltas[name], client)[0], -grad, atol=1e-5,
+                                       rtol=1e-4)
 
 
 class Double:
@@ -112,7 +124,8 @@ class Double:
         return len(self.data)
 
     def draw(self, *given):
-        return {n: c.double() if c.is_floating_point() else c for n, c in self.data.draw(*given).items()}
+        return {n: c.double() if c.is_floating_point() else c for n,
+                c in self.data.draw(*given).items()}
 
 
 def test_one_step_of_a_line_by_hand():
@@ -126,20 +139,24 @@ def test_one_step_of_a_line_by_hand():
             return 1
 
         def draw(self, *given):
-            return {"client": torch.zeros(2).long(), "epoch": torch.zeros(2).long(), "x": torch.tensor([[1.0], [3.0]]),
-                    "target": torch.tensor([4.0, 5.0]), "query": torch.tensor([0.0, 1.0])}
-    # phi = 2 + 0.1 * 2 * (4 - 2) = 2.4; d phi / d w = 1 - 0.1 * 2; query: 2 * (7.2 - 5) * 3 * d phi / d w
+            return {"client": torch.zeros(2).long(), "epoch": torch.zeros(2).long(),
+                    "x": torch.tensor([[1.0], [3.0]]), "target": torch.tensor([4.0, 5.0]),
+                    "query": torch.tensor([0.0, 1.0])}
+    # phi = 2 + 0.1 * 2 * (4 - 2) = 2.4; d phi / d w = 1 - 0.1 * 2; query: 2 * (7.2 - 5) * 3 * d phi
+    # / d w
     for method, chain in (("maml", 0.8), ("fomaml", 1.0)):
         update = sent({"method": method}, model, params, config, One(), torch.tensor([0]))
         assert float(update.deltas["weight"].values) == pytest.approx(-13.2 * chain, rel=1e-5)
         assert float(update.losses[0]) == pytest.approx(2.2**2, rel=1e-5)
     update = sent({"method": "reptile"}, model, params, config, One(), torch.tensor([0]))
-    assert float(update.deltas["weight"].values) == pytest.approx(0.1 * (2 * 2 * 1 + 2 * -1 * 3) / 2, rel=1e-5)
+    assert float(update.deltas["weight"].values) == pytest.approx(0.1 * (2 * 2 * 1 + 2 * -1 * 3)
+                                                                  / 2, rel=1e-5)
 
 
 def test_reptile_at_rate_one_is_the_mean_of_locally_trained_models():
-    model, config = perceptron(1, 8, task="ratings"), Config(rounds=2, cohort=20, local_epochs=3, local_lr=0.02,
-                                                              batch_size=0, weighting="equal")
+    model, config = perceptron(1, 8, task="ratings"), Config(rounds=2, cohort=20, local_epochs=3,
+                                                             local_lr=0.02, batch_size=0,
+                                                             weighting="equal")
     averaged = list(federate(model, SINES, config))
     meta = list(federate(model, SINES, config, update=Meta("reptile").update))
     for name, value in averaged[-1].params.items():
@@ -150,13 +167,17 @@ def test_reptile_at_rate_one_is_the_mean_of_locally_trained_models():
 def stars(ratings):
     few = ratings.take((ratings.users < 40) & (ratings.items < 2000))
     found = new_users(few, 0, 3, 5)
-    return found, Episodes(Federation(found.train, one_per_user(found.train), "ratings"), (2, 6), 20)
+    return found, Episodes(Federation(found.train, one_per_user(found.train), "ratings"), (2, 6),
+                           20)
 
 
 def filmed(items, dim=3):
-    model = user_factor_model(items, dim, torch.randn(items, 4, generator=torch.Generator().manual_seed(0)))
+    model = user_factor_model(items, dim, torch.randn(items, 4,
+                                                      generator=torch.Generator().manual_seed(0)))
     params = model.init(stream(0, "init"))
-    return model, params | {"told": torch.randn(params["told"].shape, generator=stream(0, "told")) * 0.1}
+    return model, params | {"told": torch.randn(params["told"].shape, generator=stream(0,
+                                                                                       "told"))
+                            * 0.1}
 
 
 def test_ridge_is_least_squares_with_a_pull(stars):
@@ -167,13 +188,17 @@ def test_ridge_is_least_squares_with_a_pull(stars):
     delta = meta.adapt(model, params, given, Config())["user"]
     told = model.constants["known"] @ params["told"][0]
     for client in range(int(given["client"].max()) + 1):
-        mine, target = given["item"][given["client"] == client], given["target"][given["client"] == client]
-        design = torch.cat([params["scale"].expand(len(mine), 1), params["item"][mine] + told[mine, 1:]], 1)
+        mine, target = given["item"][given["client"] == client], given["target"][
+            given["client"] == client]
+        design = torch.cat([params["scale"].expand(len(mine), 1), params["item"][mine] + told[mine,
+                                                                                              1:]],
+                           1)
         base = params["offset"][0, 0] + params["bias"][mine] + told[mine, 0]
         grown = torch.cat([design, 2.0**0.5 * torch.eye(4)])
         right = torch.cat([target - base, 2.0**0.5 * params["user"][0]])
         expected = torch.linalg.lstsq(grown, right[:, None], driver="gelsd").solution[:, 0]
-        torch.testing.assert_close(of(delta, client)[0] + params["user"][0], expected, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(of(delta, client)[0] + params["user"][0], expected, atol=1e-4,
+                                   rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["maml", "ridge"])
@@ -185,7 +210,8 @@ def test_a_thousand_adapt_as_one_by_one(method, stars):
     every = meta.adapt(model, params, given, config)
     for client in range(int(given["client"].max()) + 1):
         mine = {n: c[given["client"] == client] for n, c in given.items()}
-        alone = meta.adapt(model, params, mine | {"client": torch.zeros_like(mine["client"])}, config)
+        alone = meta.adapt(model, params, mine | {"client": torch.zeros_like(mine["client"])},
+                           config)
         for name, rows in alone.items():
             torch.testing.assert_close(of(every[name], client), rows.values, atol=1e-5, rtol=1e-4)
 
@@ -196,7 +222,8 @@ def test_every_method_learns_films_that_new_users_gain_from(method, stars):
     model = user_factor_model(found.train.item_count, 2)
     only = frozenset({"user"} if method == "ridge" else ())
     meta, model = Meta(method, only), with_rates(model, 0.1) if method == "meta-sgd" else model
-    rate = {"server_lr": 1.0} if method == "reptile" else {"server_lr": 0.05, "server_optimizer": "adam"}
+    rate = {"server_lr": 1.0} if method == "reptile" else {"server_lr": 0.05,
+                                                           "server_optimizer": "adam"}
     config = Config(rounds=12, cohort=len(tasks), local_epochs=2, local_lr=0.1, **rate)
     rounds = list(federate(model, tasks, config, update=meta.update))
     assert float(rounds[-1].losses.mean()) < 0.5 * float(rounds[0].losses.mean())
@@ -211,8 +238,8 @@ def test_only_some_names_adapt_and_a_start_may_stay(stars):
     anil = Meta("maml", frozenset({"user"}))
     learned = anil.adapt(model, params, found.first(5), config)
     assert {n for n, rows in learned.items() if bool(rows.values.any())} == {"user"}
-    recon = sent({"method": "fomaml", "only": frozenset({"user"}), "learn_start": False}, model, params, config, tasks,
-                 cohort)
+    recon = sent({"method": "fomaml", "only": frozenset({"user"}), "learn_start": False}, model,
+                 params, config, tasks, cohort)
     assert set(recon.deltas) == set(model.rows) - {"user"}
 
 
@@ -222,7 +249,8 @@ def test_a_pull_to_the_start_gives_the_minimum_of_the_moreau_envelope(stars):
     meta, given, mu = Meta("maml", frozenset({"user"})), found.first(5), 0.5
     near = meta.adapt(model, params, given, Config(local_lr=0.3, proximal=mu), 400)["user"]
     # (1/5) |A d - r|^2 + mu/2 |d|^2 has its minimum where (A'A + 5 mu / 2) d = A'r, which is ridge
-    exact = Meta("ridge", frozenset({"user"}), strength=5 * mu / 2).adapt(model, params, given, Config())["user"]
+    exact = Meta("ridge", frozenset({"user"}), strength=5 * mu / 2).adapt(model, params, given,
+                                                                          Config())["user"]
     torch.testing.assert_close(near.values, exact.values, atol=1e-4, rtol=1e-3)
 
 
@@ -232,10 +260,13 @@ def test_pfedme_of_one_local_round_sends_the_gradient_of_the_envelope():
     params, data = model.init(stream(1, "init")), Fixed(20, 5, 7)
     update = sent({"method": "reptile"}, model, params, config, data, torch.tensor([5]))
     examples = data.draw(torch.tensor([5]), 1, 4, stream(0, "any"))
-    theta = {n: (v + update.deltas[n].values.view_as(v)).requires_grad_() for n, v in params.items()}
+    theta = {n: (v + update.deltas[n].values.view_as(v)).requires_grad_() for n,
+             v in params.items()}
     loss = (model.predict(theta, {"x": examples["x"][None]}) - examples["target"]).square().mean()
-    for (name, value), grad in zip(theta.items(), torch.autograd.grad(loss, list(theta.values())), strict=True):
-        torch.testing.assert_close(grad, -20.0 * (value - params[name]).detach(), atol=2e-3, rtol=2e-3)
+    for (name, value), grad in zip(theta.items(), torch.autograd.grad(loss, list(theta.values())),
+                                   strict=True):
+        torch.testing.assert_close(grad, -20.0 * (value - params[name]).detach(), atol=2e-3,
+                                   rtol=2e-3)
 
 
 class Fixed(Curves):
@@ -252,29 +283,34 @@ def test_fedper_keeps_what_reptile_would_average(stars):
     items, config = found.train.item_count, Config(rounds=2, cohort=len(tasks), local_lr=0.1)
     first, last = federate(user_factor_model(items, 2, clients=len(tasks)), tasks.data, config)
     assert last.params["user"].shape == (len(tasks), 3)
-    assert bool(last.params["user"].any(1).all())                       # each client has a vector of its own by now
+    assert bool(last.params["user"].any(1).all())  # each client has a vector of its own by now
     alone, _ = federate(user_factor_model(items, 2), tasks.data, config)
-    torch.testing.assert_close(first.params["bias"], alone.params["bias"])        # before it counts, all are alike
+    # before it counts, all are alike
+    torch.testing.assert_close(first.params["bias"], alone.params["bias"])
     assert not torch.equal(first.params["user"][:1], alone.params["user"])
     assert last.bytes_up < 2 * alone.bytes_up
 
 
 def test_items_that_nobody_rated_yet_are_taken_and_those_of_no_catalogue_refused(stars):
     found, tasks = stars
-    model = user_factor_model(found.train.item_count, 3, torch.randn(found.train.item_count, 4), spread=0.1)
-    config = Config(rounds=3, cohort=len(tasks), server_lr=0.05, server_optimizer="adam", local_lr=0.1)
+    model = user_factor_model(found.train.item_count, 3, torch.randn(found.train.item_count, 4),
+                              spread=0.1)
+    config = Config(rounds=3, cohort=len(tasks), server_lr=0.05, server_optimizer="adam",
+                    local_lr=0.1)
     *_, last = federate(model, tasks, config, update=Meta("ridge", frozenset({"user"})).update)
     fresh = (found.train.item_counts() == 0).nonzero()[:2, 0]
     assert len(fresh) == 2
     given = {"client": torch.tensor([0, 0]), "user": torch.tensor([0, 0]), "item": fresh,
              "target": torch.tensor([2.0, 2.0])}
     for meta in (Meta("ridge", frozenset({"user"})), Meta()):
-        before, after = (newcomers(meta, model, last.params, given, config, 1, steps)(torch.zeros(2).long(), fresh)
-                         for steps in (0, 5))
+        before, after = (newcomers(meta, model, last.params, given, config, 1,
+                                   steps)(torch.zeros(2).long(), fresh) for steps in (0, 5))
         assert bool(after.isfinite().all())
-        assert bool((after > before).all())                             # it heard that they are liked
-        with pytest.raises(ParameterError, match="item=2000: 'item' has rows 0 to 1999; leave out what the model"):
-            meta.adapt(model, {**last.params, **{n: last.params[n][:2000] for n in ("item", "bias")}},
+        assert bool((after > before).all())  # it heard that they are liked
+        with pytest.raises(ParameterError,
+                           match="item=2000: 'item' has rows 0 to 1999; leave out what the model"):
+            meta.adapt(model, {**last.params, **{n: last.params[n][:2000] for n in ("item",
+                                                                                    "bias")}},
                        given | {"item": torch.tensor([3, 2000])}, config)
 
 
@@ -283,7 +319,8 @@ def test_memory_is_planned_for_the_steps_that_second_order_keeps():
 
     def chunks(method, steps):
         config, model = Config(local_epochs=steps, local_lr=0.01, memory_mb=10), perceptron(1, 40, task="ratings")
-        return len(list(Meta(method).update(model, many, model.init(stream(0, "init")), torch.arange(600), config)))
+        return len(list(Meta(method).update(model, many, model.init(stream(0, "init")),
+                                            torch.arange(600), config)))
     assert chunks("maml", 8) > 2 * chunks("maml", 1)
     assert chunks("fomaml", 8) == chunks("fomaml", 1) <= chunks("maml", 1)
 
@@ -292,7 +329,8 @@ def test_nothing_to_learn_from_changes_nothing(stars):
     found, _ = stars
     model, params = filmed(found.train.item_count)
     for method, k, steps in (("maml", 5, 0), ("maml", 0, 3), ("ridge", 0, 1)):
-        delta = Meta(method, frozenset({"user"})).adapt(model, params, found.first(k), Config(local_lr=0.1), steps)
+        delta = Meta(method, frozenset({"user"})).adapt(model, params, found.first(k),
+                                                        Config(local_lr=0.1), steps)
         assert not any(bool(rows.values.any()) for rows in delta.values())
 
 

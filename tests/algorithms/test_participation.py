@@ -1,4 +1,7 @@
-"""Who is there: members that come and go, drop-outs, stragglers, deltas that are none, rounds that are skipped."""
+"""Who is there.
+
+Members that come and go, drop-outs, stragglers, deltas that are none, rounds that are skipped.
+"""
 
 from dataclasses import replace
 
@@ -27,8 +30,11 @@ def test_time_follows_speed_examples_and_delay(clicks):
     logs = (spread / took).log()
     assert float(logs.std()) == pytest.approx(1.2, rel=0.1)
     assert float(logs.mean()) == pytest.approx(0, abs=0.15)
-    assert torch.equal(World(pace=0.5, spread=1.2, seed=1).seconds(clicks, cohort, config, "2"), spread)   # drawn once
-    assert not torch.equal(World(pace=0.5, spread=1.2, seed=2).seconds(clicks, cohort, config, "1"), spread)
+    # drawn once
+    assert torch.equal(World(pace=0.5, spread=1.2, seed=1).seconds(clicks, cohort, config, "2"),
+                       spread)
+    assert not torch.equal(World(pace=0.5, spread=1.2, seed=2).seconds(clicks, cohort, config, "1"),
+                           spread)
     waits = [World(delay=3.0).seconds(clicks, cohort, config, when) for when in "12"]
     assert float(waits[0].mean()) == pytest.approx(3.0, rel=0.15)
     assert not torch.equal(*waits)
@@ -76,7 +82,8 @@ def test_wrong_settings_stop_a_run_and_lost_clients_do_not(model, clicks):
     config = replace(FEW, cohort=8)
     with pytest.raises(NoDeltaError, match="byzantine=3: Krum needs 9 clients and has 8"):
         next(federate(model, clicks, config, aggregate=krum(3)))
-    done = list(federate(model, clicks, replace(config, cohort=10, drop_out=0.3), aggregate=krum(3)))
+    done = list(federate(model, clicks, replace(config, cohort=10, drop_out=0.3),
+                         aggregate=krum(3)))
     assert any("Krum needs 9 clients" in r.skipped for r in done)
 
 
@@ -115,10 +122,13 @@ def test_a_delta_that_is_not_finite_is_rejected_and_the_run_goes_on(model, click
     assert all(torch.equal(bad[0].params[n], fewer.params[n]) for n in model.rows)
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda n, r: Rows(r.values[:, :1], r.ids, r.client) if n == "item" else r, "rows of shape (1,), the server's"),
-    (lambda n, r: replace(r, ids=r.ids + 9000) if n == "bias" else r, "a row that is none of the server's 9066"),
-])
+@pytest.mark.parametrize(("change", "reason"), [(lambda n, r: Rows(r.values[:, :1], r.ids,
+                                                                   r.client) if n == "item" else r,
+                                                 "rows of shape (1,), the server's"),
+                                                (lambda n, r: replace(r,
+                                                                      ids=r.ids + 9000)
+                                                 if n == "bias" else r,
+                                                 "a row that is none of the server's 9066"),])
 def test_a_delta_of_another_shape_is_rejected(model, clicks, change, reason):
     done = next(federate(model, clicks, FEW, update=corrupt(change)))
     assert done.rejected
@@ -146,14 +156,17 @@ def test_newcomers_start_at_the_mean_of_the_members(model, clicks):
     first = torch.ones(671, dtype=torch.int64)
     first[100:110] = 3
     members = Membership(first, torch.full((671,), 9))
-    runs = {warm: list(federate(model, clicks, FEW, world=World(members=members, warm=warm))) for warm in (True, False)}
+    runs = {warm: list(federate(model, clicks, FEW, world=World(members=members, warm=warm)))
+            for warm in (True, False)}
     before = runs[True][1].params["user"]
     mean = before[first == 1].mean(0)
     resting = [u for u in range(100, 110) if u not in runs[True][2].cohort.tolist()]
     torch.testing.assert_close(runs[True][2].params["user"][resting], mean.expand(len(resting), -1))
     assert torch.equal(runs[False][2].params["user"][resting], before[resting])
-    again = list(federate(model, clicks, replace(FEW, rounds=4), start=runs[True][2], world=World(members=members)))
-    assert torch.equal(again[0].params["user"][resting[:1]], runs[True][2].params["user"][resting[:1]])
+    again = list(federate(model, clicks, replace(FEW, rounds=4), start=runs[True][2],
+                          world=World(members=members)))
+    assert torch.equal(again[0].params["user"][resting[:1]],
+                       runs[True][2].params["user"][resting[:1]])
 
 
 def test_platforms_bring_all_their_users(split, build):
@@ -164,15 +177,18 @@ def test_platforms_bring_all_their_users(split, build):
     params = model.init(torch.Generator().manual_seed(0))
     warm = world.welcome(model, data, params, 2)["user"]
     mine = data.owner == 2
-    torch.testing.assert_close(warm[mine], params["user"][~mine].mean(0).expand(int(mine.sum()), -1))
+    torch.testing.assert_close(warm[mine], params["user"][~mine].mean(0).expand(int(mine.sum()),
+                                                                                -1))
     assert torch.equal(warm[~mine], params["user"][~mine])
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (lambda: World(pace=-1.0), "pace=-1.0"), (lambda: World(delay=float("inf")), "delay=inf"),
-    (lambda: Membership.drawn(3, 1), "rounds=1"), (lambda: Membership.drawn(3, 5, late=2.0), "late=2.0"),
-    (lambda: Config(drop_out=1.5), "drop_out=1.5"), (lambda: Config(deadline=-1.0), "deadline=-1.0"),
-])
+@pytest.mark.parametrize(("wrong", "message"), [(lambda: World(pace=-1.0), "pace=-1.0"),
+                                                (lambda: World(delay=float("inf")), "delay=inf"),
+                                                (lambda: Membership.drawn(3, 1), "rounds=1"),
+                                                (lambda: Membership.drawn(3, 5, late=2.0),
+                                                 "late=2.0"), (lambda: Config(drop_out=1.5),
+                                                               "drop_out=1.5"),
+                                                (lambda: Config(deadline=-1.0), "deadline=-1.0"),])
 def test_settings_without_meaning_are_refused(wrong, message):
     with pytest.raises(ParameterError, match=message):
         wrong()

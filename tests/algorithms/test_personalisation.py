@@ -31,7 +31,8 @@ def test_alone_scores_as_each_client_trained_by_itself(build, stars):
             batch = {"item": items, "user": who, "item_row": items, "user_row": who}
             expected = forward(name, local, batch, tuple(model.constants.values()))
             torch.testing.assert_close(score(who, items), expected, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(score(who.view(8, 5), items.view(8, 5)), expected.view(8, 5), atol=1e-5, rtol=0)
+            torch.testing.assert_close(score(who.view(8, 5), items.view(8, 5)), expected.view(8, 5),
+                                       atol=1e-5, rtol=0)
 
 
 def test_groups_do_not_change_who_is_ranked(build, split, clicks):

@@ -42,12 +42,14 @@ def upload(stars, titles):
         tuned = adapted(net, ("query",), rank, train=("head",)) if rank else net
         for name, weight in tuned.named_parameters():
             if rank and name.endswith(".b"):
-                nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))    # after some rounds
+                # after some rounds
+                nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
             elif not rank:
                 weight.requires_grad_(name.endswith((f"{LAYER}.weight", "head.weight")))
         model = from_module(tuned, {"item": torch.arange(3)}, task="ratings")
         chosen = torch.tensor(clients)[stars.counts[list(clients)].argsort(descending=True)]
-        sent = list(updates(model, stars, model.init(stream(0, "init")), chosen, Config(local_lr=0.1, **steps)))
+        sent = list(updates(model, stars, model.init(stream(0, "init")), chosen,
+                            Config(local_lr=0.1, **steps)))
         items = stars.train.items[torch.isin(stars.owner[stars.train.users], chosen)]
         name = next(n for n in sent[0].deltas if n.endswith((f"{LAYER}.weight", f"{LAYER}.a")))
         return (sum(part.deltas[name].values.sum(0) for part in sent),
@@ -79,7 +81,7 @@ def test_a_narrow_adapter_says_less_and_a_wide_one_as_much(upload):
 def test_a_sum_tells_words_until_more_enter_than_the_layer_is_wide(upload, stars):
     quiet = stars.counts.argsort(stable=True).tolist()
     few, truth = upload(clients=tuple(quiet[:6]), batch_size=0)
-    assert told(few) == truth                                               # a secure sum of six hides no word
+    assert told(few) == truth  # a secure sum of six hides no word
     many, truth = upload(clients=tuple(quiet[:24]), batch_size=0)
     assert len(told(many) & truth) / len(truth) < 0.05
 
@@ -94,7 +96,7 @@ def test_noise_hides_words_when_there_is_much(upload):
         outside, _ = recover_tokens(noisy, Backbone(read_once(MINILM)), LAYER, 12, noise)
         found.append(auc(-outside, here))
     assert found[0] > 0.97
-    assert found[1] > 0.7                                                   # a third of what is there is too little
+    assert found[1] > 0.7  # a third of what is there is too little
     assert found[2] < 0.6
 
 
@@ -110,7 +112,8 @@ def test_features_come_out_of_a_first_layer():
     x = torch.randn(1, 6, generator=torch.Generator().manual_seed(3))
     data = Columns({"x": x, "target": torch.ones(1)}, torch.tensor([0]))
     model = perceptron(6, 8)
-    (sent,) = updates(model, data, model.init(stream(0, "init")), torch.tensor([0]), Config(batch_size=0, local_lr=1.0))
+    (sent,) = updates(model, data, model.init(stream(0, "init")), torch.tensor([0]),
+                      Config(batch_size=0, local_lr=1.0))
     found = features(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
     active = found[found.isfinite().all(1)]
     assert 1 <= len(active) < 8

@@ -15,7 +15,7 @@ from fedlab.privacy import gaussian_epsilon
 
 def test_traces_by_hand():
     moved = torch.tensor([1.0, 3.0, 5.0, 5.0])
-    popularity = torch.tensor([1.0, 1.0, 3.0, 3.0])                        # films 0, 1 are alike, so are 2, 3
+    popularity = torch.tensor([1.0, 1.0, 3.0, 3.0])  # films 0, 1 are alike, so are 2, 3
     watched = torch.tensor([[True, False, True, False], [False, True, True, True], [False] * 4])
     # farther than alike: -1, 1, 0, 0; weights 1/2, 1/2, 1/4, 1/4
     expected = [-0.5 / 0.75, 0.5 / 1.0, 0.0]
@@ -29,20 +29,22 @@ def test_intervals_by_scipy():
     assert shares(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))          # by hand: nobody of ten
     assert shares(10, 10) == pytest.approx((0.025**0.1, 1.0))
     generator = torch.Generator().manual_seed(0)
-    members, others = torch.randn(150, generator=generator) + 0.5, torch.randn(120, generator=generator)
+    members, others = torch.randn(150, generator=generator) + 0.5, torch.randn(120,
+                                                                               generator=generator)
     scores, inside = torch.cat([members, others]), torch.arange(270) < 150
     found = told_apart(scores, inside)
 
     def area(a, b):
         return mannwhitneyu(a, b).statistic / (len(a) * len(b))
-    theirs = bootstrap((members.numpy(), others.numpy()), area, vectorized=False, n_resamples=400, rng=0,
-                       method="percentile").confidence_interval
+    theirs = bootstrap((members.numpy(), others.numpy()), area, vectorized=False, n_resamples=400,
+                       rng=0, method="percentile").confidence_interval
     assert found["auc"] == pytest.approx(area(members.numpy(), others.numpy()))
-    assert (found["auc_low"], found["auc_high"]) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert (found["auc_low"], found["auc_high"]) == pytest.approx((theirs.low, theirs.high),
+                                                                  abs=0.02)
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():
-    truth = float(norm.cdf(0.7 / math.sqrt(2)))                             # of two normals 0.7 apart
+    truth = float(norm.cdf(0.7 / math.sqrt(2)))  # of two normals 0.7 apart
     generator, inside, held = torch.Generator().manual_seed(1), torch.arange(200) < 100, 0
     for _ in range(400):
         scores = torch.randn(200, generator=generator) + 0.7 * inside
@@ -52,10 +54,10 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_found_at_a_rate_of_mistakes():
-    scores, inside = torch.arange(40.0), torch.arange(40) % 2 == 1          # others at 0, 2, ..., 38
-    found = told_apart(scores, inside, false=0.1)                           # two others may pass: 38 and 36
+    scores, inside = torch.arange(40.0), torch.arange(40) % 2 == 1  # others at 0, 2, ..., 38
+    found = told_apart(scores, inside, false=0.1)  # two others may pass: 38 and 36
     assert found["tpr"] == 3 / 20                                           # members at 35, 37, 39
-    assert told_apart(torch.zeros(40), inside)["tpr"] == 0                  # all alike: nobody is found
+    assert told_apart(torch.zeros(40), inside)["tpr"] == 0  # all alike: nobody is found
     assert told_apart(torch.zeros(40), inside)["auc"] == 0.5
 
 
@@ -64,7 +66,7 @@ def test_no_attack_on_a_gaussian_sum_passes_the_bound(noise):
     delta = 1e-4
     epsilon = gaussian_epsilon(1 / noise, delta)
     for false in (0.001, 0.01, 0.05, 0.3, 0.9):
-        best = float(norm.cdf(1 / noise - norm.ppf(1 - false)))             # Neyman and Pearson's test
+        best = float(norm.cdf(1 / noise - norm.ppf(1 - false)))  # Neyman and Pearson's test
         assert best <= most(epsilon, delta, false) + 1e-9
     assert most(0.0, 0.0, 0.05) == pytest.approx(0.05)
     assert most(1000.0, 0.0, 0.05) == 1.0
@@ -93,14 +95,18 @@ def test_noise_hides_who_took_part(clicks, split):
     assert found[1]["auc_low"] < found[1]["auc"] < found[0]["auc_low"]
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: traces(torch.zeros(3), torch.zeros(2, 4).bool(), torch.zeros(4)), r"moved=\(3,\): give a number for each"),
-    (lambda: told_apart(torch.zeros(4), torch.arange(4) < 2, level=1.0), "level=1.0: choose a share"),
-    (lambda: told_apart(torch.zeros(4), torch.arange(4) < 2, false=0.0), "false=0.0: choose a share"),
-    (lambda: told_apart(torch.zeros(4), torch.ones(4).bool()), "needs both classes"),
-    (lambda: shares(3, 2), "found=3: choose from 0 to 2"),
-    (lambda: most(-1.0, 0.0, 0.1), "epsilon=-1.0: choose 0 or more"),
-])
+@pytest.mark.parametrize(("call", "message"),
+                         [(lambda: traces(torch.zeros(3), torch.zeros(2, 4).bool(), torch.zeros(4)),
+                           r"moved=\(3,\): give a number for each"),
+                          (lambda: told_apart(torch.zeros(4), torch.arange(4) < 2, level=1.0),
+                           "level=1.0: choose a share"), (lambda: told_apart(torch.zeros(4),
+                                                                             torch.arange(4) < 2,
+                                                                             false=0.0),
+                                                          "false=0.0: choose a share"),
+                          (lambda: told_apart(torch.zeros(4), torch.ones(4).bool()),
+                           "needs both classes"), (lambda: shares(3, 2),
+                                                   "found=3: choose from 0 to 2"),
+                          (lambda: most(-1.0, 0.0, 0.1), "epsilon=-1.0: choose 0 or more"),])
 def test_bad_input_is_named(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

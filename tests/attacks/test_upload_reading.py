@@ -1,4 +1,7 @@
-"""What uploads give away: everything when they are plain, which rows were asked for, nothing under masks."""
+"""What uploads give away.
+
+Everything when they are plain, which rows were asked for, nothing under masks.
+"""
 
 import os
 from dataclasses import replace
@@ -33,34 +36,39 @@ def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
     sent, shared = upload
     found = leak(row_scores(sent, len(shared["bias"])), rated(clicks, sent.cohort))
     assert found["recall"] == 1
-    assert found["precision"] == pytest.approx(0.2, abs=0.1)               # one click, four negatives
+    assert found["precision"] == pytest.approx(0.2, abs=0.1)  # one click, four negatives
     assert found["auc"] > 0.9
 
 
 def test_under_masks_it_is_chance(upload, clicks):
     sent, shared = upload
-    fixed, run, values = FixedPoint(1.0, 10), os.urandom(16), dense(sent, scene(shared))["bias"][:10]
+    fixed, run, values = FixedPoint(1.0, 10), os.urandom(16), dense(sent,
+                                                                    scene(shared))["bias"][:10]
     members = {number: Member(number, run) for number in range(1, 11)}
     keys = {number: member.keys() for number, member in members.items()}
     for member in members.values():
         member.letters(keys, 6)
-    words = [members[k + 1].masked(fixed.encode(row.double().numpy()), members) for k, row in enumerate(values)]
-    found = leak(torch.stack([masked_scores(row) for row in words]), rated(clicks, sent.cohort[:10]))
+    words = [members[k + 1].masked(fixed.encode(row.double().numpy()), members) for k,
+             row in enumerate(values)]
+    found = leak(torch.stack([masked_scores(row) for row in words]), rated(clicks,
+                                                                           sent.cohort[:10]))
     assert found["auc"] == pytest.approx(0.5, abs=0.02)
     plain = leak(torch.stack([masked_scores(fixed.encode(row.double().numpy())) for row in values]),
                  rated(clicks, sent.cohort[:10]))
-    assert plain["auc"] > 0.99                                              # it is the mask, not the fixed point
+    assert plain["auc"] > 0.99  # it is the mask, not the fixed point
 
 
 def scene(shared, noise=1.0):
-    return RoundContext(1.0, noise, 0.0, 1.0, shared, NoiseSource(torch.Generator().manual_seed(0)), {})
+    return RoundContext(1.0, noise, 0.0, 1.0, shared, NoiseSource(torch.Generator().manual_seed(0)),
+                        {})
 
 
 def test_local_noise_hides_more_the_more_there_is(upload, clicks):
     sent, shared = upload
     small = replace(sent, deltas={"bias": sent.deltas["bias"]})
-    found = [leak(sign_scores(LocalNoise().client(small, scene(shared, noise)), len(shared["bias"])),
-                  rated(clicks, sent.cohort))["auc"] for noise in (1e-4, 1e-2, 1.0)]
+    found = [leak(sign_scores(LocalNoise().client(small, scene(shared, noise)),
+                              len(shared["bias"])), rated(clicks, sent.cohort))["auc"]
+             for noise in (1e-4, 1e-2, 1.0)]
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.95
     assert found[-1] < 0.55
@@ -69,7 +77,7 @@ def test_local_noise_hides_more_the_more_there_is(upload, clicks):
 def test_leak_by_hand():
     scores = torch.tensor([[1.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 3.0], [1.0, 0, 0, 0]])
     truth = torch.tensor([[True, False, True, False], [False, False, False, True], [False] * 4])
-    found = leak(scores, truth)                                             # the third client rated nothing: left out
+    found = leak(scores, truth)  # the third client rated nothing: left out
     assert found["precision"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["recall"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["auc"] == pytest.approx((1 / 4 + 1) / 2)
@@ -78,10 +86,11 @@ def test_leak_by_hand():
 def test_bad_asks_are_refused(upload, clicks):
     sent, _ = upload
     truth = rated(clicks, sent.cohort)
-    for call, message in [
-            (lambda: sign_scores(sent, 5, "theta"), "name='theta': the clients sent item, bias"),
-            (lambda: row_scores(sent, 5, "theta"), "name='theta'"),
-            (lambda: leak(torch.zeros(3, 4), truth), r"scores=\(3, 4\): give \(40, "),
-            (lambda: leak(torch.zeros(2, 4), torch.zeros(2, 4).bool()), "no client rated some items and not all")]:
+    for call, message in [(lambda: sign_scores(sent, 5, "theta"),
+                           "name='theta': the clients sent item, bias"),
+                          (lambda: row_scores(sent, 5, "theta"), "name='theta'"),
+                          (lambda: leak(torch.zeros(3, 4), truth), r"scores=\(3, 4\): give \(40, "),
+                          (lambda: leak(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
+                           "no client rated some items and not all")]:
         with pytest.raises(ParameterError, match=message):
             call()

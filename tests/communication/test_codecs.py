@@ -20,7 +20,7 @@ def coded(code, values, client, clients, ids=None):
 def test_four_bits_by_hand():
     arrives, size = coded(Quantised(4), VALUES, CLIENT, 3)
     torch.testing.assert_close(arrives, torch.tensor([[7.0, -3.0], [0.0, 0.0], [-1.0, 4 / 7]]))
-    assert size.tolist() == [2 + 4, 1 + 4, 0]                      # half a byte a number, a scale; the third was silent
+    assert size.tolist() == [2 + 4, 1 + 4, 0]  # half a byte a number, a scale; the third was silent
 
 
 def test_signs_by_hand():
@@ -45,7 +45,8 @@ def test_bytes_are_those_of_the_packed_levels(bits):
     code = Quantised(bits)
     arrives, size = coded(code, values, torch.zeros(37, dtype=torch.int64), 1)
     root = float(values.square().mean().sqrt())
-    scale = values.abs().mean() if bits == 1 else min(float(values.abs().max()), REACH[bits] * root) / code.most
+    scale = values.abs().mean() if bits == 1 else min(float(values.abs().max()),
+                                                      REACH[bits] * root) / code.most
     levels = (arrives / scale).round().to(torch.int8).flatten().numpy()
     text = packed(levels, bits)
     assert len(text) + 4 == int(size)
@@ -61,7 +62,7 @@ def test_few_far_numbers_leave_levels_to_the_others():
     values = torch.cat([torch.ones(999), torch.tensor([1000.0])])[:, None]
     arrives, _ = coded(Quantised(4), values, torch.zeros(1000, dtype=torch.int64), 1)
     root = (1e6 + 999) ** 0.5 / 1000**0.5
-    assert float(arrives[-1]) == pytest.approx(6 * root)                    # cut; the memory sends the rest later
+    assert float(arrives[-1]) == pytest.approx(6 * root)  # cut; the memory sends the rest later
     assert float(arrives[0]) in (0.0, pytest.approx(6 * root / 7))
 
 
@@ -77,7 +78,7 @@ def test_random_numbers_are_the_same_for_all_clients():
     biases, size = coded(RandomK(0.3), values[:, 0], client, 2, ids)
     assert size.tolist() == [4 * int((biases[:10] != 0).sum())] * 2
     column, _ = coded(RandomK(0.3), values[:10], torch.zeros(10, dtype=torch.int64), 1, ids[:10])
-    assert torch.equal(column, arrives[:10])                                # whoever else is in the chunk
+    assert torch.equal(column, arrives[:10])  # whoever else is in the chunk
 
 
 def test_a_product_is_nearly_the_best_of_its_rank():
@@ -88,7 +89,8 @@ def test_a_product_is_nearly_the_best_of_its_rank():
         mine = values[client == number]
         left, length, right = torch.linalg.svd(mine, full_matrices=False)
         best = left[:, :3] * length[:3] @ right[:3]
-        error, least = ((found - mine).square().sum() for found in (arrives[client == number], best))
+        error, least = ((found - mine).square().sum() for found in (arrives[client == number],
+                                                                    best))
         assert least <= error + 1e-3
         assert error <= 1.02 * least
     assert size.tolist() == [4 * 3 * (60 + 20), 0, 4 * 3 * (30 + 20)]
@@ -96,14 +98,17 @@ def test_a_product_is_nearly_the_best_of_its_rank():
 
 def test_a_product_is_exact_where_the_rank_is_enough():
     torch.manual_seed(0)
-    values, client = torch.randn(40, 2) @ torch.randn(2, 20), torch.tensor([0] * 25 + [1] * 14 + [2])
-    arrives, _ = coded(LowRank(2), values, client, 3)                       # the third client holds a single row
+    values, client = torch.randn(40, 2) @ torch.randn(2,
+                                                      20), torch.tensor([0] * 25 + [1] * 14 + [2])
+    arrives, _ = coded(LowRank(2), values, client, 3)  # the third client holds a single row
     torch.testing.assert_close(arrives, values, atol=1e-4, rtol=1e-4)
 
 
 def test_weights_that_all_hold_are_tables_and_biases_are_not():
     torch.manual_seed(0)
-    weights, client = torch.einsum("co,ci->coi", torch.randn(3, 12), torch.randn(3, 8)), torch.arange(3)
+    weights, client = torch.einsum("co,ci->coi", torch.randn(3, 12), torch.randn(3,
+                                                                                 8)), torch.arange(
+        3)
     arrives, size = coded(LowRank(1), weights, client, 3)
     torch.testing.assert_close(arrives, weights, atol=1e-5, rtol=1e-4)
     assert size.tolist() == [4 * (12 + 8)] * 3

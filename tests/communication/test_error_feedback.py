@@ -1,4 +1,7 @@
-"""Fewer bytes up: nothing is lost for good with feedback, bytes of rows, and what goes with privacy."""
+"""Fewer bytes up.
+
+Nothing is lost for good with feedback, bytes of rows, and what goes with privacy.
+"""
 
 import pytest
 import torch
@@ -14,10 +17,11 @@ def test_row_numbers_are_sent_as_distances():
     ids = torch.tensor([0, 126, 127, 300, 20_000, 5, 2_100_000])
     client = torch.tensor([0, 0, 0, 0, 0, 2, 2])
 
-    def leb(number):                                               # 7 bits a byte, the highest bit for 'more follows'
+    def leb(number):  # 7 bits a byte, the highest bit for 'more follows'
         return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + leb(number // 128)
     gaps = {0: [1, 126, 1, 173, 19_700], 1: [], 2: [6, 2_099_995]}
-    assert row_bytes(ids, client, 3).tolist() == [sum(len(leb(gap)) for gap in found) for found in gaps.values()]
+    assert row_bytes(ids, client, 3).tolist() == [sum(len(leb(gap)) for gap in found)
+                                                  for found in gaps.values()]
     with pytest.raises(ParameterError, match=r"ids=\[3\]: a client's row numbers must grow"):
         row_bytes(torch.tensor([4, 3]), torch.tensor([0, 0]), 1)
 
@@ -39,16 +43,18 @@ class Fixed:
         yield Update({"item": rows}, one, one, cohort, one)
 
 
-@pytest.mark.parametrize("code", [Quantised(1), Quantised(2), Quantised(4), TopK(0.2), RandomK(0.3), LowRank(1)])
+@pytest.mark.parametrize("code", [Quantised(1), Quantised(2), Quantised(4), TopK(0.2), RandomK(0.3),
+                                  LowRank(1)])
 def test_with_feedback_nothing_is_lost_for_good(code):
     torch.manual_seed(0)
     values = torch.randn(4, 5)
     sums = []
-    for way in (ErrorFeedback(code, trained=Fixed(values)), ErrorFeedback(code, feedback=False, trained=Fixed(values))):
+    for way in (ErrorFeedback(code, trained=Fixed(values)), ErrorFeedback(code, feedback=False,
+                                                                          trained=Fixed(values))):
         total = torch.zeros(4, 5)
         for number in range(200):
-            (sent,) = way.update(Fixed(values), None, {"item": torch.zeros(4, 5)}, torch.tensor([3, 1]), Config(),
-                                     number=number)
+            (sent,) = way.update(Fixed(values), None, {"item": torch.zeros(4, 5)},
+                                 torch.tensor([3, 1]), Config(), number=number)
             total += sent.deltas["item"].values[:4]
         sums.append(float((total / 200 - values).abs().max()))
     assert sums[0] < 0.1
@@ -61,7 +67,7 @@ def test_memory_is_each_clients_own():
     list(way.update(Fixed(None), None, params, torch.tensor([2]), Config()))
     (sent,) = way.update(Fixed(None), None, params, torch.tensor([2, 5]), Config())
     mine, other = (sent.deltas["item"].values[sent.deltas["item"].client == k] for k in (0, 1))
-    assert float(mine.max()) == 36.0                               # 18 of the last round, and 18 of this one
+    assert float(mine.max()) == 36.0  # 18 of the last round, and 18 of this one
     assert float(other.max()) == 19.0
 
 
@@ -89,7 +95,7 @@ def test_a_federation_learns_with_about_an_eighth_of_the_bytes(split, clicks):
     config = Config(rounds=4, cohort=100, local_lr=2.0)
     *_, plain = federate(model, clicks, config)
     *_, small = federate(model, clicks, config, update=ErrorFeedback(Quantised(4)).update)
-    assert 7 < plain.bytes_up / small.bytes_up < 8                 # numbers in half a byte, rows mostly in one
+    assert 7 < plain.bytes_up / small.bytes_up < 8  # numbers in half a byte, rows mostly in one
     assert small.loss == pytest.approx(plain.loss, rel=0.02)
     *_, again = federate(model, clicks, config, update=ErrorFeedback(Quantised(4)).update)
     assert torch.equal(small.params["item"], again.params["item"])
@@ -101,7 +107,7 @@ def test_a_code_goes_before_the_clip_and_its_bytes_are_counted(split, clicks):
     coded = ErrorFeedback(LowRank(1, then=Quantised(4)))
     (done,) = federate_privately(model, clicks, config, update=coded.update, teaching_seed=0)
     (plain,) = federate_privately(model, clicks, config, teaching_seed=0)
-    assert plain.bytes_up / done.bytes_up > 25                             # 16 numbers a row become one, of half a byte
+    assert plain.bytes_up / done.bytes_up > 25  # 16 numbers a row become one, of half a byte
     assert float(done.norms.max()) <= 0.1 * (1 + 1e-4)                     # measured in float32
     assert torch.equal(plain.cohort, done.cohort)
 
@@ -109,15 +115,19 @@ def test_a_code_goes_before_the_clip_and_its_bytes_are_counted(split, clicks):
 @pytest.mark.parametrize("seal", [{"config": {"placement": "local"}}, {"between": [SecureSum()]}])
 def test_where_all_numbers_are_sent_anyway_a_code_is_refused(seal, split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 2)
-    config, between = Private(rounds=1, cohort=5, noise=1.0, **seal.get("config", {})), seal.get("between", ())
-    with pytest.raises(ParameterError, match=r"update='coded deltas': .* sends 4 bytes for every number"):
-        list(federate_privately(model, clicks, config, update=ErrorFeedback(Quantised(4)).update, between=between,
-                                teaching_seed=3))
+    config, between = Private(rounds=1, cohort=5, noise=1.0, **seal.get("config",
+                                                                        {})), seal.get("between",
+                                                                                       ())
+    with pytest.raises(ParameterError,
+                       match=r"update='coded deltas': .* sends 4 bytes for every number"):
+        list(federate_privately(model, clicks, config, update=ErrorFeedback(Quantised(4)).update,
+                                between=between, teaching_seed=3))
 
 
 def test_a_code_after_the_clip_is_refused(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 2)
-    with pytest.raises(ParameterError, match="between='Quantised': give mechanisms; a code goes before the clip"):
+    with pytest.raises(ParameterError,
+                       match="between='Quantised': give mechanisms; a code goes before the clip"):
         list(federate_privately(model, clicks, Private(cohort=5), between=[Quantised(4)]))
 
 

@@ -9,7 +9,8 @@ from fedlab.core import Config, ParameterError, Rows, knobs, norms, stream
 
 
 def rows():
-    return Rows(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 2, 2]), torch.tensor([0, 0, 1]))
+    return Rows(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 2, 2]),
+                torch.tensor([0, 0, 1]))
 
 
 def test_streams_differ_by_seed_purpose_and_round_and_repeat():
@@ -20,7 +21,8 @@ def test_streams_differ_by_seed_purpose_and_round_and_repeat():
 
 
 def test_rows_by_hand():
-    assert rows().add_to(torch.ones(3, 2), torch.tensor([2.0, 0.5])).tolist() == [[7, 9], [1, 1], [3, 2]]
+    assert rows().add_to(torch.ones(3, 2), torch.tensor([2.0, 0.5])).tolist() == [[7, 9], [1, 1],
+                                                                                  [3, 2]]
     dense = Rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 0]), torch.tensor([0, 1]))
     assert dense.add_to(torch.zeros(1, 2), torch.tensor([1.0, 10.0])).tolist() == [[31, 42]]
     assert rows().square_norms(2).tolist() == [26, 4]

@@ -20,9 +20,11 @@ def test_a_sparse_table_is_a_tensor_that_changes_by_rows(rounds):
     for number, rows in enumerate(rounds):
         ids = torch.tensor(sorted(rows))
         change = torch.full((len(ids), 2), number + 1.0)
-        before, sparse, dense = sparse, sparse.index_add(0, ids, change), dense.index_add(0, ids, change)
+        before, sparse, dense = sparse, sparse.index_add(0, ids, change), dense.index_add(0, ids,
+                                                                                          change)
         assert torch.equal(whole(sparse), dense)
-        assert torch.equal(whole(before) + (dense - whole(before)), dense)      # the old table still answers
+        # the old table still answers
+        assert torch.equal(whole(before) + (dense - whole(before)), dense)
     assert len(sparse.ids) == len(set().union(*rounds)) if rounds else len(sparse.ids) == 0
     grid = torch.tensor([[1, 2], [9, 1]])
     assert torch.equal(sparse[grid], dense[grid])
@@ -47,4 +49,4 @@ def test_a_lookup_reads_as_the_column_it_stands_for():
     assert torch.equal(as_tensor(joined([column[:1], column[1:]])), table[rows])
     assert len(column) == 4
     assert column.nbytes == rows.nbytes
-    assert column.to("cpu").table is table                    # a table that is there already is not copied
+    assert column.to("cpu").table is table  # a table that is there already is not copied

@@ -1,4 +1,7 @@
-"""The exercises' checks: solutions pass, the empty answer and near misses get a hint, nothing raises."""
+"""The exercises' checks.
+
+Solutions pass, the empty answer and near misses get a hint, nothing raises.
+"""
 
 import importlib.util
 import math
@@ -33,7 +36,8 @@ def test_an_empty_or_wrong_answer_gets_a_hint(answer, capsys):
     exercises.parameters(answer, 23, 671)
     exercises.fedavg(lambda deltas, counts: answer)
     exercises.upload(answer, 300, 32)
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["Not yet. Hint"] * 4
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "Not yet. Hint"] * 4
 
 
 def test_a_near_miss_gets_its_own_hint(capsys):
@@ -56,11 +60,14 @@ def test_lesson_3_and_4_know_right_from_wrong(capsys):
         assert said(*right) == "Right.\n"
         assert said(*wrong).startswith("Not yet. Hint: ")
     assert "sort each column first" in said(exercises.trimmed, lambda d, c: d[c:-c].mean(0))
-    assert said(exercises.ensemble_download, three.ensemble_bytes(5, 100), models=5, numbers=100) == "Right.\n"
+    assert said(exercises.ensemble_download, three.ensemble_bytes(5, 100), models=5,
+                numbers=100) == "Right.\n"
     assert said(exercises.ensemble_download, 400, models=5, numbers=100).startswith("Not yet")
-    assert said(exercises.round_seconds, four.round_time(times, 60), seconds=times, deadline=60) == "Right.\n"
+    assert said(exercises.round_seconds, four.round_time(times, 60), seconds=times,
+                deadline=60) == "Right.\n"
     for guess in ((200, 4), (60, 4), ...):
-        assert said(exercises.round_seconds, guess, seconds=times, deadline=60).startswith("Not yet")
+        assert said(exercises.round_seconds, guess, seconds=times,
+                    deadline=60).startswith("Not yet")
     for call in (exercises.trimmed, exercises.staleness):
         assert said(call, lambda *_: ...).startswith("Not yet")
 

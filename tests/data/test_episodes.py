@@ -1,4 +1,7 @@
-"""Support and query: cut by hand, disjoint, fresh each round; new users that nobody trained on; made-up curves."""
+"""Support and query: cut by hand, disjoint, fresh each round; new users that nobody trained on.
+
+Made-up curves.
+"""
 
 import pytest
 import torch
@@ -20,7 +23,9 @@ def drawn(data, epochs=1, negatives=2, number=0):
 def test_a_client_with_few_keeps_half_for_the_query(task):
     data = Episodes(Federation(SMALL, one_per_user(SMALL), task), (4, 4), 6)
     columns, each = drawn(data), 3 if task == "clicks" else 1
-    found = [[int(((columns["client"] == c) & (columns["query"] == q)).sum()) for q in (0, 1)] for c in range(3)]
+    found = [[int(((columns["client"] == c) & (columns["query"] == q)).sum()) for q in (0,
+                                                                                        1)]
+             for c in range(3)]
     assert found == [[4 * each, 6 * each], [1 * each, 2 * each], [0, 1 * each]]
     assert data.counts.tolist() == [10, 3, 1]
     if task == "clicks":
@@ -34,7 +39,8 @@ def test_no_rating_is_in_both_and_each_round_cuts_anew():
     for number in range(20):
         columns = drawn(data, number=number)
         mine = columns["client"] == 0
-        pairs = list(zip(columns["item"][mine].tolist(), columns["query"][mine].tolist(), strict=True))
+        pairs = list(zip(columns["item"][mine].tolist(), columns["query"][mine].tolist(),
+                         strict=True))
         assert len({item for item, _ in pairs}) == len(pairs) == 12
         seen.add(tuple(sorted(pairs)))
         sizes.add(sum(1 for _, query in pairs if not query))
@@ -62,7 +68,8 @@ def test_new_users_are_nobody_the_federation_knows(ratings):
     part, first = parts[0], parts[0].first(3)
     assert torch.equal(first["item"][:3], part.given.items[:3])          # in the order of arrival
     original = ratings.users == ratings.catalogue.user_ids.index(part.query.catalogue.user_ids[4])
-    mine = [item for half in (part.given, part.query) for item in half.items[half.users == 4].tolist()]
+    mine = [item for half in (part.given,
+                              part.query) for item in half.items[half.users == 4].tolist()]
     assert sorted(mine) == sorted(ratings.items[original].tolist())
 
 
@@ -78,13 +85,15 @@ def test_curves_are_each_clients_own_and_the_same_every_round():
     assert columns["query"].view(6, 7).tolist() == [[0] * 3 + [1] * 4] * 6
     amplitude, phase = data._own[2]
     x = columns["x"][columns["client"] == 2][:, 0]
-    torch.testing.assert_close(columns["target"][columns["client"] == 2], amplitude * (x - phase).sin())
+    torch.testing.assert_close(columns["target"][columns["client"] == 2],
+                               amplitude * (x - phase).sin())
     assert x.abs().max() <= 5
     assert not torch.equal(columns["x"], drawn(data, number=2)["x"])
     line = drawn(Curves(4, 2, 2, "linear"))
     assert line["x"].shape == (16, 10)
     mine = line["client"] == 1
-    torch.testing.assert_close(line["target"][mine], line["x"][mine] @ Curves(4, 2, 2, "linear")._own[1])
+    torch.testing.assert_close(line["target"][mine], line["x"][mine] @ Curves(4, 2, 2,
+                                                                              "linear")._own[1])
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -103,11 +112,12 @@ def test_what_makes_no_task_is_refused(call, message):
 
 def test_counting_by_hand():
     ratings = tiny([0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 2, 0], [4.0, 2.0, 5.0, 1.0, 3.0, 3.0])
-    part = NewUsers(ratings, ratings.take(torch.tensor([0, 3])), ratings.take(torch.tensor([2, 4])), 0)
+    part = NewUsers(ratings, ratings.take(torch.tensor([0, 3])), ratings.take(torch.tensor([2, 4])),
+                    0)
     found, mean = part.centred()
     assert mean == 3.0
-    means = [3 / (3 + 5), -3 / (2 + 5), 0.0]                            # of film 0: +1, +2 and 0 stars over the mean
+    means = [3 / (3 + 5), -3 / (2 + 5), 0.0]  # of film 0: +1, +2 and 0 stars over the mean
     torch.testing.assert_close(item_means(found.train), torch.tensor(means))
-    above = (-2.0 - means[1]) / (1 + 5)                                 # user 1 gave film 1 a star, 2 below the mean
+    above = (-2.0 - means[1]) / (1 + 5)  # user 1 gave film 1 a star, 2 below the mean
     expected = [(2.0 - means[0] - above) ** 2, (0.0 - means[2] - above) ** 2]
     assert found.error(found.counted(1)) == pytest.approx((sum(expected) / 2) ** 0.5, rel=1e-5)

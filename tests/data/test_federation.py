@@ -20,7 +20,10 @@ from fedlab.data import (
 
 
 def test_no_held_out_interaction_reaches_training(split, clicks):
-    """Every positive of every client is a train rating of one of its users, each exactly once an epoch."""
+    """Every positive of every client is a train rating of one of its users.
+
+    Each exactly once an epoch.
+    """
     everyone = torch.arange(len(clicks))
     examples = clicks.draw(everyone, 1, 4, stream(0, "examples"))
     positive = examples["target"] == 1
@@ -31,7 +34,10 @@ def test_no_held_out_interaction_reaches_training(split, clicks):
 
 
 def test_negatives_are_drawn_outside_train_only(split, clicks):
-    """Never a train item, and the held-out items as often as any other: nothing leaks by avoidance."""
+    """Never a train item, and the held-out items as often as any other.
+
+    Nothing leaks by avoidance.
+    """
     examples = clicks.draw(torch.arange(len(clicks)), 5, 4, stream(0, "examples"))
     negative = examples["target"] == 0
     pairs = (examples["user"] * split.train.item_count + examples["item"])[negative]
@@ -39,7 +45,8 @@ def test_negatives_are_drawn_outside_train_only(split, clicks):
     held = torch.cat([split.validation.pairs(), split.test.pairs()])
     hits = int(torch.isin(pairs, held).sum())
     free = split.train.item_count - clicks.counts
-    expected = float((clicks.counts * 20 * 2 / free).sum())     # 20 draws for each positive, 2 held-out items
+    # 20 draws for each positive, 2 held-out items
+    expected = float((clicks.counts * 20 * 2 / free).sum())
     assert abs(hits - expected) < 5 * expected**0.5
 
 
@@ -55,8 +62,9 @@ def test_unseen_items_are_exactly_the_complement(seen, seed):
 
 def test_unseen_items_are_equally_likely():
     run, items = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 4])
-    drawn = unseen(run, items, 5, torch.ones(60_000).long(), stream(0, "x"))                        # of the second user
-    assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000, 0], abs=600)
+    drawn = unseen(run, items, 5, torch.ones(60_000).long(), stream(0, "x"))  # of the second user
+    assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000,
+                                                                         0], abs=600)
 
 
 def test_draw_shuffles_within_clients_and_epochs(clicks):
@@ -70,7 +78,8 @@ def test_draw_shuffles_within_clients_and_epochs(clicks):
 
 def test_partitions_cover_all_users_with_no_empty_platform(split):
     train = split.train
-    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05), by_genre(train, 7)):
+    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05), by_genre(train,
+                                                                                             7)):
         assert owner.shape == (671,)
         assert sorted(owner.unique().tolist()) == list(range(7))
         assert len(Federation(split.train, owner)) == 7
@@ -84,7 +93,8 @@ def test_activity_sorts_platforms_and_alpha_sets_their_taste(split):
 
     def spread(alpha):
         owner, taste = by_genre(split.train, 5, alpha, seed=3), favourite_genre(split.train)
-        table = torch.zeros(5, int(taste.max()) + 1).index_put_((owner, taste), torch.tensor(1.0), accumulate=True)
+        table = torch.zeros(5, int(taste.max()) + 1).index_put_((owner, taste), torch.tensor(1.0),
+                                                                accumulate=True)
         shares = table / table.sum(1, keepdim=True)
         return float((shares - table.sum(0) / 671).abs().sum(1).mean())
     assert spread(0.05) > 2 * spread(100)
@@ -106,5 +116,7 @@ def test_bad_federations_are_refused(split):
         by_genre(train, 3, -1)
     with pytest.raises(ParameterError, match="task='likes'"):
         Federation(train, one_per_user(train), "likes")
-    with pytest.raises(ParameterError, match="negatives=1: user 0 has seen all 2 items; set negatives=0"):
-        Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(torch.tensor([0]), 1, 1, stream(0, "x"))
+    with pytest.raises(ParameterError,
+                       match="negatives=1: user 0 has seen all 2 items; set negatives=0"):
+        Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(torch.tensor([0]), 1, 1,
+                                                                 stream(0, "x"))

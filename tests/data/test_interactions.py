@@ -32,12 +32,14 @@ def test_ml_latest_small_is_whole(ratings):
     assert ratings.catalogue.titles[toy_story] == "Toy Story"
     assert int(ratings.catalogue.years[toy_story]) == 1995
     assert int((ratings.items == toy_story).sum()) == 247
-    named = [n for n, on in zip(ratings.catalogue.genre_names, ratings.catalogue.genres[toy_story], strict=True) if on]
+    named = [n for n, on in zip(ratings.catalogue.genre_names, ratings.catalogue.genres[toy_story],
+                                strict=True) if on]
     assert named == ["Adventure", "Animation", "Children", "Comedy", "Fantasy"]
 
 
 def test_the_file_is_small_and_rebuilt_from_its_source(tmp_path):
-    spec = importlib.util.spec_from_file_location("build", Path(__file__).parents[2] / "data" / "build.py")
+    spec = importlib.util.spec_from_file_location("build",
+                                                  Path(__file__).parents[2] / "data" / "build.py")
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     build.build(tmp_path / "again.npz")
@@ -52,7 +54,8 @@ def test_a_split_parts_the_ratings_by_time(ratings, cut):
     split = cut(ratings)
     parts = [split.train, split.validation, split.test]
     pairs = torch.cat([p.pairs() for p in parts])
-    assert torch.equal(pairs.sort().values, ratings.pairs().sort().values)      # each rating in one part only
+    # each rating in one part only
+    assert torch.equal(pairs.sort().values, ratings.pairs().sort().values)
     last = torch.zeros(671).long().scatter_reduce(0, split.train.users, split.train.times, "amax")
     for part in parts[1:]:
         assert bool((part.times >= last[part.users]).all())
@@ -62,14 +65,16 @@ def test_a_split_parts_the_ratings_by_time(ratings, cut):
 def test_leave_one_out_by_hand():
     split = leave_one_out(tiny([0, 0, 0, 0], [3, 1, 2, 0], times=[5, 9, 5, 1]))
     parts = [p.items.tolist() for p in (split.train, split.validation, split.test)]
-    assert parts == [[3, 0], [2], [1]]                                  # items 3 and 2 at one time: the later row
+    assert parts == [[3, 0], [2], [1]]  # items 3 and 2 at one time: the later row
 
 
 def test_items_with_few_ratings_go_and_the_rest_is_numbered_anew():
     few, kept = rated_often(tiny([0, 1, 0, 1, 0], [3, 3, 1, 2, 2], values=[5, 4, 3, 2, 1]), 2)
     assert kept.tolist() == [2, 3]
     assert few.catalogue.titles == ("Film 2", "Film 3")
-    assert (few.users.tolist(), few.items.tolist(), few.values.tolist()) == ([0, 1, 1, 0], [1, 1, 0, 0], [5, 4, 2, 1])
+    assert (few.users.tolist(), few.items.tolist(), few.values.tolist()) == ([0, 1, 1, 0],
+                                                                             [1, 1, 0, 0],
+                                                                             [5, 4, 2, 1])
     with pytest.raises(ParameterError, match="least=3: no item has so many"):
         rated_often(few, 3)
 
@@ -84,7 +89,8 @@ def test_what_came_last_weighs_most_and_the_same_second_alike():
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(0, 4), min_size=10, max_size=10, unique=False), st.floats(0, 0.4), st.floats(0, 0.4))
+@given(st.lists(st.integers(0, 4), min_size=10, max_size=10, unique=False), st.floats(0, 0.4),
+       st.floats(0, 0.4))
 def test_fractions_are_kept_for_each_user(times, validation, test):
     split = split_by_time(tiny([0] * 10, list(range(10)), times=times), validation, test)
     assert (len(split.validation), len(split.test)) == (int(10 * validation), int(10 * test))

@@ -17,7 +17,8 @@ GOOD = {
     "x.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
               "10\tCafé\t1995\tAction Comedy\n20\tunknown\tunknown\tunknown\n",
 }
-PAIRS = [("u.data", "u.item"), ("ratings.csv", "movies.csv"), ("ratings.dat", "movies.dat"), ("x.inter", "x.item")]
+PAIRS = [("u.data", "u.item"), ("ratings.csv", "movies.csv"), ("ratings.dat", "movies.dat"),
+         ("x.inter", "x.item")]
 
 
 def write(folder, pair, **changed):

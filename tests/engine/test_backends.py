@@ -1,4 +1,7 @@
-"""The ways to take local steps: same results, no new code for a turned knob, and plain words where one cannot run."""
+"""The ways to take local steps.
+
+Same results, no new code for a turned knob, and plain words where one cannot run.
+"""
 
 from dataclasses import replace
 
@@ -26,7 +29,8 @@ def close(a, b, atol=1e-5):
 
 def network():
     torch.manual_seed(0)
-    return from_module(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1)), {"x": X[:2]})
+    return from_module(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1)),
+                       {"x": X[:2]})
 
 
 @pytest.mark.parametrize(("name", "changed"), [
@@ -49,9 +53,10 @@ def test_a_turned_knob_runs_the_code_that_is_there():
     params = model.init(stream(0, "init"))
     one_round(model, VECTORS, now, Round(0, now, params))
     before = counters["stats"]["unique_graphs"]
-    for number, turned in enumerate([
-            {"local_lr": 0.1}, {"cohort": 13}, {"batch_size": 9}, {"local_epochs": 3}, {"weight_decay": 0.1},
-            {"server_lr": 2.0}, {"weighting": "equal"}, {"seed": 5}, {"cohort": 1}, {"batch_size": 1}], 1):
+    for number, turned in enumerate([{"local_lr": 0.1}, {"cohort": 13}, {"batch_size": 9},
+                                     {"local_epochs": 3}, {"weight_decay": 0.1}, {"server_lr": 2.0},
+                                     {"weighting": "equal"}, {"seed": 5}, {"cohort": 1},
+                                     {"batch_size": 1}], 1):
         now = replace(now, **turned)
         close(one_round(model, VECTORS, now, Round(number - 1, now, params)),
               one_round(model, VECTORS, replace(now, engine="eager"), Round(number - 1, now, params)))
@@ -71,23 +76,29 @@ def test_bf16_rounds_the_products_and_keeps_the_weights_in_fp32():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
     """What a CUDA graph replays: the same steps with table rows padded to a power of two."""
-    model, config = build("matrix factorisation", clicks.train), Config(cohort=5, optimizer=optimizer, local_lr=0.1)
+    model, config = build("matrix factorisation", clicks.train), Config(cohort=5,
+                                                                        optimizer=optimizer,
+                                                                        local_lr=0.1)
     params, cohort = model.init(stream(0, "init")), sample(clicks, config, 1)
     examples = clicks.draw(cohort, 1, 4, stream(0, "x"))
     short = int(torch.bincount(examples["client"]).min())
-    keep = torch.cat([(examples["client"] == c).nonzero()[:short, 0] for c in range(5)])    # equal numbers of steps
+    # equal numbers of steps
+    keep = torch.cat([(examples["client"] == c).nonzero()[:short, 0] for c in range(5)])
     batches = arrange({n: c[keep] for n, c in examples.items()}, 1, 16)
     kinds = holdings(model, params, batches, cohort)
 
     def work():
         values = {n: params[n].index_select(0, kinds[k].ids) for n, k in model.rows.items()}
-        means, squares = ({n: torch.zeros_like(v) for n, v in values.items() if optimizer == "adamw"} for _ in "mv")
+        means, squares = ({n: torch.zeros_like(v) for n,
+                           v in values.items() if optimizer == "adamw"} for _ in "mv")
         rows = {"values": values, "means": means, "squares": squares, "fixed": {}, "later": {}}
         return step.Work(rows, {k: h.index for k, h in kinds.items()}, batches.columns,
-                         batches.weight, batches.active, {n: kinds[k].live for n, k in model.rows.items()})
+                         batches.weight, batches.active, {n: kinds[k].live for n,
+                                                          k in model.rows.items()})
     exact, numbers = work(), step.hyper(config, len(batches.active))
     wide = padded(work(), model.rows)
-    assert len(wide.rows["values"]["item"]) == 1 << (len(exact.rows["values"]["item"]) - 1).bit_length()
+    assert len(wide.rows["values"]["item"]) == 1 << (len(exact.rows["values"]["item"])
+                                                     - 1).bit_length()
     assert len(wide.rows["values"]["user"]) == 5
     take = step.build(model, optimizer, "fp32")
     a, b = (step.loop(take, take, w, {}, numbers) for w in (exact, wide))
@@ -98,7 +109,8 @@ def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
 
 def test_without_a_compiler_or_a_gpu_the_fix_is_named(monkeypatch):
     model, config = perceptron(6, 8), Config(rounds=1, cohort=3)
-    with pytest.raises(ParameterError, match="engine='captured': CUDA graphs need device='cuda', not 'cpu'"):
+    with pytest.raises(ParameterError,
+                       match="engine='captured': CUDA graphs need device='cuda', not 'cpu'"):
         next(federate(model, VECTORS, replace(config, engine="captured")))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
@@ -112,5 +124,6 @@ def test_a_model_that_cannot_be_compiled_says_so():
         print(float(p["w1"].sum()))                          # needs a value while it is traced
         return perceptron(6, 8).predict(p, batch)
     model = replace(perceptron(6, 8), predict=odd, pullback=None)
-    with pytest.raises(ParameterError, match=r"engine='compiled': the model cannot be compiled .*; choose 'eager'"):
+    with pytest.raises(ParameterError,
+                       match=r"engine='compiled': the model cannot be compiled .*; choose 'eager'"):
         next(federate(model, VECTORS, Config(cohort=5, engine="compiled")))

@@ -1,4 +1,7 @@
-"""The engine against a plain loop over clients, for each model, optimiser and shape of local work."""
+"""The engine against a plain loop over clients, for each model.
+
+Optimiser and shape of local work.
+"""
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ SETTINGS = {
     "fedsgd": {"batch_size": 0}, "odd batch": {"batch_size": 7},
     "adamw": {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.05},
     "fedprox": {"proximal": 0.5, "local_epochs": 2, "weight_decay": 0.01},
-    "fedprox that overshoots": {"proximal": 3.0, "local_lr": 0.5},             # k < 0: nothing can be put off
+    "fedprox that overshoots": {"proximal": 3.0, "local_lr": 0.5},  # k < 0: nothing can be put off
     "fedprox by adamw": {"proximal": 0.5, "optimizer": "adamw", "local_lr": 0.01},
 }
 
@@ -34,12 +37,14 @@ def check_against_loop(model, data, config, keep_rate=1.0, control=None):
     examples |= model.noise(len(examples["item"]), stream(0, "noise", 1))
     deltas, losses, steps = train_cohort(model, params, examples, cohort, config, control)
     assert losses.shape == (len(cohort),)
-    sizes, width = torch.bincount(examples["client"]) // config.local_epochs, config.batch_size or 10**9
+    sizes, width = torch.bincount(
+        examples["client"]) // config.local_epochs, config.batch_size or 10**9
     assert steps.tolist() == [-(-n // width) * config.local_epochs for n in sizes.tolist()]
     for c, mine in enumerate(per_client(deltas, len(cohort))):
         own = {n: column[examples["client"] == c] for n, column in examples.items()}
-        shift = {n: control.shift(n, torch.arange(len(server)), torch.zeros(len(server)).long(), cohort[c:c + 1])
-                 for n, server in control.server.items()} if control else None
+        shift = {n: control.shift(n, torch.arange(len(server)), torch.zeros(len(server)).long(),
+                                  cohort[c:c + 1]) for n,
+                 server in control.server.items()} if control else None
         expected, loss = train_one(model, params, own, config, keep_rate, shift)
         assert losses[c] == pytest.approx(loss, abs=1e-5)
         for name, rows in expected.items():
@@ -57,7 +62,8 @@ def test_stacked_cohort_equals_plain_loop_on_clicks(name, setting, clicks, build
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_stacked_cohort_equals_plain_loop_on_ratings(name, stars, build):
-    model = build(name, stars.train, "ratings", **({"dropout": 0.0} if name == "interaction" else {}))
+    model = build(name, stars.train, "ratings",
+                  **({"dropout": 0.0} if name == "interaction" else {}))
     check_against_loop(model, stars, Config(cohort=12, local_lr=0.05))
 
 
@@ -73,7 +79,7 @@ def test_scaffold_equals_plain_loop(name, build, split):
 
 
 def test_a_pull_that_overshoots_for_many_steps_has_its_numbers():
-    config = Config(proximal=6.0, local_lr=0.5)                             # k = -2, and 2^2000 is no float
+    config = Config(proximal=6.0, local_lr=0.5)  # k = -2, and 2^2000 is no float
     assert hyper(config, 2000)[-1] == (1.0, 0.5, -2.0, 1.0, 0.0, 1.0)
 
 
@@ -89,10 +95,12 @@ def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
     def init(generator):
         return {"a": torch.zeros(3), "b": torch.zeros(3)}
 
-    model = Model("biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item", "b": "item"})
+    model = Model("biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item",
+                                                                                "b": "item"})
     data = Federation(tiny([0, 0, 0], [0, 1, 2], [3.0, 6.0, 9.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
-    deltas, _, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5, cohort=1))
+    deltas, _, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5,
+                                                                                       cohort=1))
     for name in ("a", "b"):                                             # 0.5 * 2 * y / 3 examples
         assert deltas[name].values.tolist() == pytest.approx([1.0, 2.0, 3.0])
 
@@ -108,10 +116,12 @@ def test_batches_hold_every_example_once_and_pad_with_weight_zero():
 
 def test_one_sgd_step_by_hand(build):
     model = build("matrix factorisation", tiny([0], [0]), "ratings")
-    params = {"user": torch.full((1, 8), 0.5), "item": torch.full((1, 8), 0.25), "bias": torch.zeros(1)}
+    params = {"user": torch.full((1, 8), 0.5), "item": torch.full((1, 8), 0.25),
+              "bias": torch.zeros(1)}
     data = Federation(tiny([0], [0], [3.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
-    deltas, losses, _ = train_cohort(model, params, examples, torch.tensor([0]), Config(local_lr=0.1, cohort=1))
+    deltas, losses, _ = train_cohort(model, params, examples, torch.tensor([0]),
+                                     Config(local_lr=0.1, cohort=1))
     # prediction 8 * 0.5 * 0.25 = 1, error -2, loss 4; d/dq = 2 * -2 * p = -2, d/dp = -1, d/db = -4
     assert losses.tolist() == [4.0]
     torch.testing.assert_close(deltas["item"].values, torch.full((1, 8), 0.2))

@@ -42,11 +42,12 @@ def test_chunks_keep_to_the_budget_and_to_the_order(build, clicks):
     sizes = [torch.bincount(p["client"]) for p in parts]
     for part, size in zip(parts, sizes, strict=True):
         assert float(client_bytes(model, params, part, size, config).sum()) <= 5e6
-    assert torch.equal(torch.cat(sizes), clicks.counts[cohort] * 5)          # everybody, with 4 negatives a click
+    # everybody, with 4 negatives a click
+    assert torch.equal(torch.cat(sizes), clicks.counts[cohort] * 5)
     users = torch.cat([p["user"][p["client"].diff(prepend=torch.tensor([-1])) > 0] for p in parts])
     assert torch.equal(users, cohort)
     assert len(cut(model, clicks, replace(config, memory_mb=100_000))) == 1
-    assert len(cohort) > 2 * BLOCK                                           # so blocks were joined into one chunk
+    assert len(cohort) > 2 * BLOCK  # so blocks were joined into one chunk
 
 
 def test_a_budget_too_small_for_one_client_says_how_much_is_needed(build, clicks):
@@ -54,7 +55,8 @@ def test_a_budget_too_small_for_one_client_says_how_much_is_needed(build, clicks
     busy = Config(cohort=671, local_epochs=20, memory_mb=2)
     with pytest.raises(ParameterError, match=r"memory_mb=2: client \d+ alone needs about .* MB; choose \d+ or more"):
         list(federate(model, clicks, busy))
-    assert len(cut(model, clicks, replace(busy, memory_mb=0))) > 1    # unstated: a large client goes alone
+    # unstated: a large client goes alone
+    assert len(cut(model, clicks, replace(busy, memory_mb=0))) > 1
 
 
 def test_adamw_and_more_epochs_are_counted(build, clicks):
@@ -64,7 +66,8 @@ def test_adamw_and_more_epochs_are_counted(build, clicks):
     def need(**changed):
         config = Config(cohort=4, **changed)
         examples = clicks.draw(torch.arange(4), config.local_epochs, 4, stream(0, "x"))
-        return float(client_bytes(model, params, examples, torch.bincount(examples["client"]), config).sum())
+        return float(client_bytes(model, params, examples, torch.bincount(examples["client"]),
+                                  config).sum())
     assert need(optimizer="adamw") > 1.4 * need()
     assert need(local_epochs=3) > 2 * need()
     assert need(batch_size=256) > need()

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from fedlab.core import ParameterError
 from fedlab.evaluation import accuracy, at_k, auc, hit_rate, mae, mse, ndcg, rank, rmse
 
-VALUES = st.floats(-5, 5, width=32).map(lambda x: round(x, 1))       # rounded, so that ties are common
+VALUES = st.floats(-5, 5, width=32).map(lambda x: round(x, 1))  # rounded, so that ties are common
 
 
 def test_errors_by_hand():
@@ -38,8 +38,10 @@ def test_ranks_by_hand_and_ties_against_us():
 def test_auc_and_errors_equal_scikit_learn(rows):
     scores = torch.tensor([s for s, _ in rows])
     target = torch.tensor([float(t) for _, t in rows])
-    assert mse(scores, target) == pytest.approx(sk.mean_squared_error(target, scores), rel=1e-5, abs=1e-7)
-    assert mae(scores, target) == pytest.approx(sk.mean_absolute_error(target, scores), rel=1e-5, abs=1e-7)
+    assert mse(scores, target) == pytest.approx(sk.mean_squared_error(target, scores), rel=1e-5,
+                                                abs=1e-7)
+    assert mae(scores, target) == pytest.approx(sk.mean_absolute_error(target, scores), rel=1e-5,
+                                                abs=1e-7)
     assert accuracy(scores, target) == pytest.approx(sk.accuracy_score(target > 0.5, scores > 0))
     if 0 < target.sum() < len(target):
         assert auc(scores, target) == pytest.approx(sk.roc_auc_score(target, scores))
@@ -49,7 +51,8 @@ def test_auc_and_errors_equal_scikit_learn(rows):
 @given(st.integers(0, 10**6), st.integers(2, 30), st.integers(1, 12))
 def test_ndcg_and_hit_rate_equal_scikit_learn(seed, candidates, k):
     rng = np.random.default_rng(seed)
-    scores = rng.permuted(np.tile(np.arange(candidates, dtype=np.float32), (8, 1)), axis=1)   # no ties
+    # no ties
+    scores = rng.permuted(np.tile(np.arange(candidates, dtype=np.float32), (8, 1)), axis=1)
     truth = np.zeros_like(scores)
     truth[:, 0] = 1
     ranks = rank(torch.from_numpy(scores[:, 0]), torch.from_numpy(scores[:, 1:]))

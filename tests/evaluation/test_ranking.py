@@ -36,7 +36,8 @@ def test_an_ignorant_score_ranks_last_and_an_oracle_first(split):
     held = torch.full((671,), -1).index_copy(0, drawn.users, drawn.positives)
     assert ranking(lambda u, i: torch.zeros(i.shape), drawn) == {"hr@10": 0.0, "ndcg@10": 0.0}
     assert ranking(lambda u, i: (i == held[u]).float(), drawn) == {"hr@10": 1.0, "ndcg@10": 1.0}
-    chance = ranking(lambda u, i: torch.rand(i.shape, generator=torch.Generator().manual_seed(0)), drawn)
+    chance = ranking(lambda u, i: torch.rand(i.shape, generator=torch.Generator().manual_seed(0)),
+                     drawn)
     assert chance["hr@10"] == pytest.approx(0.1, abs=0.035)
 
 
@@ -44,14 +45,15 @@ def test_full_ranks_by_hand():
     # user 0: train 0, 1; validation 2; test 3; items 4, 5 unseen
     split = leave_one_out(tiny([0, 0, 0, 0], [0, 1, 2, 3], item_count=6))
     scores = torch.tensor([9.0, 8.0, 7.0, 2.0, 3.0, 2.0])
-    assert full_ranks(split, lambda u, i: scores[i]).tolist() == [3]            # behind 4, tied with 5
+    assert full_ranks(split, lambda u, i: scores[i]).tolist() == [3]  # behind 4, tied with 5
     assert full_ranks(split, lambda u, i: scores[i], "validation").tolist() == [1]
 
 
 def test_popularity_counts_train_alone(split):
     counts = popularity(split.train)(torch.zeros(9066).long(), torch.arange(9066))
     assert torch.equal(counts, torch.bincount(split.train.items, minlength=9066).float())
-    assert ranking(popularity(split.train), candidates(split))["hr@10"] == pytest.approx(0.545, abs=0.03)
+    assert ranking(popularity(split.train), candidates(split))["hr@10"] == pytest.approx(0.545,
+                                                                                         abs=0.03)
 
 
 def test_bad_arguments_are_named(split, ratings):
@@ -77,13 +79,16 @@ def test_a_fifth_of_the_items_becomes_cold(ratings):
 def test_cold_ranking_equals_scikit_learn(ratings):
     few = ratings.take(ratings.users < 25)
     _, cold = hide_items(few, 0.05)
-    table = torch.randint(8, (671, 9066), generator=torch.Generator().manual_seed(0)).float()      # with many ties
+    # with many ties
+    table = torch.randint(8, (671, 9066), generator=torch.Generator().manual_seed(0)).float()
     found = cold_ranking(lambda u, i: table[u, i], few, cold)
     mine, items = seen([few], torch.arange(25))[:, cold], cold.nonzero()[:, 0]
     users = [u for u in range(25) if mine[u].any()]
     auc = [roc_auc_score(mine[u], table[u, items]) for u in users]
-    nudged = table - 1e-3 * torch.zeros_like(table).masked_scatter(seen([few], torch.arange(671)), torch.ones(len(few)))
+    nudged = table - 1e-3 * torch.zeros_like(table).masked_scatter(seen([few], torch.arange(671)),
+                                                                   torch.ones(len(few)))
     ndcg = [ndcg_score(mine[u].long()[None], nudged[u, items][None], k=10) for u in users]
-    assert found == {"auc": pytest.approx(sum(auc) / len(auc)), "ndcg@10": pytest.approx(sum(ndcg) / len(ndcg))}
+    assert found == {"auc": pytest.approx(sum(auc) / len(auc)),
+                     "ndcg@10": pytest.approx(sum(ndcg) / len(ndcg))}
     with pytest.raises(ParameterError, match="nobody rated some"):
         cold_ranking(lambda u, i: table[u, i], few, torch.zeros(9066).bool())

@@ -1,4 +1,7 @@
-"""Bodies of pretrained models: the same states as the encoder gives, stacked or not, kept or worked out again."""
+"""Bodies of pretrained models.
+
+The same states as the encoder gives, stacked or not, kept or worked out again.
+"""
 
 import pytest
 import torch
@@ -25,7 +28,8 @@ def test_a_body_gives_the_states_of_its_encoder(pretrained):
     body, ids = Backbone(pretrained), tokens(pretrained, TEXTS[:2])
     with torch.no_grad():
         states = body(ids)
-    torch.testing.assert_close(mean_state(states, ids != NONE), pretrained(TEXTS[:2]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mean_state(states, ids != NONE), pretrained(TEXTS[:2]), atol=1e-4,
+                               rtol=1e-4)
     assert body.causal == (pretrained.name == SMOLLM2)
     assert states.shape == (*ids.shape, body.wide)
 
@@ -81,7 +85,7 @@ def test_tokens_are_cut_and_filled():
     minilm = encoder()
     ids = tokens(minilm, TEXTS, 6)
     assert ids.shape == (3, 6)
-    assert ids[1].tolist() == minilm.tokenizer("Heat (1995)")["input_ids"]          # six with its marks
+    assert ids[1].tolist() == minilm.tokenizer("Heat (1995)")["input_ids"]  # six with its marks
     assert ids[2].tolist() == [*minilm.tokenizer("")["input_ids"], *[NONE] * 4]
     with pytest.raises(ParameterError, match="length=2"):
         tokens(minilm, TEXTS, 2)

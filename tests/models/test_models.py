@@ -24,13 +24,15 @@ from fedlab.models import (
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
     model = build(name, split.train)
-    params = {n: torch.randn(p.shape, generator=stream(0, n)) for n, p in model.init(stream(0, "init")).items()}
+    params = {n: torch.randn(p.shape, generator=stream(0, n)) for n,
+              p in model.init(stream(0, "init")).items()}
     score = scorer(model, params)
     users, items = torch.arange(6).view(3, 2), torch.arange(10, 16).view(3, 2)
     grid = score(users, items)
     assert grid.shape == (3, 2)
     torch.testing.assert_close(grid.flatten(), score(users.flatten(), items.flatten()))
-    one = torch.stack([score(u[None], i[None])[0] for u, i in zip(users.flatten(), items.flatten(), strict=True)])
+    one = torch.stack([score(u[None], i[None])[0] for u, i in zip(users.flatten(), items.flatten(),
+                                                                  strict=True)])
     torch.testing.assert_close(grid.flatten(), one)
 
 
@@ -60,10 +62,14 @@ def test_gradients_by_hand_equal_those_of_autograd(task):
     def draw(*shape):
         return torch.randn(shape, generator=g, dtype=torch.float64)
     tables, net = matrix_factorisation(5, 6, 4, task=task), perceptron(3, 7, task=task)
-    for model, leaves, batch in [
-            (tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
-            (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
-            (net, {"w1": draw(2, 3, 7), "b1": draw(2, 7), "w2": draw(2, 7), "b2": draw(2, 1)}, {"x": draw(2, 8, 3)})]:
+    for model, leaves, batch in [(tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4),
+                                           "bias": draw(2, 8)}, {}),
+                                 (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4),
+                                           "bias": draw(2, 8)}, {}), (net, {"w1": draw(2, 3, 7),
+                                                                            "b1": draw(2, 7),
+                                                                            "w2": draw(2, 7),
+                                                                            "b2": draw(2, 1)},
+                                                                      {"x": draw(2, 8, 3)})]:
         batch |= {"target": (draw(2, 8) > 0).double()}
         share = draw(2, 8)
         loss, by_hand = gradients(model, leaves, {}, batch, share)
@@ -78,7 +84,8 @@ def test_features_by_hand():
     train = tiny([0, 0, 1], [0, 1, 1], [5.0, 3.0, 1.0])
     assert item_features(train.catalogue).tolist() == [[1, 0, 0], [0, 1, 0]]
     shrunk = user_features(train, strength=2.0)[:, 0]
-    assert shrunk.tolist() == pytest.approx([2 / 4, -2 / 3])    # mean 3: above by 2 + 0 over 4, by -2 over 3
+    # mean 3: above by 2 + 0 over 4, by -2 over 3
+    assert shrunk.tolist() == pytest.approx([2 / 4, -2 / 3])
 
 
 def test_bad_models_are_refused():

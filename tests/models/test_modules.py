@@ -1,4 +1,7 @@
-"""Any module through the engine: equal to a loop with torch's own modules and optimisers, or refused with a reason."""
+"""Any module through the engine.
+
+Equal to a loop with torch's own modules and optimisers, or refused with a reason.
+"""
 
 import pytest
 import torch
@@ -94,25 +97,29 @@ def check(module, inputs, config, task="clicks", **kwargs):
     total = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
     for c, share in enumerate(weights):
         here = examples["client"] == c
-        own = {n: (column.read() if hasattr(column, "read") else column)[here] for n, column in examples.items()}
+        own = {n: (column.read() if hasattr(column, "read") else column)[here] for n,
+               column in examples.items()}
         delta, loss = train_module(module, own, config, inputs, task)
         assert done.losses[c] == pytest.approx(loss, abs=1e-5)
         for n in total:
             total[n] += delta[n] * (1 if n in model.private else share)
     start = dict(module.named_parameters())
     for n in model.rows:
-        torch.testing.assert_close(done.params[n].view_as(start[n]), start[n].detach() + total[n], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(done.params[n].view_as(start[n]), start[n].detach() + total[n],
+                                   atol=1e-5, rtol=1e-5)
     assert max(float(t.abs().max()) for t in total.values()) > 1e-3
     return model, done
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_trains_as_each_client_by_itself(name):
-    check(MODULES[name](), ["x"], Config(rounds=1, cohort=CLIENTS, local_epochs=2, batch_size=8, local_lr=0.1))
+    check(MODULES[name](), ["x"], Config(rounds=1, cohort=CLIENTS, local_epochs=2, batch_size=8,
+                                         local_lr=0.1))
 
 
 def test_ratings_adamw_and_decay_equal_the_loop_too():
-    config = Config(rounds=1, cohort=CLIENTS, batch_size=16, optimizer="adamw", local_lr=0.01, weight_decay=0.1)
+    config = Config(rounds=1, cohort=CLIENTS, batch_size=16, optimizer="adamw", local_lr=0.01,
+                    weight_decay=0.1)
     check(mlp(nn.Dropout(0.2)), ["x"], config, "ratings")
 
 
@@ -120,18 +127,21 @@ def test_tables_are_looked_up_by_row_and_cost_only_their_rows():
     torch.manual_seed(1)
     rows = {"film.weight": "item", "who.weight": "user"}
     config = Config(rounds=1, cohort=CLIENTS, batch_size=8, local_lr=1.0)
-    model, done = check(Films(), ["user", "item"], config, rows=rows, private=frozenset({"who.weight"}))
+    model, done = check(Films(), ["user", "item"], config, rows=rows,
+                        private=frozenset({"who.weight"}))
     films = sum(len(COLUMNS["item"][c == OWNER].unique()) for c in range(CLIENTS))
-    assert (done.bytes_down, done.bytes_up) == (films * 16, films * 20)       # 4 floats a film, up with its number
+    # 4 floats a film, up with its number
+    assert (done.bytes_down, done.bytes_up) == (films * 16, films * 20)
     assert list(model.constants) == ["last.weight", "last.bias", "scale"]
-    whole, _ = check(Films(), ["user", "item"], config)                       # every table in one piece: same maths
+    whole, _ = check(Films(), ["user", "item"], config)  # every table in one piece: same maths
     assert set(whole.rows.values()) == {"one"}
 
 
 def test_a_module_is_scored_as_it_predicts():
     torch.manual_seed(1)
     net = Films()
-    model = from_module(net, {n: COLUMNS[n][:3] for n in ("user", "item")}, rows={"film.weight": "item"})
+    model = from_module(net, {n: COLUMNS[n][:3] for n in ("user", "item")},
+                        rows={"film.weight": "item"})
     users, items = torch.tensor([[0, 1], [2, 5]]), torch.tensor([[3, 29], [0, 7]])
     score = scorer(model, model.init(stream(0, "init")))(users, items)
     torch.testing.assert_close(score, net(users.flatten(), items.flatten()).detach().view(2, 2))
@@ -145,12 +155,14 @@ def test_the_module_as_given_is_not_touched_and_nothing_is_dropped_when_scoring(
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
     assert isinstance(net[1], nn.Dropout)
     expected = net.eval()(COLUMNS["x"])[:, 0].detach()
-    torch.testing.assert_close(model.predict(model.init(stream(0, "init")), {"x": COLUMNS["x"][None]})[0], expected)
+    torch.testing.assert_close(model.predict(model.init(stream(0, "init")),
+                                             {"x": COLUMNS["x"][None]})[0], expected)
 
 
 def test_the_same_network_built_in_and_as_a_module_agree():
     net, built = mlp(), perceptron(10, 12)
-    first = {"w1": net[0].weight.T[None], "b1": net[0].bias[None], "w2": net[2].weight, "b2": net[2].bias[None]}
+    first = {"w1": net[0].weight.T[None], "b1": net[0].bias[None], "w2": net[2].weight,
+             "b2": net[2].bias[None]}
     leaves = {n: p.detach().expand(2, *p.shape[1:]) for n, p in first.items()}
     x = COLUMNS["x"][:8].view(2, 4, 10)
     torch.testing.assert_close(built.predict(leaves, {"x": x}), net(x).squeeze(-1).detach())
@@ -183,7 +195,8 @@ def test_recurrent_layers_have_no_batching_rule_and_are_refused():
 
         def forward(self, x):
             return self.last(self.inner(x.view(-1, 5, 2))[0][:, -1])
-    with pytest.raises(ParameterError, match=r"cannot be stacked over clients .Batching rule not implemented"):
+    with pytest.raises(ParameterError,
+                       match=r"cannot be stacked over clients .Batching rule not implemented"):
         from_module(Recurrent(), {"x": COLUMNS["x"][:3]})
 
 
@@ -198,7 +211,8 @@ def test_bad_names_and_wrong_tables_are_refused():
     with pytest.raises(ParameterError, match=r"film\.wieght='item': no such parameter; did you mean film\.weight\?"):
         from_module(Films(), inputs, rows={"film.wieght": "item"})
     with pytest.raises(ParameterError, match=r"private='film\.weight': only parameters with rows by user or client"):
-        from_module(Films(), inputs, rows={"film.weight": "item"}, private=frozenset({"film.weight"}))
+        from_module(Films(), inputs, rows={"film.weight": "item"},
+                    private=frozenset({"film.weight"}))
     with pytest.raises(ParameterError, match=r"cannot be stacked .* in rows the column that a table is looked up by"):
         from_module(Films(), inputs, rows={"film.weight": "user"})
     with pytest.raises(ParameterError, match="inputs='film'"):
@@ -207,7 +221,8 @@ def test_bad_names_and_wrong_tables_are_refused():
     with pytest.raises(ParameterError, match="module itself='Embedding': max_norm and sparse change tables in place"):
         from_module(table, {"item": COLUMNS["item"][:3]})
     with pytest.raises(ParameterError, match="padding_idx counts whole tables"):
-        from_module(nn.Embedding(30, 1, padding_idx=0), {"item": COLUMNS["item"][:3]}, rows={"weight": "item"})
+        from_module(nn.Embedding(30, 1, padding_idx=0), {"item": COLUMNS["item"][:3]},
+                    rows={"weight": "item"})
 
 
 def test_a_column_used_for_more_than_its_table_is_noticed():
@@ -218,5 +233,6 @@ def test_a_column_used_for_more_than_its_table_is_noticed():
 
         def forward(self, item):
             return self.film(item)[:, 0] + item
-    with pytest.raises(ParameterError, match="a table in rows must be looked up by its column and by nothing else"):
+    with pytest.raises(ParameterError,
+                       match="a table in rows must be looked up by its column and by nothing else"):
         from_module(Both(), {"item": torch.tensor([7, 9, 20])}, rows={"film.weight": "item"})

@@ -1,4 +1,7 @@
-"""Histories that see nothing later, and a Transformer over them that trains as one client at a time would."""
+"""Histories that see nothing later.
+
+And a Transformer over them that trains as one client at a time would.
+"""
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from fedlab.models.text import SASRec, Sequences, histories, last_films, narrowe
 
 
 def test_histories_by_hand():
-    train = tiny([0, 1, 0, 0, 1], [3, 1, 2, 0, 4], times=[5, 9, 7, 1, 2])          # user 0: 0, 3, 2; user 1: 4, 1
+    # user 0: 0, 3, 2; user 1: 4, 1
+    train = tiny([0, 1, 0, 0, 1], [3, 1, 2, 0, 4], times=[5, 9, 7, 1, 2])
     assert histories(train, 2).tolist() == [[5, 0], [5, 4], [0, 3], [5, 5], [5, 5]]
     assert last_films(train, 2).tolist() == [[3, 2], [4, 1]]
     assert last_films(train, 4).tolist() == [[5, 0, 3, 2], [5, 5, 4, 1]]
@@ -33,11 +37,12 @@ def test_an_example_sees_what_came_before_and_nothing_later(split):
         user, item = int(drawn["user"][row]), int(drawn["item"][row])
         if drawn["target"][row]:
             assert history[row].tolist() == before[at[user * train.item_count + item]].tolist()
-        else:                                                # those before one of the user's own clicks
+        else:  # those before one of the user's own clicks
             mine = before[train.users == user]
             assert bool((mine == history[row]).all(1).any())
         assert item not in history[row].tolist()
-    assert torch.equal(as_tensor(data.draw(torch.tensor([3, 1]), 1, 2, stream(0, "examples"))["history"]), history)
+    assert torch.equal(as_tensor(data.draw(torch.tensor([3, 1]), 1, 2,
+                                           stream(0, "examples"))["history"]), history)
 
 
 @pytest.mark.parametrize("kind", ["ids", "texts", "both"])
@@ -45,10 +50,13 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
     few = split.train.take(split.train.users < 12)
     texts = torch.randn(few.item_count, 40, generator=stream(0, "texts"))
     torch.manual_seed(0)
-    net = SASRec(few.item_count, None if kind == "ids" else texts, dim=8, length=5, ids=kind != "texts")
+    net = SASRec(few.item_count, None if kind == "ids" else texts, dim=8, length=5,
+                 ids=kind != "texts")
     owner = torch.arange(few.user_count) % 3
-    data, config = Sequences(Federation(few, owner), 5), Config(cohort=3, batch_size=256, local_lr=0.1)
-    model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3), "item": torch.tensor([4, 5, 6])})
+    data, config = Sequences(Federation(few, owner), 5), Config(cohort=3, batch_size=256,
+                                                                local_lr=0.1)
+    model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3),
+                              "item": torch.tensor([4, 5, 6])})
     cohort, params = torch.tensor([0, 1, 2]), model.init(stream(0, "init"))
     cohort = cohort[data.counts.argsort(descending=True)]
     examples = data.draw(cohort, 1, 1, stream(0, "examples"))
@@ -58,23 +66,27 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
         expected, loss = train_module(net, own, config, ["history", "item"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-5)
         for name, delta in deltas.items():
-            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
+                                       atol=1e-5, rtol=1e-4)
 
 
 def test_training_tells_what_comes_next():
     # a film is followed by the next number, always: only the last film of the history tells
-    users, films = [u for u in range(60) for _ in range(6)], [(u + k) % 12 for u in range(60) for k in range(6)]
+    users, films = [u for u in range(60) for _ in range(6)], [(u + k) % 12 for u in range(60)
+                                                              for k in range(6)]
     ratings = tiny(users, films)
     torch.manual_seed(0)
     net = SASRec(12, dim=16, length=4)
     data = Sequences(Federation(ratings, one_per_user(ratings)), 4)
-    model = from_module(net, {"history": torch.tensor([[12, 12, 1, 2]] * 2), "item": torch.tensor([3, 4])})
+    model = from_module(net, {"history": torch.tensor([[12, 12, 1, 2]] * 2),
+                              "item": torch.tensor([3, 4])})
     config = Config(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0, negatives=4)
     (*_, done) = federate(model, data, config)
     score = sequence_scorer(model, done.params, last_films(ratings, 4))
     everyone = torch.arange(60)
     scores = score(everyone[:, None].expand(-1, 12), torch.arange(12).expand(60, -1))
-    best = scores.masked_fill(seen([ratings], everyone), -torch.inf).argmax(1)    # negatives are unseen films too
+    # negatives are unseen films too
+    best = scores.masked_fill(seen([ratings], everyone), -torch.inf).argmax(1)
     assert float((best == (everyone + 6) % 12).float().mean()) > 0.9
 
 

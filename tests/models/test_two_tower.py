@@ -1,4 +1,7 @@
-"""Two towers over texts: no film in its own user's vector, stacked shops as one at a time, and every part refuses."""
+"""Two towers over texts.
+
+No film in its own user's vector, stacked shops as one at a time, and every part refuses.
+"""
 
 import pytest
 import torch
@@ -30,7 +33,8 @@ def few(ratings):
     mine = ratings.take(ratings.users < 12)
     kept = mine.items.unique()[:60]
     chosen = mine.take(torch.isin(mine.items, kept))
-    users, items = chosen.users.unique(return_inverse=True)[1], torch.searchsorted(kept, chosen.items)
+    users, items = chosen.users.unique(return_inverse=True)[1], torch.searchsorted(kept,
+                                                                                   chosen.items)
     small = tiny(users.tolist(), items.tolist(), item_count=60)
     texts = [item_texts(ratings.catalogue, "{title}")[i] for i in kept.tolist()]
     return Federation(small, torch.arange(small.user_count) % 3), texts
@@ -47,7 +51,8 @@ def texts(few):
 def test_states_are_the_same_wherever_training_starts(name, few):
     item, some = torch.tensor([3, 0, 5]), few[1][:6]
     with torch.no_grad():
-        (whole, there), *others = (TextEncoder(read_once(name), some, top=top, length=10)(item) for top in (None, 2, 0))
+        (whole, there), *others = (TextEncoder(read_once(name), some, top=top,
+                                               length=10)(item) for top in (None, 2, 0))
     for states, mask in others:
         assert torch.equal(mask, there)
         torch.testing.assert_close(states[there], whole[there], atol=1e-3, rtol=1e-3)
@@ -85,13 +90,15 @@ def test_a_shop_asks_its_own_users_about_films_that_they_know(few):
     drawn = shops.draw(torch.tensor([2, 0]), 2, 0, stream(0, "examples"))
     assert drawn["who"].shape == (2 * 2 * 7, 5)
     assert drawn["epoch"].tolist() == ([0] * 7 + [1] * 7) * 2
-    for client, item, who, target in zip(*(drawn[n] for n in ("client", "item", "who", "target")), strict=True):
+    for client, item, who, target in zip(*(drawn[n] for n in ("client", "item", "who", "target")),
+                                         strict=True):
         shop = (2, 0)[int(client)]
         assert set(data.owner[who].tolist()) == {shop}
         assert [int(u) * 60 + int(item) in pairs for u in who] == target.bool().tolist()
         assert any(int(u) * 60 + int(item) in pairs for u in (data.owner == shop).nonzero()[:, 0])
     assert len(drawn["item"][:7].unique()) == 7
-    assert torch.equal(shops.draw(torch.tensor([2, 0]), 2, 0, stream(0, "examples"))["who"], drawn["who"])
+    assert torch.equal(shops.draw(torch.tensor([2, 0]), 2, 0, stream(0, "examples"))["who"],
+                       drawn["who"])
     assert int(shops.counts[1]) == len(data.train.items[data.owner[data.train.users] == 1].unique())
 
 
@@ -103,7 +110,8 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
         net = TwoTower(texts[0], data.train, known, head=kind, dim=8)
     else:
         net = TwoTower(texts[1 if kind == "top" else None], data.train, known, dim=8)
-        net = adapted(net, ("query", "value"), 2, train=("head", "user")) if kind == "adapters" else net
+        net = adapted(net, ("query", "value"), 2, train=("head",
+                                                         "user")) if kind == "adapters" else net
     shops, config = ItemQueries(data, 8, 6), Config(cohort=3, batch_size=4, local_lr=0.01)
     model = from_module(net, shops.few(), answers=6)
     cohort, params = shops.counts.argsort(descending=True), model.init(stream(0, "init"))
@@ -114,16 +122,19 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
         expected, loss = train_module(net, own, config, ["item", "who", "own"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-4)
         for name, delta in deltas.items():
-            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
+                                       atol=1e-4, rtol=1e-3)
 
 
 def test_a_batch_in_parts_gives_the_same_round(few, texts):
     data, titles = few
-    net = adapted(TwoTower(texts[None], data.train, vectors(titles), dim=8), ("query",), 2, train=("head",))
+    net = adapted(TwoTower(texts[None], data.train, vectors(titles), dim=8), ("query",), 2,
+                  train=("head",))
     shops, rounds = ItemQueries(data, 8, 6), []
     for micro in (0, 3):
         model = from_module(net, shops.few(), answers=6)
-        config = Config(rounds=1, cohort=3, batch_size=8, micro_batch=micro, memory_mb=micro and 200)
+        config = Config(rounds=1, cohort=3, batch_size=8, micro_batch=micro,
+                        memory_mb=micro and 200)
         rounds.extend(federate(model, shops, config))
     for name, value in rounds[0].params.items():
         torch.testing.assert_close(value, rounds[1].params[name], atol=1e-6, rtol=1e-5)
@@ -141,7 +152,8 @@ def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, te
     after = loaded(net, last.params)
     torch.testing.assert_close(after.head.out.weight, last.params["head.out.weight"][0])
     assert not torch.equal(after.head.out.weight, net.head.out.weight)
-    with pytest.raises(ParameterError, match=r"params=.*'theta'.*: Towers has none of these weights"):
+    with pytest.raises(ParameterError,
+                       match=r"params=.*'theta'.*: Towers has none of these weights"):
         loaded(net, {"theta": torch.zeros(1, 2)})
 
 

@@ -1,4 +1,7 @@
-"""DP-SGD within platforms: per-example gradients as Opacus has them, the clip by hand, and one rating's epsilon."""
+"""DP-SGD within platforms.
+
+Per-example gradients as Opacus has them, the clip by hand, and one rating's epsilon.
+"""
 
 import math
 
@@ -33,7 +36,7 @@ def test_gradients_of_examples_are_those_of_opacus():
     found, losses = example_gradients(model, model.init(stream(0, "init")), {"x": x, "target": y})
     wrapped = GradSampleModule(net)
     each = (wrapped(x.clone().requires_grad_())[:, 0] - y).square()
-    each.mean().backward()                                                  # Opacus takes the mean for granted
+    each.mean().backward()  # Opacus takes the mean for granted
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(found[name].view(9, *parameter.shape), parameter.grad_sample)
     torch.testing.assert_close(losses, each.detach())
@@ -68,8 +71,10 @@ def test_one_example_moves_the_sum_by_the_clip_at_most(platforms):
         length = math.sqrt(sum(float(value.double().square().sum()) for value in total.values()))
         assert length <= 0.7 * (1 + 1e-6)
     whole, _ = mechanism.summed(model, params, batch)
-    parts = [mechanism.summed(model, params, {n: c[i:i + 1] for n, c in batch.items()})[0] for i in range(500)]
-    torch.testing.assert_close(whole["user"], sum(part["user"] for part in parts), atol=1e-3, rtol=1e-4)
+    parts = [mechanism.summed(model, params, {n: c[i:i + 1] for n, c in batch.items()})[0]
+             for i in range(500)]
+    torch.testing.assert_close(whole["user"], sum(part["user"] for part in parts), atol=1e-3,
+                               rtol=1e-4)
 
 
 def test_a_wide_clip_and_hardly_noise_is_gradient_descent():
@@ -92,8 +97,10 @@ def test_platforms_learn_under_noise_and_account_for_one_rating(platforms):
     assert sorted(spent) == [0, 1, 2]
     for client, value in spent.items():
         rate = 200 / int(platforms.counts[client])
-        assert value == pytest.approx(epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5, method="rdp"))
-    *_, again = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6, teaching_seed=0).update)
+        assert value == pytest.approx(epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5,
+                                              method="rdp"))
+    *_, again = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6,
+                                                                       teaching_seed=0).update)
     assert torch.equal(again.params["bias"], rounds[-1].params["bias"])
     *_, other = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6).update)
     assert not torch.equal(other.params["bias"], rounds[-1].params["bias"])
@@ -105,7 +112,8 @@ def test_what_is_not_proven_is_refused(platforms, clicks):
     def run(data=platforms, model=model, **config):
         mechanism = ExampleLevel(1.0, 1.0)
         params = model.init(stream(0, "init"))
-        return lambda: list(mechanism.update(model, data, params, torch.tensor([0]), Config(**config)))
+        return lambda: list(mechanism.update(model, data, params, torch.tensor([0]),
+                                             Config(**config)))
     for call, message in [
             (lambda: ExampleLevel(0.0, 1.0), "clip=0.0: choose a positive number"),
             (lambda: ExampleLevel(1.0, math.nan), "noise=nan: choose a positive number"),

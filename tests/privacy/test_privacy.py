@@ -1,4 +1,7 @@
-"""DP-FedAvg: one client moves the sum by the clip at most, the noise is what it says, the ledger ends the run."""
+"""DP-FedAvg.
+
+One client moves the sum by the clip at most, the noise is what it says, the ledger ends the run.
+"""
 
 import math
 from dataclasses import replace
@@ -41,9 +44,12 @@ def sent(values, weights=None):
     values = torch.as_tensor(values, dtype=torch.float32).view(-1, 4)
     clients = len(values)
     ids = torch.arange(clients) % 5
-    deltas = {"item": Rows(values[:, :3], ids, torch.arange(clients)), "bias": Rows(values[:, 3], ids,
-                                                                                    torch.arange(clients))}
-    weights = torch.ones(clients) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+    deltas = {"item": Rows(values[:, :3], ids, torch.arange(clients)), "bias": Rows(values[:, 3],
+                                                                                    ids,
+                                                                                    torch.arange(
+        clients))}
+    weights = torch.ones(clients) if weights is None else torch.as_tensor(weights,
+                                                                          dtype=torch.float32)
     return Update(deltas, weights, torch.zeros(clients), torch.arange(clients), torch.ones(clients))
 
 
@@ -56,10 +62,12 @@ class Items:
 def total(update):
     """The sum as the server has it: clipped, screened, without noise."""
     seen, everything = Sent(Items, scene().server, {}, keep=False), scene(expected=1.0)
-    return summed([Clip()], seen.noted(iter([Clip().client(update, everything)])), everything), seen.rejected
+    return summed([Clip()], seen.noted(iter([Clip().client(update, everything)])),
+                  everything), seen.rejected
 
 
-ODD = [0.0, -0.0, 1e-45, 1e-30, 1e-8, 1.0, -1.0, 1e8, 1e19, 1e30, 3e38, math.nan, math.inf, -math.inf]
+ODD = [0.0, -0.0, 1e-45, 1e-30, 1e-8, 1.0, -1.0, 1e8, 1e19, 1e30, 3e38, math.nan, math.inf,
+       -math.inf]
 NUMBERS = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.sampled_from(ODD)
 
 
@@ -70,7 +78,8 @@ def test_adding_one_client_moves_the_sum_by_the_clip_at_most(mine, weight, seed)
     both = sent(torch.cat([torch.tensor([mine]), others]), [weight, 1.0, 5.0, 0.1])
     without = both.only(torch.tensor([False, True, True, True]))
     (here, rejected), (gone, _) = total(both), total(without)
-    moved = math.sqrt(sum(float((here[n].double() - gone[n].double()).square().sum()) for n in here))
+    moved = math.sqrt(sum(float((here[n].double() - gone[n].double()).square().sum())
+                          for n in here))
     assert moved <= 1 + 1e-6
     assert (0 in rejected) == (not all(map(math.isfinite, torch.tensor(mine).tolist())))
 
@@ -78,35 +87,43 @@ def test_adding_one_client_moves_the_sum_by_the_clip_at_most(mine, weight, seed)
 def test_ten_thousand_clients_each_within_the_clip():
     torch.manual_seed(0)
     values = torch.randn(10_000, 4) * 10.0 ** torch.randint(-30, 30, (10_000, 1))
-    values = torch.where(torch.rand(10_000, 4) < 0.1, torch.tensor(ODD)[torch.randint(len(ODD), (10_000, 4))], values)
+    values = torch.where(torch.rand(10_000, 4) < 0.1, torch.tensor(ODD)[torch.randint(len(ODD),
+                                                                                      (10_000, 4))],
+                         values)
     weights = 10.0 ** torch.randint(-6, 6, (10_000,))
     clipped = Clip().client(sent(values, weights), scene(clip=0.3))
     (kept,) = Sent(Items, scene().server, {}, keep=False).noted(iter([clipped]))
-    lengths = torch.cat([kept.deltas["item"].values, kept.deltas["bias"].values[:, None]], 1).double().norm(dim=1)
+    lengths = torch.cat([kept.deltas["item"].values, kept.deltas["bias"].values[:, None]],
+                        1).double().norm(dim=1)
     assert float(lengths.max()) <= 0.3 * (1 + 1e-6)
     assert bool((kept.weights == 1).all())
     finite = values.isfinite().all(1)
     assert torch.equal(kept.cohort, finite.nonzero()[:, 0])
     long = values[finite].double().norm(dim=1) > 0.3
-    torch.testing.assert_close(lengths[long], torch.full_like(lengths[long], 0.3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lengths[long], torch.full_like(lengths[long], 0.3), rtol=1e-6,
+                               atol=0)
 
 
 def test_a_sum_by_hand():
-    update = sent([[3.0, 0, 0, 4.0], [0.3, 0, 0, 0.4]], [7.0, 1.0])       # norms 5 and .5: the first is cut to a fifth
+    # norms 5 and .5: the first is cut to a fifth
+    update = sent([[3.0, 0, 0, 4.0], [0.3, 0, 0, 0.4]], [7.0, 1.0])
     found = summed([Clip()], [Clip().client(update, scene())], scene(expected=4.0))
     torch.testing.assert_close(found["item"][:2, 0], torch.tensor([0.6 / 4, 0.3 / 4]))
     torch.testing.assert_close(found["bias"][:2], torch.tensor([0.8 / 4, 0.4 / 4]))
     longer = summed([Clip()], [Clip().client(update, scene())], scene(expected=8.0))
-    torch.testing.assert_close(longer["bias"] * 2, found["bias"])          # whoever is missing does not count less
+    # whoever is missing does not count less
+    torch.testing.assert_close(longer["bias"] * 2, found["bias"])
 
 
 @pytest.mark.parametrize("seed", [0, None])
 def test_noise_has_the_deviation_that_is_accounted(seed):
     here = scene(clip=0.5, noise=3.0, seed=seed, shapes={"item": (1000, 1000)})
-    noise = CentralNoise().server({"item": torch.zeros(1000, 1000, dtype=torch.float64)}, here)["item"]
+    noise = CentralNoise().server({"item": torch.zeros(1000, 1000, dtype=torch.float64)},
+                                  here)["item"]
     assert float(noise.std()) == pytest.approx(1.5, rel=0.01)
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
-    assert float((noise.abs() > 3.0).double().mean()) == pytest.approx(math.erfc(math.sqrt(2)), rel=0.05)
+    assert float((noise.abs() > 3.0).double().mean()) == pytest.approx(math.erfc(math.sqrt(2)),
+                                                                       rel=0.05)
 
 
 def test_noise_is_on_every_row_and_fresh_without_a_teaching_seed():
@@ -128,11 +145,13 @@ def test_local_noise_is_on_all_rows_of_every_client():
 
 
 def test_the_clip_follows_its_quantile():
-    lengths = torch.arange(1, 101) / 10.0                                   # 0.1 to 10: the median is 5
+    lengths = torch.arange(1, 101) / 10.0  # 0.1 to 10: the median is 5
     here = scene(expected=100.0, clip=0.5, quantile=0.5)
     for number in range(150):
-        rule, now = AdaptiveClip(), RoundContext(here.state.get("clip", 0.5), 1.0, 0.5, 100.0, here.server, NoiseSource(
-            torch.Generator().manual_seed(number)), here.state)
+        rule, now = AdaptiveClip(), RoundContext(here.state.get("clip", 0.5), 1.0, 0.5, 100.0,
+                                                 here.server,
+                                                 NoiseSource(torch.Generator().manual_seed(number)),
+                                                 here.state)
         rule.client(sent(torch.stack([lengths, *[torch.zeros(100)] * 3], 1)), now)
         rule.server({}, now)
     assert here.state["clip"] == pytest.approx(5.0, abs=1.0)
@@ -147,7 +166,8 @@ def test_with_a_wide_clip_and_hardly_noise_it_is_fedavg(films, clicks):
     config = {"rounds": 2, "cohort": len(clicks), "local_lr": 0.5, "weighting": "equal"}
     order = clicks.counts.argsort(descending=True, stable=True)
     *_, plain = federate(films, clicks, Config(**config), world=World(sampler=lambda *given: order))
-    *_, quiet = federate_privately(films, clicks, Private(**config, clip=1e3, noise=1e-6, sampling="fixed"))
+    *_, quiet = federate_privately(films, clicks, Private(**config, clip=1e3, noise=1e-6,
+                                                          sampling="fixed"))
     torch.testing.assert_close(quiet.params["item"], plain.params["item"], atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(quiet.params["user"], plain.params["user"], atol=1e-5, rtol=1e-3)
 
@@ -158,12 +178,16 @@ def test_the_ledger_counts_and_the_budget_ends_the_run(films, clicks):
     spent = [done.metrics["epsilon"] for done in rounds]
     assert 1 <= len(rounds) < 30
     assert spent == sorted(spent)
-    assert spent[-1] <= 3.0 < epsilon([Release(1.0, 100 / 671, len(rounds) + 1)], 1e-4, method="rdp")
-    assert spent[-1] == pytest.approx(epsilon([Release(1.0, 100 / 671, len(rounds))], 1e-4, method="rdp"))
-    more = list(federate_privately(films, clicks, Private(rounds=30, budget=4.0, **QUICK), start=rounds[-1]))
+    assert spent[-1] <= 3.0 < epsilon([Release(1.0, 100 / 671, len(rounds) + 1)], 1e-4,
+                                      method="rdp")
+    assert spent[-1] == pytest.approx(epsilon([Release(1.0, 100 / 671, len(rounds))], 1e-4,
+                                              method="rdp"))
+    more = list(federate_privately(films, clicks, Private(rounds=30, budget=4.0, **QUICK),
+                                   start=rounds[-1]))
     assert more[0].number == len(rounds) + 1
     assert more[0].metrics["epsilon"] > spent[-1]
-    with pytest.raises(ParameterError, match=r"budget=3.0: a round would bring epsilon to 3\.\d+; choose more"):
+    with pytest.raises(ParameterError,
+                       match=r"budget=3.0: a round would bring epsilon to 3\.\d+; choose more"):
         next(federate_privately(films, clicks, config, start=rounds[-1]))
 
 
@@ -173,7 +197,8 @@ def test_turned_knobs_are_accounted_as_they_were(films, clicks):
 
     def ask():
         return Private(rounds=3, **(QUICK | {"noise": turned["now"]}))
-    *_, last = (turned.update(now=next(noises)) or done for done in federate_privately(films, clicks, ask))
+    *_, last = (turned.update(now=next(noises)) or done for done in federate_privately(films,
+                                                                                       clicks, ask))
     q = 100 / 671
     assert last.metrics["epsilon"] == pytest.approx(
         epsilon([Release(1.0, q, 2), Release(2.0, q, 1)], 1e-4, method="rdp"))
@@ -187,7 +212,8 @@ def test_fixed_cohorts_are_accounted_as_such(films, clicks):
 
 
 def test_sums_over_everybody_are_accounted_exactly(films, clicks):
-    *_, last = federate_privately(films, clicks, Private(rounds=2, **(QUICK | {"cohort": 671, "noise": 3.0})))
+    *_, last = federate_privately(films, clicks, Private(rounds=2,
+                                                         **(QUICK | {"cohort": 671, "noise": 3.0})))
     assert last.metrics["epsilon"] == pytest.approx(gaussian_epsilon(math.sqrt(2) / 3, 1e-4))
 
 
@@ -202,30 +228,37 @@ def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
         assert done.bytes_up > 4 * rows * len(done.cohort)
         assert done.metrics["secure_s"] > 0
     with pytest.raises(ParameterError, match="placement='local': local noise leaves the bounds"):
-        next(federate_privately(films, clicks, replace(config, placement="local"), between=[SecureSum()]))
+        next(federate_privately(films, clicks, replace(config, placement="local"),
+                                between=[SecureSum()]))
     with pytest.raises(ParameterError, match=r"most=2: .* clients came; choose as many"):
-        next(federate_privately(films, clicks, config, teaching_seed=0, between=[SecureSum(most=2)]))
+        next(federate_privately(films, clicks, config, teaching_seed=0,
+                                between=[SecureSum(most=2)]))
     with pytest.raises(ParameterError, match=r"share=0\.5: choose more than half"):
         SecureSum(0.5)
     rare = Private(rounds=3, **(QUICK | {"cohort": 1}))
-    assert len(list(federate_privately(films, clicks, rare, teaching_seed=0, between=[SecureSum()]))) == 3
+    assert len(list(federate_privately(films, clicks, rare, teaching_seed=0,
+                                       between=[SecureSum()]))) == 3
 
 
 def test_a_secure_sum_keeps_tables_apart_whatever_their_order(films, clicks):
     model = replace(films, rows=dict(reversed(films.rows.items())))
     config = Private(rounds=1, **(QUICK | {"cohort": 6, "noise": 1e-6}))
-    plain, sealed = (next(federate_privately(model, clicks, config, teaching_seed=0, between=between)).params
-                     for between in ([], [SecureSum(most=50)]))
+    plain, sealed = (next(federate_privately(model, clicks, config, teaching_seed=0,
+                                             between=between)).params for between in ([],
+                                                                                      [
+        SecureSum(most=50)]))
     for name, value in plain.items():
         torch.testing.assert_close(value, sealed[name], atol=1e-6, rtol=1e-5)
 
 
 def test_local_noise_is_accounted_for_the_client_that_sent_most(films, clicks):
-    rounds = list(federate_privately(films, clicks, Private(rounds=3, placement="local", **(QUICK | {"noise": 50.0}))))
+    rounds = list(federate_privately(films, clicks, Private(rounds=3, placement="local",
+                                                            **(QUICK | {"noise": 50.0}))))
     most = int(torch.bincount(torch.cat([done.cohort for done in rounds])).max())
-    assert rounds[-1].metrics["epsilon"] == pytest.approx(gaussian_epsilon(2 * math.sqrt(most) / 50, 1e-4))
+    assert rounds[-1].metrics["epsilon"] == pytest.approx(gaussian_epsilon(2 * math.sqrt(most) / 50,
+                                                                           1e-4))
     rows = sum(value.numel() for name, value in rounds[0].params.items() if name != "user")
-    assert rounds[0].bytes_up >= 4 * rows * len(rounds[0].cohort)          # every row of every client
+    assert rounds[0].bytes_up >= 4 * rows * len(rounds[0].cohort)  # every row of every client
 
 
 def test_poisson_cohorts_have_the_size_of_chance_and_may_be_empty(films, clicks):
@@ -233,10 +266,11 @@ def test_poisson_cohorts_have_the_size_of_chance_and_may_be_empty(films, clicks)
         rounds=12, **QUICK), teaching_seed=1)]
     assert len(set(sizes)) > 3
     assert 80 < sum(sizes) / 12 < 120
-    rounds = list(federate_privately(films, clicks, Private(rounds=6, cohort=1, noise=0.5), teaching_seed=0))
+    rounds = list(federate_privately(films, clicks, Private(rounds=6, cohort=1, noise=0.5),
+                                     teaching_seed=0))
     empty = [done for done in rounds if not len(done.cohort)]
     assert empty
-    for done in empty:                                                      # noise alone, as large as ever
+    for done in empty:  # noise alone, as large as ever
         assert not done.skipped
         before = rounds[done.number - 2].params["item"] if done.number > 1 else films.init(stream(0, "init"))["item"]
         assert float((done.params["item"] - before).std()) == pytest.approx(0.5, rel=0.1)
@@ -246,8 +280,8 @@ def test_missing_clients_leave_the_denominator_as_it_is(films, clicks):
     fixed = {"rounds": 1, "sampling": "fixed", **QUICK} | {"noise": 1e-6}
     (whole,) = federate_privately(films, clicks, Private(**fixed), teaching_seed=0)
     (half,) = federate_privately(films, clicks, Private(**fixed, drop_out=0.5), teaching_seed=0)
-    (late,) = federate_privately(films, clicks, Private(**fixed, deadline=5.0), teaching_seed=0, world=World(
-        pace=0.01, spread=1.0))
+    (late,) = federate_privately(films, clicks, Private(**fixed, deadline=5.0), teaching_seed=0,
+                                 world=World(pace=0.01, spread=1.0))
     start = films.init(stream(0, "init"))["item"]
     lengths = [float((done.params["item"] - start).norm()) for done in (whole, half, late)]
     assert 30 < len(half.cohort) < 70
@@ -293,7 +327,8 @@ def test_bad_settings_are_refused(settings_, message, films, clicks):
 
 def test_a_config_without_noise_is_refused(films, clicks):
     for config in (Config(cohort=10), lambda: Config(cohort=10)):
-        with pytest.raises(ParameterError, match="config='Config': give a Private, which has clip and noise"):
+        with pytest.raises(ParameterError,
+                           match="config='Config': give a Private, which has clip and noise"):
             next(federate_privately(films, clicks, config))
 
 

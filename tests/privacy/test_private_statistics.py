@@ -1,4 +1,7 @@
-"""One noisy release and public texts: what is sent by hand, what smoothing does to noise, and who learns nothing."""
+"""One noisy release and public texts.
+
+What is sent by hand, what smoothing does to noise, and who learns nothing.
+"""
 
 import pytest
 import torch
@@ -30,7 +33,8 @@ def three():
 
 
 def everybody(model, data, update, noise=1e-6):
-    config = Private(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)), delta=1e-4)
+    config = Private(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)),
+                     delta=1e-4)
     (done,) = federate_privately(model, data, config, update=update, teaching_seed=0)
     return done
 
@@ -39,7 +43,7 @@ def test_counts_by_hand(three):
     done = everybody(counts(three.train.item_count), three, seen)
     root = 0.5**0.5
     torch.testing.assert_close(done.params["count"][:5], torch.tensor([0.5, 0.5 + 1 + root, 0.5, 0.5, root]), atol=1e-4,
-                               rtol=0)                          # each user's films together have length 1
+                               rtol=0)  # each user's films together have length 1
     torch.testing.assert_close(done.norms.max(), torch.tensor(1.0))
 
 
@@ -54,18 +58,23 @@ def test_pairs_by_hand(three):
 
 def test_an_empty_cohort_sends_nothing(three):
     nobody, config = torch.empty(0, dtype=torch.int64), Config()
-    for model, update in ((counts(5), seen), (pairs(torch.eye(5)), PairCounts(torch.eye(5)).update)):
+    for model, update in ((counts(5), seen), (pairs(torch.eye(5)),
+                                              PairCounts(torch.eye(5)).update)):
         assert list(update(model, three, model.init(torch.Generator()), nobody, config)) == []
 
 
 def test_smoothing_is_the_mean_of_a_gaussian_process():
     torch.manual_seed(0)
     kernel = likeness(torch.randn(30, 8), 0.7)
-    truth = torch.distributions.MultivariateNormal(torch.zeros(30), 30 * kernel + 1e-4 * torch.eye(30)).sample() + 20
+    truth = torch.distributions.MultivariateNormal(torch.zeros(30),
+                                                   30 * kernel + 1e-4 * torch.eye(30)).sample() + 20
     noisy = truth + 3 * torch.randn(30)
     found = smoothed(noisy, kernel, 3.0, variance=30.0, least=1e-9)
-    joint = torch.linalg.inv(torch.linalg.inv(30 * kernel.double()) + torch.eye(30, dtype=torch.float64) / 9)
-    torch.testing.assert_close(found.double(), (joint @ noisy.double() / 9).clamp(min=1e-9), atol=1e-2, rtol=1e-3)
+    joint = torch.linalg.inv(torch.linalg.inv(30 * kernel.double()) + torch.eye(30,
+                                                                                dtype=torch.float64)
+                             / 9)
+    torch.testing.assert_close(found.double(), (joint @ noisy.double() / 9).clamp(min=1e-9),
+                               atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(smoothed(truth, kernel, 1e-3, least=1e-9), truth, atol=1e-2, rtol=0)
     assert float(smoothed(-truth, kernel, 3.0).max()) == pytest.approx(0.2)
     for bad in ({"noise": 0.0}, {"noise": 1.0, "variance": 0.0}, {"noise": 1.0, "least": 0.0}):
@@ -82,7 +91,8 @@ def test_directions_that_are_noise_are_left_out():
     rows = basis[:, :2] * torch.tensor([90.0, 70.0]).sqrt()
     rows = torch.nn.functional.normalize(rows)
     assert float((found - rows @ rows.T).abs().mean()) < 0.1
-    alone = together(torch.randn(20, 20), basis, flat, 1.0)    # nothing stands out: one direction, all +1 or -1
+    # nothing stands out: one direction, all +1 or -1
+    alone = together(torch.randn(20, 20), basis, flat, 1.0)
     torch.testing.assert_close(alone.abs(), torch.ones(50, 50))
 
 
@@ -99,7 +109,8 @@ def test_taste_weighs_the_last_films_most():
     train = tiny([0, 0], [0, 1], times=[0, 1], item_count=3)
     kind = torch.eye(3)
     (found,) = own_taste(train, [(2.0, kind)], recency=1.0)
-    torch.testing.assert_close(found, 2 * standard(torch.tensor([[1 / 3, 2 / 3, 0.0]]))[0])     # halves of 1/2 and 1
+    # halves of 1/2 and 1
+    torch.testing.assert_close(found, 2 * standard(torch.tensor([[1 / 3, 2 / 3, 0.0]]))[0])
     assert float(found[1]) > float(found[0]) > float(found[2])
 
 
@@ -108,6 +119,8 @@ def test_noise_that_proves_two_leaves_more_than_popularity(ratings):
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split)
     text = likeness(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
     popular = smoothed(everybody(counts(len(text)), data, seen, 1.735).params["count"], text, 1.735)
-    hits = [ranking(score, test)["hr@10"] for score in (
-        popularity(split.train), table_score(popular.log() + standard(own_taste(split.train, [(1.0, text)]))))]
+    hits = [ranking(score, test)["hr@10"] for score in (popularity(split.train),
+                                                        table_score(popular.log()
+                                                                    + standard(
+        own_taste(split.train, [(1.0, text)]))))]
     assert hits[1] > hits[0] + 0.02

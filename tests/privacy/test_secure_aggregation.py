@@ -1,4 +1,7 @@
-"""Secure aggregation: exact sums with drop-outs, nothing below the threshold, nothing opened after tampering."""
+"""Secure aggregation.
+
+Exact sums with drop-outs, nothing below the threshold, nothing opened after tampering.
+"""
 
 import os
 import random
@@ -25,7 +28,9 @@ from fedlab.privacy import (
 
 def words(count, length, seed=0):
     chance = np.random.default_rng(seed)
-    return {number: chance.integers(0, 2**32, length, dtype=np.uint32) for number in range(1, count + 1)}
+    return {number: chance.integers(0, 2**32, length, dtype=np.uint32) for number in range(1,
+                                                                                           count
+                                                                                           + 1)}
 
 
 def plain(vectors, there):
@@ -45,7 +50,8 @@ def test_a_thousand_cases_of_drop_outs_are_exact_or_aborted():
         gone = {n for n in vectors if chance.random() < 0.25} - silent
         there = [n for n in vectors if n not in silent]
         if len(there) - len(gone) >= threshold:
-            assert np.array_equal(secure_sum(vectors, threshold, silent=silent, gone=gone).total, plain(vectors, there))
+            assert np.array_equal(secure_sum(vectors, threshold, silent=silent, gone=gone).total,
+                                  plain(vectors, there))
             exact += 1
             continue
         with pytest.raises(SecureSumError, match=r"threshold|needed, so nothing is opened"):
@@ -61,7 +67,8 @@ class Run:
         self.members = {n: Member(n, self.run) for n in self.vectors}
         self.keys = {n: m.keys() for n, m in self.members.items()}
         self.letters = {n: m.letters(self.keys, threshold) for n, m in self.members.items()}
-        self.inbox = {to: {n: written[to] for n, written in self.letters.items()} for to in self.members}
+        self.inbox = {to: {n: written[to] for n, written in self.letters.items()}
+                      for to in self.members}
 
     def masked(self, there):
         return {n: self.members[n].masked(self.vectors[n], self.members) for n in there}
@@ -77,7 +84,8 @@ def test_two_shares_below_the_threshold_say_nothing_and_three_say_all():
         assert joined_secret({x: points[x - 1] for x in chosen}, weights_at_zero(chosen)) == secret
     with pytest.raises(SecureSumError, match="do not fit together"):
         joined_secret({x: points[x - 1] for x in (1, 2)}, weights_at_zero((1, 2)))
-    hits = [split_secret(secret, 5, 3)[0] * 10 // PRIME for _ in range(2000)]              # one share is any number
+    # one share is any number
+    hits = [split_secret(secret, 5, 3)[0] * 10 // PRIME for _ in range(2000)]
     assert stats.chisquare(np.bincount(hits, minlength=10)).pvalue > 1e-4
 
 
@@ -98,7 +106,8 @@ def test_what_the_server_sees_of_one_client_is_chance():
 
 
 def test_a_sum_whose_letters_were_changed_is_not_opened():
-    for spoil in (lambda text: text[:-1] + bytes([text[-1] ^ 1]), lambda text: bytes([text[0] ^ 1]) + text[1:]):
+    for spoil in (lambda text: text[:-1] + bytes([text[-1] ^ 1]),
+                  lambda text: bytes([text[0] ^ 1]) + text[1:]):
         run = Run()
         run.inbox[2][4] = spoil(run.inbox[2][4])
         with pytest.raises(SecureSumError, match="client 2: the letter of client 4 was changed"):
@@ -117,7 +126,7 @@ def test_a_letter_of_another_run_or_pair_is_refused():
 
 
 def test_a_changed_share_is_found():
-    run, there = Run(), [1, 2, 3, 4]                               # client 5 dropped out: its key is brought back
+    run, there = Run(), [1, 2, 3, 4]  # client 5 dropped out: its key is brought back
     vectors, shares = run.masked(there), run.shares(there)
     right = unmasked(vectors, run.keys, run.members, shares, 3, run.run)
     assert np.array_equal(right, plain(run.vectors, there))
@@ -130,7 +139,8 @@ def test_nobody_tells_both_secrets_of_one_client():
     run = Run()
     run.members[1].opened(run.inbox[1], [1, 2, 3, 4])              # of 5, its mask key
     with pytest.raises(SecureSumError, match="asked for shares twice with different clients there"):
-        run.members[1].opened(run.inbox[1], [1, 2, 3, 4, 5])       # and now its own seed: together they open it
+        # and now its own seed: together they open it
+        run.members[1].opened(run.inbox[1], [1, 2, 3, 4, 5])
     with pytest.raises(SecureSumError, match="2 vectors arrived, fewer than the threshold 3"):
         run.members[2].opened(run.inbox[2], [1, 2])
 
@@ -143,9 +153,11 @@ def test_fixed_point_sums_do_not_overflow_and_are_close():
     total = plain({k + 1: fixed.encode(row) for k, row in enumerate(values)}, range(1, count + 1))
     assert np.abs(fixed.decode(total) - values.sum(0)).max() <= count * fixed.unit / 2 + 1e-12
     assert fixed.decode(total)[0] == pytest.approx(100)
-    with pytest.raises(ParameterError, match=r"values=2\.01: beyond the bound 2 sums overflow; clip first"):
+    with pytest.raises(ParameterError,
+                       match=r"values=2\.01: beyond the bound 2 sums overflow; clip first"):
         fixed.encode(np.array([2.01]))
-    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"), ((float("nan"), 5), "bound=nan")):
+    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"), ((float("nan"), 5),
+                                                                            "bound=nan")):
         with pytest.raises(ParameterError, match=message):
             FixedPoint(*bad)
 

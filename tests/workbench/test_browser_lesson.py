@@ -1,4 +1,6 @@
-"""Lessons as a learner meets them: JupyterLab in a real Chromium, training started and steered by hand.
+"""Lessons as a learner meets them.
+
+JupyterLab in a real Chromium, training started and steered by hand.
 
 A screenshot of each state is left in tests/screenshots for a person to look at.
 """
@@ -48,9 +50,12 @@ def told(page, what):
 
 @contextmanager
 def lesson(page, home, name, **shorter):
-    """The workbench of a lesson that has run as far as its live cell; no cell may have failed in the end.
+    """The workbench of a lesson that has run as far as its live cell.
 
-    shorter: other values of parameters, for what comes before the live cell; nbval runs the lesson as it is.
+    No cell may have failed in the end.
+
+    shorter: other values of parameters, for what comes before the live cell; nbval runs the lesson
+    as it is.
     """
     set_parameters(home, name, shorter)
     with lab(home) as address:
@@ -69,7 +74,8 @@ def test_lesson_2_trains_live_and_hears_a_slider(page, tmp_path):
 
 
 def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
-    with lesson(page, tmp_path, "03_model_selection", ROUNDS=4, ALONE_ROUNDS=2, LEAK_ROUNDS=2) as bench:
+    with lesson(page, tmp_path, "03_model_selection", ROUNDS=4, ALONE_ROUNDS=2,
+                LEAK_ROUNDS=2) as bench:
         press(bench, "Start")
         reach(page, bench, 3)
         slider = bench.get_by_label("local learning rate", exact=True)
@@ -80,7 +86,8 @@ def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
         stop(bench)
         bench.locator("summary", has_text="Runs").click()
         bench.locator("tbody input[type=checkbox]").first.check()
-        bench.get_by_label("aggregation", exact=True).select_option("best models")      # takes effect in the next run
+        # takes effect in the next run
+        bench.get_by_label("aggregation", exact=True).select_option("best models")
         press(bench, "Start")
         reach(page, bench, 3)
         press(bench, "Stop")
@@ -95,7 +102,7 @@ def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
         press(bench, "Start")
         reach(page, bench, 12)
         expect(bench.locator(".status")).to_contain_text("s on the simulated clock")
-        turn(page, bench, 6, buffer=40)                                 # live: the server waits for more of them
+        turn(page, bench, 6, buffer=40)  # live: the server waits for more of them
         stop(bench)
         seconds, sizes = zip(*told(page, "(r.clock, len(r.cohort))"), strict=True)
         assert list(seconds) == sorted(seconds)
@@ -124,13 +131,14 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
         stop(bench)
         (first, many, sent), *_, (last, few, fewer) = told(page, "(r.config.adapters, len(r.cohort), r.bytes_up)")
         assert (first, many, last, few) == ("factors", 10, "products", 4)
-        assert fewer * many == sent * few                               # adapters and head, of each shop in the round
+        assert fewer * many == sent * few  # adapters and head, of each shop in the round
         shoot(page, "lesson 6 adapters averaged")
 
 
 def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path):
     with lesson(page, tmp_path, "07_fedmeta", SINE_ROUNDS=5, ROUNDS=5) as bench:
-        shown, first = page.locator(".widget-html-content").last, "recommended(rounds['ridge'][-1].params, {})[1]"
+        shown, first = page.locator(
+            ".widget-html-content").last, "recommended(rounds['ridge'][-1].params, {})[1]"
         expect(shown).to_have_text("".join(literal_eval(page.evaluate(ASK, first.format(0)))))
         press(bench, "Start")
         reach(page, bench, 3)
@@ -138,7 +146,7 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         stop(bench)
         (method, many, low), *_, (other, few, high) = told(page, "(r.config.method, r.config.k, r.metrics['rmse'])")
         assert (method, many, other, few) == ("ridge", 10, "maml", 2)
-        assert high > low                                               # two ratings tell less than ten
+        assert high > low  # two ratings tell less than ten
         handle = page.locator(".jupyter-widgets.widget-slider .noUi-handle").last
         handle.focus()
         for _ in range(5):
@@ -162,13 +170,14 @@ def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_p
         assert spent == sorted(spent)
         assert spent[-1] <= budget < spent[-1] + 0.05
         assert len(spent) < 60
-        assert max(step for noise, step in steps if noise == 4) < min(step for noise, step in steps if noise == 1)
+        assert max(step for noise, step in steps if noise == 4) < min(step for noise,
+                                                                      step in steps if noise == 1)
         shoot(page, "lesson 8 budget spent")
 
 
 def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp_path):
-    with lesson(page, tmp_path, "09_attacks_and_secure_aggregation", ROUNDS=3, PUSH_ROUNDS=12, CLAIM_SEEDS=1,
-                SUMS=[1, 2]) as bench:
+    with lesson(page, tmp_path, "09_attacks_and_secure_aggregation", ROUNDS=3, PUSH_ROUNDS=12,
+                CLAIM_SEEDS=1, SUMS=[1, 2]) as bench:
         press(bench, "Start")
         reach(page, bench, 1)
         turn(page, bench, 8, noise=0.01)
@@ -177,8 +186,8 @@ def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp
         found = told(page, "(r.config.liars, r.metrics['er@10'], r.metrics['members told'], r.metrics['epsilon'])")
         honest, lied = ([row for row in found if bool(row[0]) == lying] for lying in (False, True))
         assert max(row[1] for row in honest) < 0.01
-        assert lied[-1][1] > 0.5                                         # a clip alone does not stop them
-        assert honest[-1][2] > 0.55                                      # without noise to speak of, members are told
+        assert lied[-1][1] > 0.5  # a clip alone does not stop them
+        assert honest[-1][2] > 0.55  # without noise to speak of, members are told
         spent = [row[3] for row in found]
         assert spent == sorted(spent)
         shoot(page, "lesson 9 under attack")
@@ -225,7 +234,8 @@ def steer(page, bench):
 
     set_number(bench, "local learning rate", 99)
     expect(bench.get_by_role("alert")).to_have_text("local_lr=99: choose from 0.05 to 5")
-    expect(bench.get_by_label("local learning rate, as a number")).to_have_value("1")     # put back; it goes on
+    # put back; it goes on
+    expect(bench.get_by_label("local learning rate, as a number")).to_have_value("1")
     set_number(bench, "local learning rate", 2)
     expect(bench.locator(".notice")).to_have_text("")
     expect(bench.locator('[data-used="local_lr"]')).to_have_text("in use: 2")

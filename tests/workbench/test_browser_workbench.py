@@ -55,7 +55,10 @@ def address(home):
 
 @pytest.fixture(scope="module")
 def page():
-    """One page and one kernel a notebook for all tests, as running the cell again must start afresh."""
+    """One page and one kernel a notebook for all tests.
+
+    As running the cell again must start afresh.
+    """
     with browser() as opened:
         opened.pages[0].set_viewport_size({"width": 1280, "height": 2000})
         yield opened.pages[0]
@@ -63,7 +66,10 @@ def page():
 
 @pytest.fixture
 def bench(home, address, page):
-    """The workbench notebook, run, with small rounds so that there is much to see and no runs of before."""
+    """The workbench notebook, run.
+
+    With small rounds so that there is much to see and no runs of before.
+    """
     shutil.rmtree(home / "notebooks" / "runs", ignore_errors=True)
     found = run_all(page, address.format("workbench.ipynb"))
     set_number(found, "rounds", 300)
@@ -89,7 +95,8 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
     reach(page, bench, 3)
     shoot(page, "running")
 
-    slider = bench.get_by_label("cohort (clients)", exact=True)         # a slider, by ratios, from the keyboard
+    # a slider, by ratios, from the keyboard
+    slider = bench.get_by_label("cohort (clients)", exact=True)
     slider.focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")
@@ -98,13 +105,16 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
     used(bench, "cohort", chosen)
     set_number(bench, "local learning rate", 0.4)                       # a number
     used(bench, "local_lr", "0.4")
-    expect(bench.get_by_label("weighting", exact=True)).to_be_hidden()             # folded away, but not what it says
-    expect(bench.locator(".group summary", has_text="server step")).to_have_text("server step: weighting equal")
+    # folded away, but not what it says
+    expect(bench.get_by_label("weighting", exact=True)).to_be_hidden()
+    expect(bench.locator(".group summary",
+                         has_text="server step")).to_have_text("server step: weighting equal")
     unfold(bench, "server step")
     bench.get_by_label("weighting", exact=True).select_option("examples")           # a choice
     expect(bench.locator(".group summary", has_text="server step")).to_have_text("server step")
     used(bench, "weighting", "examples")
-    bench.get_by_label("data", exact=True).fill("/somewhere/else")      # a text, and a knob of the next run
+    # a text, and a knob of the next run
+    bench.get_by_label("data", exact=True).fill("/somewhere/else")
     page.keyboard.press("Tab")
     unfold(bench, "machine and draws")
     set_number(bench, "seed", 7)
@@ -116,12 +126,14 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
 
     set_number(bench, "local learning rate", 99)
     expect(bench.get_by_role("alert")).to_have_text("local_lr=99: choose from 0.01 to 10")
-    expect(bench.get_by_label("local learning rate, as a number")).to_have_value("0.4")      # put back; it goes on
+    # put back; it goes on
+    expect(bench.get_by_label("local learning rate, as a number")).to_have_value("0.4")
     press(bench, "Stop")
     state(bench, "stopped")
-    press(bench, "Start")                                               # the next run takes what was written
+    press(bench, "Start")  # the next run takes what was written
     state(bench, "failed")
-    expect(bench.locator(".status")).to_contain_text("DataError: folder='/somewhere/else' is not a folder")
+    expect(bench.locator(".status")).to_contain_text(
+        "DataError: folder='/somewhere/else' is not a folder")
 
 
 def test_pause_step_resume_stop_and_reset(bench, page):
@@ -157,7 +169,8 @@ def test_two_runs_are_pinned_named_compared_and_exported(bench, page, tmp_path):
     for number, cohort in ((1, 16), (2, 4)):
         set_number(bench, "cohort", cohort)
         press(bench, "Start")
-        expect(bench.locator("summary", has_text="Runs (")).to_have_text(f"Runs ({number})")    # the new one is there
+        # the new one is there
+        expect(bench.locator("summary", has_text="Runs (")).to_have_text(f"Runs ({number})")
         state(bench, "done")
     unfold(bench, "Runs")
     expect(bench.locator("tbody tr")).to_have_count(2)
@@ -189,7 +202,7 @@ def test_two_runs_are_pinned_named_compared_and_exported(bench, page, tmp_path):
     press(bench, "Export to TensorBoard")
     expect(bench.locator(".news")).to_contain_text("tensorboard --logdir runs/tensorboard")
 
-    page.evaluate(COMMAND, "notebook:run-all-cells")                    # kept on disk: they are there again
+    page.evaluate(COMMAND, "notebook:run-all-cells")  # kept on disk: they are there again
     expect(bench.locator("summary", has_text="Runs (")).to_have_text("Runs (2)")
     unfold(bench, "Runs")
     press(bench, "delete run 2")
@@ -243,21 +256,23 @@ def test_settings_are_pasted_back_and_wrong_ones_touch_nothing(bench, page):
         expect(bench.get_by_role("alert")).to_contain_text(message)
     area.fill(json.dumps(found | {"fedlab": 2}))
     press(bench, "Apply")
-    expect(bench.get_by_role("alert")).to_contain_text("fedlab=2: these settings are of another version")
+    expect(bench.get_by_role("alert")).to_contain_text(
+        "fedlab=2: these settings are of another version")
     state(bench, "running")
     expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("16")
     area.fill(json.dumps(found | {"settings": {"cohort": 9}}))
     press(bench, "Apply")
     used(bench, "cohort", "9")
     press(bench, "Copy")
-    assert json.loads(page.evaluate("() => navigator.clipboard.readText()"))["settings"]["cohort"] == 9
+    assert json.loads(page.evaluate("() => navigator.clipboard.readText()"))["settings"][
+        "cohort"] == 9
     bench.get_by_label("preset").select_option("10 platforms that differ in taste")
     expect(bench.get_by_label("partition", exact=True)).to_have_value("by genre")
     shoot(page, "settings")
 
 
 def test_a_page_reload_and_an_interrupt_leave_the_run_alone(bench, page):
-    set_number(bench, "cohort", 128)                                    # long enough for a slow reload
+    set_number(bench, "cohort", 128)  # long enough for a slow reload
     press(bench, "Start")
     reach(page, bench, 3)
     page.evaluate(COMMAND, "docmanager:save")
@@ -298,7 +313,8 @@ def test_a_failing_run_says_why_and_a_folder_that_cannot_be_written_too(address,
     expect(bench.locator(".saving")).to_contain_text("Not being saved")
     press(bench, "Start")
     state(bench, "failed")
-    expect(bench.locator(".status")).to_have_text("RuntimeError: <b>out</b> of memory, said the GPU")
+    expect(bench.locator(".status")).to_have_text(
+        "RuntimeError: <b>out</b> of memory, said the GPU")
     assert rounds(bench) == 3
     shoot(page, "failed")
     unfold(bench, "Runs")
@@ -312,7 +328,8 @@ def test_a_failing_run_says_why_and_a_folder_that_cannot_be_written_too(address,
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_axe_finds_nothing_serious(bench, page, theme):
-    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
+                  theme)
     page.wait_for_function("dark => (document.body.dataset.jpThemeLight === 'false') === dark",
                            arg=theme.endswith("Dark"))
     press(bench, "Start")

@@ -69,10 +69,13 @@ def test_liars_and_codes_are_those_that_were_asked_for():
     def run(**change):
         return next(stream(lambda: replace(SHORT, cohort=100, **change)))
     plain, spoilt, small = run(), run(attack="flipped", liars=1.0), run(code="4 bits")
-    torch.testing.assert_close(spoilt.params["bias"], -5 * plain.params["bias"])           # from 0, all the other way
+    # from 0, all the other way
+    torch.testing.assert_close(spoilt.params["bias"], -5 * plain.params["bias"])
     assert 7 < plain.bytes_up / small.bytes_up < 8
-    for change, message in (({"attack": "noisy"}, "attack='noisy': asynchronous clients know 'none' alone"),
-                            ({"code": "signs"}, "code='signs': asynchronous clients know 'plain' alone")):
+    for change, message in (({"attack": "noisy"},
+                             "attack='noisy': asynchronous clients know 'none' alone"),
+                            ({"code": "signs"},
+                             "code='signs': asynchronous clients know 'plain' alone")):
         with pytest.raises(ParameterError, match=message):
             run(timing="asynchronous", **change)
 
@@ -100,18 +103,21 @@ def test_what_cannot_be_built_says_why():
 def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     file, folder = tmp_path / "settings.json", str(tmp_path / "runs")
     file.write_text('{"fedlab": 1, "settings": {"rounds": 3, "cohort": 5}}')
-    assert main(["run", str(file), "--set", "local_lr=0.5", "--folder", folder, "--name", "mine"]) == 0
+    assert main(["run", str(file), "--set", "local_lr=0.5", "--folder", folder, "--name",
+                 "mine"]) == 0
     (run,) = Runs(folder).listed()
-    assert (run.name, run.state, len(run.records), run.settings["local_lr"]) == ("mine", "done", 3, 0.5)
+    assert (run.name, run.state, len(run.records), run.settings["local_lr"]) == ("mine", "done", 3,
+                                                                                 0.5)
     same = [done.loss for done in stream(lambda: replace(SHORT, rounds=3, local_lr=0.5))]
-    assert [record["loss"] for record in run.records] == same          # the same numbers as in a notebook
+    assert [record["loss"] for record in run.records] == same  # the same numbers as in a notebook
     capsys.readouterr()
-    assert main(["sweep", str(file), "--over", "local_lr=0.5,1", "--over", "weighting=equal,examples",
-                 "--folder", folder]) == 0
+    assert main(["sweep", str(file), "--over", "local_lr=0.5,1", "--over",
+                 "weighting=equal,examples", "--folder", folder]) == 0
     out, err = capsys.readouterr()
     assert "12/12" in err
     assert len(out.splitlines()) == 5
-    assert main(["sweep", str(file), "--over", "server_lr=1,50", "--random", "3", "--folder", folder]) == 0
+    assert main(["sweep", str(file), "--over", "server_lr=1,50", "--random", "3", "--folder",
+                 folder]) == 0
     capsys.readouterr()
     assert main(["compare", folder]) == 0
     lines = capsys.readouterr().out.splitlines()

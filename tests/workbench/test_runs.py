@@ -1,4 +1,7 @@
-"""Runs on disk and as files for other tools: what is written is what was trained, whatever goes wrong."""
+"""Runs on disk and as files for other tools.
+
+What is written is what was trained, whatever goes wrong.
+"""
 
 import csv
 import io
@@ -19,7 +22,8 @@ START = Config(rounds=3, cohort=2)
 
 def finished(number, config=START, **metrics):
     losses = torch.tensor([1.0, 2.0]) / number
-    return Round(number, config, {"w": torch.zeros(1)}, torch.tensor([3, 1]), losses, losses, 10, 20, 0.5, metrics)
+    return Round(number, config, {"w": torch.zeros(1)}, torch.tensor([3, 1]), losses, losses, 10,
+                 20, 0.5, metrics)
 
 
 def trained(folder=None, name=""):
@@ -27,7 +31,8 @@ def trained(folder=None, name=""):
     kept = Runs(folder)
     run = kept.begin(START, name)
     for number in (1, 2, 3):
-        kept.add(run, finished(number, START if number == 1 else replace(START, cohort=7), **{"ndcg@10": number / 10}))
+        kept.add(run, finished(number, START if number == 1 else replace(START, cohort=7),
+                               **{"ndcg@10": number / 10}))
     kept.end(run, "done")
     return kept, run
 
@@ -54,7 +59,7 @@ def test_a_kernel_that_died_loses_the_line_it_was_writing_and_no_more(tmp_path):
     again = Runs(tmp_path).get(run.id)
     assert (again.state, len(again.records)) == ("interrupted", 2)
     kept = Runs(tmp_path)
-    kept.rename(run.id, "what was left")                               # not glued to the line that was cut
+    kept.rename(run.id, "what was left")  # not glued to the line that was cut
     kept.rename(run.id, "what is left")
     again = Runs(tmp_path)
     assert again.trouble == ""
@@ -151,7 +156,8 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     assert folder.parent == tmp_path
     found = EventAccumulator(str(folder))
     found.Reload()
-    assert [(e.step, round(e.value, 4)) for e in found.Scalars("loss")] == [(1, 1.5), (2, 0.75), (3, 0.5)]
+    assert [(e.step, round(e.value, 4)) for e in found.Scalars("loss")] == [(1, 1.5), (2, 0.75),
+                                                                            (3, 0.5)]
     assert "ndcg_at_10" in found.Tags()["scalars"]
 
 

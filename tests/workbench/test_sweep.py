@@ -13,7 +13,8 @@ BASE = Config(seed=1)
 
 
 def test_a_grid_tries_every_combination_once():
-    trials = Sweep({"local_lr": [0.1, 0.5, 0.1], "weighting": ["equal", "examples"]}, "loss", "min").trials(BASE)
+    trials = Sweep({"local_lr": [0.1, 0.5, 0.1], "weighting": ["equal", "examples"]}, "loss",
+                   "min").trials(BASE)
     assert [(t.local_lr, t.weighting) for t in trials] == [
         (0.1, "equal"), (0.5, "equal"), (0.1, "examples"), (0.5, "examples")]
     assert {t.rounds for t in trials} == {BASE.rounds}
@@ -26,11 +27,12 @@ def test_a_random_search_draws_every_value_anew_within_its_range():
     assert len(set(rates)) > 80
     assert min(rates) >= 0.01
     assert max(rates) <= 10
-    assert 35 <= sum(r < 0.316 for r in rates) <= 65                   # by ratios: half in half the decades
+    assert 35 <= sum(r < 0.316 for r in rates) <= 65  # by ratios: half in half the decades
     assert all(isinstance(c, int) and 5 <= c <= 600 for c in cohorts)
     assert sweep.trials(BASE) == trials
     assert sweep.trials(Config(seed=2)) != trials
-    names = {t.weighting for t in Sweep({"weighting": ["equal", "examples"]}, "loss", "min", 20).trials(BASE)}
+    names = {t.weighting for t in Sweep({"weighting": ["equal", "examples"]}, "loss", "min",
+                                        20).trials(BASE)}
     assert names == {"equal", "examples"}
 
 
@@ -99,7 +101,7 @@ def test_the_runner_goes_through_its_states():
     until(lambda: runner.state == "paused")
     gate.release(5)
     time.sleep(0.05)
-    assert seen == [0]                                                 # a pause holds though the work is there
+    assert seen == [0]  # a pause holds though the work is there
     runner.go(2)
     until(lambda: seen == [0, 1, 2] and runner.state == "paused")
     runner.go()

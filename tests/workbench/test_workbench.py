@@ -1,4 +1,7 @@
-"""The traits behind the live view, and what its messages do; what a browser sees is in test_browser_workbench.py."""
+"""The traits behind the live view, and what its messages do.
+
+What a browser sees is in test_browser_workbench.py.
+"""
 
 import gc
 import json
@@ -16,18 +19,21 @@ from fedlab.core import Config, ParameterError, measured
 from fedlab.workbench import Workbench
 
 SMALL = Config(rounds=6, cohort=4)
-TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": (0, 9), "weighting": None}
+TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": (0, 9),
+        "weighting": None}
 
 
 @pytest.fixture(scope="module")
 def live(build, clicks):
     model = build("matrix factorisation", clicks.train)
-    return lambda config: measured(federate(model, clicks, config), lambda done: {"number": float(done.number)})
+    return lambda config: measured(federate(model, clicks, config),
+                                   lambda done: {"number": float(done.number)})
 
 
 @pytest.fixture
 def bench(live):
-    made = Workbench(live, SMALL, TURN, {"number": "max"}, presets={"two": replace(SMALL, cohort=2)})
+    made = Workbench(live, SMALL, TURN, {"number": "max"}, presets={"two": replace(SMALL,
+                                                                                   cohort=2)})
     yield made
     made.session.runner.stop()
     made.close()
@@ -52,7 +58,8 @@ def test_a_run_ends_with_its_rounds_as_plain_data(bench):
     assert [bool(r.params) for r in bench.rounds] == [False] * 5 + [True]
     assert bench.message.startswith("Done: round 6 of 6")
     assert "MB up" in bench.message
-    assert bench.used == {"cohort": 4, "rounds": 6, "local_lr": 0.5, "seed": 0, "weighting": "examples"}
+    assert bench.used == {"cohort": 4, "rounds": 6, "local_lr": 0.5, "seed": 0,
+                          "weighting": "examples"}
     assert bench.picture["progress"] == 1
     (row,) = bench.table
     assert row["best"]["number"] == [6.0, 6]
@@ -130,7 +137,7 @@ def test_an_ended_run_keeps_its_parameters_until_the_next_begins(bench):
     tell(bench, "start")
     until(lambda: bench.rounds and bench.rounds is not first)
     ends(bench)
-    assert first[-1].params                                            # what the learner holds is left alone
+    assert first[-1].params  # what the learner holds is left alone
     assert [bool(run.rounds[-1].params) for run in bench.session.runs.listed()] == [False, True]
 
 
@@ -142,7 +149,7 @@ def test_only_one_run_is_active(live):
         tell(one, "start")
         until(lambda one=one: one.rounds)
     assert first.state == "stopped"
-    Workbench(live, SMALL, TURN).close()                               # running the cell again stops it, too
+    Workbench(live, SMALL, TURN).close()  # running the cell again stops it, too
     assert second.state == "stopped"
     assert not [t for t in threading.enumerate() if t.name == "fedlab"]
     for one in (first, second):
@@ -156,7 +163,7 @@ def test_an_error_shows_in_the_status_and_the_rounds_before_it_stay(bench):
     bench.session.config = replace(SMALL, cohort=999, rounds=300)
     ends(bench, "failed")
     assert bench.message.startswith("ParameterError: cohort=999: the federation has 671 clients")
-    tell(bench, "pin", bench.table[0]["id"], True)                     # whatever else is done, it does not vanish
+    tell(bench, "pin", bench.table[0]["id"], True)  # whatever else is done, it does not vanish
     assert bench.message.startswith("ParameterError: cohort=999")
     assert bench.rounds
     assert bench.table[0]["error"].startswith("ParameterError")
@@ -243,7 +250,8 @@ def test_a_sweep_fills_its_map_and_stop_keeps_what_is_done(bench):
 
 def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr(bench, "send", lambda content, buffers: sent.append((content["file"], buffers[0])))
+    monkeypatch.setattr(bench, "send", lambda content, buffers: sent.append((content["file"],
+                                                                             buffers[0])))
     tell(bench, "export", "csv")
     assert bench.notice.startswith("runs=0: there is nothing to export yet")
     tell(bench, "start")
@@ -264,15 +272,18 @@ def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monk
 def test_knobs_come_from_the_config_and_bad_sliders_are_refused(live):
     bench = Workbench(live, SMALL, {"local_lr": (0.1, 1.0), "optimizer": None, "rounds": None})
     rate, rule, rounds = bench.spec["knobs"]
-    assert (rate["label"], rate["whole"], rate["log"], rate["kind"]) == ("local learning rate", False, True, "number")
+    assert (rate["label"], rate["whole"], rate["log"], rate["kind"]) == ("local learning rate",
+                                                                         False, True, "number")
     assert "step size" in rate["meaning"]
     assert (rule["kind"], rule["choices"]) == ("choice", ["sgd", "adamw"])
     assert (rounds["low"], rounds["high"]) == (5, 300)
     bench.close()
     assert len(Workbench(live, SMALL).spec["knobs"]) == len(Config.__dataclass_fields__)
-    with pytest.raises(ParameterError, match=r"local_rate=\(0, 1\): no such parameter; did you mean local_lr"):
+    with pytest.raises(ParameterError,
+                       match=r"local_rate=\(0, 1\): no such parameter; did you mean local_lr"):
         Workbench(live, SMALL, {"local_rate": (0, 1)})
-    with pytest.raises(ParameterError, match=r"turn\['rounds'\]=\(0, 5\): choose two growing numbers from 1"):
+    with pytest.raises(ParameterError,
+                       match=r"turn\['rounds'\]=\(0, 5\): choose two growing numbers from 1"):
         Workbench(live, SMALL, {"rounds": (0, 5)})
     with pytest.raises(ParameterError, match=r"optimizer='adam': choose one of"):
         Workbench(live, SMALL, {"optimizer": ("sgd", "adam")})

@@ -1,11 +1,13 @@
-"""The body of a pretrained language model as an `nn.Module` that `fedlab.modules` can stack: token ids in, states out.
+"""The body of a pretrained language model as an `nn.Module` that `fedlab.modules` can stack.
 
-It calls the model with a mask that is ready, the one thing that models of the hub work out in ways that `vmap` does
-not know; so BERT-type and GPT-type models of any name go the same way.
+Token ids in, states out.
 
-Letters: B examples, T tokens, E numbers of a state.
-Sources: Vaswani et al. 2017, "Attention is all you need", section 3.2.3 (masks); Chen et al. 2016, "Training deep nets
-with sublinear memory cost", section 4 (work a layer out again in the backward pass).
+It calls the model with a mask that is ready, the one thing that models of the hub work out in ways
+that `vmap` does not know; so BERT-type and GPT-type models of any name go the same way.
+
+Letters: B examples, T tokens, E numbers of a state. Sources: Vaswani et al. 2017, "Attention is all
+you need", section 3.2.3 (masks); Chen et al. 2016, "Training deep nets with sublinear memory cost",
+section 4 (work a layer out again in the backward pass).
 """
 
 import copy
@@ -20,11 +22,15 @@ from torch.utils import _pytree as pytree
 from fedlab.core import require
 from fedlab.models.text.encoder import Encoder
 
-NONE = -1                                          # in place of a token, where a text is shorter than others
+NONE = -1  # in place of a token, where a text is shorter than others
 
 
-def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24, second: Sequence[str] | None = None) -> Tensor:
-    """(n, T) token ids of the texts, cut at `length`, T the longest, `NONE` at the end. second: what follows."""
+def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24,
+           second: Sequence[str] | None = None) -> Tensor:
+    """(n, T) token ids of the texts, cut at `length`, T the longest, `NONE` at the end. second.
+
+    What follows.
+    """
     require(4 <= length <= 512, "length", length, "choose from 4 to 512 tokens")
     pair = [list(texts)] if second is None else [list(texts), list(second)]
     ids = encoder.tokenizer(*pair, truncation=True, max_length=length)["input_ids"]
@@ -35,34 +41,44 @@ def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24, second: Seq
 
 
 class Backbone(nn.Module):
-    """Token ids (B, T), `NONE` where there is none -> states (B, T, E); or, from a layer on, states -> states."""
+    """Token ids (B, T), `NONE` where there is none -> states (B, T, E).
 
-    def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0, checkpoint: bool = False) -> None:
-        """layers: how many to keep, from the bottom; 0 keeps all. below: how many are left out at the bottom.
+    Or, from a layer on, states -> states.
+    """
 
-        Then it takes the states that these give, so that a frozen bottom is run once. checkpoint: keep no states within
-        layers; they are worked out once more for the gradient: about a third more time, and memory of one layer.
+    def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0,
+                 checkpoint: bool = False) -> None:
+        """layers: how many to keep, from the bottom; 0 keeps all. below.
+
+        How many are left out at the bottom.
+
+        Then it takes the states that these give, so that a frozen bottom is run once. checkpoint:
+        keep no states within layers; they are worked out once more for the gradient: about a third
+        more time, and memory of one layer.
         """
         super().__init__()
         self.model = copy.deepcopy(encoder.model).requires_grad_(True)
         holder, name = _layers(self.model, encoder.name)
         self.below, self.causal = below, _causal(encoder)
         stacked = list(getattr(holder, name))
-        require(0 <= layers <= len(stacked), "layers", layers, f"choose from 0, which means all, to {len(stacked)}")
-        require(0 <= below < (layers or len(stacked)), "below", below, f"choose from 0 to {len(stacked) - 1}")
+        require(0 <= layers <= len(stacked), "layers", layers,
+                f"choose from 0, which means all, to {len(stacked)}")
+        require(0 <= below < (layers or len(stacked)), "below", below,
+                f"choose from 0 to {len(stacked) - 1}")
         kept = stacked[below:layers or len(stacked)]
         self.model.config.num_hidden_layers = len(kept)
-        setattr(holder, name, nn.ModuleList([Recomputed(layer) for layer in kept] if checkpoint else kept))
+        setattr(holder, name, nn.ModuleList([Recomputed(layer) for layer in kept] if checkpoint
+                                            else kept))
         if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
             self.model.norm = nn.Identity()                  # it follows the last layer alone
         for name in ("embeddings", "embed_tokens") if below else ():
             if hasattr(self.model, name):
                 setattr(self.model, name, _Passing())
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None                         # reads the first state alone; nothing here asks for it
+            self.model.pooler = None  # reads the first state alone; nothing here asks for it
         for part in self.modules():
             if isinstance(part, nn.Dropout):
-                part.p = 0.0                                 # attention draws its own, which no client can repeat
+                part.p = 0.0  # attention draws its own, which no client can repeat
 
     @property
     def wide(self) -> int:
@@ -70,10 +86,13 @@ class Backbone(nn.Module):
         return int(self.model.config.hidden_size)
 
     def forward(self, given: Tensor, there: Tensor | None = None) -> Tensor:
-        """Ids (B, T), or with `below` states (B, T, E) and where there are tokens (B, T) -> (B, T, E)."""
+        """Ids (B, T), or with `below` states (B, T, E) and where there are tokens (B, T) -> (B, T.
+
+        E).
+        """
         there = given != NONE if there is None else there
         count, device = given.shape[1], given.device
-        seen = there[:, None, None, :].expand(-1, -1, count, -1)                                     # (B, 1, T, T)
+        seen = there[:, None, None, :].expand(-1, -1, count, -1)  # (B, 1, T, T)
         if self.causal:
             seen = seen & torch.ones(count, count, dtype=torch.bool, device=device).tril()
         mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e9)
@@ -88,7 +107,9 @@ class _Passing(nn.Module):
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
         """The states among all that embeddings are given."""
-        return next(x for x in (*given, *named.values()) if isinstance(x, Tensor) and x.is_floating_point())
+        return next(x for x in (*given, *named.values()) if isinstance(x,
+                                                                       Tensor)
+                    and x.is_floating_point())
 
 
 def mean_state(states: Tensor, there: Tensor) -> Tensor:
@@ -106,13 +127,17 @@ def depth(encoder: Encoder) -> int:
 def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The part of a model that holds its list of layers, and under which name."""
     lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
-    require(len(lists) > 0, "encoder", name, "it has no list of layers; choose a BERT- or GPT-type model")
+    require(len(lists) > 0, "encoder", name,
+            "it has no list of layers; choose a BERT- or GPT-type model")
     holder, _, last = min(lists, key=lambda path: path.count(".")).rpartition(".")
     return model.get_submodule(holder), last
 
 
 def _causal(encoder: Encoder) -> bool:
-    """Whether a token sees none after it, as in a GPT-type model: tried on two texts that differ in the last token."""
+    """Whether a token sees none after it, as in a GPT-type model.
+
+    Tried on two texts that differ in the last token.
+    """
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=encoder.model.device)
     with torch.no_grad():
         first, other = encoder.model(input_ids=ids).last_hidden_state[:, 0]
@@ -120,7 +145,10 @@ def _causal(encoder: Encoder) -> bool:
 
 
 class Recomputed(nn.Module):
-    """A layer that keeps what it was given and nothing of what it worked out; the gradient runs it once more."""
+    """A layer that keeps what it was given and nothing of what it worked out.
+
+    The gradient runs it once more.
+    """
 
     def __init__(self, part: nn.Module) -> None:
         """part: gives a tensor, or a tuple that starts with it."""
@@ -144,7 +172,10 @@ class Recomputed(nn.Module):
 
 
 class _Again(torch.autograd.Function):
-    """run(*tensors), of which only the tensors are kept; written for `vmap`, which torch's own checkpoint is not."""
+    """run(*tensors), of which only the tensors are kept.
+
+    Written for `vmap`, which torch's own checkpoint is not.
+    """
 
     generate_vmap_rule = True
 
@@ -160,7 +191,8 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved, need = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        at = [i for i, (t, wanted) in enumerate(zip(saved, need, strict=True)) if wanted and t.is_floating_point()]
+        at = [i for i, (t, wanted) in enumerate(zip(saved, need, strict=True)) if wanted
+              and t.is_floating_point()]
 
         def run(*some: Tensor) -> Tensor:
             tensors = list(saved)

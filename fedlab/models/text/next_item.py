@@ -1,12 +1,16 @@
-"""What one watches next: a Transformer over a user's last films, with items known by text, by number, or both.
+"""What one watches next.
+
+A Transformer over a user's last films, with items known by text, by number, or both.
 
     films h_1 .. h_T -> rows + places -> self-attention, feed-forward -> the state of the last film; score = state . row
 
-It is an `nn.Module` over history and candidate, so it trains through `fedlab.modules` and `federate` as any other.
+It is an `nn.Module` over history and candidate, so it trains through `fedlab.modules` and
+`federate` as any other.
 
-Letters: n train ratings, U users, I items, T films of a history, E numbers of a text vector, D dimensions, B examples.
-Source: Kang, McAuley 2018, "Self-attentive sequential recommendation" (SASRec), sections 3.1 to 3.4, with the loss on
-drawn (history, next film) pairs instead of all positions at once.
+Letters: n train ratings, U users, I items, T films of a history, E numbers of a text vector, D
+dimensions, B examples. Source: Kang, McAuley 2018, "Self-attentive sequential recommendation"
+(SASRec), sections 3.1 to 3.4, with the loss on drawn (history, next film) pairs instead of all
+positions at once.
 """
 
 from collections.abc import Callable
@@ -23,7 +27,10 @@ from fedlab.models import Model
 
 
 def histories(train: Ratings, length: int) -> Tensor:
-    """(n, T) each rating's films of the same user before it, the latest last; I, which is no item, fills the front."""
+    """(n, T) each rating's films of the same user before it, the latest last.
+
+    I, which is no item, fills the front.
+    """
     require(1 <= length <= 1000, "length", length, "choose from 1 to 1000 films")
     place, order = _timeline(train)
     films, rows = train.items[order], torch.arange(len(order))
@@ -35,7 +42,10 @@ def histories(train: Ratings, length: int) -> Tensor:
 
 
 def last_films(train: Ratings, length: int) -> Tensor:
-    """(U, T) each user's latest films of train, as `histories` has them: what a recommendation starts from."""
+    """(U, T) each user's latest films of train, as `histories` has them.
+
+    What a recommendation starts from.
+    """
     later = from_latest(train)
     recent = later < length
     found = torch.full((train.user_count, length), train.item_count)
@@ -54,7 +64,8 @@ def _timeline(train: Ratings) -> tuple[Tensor, Tensor]:
 class Sequences:
     """A Federation of clicks whose examples have a column `history` (n, T) as well.
 
-    A click comes with the films before it, a drawn negative with those before one of the user's clicks, drawn too.
+    A click comes with the films before it, a drawn negative with those before one of the user's
+    clicks, drawn too.
     """
 
     data: Federation
@@ -84,7 +95,8 @@ class Sequences:
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
         """The columns of `Federation.draw`, and history (n, T)."""
-        require(self.task == "clicks", "task", self.task, "histories are of clicks; set task='clicks'")
+        require(self.task == "clicks", "task", self.task,
+                "histories are of clicks; set task='clicks'")
         columns = self.data.draw(cohort, epochs, negatives, generator)
         table, order, starts = self._known
         user, first = columns["user"], starts[columns["user"]]
@@ -99,11 +111,15 @@ class SASRec(nn.Module):
 
     known: Tensor
 
-    def __init__(self, items: int, vectors: Tensor | None = None, *, dim: int = 32, length: int = 20, heads: int = 2,
-                 ids: bool = True) -> None:
-        """items: I. vectors: (I, E) of their texts, frozen, or none. ids: whether each item has a row of its own."""
+    def __init__(self, items: int, vectors: Tensor | None = None, *, dim: int = 32,
+                 length: int = 20, heads: int = 2, ids: bool = True) -> None:
+        """items: I. vectors: (I, E) of their texts, frozen, or none. ids.
+
+        Whether each item has a row of its own.
+        """
         super().__init__()
-        require(ids or vectors is not None, "ids", ids, "an item needs a row of its own or a text; give one of both")
+        require(ids or vectors is not None, "ids", ids,
+                "an item needs a row of its own or a text; give one of both")
         require(dim % heads == 0, "heads", heads, f"choose a divisor of dim={dim}")
         self.heads, self.places = heads, nn.Parameter(torch.randn(length, dim) * 0.1)
         self.rows = nn.Parameter(torch.randn(items + 1, dim) * 0.1) if ids else None
@@ -129,8 +145,12 @@ class SASRec(nn.Module):
         table = self.table()
         none = history == len(table) - 1
         x = table[history] + self.places
-        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in self.inputs(self.before(x)).chunk(3, -1))
-        like = torch.einsum("bhd,bthd->bht", query[:, -1], key) / key.shape[-1] ** 0.5    # of the last film to all
+        query, key, value = (part.unflatten(-1,
+                                            (self.heads,
+                                             -1)) for part in self.inputs(self.before(x)).chunk(3,
+                                                                                                -1))
+        # of the last film to all
+        like = torch.einsum("bhd,bthd->bht", query[:, -1], key) / key.shape[-1] ** 0.5
         share = like.masked_fill(none[:, None], -1e9).softmax(-1)
         state = x[:, -1] + self.output(torch.einsum("bht,bthd->bhd", share, value).flatten(1))
         state = self.after(state + self.narrow(self.wide(self.between(state)).relu()))
@@ -139,20 +159,27 @@ class SASRec(nn.Module):
 
 
 def narrowed(vectors: Tensor, wide: int) -> Tensor:
-    """(I, wide) unit vectors of the main directions of (I, E): most of what texts say, in a fraction of the time."""
+    """(I, wide) unit vectors of the main directions of (I, E).
+
+    Most of what texts say, in a fraction of the time.
+    """
     centred = vectors - vectors.mean(0)
     left, size, _ = torch.linalg.svd(centred, full_matrices=False)
     return nn.functional.normalize(left[:, :wide] * size[:wide])
 
 
 def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096) -> Score:
-    """Predictions for users by their last films (U, T): a function (users, items of one shape) -> scores on the CPU."""
+    """Predictions for users by their last films (U, T).
+
+    A function (users, items of one shape) -> scores on the CPU.
+    """
     device = next(iter(params.values())).device
     predict: Callable[[Tree, Tree], Tensor] = model.predict
 
     def score(users: Tensor, items: Tensor) -> Tensor:
         found = []
-        for who, what in zip(users.flatten().split(chunk), items.flatten().split(chunk), strict=True):
+        for who, what in zip(users.flatten().split(chunk), items.flatten().split(chunk),
+                             strict=True):
             batch = {"history": films[who][None].to(device), "item": what[None].to(device)}
             with torch.no_grad():
                 found.append(predict(params | model.constants, batch)[0].cpu())

@@ -1,15 +1,17 @@
-"""Two towers over texts alone: a film's text becomes a vector, a user's films become one, and their product says like.
+"""Two towers over texts alone.
+
+A film's text becomes a vector, a user's films become one, and their product says like.
 
     z_i, b_i = head(states of the text of i)        u = A mean of frozen vectors of the user's films, i left out
     logit = z_i . u + b_i + prior of the user
 
-No row is by film or user, so shops that share no film numbers can train it together. Layers that do not train are run
-once, and their states kept. A step reads each text once, for K users at a time.
+No row is by film or user, so shops that share no film numbers can train it together. Layers that do
+not train are run once, and their states kept. A step reads each text once, for K users at a time.
 
-Letters: I items, U users, B examples, K users asked an example, T tokens, E numbers of a state, D dimensions.
-Sources: Huang et al. 2013, "Learning deep structured semantic models for web search" (two towers); Kim 2014,
-"Convolutional neural networks for sentence classification"; Yang et al. 2016, "Hierarchical attention networks",
-section 2.2 (attention over tokens).
+Letters: I items, U users, B examples, K users asked an example, T tokens, E numbers of a state, D
+dimensions. Sources: Huang et al. 2013, "Learning deep structured semantic models for web search"
+(two towers); Kim 2014, "Convolutional neural networks for sentence classification"; Yang et al.
+2016, "Hierarchical attention networks", section 2.2 (attention over tokens).
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from fedlab.data import Ratings
 from fedlab.models.text.backbone import NONE, Backbone, depth, mean_state, tokens
 from fedlab.models.text.encoder import Encoder
 
-GAIN = 12.0                                        # of the product of two vectors that are about a unit long, or less
+GAIN = 12.0  # of the product of two vectors that are about a unit long, or less
 
 
 class TextEncoder(nn.Module):
@@ -34,18 +36,23 @@ class TextEncoder(nn.Module):
     kept: Tensor
     there: Tensor
 
-    def __init__(self, encoder: Encoder, texts: Sequence[str], *, top: int | None = None, length: int = 24,
-                 checkpoint: bool = False) -> None:
-        """Of which items: texts (I,). top: how many of the last layers train; None for all, embeddings included.
+    def __init__(self, encoder: Encoder, texts: Sequence[str], *, top: int | None = None,
+                 length: int = 24, checkpoint: bool = False) -> None:
+        """Of which items: texts (I,). top: how many of the last layers train.
 
-        length: tokens that are read, at most. checkpoint: as `Backbone` has it. With top=0 nothing here trains.
+        None for all, embeddings included.
+
+        length: tokens that are read, at most. checkpoint: as `Backbone` has it. With top=0 nothing
+        here trains.
         """
         super().__init__()
         ids, count = tokens(encoder, texts, length), depth(encoder)
-        require(top is None or 0 <= top < count, "top", top, f"choose from 0 to {count - 1} layers, or None for all")
+        require(top is None or 0 <= top < count, "top", top,
+                f"choose from 0 to {count - 1} layers, or None for all")
         self.wide = int(encoder.model.config.hidden_size)
         below = 0 if top is None else count - top
-        self.body = None if top == 0 else Backbone(encoder, below=below, checkpoint=checkpoint).cpu()
+        self.body = None if top == 0 else Backbone(encoder, below=below,
+                                                   checkpoint=checkpoint).cpu()
         self.register_buffer("kept", ids if top is None else _once(Backbone(encoder, below), ids))
         self.register_buffer("there", ids != NONE)
         if self.body is not None and top is not None:
@@ -87,7 +94,10 @@ class Dense(nn.Module):
 
 
 class Convolution(nn.Module):
-    """The same by three neighbouring tokens at a time: a layer over each three, the largest of all places, a layer."""
+    """The same by three neighbouring tokens at a time.
+
+    A layer over each three, the largest of all places, a layer.
+    """
 
     def __init__(self, wide: int, out: int) -> None:
         """wide: E."""
@@ -97,7 +107,7 @@ class Convolution(nn.Module):
     def forward(self, states: Tensor, there: Tensor) -> Tensor:
         """(B, T, E), (B, T) -> (B, out)."""
         masked = states * there[..., None]
-        found = self.three(masked.transpose(1, 2)).relu()                                            # (B, E, T)
+        found = self.three(masked.transpose(1, 2)).relu()  # (B, E, T)
         return self.out(found.masked_fill(~there[:, None], 0.0).amax(2))
 
 
@@ -116,7 +126,8 @@ class Attention(nn.Module):
         return self.out(torch.einsum("bte,bt->be", states, share))
 
 
-HEADS: dict[str, type[Dense | Convolution | Attention]] = {"dense": Dense, "convolution": Convolution,
+HEADS: dict[str, type[Dense | Convolution | Attention]] = {"dense": Dense,
+                                                           "convolution": Convolution,
                                                            "attention": Attention}
 
 
@@ -128,15 +139,19 @@ class TwoTower(nn.Module):
     count: Tensor
     prior: Tensor
 
-    def __init__(self, text: TextEncoder, train: Ratings, vectors: Tensor, *, head: str = "dense", dim: int = 64,
-                 seed: int = 0) -> None:
-        """text: where states come from. train: who watched what. vectors (I, E): frozen ones, whose means are users'.
+    def __init__(self, text: TextEncoder, train: Ratings, vectors: Tensor, *, head: str = "dense",
+                 dim: int = 64, seed: int = 0) -> None:
+        """text: where states come from. train: who watched what. vectors (I, E).
 
-        seed: of the first weights. A dense head starts with the users' directions, so that the product is a likeness.
+        Frozen ones, whose means are users'.
+
+        seed: of the first weights. A dense head starts with the users' directions, so that the
+        product is a likeness.
         """
         super().__init__()
         require(head in HEADS, "head", head, f"choose one of {', '.join(HEADS)}")
-        require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape), f"give {train.item_count} rows")
+        require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape),
+                f"give {train.item_count} rows")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.text, self.head = text, HEADS[head](text.wide, dim + 1)
@@ -151,10 +166,13 @@ class TwoTower(nn.Module):
         count = torch.bincount(train.users, minlength=train.user_count).float()
         share = (count + 1) / (train.item_count + 2)
         self.register_buffer("known", unit)
-        self.register_buffer("total", torch.zeros(len(count), unit.shape[1]).index_add_(0, train.users,
-                                                                                        unit[train.items]))
+        self.register_buffer("total", torch.zeros(len(count), unit.shape[1]).index_add_(0,
+                                                                                        train.users,
+                                                                                        unit[
+            train.items]))
         self.register_buffer("count", count)
-        self.register_buffer("prior", share.log() - (1 - share).log())    # log odds: who watches much, watches this too
+        # log odds: who watches much, watches this too
+        self.register_buffer("prior", share.log() - (1 - share).log())
 
     def films(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) -> vectors (B, D), offsets (B,)."""
@@ -162,14 +180,21 @@ class TwoTower(nn.Module):
         return both[:, :-1], both[:, -1]
 
     def forward(self, item: Tensor, who: Tensor, own: Tensor) -> Tensor:
-        """(B,), (B, K), own 1 where the film is among the user's, whose vector then leaves it out -> (B, K)."""
+        """(B,), (B, K), own 1 where the film is among the user's.
+
+        Whose vector then leaves it out -> (B, K).
+        """
         z, b = self.films(item)
-        total = self.user(self.total)[who] - own[..., None] * self.user(self.known[item])[:, None]    # (B, K, D)
+        # (B, K, D)
+        total = self.user(self.total)[who] - own[..., None] * self.user(self.known[item])[:, None]
         like = torch.einsum("bd,bkd->bk", z, total) / (self.count[who] - own).clamp(min=1)
         return like * GAIN + b[:, None] + self.prior[who]
 
     def scores(self, chunk: int = 64) -> Score:
-        """A function (users, items of one shape) -> logits on the CPU, less what is the same for all of a user's."""
+        """A function (users, items of one shape) -> logits on the CPU.
+
+        Less what is the same for all of a user's.
+        """
         with torch.inference_mode():
             everything = torch.arange(len(self.known), device=self.known.device)
             read = [self.films(items) for items in everything.split(chunk)]
