@@ -8,29 +8,28 @@ python -m fedlab compare runs
 """
 
 import argparse
+import runpy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fedlab.core import ParameterError, settings
+from fedlab.core import ParameterError, Settings, parsed, read_settings
 from fedlab.data import DataError
 from fedlab.workbench import (
-    METRICS,
     PRESETS,
     WIDTH,
-    Experiment,
     Job,
     Run,
     Runs,
     Sweep,
-    experiment,
+    better,
     follow,
     metrics,
     side_by_side,
+    stream,
     table,
     values,
 )
@@ -62,11 +61,13 @@ def _words() -> argparse.ArgumentParser:
         part.add_argument("--preset", choices=PRESETS, help="start from these settings")
         part.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                           help="change one of them")
+        part.add_argument("--parts", action="append", default=[], metavar="FILE.py",
+                          help="Python that registers parts of your own")
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
     part.add_argument("--over", action="append", required=True, metavar="NAME=A,B,C",
                       help="a setting and its values")
-    part.add_argument("--metric", default="ndcg@10", choices=["loss", *METRICS],
+    part.add_argument("--metric", default="ndcg@10", choices=["loss", *better()],
                       help="what to compare (%(default)s)")
     part.add_argument("--random", type=int, default=0, metavar="N",
                       help="N random draws instead of the grid")
@@ -77,13 +78,14 @@ def _words() -> argparse.ArgumentParser:
     return whole
 
 
-def _settings(words: argparse.Namespace) -> Experiment:
+def _settings(words: argparse.Namespace) -> Settings:
+    for path in words.parts:
+        runpy.run_path(path, run_name=Path(path).stem)
     base = PRESETS[words.preset or next(iter(PRESETS))]
     if words.settings:
-        base = settings.read(Path(words.settings).read_text(encoding="utf-8"), base)
+        base = read_settings(Path(words.settings).read_text(encoding="utf-8"), Settings())
     changes = dict(_pair(text) for text in words.set)
-    return replace(base, **{name: settings.parsed(base, name, value) for name,
-                            value in changes.items()})
+    return base.replace(**{name: parsed(name, value) for name, value in changes.items()})
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -101,16 +103,16 @@ def _kept(words: argparse.Namespace) -> Runs:
 
 
 def _run(words: argparse.Namespace) -> None:
-    config, runs = _settings(words), _kept(words)
-    job = _job(runs, config, words.name)
-    _drive(job, config.rounds, runs, lambda: _words_of(runs.listed()[-1]))
+    settings, runs = _settings(words), _kept(words)
+    job = _job(runs, settings, words.name)
+    _drive(job, settings.rounds, runs, lambda: _words_of(runs.listed()[-1]))
     _table([runs.listed()[-1]])
 
 
 def _sweep(words: argparse.Namespace) -> None:
     base, pairs = _settings(words), dict(_pair(text) for text in words.over)
-    what = Sweep({name: values(base, name, text) for name, text in pairs.items()}, words.metric,
-                 METRICS.get(words.metric, "min"), words.random)
+    what = Sweep({name: values(name, text) for name, text in pairs.items()}, words.metric,
+                 better().get(words.metric, "min"), words.random)
     trials = what.trials(base)
     runs = _kept(words)
     before = len(runs.listed())
@@ -120,9 +122,9 @@ def _sweep(words: argparse.Namespace) -> None:
     _table(runs.listed()[before:])
 
 
-def _job(runs: Runs, config: Experiment, name: str) -> Job:
+def _job(runs: Runs, settings: Settings, name: str) -> Job:
     """One run; it is not there before its first round is asked for."""
-    yield from follow(partial(experiment.stream, lambda: config), runs.begin(config, name), runs)
+    yield from follow(partial(stream, lambda: settings), runs.begin(settings, name), runs)
 
 
 def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:
@@ -151,7 +153,7 @@ def _compare(words: argparse.Namespace) -> None:
 
 def _table(runs: list[Run]) -> None:
     """A line a run: its best values with their rounds, then the settings that differ."""
-    modes = {"loss": "min", **METRICS}
+    modes = {"loss": "min", **better()}
     shown = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
     found = [name for name in metrics(runs) if any(row["best"][name] for row in shown)]
     names = dict.fromkeys(name for row in shown for name in row["differs"])

@@ -17,27 +17,34 @@ and client resources" (the mean of products, decomposed).
 """
 
 from collections.abc import Iterable
-from typing import cast
+from dataclasses import field
 
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import Aggregate, Delta, weighted_mean
-from fedlab.core import Tree, Update
+from fedlab.aggregation.mean import WeightedMean
+from fedlab.core import Aggregation, Tree, Update, register, require
 
 
-def mean_of_products(rule: Aggregate = weighted_mean) -> Aggregate:
+@register
+class MeanOfProducts(Aggregation):
     """Adapters by the weighted mean of clients' products B A, as near as rank r allows.
 
-    All else by `rule`.
-
     Nearest in the squares of all entries. With more clients than one the mean has a rank up to C r,
-    so something may be lost; nothing is where clients agree on A.
+    so something may be lost; nothing is where clients agree on A. then: what aggregates all else,
+    `WeightedMean()` without.
     """
-    def aggregate(updates: Iterable[Update], server: Tree) -> Delta:
+
+    then: Aggregation = field(default_factory=WeightedMean)
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
         kept = list(updates)
-        delta = dict(rule(kept, server))
-        for name in [n for n in delta if n.endswith(".a") and f"{n[:-1]}b" in delta]:
+        delta = dict(self.then(kept, server))
+        pairs = [n for n in delta if n.endswith(".a") and f"{n[:-1]}b" in delta]
+        require(bool(pairs), self.name, sorted(delta), "the model has no adapters that train both A and "
+                "B; see fedlab.models.adapted")
+        for name in pairs:
             other = f"{name[:-1]}b"
             mean = _mean_product(kept, server, name, other)
             rank = server[name].shape[1]
@@ -46,10 +53,9 @@ def mean_of_products(rule: Aggregate = weighted_mean) -> Aggregate:
             delta[name] = (root[:, None] * right[:rank])[None] - server[name]
             delta[other] = (left[:, :rank] * root)[None] - server[other]
         return delta
-    return aggregate
 
 
-def product_error(updates: Iterable[Update], server: Tree, delta: Delta, constants: Tree) -> float:
+def product_error(updates: Iterable[Update], server: Tree, delta: Tree, constants: Tree) -> float:
     """How far the server's products B A end from the mean of its clients'.
 
     Over how far that mean went; 0 is exact.
@@ -59,9 +65,9 @@ def product_error(updates: Iterable[Update], server: Tree, delta: Delta, constan
     kept, error, change = list(updates), 0.0, 0.0
     whole = {n: value[None] for n, value in constants.items() if n.endswith(".a")} | server
 
-    def product(tree: Delta, a: str, b: str) -> Tensor:
-        left, right = (whole[n] + cast(Tensor, tree[n]) if n in tree else whole[n] for n in (b, a))
-        return left[0] @ right[0]                            # single rows: a Tensor each
+    def product(tree: Tree, a: str, b: str) -> Tensor:
+        left, right = (whole[n] + tree[n] if n in tree else whole[n] for n in (b, a))
+        return left[0] @ right[0]
     for b in (n for n in server if n.endswith(".b")):
         a = f"{b[:-1]}a"
         mean = _mean_product(kept, whole, a, b)

@@ -8,15 +8,16 @@ fusion in federated learning", algorithm 1 (FedDF).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import Aggregate, Delta, joined_updates, weighted_mean
+from fedlab.aggregation.mean import WeightedMean, joined_updates
 from fedlab.aggregation.selection import local_models
-from fedlab.aggregation.server_step import moved, whole
-from fedlab.core import Config, Score, Tree, Update, one_thread, require
+from fedlab.core import Aggregation, Score, Tree, Update, moved, one_thread, require
 from fedlab.data import Columns
+from fedlab.engine import LocalSettings
 from fedlab.engine import updates as train
 from fedlab.evaluation import scorer
 from fedlab.models import Model
@@ -45,37 +46,41 @@ def ensemble(model: Model, members: Sequence[Tree],
 
 
 def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tensor,
-           config: Config) -> Tree:
+           local: LocalSettings, seed: int = 0) -> Tree:
     """`start` trained to predict what `teacher` does on pairs (n,) of users and items.
 
-    By the config's local knobs.
-
-    The pairs need no labels: any users and items that the server may know.
+    The pairs need no labels: any users and items that the server may know. local: how it trains.
     """
     soft = teacher(users[None], items[None])[0]
     targets = soft.sigmoid() if model.task == "clicks" else soft
-    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users),
-                   model.task)
+    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users), model.task)
     with one_thread():
-        learned = joined_updates(train(model, data, start, torch.tensor([0]), config,
-                                       purpose="distil "))
+        trained = train(model, data, start, torch.tensor([0]), local, seed=seed, purpose="distil ")
+        learned = joined_updates(trained)
     return start | {name: moved(start[name], delta, 1.0) for name, delta in learned.deltas.items()}
 
 
-def distilled(model: Model, users: Tensor, items: Tensor, config: Config,
-              pick: Callable[[Update, Tree], Tensor] | None = None) -> Aggregate:
-    """FedDF.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distilled(Aggregation):
+    """FedDF: the mean model, trained towards the ensemble of the clients' models on unlabelled pairs.
 
-    The mean model, trained towards the ensemble of the clients' models on unlabelled pairs (n,).
-
-    pick: (update, server) -> weights of the clients in the ensemble (C,); all alike without.
+    users, items (n,): the pairs. local: how it trains. pick: (update, server) -> weights of the
+    clients in the ensemble (C,); all alike without.
     """
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+
+    model: Model
+    users: Tensor
+    items: Tensor
+    local: LocalSettings
+    pick: Callable[[Update, Tree], Tensor] | None = None
+    seed: int = 0
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
         every = joined_updates(updates)
-        mean = weighted_mean([every], server)
-        start = server | {name: server[name] + whole(d, server[name]) for name, d in mean.items()}
-        weights = pick(every, server).tolist() if pick else None
-        teacher = ensemble(model, list(local_models(every, server)), weights)
-        student = distil(model, start, teacher, users, items, config)
+        mean = WeightedMean()([every], server)
+        start = server | {name: server[name] + change for name, change in mean.items()}
+        weights = self.pick(every, server).tolist() if self.pick else None
+        teacher = ensemble(self.model, list(local_models(every, server)), weights)
+        student = distil(self.model, start, teacher, self.users, self.items, self.local, self.seed)
         return {name: student[name] - server[name] for name in mean}
-    return rule

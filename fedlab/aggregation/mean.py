@@ -1,106 +1,192 @@
-"""From a cohort's updates to one delta.
-
-A function (updates, server parameters) -> delta for each name.
+"""From a cohort's updates to one delta: means, and how any rule becomes an aggregation.
 
 Updates come chunk by chunk and are summed as they come, so no more than the server's own parameters
-is kept. The delta of a table of which few rows changed is `Rows` of these, to be added; any other
-is a Tensor.
+is kept.
 
-Letters: C clients in the cohort, R rows touched. Sources: McMahan et al. 2017,
+Letters: N clients in all, C in the cohort, R rows touched.
+Sources: McMahan et al. 2017,
 "Communication-efficient learning of deep networks from decentralized data", algorithm 1; Ding et
 al. 2022, "Federated submodel optimization for hot and cold data features".
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.core import ParameterError, Rows, Tree, Update, require
+from fedlab.core import (
+    Aggregation,
+    Delta,
+    ParameterError,
+    Rows,
+    Tree,
+    Update,
+    knob,
+    register,
+    require,
+    whole,
+)
 
-Delta = Mapping[str, Tensor | Rows]
-Aggregate = Callable[[Iterable[Update], Tree], Delta]
+GROUP = "server step"
+
+Rule = Callable[[Iterable[Update], Tree], Delta]
 
 
 class NoDeltaError(ParameterError):
     """These updates make no delta.
 
-    A round that lost clients is skipped, one that lost none has wrong settings.
+    A round that lost clients is skipped; one that lost none has wrong settings.
     """
 
 
-def weighted_mean(updates: Iterable[Update], server: Tree) -> Delta:
-    """FedAvg: sum_k w_k delta_k / sum_k w_k. A row a client does not hold counts as 0."""
-    sums = Sums(server)
-    for update in updates:
-        sums.add(update)
-    return sums.mean()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weighted(Aggregation):
+    """An aggregation in which clients have weights."""
+
+    weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"),
+                          group=GROUP)
+
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Behind a clip all weigh alike."""
+        return ("weighting",) if "equal" in facts else ()
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name, as tensors of the server's shapes."""
+        return dense_delta(self.delta(updates, server), server)
 
 
-def mean_of_holders(updates: Iterable[Update], server: Tree) -> Delta:
-    """FedSubAvg.
+@register
+class WeightedMean(Weighted):
+    """FedAvg: sum_k w_k delta_k / sum_k w_k. A row that a client does not hold counts as 0."""
 
-    Each row is the weighted mean over the clients that hold it, so rare items are not diluted.
+    refuses = ()
 
-    The same as FedAvg for a parameter that every client holds. Ding et al. 2022, eq. 5.
+    @property
+    def streams(self) -> bool:
+        """Sums are kept, and no updates."""
+        return True
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The mean; of tables of which few rows moved, these rows."""
+        sums = Sums(server)
+        for update in updates:
+            sums.add(update)
+        return sums.mean()
+
+
+@register
+class MeanOfHolders(Weighted):
+    """FedSubAvg: each row is the weighted mean over the clients that hold it.
+
+    So rare items are not diluted. The same as FedAvg for a parameter that every client holds.
+    Ding et al. 2022, eq. 5.
     """
-    sums, held = Sums(server), dict[str, Tensor]()
-    for update in updates:
-        sums.add(update)
-        for name, delta in update.deltas.items():
-            at = held.setdefault(name, torch.zeros(len(server[name]), device=update.weights.device))
-            at.index_add_(0, delta.ids, update.weights[delta.client])
-    return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
+
+    @property
+    def streams(self) -> bool:
+        """Sums are kept, and no updates."""
+        return True
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The mean over holders."""
+        sums, held = Sums(server), dict[str, Tensor]()
+        for update in updates:
+            sums.add(update)
+            for name, delta in update.deltas.items():
+                none = torch.zeros(len(server[name]), device=update.weights.device)
+                at = held.setdefault(name, none)
+                at.index_add_(0, delta.ids, update.weights[delta.client])
+        return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
 
 
-def given(alpha: Sequence[float] | Tensor, then: Aggregate = weighted_mean) -> Aggregate:
+class OwnWeights(Aggregation):
     """The mean with a weight of your own for each client.
 
-    Sum_k alpha_k delta_k / sum_k alpha_k over the cohort.
-
-    alpha (N,): by client number, 0 or more.
+    sum_k alpha_k delta_k / sum_k alpha_k over the cohort; alpha (N,): by client number, 0 or more.
     """
-    weights = torch.as_tensor(alpha, dtype=torch.float32)
-    bad = (~((weights >= 0) & weights.isfinite())).nonzero()
-    require(not len(bad), "alpha", [float(weights[k]) for k in bad[:1, 0]],
-            "choose finite weights of 0 or more")
-    require(bool(weights.sum() > 0), "alpha", weights.tolist()[:8],
-            "all are 0; give at least one client a weight")
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
-        return then((replace(u, weights=weights[u.cohort].to(u.weights)) for u in updates), server)
-    return rule
+    def __init__(self, alpha: Sequence[float] | Tensor, then: Aggregation | None = None) -> None:
+        """then: what aggregates with these weights, `WeightedMean()` without."""
+        self.alpha = torch.as_tensor(alpha, dtype=torch.float32)
+        self.then = then or WeightedMean()
+        bad = (~((self.alpha >= 0) & self.alpha.isfinite())).nonzero()
+        require(not len(bad), "alpha", [float(self.alpha[k]) for k in bad[:1, 0]],
+                "choose finite weights of 0 or more")
+        require(bool(self.alpha.sum() > 0), "alpha", self.alpha.tolist()[:8],
+                "all are 0; give at least one client a weight")
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
+        def weighed(update: Update) -> Update:
+            require(update.members is None, "alpha", "platforms", "weights are by client; give them to "
+                    "`inner`, where clients are aggregated")
+            return replace(update, weights=self.alpha[update.cohort].to(update.weights))
+        return self.then([weighed(update) for update in updates], server)
 
 
-def hierarchical(platform: Tensor, inner: Aggregate = weighted_mean,
-                 outer: Aggregate = weighted_mean) -> Aggregate:
-    """Devices -> platform -> server.
-
-    Each platform aggregates its own devices, the server aggregates platforms.
+class Hierarchical(Aggregation):
+    """Devices -> platform -> server: each platform aggregates its own, the server the platforms.
 
     platform (N,): of each client. A platform weighs as much as its devices together, so that two
     weighted means are one. Liu et al. 2020, "Client-edge-cloud hierarchical federated learning",
     algorithm 1 with one edge round.
     """
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+
+    def __init__(self, platform: Tensor, inner: Aggregation | None = None,
+                 outer: Aggregation | None = None) -> None:
+        """inner, outer: what a platform and the server do, `WeightedMean()` without."""
+        self.platform = platform
+        self.inner, self.outer = inner or WeightedMean(), outer or WeightedMean()
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
         every = joined_updates(updates)
-        mine = platform[every.cohort]
+        mine = self.platform[every.cohort]
         parts = []
         for number in mine.unique().tolist():
             own = every.only(mine == number)
-            delta = inner([own], server)
-            rows = {name: as_rows(d) for name, d in delta.items()}
+            rows = {name: as_rows(d) for name, d in self.inner.delta([own], server).items()}
             parts.append(Update(rows, own.weights.sum()[None], own.losses.mean()[None],
-                                torch.tensor([number]), own.steps.sum()[None]))
-        return outer(parts, server)
-    return rule
+                                torch.tensor([number]), own.steps.sum()[None], members=(own.cohort,)))
+        return self.outer(parts, server)
+
+
+class Function(Aggregation):
+    """A function of your own as an aggregation."""
+
+    def __init__(self, rule: Rule) -> None:
+        """rule: (updates, server) -> delta by name."""
+        self.rule = rule
+
+    @property
+    def name(self) -> str:
+        """The function's."""
+        return getattr(self.rule, "__name__", type(self.rule).__name__)
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
+        return {name: whole(d, server[name]) if name in server else d  # type: ignore[misc]
+                for name, d in self.rule(updates, server).items()}
+
+
+def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
+    """An aggregation, or a function (updates, server) -> delta as one."""
+    return rule if isinstance(rule, Aggregation) else Function(rule)
+
+
+def dense_delta(delta: Delta, server: Tree) -> Tree:
+    """A delta as tensors of the server's shapes."""
+    return {name: whole(d, server[name]) for name, d in delta.items()}
 
 
 def as_rows(delta: Tensor | Rows) -> Rows:
-    """A delta as what one client would send."""
+    """A delta as what one sender would send: its rows, each once, growing."""
     if isinstance(delta, Rows):
-        return replace(delta, client=torch.zeros_like(delta.client))
+        ids, place = delta.ids.unique(return_inverse=True)
+        values = delta.values.new_zeros(len(ids), *delta.values.shape[1:])
+        return Rows(values.index_add_(0, place, delta.values), ids, torch.zeros_like(ids))
     ids = torch.arange(len(delta), device=delta.device)
     return Rows(delta, ids, torch.zeros_like(ids))
 
@@ -111,13 +197,13 @@ def joined_updates(updates: Iterable[Update]) -> Update:
     some_weight(float(len(parts)))
     first, deltas = 0, []
     for part in parts:
-        deltas.append({name: replace(d, client=d.client + first) for name,
-                       d in part.deltas.items()})
+        deltas.append({n: replace(d, client=d.client + first) for n, d in part.deltas.items()})
         first += len(part.cohort)
-    columns = ((getattr(part, name) for part in parts) for name in ("weights", "losses", "cohort",
-                                                                    "steps"))
-    return Update({name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]},
-                  *(torch.cat(list(column)) for column in columns))
+    columns = [torch.cat([getattr(part, name) for part in parts])
+               for name in ("weights", "losses", "cohort", "steps")]
+    members = None if parts[0].members is None else sum((p.members or () for p in parts), ())
+    return Update({name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, *columns,
+                  members=members)
 
 
 def some_weight(total: float) -> None:

@@ -15,42 +15,81 @@ item).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import field, replace
 
 import torch
 from torch import Tensor
 
 from fedlab.aggregation.mean import (
-    Aggregate,
-    Delta,
     NoDeltaError,
-    Sums,
+    Weighted,
+    WeightedMean,
+    dense_delta,
     joined_updates,
-    weighted_mean,
 )
-from fedlab.core import Rows, Tree, Update, arranged, norms, require
+from fedlab.core import (
+    Aggregation,
+    Delta,
+    Rows,
+    Tree,
+    Update,
+    arranged,
+    knob,
+    norms,
+    register,
+)
+
+GROUP = "aggregation"
 
 
-def coordinate_median(updates: Iterable[Update], server: Tree) -> Delta:
+def kept_models() -> int:
+    """The knob of rules that average the best clients."""
+    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged", live=False,
+                     usual=(1, 20), group=GROUP)
+    return keep
+
+
+def length_bound() -> float:
+    """The knob of rules that shorten what is long."""
+    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound, row bound: longest delta, or row of it (L2)",
+                        live=False, log=True, usual=(0.01, 10.0), group=GROUP)
+    return bound
+
+
+@register
+class CoordinateMedian(Aggregation):
     """Each number is the median over the clients that hold its row.
 
-    The mean of the middle two of an even count.
+    Of an even count, the mean of the middle two.
     """
-    return _by_row(updates, lambda sorted_: (sorted_[:, (sorted_.shape[1] - 1) // 2]
-                                             + sorted_[:, sorted_.shape[1] // 2]) / 2)
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
+        return dense_delta(self.delta(updates, server), server)
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The medians of the rows that somebody sent."""
+        return _by_row(updates, lambda sorted_: (sorted_[:, (sorted_.shape[1] - 1) // 2]
+                                                 + sorted_[:, sorted_.shape[1] // 2]) / 2)
 
 
-def trimmed_mean(share: float = 0.1) -> Aggregate:
-    """Each number is the mean over its holders without the `share` largest and the `share` smallest, rounded down."""
-    require(0 <= share < 0.5, "trim", share,
-            "choose a share from 0 to below 0.5; 0.5 leaves nobody")
+@register
+class TrimmedMean(Aggregation):
+    """Each number is the mean over its holders without the share `trim` at either end, rounded down."""
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+    trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end",
+                       live=False, usual=(0.0, 0.45), group=GROUP)
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
+        return dense_delta(self.delta(updates, server), server)
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The means of the rows that somebody sent."""
         def middle(values: Tensor) -> Tensor:
-            cut = int(share * values.shape[1])
+            cut = int(self.trim * values.shape[1])
             return values[:, cut:values.shape[1] - cut].mean(1)
         return _by_row(updates, middle)
-    return rule
 
 
 def _by_row(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> Delta:
@@ -72,29 +111,29 @@ def _by_row(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> De
     return found
 
 
-def krum(byzantine: int = 1, keep: int = 1) -> Aggregate:
-    """The delta that is closest to its C - f - 2 nearest.
-
-    Multi-Krum averages the `keep` closest, each alike.
+@register
+class Krum(Aggregation):
+    """The delta that is closest to its C - f - 2 nearest; of the `keep` closest, the plain mean.
 
     byzantine: f, how many bad clients it should stand; it needs C >= 2 f + 3.
     """
-    require(byzantine >= 0, "byzantine", byzantine, "choose 0 or more")
-    require(keep >= 1, "keep", keep, "choose 1 or more")
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+    byzantine: int = knob(1, 0, 100_000, "clients", "krum: how many bad clients it should stand (f)",
+                          live=False, usual=(0, 20), group=GROUP)
+    keep: int = kept_models()
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
         every = joined_updates(updates)
-        clients = len(every.cohort)
-        if clients < 2 * byzantine + 3:
-            raise NoDeltaError(
-                f"byzantine={byzantine}: Krum needs {2 * byzantine + 3} clients and has {clients}; "
-                "choose a larger cohort, or expect fewer bad clients")
-        scores = krum_scores(every, byzantine)
+        clients, needed = len(every.cohort), 2 * self.byzantine + 3
+        if clients < needed:
+            raise NoDeltaError(f"byzantine={self.byzantine}: Krum needs {needed} clients and has "
+                               f"{clients}; choose a larger cohort, or expect fewer bad clients")
+        scores = krum_scores(every, self.byzantine)
         kept = torch.zeros(clients, dtype=torch.bool)
-        kept[scores.argsort(stable=True)[:keep].cpu()] = True
-        return weighted_mean([replace(every, weights=torch.ones_like(every.weights)).only(kept)],
-                             server)
-    return rule
+        kept[scores.argsort(stable=True)[:self.keep].cpu()] = True
+        alike = replace(every, weights=torch.ones_like(every.weights))
+        return WeightedMean()([alike.only(kept)], server)
 
 
 def krum_scores(update: Update, byzantine: int) -> Tensor:
@@ -126,41 +165,51 @@ def _products(rows: Rows, clients: int, chunk: int = 1024) -> Tensor:
     return found
 
 
-def norm_bound(bound: float) -> Aggregate:
-    """FedAvg of min(1, bound / norm) delta.
+@register
+class NormBound(Weighted):
+    """Deltas with an L2 norm above `bound` are scaled down to it: min(1, bound / norm) delta.
 
-    Those with an L2 norm above `bound` are scaled down to it.
-
-    The factor goes into a client's weight in the sum, so no delta is copied.
+    then: what aggregates them, `WeightedMean()` without.
     """
-    require(0 < bound < float("inf"), "bound", bound,
-            "choose a positive number, say the usual norm of a delta")
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
-        sums = Sums(server)
-        for update in updates:
-            factor = (bound / norms(update.deltas, len(update.cohort))).clamp(max=1)
-            sums.add(update, factor.to(update.weights))
-        return sums.mean()
-    return rule
+    bound: float = length_bound()
+    then: Aggregation = field(default_factory=WeightedMean)
+
+    @property
+    def streams(self) -> bool:
+        """As what aggregates."""
+        return self.then.streams
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The delta by name."""
+        def cut(update: Update) -> Update:
+            factor = (self.bound / norms(update.deltas, len(update.cohort))).clamp(max=1)
+            factor = factor.to(update.weights)
+            return replace(update, deltas={n: r.scaled(factor) for n, r in update.deltas.items()})
+        bounded = (cut(update) for update in updates)
+        return self.then.delta(bounded if self.then.streams else list(bounded), server)
 
 
-def row_bound(bound: float, then: Aggregate = weighted_mean) -> Aggregate:
-    """Each row of each delta is scaled down to an L2 norm of `bound`.
-
-    So that no film moves far for one client's sake.
+@register
+class RowBound(Weighted):
+    """Each row of each delta is scaled down to an L2 norm of `bound`: no item moves far for one client.
 
     A delta that is all in one row passes a bound on the whole; one that is long in many rows passes
-    this: hand a `norm_bound` to `then` for both. A weight that all clients hold counts as one row.
+    this: hand a `NormBound` to `then` for both. A weight that all clients hold counts as one row.
     """
-    require(0 < bound < float("inf"), "bound", bound,
-            "choose a positive number, say the longest usual row of a delta")
 
-    def cut(rows: Rows) -> Rows:
-        factor = (bound / rows.lengths()).clamp(max=1)
-        return replace(rows, values=rows.values * factor.view(-1, *[1] * (rows.values.dim() - 1)))
+    bound: float = length_bound()
+    then: Aggregation = field(default_factory=WeightedMean)
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
-        return then((replace(u, deltas={n: cut(r) for n, r in u.deltas.items()}) for u in updates),
-                    server)
-    return rule
+    @property
+    def streams(self) -> bool:
+        """As what aggregates."""
+        return self.then.streams
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The delta by name."""
+        def cut(rows: Rows) -> Rows:
+            factor = (self.bound / rows.lengths()).clamp(max=1)
+            return replace(rows, values=rows.values * factor.view(-1, *[1] * (rows.values.dim() - 1)))
+        bounded = (replace(u, deltas={n: cut(r) for n, r in u.deltas.items()}) for u in updates)
+        return self.then.delta(bounded if self.then.streams else list(bounded), server)

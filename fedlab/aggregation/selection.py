@@ -10,19 +10,30 @@ of a client follows its loss on data that is trusted).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import Aggregate, Delta, joined_updates, weighted_mean
-from fedlab.aggregation.server_step import moved
-from fedlab.core import Rows, Score, Tree, Update, require
+from fedlab.aggregation.mean import Weighted, WeightedMean, joined_updates
+from fedlab.aggregation.robust import GROUP, kept_models
+from fedlab.core import (
+    Aggregation,
+    Delta,
+    ParameterError,
+    Rows,
+    Score,
+    Tree,
+    Update,
+    knob,
+    moved,
+    register,
+)
 from fedlab.data import Ratings
 from fedlab.evaluation import Candidates, scorer
 from fedlab.models import Model
 
-# (a cohort's shared deltas, server parameters) -> loss of each client (C,)
 Judge = Callable[[Update, Tree], Tensor]
 
 
@@ -94,56 +105,73 @@ def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = Non
 
 def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
           score: Callable[[Tree], Score] | None = None) -> Judge:
-    """The held-out loss of each client's model.
+    """The held-out loss of each sender's model: on everybody's examples, or on those of its users.
 
-    On everybody's examples, or on those of its own users.
-
-    owner (U,): client of each user. A client without held-out examples has an infinite loss. score:
-    how parameters predict, where `scorer` does not know it, say by `sequence_scorer`.
+    owner (U,): client of each user. A sender without held-out examples has an infinite loss; where
+    it is a platform, its users are those of all clients behind it. score: how parameters predict,
+    where `scorer` does not know it, say by `sequence_scorer`.
     """
     predict = score or (lambda params: scorer(model, params, owner))
 
     def losses(update: Update, server: Tree) -> Tensor:
-        found = []
-        for number, params in zip(update.cohort.tolist(), local_models(update, server),
-                                  strict=True):
-            mine = held.of((owner == number).nonzero()[:, 0]) if own else held
+        found, behind = [], update.members or update.cohort.split(1)
+        for clients, params in zip(behind, local_models(update, server), strict=True):
+            mine = held.of(torch.isin(owner, clients).nonzero()[:, 0]) if own else held
             found.append(mine.loss(model, predict(params)) if len(mine.users) else torch.inf)
         return torch.tensor(found)
     return losses
 
 
-def select(losses: Judge, keep: int = 1) -> Aggregate:
-    """Model selection: the client's model with the least held-out loss becomes the server's.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged(Weighted):
+    """An aggregation that asks a judge; an experiment brings its own, over its validation part."""
 
-    Of `keep`, their mean.
+    judge: Judge | None = None
 
-    A tie goes to the client that comes first in the cohort; the mean is weighted as the config
-    says.
+    def ready(self, experiment: Any) -> "Judged":
+        """With the experiment's judge, where none is given."""
+        return self if self.judge else replace(self, judge=experiment.judge())
+
+    def losses(self, update: Update, server: Tree) -> Tensor:
+        """(C,) the held-out loss of each sender's model."""
+        if self.judge is None:
+            raise ParameterError("judge=None: give the aggregation a judge, say judge(model, held_out, "
+                                 "federation.owner)")
+        return self.judge(update, server)
+
+
+@register
+class BestModels(Judged):
+    """Model selection: the sender's model with the least held-out loss becomes the server's.
+
+    Of `keep`, their mean. A tie goes to the client that comes first in the cohort.
     """
-    require(keep >= 1, "keep", keep, "choose 1 or more models to keep")
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+    keep: int = kept_models()
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The delta by name."""
         every = joined_updates(updates)
         chosen = torch.zeros(len(every.cohort), dtype=torch.bool)
-        chosen[losses(every, server).argsort(stable=True)[:keep]] = True
-        return weighted_mean([every.only(chosen)], server)
-    return rule
+        chosen[self.losses(every, server).argsort(stable=True)[:self.keep]] = True
+        return WeightedMean().delta([every.only(chosen)], server)
 
 
-def by_quality(losses: Judge, temperature: float = 0.1,
-               then: Aggregate = weighted_mean) -> Aggregate:
-    """The mean with weights n_k exp(-loss_k / temperature).
+@register
+class ByQuality(Judged):
+    """The mean with weights n_k exp(-loss_k / temperature): whose model fails counts less.
 
-    A client whose model fails on held-out data counts less.
-
-    temperature: 0.1 gives a loss that is 0.1 higher a weight that is e times lower.
+    A temperature of 0.1 gives a loss that is 0.1 higher a weight that is e times lower. then: what
+    aggregates with these weights, `WeightedMean()` without.
     """
-    require(temperature > 0, "temperature", temperature,
-            "choose a positive number; large ones weigh all alike")
 
-    def rule(updates: Iterable[Update], server: Tree) -> Delta:
+    temperature: float = knob(0.1, 1e-6, 1e6, "", "by quality: small listens to the best client alone",
+                              live=False, log=True, usual=(0.01, 10.0), group=GROUP)
+    then: Aggregation = field(default_factory=WeightedMean)
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The delta by name."""
         every = joined_updates(updates)
-        trust = (-losses(every, server) / temperature).softmax(0)
-        return then([replace(every, weights=every.weights * trust.to(every.weights))], server)
-    return rule
+        trust = (-self.losses(every, server) / self.temperature).softmax(0)
+        weighed = replace(every, weights=every.weights * trust.to(every.weights))
+        return self.then.delta([weighed], server)

@@ -1,4 +1,4 @@
-"""How the server follows the aggregated delta: one step of sgd, momentum, Adagrad, Adam or Yogi.
+"""How the server follows the aggregated delta: a step of sgd, momentum, Adagrad, Adam or Yogi.
 
 The delta stands for a negative gradient. A row that nobody sent counts as 0, so moments fade there
 as well.
@@ -14,72 +14,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import Delta
-from fedlab.core import Config, Rows, Tree
+from fedlab.core import Delta, Part, Tree, knob, moved, register, whole
+
+GROUP = "server step"
 
 
-def server_step(params: Tree, delta: Delta, state: Mapping[str, Any], config: Config) -> tuple[Tree,
-                                                                                               dict[
-    str, Any]]:
-    """(the parameters that changed, the state to keep).
+@register
+class ServerStep(Part):
+    """The server's half of a round. Another optimizer than before starts with fresh moments."""
 
-    `state` may hold moments of an earlier round.
+    kind = "server"
+    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True,
+                            usual=(0.1, 400.0))
+    warm_up: int = knob(0, 0, 10_000, "rounds", "how long step sizes grow to their full size",
+                        usual=(0, 20), group=GROUP)
+    server_optimizer: str = knob("sgd", 0, 0, "", "how the server follows the aggregated delta",
+                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"), group=GROUP)
+    server_momentum: float = knob(0.9, 0.0, 0.9999, "",
+                                  "share of the last step that stays (beta 1); none in sgd",
+                                  usual=(0.0, 0.99), group=GROUP)
+    server_beta2: float = knob(0.99, 0.0, 0.999999, "",
+                               "share of the squares that stays (beta 2), adam and yogi",
+                               usual=(0.9, 0.9999), group=GROUP)
+    server_epsilon: float = knob(1e-3, 1e-12, 1e3, "",
+                                 "least root of the squares (tau): how adaptive the server is",
+                                 log=True, usual=(1e-6, 1.0), group=GROUP)
 
-    Another optimizer than in the round before starts with fresh moments.
-    """
-    if config.server_optimizer == "sgd":
-        return {name: moved(params[name], d, config.server_lr) for name,
-                d in delta.items()}, {"moments": {}}
-    held = state.get("moments", {})
-    now, moments = {}, {}
-    for name, d in delta.items():
-        key, change = f"{config.server_optimizer} {name}", whole(d, params[name])
-        old = held.get(key) or (torch.zeros_like(change), torch.full_like(change,
-                                                                          config.server_epsilon**2))
-        step, moments[key] = RULES[config.server_optimizer](change, old, config)
-        now[name] = params[name] + config.server_lr * step
-    return now, {"moments": {**{key: kept for key,
-                                kept in held.items() if key.startswith(config.server_optimizer)},
-                             **moments}}
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Each optimizer reads its own numbers."""
+        unread = {"sgd": ("server_momentum", "server_beta2", "server_epsilon"),
+                  "momentum": ("server_beta2", "server_epsilon"), "adagrad": ("server_beta2",)}
+        return unread.get(self.server_optimizer, ())
 
-
-def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
-    """A parameter after a step of `rate` times `delta`; of `Rows`, only these change."""
-    if isinstance(delta, Tensor):
-        return value + rate * delta
-    return value.index_add(0, delta.ids, delta.values * rate)
-
-
-def whole(delta: Tensor | Rows, like: Tensor) -> Tensor:
-    """A delta as a tensor of the parameter's shape."""
-    return delta if isinstance(delta, Tensor) else moved(torch.zeros_like(like), delta, 1.0)
+    def step(self, params: Tree, delta: Delta, memory: dict[str, Any]) -> Tree:
+        """The parameters that changed; memory: where moments are kept from round to round."""
+        if self.server_optimizer == "sgd":
+            memory.pop("moments", None)
+            return {name: moved(params[name], d, self.server_lr) for name, d in delta.items()}
+        held = memory.get("moments", {})
+        now, moments = {}, {}
+        for name, d in delta.items():
+            key, change = f"{self.server_optimizer} {name}", whole(d, params[name])
+            square = self.server_epsilon**2
+            old = held.get(key) or (torch.zeros_like(change), torch.full_like(change, square))
+            step, moments[key] = RULES[self.server_optimizer](change, old, self)
+            now[name] = params[name] + self.server_lr * step
+        same = {key: kept for key, kept in held.items() if key.startswith(self.server_optimizer)}
+        memory["moments"] = same | moments
+        return now
 
 
 Pair = tuple[Tensor, Tensor]
-Rule = Callable[[Tensor, Pair, Config], tuple[Tensor, Pair]]  # (delta, moments) -> (step, moments)
+Rule = Callable[[Tensor, Pair, ServerStep], tuple[Tensor, Pair]]  # (delta, moments) -> (step, moments)
 
 
-def momentum(delta: Tensor, moments: Pair, config: Config) -> tuple[Tensor, Pair]:
+def momentum(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, Pair]:
     """`m <- beta1 m + delta`; the step is m. Hsu et al. 2019."""
-    m = config.server_momentum * moments[0] + delta
+    m = knobs.server_momentum * moments[0] + delta
     return m, (m, moments[1])
 
 
-def _adaptive(squares: Callable[[Tensor, Tensor, Config], Tensor]) -> Rule:
-    """`m <- beta1 m + (1 - beta1) delta`.
-
-    The step is m / (sqrt(v) + tau), with v as `squares` has it.
-    """
-    def rule(delta: Tensor, moments: Pair, config: Config) -> tuple[Tensor, Pair]:
-        m = torch.lerp(delta, moments[0], config.server_momentum)
-        v = squares(moments[1], delta.square(), config)
-        return m / (v.sqrt() + config.server_epsilon), (m, v)
+def _adaptive(squares: Callable[[Tensor, Tensor, ServerStep], Tensor]) -> Rule:
+    """`m <- beta1 m + (1 - beta1) delta`; the step is m / (sqrt(v) + tau), with v as `squares` has it."""
+    def rule(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, Pair]:
+        m = torch.lerp(delta, moments[0], knobs.server_momentum)
+        v = squares(moments[1], delta.square(), knobs)
+        return m / (v.sqrt() + knobs.server_epsilon), (m, v)
     return rule
 
 
 RULES: dict[str, Rule] = {
     "momentum": momentum,
     "adagrad": _adaptive(lambda v, square, _: v + square),
-    "adam": _adaptive(lambda v, square, c: torch.lerp(square, v, c.server_beta2)),
-    "yogi": _adaptive(lambda v, square, c: v - (1 - c.server_beta2) * square * (v - square).sign()),
+    "adam": _adaptive(lambda v, square, k: torch.lerp(square, v, k.server_beta2)),
+    "yogi": _adaptive(lambda v, square, k: v - (1 - k.server_beta2) * square * (v - square).sign()),
 }

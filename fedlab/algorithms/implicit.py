@@ -22,59 +22,60 @@ personalized recommendation system", algorithm 1; Hu, Koren, Volinsky 2008; Rend
 regularisation, nu = 1).
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.aggregation import Delta, some_weight
-from fedlab.algorithms.scaffold import Control
-from fedlab.core import Config, Rows, Tree, Update, require, stream
+from fedlab.core import Delta, Key, Local, Round, RoundContext, Rows, Score, Tree, Update, knob, register, require, whole
 from fedlab.data import Federation, Source, recent
+from fedlab.evaluation import scorer
 from fedlab.models import Model
 
-GROUP = 256          # clients solved at a time
+GROUP = "implicit"
+GROUP_SIZE = 256  # clients solved at a time
 
 
-@dataclass(frozen=True)
-class Implicit:
-    """The two halves of the method.
+@register
+class Implicit(Local):
+    """Each client solves its own vector; the server's half is linear in the mean of what they send.
 
-    Hand `update` and `aggregate` to `federate`, with a server optimizer such as adam.
-
-    w0: weight of a film that was not clicked. reg: strength of the regularisation. recency: a click
-    weighs (1 + own clicks since) ** -recency where a client recommends; in training all weigh 1.
-    For a model with the parameters `user` and `item`, one client per user; biases stay as they are.
+    For a model with the parameters `user` and `item`, one client per user, and a server optimizer
+    such as adam; biases stay as they are.
     """
 
-    w0: float = 0.1
-    reg: float = 0.01
-    recency: float = 0.0
+    w0: float = knob(0.1, 1e-9, 1e3, "", "implicit: weight of an item that was not clicked", log=True,
+                     usual=(0.001, 1.0), group=GROUP)
+    reg: float = knob(0.01, 1e-9, 1e3, "", "implicit: strength of the regularisation", log=True,
+                      usual=(0.0001, 1.0), group=GROUP)
+    recency: float = knob(0.0, 0.0, 10.0, "", "implicit: a click weighs (1 + own clicks since) ** -recency "
+                          "where a client recommends; in training all weigh 1", usual=(0.0, 2.0),
+                          group=GROUP)
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        require(self.w0 > 0, "w0", self.w0, "choose a positive weight, say 0.1")
-        require(self.reg > 0, "reg", self.reg,
-                "choose a positive strength, say 0.01; without it a vector has no size")
-        require(self.recency >= 0, "recency", self.recency,
-                "choose 0, which weighs all clicks alike, or more, say 1")
+    def adds(self) -> dict[str, Any]:
+        """All users weigh alike, and second moments are only right in a mean."""
+        return {"equal": True, "second moments": True}
 
-    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-               number: int = 1, control: Control | None = None) -> Iterator[Update]:
-        """Each client solves its vector and sends the negative half gradients of its films' rows.
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` for a model or data that has no such vectors."""
+        model = context.model
+        fits = model.rows.get("user") == "user" and model.rows.get("item") == "item"
+        require(fits and context.data.task == "clicks", "model", model.name,
+                "implicit needs vectors `user` and `item`, on clicks")
 
-        And p_u p_u'.
-        """
-        fits = model.rows.get("user") == "user" and model.rows.get(
-            "item") == "item" and data.task == "clicks"
-        require(fits, "model", model.name, "this update needs vectors `user` and `item`, on clicks")
-        require(config.correction == "none" and not config.proximal, "correction",
-                config.correction,
-                "there are no local steps to correct; set correction='none' and proximal=0")
+    def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
+        """The gradients of items, and the sum of p_u p_u'."""
+        items = context.params["item"]
+        gram = items.new_zeros(1, items.shape[1], items.shape[1])
+        return {"item": (items, "item"), "gram": (gram, "one")}
+
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """Each client's vector, which stays; the negative half gradients of its items; p_u p_u'."""
+        params = context.params
         gram = params["item"].T @ params["item"]
-        for here in cohort.split(GROUP):
-            films, client, owners, rows, vectors = self._solved(_clicks(data, here), params["item"],
+        for here in cohort.split(GROUP_SIZE):
+            films, client, owners, rows, vectors = self._solved(_clicks(context.data, here), params["item"],
                                                                 gram)
             mine = vectors.index_select(0, client)  # (n, D), as rows
             miss, clients = 1 - (mine * rows).sum(1), torch.arange(len(here), device=rows.device)
@@ -85,6 +86,17 @@ class Implicit:
                     "user": Rows(vectors - params["user"].index_select(0, owners), owners, clients)}
             ones = torch.ones_like(losses)
             yield Update(sent, ones, losses / torch.bincount(client), here, ones)
+
+    def finish(self, delta: Delta, context: RoundContext) -> Delta:
+        """The negative half gradient of the mean loss by all items: as sent, and what `gram` implies."""
+        items = context.params["item"]
+        (gram,) = whole(delta["gram"], context.server["gram"])
+        unmet = items @ gram + self.reg * items
+        return {"item": whole(delta["item"], items) - self.w0 * unmet}
+
+    def score(self, model: Model, data: Any, done: Round) -> Score:
+        """Every user's vector is solved anew, as its client does to recommend."""
+        return scorer(model, self.personal(data, done.params), data.owner)
 
     def personal(self, data: Federation, params: Tree) -> Tree:
         """The parameters with every user's vector solved against the films as they are now.
@@ -125,22 +137,8 @@ class Implicit:
                                                                                        None] * eye
         return films, client, owners, rows, torch.linalg.solve(left, weighted.sum(1))
 
-    def aggregate(self, updates: Iterable[Update], server: Tree) -> Delta:
-        """The negative half gradient of the cohort's mean loss by all films.
-
-        Clients' rows, and what `gram` implies.
-        """
-        total = torch.zeros_like(server["item"])
-        gram, clients = total.new_zeros(total.shape[1], total.shape[1]), 0
-        for update in updates:
-            rows, clients = update.deltas["item"], clients + len(update.cohort)
-            total.index_add_(0, rows.ids, rows.values)
-            gram += update.deltas["gram"].values.sum(0)
-        some_weight(float(clients))
-        unmet = server["item"] @ gram + self.reg * clients * server["item"]
-        return {"item": (total - self.w0 * unmet) / clients}
-
-
 def _clicks(data: Source, here: Tensor) -> Tree:
-    """What these clients clicked, client after client; the order within is of no account."""
-    return data.draw(here, 1, 0, stream(0, "order"))
+    """What these clients clicked, client after client, items growing."""
+    drawn = data.draw(here, 1, 0, Key(0, "order"))
+    order = (drawn["client"] << 32 | drawn["item"]).argsort()
+    return {name: column[order] for name, column in drawn.items()}

@@ -1,211 +1,328 @@
-"""A federation is a stream of Rounds, and `federate` is its generator.
+"""The one loop: a federation is a stream of Rounds, and `federate` is its generator.
 
-Notebooks, plots, widgets and tests read the same stream; what acts on it (measuring, stopping,
-keeping the best) is a function from stream to stream or to a Round, see `fedlab.rounds`.
+    who takes part -> local training -> client stages | GATE | server stages -> one delta
+    -> the server's step -> a Round
 
-Letters: N clients, C in a cohort. Source: McMahan et al. 2017, algorithm 1. How the server follows
-the aggregated delta is in `fedlab.optim`; local_epochs=1 and batch_size=0 make one local step of
-it: FedSGD.
+Asynchronous, private, meta, implicit, over nodes: other parts, never another loop. Notebooks,
+plots, widgets and tests read the same stream; what acts on it (measuring, stopping, keeping the
+best) is a function from stream to stream or to a Round, see `fedlab.core.rounds`.
+
+Letters: N clients, C in a cohort.
+Source: McMahan et al. 2017, algorithm 1; `fedlab/fedavg.py` has it in forty lines.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fedlab.aggregation import Aggregate, NoDeltaError, moved, server_step, weighted_mean
-from fedlab.algorithms.gate import misfits
-from fedlab.algorithms.participation import World
-from fedlab.algorithms.scaffold import Control, check_correction
+from fedlab.aggregation import NoDeltaError, ServerStep, WeightedMean, as_aggregation
+from fedlab.algorithms.gate import Books, admitted, checked
+from fedlab.algorithms.local_sgd import SGD
+from fedlab.algorithms.participation import Participation
+from fedlab.algorithms.schedules import Synchronous
 from fedlab.core import (
-    Config,
+    Aggregation,
+    Delta,
+    Local,
     ParameterError,
+    Part,
     Round,
+    RoundContext,
     Rows,
+    Schedule,
+    Sent,
+    Settings,
+    Stage,
     Tree,
     Update,
-    norms,
+    check_read,
+    knob,
+    knobs,
     one_thread,
+    register,
     require,
-    stream,
     to,
+    turned,
+    walk,
 )
-from fedlab.data import Source
-from fedlab.engine import check_engine, updates
+from fedlab.data import Source, fingerprint
 from fedlab.models import Model
+from fedlab.privacy import Spending, affordable, booked, plain_sum, proven
+
+EDITION = 2  # of what a Round's state holds
 
 
-class ClientUpdate(Protocol):
-    """What the clients of a cohort do.
+@register
+class Run(Part):
+    """How long a run lasts, and what fixes its draws."""
 
-    `fedlab.cohort.updates`, or another with the same arguments.
+    kind = "run"
+    rounds: int = knob(40, 1, 10_000, "rounds", "when the run ends", usual=(5, 300))
+    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False, usual=(0, 100),
+                     group="machine and draws")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The parts of a run in the order in which they act; facts: of each, those in front of it."""
+
+    run: Run
+    participation: Participation
+    schedule: Schedule
+    local: Local
+    uplink: tuple[Stage, ...]
+    aggregate: Aggregation
+    server: ServerStep
+    settings: Settings
+    facts: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def parts(self) -> list[Part]:
+        """All of them."""
+        return [self.run, self.participation, self.schedule, self.local, *self.uplink, self.aggregate,
+                self.server]
+
+    @property
+    def spending(self) -> Spending | None:
+        """The part with delta and budget, where the run spends privacy."""
+        return next((part for part in self.parts if isinstance(part, Spending)), None)
+
+    def stages(self, side: str) -> list[Stage]:
+        """The stages that act on one side."""
+        return [stage for stage in self.uplink if stage.side == side]
+
+
+def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipeline:
+    """The parts with their knobs turned; raises `ParameterError` for what does not go together.
+
+    parts: as `Pipeline.parts` has them.
     """
+    own = [turned(part, settings) for part in parts]
+    facts = walk(own, {"negatives": True} if draws_negatives(data) else {})
+    check_read(own, facts, settings)
+    whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
+    run, who, schedule, local, *uplink, aggregate, server = cast(list[Any], own)
+    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts)
 
-    def __call__(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-                 number: int, control: Control | None) -> Iterator[Update]:
-        """Train a cohort and hand over its updates, chunk by chunk, in its order."""
+
+def draws_negatives(data: Any) -> bool:
+    """Whether a source draws unseen items beside clicks; targets may be given, too."""
+    return data.task == "clicks" and getattr(data, "draws_negatives", True)
 
 
-def federate(model: Model, data: Source, config: Config | Callable[[], Config] | None = None, *,
-             aggregate: Aggregate = weighted_mean, update: ClientUpdate = updates,
-             world: World | None = None, start: Round | None = None,
+Ask = Settings | Mapping[str, Any] | Callable[[], Settings | Mapping[str, Any]]
+
+
+def federate(model: Model, data: Source, settings: Ask | None = None, *, local: Local | None = None,
+             uplink: Sequence[Stage] = (), aggregate: Any = None, schedule: Schedule | None = None,
+             participation: Participation | None = None, start: Round | None = None,
              device: str | torch.device = "cpu") -> Iterator[Round]:
-    """Yield one Round at a time, for as many rounds as the config says.
+    """Yield one Round at a time, for as many rounds as the settings say.
 
-    config: a Config, or a function that gives one; it is asked once before each round, so a knob
-    turned in between counts from the next round. aggregate, update: what the server and the clients
-    do. world: who is there and how long it takes, without one everybody at once. start: a Round to
-    go on from; the continued run equals an uninterrupted one. Same seed, same machine: same bits.
-    Raises `ParameterError` on a bad setting.
-    """
-    def step(model: Model, config: Config, before: Round) -> Round:
-        return one_round(model, data, config, before, aggregate, update, world)
-    return steps(step, model, data, config, start, device)
+    settings: knobs that are turned, or a function that gives them; it is asked before each round,
+    so a knob turned in between counts from the next round. local: what clients do, `SGD()` without.
+    uplink: stages on the way up, in the order in which they act. aggregate: an Aggregation or a
+    function (updates, server) -> delta, `WeightedMean()` without. start: a Round to go on from; the
+    continued run equals an uninterrupted one. Same seed, same machine: same bits.
 
+    Raises `ParameterError` on a bad setting, on parts that do not go together, and on a start that
+    is of another run.
 
-def steps(step: Callable[[Model, Config, Round], Round], model: Model, data: Source,
-          config: Config | Callable[[], Config] | None, start: Round | None,
-          device: str | torch.device) -> Iterator[Round]:
-    """Round after Round, each by `step(model, config, the Round before)`.
-
-    The rest as `federate` has it.
+    >>> from fedlab import Columns, Settings, federate, perceptron
+    >>> import torch
+    >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    >>> data = Columns({"x": x, "target": (x[:, 0] > 0).float()}, torch.arange(40) % 4)
+    >>> *_, last = federate(perceptron(3, 8), data, Settings(rounds=3, cohort=4))
+    >>> last.number, len(last.cohort)
+    (3, 4)
     """
     check_device(device)
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
-    ask = config if callable(config) else partial(replace, config or Config())
-    model, now = replace(model, constants=to(model.constants, device)), ask()
-    done = start or Round(0, now, model.init(stream(now.seed, "init")))
-    done = replace(done, params=to(done.params, device))
-    while done.number < now.rounds:
+    parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
+             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    ask = settings if callable(settings) else lambda: settings or {}
+    asked = Settings(**ask())
+    pipe = pipeline(parts, asked, data)
+    model = replace(model, constants=to(model.constants, device))
+    done = start or Round(0, asked, model.init(pipe.run.seed))
+    done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
+    first = done.number
+    while done.number < pipe.run.rounds:
         with one_thread():
-            done = step(model, now, done)
+            taken = one_round(pipe, model, data, done, first=done.number == first)
+        if taken is None:
+            return  # the budget is spent
+        done = taken
         yield done
-        now = ask()
+        if (fresh := Settings(**ask())) != asked:
+            _check_live(asked, fresh, pipe)
+            asked, pipe = fresh, pipeline(parts, fresh, data)
 
 
-def one_round(model: Model, data: Source, config: Config, before: Round,
-              aggregate: Aggregate = weighted_mean, update: ClientUpdate = updates,
-              world: World | None = None) -> Round:
-    """Sample a cohort, train it from the parameters of the Round before, aggregate.
+def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
+              first: bool = False) -> Round | None:
+    """One step of the server; None where it would exceed the budget of privacy.
 
-    Step the server.
-
-    A client that drops out, is late or sends what is no delta is rejected with a reason. When no
+    A client that drops out, is late or sends what is no update is rejected with a reason. When no
     update is left, the round is skipped: nothing changes. Raises `NoDeltaError` when the whole
     cohort was there and cannot be aggregated.
     """
-    began, world, number = time.perf_counter(), world or World(), before.number + 1
-    check_engine(config, next(iter(before.params.values())).device)
-    check_correction(config)
-    params, there = world.welcome(model, data, before.params, number), world.attend(data, config,
-                                                                                    number)
-    control = Control.of(before.state, model, params) if config.correction == "scaffold" else None
-    sent = Sent(model, params, dict(there.rejected), keep=control is not None)
-    now = warmed(config, number)
-    trained = update(model, data, params, there.cohort, now, number=number, control=control)
-    done = replace(conclude(before, now, sent, trained, aggregate), config=config)
-    if control is not None and not done.skipped:
-        total = float(data.counts.sum()) if config.weighting == "examples" else float(len(data))
-        done = replace(done, state={**done.state, "control": control.after(sent.kept, config,
-                                                                           total)})
-    return replace(done, clock=before.clock + there.seconds, seconds=time.perf_counter() - began)
-
-
-def conclude(before: Round, config: Config, sent: "Sent", trained: Iterator[Update],
-             aggregate: Aggregate) -> Round:
-    """The Round after these updates: screened, aggregated, followed by the server."""
-    params, state, skipped = sent.params, dict(before.state), ""
+    began, pipe = time.perf_counter(), warmed(pipe, before.number + 1)
+    context = _context(pipe, model, data, before)
+    if not _affordable(pipe, context, first):
+        return None
+    books, params, skipped = Books(context.plan.rejected), context.params, ""
+    landed = pipe.schedule.land(_outgoing(pipe, context), context)
     try:
-        delta = aggregate(sent.noted(trained), params)
+        delta = _one_delta(pipe, context, admitted(landed, context, pipe.stages("server"), books))
     except NoDeltaError as reason:
-        if any(len(update.cohort) for update in sent.kept) and not sent.rejected:
+        if any(len(sent.update.cohort) for sent in books.kept) and not books.rejected:
             raise
         skipped = str(reason)
     else:
-        shared, moments = server_step(params, delta, state, config)
-        params, state = params | shared | sent.private(), state | moments
-    return Round(before.number + 1, config, params, **sent.columns(), skipped=skipped, state=state)
+        context.share = _share(pipe, books, data)
+        delta = pipe.local.finish(delta, context)
+        shared = pipe.server.step(params, delta, context.memory(pipe.server))
+        params = params | shared | books.private(params, model.private)
+    for stage in pipe.uplink:
+        stage.done(context)
+    columns = books.columns() | ({"bytes_up": context.notes["bytes_up"]} if "bytes_up" in context.notes else {})
+    return Round(before.number + 1, pipe.settings, params, **columns, skipped=skipped,
+                 metrics=context.metrics, clock=context.plan.clock, state=context.state,
+                 seconds=time.perf_counter() - began)
 
 
-def warmed(config: Config, number: int) -> Config:
-    """The settings of a round: until `warm_up` is over, a step of number / warm_up of its size.
+def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
+    """What the parts may know of the next round, with its plan."""
+    state = {name: dict(kept) for name, kept in before.state.items()}
+    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.facts,
+                           private=pipe.spending is not None)
+    context.work = lambda cohort: pipe.local.work(context, cohort)
+    context.params = pipe.participation.welcome(context)
+    pipe.local.check(context)
+    context.asked = pipe.local.asks(context)
+    for stage in pipe.uplink:
+        stage.begin(context)
+    context.plan = pipe.schedule.plan(context, pipe.participation)
+    return context
+
+
+def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
+    """Book what the round spends, where the budget allows it."""
+    if pipe.spending is None:
+        return True
+    ledger = context.state.get("ledger", {})
+    spent = [each for part in pipe.parts if hasattr(part, "spends") for each in part.spends(context)]
+    after = booked(ledger, spent, len(context.data))
+    if not affordable(pipe.spending, ledger, after, first):
+        return False
+    context.state["ledger"] = after
+    context.metrics["epsilon"] = proven(after, pipe.spending.delta)
+    return True
+
+
+def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
+    """Local training, then what each client does with its update before it sends it."""
+    if not len(context.plan.start):
+        return
+    private = context.model.private
+    for update in pipe.local.train(context, context.plan.start):
+        own = {name: rows for name, rows in update.deltas.items() if name in private}
+        out = replace(update, deltas={n: rows for n, rows in update.deltas.items() if n not in own})
+        for stage in pipe.stages("client"):
+            out = checked(stage, out, context)
+        yield Sent(out, own)
+
+
+def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update]) -> Delta:
+    """By the aggregation; where a stage works on the sum, over the expected number of clients."""
+    server, sums, aggregate = context.server, pipe.stages("sum"), pipe.aggregate
+    who: Part = sums[-1] if sums else aggregate
+    if not sums:
+        weighed = (_alike(each) for each in updates) if _equal(pipe) else updates
+        found = aggregate.delta(weighed if aggregate.streams else list(weighed), server)
+    else:
+        added = (stage.add_up(updates, context) for stage in sums)
+        total: Tree = next((t for t in added if t is not None), None) or plain_sum(updates, server)
+        for stage in sums:
+            total = stage.total(total, context)
+        found = {n: (value / context.expected).to(server[n]) for n, value in total.items()}
+    for _ in updates:
+        pass  # an aggregation that stops early leaves no client out of the books
+    for name, delta in found.items():
+        values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
+        fits = name in server and values.shape[table:] == server[name].shape[table:]
+        require(fits, who.name, f"{name} {tuple(values.shape)}", "its delta has a name or shape that "
+                f"the server has not; return tensors like {', '.join(server)}")
+        require(bool(values.sum().isfinite()), who.name, name,
+                "its delta is not finite although every update was; look at its arithmetic")
+    return found
+
+
+def _equal(pipe: Pipeline) -> bool:
+    """Whether all clients weigh alike in the aggregation."""
+    return "equal" in pipe.facts[pipe.aggregate.name] or pipe.settings.weighting == "equal"
+
+
+def _alike(update: Update) -> Update:
+    """The update with weights of 1."""
+    return replace(update, weights=torch.ones_like(update.weights))
+
+
+def _share(pipe: Pipeline, books: Books, data: Source) -> float:
+    """The weight of the clients that were aggregated over that of all clients."""
+    if _equal(pipe):
+        return sum(len(sent.update.cohort) for sent in books.kept) / len(data)
+    return books.weight / float(data.counts.sum())
+
+
+def warmed(pipe: Pipeline, number: int) -> Pipeline:
+    """The parts of a round: until `warm_up` is over, a step of number / warm_up of its size.
 
     Where the server adapts to the size of deltas, shorter local steps would change nothing: there
     its own are shorter.
     """
-    if number >= config.warm_up:
-        return config
-    name = "local_lr" if config.server_optimizer in ("sgd", "momentum") else "server_lr"
-    return replace(config, **{name: getattr(config, name) * number / config.warm_up})
+    server, local = pipe.server, pipe.local
+    if number >= server.warm_up:
+        return pipe
+    share = number / server.warm_up
+    if server.server_optimizer in ("sgd", "momentum") and hasattr(local, "local_lr"):
+        return replace(pipe, local=replace(cast(Any, local), local_lr=local.local_lr * share))
+    return replace(pipe, server=replace(cast(Any, server), server_lr=server.server_lr * share))
 
 
-class Sent:
-    """What leaves the clients of a round, noted in passing."""
+def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str, Any]:
+    """The state of a start, with what tells its run from others.
 
-    def __init__(self, model: Model, params: Tree, rejected: dict[int, str], *, keep: bool) -> None:
-        """rejected: client -> why, of those that are not there to train. keep.
-
-        All deltas, not private rows alone.
-        """
-        self.model, self.params, self.rejected, self.keep = model, params, rejected, keep
-        self.kept: list[Update] = []
-        self.norms: list[Tensor] = []
-        self.bytes: list[tuple[int, int]] = []
-
-    def noted(self, trained: Iterator[Update]) -> Iterator[Update]:
-        """The updates as the server sees them: screened, without private rows."""
-        for every in trained:
-            shared, mine = self._apart(every)
-            down, up = payload(self.model, shared)
-            self.bytes.append((down, up if every.bytes_up is None else int(every.bytes_up.sum())))
-            clients = len(every.cohort)
-            length, doubt = norms(shared, clients), norms(mine, clients) + every.losses.cpu()
-            rejected = misfits(every, self.params, (length + doubt).isfinite())
-            if rejected:
-                self.rejected |= rejected
-                fine = ~torch.isin(every.cohort, torch.tensor(list(rejected)))
-                every, length = every.only(fine), length[fine]  # noqa: PLW2901 - the same update, without bad clients
-                shared, mine = self._apart(every)
-            self.norms.append(length)
-            self.kept.append(every if self.keep else replace(every, deltas=mine))
-            if len(every.cohort):
-                yield replace(every, deltas=shared)
-
-    def _apart(self, update: Update) -> tuple[dict[str, Rows], dict[str, Rows]]:
-        """(deltas that are sent, deltas that stay)."""
-        private = self.model.private
-        return ({name: d for name, d in update.deltas.items() if name not in private},
-                {name: d for name, d in update.deltas.items() if name in private})
-
-    def private(self) -> Tree:
-        """Everybody's private rows after what their clients learned."""
-        return {name: moved(self.params[name], Rows.joined([u.deltas[name] for u in self.kept]),
-                            1.0) for name in self.model.private if self.kept}
-
-    def columns(self) -> dict[str, Any]:
-        """What the Round says of the clients."""
-        down, up = (sum(part) for part in zip((0, 0), *self.bytes, strict=True))
-        none = torch.empty(0)
-        return {"cohort": torch.cat([none.long(), *(u.cohort for u in self.kept)]),
-                "bytes_down": down, "bytes_up": up,
-                "losses": torch.cat([none, *(u.losses.cpu() for u in self.kept)]),
-                "norms": torch.cat([none, *self.norms]), "rejected": self.rejected}
-
-
-def payload(model: Model, shared: dict[str, Rows]) -> tuple[int, int]:
-    """(bytes down, bytes up) of a cohort.
-
-    4 for each float, and up 4 more for each row number of a table.
+    Raises `ParameterError` for a Round of another edition, other data, parts or fixed settings.
     """
-    floats = sum(4 * delta.values.numel() for delta in shared.values())
-    tables = {kind: len(shared[name].ids) for name, kind in model.rows.items() if name in shared
-              and kind != "one"}
-    return floats, floats + 4 * sum(tables.values())
+    fixed = {name: getattr(part, name) for part in pipe.parts for name, knob in knobs(type(part)).items()
+             if not knob.live}
+    own = {"edition": EDITION, "data": fingerprint(data), "model": model.name,
+           "parts": [part.name for part in pipe.parts], "fixed": fixed}
+    if start.number:
+        theirs = start.state.get("run", {})
+        for name, value in own.items():
+            require(theirs.get(name) == value, "start", f"a Round of other {name}",
+                    f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or begin "
+                    "anew from its parameters: start=Round(0, settings, params)")
+    missing = sorted(set(model.rows) - set(start.params))
+    require(not missing, "start", f"parameters {sorted(start.params)}", f"the model needs {missing}, too")
+    return {**start.state, "run": own}
+
+
+def _check_live(before: Settings, now: Settings, pipe: Pipeline) -> None:
+    """Raise `ParameterError` for a knob that was turned and counts from the next run only."""
+    for part in pipe.parts:
+        for name, described in knobs(type(part)).items():
+            same = described.live or before[name] == now[name]
+            require(same, name, now[name], f"it is fixed while a run lasts; keep {before[name]!r}, or "
+                    "begin another run")
 
 
 def check_device(device: str | torch.device) -> None:
@@ -214,5 +331,4 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ParameterError(
-            f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error
+        raise ParameterError(f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error

@@ -13,7 +13,7 @@ MAML and its relatives, as what clients do in `federate`.
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
 
-`only` names what adapts: with the last layer alone it is ANIL. Without `learn_start` that is never
+`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' that is never
 sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its start
 while it adapts: `reptile` is pFedMe then, of one local round, and adapting from FedAvg's model is
 Ditto's personal model.
@@ -25,22 +25,39 @@ Finn, Abbeel, Levine 2017; Nichol, Achiam, Schulman 2018 (first-order MAML, Rept
 (pFedMe); Li et al. 2021, algorithm 1 (Ditto).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedlab.algorithms.scaffold import Control
-from fedlab.core import Config, Rows, Tree, Update, arranged, as_tensor, known, require
-from fedlab.data import Source
-from fedlab.engine import Batches, RowIndex, holdings, updates
+from fedlab.core import (
+    Key,
+    Local,
+    Round,
+    RoundContext,
+    Rows,
+    Score,
+    Tree,
+    Update,
+    arranged,
+    as_tensor,
+    knob,
+    known,
+    like,
+    register,
+    require,
+)
+from fedlab.data import Episodes
+from fedlab.engine import Batches, Correction, LocalSettings, RowIndex, holdings, updates
+from fedlab.evaluation import own_score
 from fedlab.models import Model
 
 METHODS = ("maml", "fomaml", "meta-sgd", "ridge", "reptile")
 RATE = "rate of "
+GROUP = "meta-learning"
 
 
 def with_rates(model: Model, rate: float = 0.1) -> Model:
@@ -128,101 +145,134 @@ def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]
     return {name: as_tensor(column) for name, column in columns.items()}, there.float()
 
 
-@dataclass(frozen=True)
-class Meta:
-    """A method.
+@register
+class Meta(Local):
+    """What clients send so that a start is learned; for a Source with a column `query` (`Episodes`).
 
-    Hand `update` to `federate`, with a Source whose examples say support or query (`fedlab.tasks`).
-
-    method: one of METHODS. only: names of the parameters that adapt; none for all. learn_start:
-    whether their start is learned, too. strength: of the pull of `ridge` to the start, in squared
-    units of the targets.
+    adapts: names of the parameters that adapt, joined by ' + '.
     """
 
-    method: str = "maml"
-    only: frozenset[str] = frozenset()
-    learn_start: bool = True
-    strength: float = 1.0
+    adaptation: str = knob("maml", 0, 0, "", "meta-learning: how a client adapts, and what it sends",
+                           choices=METHODS, live=False, group=GROUP)
+    adapts: str = knob("all", 0, 0, "", "meta-learning: names of the parameters that adapt, joined by ' + '",
+                       live=False, group=GROUP)
+    learn_start: str = knob("yes", 0, 0, "", "meta-learning: whether the start of what adapts is learned",
+                            choices=("yes", "no"), live=False, group=GROUP)
+    strength: float = knob(1.0, 1e-9, 1e9, "", "ridge: pull to the start, in squared units of the targets",
+                           log=True, usual=(0.01, 100.0), group=GROUP)
+    local_epochs: int = like(LocalSettings, "local_epochs")
+    local_lr: float = like(LocalSettings, "local_lr")
+    negatives: int = like(LocalSettings, "negatives")
+    proximal: float = like(LocalSettings, "proximal")
+    weight_decay: float = like(LocalSettings, "weight_decay")
+    memory_mb: int = like(LocalSettings, "memory_mb")
 
     def __post_init__(self) -> None:
-        """Check the names and numbers."""
-        require(self.method in METHODS, "method", self.method,
-                f"choose one of {', '.join(METHODS)}")
-        require(self.method != "ridge" or bool(self.only), "only", set(self.only),
+        """Check the names against the method."""
+        require(self.adaptation != "ridge" or bool(self.only), "adapts", self.adapts,
                 "name the parameters to solve for")
-        require(self.strength > 0, "strength", self.strength, "choose a positive number")
-        require(self.learn_start or bool(self.only), "only", set(self.only),
+        require(self.learn_start == "yes" or bool(self.only), "adapts", self.adapts,
                 "name what starts anew at each client")
-        require(self.method != "reptile" or not self.only, "only", set(self.only),
+        require(self.adaptation != "reptile" or not self.only, "adapts", self.adapts,
                 "all of a model adapts in reptile")
 
-    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-               number: int = 1, control: Control | None = None) -> Iterator[Update]:
-        """What each client of the cohort sends, chunk by chunk.
+    @property
+    def only(self) -> frozenset[str]:
+        """Names of the parameters that adapt; none for all."""
+        return frozenset() if self.adapts == "all" else frozenset(self.adapts.split(" + "))
 
-        As `fedlab.cohort.updates` does it.
-        """
-        self.check(model)
-        fits = config.correction == "none" and config.optimizer == "sgd"
-        require(fits, "optimizer", config.optimizer,
-                "a client adapts by plain steps; set optimizer='sgd' and " "correction='none'")
-        train = None if self.method == "reptile" else partial(self._sent, config.local_epochs)
-        epochs = config.local_epochs if train is None else 1
-        once = replace(config, local_epochs=epochs, batch_size=0)
-        graphs = config.local_epochs + 1 if self.method in ("maml", "meta-sgd") else 2
-        return updates(model, data, params, cohort, once, number=number, train=train, graphs=graphs)
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """A solved step has no size and no number, a learned rate no other; ridge alone has a strength."""
+        unread = {"ridge": ("local_lr", "local_epochs", "proximal"), "meta-sgd": ("local_lr",)}
+        alone = () if self.adaptation == "ridge" else ("strength",)
+        drawn = () if facts.get("negatives") else ("negatives",)
+        return (*unread.get(self.adaptation, ()), *alone, *drawn)
 
-    def check(self, model: Model) -> None:
+    def source(self, data: Any) -> Any:
+        """Episodes of a federation."""
+        return Episodes(data)
+
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` where a model has not what the method adapts or learns."""
+        self.check_model(context.model)
+
+    def work(self, context: RoundContext, cohort: Tensor) -> Tensor:
+        """(C,) examples that each client goes through: its support in each step, its query once."""
+        counts: Tensor = context.data.counts[cohort]
+        return counts * self.local_epochs * (1 + self.negatives * (context.data.task == "clicks"))
+
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """What each client of the cohort sends, chunk by chunk, as `fedlab.engine.updates` does it."""
+        reptile = self.adaptation == "reptile"
+        local = LocalSettings(
+            local_epochs=self.local_epochs if reptile else 1, batch_size=0, local_lr=self.local_lr,
+            negatives=self.negatives, proximal=self.proximal, weight_decay=self.weight_decay,
+            memory_mb=self.memory_mb)
+        graphs = self.local_epochs + 1 if self.adaptation in ("maml", "meta-sgd") else 2
+        return updates(context.model, context.data, context.params, cohort, local, seed=context.seed,
+                       number=context.number, train=None if reptile else self._sent, graphs=graphs)
+
+    def check_model(self, model: Model) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         known(list(model.rows), dict.fromkeys(self.only))
         require(not model.private, "private", set(model.private),
-                "nothing is kept from round to round here; name in "
-                "`only` what adapts, with learn_start=False what is never sent")
+                "nothing is kept from round to round here; name in `adapts` what adapts, with "
+                "learn_start='no' what is never sent")
         rates = any(name.startswith(RATE) for name in model.rows)
-        require(rates == (self.method == "meta-sgd"), "method", self.method,
+        require(rates == (self.adaptation == "meta-sgd"), "adaptation", self.adaptation,
                 "rates are learned by 'meta-sgd' of a model from `with_rates`, and by nothing else")
         wide = [name for name in self.only if model.rows[name] not in ("one", "client")]
-        require(self.method != "ridge" or not wide, "only", wide,
+        require(self.adaptation != "ridge" or not wide, "adapts", wide,
                 "ridge solves for what a client has one row of")
 
-    def _sent(self, steps: int, model: Model, params: Tree, examples: Tree, cohort: Tensor,
-              config: Config, control: Control | None) -> tuple[dict[str, Rows], Tensor, Tensor]:
-        """(negative gradient of the query loss by the start, query loss.
+    def score(self, model: Model, data: Any, done: Round) -> Score:
+        """Each user's client adapts to all its own examples, then predicts."""
+        everyone = torch.arange(len(data))
+        support = data.draw(everyone, 1, self.negatives, Key(int(done.settings.seed), "adapt"))
+        support.pop("epoch")
+        learned = self.adapt(model, done.params, support)
+        return own_score(model, done.params, learned, everyone, data.owner)
 
-        Inner steps) of each client.
-        """
+    def _sent(self, model: Model, params: Tree, examples: Tree, cohort: Tensor, local: LocalSettings,
+              correction: Correction | None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+        """(negative gradient of the query loss by the start, query loss, inner steps) of each client."""
         require("query" in examples, "data", sorted(examples),
-                "examples need a column `query`; see fedlab.tasks.Tasks")
+                "examples need a column `query`; see fedlab.data.Episodes")
         held, values, support, query = parted(model, params, examples, cohort)
-        second = self.method != "fomaml"
-        loss = query.loss(model, self._adapted(model, values, support, steps, config, second))
-        learned = {n: v for n,
-                   v in values.items() if self.learn_start or n.removeprefix(RATE) not in self.only}
+        adapted = self._adapted(model, values, support, self.local_epochs, self.adaptation != "fomaml")
+        loss = query.loss(model, adapted)
+        learned = {name: value for name, value in values.items() if self._sends(name)}
         grads = torch.autograd.grad(loss.sum(), list(learned.values()), allow_unused=True,
                                     materialize_grads=True)
-        if config.weight_decay:
-            grads = tuple(g + config.weight_decay * v.detach() for g, v in zip(grads,
-                                                                               learned.values(),
-                                                                               strict=True))
-        deltas = {name: _rows(held[model.rows[name]], -grad) for name, grad in zip(learned, grads,
-                                                                                   strict=True)}
-        return deltas, loss.detach(), torch.full_like(loss.detach(), steps)
+        if self.weight_decay:
+            grads = tuple(grad + self.weight_decay * value.detach()
+                          for grad, value in zip(grads, learned.values(), strict=True))
+        deltas = {name: _rows(held[model.rows[name]], -grad)
+                  for name, grad in zip(learned, grads, strict=True)}
+        return deltas, loss.detach(), torch.full_like(loss.detach(), self.local_epochs)
 
-    def _adapted(self, model: Model, values: Tree, support: Part, steps: int, config: Config,
-                 second: bool) -> Tree:
-        """The rows after a client adapted to its support. second.
+    def _sends(self, name: str) -> bool:
+        """Whether a parameter's start is learned."""
+        return self.learn_start == "yes" or name.removeprefix(RATE) not in self.only
 
-        They know how its gradients came from `values`.
+    def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
+        """The parameters whose start is learned."""
+        return {name: pair for name, pair in super().asks(context).items() if self._sends(name)}
+
+    def _adapted(self, model: Model, values: Tree, support: Part, steps: int, second: bool) -> Tree:
+        """The rows after a client adapted to its support, `steps` times.
+
+        second: they know how its gradients came from `values`, for a second derivative.
         """
         names = [n for n in model.rows if not n.startswith(RATE) and n in (self.only or model.rows)]
-        if self.method == "ridge":
+        if self.adaptation == "ridge":
             return self._solved(model, values, support, names)
         now = dict(values)
         for _ in range(steps):
             grads = torch.autograd.grad(support.loss(model, now).sum(),
                                         [now[name] for name in names], create_graph=second)
-            now |= {name: now[name] - now.get(RATE + name, config.local_lr)
-                    * (grad + config.proximal * (now[name] - values[name]))
+            now |= {name: now[name] - now.get(RATE + name, self.local_lr)
+                    * (grad + self.proximal * (now[name] - values[name]))
                     for name, grad in zip(names, grads, strict=True)}
         return now
 
@@ -248,33 +298,28 @@ class Meta:
         return values | {name: values[name] + step.view_as(values[name])
                          for name, step in zip(names, found.split(sizes, 1), strict=True)}
 
-    def adapt(self, model: Model, params: Tree, support: Tree, config: Config,
-              steps: int | None = None) -> dict[str, Rows]:
-        """What clients learn from their support alone, all at once.
-
-        Delta of each row that they hold.
+    def adapt(self, model: Model, params: Tree, support: Tree, steps: int | None = None) -> dict[str, Rows]:
+        """What clients learn from their support alone, all at once: delta of each row that they hold.
 
         support: columns client (n,) from 0, growing, the model's own, and target. steps: another
-        number than config.local_epochs; with 0, or without support, nothing changes. For
-        predictions see `personal.own_score`.
+        number than `local_epochs`; with 0, or without support, nothing changes. For predictions see
+        `own_score`.
         """
-        self.check(model)
+        self.check_model(model)
         if not len(support["client"]):
             none = support["client"]
-            return {name: Rows(params[name].index_select(0, none), none,
-                               none) for name in model.rows}
+            return {n: Rows(params[n].index_select(0, none), none, none) for n in model.rows}
         for name, kind in model.rows.items():
             last = int(support[kind].max()) if kind in support else 0
-            require(last < len(params[name]), kind, last,
-                    f"{name!r} has rows 0 to {len(params[name]) - 1}; leave out "
-                    "what the model does not know")
+            require(last < len(params[name]), kind, last, f"{name!r} has rows 0 to {len(params[name]) - 1}; "
+                    "leave out what the model does not know")
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}
         held, values, part, _ = parted(model, params, examples, cohort)
-        steps = config.local_epochs if steps is None else steps
-        after = self._adapted(model, values, part, steps, config, second=False) if steps else values
-        return {name: _rows(held[kind], (after[name] - values[name]).detach()) for name,
-                kind in model.rows.items()}
+        steps = self.local_epochs if steps is None else steps
+        after = self._adapted(model, values, part, steps, second=False) if steps else values
+        return {name: _rows(held[kind], (after[name] - values[name]).detach())
+                for name, kind in model.rows.items()}
 
 
 def _rows(held: RowIndex, values: Tensor) -> Rows:

@@ -1,29 +1,34 @@
-"""Who is there in a round, and how long it takes them, on a simulated clock.
+"""Who takes part in a round, and how long it takes them, on a simulated clock.
 
 A client's time is `pace * speed * examples + delay`: its speed is drawn once, log-normal with
 median 1, its delay anew each time, exponential. The server waits for the slowest, or until the
 deadline; late clients do not count.
 
-Letters: N clients, C in a cohort.
+Letters: N clients, n of them members, C in a cohort, q the chance or share of a member to be drawn.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Tree, require, stream
+from fedlab.core import Drawn, Key, Part, RoundContext, Tree, knob, register, require, stream
 from fedlab.data import Federation, Source
-from fedlab.models import Model
+from fedlab.privacy import NoiseSource, teaching_seed
+
+WORLD = "clients' world"
 
 
 @dataclass(frozen=True)
 class Membership:
     """The rounds in which each client is a member: first (N,) to last (N,), both included.
 
-    A function of the round.
+    >>> import torch
+    >>> Membership(torch.tensor([1, 2]), torch.tensor([1, 9]))(2)
+    tensor([1])
     """
 
     first: Tensor
@@ -32,10 +37,7 @@ class Membership:
     @classmethod
     def drawn(cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2,
               seed: int = 0) -> "Membership":
-        """A share `late` joins after the first round and a share `early` leaves before the last.
-
-        At random rounds.
-        """
+        """A share `late` joins after the first round, and a share `early` leaves before the last."""
         for name, share in (("late", late), ("early", early)):
             require(0 <= share <= 1, name, share, "choose a share from 0 to 1")
         require(rounds >= 2, "rounds", rounds, "choose 2 or more, so that someone can come or go")
@@ -55,85 +57,95 @@ class Membership:
         return ((self.first <= number) & (number <= self.last)).nonzero()[:, 0]
 
 
-Sampler = Callable[[Source, Config, int, Tensor | None], Tensor]
+@register
+class Participation(Part):
+    """A cohort in each round, of all clients or of those that are members.
 
-
-@dataclass(frozen=True)
-class Attendance:
-    """cohort (C,): who trains, those with most ratings first. rejected: client -> why not.
-
-    seconds: the round takes.
+    members: who is there when; all, or as `late` and `early` say, without. warm: a newcomer's
+    private rows start at the mean of the members before it. sampler: draws cohorts in the place
+    of `sample`, (data, cohort, number, members) -> (C,).
     """
 
-    cohort: Tensor
-    rejected: dict[int, str] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """Speeds, delays and members; the usual one has no clock and everybody in it.
-
-    pace: simulated seconds that a client of median speed takes for an example. spread: standard
-    deviation of the log of the speeds. delay: mean of the delay in a round, seconds. members: who
-    is there when, all without; `warm` starts a newcomer's private rows at the mean of the members
-    before it. seed: fixes the speeds. sampler: draws cohorts in place of `sample`, with its
-    arguments.
-    """
-
-    pace: float = 0.0
-    spread: float = 0.0
-    delay: float = 0.0
+    kind = "participation"
+    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)", log=True,
+                       usual=(1, 671))
+    sampling: str = knob("fixed", 0, 0, "", "how a cohort is drawn: so many, or each by its own chance",
+                         choices=("fixed", "poisson"), live=False, group=WORLD)
+    drop_out: float = knob(0.0, 0.0, 1.0, "of the cohort", "chance that a client drops out of a round",
+                           usual=(0.0, 0.9), group=WORLD)
+    late: float = knob(0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False,
+                       group=WORLD)
+    early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False,
+                        group=WORLD)
+    pace: float = knob(0.01, 0.0, 1e6, "s, simulated", "what an example takes a median client",
+                       live=False, usual=(0.0, 0.1), group=WORLD)
+    spread: float = knob(1.0, 0.0, 5.0, "", "how unlike clients' speeds are (sd of the log)",
+                         live=False, usual=(0.0, 3.0), group=WORLD)
+    delay: float = knob(2.0, 0.0, 1e6, "s, simulated", "mean time to send", live=False,
+                        usual=(0.0, 60.0), group=WORLD)
+    teaching_seed: int = teaching_seed()
     members: Membership | None = None
     warm: bool = True
-    seed: int = 0
-    sampler: Sampler | None = None
+    sampler: Callable[[Source, int, int, Tensor | None], Tensor] | None = None
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("pace", "spread", "delay"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), name, value, "choose a number of 0 or more")
+    def adds(self) -> dict[str, Any]:
+        """Who may be drawn, and how."""
+        some = {"members": True} if self.members or self.late or self.early else {}
+        return some | ({"poisson": True} if self.sampling == "poisson" else {})
 
-    def attend(self, data: Source, config: Config, number: int) -> Attendance:
-        """Sample the cohort of a round, and see who drops out and who is late."""
-        everyone = self.members(number) if self.members else None
-        cohort = (self.sampler or sample)(data, config, number, everyone)
-        if not (self.pace or self.delay or config.drop_out or config.deadline):
-            return Attendance(cohort)
-        require(not config.deadline or self.pace + self.delay > 0, "deadline", config.deadline,
-                "there is no clock; give the world a pace or a delay")
-        luck = torch.rand(len(cohort), generator=stream(config.seed, "drop out", number))
-        took = self.seconds(data, cohort, config, f"{number}")
-        gone, late = luck < config.drop_out, (took > config.deadline) & (config.deadline > 0)
-        rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")
-        rejected |= dict.fromkeys(cohort[gone].tolist(), "dropped out")
-        here = ~(gone | late)
-        waited = config.deadline if late.any() else float(took[~gone].max()) if (
-            ~gone).any() else config.deadline
-        return Attendance(cohort[here], rejected, waited)
+    def idle(self, facts: Any) -> tuple[str, ...]:
+        """An own sampler decides by itself."""
+        return ("sampling",) if self.sampler else ()
 
-    def seconds(self, data: Source, cohort: Tensor, config: Config, when: str) -> Tensor:
-        """(C,) simulated seconds that each client takes to train and to send. when.
+    def membership(self, context: RoundContext) -> Membership | None:
+        """Who is a member when; None for everybody always."""
+        if self.members or not (self.late or self.early):
+            return self.members
+        rounds = max(int(context.settings.rounds), 2)
+        return Membership.drawn(len(context.data), rounds, self.late, self.early, context.seed)
 
-        Tells one time from another.
+    def draw(self, context: RoundContext) -> Drawn:
+        """The cohort of a round, (C,), and the chance of a member to be in it.
+
+        Where the run spends privacy, nobody can foresee the draw, unless it has a teaching seed.
         """
-        examples = data.counts[cohort] * config.local_epochs * (1 + config.negatives
-                                                                * (data.task == "clicks"))
-        chance = torch.rand(len(cohort), generator=stream(config.seed, f"delay {when}"),
-                            dtype=torch.float64)
-        speed = _slowness(len(data), self.spread, self.seed)[cohort]
-        return self.pace * speed * examples - self.delay * torch.log1p(-chance)
+        members = self.membership(context)
+        there = members(context.number) if members else None
+        count, data = len(context.data) if there is None else len(there), context.data
+        require(self.cohort <= len(data), "cohort", self.cohort,
+                f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
+        if self.sampling == "fixed" and not context.private:
+            cohort = (self.sampler or sample)(data, self.cohort, context.number, there, seed=context.seed)
+            return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
+        source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
+                                "cohort", context.number)
+        luck, size = source.uniform(count), min(self.cohort, count)
+        rate = size / max(count, 1)
+        fixed = self.sampling == "fixed"
+        here = luck.argsort().argsort() < size if fixed else luck < rate
+        cohort = here.nonzero()[:, 0] if there is None else there[here]
+        return Drawn(longest_first(data, cohort), rate, self.sampling, float(max(size, 1)))
 
-    def welcome(self, model: Model, data: Source, params: Tree, number: int) -> Tree:
-        """The parameters with the private rows of this round's newcomers at the mean of the members before them."""
-        if not (self.members and self.warm and number > 1 and model.private):
+    def seconds(self, context: RoundContext, cohort: Tensor, when: str) -> Tensor:
+        """(C,) simulated seconds that each client takes to train and to send, its work times its pace.
+
+        when: tells one time from another.
+        """
+        chance = Key(context.seed, f"delay {when}").uniform(cohort, 1)[:, 0]
+        speed = _slowness(len(context.data), self.spread, context.seed)[cohort]
+        return self.pace * speed * context.work(cohort) - self.delay * torch.log1p(-chance)
+
+    def welcome(self, context: RoundContext) -> Tree:
+        """The parameters with this round's newcomers' private rows at the mean of members before."""
+        params, model, number = context.params, context.model, context.number
+        members = self.membership(context)
+        if not (members and self.warm and number > 1 and model.private):
             return params
-        before, fresh = self.members(number - 1), (self.members.first == number).nonzero()[:, 0]
+        before, fresh = members(number - 1), (members.first == number).nonzero()[:, 0]
         if not len(fresh) or not len(before):
             return params
-        rows = {"client": (before, fresh), "user": tuple(_users(data, who) for who in (before,
-                                                                                       fresh))}
+        rows = {"client": (before, fresh),
+                "user": tuple(users_of(context.data, who) for who in (before, fresh))}
         found = dict(params)
         for name in model.private:
             old, new = rows[model.rows[name]]
@@ -144,37 +156,39 @@ class World:
 
 @lru_cache(maxsize=8)
 def _slowness(count: int, spread: float, seed: int) -> Tensor:
-    return (spread * torch.randn(count, generator=stream(seed, "speeds"),
-                                 dtype=torch.float64)).exp()
+    generator = stream(seed, "speeds")
+    return (spread * torch.randn(count, generator=generator, dtype=torch.float64)).exp()
 
 
-def _users(data: Source, clients: Tensor) -> Tensor:
+def users_of(data: Source, clients: Tensor) -> Tensor:
+    """The users that these clients hold."""
+    while not isinstance(data, Federation) and hasattr(data, "data"):
+        data = data.data
     require(isinstance(data, Federation), "members", type(data).__name__,
-            "private user rows need to know who owns them; use a Federation, or World(warm=False)")
+            "private user rows need to know who owns them; use a Federation, or warm=False")
     owner: Tensor = data.owner  # type: ignore[attr-defined]
     return torch.isin(owner, clients).nonzero()[:, 0]
 
 
-def sample(data: Source, config: Config, number: int, members: Tensor | None = None) -> Tensor:
+def sample(data: Source, count: int, number: int, members: Tensor | None = None, *,
+           seed: int = 0) -> Tensor:
     """(C,) the clients of a round, drawn without replacement; those with most ratings first.
 
     members: to draw from, everybody without; a cohort larger than they are is all of them. From a
     large federation only about C numbers are drawn, so that a round's time does not follow N.
     """
-    count, clients, generator = config.cohort, len(data), stream(config.seed, "cohort", number)
-    require(count <= clients, "cohort", count,
-            f"the federation has {clients} clients; choose from 1 to {clients}")
+    clients, generator = len(data), stream(seed, "cohort", number)
     if members is not None:
         cohort = members[torch.randperm(len(members), generator=generator)[:count]]
     elif clients < 50 * count:
         cohort = torch.randperm(clients, generator=generator)[:count]
     else:
         drawn = torch.randint(clients, (2 * count + 10,), generator=generator).tolist()
-        # the first `count` different ones
-        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])
+        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])  # the first `count` different ones
     return longest_first(data, cohort)
 
 
 def longest_first(data: Source, cohort: Tensor) -> Tensor:
     """(C,) the same clients, those with most ratings first, as training wants them."""
+    cohort = cohort.sort().values
     return cohort[data.counts[cohort].argsort(descending=True, stable=True)]

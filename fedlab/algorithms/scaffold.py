@@ -2,24 +2,29 @@
 
 Each client keeps c_i, the server c; a local step follows g - c_i + c, with c - c_i held fixed over
 the round. A client corrects the rows it holds in the round, as it gets no others; what it has never
-held counts as 0.
+held counts as 0. It sends the change of its c_i beside its delta, as any other name: so c is
+aggregated, clipped, coded, masked and noised by whatever does so to the delta.
 
 Letters: N clients, C in a cohort, I rows of a parameter, R rows held, r by one client so far, K
-local steps. Source: Karimireddy et al. 2020, "SCAFFOLD: stochastic controlled averaging for
-federated learning", algorithm 1, option II: c_i <- c_i - c + (x - y_i) / (K lr), c <- c + (1 / N)
-sum of the changes. Where clients weigh by their examples, 1 / N is their share of all examples: c
-must be the mean that the server follows.
+local steps.
+Source: Karimireddy et al. 2020, "SCAFFOLD: stochastic controlled averaging for federated learning",
+algorithm 1, option II: c_i <- c_i - c + (x - y_i) / (K lr), c <- c + |S| / N mean of the changes.
+Where clients weigh by their examples, |S| / N is the share of all examples: c must be the mean that
+the server follows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, SparseTable, Tree, Update, require
-from fedlab.models import Model
+from fedlab.algorithms.local_sgd import SGD
+from fedlab.core import Delta, RoundContext, Rows, SparseTable, Tree, Update, register, require, whole
+from fedlab.engine import updates
+
+CONTROL = "control of "
 
 
 @dataclass(frozen=True)
@@ -27,78 +32,87 @@ class Control:
     """The control variates of all shared parameters.
 
     server: name -> c, of the parameter's shape. clients: name -> client -> the rows of its c_i that
-    it has held: their ids (r,), growing, and values (r, ...). A round rewrites those of its cohort
-    alone.
+    it has held: their ids (r,), growing, and values (r, ...).
     """
 
     server: Tree
     clients: Mapping[str, Mapping[int, tuple[Tensor, Tensor]]]
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], model: Model, params: Tree) -> "Control":
-        """Those that the state of a Round holds, or zeros."""
-        if "control" in state:
-            kept: Control = state["control"]
-            return kept
-        shared = [name for name in model.rows if name not in model.private]
-        return cls({name: torch.zeros_like(params[name]) for name in shared},
+    def of(cls, shared: Tree) -> "Control":
+        """Zeros. shared: the parameters that clients send."""
+        return cls({name: torch.zeros_like(value) for name, value in shared.items()},
                    {name: {} for name in shared})
 
     def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
-        """(R.
-
-        ...) c - c_i of the rows `ids` (R,) that the clients at `client` (R,) in the cohort (C,)
-        hold.
-        """
+        """(R, ...) c - c_i of the rows `ids` (R,) of clients at places `client` (R,) in the cohort."""
         server = self.server[name]
-        return server.index_select(0, ids) - self._of(name, cohort).index_select(0,
-                                                                                 client
-                                                                                 * len(server)
-                                                                                 + ids)
+        own = self._of(name, cohort).index_select(0, client * len(server) + ids)
+        return server.index_select(0, ids) - own
 
-    def after(self, updates: list[Update], config: Config, total: float) -> "Control":
-        """The control variates after a round that sent these updates; total.
-
-        The weights of all clients together.
-        """
-        server, clients = dict(self.server), {name: dict(kept) for name,
-                                              kept in self.clients.items()}
-        for name in self.server:
-            for update in updates:
-                delta, size = update.deltas[name], len(server[name])
-                passed = update.steps.to(delta.values) * config.local_lr                 # (C,) K lr
-                change = -delta.scaled(1 / passed).values - self.server[name].index_select(0, delta.ids)
-                table = self._of(name, update.cohort).index_add(0, delta.client * size + delta.ids,
-                                                                change)
-                cuts = torch.bincount(table.ids // size, minlength=len(update.cohort)).tolist()
-                for k, ids, values in zip(update.cohort.tolist(), table.ids.split(cuts),
-                                          table.values.split(cuts), strict=True):
-                    # not a view, which would keep them all
-                    clients[name][k] = ids % size, values.clone()
-                sent = Rows(change, delta.ids, delta.client)
-                server[name] = sent.add_to(server[name].clone(), update.weights / total)
-        return Control(server, clients)
+    def moved(self, update: Update, local_lr: float) -> tuple["Control", dict[str, Rows]]:
+        """(the control variates after these clients trained, by name the change of their c_i)."""
+        clients, changes = {name: dict(kept) for name, kept in self.clients.items()}, {}
+        for name, server in self.server.items():
+            rows, size = update.deltas[name], len(server)
+            passed = update.steps.to(rows.values) * local_lr  # (C,) K lr
+            change = -rows.scaled(1 / passed).values - server.index_select(0, rows.ids)
+            changes[name] = replace(rows, values=change)
+            table = self._of(name, update.cohort).index_add(0, rows.client * size + rows.ids, change)
+            cuts = torch.bincount(table.ids // size, minlength=len(update.cohort)).tolist()
+            parts = zip(update.cohort.tolist(), table.ids.split(cuts), table.values.split(cuts),
+                        strict=True)
+            for client, ids, values in parts:
+                clients[name][client] = ids % size, values.clone()  # not a view, which would keep all
+        return replace(self, clients=clients), changes
 
     def _of(self, name: str, cohort: Tensor) -> SparseTable:
-        """c_i of some clients, one after another.
-
-        With I rows each, row i of the k-th is k * I + i.
-        """
+        """c_i of some clients, one after another: row i of the k-th of them is k * I + i."""
         size, kept = len(self.server[name]), self.clients[name]
         table = SparseTable.untouched(len(cohort) * size, torch.zeros_like(self.server[name][:1]))
-        found = [(k * size + kept[client][0], kept[client][1]) for k,
-                 client in enumerate(cohort.tolist()) if client in kept]
+        found = [(place * size + kept[client][0], kept[client][1])
+                 for place, client in enumerate(cohort.tolist()) if client in kept]
         if not found:
             return table
         ids, values = (torch.cat(parts) for parts in zip(*found, strict=True))
         return replace(table, ids=ids, values=values)
 
 
-def check_correction(config: Config) -> None:
-    """Raise `ParameterError` where control variates have no meaning."""
-    if config.correction == "none":
-        return
-    require(config.optimizer == "sgd", "correction", config.correction,
-            "control variates are gradients of plain steps; set optimizer='sgd'")
-    require(config.local_lr > 0, "local_lr", config.local_lr,
-            "SCAFFOLD divides by it; choose a positive one")
+@register
+class Scaffold(SGD):
+    """Epochs of SGD whose steps are corrected by control variates."""
+
+    refuses = ("stale",)
+
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` where control variates have no meaning."""
+        super().check(context)
+        require(self.optimizer == "sgd", "optimizer", self.optimizer,
+                "SCAFFOLD's control variates are gradients of plain steps; set optimizer='sgd'")
+        require(self.local_lr > 0, "local_lr", self.local_lr, "SCAFFOLD divides by it; choose a positive one")
+
+    def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
+        """The parameters, and the change of the control variate of each."""
+        own = super().asks(context)
+        return own | {CONTROL + name: pair for name, pair in own.items()}
+
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """Each client's delta and the change of its c_i, chunk by chunk."""
+        shared = {name: context.params[name] for name, _ in super().asks(context).items()}
+        memory = context.memory(self)
+        control = memory.setdefault("control", Control.of(shared))
+        sent = updates(context.model, context.data, context.params, cohort, self, seed=context.seed,
+                       number=context.number, correction=control)
+        for update in sent:
+            after, changes = memory["control"].moved(update, self.local_lr)
+            memory["control"] = after
+            yield replace(update, deltas=update.deltas | {CONTROL + n: rows for n, rows in changes.items()})
+
+    def finish(self, delta: Delta, context: RoundContext) -> Delta:
+        """The deltas alone; the server's c follows the changes."""
+        memory = context.memory(self)
+        control: Control = memory["control"]
+        server = {name: c + context.share * whole(delta[CONTROL + name], c) if CONTROL + name in delta else c
+                  for name, c in control.server.items()}
+        memory["control"] = replace(control, server=server)
+        return {name: d for name, d in delta.items() if not name.startswith(CONTROL)}

@@ -12,105 +12,110 @@ poisoning federated recommender systems for manipulating item promotion", sectio
 ER@k).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.core import Rows, Score, Tree, Update, require, stream
+from fedlab.core import RoundContext, Rows, Score, Stage, Update, knob, known, register, require, stream
 from fedlab.data import Ratings
-from fedlab.engine import updates
 from fedlab.evaluation import seen
-from fedlab.models import Model
 
-Craft = Callable[[dict[str, Rows], Tree, int], dict[str, Rows]]
+GROUP = "attack"
+Craft = Callable[[Update, RoundContext], dict[str, Rows]]
 
 
-class Poisoned:
-    """A client update in which some clients belong to an attacker; hand `update` to `federate`."""
+@register
+class Poison(Stage):
+    """Some clients belong to an attacker, and send what it makes of what they learned.
 
-    def __init__(self, clients: Tensor, craft: Craft, *, trained: Callable[...,
-                                                                           Iterator[
-        Update]] = updates) -> None:
-        """clients: the attacker's, numbers. craft(its deltas, server, how many) -> what it sends.
+    clients: their numbers; a share `liars` of all, drawn once, without. craft(the attacker's
+    updates of a chunk, context) -> what they send: for attacks of your own, in the place of the
+    named one.
+    """
 
-        trained: the others'.
+    attack: str = knob("flipped", 0, 0, "", "what clients send that belong to an attacker",
+                       choices=("flipped", "noisy"), live=False, group=GROUP)
+    liars: float = knob(0.1, 0.0, 1.0, "of the clients", "belong to an attacker", live=False,
+                        usual=(0.0, 0.5), group=GROUP)
+    factor: float = knob(-5.0, -1e6, 1e6, "", "flipped: what they multiply their updates by",
+                         usual=(-10.0, 10.0), group=GROUP)
+    deviation: float = knob(0.1, 1e-9, 1e6, "", "noisy: of the numbers that they make up", log=True,
+                            usual=(0.001, 10.0), group=GROUP)
+    clients: Tensor | None = None
+    craft: Craft | None = None
 
-        `craft` sees the attacker's clients of a chunk, counted from 0; private rows are not among
-        the deltas.
-        """
-        self.clients, self.craft, self.trained = clients, craft, trained
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Each attack reads its own numbers."""
+        named = {"flipped": ("deviation",), "noisy": ("factor",)}[self.attack]
+        own = ("attack", "factor", "deviation") if self.craft else named
+        return (*own, "liars") if self.clients is not None else own
 
-    def update(self, model: Model, data: Any, params: Tree, cohort: Tensor, *given: Any,
-               **named: Any) -> Iterator[Update]:
-        """As `fedlab.cohort.updates`, with the attacker's deltas in the place of its clients'."""
-        for sent in self.trained(model, data, params, cohort, *given, **named):
-            bad = torch.isin(sent.cohort, self.clients.to(sent.cohort)).to(sent.weights.device)
-            if not bad.any():
-                yield sent
-                continue
-            mine = {name: rows for name, rows in sent.deltas.items() if name not in model.private}
-            theirs, count = {name: rows.only(bad) for name, rows in mine.items()}, int(bad.sum())
-            made = self.craft(theirs, params, count)
-            yield replace(sent, deltas=sent.deltas | {name: _put(rows, made[name], bad) for name,
-                                                      rows in mine.items()})
+    def each(self, update: Update, context: RoundContext) -> Update:
+        """The attacker's updates in the place of what its clients learned."""
+        bad = torch.isin(update.cohort, self._clients(context)).to(update.weights.device)
+        if not bad.any():
+            return update
+        craft = self.craft or {"flipped": scaled(self.factor), "noisy": noisy(self.deviation)}[self.attack]
+        made = craft(update.only(bad), context)
+        deltas = {name: _put(rows, made[name], bad) for name, rows in update.deltas.items()}
+        return replace(update, deltas=deltas)
+
+    def _clients(self, context: RoundContext) -> Tensor:
+        if self.clients is not None:
+            return self.clients
+        count = len(context.data)
+        order = torch.randperm(count, generator=stream(context.seed, "liars"))
+        return order[:round(self.liars * count)]
 
 
 def _put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
-    """Rows of honest clients with those that were made, (C,) `bad` says whose, by client."""
+    """Rows of honest clients beside those that were made; bad (C,): whose are made."""
     honest, places = ~bad[rows.client], bad.nonzero()[:, 0]
-    both = [Rows(rows.values[honest], rows.ids[honest], rows.client[honest]), replace(made,
-                                                                                      client=places[
-        made.client])]
-    every = Rows.joined(both)
+    every = Rows.joined([Rows(rows.values[honest], rows.ids[honest], rows.client[honest]),
+                         replace(made, client=places[made.client])])
     order = every.client.argsort(stable=True)
     return Rows(every.values[order], every.ids[order], every.client[order])
 
 
 def scaled(factor: float) -> Craft:
-    """What was learned, times a factor.
-
-    Below 0 to undo what others learn, far above 1 to outweigh them.
-    """
+    """What was learned, times a factor: below 0 to undo others' work, far above 1 to outweigh it."""
     require(abs(factor) < float("inf"), "factor", factor, "choose a finite number, say -1 or 50")
 
-    def craft(deltas: dict[str, Rows], server: Tree, count: int) -> dict[str, Rows]:
-        return {name: replace(rows, values=factor * rows.values) for name, rows in deltas.items()}
+    def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
+        return {name: replace(rows, values=factor * rows.values) for name, rows in mine.deltas.items()}
     return craft
 
 
-def noisy(deviation: float, seed: int = 0) -> Craft:
-    """Normal noise on the rows that were trained.
-
-    A client that is broken, or wants to spoil the model.
-    """
+def noisy(deviation: float) -> Craft:
+    """Normal noise on the rows that were trained: a broken client, or one that wants to spoil."""
     require(0 < deviation < float("inf"), "deviation", deviation, "choose a positive number")
-    generator = stream(seed, "attack")
 
-    def craft(deltas: dict[str, Rows], server: Tree, count: int) -> dict[str, Rows]:
-        return {name: replace(rows, values=deviation * torch.randn(rows.values.shape,
-                                                                   generator=generator).to(
-            rows.values)) for name, rows in deltas.items()}
+    def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
+        def made(name: str, rows: Rows) -> Tensor:
+            drawn = [torch.randn(rows.values[rows.client == place].shape, generator=stream(
+                context.seed, f"attack {client} {name}", context.number))
+                for place, client in enumerate(mine.cohort.tolist())]
+            return deviation * torch.cat(drawn).to(rows.values)
+        return {name: replace(rows, values=made(name, rows)) for name, rows in mine.deltas.items()}
     return craft
 
 
 def aimed(target: int, size: float, name: str = "bias") -> Craft:
-    """One number alone: the bias of a film, pushed by `size`.
-
-    A bound on the whole delta is spent where it counts.
-    """
+    """One number alone: the bias of an item, pushed by `size`, where all of a bound is spent."""
     require(0 < size < float("inf"), "size", size, "choose a positive number")
 
-    def craft(deltas: dict[str, Rows], server: Tree, count: int) -> dict[str, Rows]:
-        require(name in deltas, "name", name, f"clients send {', '.join(deltas)}")
+    def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
+        server, count = context.server, len(mine.cohort)
+        known(list(server), {name: target})
         require(0 <= target < len(server[name]), "target", target,
                 f"choose from 0 to {len(server[name]) - 1}")
-        nothing = {n: Rows(r.values[:0], r.ids[:0], r.client[:0]) for n, r in deltas.items()}
+        nothing = {n: Rows(r.values[:0], r.ids[:0], r.client[:0]) for n, r in mine.deltas.items()}
         like = server[name]
-        push = Rows(like.new_full((count, *like.shape[1:]), size), torch.full((count,), target,
-                                                                              device=like.device),
+        push = Rows(like.new_full((count, *like.shape[1:]), size),
+                    torch.full((count,), target, device=like.device),
                     torch.arange(count, device=like.device))
         return nothing | {name: push}
     return craft

@@ -1,20 +1,19 @@
-"""Trees of parameters, keyed randomness, checked knobs: what every other file stands on.
+"""Knobs: what may be turned, described once, and the registry of the parts that own them.
 
-A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user,
-or a single one for an ordinary weight. A client works on the rows it touches, so what a cohort
-sends back is a `Rows` for each name: all clients' rows in one tensor, with the row id and the
-client beside each.
-
-Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows
-touched.
+A *part* is a frozen dataclass whose fields are knobs (`fedlab.core.parts`). `register` announces
+it; from then on checks, sliders, sweeps, the command line, help and the settings JSON know it.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
+
+# kind -> name -> class, in the order in which parts were announced
+REGISTRY: dict[str, dict[str, type]] = {}
 
 
 class ParameterError(ValueError):
@@ -22,7 +21,12 @@ class ParameterError(ValueError):
 
 
 def require(ok: bool, name: str, value: object, fix: str) -> None:
-    """Raise `ParameterError` unless `ok`; `fix` says what to write instead."""
+    """Raise `ParameterError` unless `ok`; `fix` says what to write instead.
+
+    >>> require(False, "cohort", 0, "choose 1 or more")
+    Traceback (most recent call last):
+    fedlab.core.knobs.ParameterError: cohort=0: choose 1 or more
+    """
     if not ok:
         raise ParameterError(f"{name}={value!r}: {fix}")
 
@@ -31,10 +35,10 @@ def require(ok: bool, name: str, value: object, fix: str) -> None:
 class Knob:
     """What may be turned: the one description behind checks, sliders, the command line and help.
 
-    low, high: the range of a number. choices: of a text; without them any text will do. `live`
-    knobs take effect at the next round, the others at the next run. log: the slider moves by
-    ratios. usual: where it ends, unless told. group: what it is folded away with, where all knobs
-    are shown.
+    low, high: the range of a number. choices: of a text; without them any text will do. parts:
+    the kind of part whose registered names are the choices. live: takes effect at the next round;
+    the others count from the next run. log: the slider moves by ratios. usual: where the slider
+    ends, unless told. group: what it is folded away with, where all knobs are shown.
     """
 
     low: float
@@ -46,20 +50,26 @@ class Knob:
     log: bool = False
     usual: tuple[float, float] = (0, 1)
     group: str = ""
+    parts: str = ""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The texts to choose from; none where any text, or a number, will do."""
+        return tuple(REGISTRY.get(self.parts, ())) if self.parts else self.choices
 
     def check(self, name: str, value: object, kind: type) -> None:
         """Raise `ParameterError` unless `value` is a `kind` within the range."""
-        if self.choices:
-            return require(value in self.choices, name, value,
-                           f"choose one of {', '.join(self.choices)}")
+        if self.options:
+            return require(value in self.options, name, value,
+                           f"choose one of {', '.join(self.options)}")
         if kind is str:
             return require(isinstance(value, str) and value != "", name, value,
                            f"write a text: {self.meaning}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         whole = kind is not int or isinstance(value, int)
-        span = f"choose {'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
+        span = f"{'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
         fits = number and whole and self.low <= value <= self.high  # type: ignore[operator]
-        return require(fits, name, value, f"{span} ({self.unit or self.meaning})")
+        return require(fits, name, value, f"choose {span} ({self.unit or self.meaning})")
 
 
 def knob(default: Any, *args: Any, **kwargs: Any) -> Any:
@@ -68,25 +78,30 @@ def knob(default: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def knobs(cls: type) -> dict[str, Knob]:
-    """The knobs of a dataclass by name."""
+    """The knobs of a dataclass by name; none of any other class."""
+    if not is_dataclass(cls):
+        return {}
     return {f.name: f.metadata["knob"] for f in fields(cls) if "knob" in f.metadata}
+
+
+def like(owner: type, name: str) -> Any:
+    """A field with the default and the knob that another part has under this name."""
+    (found,) = (f for f in fields(owner) if f.name == name)  # type: ignore[arg-type]
+    return field(default=found.default, metadata=found.metadata)
 
 
 def known(names: list[str], given: Mapping[str, object]) -> None:
     """Raise `ParameterError` for the first name in `given` that is not one of `names`."""
     for name, value in given.items():
         if name in names:
-            continue                                         # the search below takes 0.1 ms a name
+            continue  # the search below takes 0.1 ms a name
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
         raise ParameterError(f"{name}={value!r}: no such parameter; {hint}")
 
 
 def strict(cls: type[T]) -> type[T]:
-    """Class decorator.
-
-    Unknown keywords and values outside their knob's range raise `ParameterError`.
-    """
+    """Class decorator: a wrong keyword, or a value outside its range, raises `ParameterError`."""
     build: Callable[..., None] = cls.__init__
 
     def checked(self: object, **given: object) -> None:
@@ -98,3 +113,84 @@ def strict(cls: type[T]) -> type[T]:
 
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
+
+
+@dataclass(frozen=True)
+class Description:
+    """A knob as all registered parts have it: its type, its default, and the parts that read it."""
+
+    knob: Knob
+    kind: type
+    default: Any
+    readers: tuple[str, ...]
+
+
+_described: dict[str, Description] = {}  # made when first asked for, cleared when a part is announced
+
+
+def described() -> dict[str, Description]:
+    """Every knob of every registered part, by name."""
+    found = _described
+    if found:
+        return found
+    for parts in REGISTRY.values():
+        for title, cls in parts.items():
+            for f in fields(cls):
+                if "knob" in f.metadata:
+                    before = found[f.name].readers if f.name in found else ()
+                    found[f.name] = Description(f.metadata["knob"], f.type, f.default,  # type: ignore[arg-type]
+                                                (*before, title))
+    return found
+
+
+def title_of(cls: type) -> str:
+    """The name of a part: its `title`, or the words of its class name.
+
+    >>> class MeanOfHolders: ...
+    >>> title_of(MeanOfHolders)
+    'mean of holders'
+    """
+    own: str = cls.__dict__.get("title", "")
+    return own or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(knob, field))
+def register(cls: type[T]) -> type[T]:
+    """Announce a part: a class decorator that makes it a frozen dataclass and files it by kind.
+
+    Raises `ParameterError` for a name that another part has, a knob without a range, a knob that
+    another part describes otherwise, and a field without a default. Running a notebook's cell again
+    replaces its part.
+    """
+    made = strict(dataclass(frozen=True, kw_only=True, eq=False)(cls))
+    title, kind = title_of(made), getattr(made, "kind", "")
+    require(bool(kind), "register", cls.__name__,
+            "derive the part from Local, Stage, Aggregation, Schedule or another kind of part")
+    for other in REGISTRY.values():
+        same = other.get(title)
+        again = same is None or (same.__module__, same.__qualname__) == (made.__module__,
+                                                                         made.__qualname__)
+        require(again, "register", title, f"{same} has this name; choose another")
+    others = {name: found for name, found in described().items() if found.readers != (title,)}
+    for f in fields(made):  # type: ignore[arg-type]
+        require(f.default is not MISSING or f.default_factory is not MISSING, f"{title}.{f.name}",
+                "no default", "give it one, so that the part can be made from settings alone")
+        if "knob" in f.metadata:
+            _check_knob(title, f.name, f.metadata["knob"], f.type, f.default, others)
+    REGISTRY.setdefault(kind, {})[title] = made
+    _described.clear()
+    return made
+
+
+def _check_knob(title: str, name: str, own: Knob, kind: Any, default: Any,
+                others: Mapping[str, Description]) -> None:
+    """Raise `ParameterError` for a knob without a range, or one that means something else elsewhere."""
+    where = f"{title}.{name}"
+    require(kind in (int, float, str), where, kind, "annotate a knob as int, float or str")
+    ranged = kind is str or own.low < own.high
+    require(ranged, where, (own.low, own.high), "give the lowest and the highest value, growing")
+    if name in others:
+        other = others[name]
+        same = (other.knob, other.kind, other.default) == (own, kind, default)
+        require(same, where, default, f"{', '.join(other.readers)} describes this knob otherwise; "
+                "choose another name, or the same description")

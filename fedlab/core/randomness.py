@@ -1,13 +1,4 @@
-"""Trees of parameters, keyed randomness, checked knobs: what every other file stands on.
-
-A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user,
-or a single one for an ordinary weight. A client works on the rows it touches, so what a cohort
-sends back is a `Rows` for each name: all clients' rows in one tensor, with the row id and the
-client beside each.
-
-Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows
-touched.
-"""
+"""Keyed randomness: every draw is named, so that a new one never shifts an old one."""
 
 import hashlib
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core.knobs import require
-from fedlab.core.settings import Config
+from fedlab.core.settings import Settings
 from fedlab.core.tree import Tree
 
 
@@ -21,7 +21,7 @@ from fedlab.core.tree import Tree
 class Round:
     """What a round left behind. Losses, norms and private rows are seen by a simulation only.
 
-    number: from 1; 0 is the start. config: the knobs as they were. params: server parameters and,
+    number: from 1; 0 is the start. settings: the knobs as they were. params: server parameters and,
     beside them, everybody's private rows. cohort, losses, norms (C,): client numbers, mean local
     loss, L2 norm of what each one sent, of those that were aggregated. bytes_down, bytes_up: of all
     that sent. seconds: training, without evaluation. rejected: client -> why it does not count.
@@ -30,7 +30,7 @@ class Round:
     """
 
     number: int
-    config: Config
+    settings: Settings
     params: Tree
     cohort: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     losses: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -1,12 +1,11 @@
-"""Trees of parameters, keyed randomness, checked knobs: what every other file stands on.
+"""Trees of parameters, and what a cohort sends back: rows of them.
 
 A *Tree* maps names to tensors. Axis 0 of a parameter is its **rows**: one per item, one per user,
 or a single one for an ordinary weight. A client works on the rows it touches, so what a cohort
 sends back is a `Rows` for each name: all clients' rows in one tensor, with the row id and the
 client beside each.
 
-Letters: N clients in all, C in a cohort, S local steps, B examples a step, D dimensions, R rows
-touched.
+Letters: C clients in a cohort, R rows touched, c clients in a chunk of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,13 +73,18 @@ class Rows:
         return Rows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
 
 
+# what the server follows: of a table of which few rows moved, `Rows` of these, to be added
+Delta = Mapping[str, Tensor | Rows]
+
+
 @dataclass(frozen=True)
 class Update:
     """What a chunk of a cohort sends.
 
     deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort, steps (c,):
     each client's weight in the mean, mean local loss, number, and local steps. bytes_up (c,): of
-    each, where not 4 for each number and row.
+    each, where not 4 for each number and row. members: where a sender is a platform, the clients
+    behind each; `cohort` holds platforms' numbers then.
     """
 
     deltas: dict[str, Rows]
@@ -89,16 +93,31 @@ class Update:
     cohort: Tensor
     steps: Tensor
     bytes_up: Tensor | None = None
+    members: tuple[Tensor, ...] | None = None
 
     def only(self, chosen: Tensor) -> "Update":
         """Some of its clients: `chosen` (c,) true for those that stay."""
         mine = chosen.to(self.weights.device)
         return Update({name: delta.only(mine) for name, delta in self.deltas.items()},
                       self.weights[mine], self.losses[mine], self.cohort[chosen.cpu()],
-                      self.steps[mine], None if self.bytes_up is None else self.bytes_up[mine])
+                      self.steps[mine], None if self.bytes_up is None else self.bytes_up[mine],
+                      None if self.members is None else tuple(
+                          m for m, kept in zip(self.members, chosen.tolist(), strict=True) if kept))
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
     """(C,) L2 norm of each client's delta over all its parameters, on the CPU."""
     return sum((d.square_norms(clients).cpu() for d in deltas.values()),
                torch.zeros(clients)).sqrt()
+
+
+def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
+    """A parameter after a step of `rate` times `delta`; of `Rows`, only these change."""
+    if isinstance(delta, Tensor):
+        return value + rate * delta
+    return value.index_add(0, delta.ids, delta.values * rate)
+
+
+def whole(delta: Tensor | Rows, like: Tensor) -> Tensor:
+    """A delta as a tensor of the parameter's shape."""
+    return delta if isinstance(delta, Tensor) else moved(torch.zeros_like(like), delta, 1.0)

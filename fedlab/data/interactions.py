@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import require
+from fedlab.core import Dataset, register, require
 from fedlab.data.readers import DataError, read_columns
 
 DATA = Path(__file__).with_name("bundled")
@@ -175,3 +175,14 @@ def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
     rows = at[ratings.items] >= 0
     return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows],
                    ratings.times[rows], fewer), kept
+
+
+@register
+class LatestSmall(Dataset):
+    """MovieLens ml-latest-small, which comes along."""
+
+    title = "ml-latest-small"
+
+    def load(self) -> Ratings:
+        """All its ratings."""
+        return load(self.name)

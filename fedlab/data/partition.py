@@ -13,8 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import require, stream
+from fedlab.core import Partition, knob, register, require, stream
 from fedlab.data.interactions import Ratings
+
+
+GROUP = "partition"
+
+
+def platforms() -> int:
+    """The knob of all partitions into platforms."""
+    count: int = knob(10, 1, 10_000, "clients", "how many platforms", live=False, usual=(2, 50), group=GROUP)
+    return count
 
 
 def one_per_user(train: Ratings) -> Tensor:
@@ -77,3 +86,47 @@ def _check(train: Ratings, platforms: int) -> None:
     fits = isinstance(platforms, int) and 1 <= platforms <= train.user_count
     require(fits, "platforms", platforms,
             f"choose a whole number from 1 to {train.user_count}, the number of users")
+
+
+@register
+class OnePerUser(Partition):
+    """Every user is a client."""
+
+    def owner(self, train: Ratings, seed: int) -> Tensor:
+        """(U,) the client of each user."""
+        return one_per_user(train)
+
+
+@register
+class Equal(Partition):
+    """Platforms of equal size, with users drawn at random."""
+
+    platforms: int = platforms()
+
+    def owner(self, train: Ratings, seed: int) -> Tensor:
+        """(U,) the client of each user."""
+        return equal(train, self.platforms, seed)
+
+
+@register
+class ByActivity(Partition):
+    """Platforms of equal size, from those whose users rate least to those whose users rate most."""
+
+    platforms: int = platforms()
+
+    def owner(self, train: Ratings, seed: int) -> Tensor:
+        """(U,) the client of each user."""
+        return by_activity(train, self.platforms)
+
+
+@register
+class ByGenre(Partition):
+    """Platforms whose users differ in taste."""
+
+    platforms: int = platforms()
+    alpha: float = knob(0.3, 0.001, 1_000.0, "", "by genre: how alike platforms are (Dirichlet)",
+                        live=False, log=True, usual=(0.05, 100.0), group=GROUP)
+
+    def owner(self, train: Ratings, seed: int) -> Tensor:
+        """(U,) the client of each user."""
+        return by_genre(train, self.platforms, self.alpha, seed)

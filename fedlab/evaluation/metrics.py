@@ -7,10 +7,12 @@ Letters: U users, M candidates a user, n examples. Sources: He et al. 2017, sect
 (why the full ranking is shown beside the sampled one).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fedlab.core import require
+from fedlab.core import Metric, Score, register, require
 
 
 def mse(prediction: Tensor, target: Tensor) -> float:
@@ -71,3 +73,28 @@ def ndcg(ranks: Tensor, k: int = 10) -> float:
 def at_k(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
     """Both ranking metrics under their usual names."""
     return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
+
+
+@register
+class Ranking(Metric):
+    """HR@10 and NDCG@10 of the held-out item among sampled ones."""
+
+    modes = {"ndcg@10": "max", "hr@10": "max"}  # noqa: RUF012
+
+    def measure(self, score: Score, experiment: Any) -> dict[str, float]:
+        """Over the validation part."""
+        return at_k(experiment.candidates.ranks(score))
+
+
+@register
+class Error(Metric):
+    """RMSE of the held-out ratings, in stars."""
+
+    title = "rmse"
+    task = "ratings"
+    modes = {"rmse": "min"}  # noqa: RUF012
+
+    def measure(self, score: Score, experiment: Any) -> dict[str, float]:
+        """Over the validation part."""
+        held = experiment.split.validation
+        return {"rmse": rmse(score(held.users, held.items), held.values) * experiment.split.std}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedlab.core import Score, Tree, arranged, require, to
+from fedlab.core import Rows, Score, Tree, arranged, require, to
 from fedlab.models import Model
 
 
@@ -48,3 +48,25 @@ def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor],
         with torch.no_grad():
             return model.predict(leaves | constants, batch).view(users.shape).cpu()
     return score
+
+
+def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor,
+              owner: Tensor) -> Score:
+    """Predictions of each user's own client: server rows plus what that client learned.
+
+    deltas: of `cohort` (C,), as `client.train` gives them. owner (U,): client of each user. The
+    function returned is for users whose client is in the cohort.
+    """
+    position = torch.full((int(owner.max()) + 1,), -1)
+    position[cohort] = torch.arange(len(cohort))
+    keys = {name: d.client * len(params[name]) + d.ids for name, d in deltas.items()}   # sorted
+
+    def look_up(name: str, rows: Tensor, client: Tensor) -> Tensor:
+        key = position[client] * len(params[name]) + rows
+        if not len(keys[name]):                              # nobody learned anything
+            return params[name][rows]
+        at = torch.searchsorted(keys[name], key).clamp(max=len(keys[name]) - 1)
+        learned = deltas[name].values[at]
+        held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
+        return params[name][rows] + learned.where(held, 0.0)
+    return pair_scorer(model, look_up, owner, each=True)

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Tree, Update, require, stream
-from fedlab.data import Source
-from fedlab.engine import Correction
+from fedlab.core import Key, Local, Round, RoundContext, Rows, Tree, Update, knob, like, register, require
+from fedlab.engine import LocalSettings
 from fedlab.models import Model
 from fedlab.privacy.accounting import Release, epsilon
-from fedlab.privacy.mechanisms import NoiseSource
+from fedlab.privacy.noise_source import NoiseSource, teaching_seed
+
+GROUP = "privacy"
 
 
 def example_gradients(model: Model, params: Tree, columns: Tree) -> tuple[Tree, Tensor]:
@@ -44,59 +45,66 @@ def example_gradients(model: Model, params: Tree, columns: Tree) -> tuple[Tree, 
     return dict(zip(leaves, grads, strict=True)), losses.detach()
 
 
-class ExampleLevel:
-    """A client update: `local_epochs` passes of DP-SGD at each platform, and the ledger of each.
+@register
+class DPSGD(Local):
+    """`local_epochs` passes of DP-SGD at each platform; its own ledger is in `Round.state`.
 
-    clip: C. noise: z. teaching_seed: fixes noise and batches, and proves nothing. `batch_size` is
-    B.
+    `batch_size` is B.
     """
 
-    def __init__(self, clip: float, noise: float, teaching_seed: int | None = None) -> None:
-        """Nothing spent yet."""
-        for name, value in (("clip", clip), ("noise", noise)):
-            require(0 < value < math.inf, name, value, "choose a positive number")
-        self.clip, self.noise, self.seed = clip, noise, teaching_seed
-        self.steps: dict[int, dict[float, int]] = {}
+    title = "dp-sgd"
+    example_clip: float = knob(1.0, 1e-9, 1e9, "L2 norm", "dp-sgd: longest gradient of an example (C)",
+                               log=True, usual=(0.01, 10.0), group=GROUP)
+    example_noise: float = knob(1.0, 1e-6, 1e6, "of C", "dp-sgd: standard deviation of the noise (z)",
+                                log=True, usual=(0.1, 10.0), group=GROUP)
+    teaching_seed: int = teaching_seed()
+    local_epochs: int = like(LocalSettings, "local_epochs")
+    batch_size: int = like(LocalSettings, "batch_size")
+    local_lr: float = like(LocalSettings, "local_lr")
 
-    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-               number: int = 1, control: Correction | None = None) -> Iterator[Update]:
-        """Each platform's delta, one after another."""
-        require(data.task == "ratings", "task", data.task,
-                "a click brings drawn negatives along; train on ratings")
-        require(not model.private, "private", set(model.private),
-                "rows that stay would be trained without noise, and "
-                "tell of ratings through all others; share them")
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` for data or a model that it would not hide."""
+        model, task = context.model, context.data.task
+        require(task == "ratings", "task", task,
+                "dp-sgd: a click brings drawn negatives along; train on ratings")
+        require(not model.private, "private", set(model.private), "dp-sgd: rows that stay would be trained "
+                "without noise, and tell of ratings through all others; share them")
         require("client" not in model.rows.values(), "rows", "client",
-                "give a model without rows by client")
-        require(config.batch_size > 0, "batch_size", config.batch_size,
-                "choose how many ratings a batch shall have")
-        fits = config.optimizer == "sgd" and not config.proximal and config.correction == "none"
-        require(fits, "optimizer", config.optimizer,
-                "DP-SGD here is plain; set optimizer='sgd', proximal=0 and " "correction='none'")
-        chance = NoiseSource(None if self.seed is None else stream(self.seed, "examples", number))
-        for client in cohort.tolist():
-            yield self._trained(model, data, params, client, config, chance)
+                "dp-sgd: give a model without rows by client")
+        require(self.batch_size > 0, "batch_size", self.batch_size,
+                "dp-sgd: choose how many ratings a batch shall have")
 
-    def _trained(self, model: Model, data: Source, params: Tree, client: int, config: Config,
-                 chance: NoiseSource) -> Update:
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """Each platform's delta, one after another."""
+        for client in cohort.tolist():
+            yield self._trained(context, client)
+
+    def _trained(self, context: RoundContext, client: int) -> Update:
         """One platform's steps: fixed in number, however many ratings a batch has."""
-        mine = data.draw(torch.tensor([client]), 1, 0, torch.Generator())
-        columns = {name: column.to(next(iter(params.values())).device) for name,
-                   column in mine.items() if name not in ("client", "epoch")}
+        model, params = context.model, context.params
+        source = NoiseSource.of(self.teaching_seed, f"examples of {client}", context.number)
+        mine = context.data.draw(torch.tensor([client]), 1, 0, Key(context.seed, "examples", context.number))
+        order = mine["item"].argsort(stable=True)
+        device = next(iter(params.values())).device
+        columns = {name: column[order].to(device) for name, column in mine.items()
+                   if name not in ("client", "epoch")}
         ratings, now = len(mine["target"]), {name: params[name].clone() for name in model.rows}
-        rate = min(1.0, config.batch_size / ratings)
-        steps, seen = config.local_epochs * math.ceil(1 / rate), []
+        rate = min(1.0, self.batch_size / ratings)
+        steps, seen = self.local_epochs * math.ceil(1 / rate), []
         for _ in range(steps):
-            chosen = (chance.uniform(ratings) < rate).nonzero()[:, 0]
+            chosen = (source.uniform(ratings) < rate).nonzero()[:, 0].to(device)
             batch = {name: column[chosen] for name, column in columns.items()}
             total, losses = self.summed(model, now, batch)
             seen.append(losses)
             for name in now:
-                noisy = total[name] + chance.normal(total[name], self.noise * self.clip)
-                now[name] -= config.local_lr / (rate * ratings) * noisy
-        counted = self.steps.setdefault(client, {})
-        counted[rate] = counted.get(rate, 0) + steps
-        return self._update(params, now, torch.cat(seen), steps, client, float(data.counts[client]))
+                noise = source.normal(total[name], self.example_noise * self.example_clip)
+                now[name] -= self.local_lr / (rate * ratings) * (total[name] + noise)
+        memory = context.memory(self)
+        counted = dict(memory.get(client, {}))
+        counted[self.example_noise, rate] = counted.get((self.example_noise, rate), 0) + steps
+        memory[client] = counted
+        weight = float(context.data.counts[client])
+        return self._update(params, now, torch.cat(seen), steps, client, weight)
 
     def summed(self, model: Model, params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         """(sum of the clipped gradients, of the parameters' shapes; losses).
@@ -110,7 +118,7 @@ class ExampleLevel:
         squares = sum(grad.reshape(len(grad),
                                    -1).double().square().sum(1) for grad in grads.values())
         # a NaN counts 0
-        factor = (self.clip / torch.as_tensor(squares).sqrt()).clamp(max=1).nan_to_num(0.0).float()
+        factor = (self.example_clip / torch.as_tensor(squares).sqrt()).clamp(max=1).nan_to_num(0.0).float()
         for (name, grad), kind in zip(grads.items(), model.rows.values(), strict=True):
             scaled = (grad * factor.view(-1, *[1] * (grad.dim() - 1))).nan_to_num(0.0)
             rows = torch.zeros(len(grad), dtype=torch.int64,
@@ -127,8 +135,8 @@ class ExampleLevel:
         return Update(deltas, one * weight, one * losses.mean().nan_to_num(0.0),
                       torch.tensor([client]), one * steps)
 
-    def spent(self, delta: float, method: str = "rdp") -> dict[int, float]:
+    def spent(self, done: Round, delta: float, method: str = "rdp") -> dict[int, float]:
         """Client -> the epsilon of one of its ratings, so far."""
-        return {client: epsilon([Release(self.noise, rate, count) for rate,
-                                 count in counted.items()], delta, method=method) for client,
-                counted in self.steps.items()}
+        return {client: epsilon([Release(noise, rate, count) for (noise, rate), count in counted.items()],
+                                delta, method=method)
+                for client, counted in done.state.get(self.name, {}).items()}

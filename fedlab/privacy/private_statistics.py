@@ -15,74 +15,80 @@ noisy second moments).
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Score, Tree, Update, require, stream
+from fedlab.core import Key, Local, RoundContext, Rows, Score, Tree, Update, register, require
 from fedlab.data import Ratings, Source, recent
-from fedlab.engine import Correction
 from fedlab.models import Model
 
 
-def counts(items: int) -> Model:
-    """A model that is a number for each item, 0 at the start.
-
-    The popularity that `seen` sums up.
-    """
-    return Model("counts", "clicks", lambda _: {"count": torch.zeros(items)}, lambda p,
-                 batch: p["count"], {"count": "item"})
+def item_counts(items: int) -> Model:
+    """A model that is a number for each item, 0 at the start: what `ItemCounts` sums up."""
+    return Model("item counts", "clicks", lambda _: {"count": torch.zeros(items)},
+                 lambda p, batch: p["count"], {"count": "item"})
 
 
-def pairs(basis: Tensor) -> Model:
-    """A model that is a matrix (1, D, D): what `PairCounts` sums up.
-
-    Its score of an item is the item's own length.
-    """
+def pair_counts(basis: Tensor) -> Model:
+    """A model that is a matrix (1, D, D): what `PairCounts` sums up; it scores an item's own length."""
     dim = basis.shape[1]
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         rows = p["basis"][batch["item"]]
         return torch.einsum("...bd,...de,...be->...b", rows, p["pairs"], rows)
-    return Model("pairs", "clicks", lambda _: {"pairs": torch.zeros(1, dim, dim)}, predict,
+    return Model("pair counts", "clicks", lambda _: {"pairs": torch.zeros(1, dim, dim)}, predict,
                  {"pairs": "one"}, constants={"basis": basis})
 
 
-def seen(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-         number: int = 1, control: Correction | None = None) -> Iterator[Update]:
-    """Each client sends 1 for each film that it watched: a client update for `counts`."""
-    if len(cohort):
-        client, item = _watched(data, cohort, config, number)
-        yield _update({"count": Rows(torch.ones(len(item), device=params["count"].device), item,
-                                     client)}, cohort)
+@register
+class ItemCounts(Local):
+    """Each client sends 1 for each item that it clicked: for the model `item_counts`."""
+
+    def adds(self) -> dict[str, Any]:
+        """All clients count alike."""
+        return {"equal": True}
+
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` for another model."""
+        require("count" in context.model.rows, "model", context.model.name, "item counts need their own model; "
+                "see fedlab.privacy.item_counts")
+
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """Ones at the items of each client."""
+        client, item = _clicked(context.data, cohort)
+        ones = torch.ones(len(item), device=context.params["count"].device)
+        yield _update({"count": Rows(ones, item, client)}, cohort)
 
 
-class PairCounts:
-    """Each client sends the products of its history's D coordinates.
+@register
+class PairCounts(Local):
+    """Each client sends the products of its history's D coordinates: for the model `pair_counts`."""
 
-    A client update for `pairs`.
-    """
+    def adds(self) -> dict[str, Any]:
+        """All clients count alike."""
+        return {"equal": True}
 
-    def __init__(self, basis: Tensor) -> None:
-        """A basis (I, D) that everybody has."""
-        self.basis = basis
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` for another model."""
+        require("pairs" in context.model.rows, "model", context.model.name, "pair counts need their own model; "
+                "see fedlab.privacy.pair_counts")
 
-    def update(self, model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-               number: int = 1, control: Correction | None = None) -> Iterator[Update]:
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """A matrix of norm 1 of each client."""
-        if len(cohort):
-            client, item = _watched(data, cohort, config, number)
-            own = torch.zeros(len(cohort), self.basis.shape[1]).index_add_(0, client,
-                                                                           self.basis[item])
-            own = torch.nn.functional.normalize(own)
-            ids = torch.zeros(len(cohort), dtype=torch.int64)
-            matrices = (own[:, :, None] * own[:, None]).to(params["pairs"])
-            yield _update({"pairs": Rows(matrices, ids, torch.arange(len(cohort)))}, cohort)
+        basis = context.model.constants["basis"].cpu()
+        client, item = _clicked(context.data, cohort)
+        own = torch.zeros(len(cohort), basis.shape[1]).index_add_(0, client, basis[item])
+        own = torch.nn.functional.normalize(own)
+        ids = torch.zeros(len(cohort), dtype=torch.int64)
+        matrices = (own[:, :, None] * own[:, None]).to(context.params["pairs"])
+        yield _update({"pairs": Rows(matrices, ids, torch.arange(len(cohort)))}, cohort)
 
 
-def _watched(data: Source, cohort: Tensor, config: Config, number: int) -> tuple[Tensor, Tensor]:
-    """(client (n,), item (n,)) of the cohort's clicks, client after client."""
-    drawn = data.draw(cohort, 1, 0, stream(config.seed, "examples", number))
+def _clicked(data: Source, cohort: Tensor) -> tuple[Tensor, Tensor]:
+    """(client (n,), item (n,)) of the cohort's clicks, client after client, items growing."""
+    drawn = data.draw(cohort, 1, 0, Key(0, "order"))
     key = (drawn["client"] << 32 | drawn["item"]).unique()
     return key >> 32, key & 2**32 - 1
 

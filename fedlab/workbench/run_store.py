@@ -6,10 +6,9 @@ Begun, renamed, deleted, and kept in a folder as they go, a file for each.
 import json
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-from fedlab.core import Config, ParameterError, Round, require
+from fedlab.core import ParameterError, Round, Settings, require
 from fedlab.workbench.runs import Record, Run, end, read, record
 
 
@@ -56,9 +55,9 @@ class Runs:
         else:
             self.all.setdefault(run.id, run)
 
-    def begin(self, config: Config, name: str = "") -> Run:
+    def begin(self, settings: Settings, name: str = "") -> Run:
         """A new run, named 'run N' unless told."""
-        run = Run(name or f"run {len(self.all) + 1}", asdict(config))
+        run = Run(name or f"run {len(self.all) + 1}", dict(settings))
         with self._lock:
             self.all[run.id] = run
             self._save_whole(run)
@@ -69,7 +68,7 @@ class Runs:
 
         Parameters are dropped from the one before, so that memory does not fill.
         """
-        before = asdict(run.rounds[-1].config) if run.rounds else run.settings
+        before = run.rounds[-1].settings if run.rounds else Settings(**run.settings)
         if run.rounds:
             run.rounds[-1] = run.rounds[-1].light()
         run.rounds.append(done)

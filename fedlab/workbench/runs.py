@@ -14,13 +14,12 @@ import json
 import math
 import secrets
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedlab.core import VERSION, ParameterError, Round, require
+from fedlab.core import VERSION, ParameterError, Round, Settings, described, require
 
 Record = dict[str, Any]
 PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turned", "rejected", "skipped",
@@ -62,7 +61,7 @@ class Run:
         found = {name: [value] for name, value in self.settings.items()}
         for each in self.records:
             for name, value in each.get("turned", {}).items():
-                found[name].append(value)
+                found.setdefault(name, [described()[name].default]).append(value)
         return found
 
     def best(self, metric: str, mode: str) -> Record | None:
@@ -79,15 +78,15 @@ class Run:
                 "settings": self.settings}
 
 
-def record(done: Round, before: Mapping[str, Any]) -> Record:
+def record(done: Round, before: Settings) -> Record:
     """A Round as plain data, without the parameters.
 
-    What is not a finite number is None, as JSON has no NaN.
-
-    before: the settings of the round before it.
+    What is not a finite number is None, as JSON has no NaN. before: the settings of the Round before
+    it, or of the run.
     """
-    turned = {name: value for name,
-              value in asdict(done.config).items() if value != before.get(name)}
+    names = dict.fromkeys([*before, *done.settings])
+    turned = {name: done.settings[name] for name in names
+              if described()[name].knob.live and done.settings[name] != before[name]}
     found: Record = {"round": done.number, "loss": _finite(done.loss), "clients": len(done.cohort),
                      "bytes_up": done.bytes_up, "bytes_down": done.bytes_down,
                      "seconds": round(done.seconds, 4)}

@@ -8,12 +8,11 @@ See `fedlab.runner` for the thread and `fedlab.runs` for what is kept.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedlab.core import Config, Round, knobs, known, require, settings
+from fedlab.core import Round, Settings, described, known, read_settings, require
 from fedlab.workbench.run_store import Runs
 from fedlab.workbench.runner import Job, Runner, claim, follow, side_by_side
 from fedlab.workbench.runs import Run
@@ -26,14 +25,14 @@ WIDTH = 4                # runs of a sweep that train side by side
 class Session:
     """Settings, runs and the one job over a stream of Rounds.
 
-    live: a function from a settings-giving function to a stream of Rounds. config: where the knobs
+    live: a function from a settings-giving function to a stream of Rounds. settings: where the knobs
     start. metrics: name -> 'max' or 'min', what is better; the loss is always there. folder: where
     runs are kept. presets: name -> settings. changed: called after each round and each change of
     state, from the thread.
     """
 
-    def __init__(self, live: Live, config: Config, metrics: Mapping[str, str], folder: str | Path | None,
-                 presets: Mapping[str, Config], changed: Callable[[], None]) -> None:
+    def __init__(self, live: Live, settings: Settings, metrics: Mapping[str, str], folder: str | Path | None,
+                 presets: Mapping[str, Settings], changed: Callable[[], None]) -> None:
         """Stop what ran in this kernel before, so that running a cell again starts afresh."""
         self.metrics = {"loss": "min"} | dict(metrics)
         for name, mode in self.metrics.items():
@@ -47,25 +46,25 @@ class Session:
         self.trying: Sweep | None = None
         self.planned = 1                     # runs of the sweep
         self.began = 0.0                     # when it was started, monotonic seconds
-        self.in_use: Config | None = None    # what the round under way, or the last one, was given
-        self._first = self._config = config
+        self.in_use: Settings | None = None    # what the round under way, or the last one, was given
+        self._first = self._settings = settings
         self._lock = threading.Lock()
 
     @property
-    def config(self) -> Config:
+    def settings(self) -> Settings:
         """The settings as the knobs stand, in one piece."""
         with self._lock:
-            return self._config
+            return self._settings
 
-    @config.setter
-    def config(self, config: Config) -> None:
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
         with self._lock:
-            self._config = config
+            self._settings = settings
 
     @property
     def progress(self) -> float:
         """Share of the rounds that are done, of all runs of a sweep."""
-        return min(sum(len(run.records) for run in self.members) / (self.config.rounds
+        return min(sum(len(run.records) for run in self.members) / (self.settings.rounds
                                                                     * self.planned), 1.0)
 
     def shown(self) -> list[Run]:
@@ -79,7 +78,7 @@ class Session:
             return self.runner.go(rounds)
         claim(None)
         self.trying, self.members, self.planned = None, [], 1
-        return self.runner.start(self._job(self.config, self._snapshots(self.config)), rounds)
+        return self.runner.start(self._job(self.settings, self._snapshots(self.settings)), rounds)
 
     def step(self) -> None:
         """One round, then pause."""
@@ -95,13 +94,13 @@ class Session:
         And put the knobs back to where they began.
         """
         self.runner.reset()
-        self.trying, self.members, self.in_use, self.config = None, [], None, self._first
+        self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
 
     def sweep(self, what: Sweep) -> None:
         """Train every trial of a sweep, some side by side."""
         require(what.metric in self.metrics, "metric", what.metric,
                 f"choose one of {', '.join(self.metrics)}")
-        trials = what.trials(self.config)
+        trials = what.trials(self.settings)
         claim(None)
         self.in_use = None
         self.trying, self.members, self.planned, self.began = what, [], len(
@@ -117,35 +116,36 @@ class Session:
     def preset(self, name: str) -> None:
         """Take the settings of this name."""
         known(list(self.presets), {name: name})
-        self.config = self.presets[name]
+        self.settings = self.presets[name]
 
     def paste(self, text: str) -> None:
         """Take the settings of a JSON, see `fedlab.settings`."""
-        self.config = settings.read(text, self.config)
+        self.settings = read_settings(text, self.settings)
 
-    def _snapshots(self, started: Config) -> Callable[[], Config]:
+    def _snapshots(self, started: Settings) -> Callable[[], Settings]:
         """The knobs as each round takes them; those that are not live stay as the run started."""
-        fixed = {name: getattr(started, name) for name,
-                 knob in knobs(type(started)).items() if not knob.live}
+        live = {name for name, found in described().items() if found.knob.live}
+        fixed = {name: value for name, value in started.items() if name not in live}
 
-        def ask() -> Config:
-            config = replace(self.config, **fixed)
-            if config != self.in_use:  # shown when a round takes it, not when that round ends
-                self.in_use = config
+        def ask() -> Settings:
+            turned = {name: value for name, value in self.settings.items() if name in live}
+            settings = Settings(**turned | fixed)
+            if settings != self.in_use:  # shown when a round takes it, not when that round ends
+                self.in_use = settings
                 self.changed()
-            return config
+            return settings
         return ask
 
-    def _job(self, config: Config, ask: Callable[[], Config], name: str = "") -> Job:
+    def _job(self, settings: Settings, ask: Callable[[], Settings], name: str = "") -> Job:
         """One run; it is not there before its first round is asked for."""
         # ended ones lose their parameters, so that memory does not fill
         for old in self.runs.listed():
             if old.state != "running" and old.rounds and old.rounds[-1].params:
                 old.rounds = [done.light() for done in old.rounds]
-        run = self.runs.begin(config, name)
+        run = self.runs.begin(settings, name)
         self.members.append(run)
         yield from follow(partial(self.live, ask), run, self.runs)
 
 
-def _same(config: Config) -> Config:
-    return config
+def _same(settings: Settings) -> Settings:
+    return settings

@@ -6,15 +6,14 @@ random search tries as many values of each setting as it has runs, a grid only a
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from fedlab.core import Config, knobs, known, parsed, require, stream
+from fedlab.core import Settings, described, known, parsed, require, stream
 from fedlab.workbench.runs import Run
 
-C = TypeVar("C", bound=Config)
 MOST = 200      # runs in a sweep
 
 
@@ -32,19 +31,19 @@ class Sweep:
     mode: str
     count: int = 0
 
-    def trials(self, base: C) -> list[C]:
+    def trials(self, base: Settings) -> list[Settings]:
         """The settings of every run. Raises `ParameterError` before anything is trained."""
-        known(list(knobs(type(base))), self.over)
+        known(list(described()), self.over)
         require(len(self.over) in (1, 2), "over", list(self.over),
                 "choose one or two different settings")
         for name, values in self.over.items():
             require(len(values) > 0, name, list(values), "give at least one value")
             for value in values:
-                replace(base, **{name: value})              # refuses what the knob refuses
+                base.replace(**{name: value})              # refuses what the knob refuses
         points = self._drawn(base) if self.count else self._grid()
         require(len(points) <= MOST, "runs", len(points),
                 f"a sweep has at most {MOST}; try fewer values")
-        return [replace(base, **point) for point in points]
+        return [base.replace(**point) for point in points]
 
     def _grid(self) -> list[dict[str, Any]]:
         points: list[dict[str, Any]] = [{}]
@@ -52,16 +51,16 @@ class Sweep:
             points = [point | {name: value} for value in dict.fromkeys(values) for point in points]
         return points
 
-    def _drawn(self, base: Config) -> list[dict[str, Any]]:
+    def _drawn(self, base: Settings) -> list[dict[str, Any]]:
         """Independent draws.
 
         By ratios where the slider moves by ratios, one of the given where there are choices.
         """
         require(0 < self.count <= MOST, "count", self.count, f"choose from 1 to {MOST} runs")
-        draw, described = stream(base.seed, "sweep"), knobs(type(base))
+        draw = stream(base.seed, "sweep")
 
         def one(name: str, values: Sequence[Any], luck: float) -> Any:
-            knob = described[name]
+            knob = described()[name].knob
             if isinstance(values[0], str):
                 return values[min(int(luck * len(values)), len(values) - 1)]
             low, high = min(values), max(values)
@@ -77,19 +76,19 @@ class Sweep:
                                                                                  strict=True)}
                 for row in luck]
 
-    def name(self, config: Config) -> str:
+    def name(self, settings: Settings) -> str:
         """What a run of it is called."""
-        return ", ".join(f"{name}={getattr(config, name)}" for name in self.over)
+        return ", ".join(f"{name}={settings[name]}" for name in self.over)
 
     def cell(self, run: Run) -> dict[str, Any]:
         """What the map shows of a run: where it lies, what it reached so far, how far it is."""
         best = run.best(self.metric, self.mode)
-        return {"run": run.id, "name": run.name, "at": [run.settings[name] for name in self.over],
+        return {"run": run.id, "name": run.name, "at": [Settings(**run.settings)[name] for name in self.over],
                 "value": None if best is None else best[self.metric], "state": run.state,
                 "error": run.error, "round": len(run.records)}
 
 
-def values(config: Config, name: str, text: str) -> list[Any]:
+def values(name: str, text: str) -> list[Any]:
     """The values in '0.1, 0.5, 1' for a setting: numbers, or names."""
-    known(list(knobs(type(config))), {name: text})
-    return [parsed(config, name, part.strip()) for part in text.split(",") if part.strip()]
+    known(list(described()), {name: text})
+    return [parsed(name, part.strip()) for part in text.split(",") if part.strip()]

@@ -12,13 +12,12 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from fedlab.core import Config, Round, differing, knobs, require
+from fedlab.core import Round, Settings, described, differing, require
 from fedlab.workbench.runs import PLAIN, Run
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep
@@ -30,20 +29,20 @@ SPREADS = {"loss by client": "mean local loss", "norm by client": "L2 norm of wh
            "rounds by client": "rounds taken part in"}
 
 
-def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None,
+def describe_knob(name: str, span: tuple[Any, ...] | None,
                   folded: bool = False) -> dict[str, Any]:
     """What the view needs to know of a knob: no knob has code of its own there.
 
     span: (lowest, highest) of its slider, or the choices; None for the usual. folded: away with
     others of its group. Raises `ParameterError` for a bad span.
     """
-    knob = knobs(type(config))[name]
-    kind, default = {f.name: (f.type, f.default) for f in fields(config)}[name]
+    found = described()[name]
+    knob, kind, default = found.knob, found.kind, found.default
     if kind is str:
         for value in span or ():
             knob.check(name, value, str)
-        ends: dict[str, Any] = {"choices": list(span or knob.choices),
-                                "kind": "choice" if knob.choices else "text"}
+        ends: dict[str, Any] = {"choices": list(span or knob.options),
+                                "kind": "choice" if knob.options else "text"}
     else:
         low, high = span or knob.usual
         require(knob.low <= low < high <= knob.high, f"turn[{name!r}]", span,
@@ -58,7 +57,7 @@ def describe_knob(config: Config, name: str, span: tuple[Any, ...] | None,
 def check_turn(shown: Mapping[str, Any], value: object) -> None:
     """Raise `ParameterError` for a number that leaves its slider.
 
-    The rest is for the Config to check.
+    The rest is for the Settings to check.
     """
     if shown["kind"] == "number":
         inside = isinstance(value, int | float) and shown["low"] <= value <= shown["high"]
@@ -129,16 +128,17 @@ def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
             "clients": len(values), "whole": whole}
 
 
-def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]) -> list[dict[str,
-                                                                                              Any]]:
-    """A row a run.
-
-    Name, state, best of each metric and its round, settings that differ from the others.
+def table(runs: list[Run], shown: Mapping[str, int],
+          metrics: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row a run: name, state, best of each metric and its round, and the settings that differ.
 
     shown: run id -> colour of those in the charts; settings are compared among these, or among all
     without two.
     """
     used = {run.id: run.used() for run in runs}
+    turned = dict.fromkeys(name for each in used.values() for name in each)
+    usual = {name: [found.default] for name, found in described().items() if name in turned}
+    used = {id_: usual | each for id_, each in used.items()}
     names = differing([each for id_, each in used.items() if len(shown) < 2 or id_ in shown])
 
     def row(run: Run) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def table(runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str])
                 "pinned": run.pinned, "colour": shown.get(run.id), "rounds": len(run.records),
                 "best": {m: None if r is None else [r[m], r["round"]] for m, r in best.items()},
                 "differs": {n: " → ".join(map(show, used[run.id][n])) for n in names
-                            if n in run.settings}}
+                            if n in used[run.id]}}
     return [row(run) for run in runs]
 
 
@@ -226,7 +226,7 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     if run is None or not run.records:
         return {"running": "Starting: the first round is under way.",
                 "ready": "Press Start."}.get(state, f"{state.capitalize()}.")
-    last, ends, total = run.records[-1], list(run.clock), session.config.rounds
+    last, ends, total = run.records[-1], list(run.clock), session.settings.rounds
     pace = statistics.median([b - a for a, b in pairwise(ends)] or [last["seconds"]])
     left = max(total - last["round"], 0)
     device = next((f" on {p.device}" for p in run.rounds[-1].params.values()),

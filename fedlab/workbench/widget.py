@@ -10,14 +10,13 @@ on the kernel's. `fedlab.session` does the work; `fedlab.view` makes the plain d
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from fedlab.core import Config, ParameterError, Round, knobs, known, require, settings
+from fedlab.core import ParameterError, Round, Settings, described, known, require, write_settings
 from fedlab.workbench import view
 from fedlab.workbench.export import KINDS, export, to_tensorboard
 from fedlab.workbench.session import Live, Session
@@ -35,11 +34,11 @@ def _files(*names: str) -> str:
 
 
 class Workbench(anywidget.AnyWidget):
-    """Knobs of a Config or Experiment, live charts, runs to compare and sweeps.
+    """Knobs of a Settings or Experiment, live charts, runs to compare and sweeps.
 
     live: a function from a settings-giving function to a stream of Rounds, say
-        lambda config: measured(federate(model, clients, config), measure)
-    config: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or
+        lambda settings: measured(federate(model, clients, settings), measure)
+    settings: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or
     the choices; None for its usual ones; without `turn` all knobs, most of them folded away in
     groups. metrics: name of a Round metric -> 'max' or 'min', what is better. folder: where runs
     are kept as JSONL; in memory only without. presets: name -> settings to take at once. `rounds`
@@ -62,18 +61,18 @@ class Workbench(anywidget.AnyWidget):
     table: Any = traitlets.List().tag(sync=True)                        # the runs
     heat: Any = traitlets.Dict().tag(sync=True)                         # the map of a sweep
 
-    def __init__(self, live: Live, config: Config, turn: Turn | None = None,
+    def __init__(self, live: Live, settings: Settings, turn: Turn | None = None,
                  metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
-                 presets: Mapping[str, Config] | None = None) -> None:
+                 presets: Mapping[str, Settings] | None = None) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
-        every = dict.fromkeys(knobs(type(config)))
+        every = dict.fromkeys(described())
         known(list(every), turn or {})
-        shown = [view.describe_knob(config, name, span, folded=turn is None)
+        shown = [view.describe_knob(name, span, folded=turn is None)
                  for name, span in (every if turn is None else turn).items()]
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
-        self._in_use: Config | None = None
-        self.session = Session(live, config, metrics or {}, folder, presets or {}, self._changed)
+        self._in_use: Settings | None = None
+        self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(spec={"knobs": shown, "metrics": self.session.metrics,
                                "presets": list(self.session.presets), "exports": list(KINDS),
                                "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
@@ -98,14 +97,14 @@ class Workbench(anywidget.AnyWidget):
 
     def _turned(self, change: dict[str, Any]) -> None:
         """Take the new values, or put the old ones back and say why."""
-        config = self.session.config
+        settings = self.session.settings
         try:
             shown = {knob["name"]: knob for knob in self.spec["knobs"]}
             known(list(shown), change["new"])
-            turned = {n: v for n, v in change["new"].items() if v != getattr(config, n)}
+            turned = {n: v for n, v in change["new"].items() if v != settings[n]}
             for name, value in turned.items():
                 view.check_turn(shown[name], value)
-            self.session.config = replace(config, **turned)
+            self.session.settings = settings.replace(**turned)
         except ParameterError as error:
             self.values, self.notice = change["old"], str(error)
             return
@@ -115,10 +114,10 @@ class Workbench(anywidget.AnyWidget):
     def _show_knobs(self) -> None:
         """The knobs, and all settings as text, as they stand now."""
         with self._guard, self.hold_sync():
-            config = self.session.config
-            self.values = {knob["name"]: getattr(config,
+            settings = self.session.settings
+            self.values = {knob["name"]: getattr(settings,
                                                  knob["name"]) for knob in self.spec["knobs"]}
-            self.text = settings.write(config)
+            self.text = write_settings(settings)
 
     def _told(self, _: object, content: dict[str, Any], __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
@@ -148,7 +147,7 @@ class Workbench(anywidget.AnyWidget):
         self.draw()
 
     def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:
-        found = {name: values(self.session.config, name, text) for name, text in over.items()}
+        found = {name: values(name, text) for name, text in over.items()}
         self.session.sweep(Sweep(found, metric, self.session.metrics.get(metric, "max"), count))
 
     def _export(self, kind: str) -> None:
@@ -177,7 +176,7 @@ class Workbench(anywidget.AnyWidget):
             self._drawn, self._in_use = time.monotonic(), session.in_use
             last = session.members[-1] if session.members else None
             shown, listed = session.shown(), runs.listed()
-            self.picture = self._pens.picture(shown, last, self.charts, session.config.rounds,
+            self.picture = self._pens.picture(shown, last, self.charts, session.settings.rounds,
                                               session.progress)
             if self._pens.changed(listed):
                 self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours,

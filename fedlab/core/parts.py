@@ -1,0 +1,390 @@
+"""Parts, and how they go together: each states facts, and one walk refuses what is not sound.
+
+    who takes part -> when -> local training -> client stages | GATE | server stages -> one delta
+
+A part says which facts it `needs` in front of it, which it `refuses` and which it `adds`. `walk`
+takes the parts in the order in which they act and hands each the facts in front of it, with their
+values: a clip of 2 adds {"clipped": 2.0}, and the noise behind it reads how much it has to hide.
+No pair of parts is written down anywhere.
+
+What a part remembers from round to round lies in `Round.state`, under its name, never in itself.
+
+Letters: C clients in a cohort, R rows, N clients in all.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require, title_of
+from fedlab.core.rounds import Round
+from fedlab.core.settings import Settings
+from fedlab.core.tree import Delta, Rows, Score, Tree, Update
+
+P = TypeVar("P", bound="Part")
+
+FACTS = {
+    "clipped": "a bound on the length of every update",
+    "equal": "clients of equal weight",
+    "received": "updates that are still with their clients",
+    "summed": "every client's own update",
+    "noised": "updates without noise",
+    "stale": "updates of this very round",
+    "members": "the same clients in every round",
+    "poisson": "a cohort of fixed size",
+    "coded": "updates whose every number is sent in full",
+    "second moments": "a sum over clients, which Gram matrices live in",
+    "counted": "nobody's length counted",
+}
+FRAGILE = ("clipped", "equal")  # a stage takes these facts away unless it declares that it keeps them
+BEHIND = {"client": ("received", "summed"), "server": ("summed",), "sum": ()}
+REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
+
+
+class Part:
+    """What can be combined: a frozen dataclass whose fields are its knobs, see `register`."""
+
+    kind: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    refuses: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def name(self) -> str:
+        """As messages, settings and `Round.state` have it."""
+        return title_of(type(self))
+
+    def adds(self) -> dict[str, Any]:
+        """Facts for the parts behind this one, with their values."""
+        return {}
+
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Knobs without effect in this combination; facts: those in front of this part."""
+        return ()
+
+    def ready(self, experiment: Any) -> "Part":
+        """The part as an experiment uses it, completed with what only the experiment knows."""
+        return self
+
+
+class Local(Part):
+    """What a client does in a round. It declares every name that it sends."""
+
+    kind = "local"
+
+    def check(self, context: "RoundContext") -> None:
+        """Raise `ParameterError` for a model or data that this method cannot train."""
+
+    def asks(self, context: "RoundContext") -> dict[str, tuple[Tensor, str]]:
+        """Name -> (a tensor of its shape, kind of its rows) of all that a client sends."""
+        return {name: (context.params[name], kind) for name, kind in context.model.rows.items()
+                if name not in context.model.private}
+
+    def train(self, context: "RoundContext", cohort: Tensor) -> Iterator[Update]:
+        """What the clients (C,) send, chunk by chunk; private rows are among it and stay."""
+        raise NotImplementedError
+
+    def work(self, context: "RoundContext", cohort: Tensor) -> Tensor:
+        """(C,) examples that each client goes through in a round."""
+        counts: Tensor = context.data.counts[cohort]
+        return counts
+
+    def finish(self, delta: Delta, context: "RoundContext") -> Delta:
+        """The server's half: from one delta of all that was sent to one of the model's names."""
+        return delta
+
+    def source(self, data: Any) -> Any:
+        """What it trains on, made from a federation."""
+        return data
+
+    def score(self, model: Any, data: Any, done: Round) -> Any:
+        """How it predicts for its users, where that is not simply the model: a Score, or None."""
+        return None
+
+
+class Stage(Part):
+    """What happens to updates on the way up.
+
+    side: 'client' acts before an update is sent, 'server' on each update that came through the
+    gate, 'sum' on the sum over the cohort. keeps: fragile facts that hold behind it as well.
+    """
+
+    kind = "stage"
+    side: ClassVar[str] = "client"
+    keeps: ClassVar[tuple[str, ...]] = ()
+
+    def each(self, update: Update, context: "RoundContext") -> Update:
+        """What leaves this stage of a chunk: the same names, rows and shapes."""
+        return update
+
+    def begin(self, context: "RoundContext") -> None:
+        """Before anything else of a round."""
+
+    def done(self, context: "RoundContext") -> None:
+        """After the server's step, or after a round that was skipped."""
+
+    def add_up(self, updates: Iterable[Update], context: "RoundContext") -> Tree | None:
+        """The sum of the weighted updates, dense, float64; None leaves it to the server."""
+        return None
+
+    def total(self, total: Tree, context: "RoundContext") -> Tree:
+        """The sum over the cohort after this stage."""
+        return total
+
+    def spends(self, context: "RoundContext") -> Sequence[Any]:
+        """What this round releases, for the ledger (`fedlab.privacy.Spending`)."""
+        return ()
+
+
+class Aggregation(Part):
+    """From the updates of a cohort to one delta: tensors of the parameters' shapes.
+
+    The updates come as a list, to be walked as often as it likes; to one that `streams` they come
+    once, so that they need not be in memory together.
+    """
+
+    kind = "aggregation"
+    refuses = ("summed", "second moments")
+
+    @property
+    def streams(self) -> bool:
+        """Whether it walks the updates once."""
+        return False
+
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name."""
+        raise NotImplementedError
+
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
+        """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
+        return self(updates, server)
+
+
+class Schedule(Part):
+    """Whose updates arrive when."""
+
+    kind = "schedule"
+
+    def plan(self, context: "RoundContext", who: Any) -> "Plan":
+        """Who starts to train in this step of the server, and whose updates may arrive."""
+        raise NotImplementedError
+
+    def land(self, sent: "Iterator[Sent]", context: "RoundContext") -> "Iterator[Sent]":
+        """The updates that arrive in this step, of those that are sent now or were before."""
+        return sent
+
+
+class Dataset(Part):
+    """Interactions that a run can be made of."""
+
+    kind = "data"
+
+    def load(self) -> Any:
+        """The `Ratings`."""
+        raise NotImplementedError
+
+
+class Partition(Part):
+    """Who is a client: a federation deals users out to clients."""
+
+    kind = "partition"
+
+    def owner(self, train: Any, seed: int) -> Tensor:
+        """(U,) the client of each user of these train ratings."""
+        raise NotImplementedError
+
+
+class Recipe(Part):
+    """How a model is made for the data at hand."""
+
+    kind = "model"
+
+    def build(self, train: Any, task: str) -> Any:
+        """The `Model` for these train ratings."""
+        raise NotImplementedError
+
+    def source(self, data: Any) -> Any:
+        """What the model trains on, made from a federation."""
+        return data
+
+    def score(self, model: Any, data: Any, params: Tree) -> Score | None:
+        """How its parameters predict, where `scorer` does not know it."""
+        return None
+
+
+class Metric(Part):
+    """What is measured of a Round; modes: name of each number -> 'max' or 'min', what is better."""
+
+    kind = "metric"
+    task: ClassVar[str] = "clicks"
+    modes: ClassVar[Mapping[str, str]] = {}
+
+    def measure(self, score: Score, experiment: Any) -> dict[str, float]:
+        """The numbers, over the validation part of an experiment."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A cohort and how it was really drawn: the ledger believes nothing else.
+
+    cohort (C,): client numbers. rate: chance or share of a member to be drawn. sampling: 'fixed',
+    'poisson' or 'all'. expected: clients in a sum on average.
+    """
+
+    cohort: Tensor
+    rate: float
+    sampling: str
+    expected: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step of the server.
+
+    start (C,): clients that train now, those with most examples first. invited: client -> number
+    of the round in which it started, of those whose updates may arrive now. rejected: client ->
+    why its update never will. clock: simulated seconds at the end. late (L,): clients of these that
+    had sent theirs.
+    """
+
+    start: Tensor
+    invited: Mapping[int, int]
+    rejected: dict[int, str]
+    clock: float
+    drawn: Drawn | None = None
+    late: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A chunk of updates on its way, and the private rows that stay with their clients."""
+
+    update: Update
+    own: dict[str, Rows]
+
+    def only(self, chosen: Tensor) -> "Sent":
+        """Some of its clients: chosen (C,)."""
+        mine = chosen.to(self.update.weights.device)
+        return Sent(self.update.only(chosen), {n: rows.only(mine) for n, rows in self.own.items()})
+
+
+@dataclass
+class RoundContext:
+    """What parts may know of a round.
+
+    params: the server's parameters and everybody's private rows at its start. facts: of each part,
+    by its name, those in front of it. asked: what clients send (`Local.asks`). metrics: to add to.
+    notes: what parts tell each other within the round.
+    work: examples that clients (C,) go through in a round. share: the weight of the clients that
+    were aggregated over that of all clients. private: whether the run spends privacy.
+    """
+
+    model: Any
+    data: Any
+    settings: Settings
+    before: Round
+    params: Tree
+    state: dict[str, dict[str, Any]]
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    asked: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    plan: Plan = field(default_factory=lambda: Plan(torch.empty(0, dtype=torch.int64), {}, {}, 0.0))
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    work: Callable[[Tensor], Tensor] = lambda cohort: torch.ones(len(cohort))
+    share: float = 1.0
+    private: bool = False
+
+    @property
+    def number(self) -> int:
+        """Of the round under way, from 1."""
+        return self.before.number + 1
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        seed: int = self.settings.seed
+        return seed
+
+    @property
+    def expected(self) -> float:
+        """Clients in a sum on average, at least one: what a noisy sum is divided by."""
+        drawn = self.plan.drawn
+        return max(1.0, drawn.expected if drawn else float(len(self.plan.invited)))
+
+    @property
+    def server(self) -> Tree:
+        """Name -> tensor of the shape of what clients send."""
+        return {name: value for name, (value, _) in self.asked.items()}
+
+    def memory(self, part: Part) -> dict[str, Any]:
+        """What this part keeps; set entries, never change one in place: earlier Rounds share it."""
+        return self.state.setdefault(part.name, {})
+
+    def fact(self, part: Part, name: str) -> Any:
+        """The value of a fact in front of this part."""
+        return self.facts[part.name][name]
+
+
+def walk(parts: Sequence[Part], facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of each part -> the facts in front of it.
+
+    facts: those that hold before the first part. Raises `ParameterError` that names two parts, or a
+    part and what is missing, and a way out.
+    """
+    now, found = dict(facts), dict[str, dict[str, Any]]()
+    cause = dict.fromkeys(now, "the data")
+    for part in parts:
+        require(part.name not in found, "parts", part.name, "it is there twice; leave one of them out")
+        found[part.name] = dict(now)
+        side = part.side if isinstance(part, Stage) else ""
+        _check(part, side, now, cause)
+        if isinstance(part, Stage):
+            for fact in set(FRAGILE) & now.keys() - set(part.keeps):
+                del now[fact]
+                cause[fact] = part.name
+        added = part.adds() | dict.fromkeys(REACHED.get(side, ()), True)
+        cause |= {fact: part.name for fact in added if fact not in now}
+        now |= added
+    return found
+
+
+def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, str]) -> None:
+    """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
+    for fact in part.needs:
+        if fact not in facts:
+            way = f"{cause[fact]} took it away: change their order" if fact in cause else (
+                f"put {' or '.join(_makers(fact)) or 'a part that gives it'} in front of it")
+            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
+    for fact in (*part.refuses, *BEHIND.get(side, ())):
+        if fact in facts:
+            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, 'to be without ' + fact)}, which {cause[fact]} "
+                                 "leaves no more; change their order, or leave one of them out")
+
+
+def _makers(fact: str) -> list[str]:
+    """Names of the registered parts that add a fact."""
+    return [title for parts in REGISTRY.values() for title, cls in parts.items()
+            if issubclass(cls, Part) and fact in cls().adds()]
+
+
+def turned(part: P, settings: Mapping[str, Any]) -> P:
+    """The part with the knobs that it has turned as the settings say."""
+    mine = {name: value for name, value in settings.items() if name in knobs(type(part))}
+    return replace(part, **mine) if mine else part  # type: ignore[type-var]
+
+
+def check_read(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
+               settings: Mapping[str, Any]) -> None:
+    """Raise `ParameterError` for a turned knob that nothing in this combination reads."""
+    for name, value in settings.items():
+        readers = [part for part in parts if name in knobs(type(part))]
+        others = [title for kind in REGISTRY.values() for title, cls in kind.items()
+                  if name in knobs(cls)]
+        require(bool(readers), name, value, "nothing in this run reads it; "
+                f"{', '.join(others) or 'no part'} would")
+        idle = [part.name for part in readers if name in part.idle(facts[part.name])]
+        require(len(idle) < len(readers), name, value,
+                f"{' and '.join(idle)} does not read it in this combination; leave it as it was")

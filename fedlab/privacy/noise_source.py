@@ -1,0 +1,51 @@
+"""Where the random numbers of privacy come from: the operating system, or a teaching seed."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from fedlab.core import knob, stream
+
+
+class NoiseSource:
+    """Random numbers that noise and cohorts are drawn from.
+
+    Who knows a teaching seed can subtract the noise: with one, no epsilon holds.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        """generator: of a teaching seed; the operating system's numbers without."""
+        self.generator = generator
+
+    @classmethod
+    def of(cls, seed: int, purpose: str, number: int) -> "NoiseSource":
+        """The source of a draw; seed: below 0 for the operating system's numbers."""
+        return cls(None if seed < 0 else stream(seed, purpose, number))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Float64 numbers strictly between 0 and 1.
+
+        >>> NoiseSource().uniform(2, 3).shape
+        torch.Size([2, 3])
+        """
+        if self.generator is not None:
+            drawn = torch.rand(*shape, generator=self.generator, dtype=torch.float64)
+            return drawn.clamp(min=2.0**-54)
+        count = torch.Size(shape).numel()
+        words = bytearray(os.urandom(8 * count) or bytes(8))
+        bits = torch.frombuffer(words, dtype=torch.int64)[:count]
+        return ((bits >> 11 & 2**53 - 1).double() + 0.5).mul_(2.0**-53).view(shape)
+
+    def normal(self, like: Tensor, deviation: float) -> Tensor:
+        """Noise of a tensor's shape, type and device."""
+        return (torch.special.ndtri(self.uniform(*like.shape)) * deviation).to(like)
+
+
+def teaching_seed() -> int:
+    """The knob of all parts that draw what privacy rests on."""
+    seed: int = knob(-1, -1, 2**31 - 1, "",
+                     "fixes noise and cohorts, so that a lesson can be repeated, and proves nothing; "
+                     "-1 draws them from the operating system", live=False, usual=(-1, 100),
+                     group="privacy")
+    return seed
