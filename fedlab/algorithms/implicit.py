@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fedlab.aggregation import Delta, some_weight
 from fedlab.algorithms.scaffold import Control
-from fedlab.core import Config, Rows, Tree, Update, require, stream
+from fedlab.core import Config, Key, Rows, Tree, Update, require
 from fedlab.data import Federation, Source, recent
 from fedlab.models import Model
 
@@ -143,4 +143,4 @@ class Implicit:
 
 def _clicks(data: Source, here: Tensor) -> Tree:
     """What these clients clicked, client after client; the order within is of no account."""
-    return data.draw(here, 1, 0, stream(0, "order"))
+    return data.draw(here, 1, 0, Key(0, "order"))

@@ -31,7 +31,6 @@ from fedlab.core import (
     norms,
     one_thread,
     require,
-    stream,
     to,
 )
 from fedlab.data import Source
@@ -79,7 +78,7 @@ def steps(step: Callable[[Model, Config, Round], Round], model: Model, data: Sou
             f"model and federation differ; the federation has {data.task}")
     ask = config if callable(config) else partial(replace, config or Config())
     model, now = replace(model, constants=to(model.constants, device)), ask()
-    done = start or Round(0, now, model.init(stream(now.seed, "init")))
+    done = start or Round(0, now, model.init(now.seed))
     done = replace(done, params=to(done.params, device))
     while done.number < now.rounds:
         with one_thread():

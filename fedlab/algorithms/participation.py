@@ -176,5 +176,9 @@ def sample(data: Source, config: Config, number: int, members: Tensor | None = N
 
 
 def longest_first(data: Source, cohort: Tensor) -> Tensor:
-    """(C,) the same clients, those with most ratings first, as training wants them."""
+    """(C,) the same clients, those with most ratings first, as training wants them.
+
+    Among equals by number: the order in which a cohort trains and is summed up.
+    """
+    cohort = cohort.sort().values
     return cohort[data.counts[cohort].argsort(descending=True, stable=True)]

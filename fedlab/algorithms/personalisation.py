@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlab.aggregation import joined_updates
 from fedlab.algorithms.meta import Meta
-from fedlab.core import Config, Rows, Score, Tree, Update, one_thread, stream
+from fedlab.core import Config, Rows, Score, Tree, Update, one_thread
 from fedlab.data import Federation
 from fedlab.engine import updates
 from fedlab.evaluation import Candidates, pair_scorer
@@ -71,7 +71,7 @@ def alone(model: Model, data: Federation, config: Config) -> Iterator[tuple[Tens
     Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as
     a first round.
     """
-    params = model.init(stream(config.seed, "init"))
+    params = model.init(config.seed)
     order = data.counts.argsort(descending=True, stable=True)
     trained = updates(model, data, params, order, config, purpose="alone ")
     while (update := _next(trained)) is not None:

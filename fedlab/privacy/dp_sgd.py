@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Tree, Update, require, stream
+from fedlab.core import Config, Key, Rows, Tree, Update, require, stream
 from fedlab.data import Source
 from fedlab.engine import Correction
 from fedlab.models import Model
@@ -80,7 +80,7 @@ class ExampleLevel:
     def _trained(self, model: Model, data: Source, params: Tree, client: int, config: Config,
                  chance: NoiseSource) -> Update:
         """One platform's steps: fixed in number, however many ratings a batch has."""
-        mine = data.draw(torch.tensor([client]), 1, 0, torch.Generator())
+        mine = data.draw(torch.tensor([client]), 1, 0, Key(0, "examples"))
         columns = {name: column.to(next(iter(params.values())).device) for name,
                    column in mine.items() if name not in ("client", "epoch")}
         ratings, now = len(mine["target"]), {name: params[name].clone() for name in model.rows}

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Score, Tree, Update, require, stream
+from fedlab.core import Config, Key, Rows, Score, Tree, Update, require
 from fedlab.data import Ratings, Source, recent
 from fedlab.engine import Correction
 from fedlab.models import Model
@@ -82,7 +82,7 @@ class PairCounts:
 
 def _watched(data: Source, cohort: Tensor, config: Config, number: int) -> tuple[Tensor, Tensor]:
     """(client (n,), item (n,)) of the cohort's clicks, client after client."""
-    drawn = data.draw(cohort, 1, 0, stream(config.seed, "examples", number))
+    drawn = data.draw(cohort, 1, 0, Key(config.seed, "examples", number))
     key = (drawn["client"] << 32 | drawn["item"]).unique()
     return key >> 32, key & 2**32 - 1
 
