@@ -134,7 +134,7 @@ def read(split: Split, seed: int) -> dict[str, float]:
     for name, weight in net.named_parameters():
         weight.requires_grad_(name.startswith("head") or name.endswith(f"{LAYER}.weight"))
     model = from_module(net, {"item": torch.arange(3)})
-    start = model.init(stream(seed, "init"))
+    start = model.init(seed)
     quiet = data.counts.argsort(stable=True)[torch.randperm(100, generator=stream(seed, "quiet"))]
     for count in (1, 4, 16):
         clients = quiet[:count][data.counts[quiet[:count]].argsort(descending=True)]

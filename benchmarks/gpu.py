@@ -30,7 +30,7 @@ from torch import nn
 
 from fedlab import Columns, Config, from_module, matrix_factorisation, perceptron
 from fedlab.algorithms import one_round
-from fedlab.core import Round, stream, to
+from fedlab.core import Round, to
 from fedlab.engine import updates
 
 EXAMPLES, WIDTH, BATCH = 200, 64, 32
@@ -104,7 +104,7 @@ def rounds_of(model, data: Columns, config: Config, device: torch.device) -> Cal
 
     Everything resident on the device.
     """
-    params = to(model.init(stream(0, "init")), device)
+    params = to(model.init(0), device)
     there = replace(model, constants=to(model.constants, device))
     return lambda number: one_round(there, data, config, Round(number - 1, config, params))
 
@@ -171,7 +171,7 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
         ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, precision="bf16"),
                                  device)
         if clients <= 1000:
-            start = to(module.init(stream(0, "init")), device)
+            start = to(module.init(0), device)
             ways["loop"] = lambda number, d=data, c=config, s=start: module_loop(
                 lambda: network().to(device), s, d, c, number)
         for way, work in ways.items():
@@ -209,7 +209,7 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
     stacked = seconds(rounds_of(lora, data, config, device), device, repeats)
     note("lora_rounds_s", 1 / stacked, "1/s",
          f"rank 8 on 6 frozen layers of 384, {few} clients stacked")
-    start = to(lora.init(stream(0, "init")), device)
+    start = to(lora.init(0), device)
     looped = seconds(lambda n: lora_loop(net, start, data, config, n, device), device, 1, 1)
     note("lora_vs_loop", looped / stacked, "ratio", "the same client by client")
     if importlib.util.find_spec("transformers"):
@@ -241,7 +241,7 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
     for name, net in (("full", full), ("lora", lora)):
         model = from_module(net, data.few(), answers=64)
         model = replace(model, constants=to(model.constants, device))
-        params = to(model.init(stream(0, "init")), device)
+        params = to(model.init(0), device)
 
         def train(cohort: torch.Tensor, number: int, model=model, params=params) -> list:
             return list(updates(model, data, params, cohort, config, number=number))

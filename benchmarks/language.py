@@ -38,7 +38,7 @@ from fedlab import (
     scorer,
 )
 from fedlab.algorithms import Implicit, one_round
-from fedlab.core import Tree, stream
+from fedlab.core import Key, Tree
 from fedlab.data import Ratings
 from fedlab.evaluation import cold_ranking, hide_items, popularity
 from fedlab.models import history
@@ -126,7 +126,7 @@ def kept_or_encoded(ratings: Ratings, times: int) -> float:
         began = time.perf_counter()
         last = one_round(model, clients, config, last)
         took = time.perf_counter() - began
-        drawn = clients.draw(last.cohort, 1, config.negatives, stream(0, "examples", number))
+        drawn = clients.draw(last.cohort, 1, config.negatives, Key(0, "examples", number))
         films = (drawn["client"] * ratings.item_count + drawn["item"]).unique() % ratings.item_count
         began = time.perf_counter()
         minilm([texts[i] for i in films.tolist()])           # a client has no other's vectors

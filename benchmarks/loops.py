@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab.algorithms import sample
-from fedlab.core import as_tensor, stream
+from fedlab.core import Key, as_tensor
 
 
 class Plain(nn.Module):
@@ -31,7 +31,7 @@ def drawn(data, config, number):
     Its examples in the order that the engine takes them.
     """
     cohort = sample(data, config, number)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, stream(config.seed,
+    examples = data.draw(cohort, config.local_epochs, config.negatives, Key(config.seed,
                                                                                "examples", number))
     ends = torch.bincount(examples["client"]).tolist()
     return cohort, examples, ends

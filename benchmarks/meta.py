@@ -34,7 +34,7 @@ from fedlab import (
     read,
 )
 from fedlab.algorithms import Meta, newcomers, with_rates
-from fedlab.core import Tree, Update, stream
+from fedlab.core import Key, Tree, Update
 from fedlab.data import Curves, Episodes, Ratings
 from fedlab.engine import updates
 from fedlab.evaluation import NewUsers, item_means, new_users
@@ -159,7 +159,7 @@ def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree, 
     columns = (torch.cat([getattr(part, name) for part in (late.given, late.query)])
                for name in ("users", "items", "values", "times"))
     support, judges = (Federation(part, one_per_user(part), task).draw(torch.arange(people), 1, 4,
-                                                                       stream(fold, name)) for name,
+                                                                       Key(fold, name)) for name,
                        part in (("given", first), ("query", Ratings(*columns,
                                                                     late.query.catalogue))))
     known = torch.isin(judges["user"] * late.query.item_count + judges["item"], late.given.pairs())
@@ -237,9 +237,9 @@ def times(quick: bool) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
     model, data = from_module(net, {"x": torch.zeros(3, 1)}, task="ratings"), Curves(1000, 10, 10)
-    params, config = model.init(torch.Generator()), Config(local_lr=0.02, local_epochs=3)
+    params, config = model.init(0), Config(local_lr=0.02, local_epochs=3)
     note, everyone = ", quick" if quick else "", torch.arange(1000)
-    drawn = data.draw(everyone, 1, 0, torch.Generator().manual_seed(0))
+    drawn = data.draw(everyone, 1, 0, Key(0, "any"))
     given = {name: column[drawn["query"] == 0] for name,
              column in drawn.items() if name not in ("query", "epoch")}
     parts = [{name: column[i * 10:(i + 1) * 10] for name,

@@ -40,7 +40,7 @@ from fedlab import (
 )
 from fedlab.algorithms import ClientUpdate, Private, federate_privately, sample
 from fedlab.attacks import leak, masked_scores, rated, sign_scores
-from fedlab.core import Score, Tree, stream
+from fedlab.core import Score, Tree
 from fedlab.data import Split
 from fedlab.engine import updates
 from fedlab.evaluation import scorer
@@ -196,7 +196,7 @@ def row_leak(seed: int) -> dict[str, float]:
     split = leave_one_out(load())
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
-    params, cohort = model.init(stream(seed, "init")), sample(data, Config(cohort=100, seed=seed),
+    params, cohort = model.init(seed), sample(data, Config(cohort=100, seed=seed),
                                                               1)
     parts = list(updates(model, data, params, cohort, Config(local_lr=1.0, seed=seed)))
     shared = {"bias": params["bias"]}

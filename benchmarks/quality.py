@@ -37,7 +37,7 @@ from fedlab import (
     scorer,
 )
 from fedlab.algorithms import Implicit, fine_tuned
-from fedlab.core import Score, Tree, stream
+from fedlab.core import Score, Tree
 from fedlab.data import Split
 from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
@@ -147,7 +147,7 @@ def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: 
         users, items = ials(split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg,
                             seed=seed)
         found["central_plain"] = report(split, dot(users, items), test)
-        both = setting.score(setting.model(setting.dim).init(stream(seed, "init")) | {"user": users, "item": items})
+        both = setting.score(setting.model(setting.dim).init(seed) | {"user": users, "item": items})
         found["central"] = report(split, both, test)
         curves["central"].append([ranking(both, validation)["ndcg@10"]])
         for name, config, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):

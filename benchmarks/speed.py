@@ -39,7 +39,7 @@ from fedlab import (
     synthesise,
 )
 from fedlab.algorithms import one_round
-from fedlab.core import Round, stream
+from fedlab.core import Round
 
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
 Way = Callable[[int], dict]                      # round number -> parameters
@@ -90,7 +90,7 @@ def mlp(repeats: int) -> dict[str, float]:
     data, built = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
     config = Config(cohort=CLIENTS, local_lr=0.1)
-    start = module.init(stream(0, "init"))
+    start = module.init(0)
     names = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
     first = {"w1": start["0.weight"].transpose(1, 2).contiguous(), "b1": start["0.bias"],
              "w2": start["2.weight"][:, 0], "b2": start["2.bias"]}
@@ -115,7 +115,7 @@ def mlp(repeats: int) -> dict[str, float]:
 def growth(repeats: int) -> tuple[float, float]:
     """Seconds for each client, at 100 and at 1,000 clients a round, taken in turn."""
     model, sizes = perceptron(WIDTH, WIDTH), (100, 1000)
-    params, data = model.init(stream(0, "init")), {n: vectors(n) for n in sizes}
+    params, data = model.init(0), {n: vectors(n) for n in sizes}
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     for number in range(repeats + 1):
         for n in sizes:
@@ -132,7 +132,7 @@ def knob_delay() -> float:
     """
     data, model = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     now = Config(cohort=CLIENTS, local_lr=0.1, engine="compiled")
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     one_round(model, data, now, Round(-1, now, params))
     turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2},
               {"server_lr": 2.0}, {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1},
@@ -160,7 +160,7 @@ def tables(items: int, repeats: int) -> dict[str, float]:
     data = Columns({"user": owner, "item": item, "target": target}, owner)
     model, config = matrix_factorisation(CLIENTS, items, WIDTH), Config(cohort=CLIENTS,
                                                                         local_lr=1.0)
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
 
     def loop(dense: bool) -> Way:
         return lambda number: table_loop(params, data, config, number, dense)
@@ -186,7 +186,7 @@ def lesson(cohort: int):
 def movielens(cohort: int, repeats: int) -> dict[str, float]:
     """Seconds a round of lesson 2: engine, dense loop, row loop."""
     model, data, config = lesson(cohort)
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config,
                                                                           params)).params}
     if cohort <= 256:                            # one block of draws: what the loops draw too
@@ -238,7 +238,7 @@ def streamed(folder: Path) -> None:
     """
     data = Stored(folder)
     model = matrix_factorisation(len(data), data.item_count, 32, sparse_users=True)
-    config, params = Config(cohort=1000, local_lr=1.0), model.init(stream(0, "init"))
+    config, params = Config(cohort=1000, local_lr=1.0), model.init(0)
     for number, _ in enumerate(sys.stdin, 1):
         began = time.perf_counter()
         params = one_round(model, data, config, Round(number - 1, config, params)).params
@@ -257,7 +257,7 @@ def peak_mb() -> float:
 def everybody() -> None:
     """Print the peak memory in MB of a process that runs three rounds of all 671 users."""
     model, data, config = lesson(671)
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     for number in range(1, 4):
         params = one_round(model, data, config, Round(number - 1, config, params)).params
     print(peak_mb())

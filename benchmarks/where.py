@@ -25,7 +25,7 @@ from speed import CLIENTS, EXAMPLES, WIDTH, lesson, vectors
 
 from fedlab import Config, perceptron
 from fedlab.algorithms import one_round
-from fedlab.core import Round, stream
+from fedlab.core import Round
 from fedlab.engine import sgd
 from fedlab.evaluation import figures
 
@@ -77,7 +77,7 @@ class Clock:
 
 def stages(model, data, config: Config, repeats: int) -> dict[str, float]:
     """Median seconds of each stage of a round, and of all of it."""
-    params, rows = model.init(stream(0, "init")), defaultdict(list)
+    params, rows = model.init(0), defaultdict(list)
     for number in range(repeats + 2):
         clock = Clock()
         with contextlib.ExitStack() as stack:
@@ -141,7 +141,7 @@ def main(quick: bool) -> None:
     floors = {
         "mlp_products_ms": (product_floor(), "matrix products alone, 2 a step"),
         "mlp_bytes_ms": (must_move(CLIENTS) / rate, "as a copy: weights in and out each step, inputs in twice"),
-        "lesson2_bytes_ms": (float(counts) * 4 * (4 * model.init(stream(0, "init"))["item"].shape[1] + 10) / rate,
+        "lesson2_bytes_ms": (float(counts) * 4 * (4 * model.init(0)["item"].shape[1] + 10) / rate,
                              "each example's two rows read and written once, its columns read, as a copy"),
     }
     for name, (value, note) in floors.items():

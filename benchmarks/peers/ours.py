@@ -25,7 +25,7 @@ else:
                                  private_users=False)
     first = {"user": weights["user.weight"], "item": weights["item.weight"],
              "bias": weights["bias.weight"][:, 0]}
-model = replace(model, init=lambda generator: first)
+model = replace(model, init=lambda seed: first)
 config = Config(rounds=10_000, cohort=job.cohort, batch_size=job.batch, local_lr=job.rate,
                 engine=sys.argv[3] if len(sys.argv) > 3 else "eager")
 rounds = federate(model, data, config)

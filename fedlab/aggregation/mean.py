@@ -9,6 +9,7 @@ Sources: McMahan et al. 2017,
 al. 2022, "Federated submodel optimization for hot and cold data features".
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -223,7 +224,12 @@ class Sums:
         self.server = server
         self.rows: dict[str, list[Rows]] = {}
         self.whole: Tree = {}
-        self.total = 0.0
+        self.weights: list[float] = []
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights, rounded once, so that it hangs on no order."""
+        return math.fsum(self.weights)
 
     def add(self, update: Update, factor: Tensor | float = 1.0) -> None:
         """Add each client's delta times its weight.
@@ -231,7 +237,7 @@ class Sums:
         And times a factor (C,) that the weights' total does not have.
         """
         weights = update.weights * factor
-        self.total += float(update.weights.sum())
+        self.weights += update.weights.tolist()
         for name, delta in update.deltas.items():
             kept = self.rows.setdefault(name, [])
             if name not in self.whole and len(delta.ids) + sum(len(r.ids)

@@ -65,8 +65,8 @@ def with_rates(model: Model, rate: float = 0.1) -> Model:
 
     For `meta-sgd`.
     """
-    def init(generator: torch.Generator) -> Tree:
-        params = model.init(generator)
+    def init(seed: int) -> Tree:
+        params = model.init(seed)
         return params | {RATE + name: torch.full_like(value, rate) for name,
                          value in params.items()}
     return replace(model, init=init, rows={**model.rows, **{RATE + n: kind for n,

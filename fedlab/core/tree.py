@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Tree = dict[str, Tensor]
+CACHED = 1 << 16      # floats scaled at a time before they are added: what stays in a core's cache
 Score = Callable[[Tensor, Tensor], Tensor]   # (users, items) of one shape -> scores of that shape
 
 
@@ -48,13 +49,15 @@ class Rows:
     def add_to(self, out: Tensor, weights: Tensor) -> Tensor:
         """Add to `out`, of the parameter's shape, every client's rows times its weight (C,).
 
-        In place.
+        In place, row by row in their order, so that chunks of a cohort add up to the same bits
+        however they are cut.
         """
-        if len(out) == 1:  # a weight that all clients hold: one matrix product
-            return out.add_((weights[self.client] @ self.values.reshape(len(self.ids),
-                                                                        -1)).view_as(out))
-        scaled = self.scaled(weights)
-        return out.index_add_(0, self.ids, scaled.values)
+        each = max(1, CACHED // max(1, out.shape[1:].numel()))
+        for first in range(0, len(self.ids), each):
+            here = slice(first, first + each)
+            part = Rows(self.values[here], self.ids[here], self.client[here]).scaled(weights)
+            out.index_add_(0, part.ids, part.values)
+        return out
 
     def lengths(self) -> Tensor:
         """(R,) L2 norm of each row."""

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, require, stream
+from fedlab.core import Key, Tree, require
 from fedlab.data.federation import Federation
 
 
@@ -54,11 +54,11 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.data)
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """The columns of `Federation.draw`, of those in support or query, and query (n,)."""
-        columns = self.data.draw(cohort, epochs, negatives, generator)
+        columns = self.data.draw(cohort, epochs, negatives, key)
         least, most = self.support
-        luck = torch.rand(len(cohort), generator=generator, dtype=torch.float64)
+        luck = key.of("support").uniform(cohort, 1)[:, 0]
         # (C,)
         wanted = (least * (most / least) ** luck).round().long().minimum(self.counts[cohort] // 2)
         group = columns["client"] * epochs + columns["epoch"]
@@ -118,10 +118,11 @@ class Curves:
     @cached_property
     def _own(self) -> Tensor:
         """(N, 2) amplitude and phase, or (N, 10) weights."""
-        generator = stream(self.seed, "curves")
+        key, everyone = Key(self.seed, "curves"), torch.arange(self.clients)
         if self.kind == "linear":
-            return 1 + 0.5 * torch.randn(self.clients, self.inputs, generator=generator)
-        return torch.rand(self.clients, 2, generator=generator) * torch.tensor([4.9, math.pi]) + torch.tensor([0.1, 0])
+            return 1 + 0.5 * key.normal(everyone, self.inputs)
+        low, wide = torch.tensor([0.1, 0]), torch.tensor([4.9, math.pi])
+        return key.uniform(everyone, 2).float() * wide + low
 
     def values(self, client: Tensor, x: Tensor) -> Tensor:
         """(n,) the curves of clients (n,) at x (n, F)."""
@@ -129,17 +130,17 @@ class Curves:
         return (own * x).sum(1) if self.kind == "linear" else own[:, 0] * (x[:, 0] - own[:,
                                                                                          1]).sin()
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Fresh points of each client's curve: columns client, epoch, x (n, F), query, target.
 
         No negatives.
         """
         each = self.support + self.query
         place = torch.arange(len(cohort)).repeat_interleave(epochs * each)
-        n, step = len(place), torch.arange(epochs * each).repeat(len(cohort))
-        shape = n, self.inputs
-        x = torch.randn(shape, generator=generator) if self.kind == "linear" else (
-            torch.rand(shape, generator=generator) * 10 - 5)
+        step = torch.arange(epochs * each).repeat(len(cohort))
+        numbers = epochs * each * self.inputs    # of a client
+        x = (key.normal(cohort, numbers) if self.kind == "linear"
+             else key.uniform(cohort, numbers).float() * 10 - 5).view(-1, self.inputs)
         return {"client": place, "epoch": step // each, "x": x,
                 "query": (step % each >= self.support).float(), "target": self.values(cohort[place],
                                                                                       x)}

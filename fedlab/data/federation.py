@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import ParameterError, Tree, require
+from fedlab.core import Key, ParameterError, Tree, below, require
 from fedlab.data.interactions import Ratings
 from fedlab.data.readers import DataError
 
@@ -26,7 +26,9 @@ class Source(Protocol):
 
     task: 'clicks' or 'ratings'. counts (N,): rows of each client. `draw` gives columns (n, ...)
     with the examples of a round, client after client: client (position in the cohort), epoch,
-    target, and what the model reads. Nothing but the cohort's own rows needs to be in memory.
+    target, and what the model reads. What a client draws is keyed by its number, so its examples
+    are the same whoever else is in the cohort. Nothing but the cohort's own rows needs to be in
+    memory.
     """
 
     @property
@@ -34,7 +36,7 @@ class Source(Protocol):
     @property
     def counts(self) -> Tensor: ...  # noqa: D102
     def __len__(self) -> int: ...
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree: ...  # noqa: D102
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,22 @@ class Federation:
         at = torch.searchsorted(pairs, asked).clamp(max=len(pairs) - 1)
         return torch.where(pairs[at] == asked, rows[at], -1)
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Examples of a round, shuffled within each client and epoch.
 
         For clicks with fresh negatives each epoch.
 
-        cohort (C,): client numbers. Returns columns (n,): client (position in the cohort, sorted),
-        epoch, user, item, target.
+        cohort (C,): client numbers. key: of the draws. Returns columns (n,): client (position in
+        the cohort, sorted), epoch, user, item, target.
         """
         order, starts = self._by_client
         client, rows = own_rows(cohort, starts, self.counts)
         rows = order.index_select(0, rows)
-        users, items = self.train.users.index_select(0, rows), self.train.items.index_select(0,
-                                                                                             rows)
+        users, items = (c.index_select(0, rows) for c in (self.train.users, self.train.items))
         if self.task == "ratings":
-            columns = {"client": client, "user": users, "item": items,
-                       "target": self.train.values[rows]}
-            return shuffled(repeated(columns, epochs), epochs, generator)
-        return clicks(client, users, items, self.train.item_count, epochs, negatives, generator)
+            columns = {"user": users, "item": items, "target": self.train.values[rows]}
+            return shuffled(columns, cohort, self.counts[cohort], epochs, key)
+        return clicks(cohort, client, users, items, self.train.item_count, epochs, negatives, key)
 
 
 def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,68 +125,89 @@ def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Te
     return client, before + torch.arange(len(client))
 
 
-def repeated(columns: Tree, epochs: int) -> Tree:
-    """All rows once for each epoch, with its number in a column of its own."""
-    epoch = torch.arange(epochs).repeat_interleave(len(columns["client"]))
-    again = {name: torch.cat([column] * epochs) for name,
-             column in columns.items()} if epochs > 1 else columns
-    return again | {"epoch": epoch}
+def repeated(counts: Tensor, epochs: int) -> tuple[Tensor, Tensor]:
+    """All rows of each client once for each epoch: (run (n,), row (n,)).
+
+    counts (C,): rows of each client, which lie one client after another. A run is an epoch of a
+    client: client times `epochs` plus epoch.
+    """
+    client = torch.arange(len(counts)).repeat_interleave(epochs)
+    return own_rows(client, counts.cumsum(0) - counts, counts)
 
 
-def shuffled(columns: Tree, epochs: int, generator: torch.Generator) -> Tree:
-    """The same rows client after client, epoch after epoch, in random order within these."""
-    run = columns["client"] * epochs + columns["epoch"]
+def shuffled(columns: Tree, cohort: Tensor, counts: Tensor, epochs: int, key: Key) -> Tree:
+    """The rows of each client, once for each epoch, in random order within these.
+
+    columns (n, ...): client after client, counts (C,) of them each. Adds client and epoch.
+    """
+    run, row = repeated(counts, epochs)
+    order = row[shuffle(run, key.of("order").runs(cohort, counts * epochs))]
+    return {"client": run // epochs, "epoch": run % epochs} | {
+        name: column.index_select(0, order) for name, column in columns.items()}
+
+
+def shuffle(run: Tensor, luck: Tensor) -> Tensor:
+    """(n,) a random order of the rows within each run; run (n,) grows, luck (n,) are 32-bit words.
+
+    Rows of the same luck keep their order, so that it hangs on nothing outside the run.
+    """
     count = len(run)
-    # bits for the row and for its run
-    low, high = count.bit_length(), (int(run.max()) + 1).bit_length()
-    luck = torch.randint(2 ** (62 - low - high), (count,), generator=generator)
-    key = (run << 62 - high) + (luck << low) + torch.arange(count)
-    order = torch.from_numpy(np.sort(key.numpy())) & (1 << low) - 1  # 5x faster here than argsort
-    return {name: column.index_select(0, order) for name, column in columns.items()}
+    low = count.bit_length()
+    lots = (run << 32) + luck
+    if low + 32 + int(run[-1] + 1 if count else 1).bit_length() > 63:  # no room for the row
+        return torch.from_numpy(np.argsort(lots.numpy(), kind="stable"))
+    lots = np.sort(((lots << low) + torch.arange(count)).numpy())  # 5x faster here than argsort
+    return torch.from_numpy(lots) & (1 << low) - 1
 
 
-def clicks(client: Tensor, users: Tensor, items: Tensor, item_count: int, epochs: int,
-           negatives: int, generator: torch.Generator, train: Tensor | None = None) -> Tree:
+def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_count: int,
+           epochs: int, negatives: int, key: Key, train: Tensor | None = None) -> Tree:
     """Clicks (target 1), for each epoch and click `negatives` unseen items of its user (target 0).
 
     Shuffled.
 
-    client, users, items (n,): what the cohort has seen by (client, user, item). train (n,): which
-    of these are trained on; all of them, unless a benchmark is to show what goes wrong otherwise
-    (`fedlab.leaky`).
+    cohort (C,): client numbers. client, users, items (n,): what the cohort has seen by (client,
+    user, item). train (n,): which of these are trained on; all of them, unless a benchmark is to
+    show what goes wrong otherwise (`fedlab.leaky`).
     """
-    first = torch.ones(len(users), dtype=torch.int64)
-    first[1:] = (users[1:] != users[:-1]) | (client[1:] != client[:-1])
-    run = first.cumsum(0) - 1
-    full = (torch.bincount(run)[run] >= item_count).nonzero()
+    user_run = _user_runs(client, users)
+    full = (torch.bincount(user_run)[user_run] >= item_count).nonzero()
     if negatives and len(full):
         raise ParameterError(
             f"negatives={negatives}: user {int(users[full[0]])} has seen all {item_count} items; "
             "set negatives=0")
-    own = run if train is None else run[train]
-    drawn = unseen(run, items, item_count, own.repeat(epochs).repeat_interleave(negatives),
-                   generator)
-    client, users, items = (c if train is None else c[train] for c in (client, users, items))
-    seen = repeated({"client": client, "user": users, "item": items,
-                     "target": torch.ones(len(items))}, epochs)
-    extra = {name: seen[name].repeat_interleave(negatives) for name in ("client", "epoch", "user")}
-    extra |= {"item": drawn, "target": torch.zeros(len(drawn))}
-    return shuffled({name: torch.cat([column, extra[name]]) for name, column in seen.items()},
-                    epochs, generator)
+    own = torch.arange(len(users)) if train is None else train.nonzero()[:, 0]
+    counts = torch.bincount(client.index_select(0, own), minlength=len(cohort))
+    run, row = repeated(counts, epochs)
+    row = own.index_select(0, row)
+    drawn = unseen(user_run, items, item_count, row.repeat_interleave(negatives),
+                   key.of("negatives").runs(cohort, counts * (epochs * negatives)))
+    each = 1 + negatives                         # a click and its negatives lie side by side
+    every = torch.cat([items.index_select(0, row)[:, None], drawn.view(-1, negatives)], 1)
+    run = run.repeat_interleave(each)
+    order = shuffle(run, key.of("order").runs(cohort, counts * (epochs * each)))
+    return {"client": run // epochs, "epoch": run % epochs,
+            "user": users.index_select(0, row.index_select(0, order // each)),
+            "item": every.flatten().index_select(0, order), "target": (order % each == 0).float()}
 
 
-def unseen(run: Tensor, items: Tensor, item_count: int, who: Tensor,
-           generator: torch.Generator) -> Tensor:
-    """(k,) an item for each of `who` (k,) that this user has not seen, all equally likely.
+def _user_runs(client: Tensor, users: Tensor) -> Tensor:
+    """(n,) 0, 1, ... for each user of each client, whose rows lie together."""
+    first = torch.ones(len(users), dtype=torch.int64)
+    first[1:] = (users[1:] != users[:-1]) | (client[1:] != client[:-1])
+    return first.cumsum(0) - 1
 
-    run (n,): 0, 1, ... for the user of each row; items (n,) grow within each; who (k,): such
-    numbers. The r-th unseen item is r + (seen items with at most r unseen ones before them), so one
+
+def unseen(run: Tensor, items: Tensor, item_count: int, rows: Tensor, luck: Tensor) -> Tensor:
+    """(k,) an item that the user of each of `rows` (k,) has not seen, all equally likely.
+
+    run (n,): 0, 1, ... for the user of each row; items (n,) grow within each; luck (k,): 32-bit
+    words. The r-th unseen item is r + (seen items with at most r unseen ones before them), so one
     sorted look-up serves all draws, without rejection. Held-out items are drawn like any other.
     """
-    seen = torch.bincount(run)
+    seen, who = torch.bincount(run), run.index_select(0, rows)
     starts, free = seen.cumsum(0) - seen, item_count - seen
     before = items - torch.arange(len(run)) + starts[run] + run * (item_count + 1)
-    chance = torch.rand(len(who), generator=generator, dtype=torch.float64)
-    rank = (chance * free.index_select(0, who)).long()
+    rank = below(luck, free.index_select(0, who))
     place = torch.searchsorted(before, who * (item_count + 1) + rank, right=True)
     return rank + place - starts.index_select(0, who)

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, require
+from fedlab.core import Key, Tree, below, require
 from fedlab.data.federation import Federation
 
 
@@ -55,18 +55,21 @@ class ItemQueries:
         train = self.data.train
         return (self.data.owner[train.users] * train.item_count + train.items).unique()
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Columns client, epoch, item (n,), and who, own, target (n, K).
 
         `negatives` is not used.
         """
         items, starts, parts = self.data.train.item_count, self.counts.cumsum(0) - self.counts, []
+        films, users = key.of("items"), key.of("users")
         for place, client in enumerate(cohort.tolist()):
             stock = self._stock[starts[client]:starts[client] + self.counts[client]] % items
             people = (self.data.owner == client).nonzero()[:, 0]
-            film = torch.cat([stock[torch.randperm(len(stock), generator=generator)[:self.items]]
-                              for _ in range(epochs)])
-            who = people[torch.randint(len(people), (len(film), self.users), generator=generator)]
+            mine = cohort[place:place + 1]
+            luck = films.uniform(mine, epochs * len(stock)).view(epochs, -1)
+            film = stock[luck.argsort(1, stable=True)[:, :self.items]].flatten()
+            asked = users.runs(mine, torch.tensor([len(film) * self.users]))
+            who = people[below(asked, len(people))].view(-1, self.users)
             parts.append((torch.full_like(film, place),
                           torch.arange(epochs).repeat_interleave(len(film) // epochs), film, who))
         client, epoch, film, who = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -79,5 +82,5 @@ class ItemQueries:
 
         What `from_module` tries `TwoTower` on.
         """
-        drawn = self.draw(torch.tensor([0]), 1, 0, torch.Generator().manual_seed(0))
+        drawn = self.draw(torch.tensor([0]), 1, 0, Key(0, "few"))
         return {name: drawn[name][:3] for name in ("item", "who", "own")}

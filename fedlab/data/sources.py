@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Lookup, Tree, require, stream
-from fedlab.data.federation import clicks, own_rows, repeated, shuffled
+from fedlab.core import Key, Lookup, Tree, require, stream
+from fedlab.data.federation import clicks, own_rows, shuffled
 from fedlab.data.readers import DataError
 
 FILES = ("counts.npy", "items.npy", "about.json")
@@ -71,7 +71,7 @@ class Columns:
     def _by_client(self) -> tuple[Tensor, Tensor]:
         return self.owner.argsort(stable=True), self.counts.cumsum(0) - self.counts
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Examples of a round.
 
         Client (position in the cohort), epoch, and the columns, wide ones as `Lookup`s.
@@ -79,9 +79,9 @@ class Columns:
         `negatives` is not used: the targets are given.
         """
         order, starts = self._by_client
-        client, rows = own_rows(cohort, starts, self.counts)
-        drawn = shuffled(repeated({"client": client, "row": order.index_select(0, rows)}, epochs),
-                         epochs, generator)
+        _, rows = own_rows(cohort, starts, self.counts)
+        drawn = shuffled({"row": order.index_select(0, rows)}, cohort, self.counts[cohort], epochs,
+                         key)
         row = drawn.pop("row")
         return drawn | {name: column.index_select(0, row.to(column.device)) if column.dim() == 1
                         else cast(Tensor, Lookup(column, row)) for name,
@@ -137,7 +137,7 @@ class Stored:
     def _starts(self) -> Tensor:
         return self.counts.cumsum(0) - self.counts
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Examples of a round, as `Federation.draw` gives them.
 
         Only the cohort's clicks are read.
@@ -147,7 +147,7 @@ class Stored:
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.item_count:
             raise DataError(
                 f"{Path(self.folder) / 'items.npy'}: an item is not in 0 to {self.item_count - 1}")
-        return clicks(client, cohort[client], items, self.item_count, epochs, negatives, generator)
+        return clicks(cohort, client, cohort[client], items, self.item_count, epochs, negatives, key)
 
 
 def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0, tastes: int = 50,

@@ -94,7 +94,7 @@ def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, st
     return marked
 
 
-def _no_init(generator: torch.Generator) -> Tree:
+def _no_init(seed: int) -> Tree:
     return {}
 
 

@@ -2,27 +2,32 @@
 
 So that memory follows a stated budget and not the number of clients.
 
-Clients come with most examples first. Their examples are drawn for `BLOCK` clients at a time, each
-block with its own keyed generator, so the budget decides what is in memory together and no result.
-A chunk is as many clients as fit the budget; within it, groups of about equally wide batches train
-at once.
+Clients come with most examples first. What each draws is keyed by its number, so the budget decides
+what is in memory together and no result. A chunk is as many clients as fit the budget; within it,
+groups of about equally wide batches train at once.
+
+A client's delta has the same bits in every group, since nothing that its arithmetic hangs on comes
+from its neighbours: how wide its batches are padded, whether it holds a single row, whether SGD may
+put off its pull. (By the eager engine, on a CPU, one thread.)
 
 Letters: C clients in the cohort, n examples, B examples a step, R rows.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Tree, Update, joined, require, stream
+from fedlab.core import Config, Key, Rows, Tree, Update, as_tensor, joined, require
 from fedlab.data import Source
 from fedlab.engine.batches import Correction, arrange, train
+from fedlab.engine.step import puts_off
 from fedlab.models import Model
 
 Train = Callable[[Model, Tree, Tree, Tensor, Config, Correction | None], tuple[dict[str, Rows],
                                                                                Tensor, Tensor]]
-BLOCK = 256
+BLOCK = 256          # clients whose examples are drawn at once
 # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 USUAL_MB = 128
 
@@ -58,13 +63,11 @@ def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, config: Con
     # more epochs are more examples, and no wider steps
     usual = USUAL_MB * min(config.local_epochs, 8)
     budget, held, clients, used = (config.memory_mb or usual) * 1e6, [], 0, 0.0
-    for place, block in enumerate(cohort.split(BLOCK)):
-        which = f" {place}" if place else ""
-        examples = data.draw(block, config.local_epochs, config.negatives,
-                             stream(config.seed, f"{purpose}examples{which}", number))
-        examples |= model.noise(len(examples["client"]), stream(config.seed,
-                                                                f"{purpose}noise{which}", number))
+    key, noise = (Key(config.seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
+    for block in cohort.split(BLOCK):
+        examples = data.draw(block, config.local_epochs, config.negatives, key)
         sizes = torch.bincount(examples["client"], minlength=len(block))
+        examples |= model.noise(block, sizes, noise)
         ends, first = [0, *sizes.cumsum(0).tolist()], 0
         for k, need in enumerate(client_bytes(model, params, examples, sizes, config,
                                               graphs).tolist()):
@@ -125,12 +128,11 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, con
     first.
     """
     per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // config.local_epochs
-    longest = config.batch_size or int(per_epoch[0])
-    widths = (2 ** per_epoch.double().log2().ceil().long()).clamp(max=longest).tolist()
+    widths, alike = _alike(model, examples, per_epoch, config)
     deltas: list[dict[str, Rows]] = []
     losses, steps, first, seen = [], [], 0, 0
-    while first < len(widths):
-        last = first + widths[first:].count(widths[first])
+    for size in alike:
+        last = first + size
         count = int(per_epoch[first:last].sum()) * config.local_epochs
         group = {name: column[seen:seen + count] for name, column in examples.items()}
         group["client"] = group["client"] - first
@@ -142,3 +144,48 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, con
         first, seen = last, seen + count
     return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(
         losses), torch.cat(steps)
+
+
+def _alike(model: Model, examples: Tree, per_epoch: Tensor,
+           config: Config) -> tuple[list[int], list[int]]:
+    """(width of each client's batches (C,), sizes of the groups of neighbours that train alike).
+
+    What sets groups apart is known from each client's own examples alone. per_epoch (C,): examples.
+    """
+    width = room(per_epoch, config.batch_size)
+    steps = (per_epoch + width - 1).div(width, rounding_mode="floor") * config.local_epochs
+    most = int(steps.max())
+    late = torch.tensor([puts_off(config, t) for t in range(most + 1)], device=steps.device)[steps]
+    apart = [width, late, *single(model, examples, len(per_epoch))]
+    cut = torch.stack([(column[1:] != column[:-1]) for column in apart]).any(0).nonzero()[:, 0] + 1
+    ends = [0, *cut.tolist(), len(per_epoch)]
+    return width.tolist(), [last - first for first, last in pairwise(ends)]
+
+
+def room(count: Tensor, batch_size: int) -> Tensor:
+    """(C,) how wide a client's batches are padded, by its own examples of an epoch alone (C,).
+
+    To a power of two, at most the batch size; whole epochs in one batch, to a power of two or one
+    and a half.
+    """
+    wide = 2 ** count.double().log2().ceil().long()
+    if batch_size:
+        return wide.clamp(max=batch_size)
+    less = wide - wide // 4
+    return torch.where(count <= less, less, wide)
+
+
+def single(model: Model, examples: Tree, clients: int) -> list[Tensor]:
+    """For each kind of looked-up rows (C,), whether all examples of a client look up the same one.
+
+    Such a client's row is broadcast and its gradient is a product, in other bits than by look-up.
+    """
+    client = examples["client"]
+    inside = client[1:] == client[:-1]
+    found = []
+    for kind in sorted(set(model.rows.values()) - {"one", "client"}):
+        rows = as_tensor(examples[kind])
+        change = ((rows[1:] != rows[:-1]) & inside).float()
+        found.append(torch.zeros(clients, device=client.device).index_add_(0, client[1:],
+                                                                           change) == 0)
+    return found

@@ -2,6 +2,11 @@
 
 Of a whole batch, or part after part.
 
+A client's gradient has the same bits whoever stands beside it. A product of matrices of a single
+client would not: for a batch of one BLAS takes another routine where a side is 1. So a client alone
+is worked out beside itself. Nor would torch's sigmoid, whose last few numbers are worked out one by
+one; `Model.slope` is of other functions.
+
 Letters: A clients active in the step, B examples each.
 """
 
@@ -18,17 +23,37 @@ def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
 
     By hand where known.
     """
+    if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
+        two = [{name: torch.cat([value, value]) for name, value in tree.items()}
+               for tree in (leaves, columns)]
+        loss, grads = _gradients(model, two[0], constants, two[1], torch.cat([share, share]))
+        return loss[:1], [Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1]
+                          for g in grads]
+    return _gradients(model, leaves, constants, columns, share)
+
+
+def _gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
+               share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+    target = columns["target"]
     if model.pullback is not None:
         prediction, pull = model.pullback(leaves | constants, columns)
-        loss, slope = model.loss(prediction.float(), columns["target"]), model.slope(prediction,
-                                                                                     columns[
-            "target"])
-        by_name = pull(slope * share)
-        return loss, [by_name[name] for name in leaves]
+        by_name = pull(model.slope(prediction, target) * share)
+        return model.loss(prediction.float(), target), [by_name[name] for name in leaves]
     ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     prediction = model.predict(ready | constants, columns)
-    loss = model.loss(prediction.float(), columns["target"])
-    return loss.detach(), list(torch.autograd.grad(loss, list(ready.values()), share))
+    slope = model.slope(prediction.detach().float(), target)
+    slope = slope * share.view(*share.shape, *[1] * (slope.dim() - 2))
+    grads = torch.autograd.grad(prediction, list(ready.values()), slope.to(prediction.dtype))
+    return model.loss(prediction.detach().float(), target), list(grads)
+
+
+def multiplied(grad: Tensor | Product) -> Tensor:
+    """A gradient as one tensor, (A, F, H)."""
+    if not isinstance(grad, Product):
+        return grad
+    if len(grad.left) == 1:
+        return torch.bmm(*(torch.cat([side, side]) for side in grad))[:1]
+    return torch.bmm(*grad)
 
 
 def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor,
@@ -50,7 +75,7 @@ def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, shar
         here = {name: column[:, cut] for name, column in columns.items()}
         loss, grads = gradients(model, mine, constants, here, share[:, cut])
         losses.append(loss)
-        every = [torch.bmm(*grad) if isinstance(grad, Product) else grad for grad in grads]
+        every = [multiplied(grad) for grad in grads]
         found = [[*old, new] if name in each or not old else [old[0] + new] for name, old,
                  new in zip(leaves, found or [[] for _ in every], every, strict=True)]
     return torch.cat(losses, 1), [torch.cat(parts, 1) for parts in found]

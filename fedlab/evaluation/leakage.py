@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, require
+from fedlab.core import Key, Tree, require
 from fedlab.data import Federation, Ratings, Split, clicks, own_rows
 
 
@@ -26,7 +26,7 @@ class Leaky(Federation):
     every: Ratings | None = None
     held: Tensor | None = None
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """As `Federation.draw`, with the leak."""
         assert self.every is not None
         assert self.held is not None
@@ -36,8 +36,8 @@ class Leaky(Federation):
         counts = torch.bincount(owner, minlength=len(self))
         client, rows = own_rows(cohort, counts.cumsum(0) - counts, counts)
         rows = order[rows]
-        return clicks(client, self.every.users[rows], self.every.items[rows], self.every.item_count,
-                      epochs, negatives, generator, train=~self.held[rows])
+        return clicks(cohort, client, self.every.users[rows], self.every.items[rows],
+                      self.every.item_count, epochs, negatives, key, train=~self.held[rows])
 
 
 def leaky(split: Split, owner: Tensor) -> Leaky:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
-from fedlab.models.model import Model, check_sizes
+from fedlab.models.model import Model, check_sizes, drawn
 from fedlab.models.perceptron import perceptron
 
 
@@ -21,7 +21,7 @@ def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings
     """
     width = item_features.shape[1] + user_features.shape[1] + 1
 
-    def init(generator: torch.Generator) -> Tree:
+    def init(seed: int) -> Tree:
         return {"theta": torch.zeros(clients or 1, width, 1)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
@@ -49,8 +49,8 @@ def content(item_features: Tensor, user_features: Tensor, hidden: int = 32, *,
             f"give {wide} columns or more")
     layers = perceptron(both + wide, hidden, task=task)
 
-    def init(generator: torch.Generator) -> Tree:
-        return layers.init(generator) | {"bias": torch.zeros(len(item_features))}
+    def init(seed: int) -> Tree:
+        return layers.init(seed) | {"bias": torch.zeros(len(item_features))}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
@@ -132,8 +132,8 @@ def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
     require(len(known) == items, "known", tuple(known.shape), f"give {items} rows")
     require(bias.shape == (items,), "bias", tuple(bias.shape), f"give ({items},)")
 
-    def init(generator: torch.Generator) -> Tree:
-        item = torch.randn(items, dim, generator=generator) * spread
+    def init(seed: int) -> Tree:
+        item = drawn(seed, "item", items, dim) * spread
         return {"user": torch.zeros(clients or 1, dim + 1), "item": item,
                 "bias": bias.clone(), "offset": torch.zeros(1, 1), "scale": torch.full((1, 1), 0.5),
                 "told": torch.zeros(1, known.shape[1], dim + 1)}

@@ -16,8 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fedlab.core import SparseTable, Tree, require
-from fedlab.models.model import Model, Product, Pull, check_sizes
+from fedlab.core import Key, SparseTable, Tree, require
+from fedlab.models.model import Model, Product, Pull, check_sizes, drawn
 
 DISTINCT = 4096      # different first vectors among sparse users
 
@@ -34,12 +34,11 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
     require(private_users or not sparse_users, "sparse_users", sparse_users,
             "only private users can be sparse")
 
-    def init(generator: torch.Generator) -> Tree:
-        first = torch.randn(min(users, DISTINCT) if sparse_users else users, dim,
-                            generator=generator) * spread
+    def init(seed: int) -> Tree:
+        first = drawn(seed, "user", min(users, DISTINCT) if sparse_users else users, dim) * spread
         # a SparseTable answers as a Tensor in all that is asked of private rows
         user = cast(Tensor, SparseTable.untouched(users, first)) if sparse_users else first
-        return {"user": user, "item": torch.randn(items, dim, generator=generator) * spread,
+        return {"user": user, "item": drawn(seed, "item", items, dim) * spread,
                 "bias": torch.zeros(items)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
@@ -49,7 +48,10 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
         user, item = p["user"], p["item"]  # (A, B, D), or (A, 1, D) of a client's one user
 
         def pull(g: Tensor) -> Mapping[str, Tensor | Product]:                           # (A, B)
-            mine = torch.bmm(g.unsqueeze(1), item) if user.shape[1] == 1 else g.unsqueeze(-1) * item
+            single = user.shape[1] == 1 and item.shape[2] > 1
+            mine = torch.bmm(g.unsqueeze(1), item) if single else g.unsqueeze(-1) * item
+            if user.shape[1] == 1 and not single:        # a product of width 1 hangs on A
+                mine = mine.sum(1, keepdim=True)
             return {"user": mine, "item": g.unsqueeze(-1) * user, "bias": g}
         return predict(p, batch), pull
 
@@ -69,11 +71,11 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1,
     table = matrix_factorisation(users, items, dim, task=task, private_users=private_users,
                                  spread=spread)
 
-    def init(generator: torch.Generator) -> Tree:
-        return table.init(generator) | {"dense": torch.ones(1, dim, 1), "offset": torch.zeros(1, 1)}
+    def init(seed: int) -> Tree:
+        return table.init(seed) | {"dense": torch.ones(1, dim, 1), "offset": torch.zeros(1, 1)}
 
-    def noise(n: int, generator: torch.Generator) -> Tree:
-        return {"keep": torch.rand(n, dim, generator=generator) >= dropout} if dropout else {}
+    def noise(client: Tensor, counts: Tensor, key: Key) -> Tree:
+        return {"keep": key.keep(client, counts, dim, dropout)} if dropout else {}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         h = p["user"] * p["item"]                              # (..., B, D)

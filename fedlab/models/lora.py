@@ -22,15 +22,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedlab.core import require, stream
+from fedlab.core import Key, require
 
 
 class Adapted(nn.Module):
     """A frozen `nn.Linear` with an adapter beside it."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float,
-                 generator: torch.Generator) -> None:
-        """rank: r, at most the smaller side of the layer. alpha: its scale, divided by r."""
+                 key: Key) -> None:
+        """rank: r, at most the smaller side of the layer. alpha: its scale, divided by r. key: of A."""
         super().__init__()
         low = min(base.in_features, base.out_features)
         require(1 <= rank <= low, "rank", rank,
@@ -38,8 +38,8 @@ class Adapted(nn.Module):
         require(alpha > 0, "alpha", alpha, "choose a positive number, say twice the rank")
         self.base, self.scale = base, alpha / rank
         bound = base.in_features**-0.5  # as kaiming_uniform_(a=5**0.5), which peft takes
-        self.a = nn.Parameter((torch.rand(rank, base.in_features, generator=generator) * 2 - 1)
-                              * bound)
+        luck = key.uniform(torch.arange(rank), base.in_features)
+        self.a = nn.Parameter(((luck * 2 - 1) * bound).float())
         self.b = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float
     train: ends of the names of other weights that stay trainable, say ('head',). freeze_a: adapters
     train B alone. Raises `ParameterError` for a name that no layer has.
     """
-    net, generator, found = copy.deepcopy(module).requires_grad_(False), stream(seed, "init"), set()
+    net, found = copy.deepcopy(module).requires_grad_(False), set()
     for path, part in list(net.named_modules()):
         end = next((name for name in names if path == name or path.endswith(f".{name}")), None)
         if end is not None and isinstance(part, nn.Linear):
             parent, _, last = path.rpartition(".")
-            layer = Adapted(part, rank, alpha, generator)
+            layer = Adapted(part, rank, alpha, Key(seed, f"init {path}.a"))
             layer.a.requires_grad_(not freeze_a)
             setattr(net.get_submodule(parent), last, layer)
             found.add(end)

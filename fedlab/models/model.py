@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fedlab.core import Tree, require
+from fedlab.core import Key, Tree, require
 
 
 class Product(NamedTuple):
@@ -35,7 +35,7 @@ Pull = Callable[[Tensor], Mapping[str, Tensor | Product]]
 TASKS = ("clicks", "ratings")
 
 
-def _nothing(count: int, generator: torch.Generator) -> Tree:
+def _nothing(client: Tensor, counts: Tensor, key: Key) -> Tree:
     return {}
 
 
@@ -43,11 +43,12 @@ def _nothing(count: int, generator: torch.Generator) -> Tree:
 class Model:
     """A recommender.
 
-    init(generator) -> Tree; axis 0 of each parameter is its rows. predict(parameters at the
-    examples, batch) -> (..., B). rows: for each parameter what picks its rows: 'item', 'user',
+    init(seed) -> Tree; axis 0 of each parameter is its rows, and each row is drawn by its number and
+    the parameter's name, see `drawn`. predict(parameters at the examples, batch) -> (..., B). rows: for each parameter what picks its rows: 'item', 'user',
     'client', or 'one' (a single row). private: names that never leave a client; their rows go by
-    user or client. constants: fixed tables that `predict` looks into, handed to it whole. noise(n,
-    generator) -> columns (n, ...) drawn for the training examples (dropout); empty otherwise.
+    user or client. constants: fixed tables that `predict` looks into, handed to it whole.
+    noise(client (C,), counts (C,), key) -> columns (n, ...) drawn for the training examples of
+    these clients, counts of each (dropout); empty otherwise.
     pullback(parameters, batch) -> (predictions, a function from their gradient to the gradient of
     each parameter at the examples): predict's gradient by hand, where it is worth it; None leaves
     it to autograd. activity: floats that `predict` keeps for one example beside its parameters, to
@@ -56,12 +57,12 @@ class Model:
 
     name: str
     task: str
-    init: Callable[[torch.Generator], Tree]
+    init: Callable[[int], Tree]
     predict: Callable[[Tree, Tree], Tensor]
     rows: Mapping[str, str]
     private: frozenset[str] = frozenset()
     constants: Tree = field(default_factory=dict)
-    noise: Callable[[int, torch.Generator], Tree] = _nothing
+    noise: Callable[[Tensor, Tensor, Key], Tree] = _nothing
     pullback: Callable[[Tree, Tree], tuple[Tensor, Pull]] | None = None
     activity: int = 0
 
@@ -85,8 +86,20 @@ class Model:
         return loss.mean(-1) if loss.dim() > 2 else loss
 
     def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Derivative of each example's loss by its prediction."""
-        return prediction.sigmoid() - target if self.task == "clicks" else 2 * (prediction - target)
+        """Derivative of each example's loss by its prediction.
+
+        The sigmoid is 1 / (1 + exp(-x)): torch's own gives other bits at the end of a tensor.
+        """
+        if self.task == "clicks":
+            slope = prediction.neg().exp_().add_(1).reciprocal_().sub_(target)
+        else:
+            slope = 2 * (prediction - target)
+        return slope / prediction.shape[-1] if prediction.dim() > 2 else slope
+
+
+def drawn(seed: int, name: str, rows: int, columns: int) -> Tensor:
+    """(R, D) normal first values of the parameter `name`, by row: more rows change none of these."""
+    return Key(seed, f"init {name}").normal(torch.arange(rows), columns)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedlab.core import ParameterError, Tree, known, require
+from fedlab.core import Key, ParameterError, Tree, known, require
 from fedlab.models.model import Model
 
 
@@ -89,11 +89,12 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
 
     activity = _trial(net, trained, by_row, inputs, predict, fixed, answers)
 
-    def noise(n: int, generator: torch.Generator) -> Tree:
-        return {name: torch.rand(n, *d.shape, generator=generator) >= d.p for name,
-                d in drops.items()}
+    def noise(client: Tensor, counts: Tensor, key: Key) -> Tree:
+        def masks(name: str, d: KeyedDropout) -> Tensor:
+            return key.of(name).keep(client, counts, d.shape.numel(), d.p).view(-1, *d.shape)
+        return {name: masks(name, d) for name, d in drops.items()}
 
-    def init(generator: torch.Generator) -> Tree:
+    def init(seed: int) -> Tree:
         return {name: weights[name].clone() if name in by_row else weights[name][None].clone()
                 for name in trained}
     kinds = {name: by_row.get(name, "one") for name in trained}

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree
+from fedlab.core import Key, Tree
 from fedlab.models.model import Model, Product, Pull, check_sizes
 
 
@@ -26,11 +26,13 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
     """
     check_sizes(inputs=inputs, hidden=hidden)
 
-    def init(generator: torch.Generator) -> Tree:
-        def uniform(fan: int, *shape: int) -> Tensor:
-            return (torch.rand(1, *shape, generator=generator) * 2 - 1) / fan**0.5
-        return {"w1": uniform(inputs, inputs, hidden), "b1": uniform(inputs, hidden),
-                "w2": uniform(hidden, hidden), "b2": uniform(hidden, 1)}
+    def init(seed: int) -> Tree:
+        def uniform(name: str, fan: int, rows: int, columns: int) -> Tensor:
+            luck = Key(seed, f"init {name}").uniform(torch.arange(rows), columns)
+            return ((luck * 2 - 1) / fan**0.5).float()
+        return {"w1": uniform("w1", inputs, inputs, hidden)[None],
+                "b1": uniform("b1", inputs, 1, hidden), "w2": uniform("w2", hidden, 1, hidden),
+                "b2": uniform("b2", hidden, 1, 1)}
 
     def layers(p: Tree, batch: Tree) -> tuple[Tensor, Tensor]:
         h = torch.baddbmm(p["b1"].unsqueeze(1), batch["x"], p["w1"]).relu_()        # (A, B, H)

@@ -41,8 +41,7 @@ def simulate(model, data, config, world):
 
     Clients train by themselves, from a copy of the parameters at their start.
     """
-    params, clock, begun, training, history = model.init(stream(config.seed,
-                                                                "init")), 0.0, 0, [], []
+    params, clock, begun, training, history = model.init(config.seed), 0.0, 0, [], []
     needed = 1 if config.method == "fedasync" else config.buffer
     for step in range(config.rounds):
         came, busy = [], {c for _, c, *_ in training}
@@ -117,7 +116,7 @@ def test_the_weights_of_staleness_by_hand():
 
 def test_private_rows_come_with_their_clients(factors, clicks):
     config = Asynchronous(rounds=5, cohort=30, buffer=10)
-    start, moved_by = factors.init(stream(0, "init"))["user"], torch.zeros(671, dtype=torch.bool)
+    start, moved_by = factors.init(0)["user"], torch.zeros(671, dtype=torch.bool)
     for done in federate_async(factors, clicks, config, world=WORLD):
         assert len(done.cohort) == 10
         moved_by[done.cohort] = True

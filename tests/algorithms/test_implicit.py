@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 
 from fedlab.algorithms import Implicit, federate
-from fedlab.core import Config, ParameterError, stream
+from fedlab.core import Config, ParameterError
 from fedlab.data import Federation, by_activity, one_per_user
 from fedlab.evaluation import candidates, clicked, dot, ease, ials, ranking, scorer
 from fedlab.models import matrix_factorisation
@@ -44,7 +44,7 @@ def small():
 def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
     model, data = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small))
     way, config = Implicit(w0=0.2, reg=0.05), Config(rounds=1, cohort=15, server_lr=0.3)
-    start = model.init(stream(0, "init"))
+    start = model.init(0)
     (done,) = federate(model, data, config, update=way.update, aggregate=way.aggregate)
     table = clicked(small).double()
     users, items = done.params["user"].double().requires_grad_(), start[
@@ -66,7 +66,7 @@ def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
 def test_some_clients_are_an_unbiased_part_of_all(small):
     model, data, way = matrix_factorisation(15, 11, 4), Federation(small,
                                                                    one_per_user(small)), Implicit()
-    server = model.init(stream(0, "init"))
+    server = model.init(0)
     every = way.aggregate(way.update(model, data, server, torch.arange(15), Config(cohort=15)),
                           server)["item"]
     one = [way.aggregate(way.update(model, data, server, torch.tensor([k]), Config(cohort=1)),
@@ -78,8 +78,8 @@ def test_a_client_that_recommends_weighs_its_last_clicks_more(small):
     model, data, way = matrix_factorisation(15, 11, 4), Federation(small,
                                                                    one_per_user(small)), Implicit(
         0.2, 0.05, 1.0)
-    items = model.init(stream(0, "init"))["item"].double()
-    found = way.personal(data, model.init(stream(0, "init")))["user"].double().requires_grad_()
+    items = model.init(0)["item"].double()
+    found = way.personal(data, model.init(0))["user"].double().requires_grad_()
     table = weighed(small).double()
     scores = found @ items.T
     own = table.sum(1) + 0.2 * 11
@@ -87,7 +87,7 @@ def test_a_client_that_recommends_weighs_its_last_clicks_more(small):
              + 0.05 * (own * found.square().sum(1)).sum())
     (slope,) = torch.autograd.grad(value, [found])
     assert float(slope.detach().abs().max()) < 1e-5
-    assert not torch.allclose(found.float(), Implicit(0.2, 0.05).personal(data, model.init(stream(0, "init")))["user"])
+    assert not torch.allclose(found.float(), Implicit(0.2, 0.05).personal(data, model.init(0))["user"])
 
 
 def test_central_ials_reaches_a_point_without_slope(small):

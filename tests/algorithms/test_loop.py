@@ -7,7 +7,7 @@ import torch
 
 from fedlab.aggregation import weighted_mean
 from fedlab.algorithms import federate, payload
-from fedlab.core import Config, ParameterError, best_round, measured, stop_early, stream
+from fedlab.core import Config, Key, ParameterError, best_round, measured, stop_early, stream
 from fedlab.data import Federation
 from fedlab.evaluation import scorer
 from fedlab.models import item_features, linear, user_features
@@ -45,13 +45,17 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
     drawn = {}
     for seed in (0, 1):
         def spy(*key, seed=seed):
-            generator = stream(*key)
             drawn.setdefault(key[1:], {})[seed] = torch.rand(4, generator=stream(*key))
-            return generator
-        for place in ("algorithms.loop", "engine.chunking", "algorithms.participation"):
-            monkeypatch.setattr(f"fedlab.{place}.stream", spy)
+            return stream(*key)
+
+        def spied(*key, seed=seed):
+            drawn.setdefault(key[1:], {})[seed] = Key(*key).uniform(torch.arange(1), 4)[0]
+            return Key(*key)
+        monkeypatch.setattr("fedlab.algorithms.participation.stream", spy)
+        for place in ("engine.chunking", "models.model"):
+            monkeypatch.setattr(f"fedlab.{place}.Key", spied)
         list(federate(model, clicks, replace(FEW, rounds=2, seed=seed)))
-    assert {purpose for purpose, *_ in drawn} == {"init", "cohort", "examples", "noise"}
+    assert {purpose for purpose, *_ in drawn} == {"init user", "init item", "cohort", "examples", "noise"}
     assert all(not torch.equal(pair[0], pair[1]) for pair in drawn.values())
     values = [tuple(pair[0].tolist()) for pair in drawn.values()]
     assert len(set(values)) == len(values)
@@ -83,7 +87,7 @@ def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
     model, config = build("linear", clicks.train), Config(rounds=1, cohort=4, server_lr=0.5,
                                                           weighting="examples")
     both = list(federate(model, clicks, config))[0]
-    start = model.init(stream(0, "init"))["theta"]
+    start = model.init(0)["theta"]
     total = torch.zeros_like(start)
     captured = {}
 
@@ -102,13 +106,13 @@ def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
 def test_server_learning_rate_scales_the_step(model, clicks):
     one, two = (list(federate(model, clicks, replace(FEW, rounds=1, server_lr=lr)))[0]
                 for lr in (1.0, 2.0))
-    start = model.init(stream(0, "init"))["item"]
+    start = model.init(0)["item"]
     torch.testing.assert_close(two.params["item"] - start, 2 * (one.params["item"] - start))
 
 
 def test_private_rows_stay_with_their_clients(model, clicks):
     done = list(federate(model, clicks, replace(FEW, rounds=1)))[0]
-    moved = (done.params["user"] != model.init(stream(0, "init"))["user"]).any(1).nonzero()[:, 0]
+    moved = (done.params["user"] != model.init(0)["user"]).any(1).nonzero()[:, 0]
     assert sorted(done.cohort.tolist()) == moved.tolist()
 
 
@@ -118,14 +122,14 @@ def test_shared_user_vectors_are_averaged_and_cost_bytes(build, clicks):
             for m in (private, shared))
     # one vector of 8 floats and its row, each client
     assert b.bytes_up - a.bytes_up == 10 * (8 * 4 + 4)
-    start = private.init(stream(0, "init"))["user"]
+    start = private.init(0)["user"]
     torch.testing.assert_close(b.params["user"] - start, (a.params["user"] - start) / 10)
 
 
 def test_bytes_are_counted_from_what_is_sent(clicks, build):
     model = build("linear", clicks.train)
     done = list(federate(model, clicks, replace(FEW, rounds=1)))[0]
-    width = model.init(stream(0, "init"))["theta"].numel()
+    width = model.init(0)["theta"].numel()
     assert (done.bytes_down, done.bytes_up) == (10 * width * 4, 10 * width * 4)
     assert payload(model, {}) == (0, 0)
 
@@ -196,12 +200,12 @@ def test_with_a_private_theta_nothing_is_sent_and_each_client_trains_alone(stars
     config = Config(rounds=1, cohort=5, local_lr=0.05)
     done = next(federate(model, stars, config))
     assert (done.bytes_up, done.bytes_down) == (0, 0)
-    examples = stars.draw(done.cohort, 1, config.negatives, stream(0, "examples", 1))
+    examples = stars.draw(done.cohort, 1, config.negatives, Key(0, "examples", 1))
     score = scorer(model, done.params, stars.owner)
     items = torch.arange(30)
     for position, user in enumerate(done.cohort.tolist()):
         own = {n: c[examples["client"] == position] for n, c in examples.items()}
-        delta, _ = train_one(shared, shared.init(stream(0, "init")), own, config)
+        delta, _ = train_one(shared, shared.init(0), own, config)
         torch.testing.assert_close(done.params["theta"][user], delta["theta"][0], atol=1e-5,
                                    rtol=1e-5)
         who = torch.full_like(items, user)

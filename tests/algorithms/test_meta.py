@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedlab.algorithms import METHODS, Meta, federate, newcomers, with_rates
-from fedlab.core import Config, ParameterError, Rows, stream
+from fedlab.core import Config, Key, ParameterError, Rows, stream
 from fedlab.data import Curves, Episodes, Federation, one_per_user
 from fedlab.evaluation import new_users
 from fedlab.models import from_module, matrix_factorisation, perceptron, user_factor_model
@@ -51,9 +51,9 @@ def outer(model, params, examples, method, config, client):
 @pytest.mark.parametrize("method", ["maml", "fomaml"])
 def test_stacked_clients_equal_one_at_a_time(method):
     model, config = perceptron(1, 8, task="ratings"), Config(local_epochs=3, local_lr=0.02)
-    params = model.init(stream(1, "init"))
+    params = model.init(1)
     update = sent({"method": method}, model, params, config)
-    examples = SINES.draw(torch.arange(4), 1, 4, stream(0, "examples", 1))
+    examples = SINES.draw(torch.arange(4), 1, 4, Key(0, "examples", 1))
     for client in range(4):
         own = {n: v.clone().requires_grad_() for n, v in params.items()}
         loss = outer(model, own, examples, method, config, client)
@@ -70,7 +70,7 @@ def test_second_order_gradients_are_those_of_finite_differences(learned_rates):
     points = {"x": torch.zeros(3, 1, dtype=torch.float64)}
     model, data = from_module(net, points, task="ratings"), Double(SINES)
     model = with_rates(model, 0.05) if learned_rates else model
-    params, config = model.init(stream(0, "init")), Config(local_epochs=2, local_lr=0.05)
+    params, config = model.init(0), Config(local_epochs=2, local_lr=0.05)
     method = {"method": "meta-sgd" if learned_rates else "maml"}
     cohort = torch.tensor([3])
 
@@ -96,8 +96,8 @@ def test_the_gradient_is_that_of_an_independent_library(order):
     net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
     model, config = from_module(net, {"x": torch.zeros(3, 1)},
                                 task="ratings"), Config(local_epochs=3, local_lr=0.05)
-    update = sent({"method": order}, model, model.init(stream(0, "init")), config)
-    examples = SINES.draw(torch.arange(4), 1, 4, stream(0, "examples", 1))
+    update = sent({"method": order}, model, model.init(0), config)
+    examples = SINES.draw(torch.arange(4), 1, 4, Key(0, "examples", 1))
     plain = torch.optim.SGD(net.parameters(), lr=config.local_lr)
     for client in range(4):
         mine = {n: c[examples["client"] == client] for n, c in examples.items()}
@@ -174,7 +174,7 @@ def stars(ratings):
 def filmed(items, dim=3):
     model = user_factor_model(items, dim, torch.randn(items, 4,
                                                       generator=torch.Generator().manual_seed(0)))
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     return model, params | {"told": torch.randn(params["told"].shape, generator=stream(0,
                                                                                        "told"))
                             * 0.1}
@@ -257,9 +257,9 @@ def test_a_pull_to_the_start_gives_the_minimum_of_the_moreau_envelope(stars):
 def test_pfedme_of_one_local_round_sends_the_gradient_of_the_envelope():
     model, rate = perceptron(1, 8, task="ratings"), 0.01
     config = Config(local_epochs=100, local_lr=rate, proximal=20.0, batch_size=0)
-    params, data = model.init(stream(1, "init")), Fixed(20, 5, 7)
+    params, data = model.init(1), Fixed(20, 5, 7)
     update = sent({"method": "reptile"}, model, params, config, data, torch.tensor([5]))
-    examples = data.draw(torch.tensor([5]), 1, 4, stream(0, "any"))
+    examples = data.draw(torch.tensor([5]), 1, 4, Key(0, "any"))
     theta = {n: (v + update.deltas[n].values.view_as(v)).requires_grad_() for n,
              v in params.items()}
     loss = (model.predict(theta, {"x": examples["x"][None]}) - examples["target"]).square().mean()
@@ -272,8 +272,8 @@ def test_pfedme_of_one_local_round_sends_the_gradient_of_the_envelope():
 class Fixed(Curves):
     """The same points in each epoch."""
 
-    def draw(self, cohort, epochs, negatives, generator):
-        one = SINES.draw(cohort, 1, negatives, stream(0, "fixed"))
+    def draw(self, cohort, epochs, negatives, key):
+        one = SINES.draw(cohort, 1, negatives, Key(0, "fixed"))
         many = {n: c.repeat(epochs, *[1] * (c.dim() - 1)) for n, c in one.items()}
         return many | {"epoch": torch.arange(epochs).repeat_interleave(len(one["client"]))}
 
@@ -319,7 +319,7 @@ def test_memory_is_planned_for_the_steps_that_second_order_keeps():
 
     def chunks(method, steps):
         config, model = Config(local_epochs=steps, local_lr=0.01, memory_mb=10), perceptron(1, 40, task="ratings")
-        return len(list(Meta(method).update(model, many, model.init(stream(0, "init")),
+        return len(list(Meta(method).update(model, many, model.init(0),
                                             torch.arange(600), config)))
     assert chunks("maml", 8) > 2 * chunks("maml", 1)
     assert chunks("fomaml", 8) == chunks("fomaml", 1) <= chunks("maml", 1)
@@ -348,7 +348,7 @@ def test_what_does_not_fit_is_refused(stars):
     model, cohort = filmed(found.train.item_count)[0], torch.arange(2)
 
     def run(meta, model=model, data=tasks, **config):
-        params = model.init(stream(0, "init"))
+        params = model.init(0)
         return lambda: list(meta.update(model, data, params, cohort, Config(**config)))
     user = frozenset({"user"})
     for call, message in [

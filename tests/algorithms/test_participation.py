@@ -174,7 +174,7 @@ def test_platforms_bring_all_their_users(split, build):
     members = Membership(torch.tensor([1, 1, 2, 1, 1]), torch.full((5,), 9))
     model = build("matrix factorisation", split.train)
     world = World(members=members)
-    params = model.init(torch.Generator().manual_seed(0))
+    params = model.init(0)
     warm = world.welcome(model, data, params, 2)["user"]
     mine = data.owner == 2
     torch.testing.assert_close(warm[mine], params["user"][~mine].mean(0).expand(int(mine.sum()),

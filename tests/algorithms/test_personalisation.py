@@ -5,7 +5,7 @@ from conftest import tiny
 from oracle import forward, train_one
 
 from fedlab.algorithms import alone, alone_ranks
-from fedlab.core import Config, stream
+from fedlab.core import Config, Key
 from fedlab.data import Federation
 from fedlab.evaluation import candidates, hit_rate
 
@@ -14,11 +14,11 @@ def test_alone_scores_as_each_client_trained_by_itself(build, stars):
     config = Config(local_epochs=2, local_lr=0.05)
     for name in ("matrix factorisation", "linear"):
         model = build(name, stars.train, "ratings")
-        params = model.init(stream(0, "init"))
+        params = model.init(0)
         users, score = next(alone(model, stars, config))
         cohort = stars.counts.argsort(descending=True, stable=True)[:256]
         assert len(users) == 671
-        examples = stars.draw(cohort, 2, config.negatives, stream(0, "alone examples", 1))
+        examples = stars.draw(cohort, 2, config.negatives, Key(0, "alone examples", 1))
         items = torch.arange(40)
         for position, user in enumerate(cohort[:5].tolist()):
             own = {n: c[examples["client"] == position] for n, c in examples.items()}

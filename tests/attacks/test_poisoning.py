@@ -16,7 +16,7 @@ from fedlab.aggregation import (
 )
 from fedlab.algorithms import Private, federate, federate_privately, sample
 from fedlab.attacks import Poisoned, aimed, exposure, noisy, scaled, with_clicks
-from fedlab.core import Config, ParameterError, Rows, stream
+from fedlab.core import Config, ParameterError, Rows
 from fedlab.data import Federation, one_per_user
 from fedlab.engine import updates
 from fedlab.evaluation import scorer
@@ -31,7 +31,7 @@ def model(split):
 @pytest.mark.parametrize("craft", [scaled(-3.0), noisy(0.5), aimed(7, 2.0)])
 def test_the_others_send_what_they_learned(craft, model, clicks):
     config = Config(cohort=40, memory_mb=3)  # several chunks, some without attackers
-    params, cohort = model.init(stream(0, "init")), sample(clicks, config, 1)
+    params, cohort = model.init(0), sample(clicks, config, 1)
     liars = cohort[torch.tensor([0, 3, 39])]
     honest = list(updates(model, clicks, params, cohort, config))
     attacked = list(Poisoned(liars, craft).update(model, clicks, params, cohort, config))
@@ -121,7 +121,7 @@ def test_an_attack_goes_through_privacy_as_well(model, clicks):
     (done,) = federate_privately(model, clicks, config, update=Poisoned(liars,
                                                                         aimed(3, 50.0)).update,
                                  teaching_seed=0)
-    start = model.init(stream(0, "init"))["bias"]
+    start = model.init(0)["bias"]
     # clipped to C, from everybody
     assert float(done.params["bias"][3] - start[3]) == pytest.approx(1.0, abs=0.01)
 

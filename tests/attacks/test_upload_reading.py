@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedlab.attacks import leak, masked_scores, rated, row_scores, sign_scores
-from fedlab.core import Config, ParameterError, stream
+from fedlab.core import Config, ParameterError
 from fedlab.engine import updates
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import FixedPoint, LocalNoise, Member, NoiseSource, RoundContext, dense
@@ -19,7 +19,7 @@ from fedlab.privacy import FixedPoint, LocalNoise, Member, NoiseSource, RoundCon
 @pytest.fixture(scope="module")
 def upload(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 8)
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     cohort = clicks.counts.argsort(descending=True, stable=True)[300:340]
     (sent,) = updates(model, clicks, params, cohort, Config(local_lr=0.5, batch_size=0))
     shared = {name: params[name] for name in ("item", "bias")}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from fedlab.core import ParameterError, stream
+from fedlab.core import Key, ParameterError
 from fedlab.data import Curves, Episodes, Federation, one_per_user
 from fedlab.evaluation import NewUsers, item_means, new_users
 
@@ -16,7 +16,7 @@ SMALL = tiny(USERS, [*range(12), 0, 1, 2, 5], item_count=40)
 
 
 def drawn(data, epochs=1, negatives=2, number=0):
-    return data.draw(torch.arange(len(data)), epochs, negatives, stream(0, "examples", number))
+    return data.draw(torch.arange(len(data)), epochs, negatives, Key(0, "examples", number))
 
 
 @pytest.mark.parametrize("task", ["ratings", "clicks"])

@@ -6,7 +6,7 @@ from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlab.core import ParameterError, stream
+from fedlab.core import Key, ParameterError
 from fedlab.data import (
     DataError,
     Federation,
@@ -25,7 +25,7 @@ def test_no_held_out_interaction_reaches_training(split, clicks):
     Each exactly once an epoch.
     """
     everyone = torch.arange(len(clicks))
-    examples = clicks.draw(everyone, 1, 4, stream(0, "examples"))
+    examples = clicks.draw(everyone, 1, 4, Key(0, "examples"))
     positive = examples["target"] == 1
     pairs = (examples["user"] * split.train.item_count + examples["item"])[positive]
     assert torch.equal(pairs.sort().values, split.train.pairs().sort().values)
@@ -38,7 +38,7 @@ def test_negatives_are_drawn_outside_train_only(split, clicks):
 
     Nothing leaks by avoidance.
     """
-    examples = clicks.draw(torch.arange(len(clicks)), 5, 4, stream(0, "examples"))
+    examples = clicks.draw(torch.arange(len(clicks)), 5, 4, Key(0, "examples"))
     negative = examples["target"] == 0
     pairs = (examples["user"] * split.train.item_count + examples["item"])[negative]
     assert not bool(torch.isin(pairs, split.train.pairs()).any())
@@ -54,7 +54,8 @@ def test_negatives_are_drawn_outside_train_only(split, clicks):
 @given(st.sets(st.integers(0, 11), min_size=1, max_size=11), st.integers(0, 10**6))
 def test_unseen_items_are_exactly_the_complement(seen, seed):
     items = torch.tensor(sorted(seen))
-    drawn = unseen(torch.zeros_like(items), items, 12, torch.zeros(800).long(), stream(seed, "x"))
+    luck = Key(seed, "x").runs(torch.tensor([0]), torch.tensor([800]))
+    drawn = unseen(torch.zeros_like(items), items, 12, torch.zeros(800).long(), luck)
     assert set(drawn.tolist()) <= set(range(12)) - seen
     if len(seen) >= 9:
         assert set(drawn.tolist()) == set(range(12)) - seen
@@ -62,13 +63,14 @@ def test_unseen_items_are_exactly_the_complement(seen, seed):
 
 def test_unseen_items_are_equally_likely():
     run, items = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 4])
-    drawn = unseen(run, items, 5, torch.ones(60_000).long(), stream(0, "x"))  # of the second user
+    luck = Key(0, "x").runs(torch.tensor([1]), torch.tensor([60_000]))
+    drawn = unseen(run, items, 5, torch.ones(60_000).long(), luck)  # of the second user
     assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000,
                                                                          0], abs=600)
 
 
 def test_draw_shuffles_within_clients_and_epochs(clicks):
-    examples = clicks.draw(torch.tensor([5, 2]), 2, 1, stream(0, "x"))
+    examples = clicks.draw(torch.tensor([5, 2]), 2, 1, Key(0, "x"))
     run = examples["client"] * 2 + examples["epoch"]
     assert torch.equal(run, run.sort().values)
     assert torch.equal(clicks.owner[examples["user"]], torch.tensor([5, 2])[examples["client"]])
@@ -119,4 +121,4 @@ def test_bad_federations_are_refused(split):
     with pytest.raises(ParameterError,
                        match="negatives=1: user 0 has seen all 2 items; set negatives=0"):
         Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(torch.tensor([0]), 1, 1,
-                                                                 stream(0, "x"))
+                                                                 Key(0, "x"))

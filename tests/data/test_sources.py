@@ -8,7 +8,7 @@ import torch
 from conftest import tiny
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, as_tensor, stream
+from fedlab.core import Config, Key, ParameterError, as_tensor
 from fedlab.data import Columns, DataError, Federation, Stored, one_per_user, synthesise
 from fedlab.models import matrix_factorisation, perceptron
 
@@ -19,7 +19,7 @@ X, TARGET = torch.arange(10.0).view(5, 2), torch.tensor([1.0, 0, 1, 0, 1])
 def test_columns_hand_each_client_its_own_rows_each_epoch():
     data = Columns({"x": X, "target": TARGET}, OWNER)
     assert (len(data), data.counts.tolist()) == (3, [1, 3, 1])
-    examples = data.draw(torch.tensor([1, 2]), 2, 0, stream(0, "x"))
+    examples = data.draw(torch.tensor([1, 2]), 2, 0, Key(0, "x"))
     assert examples["client"].tolist() == [0] * 6 + [1] * 2
     assert examples["epoch"].tolist() == [0] * 3 + [1] * 3 + [0, 1]
     for epoch in (slice(0, 3), slice(3, 6)):
@@ -105,7 +105,7 @@ def test_bad_folders_are_refused(tmp_path):
         Stored(tmp_path / "ok", "ratings")
     (tmp_path / "ok" / "about.json").write_text(json.dumps({"items": 3}))
     with pytest.raises(DataError, match=r"items\.npy: an item is not in 0 to 2"):
-        Stored(tmp_path / "ok").draw(torch.arange(10), 1, 1, stream(0, "x"))
+        Stored(tmp_path / "ok").draw(torch.arange(10), 1, 1, Key(0, "x"))
     np.save(tmp_path / "ok" / "counts.npy", np.array([1, 2]))
     with pytest.raises(DataError, match=r"counts\.npy adds up to 3 clicks"):
         Stored(tmp_path / "ok")

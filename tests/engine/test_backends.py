@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from fedlab.algorithms import federate, one_round, sample
-from fedlab.core import Config, ParameterError, Round, stream
+from fedlab.core import Config, Key, ParameterError, Round
 from fedlab.data import Columns
 from fedlab.engine import arrange, holdings, padded, step
 from fedlab.models import from_module, perceptron
@@ -50,7 +50,7 @@ def test_compiled_rounds_equal_eager_ones_on_clients_of_every_length(name, chang
 
 def test_a_turned_knob_runs_the_code_that_is_there():
     model, now = perceptron(6, 8), Config(cohort=20, engine="compiled")
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     one_round(model, VECTORS, now, Round(0, now, params))
     before = counters["stats"]["unique_graphs"]
     for number, turned in enumerate([{"local_lr": 0.1}, {"cohort": 13}, {"batch_size": 9},
@@ -79,8 +79,8 @@ def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
     model, config = build("matrix factorisation", clicks.train), Config(cohort=5,
                                                                         optimizer=optimizer,
                                                                         local_lr=0.1)
-    params, cohort = model.init(stream(0, "init")), sample(clicks, config, 1)
-    examples = clicks.draw(cohort, 1, 4, stream(0, "x"))
+    params, cohort = model.init(0), sample(clicks, config, 1)
+    examples = clicks.draw(cohort, 1, 4, Key(0, "x"))
     short = int(torch.bincount(examples["client"]).min())
     # equal numbers of steps
     keep = torch.cat([(examples["client"] == c).nonzero()[:short, 0] for c in range(5)])

@@ -9,7 +9,7 @@ from conftest import tiny
 from oracle import train_one
 
 from fedlab.algorithms import federate, sample
-from fedlab.core import Config, Rows, stream
+from fedlab.core import Config, Key, Rows
 from fedlab.data import Federation, by_activity
 from fedlab.engine import arrange, hyper, train_cohort
 from fedlab.models import Model
@@ -31,10 +31,10 @@ def per_client(deltas, clients):
 
 
 def check_against_loop(model, data, config, keep_rate=1.0, control=None):
-    params = model.init(stream(1, "init"))
+    params = model.init(1)
     cohort = sample(data, config, 1)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, stream(0, "examples", 1))
-    examples |= model.noise(len(examples["item"]), stream(0, "noise", 1))
+    examples = data.draw(cohort, config.local_epochs, config.negatives, Key(0, "examples", 1))
+    examples |= model.noise(cohort, torch.bincount(examples["client"]), Key(0, "noise", 1))
     deltas, losses, steps = train_cohort(model, params, examples, cohort, config, control)
     assert losses.shape == (len(cohort),)
     sizes, width = torch.bincount(
@@ -92,13 +92,13 @@ def test_platforms_with_many_users_equal_plain_loop(split, build):
 
 def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
     """y = a_item + b_item: autograd may hand out one tensor for both."""
-    def init(generator):
+    def init(seed):
         return {"a": torch.zeros(3), "b": torch.zeros(3)}
 
     model = Model("biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item",
                                                                                 "b": "item"})
     data = Federation(tiny([0, 0, 0], [0, 1, 2], [3.0, 6.0, 9.0]), torch.tensor([0]), "ratings")
-    examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
+    examples = data.draw(torch.tensor([0]), 1, 0, Key(0, "x"))
     deltas, _, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5,
                                                                                        cohort=1))
     for name in ("a", "b"):                                             # 0.5 * 2 * y / 3 examples
@@ -119,7 +119,7 @@ def test_one_sgd_step_by_hand(build):
     params = {"user": torch.full((1, 8), 0.5), "item": torch.full((1, 8), 0.25),
               "bias": torch.zeros(1)}
     data = Federation(tiny([0], [0], [3.0]), torch.tensor([0]), "ratings")
-    examples = data.draw(torch.tensor([0]), 1, 0, stream(0, "x"))
+    examples = data.draw(torch.tensor([0]), 1, 0, Key(0, "x"))
     deltas, losses, _ = train_cohort(model, params, examples, torch.tensor([0]),
                                      Config(local_lr=0.1, cohort=1))
     # prediction 8 * 0.5 * 0.25 = 1, error -2, loss 4; d/dq = 2 * -2 * p = -2, d/dp = -1, d/db = -4

@@ -7,12 +7,12 @@ import torch
 
 from fedlab.aggregation import mean_of_holders
 from fedlab.algorithms import federate, sample
-from fedlab.core import Config, ParameterError, stream
+from fedlab.core import Config, Key, ParameterError
 from fedlab.engine import BLOCK, chunks, client_bytes
 
 
 def cut(model, data, config):
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     return list(chunks(model, data, params, sample(data, config, 1), config, number=1, purpose=""))
 
 
@@ -35,7 +35,7 @@ def test_the_budget_changes_no_result(name, build, clicks):
 
 def test_chunks_keep_to_the_budget_and_to_the_order(build, clicks):
     model = build("matrix factorisation", clicks.train)
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
     config = Config(cohort=671, memory_mb=5)
     parts, cohort = cut(model, clicks, config), sample(clicks, config, 1)
     assert len(parts) > 5
@@ -61,11 +61,11 @@ def test_a_budget_too_small_for_one_client_says_how_much_is_needed(build, clicks
 
 def test_adamw_and_more_epochs_are_counted(build, clicks):
     model = build("matrix factorisation", clicks.train)
-    params = model.init(stream(0, "init"))
+    params = model.init(0)
 
     def need(**changed):
         config = Config(cohort=4, **changed)
-        examples = clicks.draw(torch.arange(4), config.local_epochs, 4, stream(0, "x"))
+        examples = clicks.draw(torch.arange(4), config.local_epochs, 4, Key(0, "x"))
         return float(client_bytes(model, params, examples, torch.bincount(examples["client"]),
                                   config).sum())
     assert need(optimizer="adamw") > 1.4 * need()

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedlab.aggregation import mean_of_products, product_error, weighted_mean
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, Rows, Update, stream
+from fedlab.core import Config, Key, ParameterError, Rows, Update
 from fedlab.data import Columns
 from fedlab.engine import train_cohort
 from fedlab.models import Adapted, adapted, from_module, merged
@@ -78,8 +78,8 @@ def test_stacked_adapters_equal_one_client_at_a_time(short):
                                                                           local_lr=0.05)
     data, cohort = Columns({n: columns[n] for n in ("ids", "target")},
                            columns["user"]), torch.arange(4)
-    examples = data.draw(cohort, 1, 0, stream(0, "examples", 1))
-    params = model.init(stream(0, "init"))
+    examples = data.draw(cohort, 1, 0, Key(0, "examples", 1))
+    params = model.init(0)
     deltas, losses, _ = train_cohort(model, params, examples, cohort, config)
     for client in range(4):
         own = {n: c[examples["client"] == client] for n, c in examples.items()}

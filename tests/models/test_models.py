@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from fedlab.core import ParameterError, stream
+from fedlab.core import Key, ParameterError, stream
 from fedlab.engine import gradients
 from fedlab.evaluation import scorer
 from fedlab.models import (
@@ -25,7 +25,7 @@ from fedlab.models import (
 def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
     model = build(name, split.train)
     params = {n: torch.randn(p.shape, generator=stream(0, n)) for n,
-              p in model.init(stream(0, "init")).items()}
+              p in model.init(0).items()}
     score = scorer(model, params)
     users, items = torch.arange(6).view(3, 2), torch.arange(10, 16).view(3, 2)
     grid = score(users, items)
@@ -39,14 +39,16 @@ def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
 def test_the_interaction_model_starts_as_matrix_factorisation():
     a, b = matrix_factorisation(3, 4, 5), interaction(3, 4, 5)
     pairs = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 1])
-    both = [scorer(m, m.init(stream(0, "init")))(*pairs) for m in (a, b)]
+    both = [scorer(m, m.init(0))(*pairs) for m in (a, b)]
     torch.testing.assert_close(*both)
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
-    noise = interaction(1, 1, 50, dropout=0.3).noise(2000, stream(0, "noise"))["keep"]
+    who = torch.arange(20), torch.full((20,), 100), Key(0, "noise")
+    noise = interaction(1, 1, 50, dropout=0.3).noise(*who)["keep"]
+    assert noise.shape == (2000, 50)
     assert float(noise.float().mean()) == pytest.approx(0.7, abs=0.01)
-    assert interaction(1, 1, 4, dropout=0.0).noise(10, stream(0, "noise")) == {}
+    assert interaction(1, 1, 4, dropout=0.0).noise(*who) == {}
 
 
 def test_loss_by_hand():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, stream
+from fedlab.core import Config, Key, ParameterError
 from fedlab.data import Columns
 from fedlab.evaluation import scorer
 from fedlab.models import from_module, perceptron
@@ -91,8 +91,8 @@ def check(module, inputs, config, task="clicks", **kwargs):
     model = from_module(module, {n: COLUMNS[n][:3] for n in inputs}, task=task, **kwargs)
     data = Columns(COLUMNS, OWNER, task)
     done = next(federate(model, data, config))
-    examples = data.draw(done.cohort, config.local_epochs, 0, stream(0, "examples", 1))
-    examples |= model.noise(len(examples["client"]), stream(0, "noise", 1))
+    examples = data.draw(done.cohort, config.local_epochs, 0, Key(0, "examples", 1))
+    examples |= model.noise(done.cohort, torch.bincount(examples["client"]), Key(0, "noise", 1))
     weights = data.counts[done.cohort] / data.counts[done.cohort].sum()
     total = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
     for c, share in enumerate(weights):
@@ -143,7 +143,7 @@ def test_a_module_is_scored_as_it_predicts():
     model = from_module(net, {n: COLUMNS[n][:3] for n in ("user", "item")},
                         rows={"film.weight": "item"})
     users, items = torch.tensor([[0, 1], [2, 5]]), torch.tensor([[3, 29], [0, 7]])
-    score = scorer(model, model.init(stream(0, "init")))(users, items)
+    score = scorer(model, model.init(0))(users, items)
     torch.testing.assert_close(score, net(users.flatten(), items.flatten()).detach().view(2, 2))
 
 
@@ -155,7 +155,7 @@ def test_the_module_as_given_is_not_touched_and_nothing_is_dropped_when_scoring(
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
     assert isinstance(net[1], nn.Dropout)
     expected = net.eval()(COLUMNS["x"])[:, 0].detach()
-    torch.testing.assert_close(model.predict(model.init(stream(0, "init")),
+    torch.testing.assert_close(model.predict(model.init(0),
                                              {"x": COLUMNS["x"][None]})[0], expected)
 
 

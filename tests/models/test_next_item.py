@@ -9,7 +9,7 @@ from conftest import tiny
 from oracle import train_module
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, as_tensor, stream
+from fedlab.core import Config, Key, ParameterError, as_tensor, stream
 from fedlab.data import Federation, equal, one_per_user
 from fedlab.engine import arrange, train
 from fedlab.evaluation import seen
@@ -29,7 +29,7 @@ def test_histories_by_hand():
 
 def test_an_example_sees_what_came_before_and_nothing_later(split):
     data = Sequences(Federation(split.train, equal(split.train, 5)), 6)
-    drawn = data.draw(torch.tensor([3, 1]), 1, 2, stream(0, "examples"))
+    drawn = data.draw(torch.tensor([3, 1]), 1, 2, Key(0, "examples"))
     history, train = as_tensor(drawn["history"]), split.train
     at = {pair: row for row, pair in enumerate(train.pairs().tolist())}
     before = histories(train, 6)
@@ -42,7 +42,7 @@ def test_an_example_sees_what_came_before_and_nothing_later(split):
             assert bool((mine == history[row]).all(1).any())
         assert item not in history[row].tolist()
     assert torch.equal(as_tensor(data.draw(torch.tensor([3, 1]), 1, 2,
-                                           stream(0, "examples"))["history"]), history)
+                                           Key(0, "examples"))["history"]), history)
 
 
 @pytest.mark.parametrize("kind", ["ids", "texts", "both"])
@@ -57,9 +57,9 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
                                                                 local_lr=0.1)
     model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3),
                               "item": torch.tensor([4, 5, 6])})
-    cohort, params = torch.tensor([0, 1, 2]), model.init(stream(0, "init"))
+    cohort, params = torch.tensor([0, 1, 2]), model.init(0)
     cohort = cohort[data.counts.argsort(descending=True)]
-    examples = data.draw(cohort, 1, 1, stream(0, "examples"))
+    examples = data.draw(cohort, 1, 1, Key(0, "examples"))
     deltas, losses, _ = train(model, params, arrange(examples, 1, 256), cohort, config)
     for client in range(3):
         own = {n: as_tensor(c)[examples["client"] == client] for n, c in examples.items()}
@@ -105,4 +105,4 @@ def test_settings_without_meaning_are_refused(stars):
     with pytest.raises(ParameterError, match=r"vectors=\(4, 2\): give 5 rows"):
         SASRec(5, torch.zeros(4, 2))
     with pytest.raises(ParameterError, match="task='ratings': histories are of clicks"):
-        Sequences(stars).draw(torch.tensor([0]), 1, 0, stream(0, "examples"))
+        Sequences(stars).draw(torch.tensor([0]), 1, 0, Key(0, "examples"))

@@ -9,7 +9,7 @@ from conftest import read_once, tiny
 from oracle import train_module
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, stream
+from fedlab.core import Config, Key, ParameterError
 from fedlab.data import Federation, ItemQueries
 from fedlab.engine import arrange, train
 from fedlab.models import adapted, from_module, loaded
@@ -87,7 +87,7 @@ def test_a_logit_by_hand_leaves_the_film_itself_out(few, texts):
 def test_a_shop_asks_its_own_users_about_films_that_they_know(few):
     data = few[0]
     shops, pairs = ItemQueries(data, 7, 5), set(data.train.pairs().tolist())
-    drawn = shops.draw(torch.tensor([2, 0]), 2, 0, stream(0, "examples"))
+    drawn = shops.draw(torch.tensor([2, 0]), 2, 0, Key(0, "examples"))
     assert drawn["who"].shape == (2 * 2 * 7, 5)
     assert drawn["epoch"].tolist() == ([0] * 7 + [1] * 7) * 2
     for client, item, who, target in zip(*(drawn[n] for n in ("client", "item", "who", "target")),
@@ -97,7 +97,7 @@ def test_a_shop_asks_its_own_users_about_films_that_they_know(few):
         assert [int(u) * 60 + int(item) in pairs for u in who] == target.bool().tolist()
         assert any(int(u) * 60 + int(item) in pairs for u in (data.owner == shop).nonzero()[:, 0])
     assert len(drawn["item"][:7].unique()) == 7
-    assert torch.equal(shops.draw(torch.tensor([2, 0]), 2, 0, stream(0, "examples"))["who"],
+    assert torch.equal(shops.draw(torch.tensor([2, 0]), 2, 0, Key(0, "examples"))["who"],
                        drawn["who"])
     assert int(shops.counts[1]) == len(data.train.items[data.owner[data.train.users] == 1].unique())
 
@@ -114,8 +114,8 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
                                                          "user")) if kind == "adapters" else net
     shops, config = ItemQueries(data, 8, 6), Config(cohort=3, batch_size=4, local_lr=0.01)
     model = from_module(net, shops.few(), answers=6)
-    cohort, params = shops.counts.argsort(descending=True), model.init(stream(0, "init"))
-    examples = shops.draw(cohort, 1, 1, stream(0, "examples"))
+    cohort, params = shops.counts.argsort(descending=True), model.init(0)
+    examples = shops.draw(cohort, 1, 1, Key(0, "examples"))
     deltas, losses, _ = train(model, params, arrange(examples, 1, 4), cohort, config)
     for client in range(3):
         own = {n: c[examples["client"] == client] for n, c in examples.items()}

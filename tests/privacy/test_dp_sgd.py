@@ -12,7 +12,7 @@ from opacus import GradSampleModule
 from torch import nn
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, stream
+from fedlab.core import Config, ParameterError
 from fedlab.data import Federation, equal
 from fedlab.models import from_module, matrix_factorisation, user_factor_model
 from fedlab.privacy import ExampleLevel, Release, epsilon, example_gradients
@@ -33,7 +33,7 @@ def test_gradients_of_examples_are_those_of_opacus():
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
     x, y = torch.randn(9, 4), torch.randn(9)
     model = from_module(net, {"x": x}, task="ratings")
-    found, losses = example_gradients(model, model.init(stream(0, "init")), {"x": x, "target": y})
+    found, losses = example_gradients(model, model.init(0), {"x": x, "target": y})
     wrapped = GradSampleModule(net)
     each = (wrapped(x.clone().requires_grad_())[:, 0] - y).square()
     each.mean().backward()  # Opacus takes the mean for granted
@@ -44,7 +44,7 @@ def test_gradients_of_examples_are_those_of_opacus():
 
 def test_a_table_gives_the_row_of_each_example(platforms):
     model = films(platforms)
-    params = model.init(stream(0, "init")) | {"user": torch.randn(1, 4)}
+    params = model.init(0) | {"user": torch.randn(1, 4)}
     batch = {"item": torch.tensor([3, 5, 3]), "target": torch.tensor([1.0, 2.0, 3.0])}
     found, _ = example_gradients(model, params, batch)
     for place in range(3):
@@ -59,7 +59,7 @@ def test_a_table_gives_the_row_of_each_example(platforms):
 
 def test_one_example_moves_the_sum_by_the_clip_at_most(platforms):
     model = films(platforms)
-    params = {name: value + 1 for name, value in model.init(stream(0, "init")).items()}
+    params = {name: value + 1 for name, value in model.init(0).items()}
     torch.manual_seed(0)
     batch = {"item": torch.randint(0, 3000, (500,)).clamp(max=platforms.train.item_count - 1),
              "target": torch.randn(500) * 100}
@@ -111,7 +111,7 @@ def test_what_is_not_proven_is_refused(platforms, clicks):
 
     def run(data=platforms, model=model, **config):
         mechanism = ExampleLevel(1.0, 1.0)
-        params = model.init(stream(0, "init"))
+        params = model.init(0)
         return lambda: list(mechanism.update(model, data, params, torch.tensor([0]),
                                              Config(**config)))
     for call, message in [

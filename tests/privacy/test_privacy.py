@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlab.algorithms import Private, Sent, World, federate, federate_privately
-from fedlab.core import Config, ParameterError, Rows, Update, stream
+from fedlab.core import Config, ParameterError, Rows, Update
 from fedlab.engine import updates
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import (
@@ -272,7 +272,7 @@ def test_poisson_cohorts_have_the_size_of_chance_and_may_be_empty(films, clicks)
     assert empty
     for done in empty:  # noise alone, as large as ever
         assert not done.skipped
-        before = rounds[done.number - 2].params["item"] if done.number > 1 else films.init(stream(0, "init"))["item"]
+        before = rounds[done.number - 2].params["item"] if done.number > 1 else films.init(0)["item"]
         assert float((done.params["item"] - before).std()) == pytest.approx(0.5, rel=0.1)
 
 
@@ -282,7 +282,7 @@ def test_missing_clients_leave_the_denominator_as_it_is(films, clicks):
     (half,) = federate_privately(films, clicks, Private(**fixed, drop_out=0.5), teaching_seed=0)
     (late,) = federate_privately(films, clicks, Private(**fixed, deadline=5.0), teaching_seed=0,
                                  world=World(pace=0.01, spread=1.0))
-    start = films.init(stream(0, "init"))["item"]
+    start = films.init(0)["item"]
     lengths = [float((done.params["item"] - start).norm()) for done in (whole, half, late)]
     assert 30 < len(half.cohort) < 70
     assert len(late.rejected) > 0

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedlab.core import Lookup, Score, Tree, require
+from fedlab.core import Key, Lookup, Score, Tree, below, require
 from fedlab.data import Federation, Ratings, from_latest
 from fedlab.models import Model
 
@@ -93,15 +93,16 @@ class Sequences:
         starts = torch.cat([starts.new_zeros(1), starts])
         return histories(train, self.length), order, starts
 
-    def draw(self, cohort: Tensor, epochs: int, negatives: int, generator: torch.Generator) -> Tree:
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """The columns of `Federation.draw`, and history (n, T)."""
         require(self.task == "clicks", "task", self.task,
                 "histories are of clicks; set task='clicks'")
-        columns = self.data.draw(cohort, epochs, negatives, generator)
+        columns = self.data.draw(cohort, epochs, negatives, key)
         table, order, starts = self._known
         user, first = columns["user"], starts[columns["user"]]
-        luck = torch.rand(len(user), generator=generator, dtype=torch.float64)
-        drawn = order[first + (luck * (starts[user + 1] - first)).long()]
+        counts = torch.bincount(columns["client"], minlength=len(cohort))
+        luck = key.of("histories").runs(cohort, counts)
+        drawn = order[first + below(luck, starts[user + 1] - first)]
         row = torch.where(columns["target"] > 0, self.data.rows(user, columns["item"]), drawn)
         return columns | {"history": cast(Tensor, Lookup(table, row))}
 
