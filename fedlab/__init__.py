@@ -1,45 +1,59 @@
 """Federated recommendation, small enough to read in one sitting.
 
-This list is the whole public surface.
+This list is the short road; every folder has more. Read `fedlab/fedavg.py` first.
 """
 
 from fedlab.aggregation import (
+    BestModels,
+    ByQuality,
+    CoordinateMedian,
+    Distilled,
     HeldOut,
+    Hierarchical,
+    Krum,
+    MeanOfHolders,
+    MeanOfProducts,
+    NormBound,
+    OwnWeights,
+    RowBound,
+    TrimmedMean,
+    WeightedMean,
     as_update,
-    by_quality,
-    coordinate_median,
     distil,
-    distilled,
     ensemble,
-    given,
-    hierarchical,
     judge,
-    krum,
-    mean_of_holders,
-    norm_bound,
-    row_bound,
-    select,
-    trimmed_mean,
-    weighted_mean,
 )
 from fedlab.algorithms import (
-    Asynchronous,
+    SGD,
+    Buffered,
     Implicit,
     Membership,
     Meta,
-    Private,
-    World,
+    Participation,
+    Scaffold,
+    Synchronous,
     alone,
     alone_ranks,
     federate,
-    federate_async,
-    federate_privately,
     fine_tuned,
     newcomers,
 )
-from fedlab.attacks import Poisoned
+from fedlab.attacks import Poison
 from fedlab.communication import ErrorFeedback
-from fedlab.core import Config, ParameterError, Round, best_round, measured, stop_early
+from fedlab.core import (
+    Aggregation,
+    Local,
+    ParameterError,
+    Round,
+    Schedule,
+    Settings,
+    Stage,
+    best_round,
+    knob,
+    measured,
+    register,
+    stop_early,
+)
 from fedlab.data import (
     Columns,
     Curves,
@@ -84,18 +98,15 @@ from fedlab.models import (
     user_factor_model,
     user_features,
 )
-from fedlab.privacy import Release, SecureSum, epsilon, noise_for
+from fedlab.privacy import (
+    DPSGD,
+    Clip,
+    GaussianNoise,
+    LocalNoise,
+    Release,
+    SecureSum,
+    epsilon,
+    noise_for,
+)
 
-__all__ = ["Asynchronous", "Candidates", "Columns", "Config", "Curves", "DataError", "Episodes",
-           "ErrorFeedback", "Federation", "HeldOut", "Implicit", "Membership", "Meta", "Model",
-           "NewUsers", "ParameterError", "Poisoned", "Private", "Ratings", "Release", "Round",
-           "SecureSum", "Split", "Stored", "World", "alone", "alone_ranks", "as_update",
-           "best_round", "by_activity", "by_genre", "by_quality", "candidates", "content",
-           "coordinate_median", "distil", "distilled", "ensemble", "epsilon", "equal", "federate",
-           "federate_async", "federate_privately", "fine_tuned", "from_module", "full_ranks",
-           "genre_profile", "given", "hierarchical", "interaction", "item_features", "judge",
-           "krum", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation",
-           "mean_of_holders", "measured", "new_users", "newcomers", "noise_for", "norm_bound",
-           "one_per_user", "perceptron", "popularity", "ranking", "read", "row_bound", "scorer",
-           "select", "split_by_time", "standardise", "stop_early", "synthesise", "trimmed_mean",
-           "user_factor_model", "user_features", "weighted_mean"]
+__all__ = ["DPSGD", "SGD", "Aggregation", "BestModels", "Buffered", "ByQuality", "Candidates", "Clip", "Columns", "CoordinateMedian", "Curves", "DataError", "Distilled", "Episodes", "ErrorFeedback", "Federation", "GaussianNoise", "HeldOut", "Hierarchical", "Implicit", "Krum", "Local", "LocalNoise", "MeanOfHolders", "MeanOfProducts", "Membership", "Meta", "Model", "NewUsers", "NormBound", "OwnWeights", "ParameterError", "Participation", "Poison", "Ratings", "Release", "Round", "RowBound", "Scaffold", "Schedule", "SecureSum", "Settings", "Split", "Stage", "Stored", "Synchronous", "TrimmedMean", "WeightedMean", "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre", "candidates", "content", "distil", "ensemble", "epsilon", "equal", "federate", "fine_tuned", "from_module", "full_ranks", "genre_profile", "interaction", "item_features", "judge", "knob", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation", "measured", "new_users", "newcomers", "noise_for", "one_per_user", "perceptron", "popularity", "ranking", "read", "register", "scorer", "split_by_time", "standardise", "stop_early", "synthesise", "user_factor_model", "user_features"]

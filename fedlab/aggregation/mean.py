@@ -200,11 +200,11 @@ def joined_updates(updates: Iterable[Update]) -> Update:
     for part in parts:
         deltas.append({n: replace(d, client=d.client + first) for n, d in part.deltas.items()})
         first += len(part.cohort)
-    columns = [torch.cat([getattr(part, name) for part in parts])
-               for name in ("weights", "losses", "cohort", "steps")]
     members = None if parts[0].members is None else sum((p.members or () for p in parts), ())
-    return Update({name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, *columns,
-                  members=members)
+    weights, losses, cohort, steps = (torch.cat([getattr(part, name) for part in parts])
+                                      for name in ("weights", "losses", "cohort", "steps"))
+    joined = {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}
+    return Update(joined, weights, losses, cohort, steps, members=members)
 
 
 def some_weight(total: float) -> None:

@@ -27,17 +27,7 @@ from fedlab.aggregation.mean import (
     dense_delta,
     joined_updates,
 )
-from fedlab.core import (
-    Aggregation,
-    Delta,
-    Rows,
-    Tree,
-    Update,
-    arranged,
-    knob,
-    norms,
-    register,
-)
+from fedlab.core import Aggregation, Delta, Rows, Tree, Update, arranged, knob, norms, register
 
 GROUP = "aggregation"
 

@@ -122,7 +122,7 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
     refuse((~(length + doubt).isfinite()).nonzero(),
            "its delta or loss is not finite; lower local_lr, or look at its data")
-    longest = context.notes.get("clipped", torch.inf)
+    longest = context.notes["longest"]
     refuse((length > longest * (1 + 1e-5)).nonzero(), f"it is longer than the clip of {longest:g}")
     _check_rows(update, context, refuse)
     return bad

@@ -28,7 +28,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Delta, Key, Local, Round, RoundContext, Rows, Score, Tree, Update, knob, register, require, whole
+from fedlab.core import (
+    Delta,
+    Key,
+    Local,
+    Round,
+    RoundContext,
+    Rows,
+    Score,
+    Tree,
+    Update,
+    knob,
+    register,
+    require,
+    whole,
+)
 from fedlab.data import Federation, Source, recent
 from fedlab.evaluation import scorer
 from fedlab.models import Model

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fedlab.core import Local, RoundContext, Update, register
-from fedlab.engine import LocalSettings, check_engine, updates
+from fedlab.engine import LocalSettings, updates
 
 
 @register
@@ -20,10 +20,6 @@ class SGD(LocalSettings, Local):
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Negatives go with clicks."""
         return () if facts.get("negatives") else ("negatives",)
-
-    def check(self, context: RoundContext) -> None:
-        """Raise `ParameterError` for an engine that this machine or device cannot run."""
-        check_engine(self.engine, next(iter(context.params.values())).device)
 
     def work(self, context: RoundContext, cohort: Tensor) -> Tensor:
         """(C,) examples that each client goes through: clicks come with their negatives."""

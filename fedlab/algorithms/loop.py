@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from fedlab.aggregation import NoDeltaError, ServerStep, WeightedMean, as_aggregation
 from fedlab.algorithms.gate import Books, admitted, checked
@@ -37,7 +36,6 @@ from fedlab.core import (
     Sent,
     Settings,
     Stage,
-    Tree,
     Update,
     check_read,
     knob,
@@ -208,6 +206,9 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     context.asked = pipe.local.asks(context)
     for stage in pipe.uplink:
         stage.begin(context)
+    behind = next(part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side", "") != "client")
+    bounded = "clipped" in pipe.facts[behind.name]
+    context.notes["longest"] = context.notes["clipped"] if bounded else float("inf")
     context.plan = pipe.schedule.plan(context, pipe.participation)
     return context
 
@@ -248,7 +249,8 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
         found = aggregate.delta(weighed if aggregate.streams else list(weighed), server)
     else:
         added = (stage.add_up(updates, context) for stage in sums)
-        total: Tree = next((t for t in added if t is not None), None) or plain_sum(updates, server)
+        own = next((total for total in added if total is not None), None)
+        total = plain_sum(updates, server) if own is None else own
         for stage in sums:
             total = stage.total(total, context)
         found = {n: (value / context.expected).to(server[n]) for n, value in total.items()}

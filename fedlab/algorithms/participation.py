@@ -8,7 +8,7 @@ Letters: N clients, n of them members, C in a cohort, q the chance or share of a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -63,7 +63,7 @@ class Participation(Part):
 
     members: who is there when; all, or as `late` and `early` say, without. warm: a newcomer's
     private rows start at the mean of the members before it. sampler: draws cohorts in the place
-    of `sample`, (data, cohort, number, members) -> (C,).
+    of `sample`, with its arguments.
     """
 
     kind = "participation"
@@ -86,7 +86,7 @@ class Participation(Part):
     teaching_seed: int = teaching_seed()
     members: Membership | None = None
     warm: bool = True
-    sampler: Callable[[Source, int, int, Tensor | None], Tensor] | None = None
+    sampler: Callable[..., Tensor] | None = None
 
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""

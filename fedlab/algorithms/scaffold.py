@@ -15,13 +15,22 @@ the server follows.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedlab.algorithms.local_sgd import SGD
-from fedlab.core import Delta, RoundContext, Rows, SparseTable, Tree, Update, register, require, whole
+from fedlab.core import (
+    Delta,
+    RoundContext,
+    Rows,
+    SparseTable,
+    Tree,
+    Update,
+    register,
+    require,
+    whole,
+)
 from fedlab.engine import updates
 
 CONTROL = "control of "
@@ -86,7 +95,6 @@ class Scaffold(SGD):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` where control variates have no meaning."""
-        super().check(context)
         require(self.optimizer == "sgd", "optimizer", self.optimizer,
                 "SCAFFOLD's control variates are gradients of plain steps; set optimizer='sgd'")
         require(self.local_lr > 0, "local_lr", self.local_lr, "SCAFFOLD divides by it; choose a positive one")

@@ -19,7 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import RoundContext, Rows, Score, Stage, Update, knob, known, register, require, stream
+from fedlab.core import (
+    RoundContext,
+    Rows,
+    Score,
+    Stage,
+    Update,
+    knob,
+    known,
+    register,
+    require,
+    stream,
+)
 from fedlab.data import Ratings
 from fedlab.evaluation import seen
 

@@ -2,7 +2,6 @@
 
 from fedlab.communication.codecs import (
     REACH,
-    Codec,
     LowRank,
     Plain,
     Quantised,
@@ -11,7 +10,6 @@ from fedlab.communication.codecs import (
     packed,
     unpacked,
 )
-from fedlab.communication.error_feedback import ErrorFeedback, row_bytes
+from fedlab.communication.error_feedback import CODECS, ErrorFeedback, row_bytes
 
-__all__ = ["REACH", "Codec", "ErrorFeedback", "LowRank", "Plain", "Quantised", "RandomK", "TopK",
-           "packed", "row_bytes", "unpacked"]
+__all__ = ["CODECS", "REACH", "ErrorFeedback", "LowRank", "Plain", "Quantised", "RandomK", "TopK", "packed", "row_bytes", "unpacked"]

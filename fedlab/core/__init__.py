@@ -1,13 +1,40 @@
 """What every folder stands on: trees and rows, keyed randomness, settings and knobs, Rounds."""
 
-from fedlab.core.knobs import ParameterError, knob, knobs, known, require, strict
-from fedlab.core.randomness import Key, below, ramp, stream
+from fedlab.core.knobs import (
+    REGISTRY,
+    ParameterError,
+    described,
+    knob,
+    knobs,
+    known,
+    like,
+    register,
+    require,
+    strict,
+    title_of,
+)
+from fedlab.core.parts import (
+    Aggregation,
+    Dataset,
+    Drawn,
+    Local,
+    Metric,
+    Part,
+    Partition,
+    Plan,
+    Recipe,
+    RoundContext,
+    Schedule,
+    Sent,
+    Stage,
+    check_read,
+    turned,
+    walk,
+)
+from fedlab.core.randomness import Key, below, stream
 from fedlab.core.rounds import Round, best_round, measured, one_thread, stop_early
-from fedlab.core.settings import VERSION, Config, differing, parsed
+from fedlab.core.settings import VERSION, Settings, differing, parsed, read_settings, write_settings
 from fedlab.core.tables import Lookup, SparseTable, arranged, as_tensor, joined, parts
-from fedlab.core.tree import Rows, Score, Tree, Update, norms, to
+from fedlab.core.tree import Delta, Rows, Score, Tree, Update, moved, norms, to, whole
 
-__all__ = ["VERSION", "Config", "Key", "Lookup", "ParameterError", "Round", "Rows", "Score",
-           "SparseTable", "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "differing", "joined", "knob",
-           "knobs", "known", "measured", "norms", "one_thread", "parsed", "parts", "ramp", "require",
-           "stop_early", "stream", "strict", "to"]
+__all__ = ["REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local", "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round", "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage", "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read", "described", "differing", "joined", "knob", "knobs", "known", "like", "measured", "moved", "norms", "one_thread", "parsed", "parts", "read_settings", "register", "require", "stop_early", "stream", "strict", "title_of", "to", "turned", "walk", "whole", "write_settings"]

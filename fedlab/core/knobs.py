@@ -154,7 +154,7 @@ def title_of(cls: type) -> str:
     return own or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(knob, field))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def register(cls: type[T]) -> type[T]:
     """Announce a part: a class decorator that makes it a frozen dataclass and files it by kind.
 

@@ -146,7 +146,7 @@ class Aggregation(Part):
     """
 
     kind = "aggregation"
-    refuses = ("summed", "second moments")
+    refuses: ClassVar[tuple[str, ...]] = ("summed", "second moments")
 
     @property
     def streams(self) -> bool:

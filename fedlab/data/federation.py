@@ -8,6 +8,7 @@ Sources: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distr
 (Dirichlet); He et al. 2017, "Neural collaborative filtering", section 4.1 (sampled negatives).
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -156,8 +157,8 @@ def shuffle(run: Tensor, luck: Tensor) -> Tensor:
     lots = (run << 32) + luck
     if low + 32 + int(run[-1] + 1 if count else 1).bit_length() > 63:  # no room for the row
         return torch.from_numpy(np.argsort(lots.numpy(), kind="stable"))
-    lots = np.sort(((lots << low) + torch.arange(count)).numpy())  # 5x faster here than argsort
-    return torch.from_numpy(lots) & (1 << low) - 1
+    order = np.sort(((lots << low) + torch.arange(count)).numpy())  # 5x faster here than argsort
+    return torch.from_numpy(order) & (1 << low) - 1
 
 
 def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_count: int,
@@ -183,7 +184,7 @@ def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_co
     drawn = unseen(user_run, items, item_count, row.repeat_interleave(negatives),
                    key.of("negatives").runs(cohort, counts * (epochs * negatives)))
     each = 1 + negatives                         # a click and its negatives lie side by side
-    every = torch.cat([items.index_select(0, row)[:, None], drawn.view(-1, negatives)], 1)
+    every = torch.cat([items.index_select(0, row)[:, None], drawn.view(len(row), negatives)], 1)
     run = run.repeat_interleave(each)
     order = shuffle(run, key.of("order").runs(cohort, counts * (epochs * each)))
     return {"client": run // epochs, "epoch": run % epochs,
@@ -211,3 +212,10 @@ def unseen(run: Tensor, items: Tensor, item_count: int, rows: Tensor, luck: Tens
     rank = below(luck, free.index_select(0, who))
     place = torch.searchsorted(before, who * (item_count + 1) + rank, right=True)
     return rank + place - starts.index_select(0, who)
+
+
+def fingerprint(data: Source) -> str:
+    """A short name of who holds how much of what: runs of other data have another."""
+    counts = data.counts.to(torch.int64).numpy().tobytes()
+    about = f"{type(data).__name__}/{data.task}/{len(data)}"
+    return hashlib.blake2b(about.encode() + counts, digest_size=8).hexdigest()

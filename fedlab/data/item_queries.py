@@ -7,6 +7,7 @@ Letters: N clients, C in a cohort, I items, n examples, K users asked an example
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class ItemQueries:
     items: films a client and epoch, drawn among those that its users clicked; users: K of these,
     drawn for each film.
     """
+
+    draws_negatives: ClassVar[bool] = False  # the targets are given
 
     data: Federation
     items: int = 32
@@ -67,7 +70,7 @@ class ItemQueries:
             people = (self.data.owner == client).nonzero()[:, 0]
             mine = cohort[place:place + 1]
             luck = films.uniform(mine, epochs * len(stock)).view(epochs, -1)
-            film = stock[luck.argsort(1, stable=True)[:, :self.items]].flatten()
+            film = stock[luck.argsort(dim=1, stable=True)[:, :self.items]].flatten()
             asked = users.runs(mine, torch.tensor([len(film) * self.users]))
             who = people[below(asked, len(people))].view(-1, self.users)
             parts.append((torch.full_like(film, place),

@@ -16,7 +16,6 @@ from torch import Tensor
 from fedlab.core import Partition, knob, register, require, stream
 from fedlab.data.interactions import Ratings
 
-
 GROUP = "partition"
 
 

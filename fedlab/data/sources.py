@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Columns:
     0..N-1, none empty. task: 'clicks' for targets 0 and 1, 'ratings' for numbers. Columns may lie
     on a GPU: they stay there.
     """
+
+    draws_negatives: ClassVar[bool] = False  # the targets are given
 
     columns: Mapping[str, Tensor]
     owner: Tensor

@@ -20,41 +20,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, ParameterError, Tree, as_tensor, require
+from fedlab.core import ParameterError, Tree, as_tensor, require
+from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import Numbers, Step, Work, build, hyper, loop, settle
 from fedlab.models import Model
 
 Predict = Callable[[Tree, Tree], Tensor]
 
 
-def run(model: Model, work: Work, config: Config) -> Tensor:
-    """Take all steps of `work` in place, by the engine that the config names; the losses (M, B)."""
-    losses = _steps(model, work, config)
-    settle(work, config)
+def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
+    """Take all steps of `work` in place, by the engine that the local names; the losses (M, B)."""
+    losses = _steps(model, work, local)
+    settle(work, local)
     return losses
 
 
-def _steps(model: Model, work: Work, config: Config) -> Tensor:
-    eager = build(model, config.optimizer, config.precision, config.micro_batch)
-    numbers = hyper(config, len(work.active))
-    if config.engine == "eager":
+def _steps(model: Model, work: Work, local: LocalSettings) -> Tensor:
+    eager = build(model, local.optimizer, local.precision, local.micro_batch)
+    numbers = hyper(local, len(work.active))
+    if local.engine == "eager":
         return loop(eager, eager, work, model.constants, numbers)
     on_device = torch.tensor(numbers, device=work.weight.device)
-    if config.engine == "captured":
-        return _replay(eager, model, work, on_device, config)
+    if local.engine == "captured":
+        return _replay(eager, model, work, on_device, local)
     with _tracing():
         fused = _fused(model.predict, model.pullback, model.task, tuple(model.rows.items()),
-                       config.optimizer, config.precision, config.micro_batch)
+                       local.optimizer, local.precision, local.micro_batch)
         return loop(fused, eager, work, model.constants, on_device)
 
 
-def check_engine(config: Config, device: torch.device) -> None:
+def check_engine(engine: str, device: torch.device) -> None:
     """Raise `ParameterError` for an engine that this machine or device cannot run."""
-    if config.engine == "compiled":
+    if engine == "compiled":
         found = _compiler(os.environ.get("PATH", ""), os.environ.get("CXX", "")) is not None
         require(found, "engine", "compiled",
                 "no C++ compiler on this machine; install g++, or choose 'eager'")
-    if config.engine == "captured":
+    if engine == "captured":
         fix = f"CUDA graphs need device='cuda', not {device.type!r}; choose 'eager'"
         require(device.type == "cuda", "engine", "captured", fix)
 
@@ -105,7 +106,7 @@ def _tracing() -> Iterator[None]:
     Gradients inside it, and no two sizes taken for one by chance.
     """
     sizes = importlib.import_module("torch.fx.experimental._config").patch(use_duck_shape=False)
-    traced = importlib.import_module("torch._dynamo.config").patch(trace_autograd_ops=True,
+    traced = importlib.import_module("torch._dynamo.local").patch(trace_autograd_ops=True,
                                                                    recompile_limit=64)
     try:
         with sizes, traced:
@@ -135,7 +136,7 @@ def padded(work: Work, kinds: Mapping[str, str]) -> Work:
                                           rows in room.items()})
 
 
-def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Config) -> Tensor:
+def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: LocalSettings) -> Tensor:
     """All steps as one CUDA graph, captured once for each set of sizes.
 
     A group whose clients take unequal numbers of steps has sizes of its own each round and runs
@@ -149,7 +150,7 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, config: Conf
     trees = (*wide.rows.values(), wide.index, wide.columns, last)
     given = [t for tree in trees for t in tree.values() if t is not None]
     fixed = tuple(c.data_ptr() for c in model.constants.values())
-    key = (model.predict, config.optimizer, config.precision, len(work.active), fixed,
+    key = (model.predict, local.optimizer, local.precision, len(work.active), fixed,
            *map(len, trees), *(t.shape for t in given))
     if key not in _graphs:
         if len(_graphs) >= GRAPHS:

@@ -19,8 +19,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Rows, Tree, arranged, as_tensor
+from fedlab.core import Rows, Tree, arranged, as_tensor
 from fedlab.engine.backends import run
+from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import Work, puts_off
 from fedlab.models import Model
 
@@ -118,13 +119,13 @@ def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> di
     return held
 
 
-def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, config: Config,
-          control: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, local: LocalSettings,
+          correction: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
     """Train a cohort from `params`.
 
     (delta of each parameter, mean loss over its steps and their number, (C,) each).
 
-    Equal to training each client by itself; `delta` is client minus server. control: SCAFFOLD's
+    Equal to training each client by itself; `delta` is client minus server. correction: SCAFFOLD's
     variates.
     """
     kinds = holdings(model, params, batches, cohort)
@@ -133,11 +134,11 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, config: 
     def sent(name: str) -> Tensor:                           # the rows as they came from the server
         return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
     values = {name: sent(name) for name in held}
-    work = Work(_rows(values, held, batches, cohort, model, config, control), {k: h.index for k,
+    work = Work(_rows(values, held, batches, cohort, model, local, correction), {k: h.index for k,
                                                                                h in kinds.items()},
                 batches.columns, batches.weight, batches.active, {name: h.live for name,
                                                                   h in held.items()})
-    losses = run(model, work, config)
+    losses = run(model, work, local)
     deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one"
                                            else sent(name)), h.ids, h.client) for name,
               h in held.items()}
@@ -149,21 +150,21 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, config: 
 
 
 def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Tensor, model: Model,
-          config: Config, control: Correction | None) -> dict[str, Tree]:
+          local: LocalSettings, correction: Correction | None) -> dict[str, Tree]:
     """The trees of `Work.rows`.
 
     Besides the values, what AdamW or FedProx or SCAFFOLD need of each held row.
     """
     rows: dict[str, Tree] = {"values": values, "means": {}, "squares": {}, "fixed": {}, "later": {}}
-    sgd, late = config.optimizer == "sgd", puts_off(config, len(batches.active))
+    sgd, late = local.optimizer == "sgd", puts_off(local, len(batches.active))
     for name, value in values.items():
         if not sgd:
             rows["means"][name], rows["squares"][name] = torch.zeros_like(value), torch.zeros_like(
                 value)
-        if name not in model.private and (config.proximal or control):
-            fixed = value * (config.local_lr * config.proximal) if sgd else value.clone()
-            if control is not None:
+        if name not in model.private and (local.proximal or correction):
+            fixed = value * (local.local_lr * local.proximal) if sgd else value.clone()
+            if correction is not None:
                 at = held[name]
-                fixed -= config.local_lr * control.shift(name, at.ids, at.client, cohort)
+                fixed -= local.local_lr * correction.shift(name, at.ids, at.client, cohort)
             rows["later" if late and held[name].index is not None else "fixed"][name] = fixed
     return rows

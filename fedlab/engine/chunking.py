@@ -19,60 +19,63 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Key, Rows, Tree, Update, as_tensor, joined, require
+from fedlab.core import Key, Rows, Tree, Update, as_tensor, joined, require
 from fedlab.data import Source
+from fedlab.engine.backends import check_engine
 from fedlab.engine.batches import Correction, arrange, train
+from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import puts_off
 from fedlab.models import Model
 
-Train = Callable[[Model, Tree, Tree, Tensor, Config, Correction | None], tuple[dict[str, Rows],
+Train = Callable[[Model, Tree, Tree, Tensor, LocalSettings, Correction | None], tuple[dict[str, Rows],
                                                                                Tensor, Tensor]]
 BLOCK = 256          # clients whose examples are drawn at once
 # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 USUAL_MB = 128
 
 
-def updates(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *,
-            number: int = 1, purpose: str = "", control: Correction | None = None,
+def updates(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings, *,
+            seed: int = 0, number: int = 1, purpose: str = "", correction: Correction | None = None,
             train: Train | None = None, graphs: int = 1) -> Iterator[Update]:
     """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
 
-    cohort (C,): client numbers. number, purpose: the round, and what sets these draws apart from a
-    round's. control: SCAFFOLD's variates. train: what clients do with their examples,
+    cohort (C,): client numbers. seed, number, purpose: of the run, the round, and what sets these
+    draws apart from a round's. correction: added to gradients, as SCAFFOLD does. train: what clients do with their examples,
     `train_cohort` unless given. graphs: how many steps it keeps for one backward pass, to plan
     memory by.
     """
     if not len(cohort):
         return
     device, first, train = next(iter(params.values())).device, 0, train or train_cohort
-    weights = data.counts[cohort].float() if config.weighting == "examples" else torch.ones(
-        len(cohort))
-    for examples in chunks(model, data, params, cohort, config, number=number, purpose=purpose,
-                           graphs=graphs):
+    weights = data.counts[cohort].float()
+    check_engine(local.engine, device)
+    keys = tuple(Key(seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
+    corrected = correction is not None
+    for examples in chunks(model, data, params, cohort, local, keys, graphs=graphs,
+                           corrected=corrected):
         here = slice(first, first + int(examples["client"][-1]) + 1)
         on_device = {name: column.to(device) for name, column in examples.items()}
-        deltas, losses, steps = train(model, params, on_device, cohort[here].to(device), config,
-                                      control)
+        deltas, losses, steps = train(model, params, on_device, cohort[here].to(device), local,
+                                      correction)
         yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
 
 
-def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, config: Config, *, number: int,
-           purpose: str, graphs: int = 1) -> Iterator[Tree]:
-    """Examples of the next clients, as many as fit the memory budget."""
+def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings,
+           keys: tuple[Key, ...], *, graphs: int = 1, corrected: bool = False) -> Iterator[Tree]:
+    """Examples of the next clients, as many as fit the memory budget; keys: of examples, of noise."""
     # more epochs are more examples, and no wider steps
-    usual = USUAL_MB * min(config.local_epochs, 8)
-    budget, held, clients, used = (config.memory_mb or usual) * 1e6, [], 0, 0.0
-    key, noise = (Key(config.seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
+    usual = USUAL_MB * min(local.local_epochs, 8)
+    budget, held, clients, used = (local.memory_mb or usual) * 1e6, [], 0, 0.0
     for block in cohort.split(BLOCK):
-        examples = data.draw(block, config.local_epochs, config.negatives, key)
+        examples = data.draw(block, local.local_epochs, local.negatives, keys[0])
         sizes = torch.bincount(examples["client"], minlength=len(block))
-        examples |= model.noise(block, sizes, noise)
+        examples |= model.noise(block, sizes, keys[1])
         ends, first = [0, *sizes.cumsum(0).tolist()], 0
-        for k, need in enumerate(client_bytes(model, params, examples, sizes, config,
-                                              graphs).tolist()):
-            fits = not config.memory_mb or need <= budget
-            require(fits, "memory_mb", config.memory_mb, f"client {int(block[k])} alone needs about "
+        for k, need in enumerate(client_bytes(model, params, examples, sizes, local, graphs,
+                                              corrected).tolist()):
+            fits = not local.memory_mb or need <= budget
+            require(fits, "memory_mb", local.memory_mb, f"client {int(block[k])} alone needs about "
                     f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller batch_size")
             if used and used + need > budget:
                 held.append(_part(examples, ends, first, k, clients))
@@ -93,8 +96,8 @@ def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -
     return part | {"client": part["client"] + (before - first)}
 
 
-def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, config: Config,
-                 graphs: int = 1) -> Tensor:
+def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, local: LocalSettings,
+                 graphs: int = 1, corrected: bool = False) -> Tensor:
     """(C,) about what each client takes while it trains.
 
     Its rows and their copies, its examples, `graphs` steps.
@@ -102,10 +105,10 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, conf
     sizes (C,): examples of each client. Counted from shapes and held against measured peaks in
     docs/performance.md.
     """
-    width = (sizes // config.local_epochs).clamp(max=config.batch_size or 2**40)
+    width = (sizes // local.local_epochs).clamp(max=local.batch_size or 2**40)
     # as sent, trained, their difference, its weighted sum
-    copies = 4 + 3 * (config.optimizer == "adamw")
-    copies += 2 * (config.proximal > 0) + 2 * (config.correction != "none")
+    copies = 4 + 3 * (local.optimizer == "adamw")
+    copies += 2 * (local.proximal > 0) + 2 * corrected
     column = sum(c[:1].nbytes for c in examples.values())
     need = sizes.double() * (3 * column + 48)  # drawn, sorted, arranged; looked up by row
     for name, kind in model.rows.items():
@@ -114,12 +117,12 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, conf
             need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * graphs * width)
         else:
             need += 4 * floats * (copies + 2 * graphs)
-    kept = width.clamp(max=config.micro_batch or 2**40)  # for the backward pass, and its gradients
+    kept = width.clamp(max=local.micro_batch or 2**40)  # for the backward pass, and its gradients
     return need + 8 * graphs * model.activity * kept
 
 
-def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, config: Config,
-                 control: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, local: LocalSettings,
+                 correction: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
     """`client.train` in groups of clients whose batches are about equally wide.
 
     So that padding stays below half.
@@ -127,17 +130,17 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, con
     examples: as `Source.draw` gives them for `cohort`, which has the client with most examples
     first.
     """
-    per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // config.local_epochs
-    widths, alike = _alike(model, examples, per_epoch, config)
+    per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // local.local_epochs
+    widths, alike = _alike(model, examples, per_epoch, local)
     deltas: list[dict[str, Rows]] = []
     losses, steps, first, seen = [], [], 0, 0
     for size in alike:
         last = first + size
-        count = int(per_epoch[first:last].sum()) * config.local_epochs
+        count = int(per_epoch[first:last].sum()) * local.local_epochs
         group = {name: column[seen:seen + count] for name, column in examples.items()}
         group["client"] = group["client"] - first
-        batches = arrange(group, config.local_epochs, widths[first])
-        delta, loss, taken = train(model, params, batches, cohort[first:last], config, control)
+        batches = arrange(group, local.local_epochs, widths[first])
+        delta, loss, taken = train(model, params, batches, cohort[first:last], local, correction)
         deltas.append({name: Rows(d.values, d.ids, d.client + first) for name, d in delta.items()})
         losses.append(loss)
         steps.append(taken)
@@ -147,15 +150,15 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, con
 
 
 def _alike(model: Model, examples: Tree, per_epoch: Tensor,
-           config: Config) -> tuple[list[int], list[int]]:
+           local: LocalSettings) -> tuple[list[int], list[int]]:
     """(width of each client's batches (C,), sizes of the groups of neighbours that train alike).
 
     What sets groups apart is known from each client's own examples alone. per_epoch (C,): examples.
     """
-    width = room(per_epoch, config.batch_size)
-    steps = (per_epoch + width - 1).div(width, rounding_mode="floor") * config.local_epochs
+    width = room(per_epoch, local.batch_size)
+    steps = (per_epoch + width - 1).div(width, rounding_mode="floor") * local.local_epochs
     most = int(steps.max())
-    late = torch.tensor([puts_off(config, t) for t in range(most + 1)], device=steps.device)[steps]
+    late = torch.tensor([puts_off(local, t) for t in range(most + 1)], device=steps.device)[steps]
     apart = [width, late, *single(model, examples, len(per_epoch))]
     cut = torch.stack([(column[1:] != column[:-1]) for column in apart]).any(0).nonzero()[:, 0] + 1
     ends = [0, *cut.tolist(), len(per_epoch)]

@@ -26,8 +26,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fedlab.core import Config, Tree, as_tensor, parts
+from fedlab.core import Tree, as_tensor, parts
 from fedlab.engine.gradient import accumulated, multiplied
+from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
 Numbers = tuple[float, ...] | Tensor                       # of one step: a row of `hyper`
@@ -93,36 +94,36 @@ def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor |
 RULES = {"sgd": sgd, "adamw": adamw}
 
 
-def hyper(config: Config, steps: int) -> list[tuple[float, ...]]:
+def hyper(local: LocalSettings, steps: int) -> list[tuple[float, ...]]:
     """Numbers of each step: what weight decay keeps and the rate, first.
 
     AdamW: the root of its second bias correction, FedProx' pull. SGD: what is kept of rows that
     FedProx pulls too, k; k^t and 1 + ... + k^(t-1) of `later` rows before the step, 1 / k^(t+1).
     """
-    keep = 1 - config.local_lr * config.weight_decay
-    if config.optimizer == "sgd":
-        k = kept(config)
-        if not puts_off(config, steps):  # no row is `later`, and k^t may leave the range of floats
-            return [(keep, config.local_lr, k, 1.0, 0.0, 1.0)] * steps
-        return [(keep, config.local_lr, k, k**t, _series(k, t),
+    keep = 1 - local.local_lr * local.weight_decay
+    if local.optimizer == "sgd":
+        k = kept(local)
+        if not puts_off(local, steps):  # no row is `later`, and k^t may leave the range of floats
+            return [(keep, local.local_lr, k, 1.0, 0.0, 1.0)] * steps
+        return [(keep, local.local_lr, k, k**t, _series(k, t),
                  k ** -(t + 1)) for t in range(steps)]
     (b1, b2), count = BETAS, range(1, steps + 1)
-    return [(keep, config.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5,
-             config.proximal) for t in count]
+    return [(keep, local.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5,
+             local.proximal) for t in count]
 
 
-def kept(config: Config) -> float:
+def kept(local: LocalSettings) -> float:
     """k, what a step of SGD keeps of a shared row that FedProx pulls to where it was."""
-    return 1 - config.local_lr * (config.weight_decay + config.proximal)
+    return 1 - local.local_lr * (local.weight_decay + local.proximal)
 
 
-def puts_off(config: Config, steps: int) -> bool:
+def puts_off(local: LocalSettings, steps: int) -> bool:
     """Whether SGD may put off what moves all rows.
 
     Z grows as k^-t, and has to stay in the range of float32.
     """
-    k = kept(config)
-    return config.optimizer == "sgd" and k > 0 and steps * math.log10(k) > -25
+    k = kept(local)
+    return local.optimizer == "sgd" and k > 0 and steps * math.log10(k) > -25
 
 
 def _series(k: float, steps: int) -> float:
@@ -130,9 +131,9 @@ def _series(k: float, steps: int) -> float:
     return float(steps) if k == 1 else (1 - k**steps) / (1 - k)
 
 
-def settle(work: Work, config: Config) -> None:
+def settle(work: Work, local: LocalSettings) -> None:
     """Work out, in place, the values of `later` rows after the last step of each."""
-    k = kept(config)
+    k = kept(local)
     for name, later in work.rows["later"].items():
         values = work.rows["values"][name]
         for steps, (rows, rest) in enumerate(pairwise([*work.live[name], 0]), 1):

@@ -2,7 +2,14 @@
 
 from fedlab.core import Recipe, knob, register
 from fedlab.data import Ratings
-from fedlab.models.content import content, genre_profile, item_features, linear, user_factor_model, user_features
+from fedlab.models.content import (
+    content,
+    genre_profile,
+    item_features,
+    linear,
+    user_factor_model,
+    user_features,
+)
 from fedlab.models.factorisation import interaction, matrix_factorisation
 from fedlab.models.model import Model
 

@@ -7,27 +7,17 @@ from fedlab.privacy.accounting import (
     gaussian_epsilon,
     noise_for,
 )
-from fedlab.privacy.dp_sgd import ExampleLevel, example_gradients
-from fedlab.privacy.mechanisms import (
-    AdaptiveClip,
-    CentralNoise,
-    Clip,
-    LocalNoise,
-    Mechanism,
-    NoiseSource,
-    RoundContext,
-    SecureSum,
-    dense,
-    noise_of_deltas,
-    summed,
-)
+from fedlab.privacy.dp_sgd import DPSGD, example_gradients
+from fedlab.privacy.ledger import Spending, affordable, booked, proven
+from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, SecureSum, dense, plain_sum
+from fedlab.privacy.noise_source import NoiseSource, teaching_seed
 from fedlab.privacy.private_statistics import (
+    ItemCounts,
     PairCounts,
-    counts,
+    item_counts,
     own_taste,
-    pairs,
+    pair_counts,
     public_basis,
-    seen,
     smoothed,
     standard,
     table_score,
@@ -42,10 +32,4 @@ from fedlab.privacy.shamir import (
     weights_at_zero,
 )
 
-__all__ = ["PRIME", "AdaptiveClip", "CentralNoise", "Clip", "ExampleLevel", "FixedPoint",
-           "LocalNoise", "Mechanism", "Member", "NoiseSource", "PairCounts", "Release",
-           "RoundContext", "SecureSum", "SecureSumError", "adaptive_clip_noise", "counts", "dense",
-           "epsilon", "example_gradients", "expanded", "gaussian_epsilon", "joined_secret",
-           "noise_for", "noise_of_deltas", "own_taste", "pairs", "public_basis", "secure_sum",
-           "seen", "smoothed", "split_secret", "standard", "summed", "table_score", "together",
-           "unmasked", "weights_at_zero"]
+__all__ = ["DPSGD", "PRIME", "Clip", "FixedPoint", "GaussianNoise", "ItemCounts", "LocalNoise", "Member", "NoiseSource", "PairCounts", "Release", "SecureSum", "SecureSumError", "Spending", "adaptive_clip_noise", "affordable", "booked", "dense", "epsilon", "example_gradients", "expanded", "gaussian_epsilon", "item_counts", "joined_secret", "noise_for", "own_taste", "pair_counts", "plain_sum", "proven", "public_basis", "secure_sum", "smoothed", "split_secret", "standard", "table_score", "teaching_seed", "together", "unmasked", "weights_at_zero"]

@@ -17,7 +17,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedlab.core import Key, Local, Round, RoundContext, Rows, Tree, Update, knob, like, register, require
+from fedlab.core import (
+    Key,
+    Local,
+    Round,
+    RoundContext,
+    Rows,
+    Tree,
+    Update,
+    knob,
+    like,
+    register,
+    require,
+)
 from fedlab.engine import LocalSettings
 from fedlab.models import Model
 from fedlab.privacy.accounting import Release, epsilon
@@ -100,9 +112,9 @@ class DPSGD(Local):
                 noise = source.normal(total[name], self.example_noise * self.example_clip)
                 now[name] -= self.local_lr / (rate * ratings) * (total[name] + noise)
         memory = context.memory(self)
-        counted = dict(memory.get(client, {}))
+        counted = dict(memory.get(str(client), {}))
         counted[self.example_noise, rate] = counted.get((self.example_noise, rate), 0) + steps
-        memory[client] = counted
+        memory[str(client)] = counted
         weight = float(context.data.counts[client])
         return self._update(params, now, torch.cat(seen), steps, client, weight)
 
@@ -137,6 +149,6 @@ class DPSGD(Local):
 
     def spent(self, done: Round, delta: float, method: str = "rdp") -> dict[int, float]:
         """Client -> the epsilon of one of its ratings, so far."""
-        return {client: epsilon([Release(noise, rate, count) for (noise, rate), count in counted.items()],
+        return {int(client): epsilon([Release(noise, rate, count) for (noise, rate), count in counted.items()],
                                 delta, method=method)
                 for client, counted in done.state.get(self.name, {}).items()}

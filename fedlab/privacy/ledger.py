@@ -7,7 +7,6 @@ Letters: N clients in all, C the clip, z noise over C.
 Sources: Feldman, Zrnic 2021 (what is spent when knobs are turned on the way); `accounting`.
 """
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -28,18 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import (
-    Key,
-    RoundContext,
-    Rows,
-    Stage,
-    Tree,
-    Update,
-    knob,
-    norms,
-    register,
-    require,
-)
+from fedlab.core import Key, RoundContext, Rows, Stage, Tree, Update, knob, norms, register, require
 from fedlab.privacy.accounting import Release, adaptive_clip_noise
 from fedlab.privacy.ledger import Spending, Spent, noise_multiplier
 from fedlab.privacy.noise_source import NoiseSource

@@ -1,16 +1,6 @@
 """Experiments as settings: runs, sweeps, and the widget that turns their knobs."""
 
-from fedlab.workbench.experiment import (
-    AGGREGATES,
-    CODES,
-    CRAFTS,
-    METRICS,
-    MODELS,
-    PARTITIONS,
-    PRESETS,
-    Experiment,
-    stream,
-)
+from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream
 from fedlab.workbench.export import export
 from fedlab.workbench.run_store import Runs
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
@@ -20,6 +10,4 @@ from fedlab.workbench.sweep import Sweep, values
 from fedlab.workbench.view import table
 from fedlab.workbench.widget import Workbench
 
-__all__ = ["AGGREGATES", "CODES", "CRAFTS", "METRICS", "MODELS", "PARTITIONS", "PRESETS", "WIDTH",
-           "Experiment", "Job", "Run", "Runner", "Runs", "Sweep", "Workbench", "export", "follow",
-           "metrics", "record", "side_by_side", "stream", "table", "values"]
+__all__ = ["PRESETS", "WIDTH", "Choices", "Experiment", "Job", "Run", "Runner", "Runs", "Sweep", "Workbench", "better", "export", "follow", "metrics", "record", "side_by_side", "stream", "table", "values"]

@@ -4,12 +4,10 @@ Every registered part is a choice here, wherever it was written; its knobs are s
 workbench, the command line, sweeps and the settings JSON follow from that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any
-
-from torch import Tensor
 
 from fedlab.aggregation import HeldOut, Judge, judge
 from fedlab.algorithms import Participation, Run, federate, fine_tuned
@@ -17,12 +15,10 @@ from fedlab.core import (
     REGISTRY,
     Local,
     Metric,
-    ParameterError,
     Part,
     Round,
     Score,
     Settings,
-    described,
     knob,
     knobs,
     measured,
@@ -158,7 +154,7 @@ class Experiment:
         if self.choices.personal != "off":
             require(isinstance(self.local, LocalSettings), "personal", self.choices.personal,
                     f"{self.local.name} has no local training to repeat; choose 'off'")
-            return fine_tuned(self.model, self.federation, done.params, self.local,  # type: ignore[arg-type]
+            return fine_tuned(self.model, self.federation, done.params, self.local,
                               seed=self.settings.seed, number=done.number)
         return (self.local.score(self.model, self.federation, done)
                 or self._score(self.model, done.params))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fedlab.core import Round, Settings, described, differing, require
+from fedlab.core import Round, described, differing, require
 from fedlab.workbench.runs import PLAIN, Run
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep
