@@ -109,4 +109,18 @@ from fedlab.privacy import (
     noise_for,
 )
 
-__all__ = ["DPSGD", "SGD", "Aggregation", "BestModels", "Buffered", "ByQuality", "Candidates", "Clip", "Columns", "CoordinateMedian", "Curves", "DataError", "Distilled", "Episodes", "ErrorFeedback", "Federation", "GaussianNoise", "HeldOut", "Hierarchical", "Implicit", "Krum", "Local", "LocalNoise", "MeanOfHolders", "MeanOfProducts", "Membership", "Meta", "Model", "NewUsers", "NormBound", "OwnWeights", "ParameterError", "Participation", "Poison", "Ratings", "Release", "Round", "RowBound", "Scaffold", "Schedule", "SecureSum", "Settings", "Split", "Stage", "Stored", "Synchronous", "TrimmedMean", "WeightedMean", "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre", "candidates", "content", "distil", "ensemble", "epsilon", "equal", "federate", "fine_tuned", "from_module", "full_ranks", "genre_profile", "interaction", "item_features", "judge", "knob", "leaky", "leave_one_out", "linear", "load", "matrix_factorisation", "measured", "new_users", "newcomers", "noise_for", "one_per_user", "perceptron", "popularity", "ranking", "read", "register", "scorer", "split_by_time", "standardise", "stop_early", "synthesise", "user_factor_model", "user_features"]
+__all__ = ["DPSGD", "SGD", "Aggregation", "BestModels", "Buffered", "ByQuality", "Candidates",
+           "Clip", "Columns", "CoordinateMedian", "Curves", "DataError", "Distilled", "Episodes",
+           "ErrorFeedback", "Federation", "GaussianNoise", "HeldOut", "Hierarchical", "Implicit",
+           "Krum", "Local", "LocalNoise", "MeanOfHolders", "MeanOfProducts", "Membership", "Meta",
+           "Model", "NewUsers", "NormBound", "OwnWeights", "ParameterError", "Participation",
+           "Poison", "Ratings", "Release", "Round", "RowBound", "Scaffold", "Schedule", "SecureSum",
+           "Settings", "Split", "Stage", "Stored", "Synchronous", "TrimmedMean", "WeightedMean",
+           "alone", "alone_ranks", "as_update", "best_round", "by_activity", "by_genre",
+           "candidates", "content", "distil", "ensemble", "epsilon", "equal", "federate",
+           "fine_tuned", "from_module", "full_ranks", "genre_profile", "interaction",
+           "item_features", "judge", "knob", "leaky", "leave_one_out", "linear", "load",
+           "matrix_factorisation", "measured", "new_users", "newcomers", "noise_for",
+           "one_per_user", "perceptron", "popularity", "ranking", "read", "register", "scorer",
+           "split_by_time", "standardise", "stop_early", "synthesise", "user_factor_model",
+           "user_features"]

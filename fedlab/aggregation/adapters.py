@@ -42,8 +42,8 @@ class MeanOfProducts(Aggregation):
         kept = list(updates)
         delta = dict(self.then(kept, server))
         pairs = [n for n in delta if n.endswith(".a") and f"{n[:-1]}b" in delta]
-        require(bool(pairs), self.name, sorted(delta), "the model has no adapters that train both A and "
-                "B; see fedlab.models.adapted")
+        require(bool(pairs), self.name, sorted(delta),
+                "the model has no adapters that train both A and " "B; see fedlab.models.adapted")
         for name in pairs:
             other = f"{name[:-1]}b"
             mean = _mean_product(kept, server, name, other)

@@ -53,7 +53,8 @@ def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tens
     """
     soft = teacher(users[None], items[None])[0]
     targets = soft.sigmoid() if model.task == "clicks" else soft
-    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users), model.task)
+    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users),
+                   model.task)
     with one_thread():
         trained = train(model, data, start, torch.tensor([0]), local, seed=seed, purpose="distil ")
         learned = joined_updates(trained)
@@ -62,7 +63,9 @@ def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tens
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distilled(Aggregation):
-    """FedDF: the mean model, trained towards the ensemble of the clients' models on unlabelled pairs.
+    """FedDF.
+
+    The mean model, trained towards the ensemble of the clients' models on unlabelled pairs.
 
     users, items (n,): the pairs. local: how it trains. pick: (update, server) -> weights of the
     clients in the ensemble (C,); all alike without.

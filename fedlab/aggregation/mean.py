@@ -121,8 +121,8 @@ class OwnWeights(Aggregation):
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
         def weighed(update: Update) -> Update:
-            require(update.members is None, "alpha", "platforms", "weights are by client; give them to "
-                    "`inner`, where clients are aggregated")
+            require(update.members is None, "alpha", "platforms",
+                    "weights are by client; give them to " "`inner`, where clients are aggregated")
             return replace(update, weights=self.alpha[update.cohort].to(update.weights))
         return self.then([weighed(update) for update in updates], server)
 
@@ -150,7 +150,8 @@ class Hierarchical(Aggregation):
             own = every.only(mine == number)
             rows = {name: as_rows(d) for name, d in self.inner.delta([own], server).items()}
             parts.append(Update(rows, own.weights.sum()[None], own.losses.mean()[None],
-                                torch.tensor([number]), own.steps.sum()[None], members=(own.cohort,)))
+                                torch.tensor([number]), own.steps.sum()[None], members=(own.cohort,
+                                                                                        )))
         return self.outer(parts, server)
 
 

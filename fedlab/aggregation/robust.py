@@ -34,15 +34,16 @@ GROUP = "aggregation"
 
 def kept_models() -> int:
     """The knob of rules that average the best clients."""
-    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged", live=False,
-                     usual=(1, 20), group=GROUP)
+    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged",
+                     live=False, usual=(1, 20), group=GROUP)
     return keep
 
 
 def length_bound() -> float:
     """The knob of rules that shorten what is long."""
-    bound: float = knob(1.0, 1e-6, 1e6, "", "norm bound, row bound: longest delta, or row of it (L2)",
-                        live=False, log=True, usual=(0.01, 10.0), group=GROUP)
+    bound: float = knob(1.0, 1e-6, 1e6, "",
+                        "norm bound, row bound: longest delta, or row of it (L2)", live=False,
+                        log=True, usual=(0.01, 10.0), group=GROUP)
     return bound
 
 
@@ -65,7 +66,10 @@ class CoordinateMedian(Aggregation):
 
 @register
 class TrimmedMean(Aggregation):
-    """Each number is the mean over its holders without the share `trim` at either end, rounded down."""
+    """Each number is the mean over its holders without the share `trim` at either end.
+
+    Rounded down.
+    """
 
     trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end",
                        live=False, usual=(0.0, 0.45), group=GROUP)
@@ -108,8 +112,9 @@ class Krum(Aggregation):
     byzantine: f, how many bad clients it should stand; it needs C >= 2 f + 3.
     """
 
-    byzantine: int = knob(1, 0, 100_000, "clients", "krum: how many bad clients it should stand (f)",
-                          live=False, usual=(0, 20), group=GROUP)
+    byzantine: int = knob(1, 0, 100_000, "clients",
+                          "krum: how many bad clients it should stand (f)", live=False,
+                          usual=(0, 20), group=GROUP)
     keep: int = kept_models()
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
@@ -182,7 +187,9 @@ class NormBound(Weighted):
 
 @register
 class RowBound(Weighted):
-    """Each row of each delta is scaled down to an L2 norm of `bound`: no item moves far for one client.
+    """Each row of each delta is scaled down to an L2 norm of `bound`.
+
+    No item moves far for one client.
 
     A delta that is all in one row passes a bound on the whole; one that is long in many rows passes
     this: hand a `NormBound` to `then` for both. A weight that all clients hold counts as one row.
@@ -200,6 +207,7 @@ class RowBound(Weighted):
         """The delta by name."""
         def cut(rows: Rows) -> Rows:
             factor = (self.bound / rows.lengths()).clamp(max=1)
-            return replace(rows, values=rows.values * factor.view(-1, *[1] * (rows.values.dim() - 1)))
+            return replace(rows, values=rows.values * factor.view(-1,
+                                                                  *[1] * (rows.values.dim() - 1)))
         bounded = (replace(u, deltas={n: cut(r) for n, r in u.deltas.items()}) for u in updates)
         return self.then.delta(bounded if self.then.streams else list(bounded), server)

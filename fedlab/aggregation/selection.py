@@ -135,8 +135,9 @@ class Judged(Weighted):
     def losses(self, update: Update, server: Tree) -> Tensor:
         """(C,) the held-out loss of each sender's model."""
         if self.judge is None:
-            raise ParameterError("judge=None: give the aggregation a judge, say judge(model, held_out, "
-                                 "federation.owner)")
+            raise ParameterError(
+                "judge=None: give the aggregation a judge, say judge(model, held_out, "
+                "federation.owner)")
         return self.judge(update, server)
 
 
@@ -165,8 +166,9 @@ class ByQuality(Judged):
     aggregates with these weights, `WeightedMean()` without.
     """
 
-    temperature: float = knob(0.1, 1e-6, 1e6, "", "by quality: small listens to the best client alone",
-                              live=False, log=True, usual=(0.01, 10.0), group=GROUP)
+    temperature: float = knob(0.1, 1e-6, 1e6, "",
+                              "by quality: small listens to the best client alone", live=False,
+                              log=True, usual=(0.01, 10.0), group=GROUP)
     then: Aggregation = field(default_factory=WeightedMean)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:

@@ -24,12 +24,13 @@ class ServerStep(Part):
     """The server's half of a round. Another optimizer than before starts with fresh moments."""
 
     kind = "server"
-    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta", log=True,
-                            usual=(0.1, 400.0))
+    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta",
+                            log=True, usual=(0.1, 400.0))
     warm_up: int = knob(0, 0, 10_000, "rounds", "how long step sizes grow to their full size",
                         usual=(0, 20), group=GROUP)
     server_optimizer: str = knob("sgd", 0, 0, "", "how the server follows the aggregated delta",
-                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"), group=GROUP)
+                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"),
+                                 group=GROUP)
     server_momentum: float = knob(0.9, 0.0, 0.9999, "",
                                   "share of the last step that stays (beta 1); none in sgd",
                                   usual=(0.0, 0.99), group=GROUP)
@@ -65,7 +66,8 @@ class ServerStep(Part):
 
 
 Pair = tuple[Tensor, Tensor]
-Rule = Callable[[Tensor, Pair, ServerStep], tuple[Tensor, Pair]]  # (delta, moments) -> (step, moments)
+# (delta, moments) -> (step, moments)
+Rule = Callable[[Tensor, Pair, ServerStep], tuple[Tensor, Pair]]
 
 
 def momentum(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, Pair]:
@@ -75,7 +77,10 @@ def momentum(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, P
 
 
 def _adaptive(squares: Callable[[Tensor, Tensor, ServerStep], Tensor]) -> Rule:
-    """`m <- beta1 m + (1 - beta1) delta`; the step is m / (sqrt(v) + tau), with v as `squares` has it."""
+    """`m <- beta1 m + (1 - beta1) delta`.
+
+    The step is m / (sqrt(v) + tau), with v as `squares` has it.
+    """
     def rule(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, Pair]:
         m = torch.lerp(delta, moments[0], knobs.server_momentum)
         v = squares(moments[1], delta.square(), knobs)

@@ -10,4 +10,6 @@ from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, ne
 from fedlab.algorithms.scaffold import Control, Scaffold
 from fedlab.algorithms.schedules import Buffered, Synchronous, idle
 
-__all__ = ["METHODS", "SGD", "Buffered", "Control", "Implicit", "Membership", "Meta", "Participation", "Run", "Scaffold", "Synchronous", "alone", "alone_ranks", "federate", "fine_tuned", "idle", "newcomers", "one_round", "payload", "sample", "with_rates"]
+__all__ = ["METHODS", "SGD", "Buffered", "Control", "Implicit", "Membership", "Meta",
+           "Participation", "Run", "Scaffold", "Synchronous", "alone", "alone_ranks", "federate",
+           "fine_tuned", "idle", "newcomers", "one_round", "payload", "sample", "with_rates"]

@@ -31,14 +31,18 @@ class Books:
     up: int = 0
 
     def count(self, update: Update, asked: Mapping[str, tuple[Tensor, str]]) -> None:
-        """Bytes: of each number, and up of each row number of a table, unless a code tells its own."""
+        """Bytes.
+
+        Of each number, and up of each row number of a table, unless a code tells its own.
+        """
         down, up = payload(update, asked)
         self.down += down
         self.up += up if update.bytes_up is None else int(update.bytes_up.sum())
 
     def keep(self, sent: Sent, length: Tensor) -> None:
         """Note what came through: without the numbers, but for the rows that stay with clients."""
-        light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort", "steps")))
+        light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort",
+                                                                     "steps")))
         self.kept.append(Sent(light, sent.own))
         self.norms.append(length)
         self.weight += float(sent.update.weights.sum())
@@ -61,7 +65,8 @@ def payload(update: Update, asked: Mapping[str, tuple[Tensor, str]]) -> tuple[in
     """(bytes down, bytes up): 4 for each number, and up 4 more for each row number of a table."""
     known = {name: rows for name, rows in update.deltas.items() if name in asked}
     floats = sum(FLOATS * rows.values.numel() for rows in known.values())
-    tables = {asked[name][1]: len(rows.ids) for name, rows in known.items() if asked[name][1] != "one"}
+    tables = {asked[name][1]: len(rows.ids) for name,
+              rows in known.items() if asked[name][1] != "one"}
     return floats, floats + FLOATS * sum(tables.values())
 
 
@@ -140,10 +145,12 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         server, _ = context.asked[name]
         values, height = rows.values, len(server)
         if values.shape[1:] != server.shape[1:]:
-            refuse(rows.client, f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's "
+            refuse(rows.client,
+                   f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's "
                    f"have {tuple(server.shape[1:])}")
         if values.dtype != torch.float32 or rows.ids.dtype != torch.int64:
-            refuse(rows.client, f"its {name!r} holds {values.dtype} at {rows.ids.dtype}; send float32 at int64")
+            refuse(rows.client,
+                   f"its {name!r} holds {values.dtype} at {rows.ids.dtype}; send float32 at int64")
             continue
         same = rows.ids.data_ptr(), len(rows.ids), height
         if same in grown or not len(rows.ids):
@@ -151,7 +158,8 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         grown.add(same)
         outside = (rows.ids < 0) | (rows.ids >= height)
         if outside.any():
-            refuse(rows.client[outside], f"its {name!r} has a row that is none of the server's {height}")
+            refuse(rows.client[outside],
+                   f"its {name!r} has a row that is none of the server's {height}")
         key = rows.client * height + rows.ids
         repeated = key[1:] <= key[:-1]
         if repeated.any():

@@ -59,11 +59,12 @@ class Implicit(Local):
     such as adam; biases stay as they are.
     """
 
-    w0: float = knob(0.1, 1e-9, 1e3, "", "implicit: weight of an item that was not clicked", log=True,
-                     usual=(0.001, 1.0), group=GROUP)
+    w0: float = knob(0.1, 1e-9, 1e3, "", "implicit: weight of an item that was not clicked",
+                     log=True, usual=(0.001, 1.0), group=GROUP)
     reg: float = knob(0.01, 1e-9, 1e3, "", "implicit: strength of the regularisation", log=True,
                       usual=(0.0001, 1.0), group=GROUP)
-    recency: float = knob(0.0, 0.0, 10.0, "", "implicit: a click weighs (1 + own clicks since) ** -recency "
+    recency: float = knob(0.0, 0.0, 10.0, "",
+                          "implicit: a click weighs (1 + own clicks since) ** -recency "
                           "where a client recommends; in training all weigh 1", usual=(0.0, 2.0),
                           group=GROUP)
 
@@ -89,8 +90,8 @@ class Implicit(Local):
         params = context.params
         gram = params["item"].T @ params["item"]
         for here in cohort.split(GROUP_SIZE):
-            films, client, owners, rows, vectors = self._solved(_clicks(context.data, here), params["item"],
-                                                                gram)
+            films, client, owners, rows, vectors = self._solved(_clicks(context.data, here),
+                                                                params["item"], gram)
             mine = vectors.index_select(0, client)  # (n, D), as rows
             miss, clients = 1 - (mine * rows).sum(1), torch.arange(len(here), device=rows.device)
             losses = rows.new_zeros(len(here)).index_add_(0, client, miss.square())
@@ -102,7 +103,10 @@ class Implicit(Local):
             yield Update(sent, ones, losses / torch.bincount(client), here, ones)
 
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
-        """The negative half gradient of the mean loss by all items: as sent, and what `gram` implies."""
+        """The negative half gradient of the mean loss by all items.
+
+        As sent, and what `gram` implies.
+        """
         items = context.params["item"]
         (gram,) = whole(delta["gram"], context.server["gram"])
         unmet = items @ gram + self.reg * items

@@ -1,4 +1,6 @@
-"""Local training by gradient steps: FedAvg's clients, FedProx with `proximal`, FedSGD with one step.
+"""Local training by gradient steps.
+
+FedAvg's clients, FedProx with `proximal`, FedSGD with one step.
 
 Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Li et al. 2020, eq. 2 (FedProx). How it
 runs fast is in `fedlab.engine`.

@@ -81,8 +81,8 @@ class Pipeline:
     @property
     def parts(self) -> list[Part]:
         """All of them."""
-        return [self.run, self.participation, self.schedule, self.local, *self.uplink, self.aggregate,
-                self.server]
+        return [self.run, self.participation, self.schedule, self.local, *self.uplink,
+                self.aggregate, self.server]
 
     @property
     def spending(self) -> Spending | None:
@@ -189,7 +189,8 @@ def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
         params = params | shared | books.private(params, model.private)
     for stage in pipe.uplink:
         stage.done(context)
-    columns = books.columns() | ({"bytes_up": context.notes["bytes_up"]} if "bytes_up" in context.notes else {})
+    columns = books.columns() | ({"bytes_up": context.notes["bytes_up"]}
+                                 if "bytes_up" in context.notes else {})
     return Round(before.number + 1, pipe.settings, params, **columns, skipped=skipped,
                  metrics=context.metrics, clock=context.plan.clock, state=context.state,
                  seconds=time.perf_counter() - began)
@@ -206,7 +207,8 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     context.asked = pipe.local.asks(context)
     for stage in pipe.uplink:
         stage.begin(context)
-    behind = next(part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side", "") != "client")
+    behind = next(part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side",
+                                                                             "") != "client")
     bounded = "clipped" in pipe.facts[behind.name]
     context.notes["longest"] = context.notes["clipped"] if bounded else float("inf")
     context.plan = pipe.schedule.plan(context, pipe.participation)
@@ -218,7 +220,8 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
     if pipe.spending is None:
         return True
     ledger = context.state.get("ledger", {})
-    spent = [each for part in pipe.parts if hasattr(part, "spends") for each in part.spends(context)]
+    spent = [each for part in pipe.parts if hasattr(part,
+                                                    "spends") for each in part.spends(context)]
     after = booked(ledger, spent, len(context.data))
     if not affordable(pipe.spending, ledger, after, first):
         return False
@@ -259,7 +262,8 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     for name, delta in found.items():
         values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
         fits = name in server and values.shape[table:] == server[name].shape[table:]
-        require(fits, who.name, f"{name} {tuple(values.shape)}", "its delta has a name or shape that "
+        require(fits, who.name, f"{name} {tuple(values.shape)}",
+                "its delta has a name or shape that "
                 f"the server has not; return tensors like {', '.join(server)}")
         require(bool(values.sum().isfinite()), who.name, name,
                 "its delta is not finite although every update was; look at its arithmetic")
@@ -303,8 +307,8 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
 
     Raises `ParameterError` for a Round of another edition, other data, parts or fixed settings.
     """
-    fixed = {name: getattr(part, name) for part in pipe.parts for name, knob in knobs(type(part)).items()
-             if not knob.live}
+    fixed = {name: getattr(part, name) for part in pipe.parts for name,
+             knob in knobs(type(part)).items() if not knob.live}
     own = {"edition": EDITION, "data": fingerprint(data), "model": model.name,
            "parts": [part.name for part in pipe.parts], "fixed": fixed}
     if start.number:
@@ -314,7 +318,8 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
                     f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or begin "
                     "anew from its parameters: start=Round(0, settings, params)")
     missing = sorted(set(model.rows) - set(start.params))
-    require(not missing, "start", f"parameters {sorted(start.params)}", f"the model needs {missing}, too")
+    require(not missing, "start", f"parameters {sorted(start.params)}",
+            f"the model needs {missing}, too")
     return {**start.state, "run": own}
 
 
@@ -323,7 +328,8 @@ def _check_live(before: Settings, now: Settings, pipe: Pipeline) -> None:
     for part in pipe.parts:
         for name, described in knobs(type(part)).items():
             same = described.live or before[name] == now[name]
-            require(same, name, now[name], f"it is fixed while a run lasts; keep {before[name]!r}, or "
+            require(same, name, now[name],
+                    f"it is fixed while a run lasts; keep {before[name]!r}, or "
                     "begin another run")
 
 
@@ -333,4 +339,5 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ParameterError(f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error
+        raise ParameterError(
+            f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error

@@ -13,10 +13,10 @@ MAML and its relatives, as what clients do in `federate`.
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
 
-`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' that is never
-sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its start
-while it adapts: `reptile` is pFedMe then, of one local round, and adapting from FedAvg's model is
-Ditto's personal model.
+`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' that is
+never sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its
+start while it adapts: `reptile` is pFedMe then, of one local round, and adapting from FedAvg's
+model is Ditto's personal model.
 
 Letters: C clients, S support and Q query examples each, R rows held, D numbers that adapt. Sources:
 Finn, Abbeel, Levine 2017; Nichol, Achiam, Schulman 2018 (first-order MAML, Reptile); Li et al. 2017
@@ -147,19 +147,25 @@ def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]
 
 @register
 class Meta(Local):
-    """What clients send so that a start is learned; for a Source with a column `query` (`Episodes`).
+    """What clients send so that a start is learned.
+
+    For a Source with a column `query` (`Episodes`).
 
     adapts: names of the parameters that adapt, joined by ' + '.
     """
 
-    adaptation: str = knob("maml", 0, 0, "", "meta-learning: how a client adapts, and what it sends",
-                           choices=METHODS, live=False, group=GROUP)
-    adapts: str = knob("all", 0, 0, "", "meta-learning: names of the parameters that adapt, joined by ' + '",
+    adaptation: str = knob("maml", 0, 0, "",
+                           "meta-learning: how a client adapts, and what it sends", choices=METHODS,
+                           live=False, group=GROUP)
+    adapts: str = knob("all", 0, 0, "",
+                       "meta-learning: names of the parameters that adapt, joined by ' + '",
                        live=False, group=GROUP)
-    learn_start: str = knob("yes", 0, 0, "", "meta-learning: whether the start of what adapts is learned",
+    learn_start: str = knob("yes", 0, 0, "",
+                            "meta-learning: whether the start of what adapts is learned",
                             choices=("yes", "no"), live=False, group=GROUP)
-    strength: float = knob(1.0, 1e-9, 1e9, "", "ridge: pull to the start, in squared units of the targets",
-                           log=True, usual=(0.01, 100.0), group=GROUP)
+    strength: float = knob(1.0, 1e-9, 1e9, "",
+                           "ridge: pull to the start, in squared units of the targets", log=True,
+                           usual=(0.01, 100.0), group=GROUP)
     local_epochs: int = like(LocalSettings, "local_epochs")
     local_lr: float = like(LocalSettings, "local_lr")
     negatives: int = like(LocalSettings, "negatives")
@@ -182,7 +188,10 @@ class Meta(Local):
         return frozenset() if self.adapts == "all" else frozenset(self.adapts.split(" + "))
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """A solved step has no size and no number, a learned rate no other; ridge alone has a strength."""
+        """A solved step has no size and no number, a learned rate no other.
+
+        Ridge alone has a strength.
+        """
         unread = {"ridge": ("local_lr", "local_epochs", "proximal"), "meta-sgd": ("local_lr",)}
         alone = () if self.adaptation == "ridge" else ("strength",)
         drawn = () if facts.get("negatives") else ("negatives",)
@@ -202,15 +211,19 @@ class Meta(Local):
         return counts * self.local_epochs * (1 + self.negatives * (context.data.task == "clicks"))
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """What each client of the cohort sends, chunk by chunk, as `fedlab.engine.updates` does it."""
+        """What each client of the cohort sends, chunk by chunk.
+
+        As `fedlab.engine.updates` does it.
+        """
         reptile = self.adaptation == "reptile"
         local = LocalSettings(
             local_epochs=self.local_epochs if reptile else 1, batch_size=0, local_lr=self.local_lr,
             negatives=self.negatives, proximal=self.proximal, weight_decay=self.weight_decay,
             memory_mb=self.memory_mb)
         graphs = self.local_epochs + 1 if self.adaptation in ("maml", "meta-sgd") else 2
-        return updates(context.model, context.data, context.params, cohort, local, seed=context.seed,
-                       number=context.number, train=None if reptile else self._sent, graphs=graphs)
+        return updates(context.model, context.data, context.params, cohort, local,
+                       seed=context.seed, number=context.number,
+                       train=None if reptile else self._sent, graphs=graphs)
 
     def check_model(self, model: Model) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
@@ -233,13 +246,18 @@ class Meta(Local):
         learned = self.adapt(model, done.params, support)
         return own_score(model, done.params, learned, everyone, data.owner)
 
-    def _sent(self, model: Model, params: Tree, examples: Tree, cohort: Tensor, local: LocalSettings,
-              correction: Correction | None) -> tuple[dict[str, Rows], Tensor, Tensor]:
-        """(negative gradient of the query loss by the start, query loss, inner steps) of each client."""
+    def _sent(self, model: Model, params: Tree, examples: Tree, cohort: Tensor,
+              local: LocalSettings, correction: Correction | None) -> tuple[dict[str, Rows], Tensor,
+                                                                            Tensor]:
+        """(negative gradient of the query loss by the start, query loss.
+
+        Inner steps) of each client.
+        """
         require("query" in examples, "data", sorted(examples),
                 "examples need a column `query`; see fedlab.data.Episodes")
         held, values, support, query = parted(model, params, examples, cohort)
-        adapted = self._adapted(model, values, support, self.local_epochs, self.adaptation != "fomaml")
+        adapted = self._adapted(model, values, support, self.local_epochs,
+                                self.adaptation != "fomaml")
         loss = query.loss(model, adapted)
         learned = {name: value for name, value in values.items() if self._sends(name)}
         grads = torch.autograd.grad(loss.sum(), list(learned.values()), allow_unused=True,
@@ -298,8 +316,11 @@ class Meta(Local):
         return values | {name: values[name] + step.view_as(values[name])
                          for name, step in zip(names, found.split(sizes, 1), strict=True)}
 
-    def adapt(self, model: Model, params: Tree, support: Tree, steps: int | None = None) -> dict[str, Rows]:
-        """What clients learn from their support alone, all at once: delta of each row that they hold.
+    def adapt(self, model: Model, params: Tree, support: Tree,
+              steps: int | None = None) -> dict[str, Rows]:
+        """What clients learn from their support alone, all at once.
+
+        Delta of each row that they hold.
 
         support: columns client (n,) from 0, growing, the model's own, and target. steps: another
         number than `local_epochs`; with 0, or without support, nothing changes. For predictions see
@@ -311,7 +332,8 @@ class Meta(Local):
             return {n: Rows(params[n].index_select(0, none), none, none) for n in model.rows}
         for name, kind in model.rows.items():
             last = int(support[kind].max()) if kind in support else 0
-            require(last < len(params[name]), kind, last, f"{name!r} has rows 0 to {len(params[name]) - 1}; "
+            require(last < len(params[name]), kind, last,
+                    f"{name!r} has rows 0 to {len(params[name]) - 1}; "
                     "leave out what the model does not know")
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}

@@ -37,7 +37,10 @@ class Membership:
     @classmethod
     def drawn(cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2,
               seed: int = 0) -> "Membership":
-        """A share `late` joins after the first round, and a share `early` leaves before the last."""
+        """A share `late` joins after the first round.
+
+        And a share `early` leaves before the last.
+        """
         for name, share in (("late", late), ("early", early)):
             require(0 <= share <= 1, name, share, "choose a share from 0 to 1")
         require(rounds >= 2, "rounds", rounds, "choose 2 or more, so that someone can come or go")
@@ -67,12 +70,14 @@ class Participation(Part):
     """
 
     kind = "participation"
-    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)", log=True,
-                       usual=(1, 671))
-    sampling: str = knob("fixed", 0, 0, "", "how a cohort is drawn: so many, or each by its own chance",
+    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)",
+                       log=True, usual=(1, 671))
+    sampling: str = knob("fixed", 0, 0, "",
+                         "how a cohort is drawn: so many, or each by its own chance",
                          choices=("fixed", "poisson"), live=False, group=WORLD)
-    drop_out: float = knob(0.0, 0.0, 1.0, "of the cohort", "chance that a client drops out of a round",
-                           usual=(0.0, 0.9), group=WORLD)
+    drop_out: float = knob(0.0, 0.0, 1.0, "of the cohort",
+                           "chance that a client drops out of a round", usual=(0.0, 0.9),
+                           group=WORLD)
     late: float = knob(0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False,
                        group=WORLD)
     early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False,
@@ -115,7 +120,8 @@ class Participation(Part):
         require(self.cohort <= len(data), "cohort", self.cohort,
                 f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
         if self.sampling == "fixed" and not context.private:
-            cohort = (self.sampler or sample)(data, self.cohort, context.number, there, seed=context.seed)
+            cohort = (self.sampler or sample)(data, self.cohort, context.number, there,
+                                              seed=context.seed)
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
                                 "cohort", context.number)
@@ -127,7 +133,9 @@ class Participation(Part):
         return Drawn(longest_first(data, cohort), rate, self.sampling, float(max(size, 1)))
 
     def seconds(self, context: RoundContext, cohort: Tensor, when: str) -> Tensor:
-        """(C,) simulated seconds that each client takes to train and to send, its work times its pace.
+        """(C,) simulated seconds that each client takes to train and to send.
+
+        Its work times its pace.
 
         when: tells one time from another.
         """
@@ -184,7 +192,8 @@ def sample(data: Source, count: int, number: int, members: Tensor | None = None,
         cohort = torch.randperm(clients, generator=generator)[:count]
     else:
         drawn = torch.randint(clients, (2 * count + 10,), generator=generator).tolist()
-        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])  # the first `count` different ones
+        # the first `count` different ones
+        cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])
     return longest_first(data, cohort)
 
 

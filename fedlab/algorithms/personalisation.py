@@ -58,7 +58,10 @@ def _next(trained: Iterator[Update]) -> Update | None:
 
 def alone_ranks(model: Model, data: Federation, local: LocalSettings, against: Candidates, *,
                 seed: int = 0) -> Tensor:
-    """(U,) rank of each user's held-out item under its own client's model, in the order of `against`."""
+    """(U,) rank of each user's held-out item under its own client's model.
+
+    In the order of `against`.
+    """
     ranks = torch.zeros(len(against.users), dtype=torch.int64)
     for users, score in alone(model, data, local, seed=seed):
         here = torch.isin(against.users, users)

@@ -54,7 +54,10 @@ class Control:
                    {name: {} for name in shared})
 
     def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
-        """(R, ...) c - c_i of the rows `ids` (R,) of clients at places `client` (R,) in the cohort."""
+        """(R.
+
+        ...) c - c_i of the rows `ids` (R,) of clients at places `client` (R,) in the cohort.
+        """
         server = self.server[name]
         own = self._of(name, cohort).index_select(0, client * len(server) + ids)
         return server.index_select(0, ids) - own
@@ -67,12 +70,14 @@ class Control:
             passed = update.steps.to(rows.values) * local_lr  # (C,) K lr
             change = -rows.scaled(1 / passed).values - server.index_select(0, rows.ids)
             changes[name] = replace(rows, values=change)
-            table = self._of(name, update.cohort).index_add(0, rows.client * size + rows.ids, change)
+            table = self._of(name, update.cohort).index_add(0, rows.client * size + rows.ids,
+                                                            change)
             cuts = torch.bincount(table.ids // size, minlength=len(update.cohort)).tolist()
             parts = zip(update.cohort.tolist(), table.ids.split(cuts), table.values.split(cuts),
                         strict=True)
             for client, ids, values in parts:
-                clients[name][client] = ids % size, values.clone()  # not a view, which would keep all
+                # not a view, which would keep all
+                clients[name][client] = ids % size, values.clone()
         return replace(self, clients=clients), changes
 
     def _of(self, name: str, cohort: Tensor) -> SparseTable:
@@ -97,7 +102,8 @@ class Scaffold(SGD):
         """Raise `ParameterError` where control variates have no meaning."""
         require(self.optimizer == "sgd", "optimizer", self.optimizer,
                 "SCAFFOLD's control variates are gradients of plain steps; set optimizer='sgd'")
-        require(self.local_lr > 0, "local_lr", self.local_lr, "SCAFFOLD divides by it; choose a positive one")
+        require(self.local_lr > 0, "local_lr", self.local_lr,
+                "SCAFFOLD divides by it; choose a positive one")
 
     def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
         """The parameters, and the change of the control variate of each."""
@@ -114,13 +120,15 @@ class Scaffold(SGD):
         for update in sent:
             after, changes = memory["control"].moved(update, self.local_lr)
             memory["control"] = after
-            yield replace(update, deltas=update.deltas | {CONTROL + n: rows for n, rows in changes.items()})
+            yield replace(update, deltas=update.deltas | {CONTROL + n: rows for n,
+                                                          rows in changes.items()})
 
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
         """The deltas alone; the server's c follows the changes."""
         memory = context.memory(self)
         control: Control = memory["control"]
-        server = {name: c + context.share * whole(delta[CONTROL + name], c) if CONTROL + name in delta else c
-                  for name, c in control.server.items()}
+        server = {name: c + context.share * whole(delta[CONTROL + name],
+                                                  c) if CONTROL + name in delta else c for name,
+                  c in control.server.items()}
         memory["control"] = replace(control, server=server)
         return {name: d for name, d in delta.items() if not name.startswith(CONTROL)}

@@ -95,9 +95,11 @@ class Buffered(Schedule):
     refuses = ("members", "poisson")
     method: str = knob("fedbuff", 0, 0, "", "step after a buffer of deltas, or mix in each model",
                        choices=("fedbuff", "fedasync"), live=False, group=GROUP)
-    buffer: int = knob(10, 1, 1_000_000, "updates", "FedBuff: how many make a step of the server (K)",
-                       log=True, usual=(1, 100), group=GROUP)
-    staleness: str = knob("polynomial", 0, 0, "", "how the weight of an update falls with its staleness",
+    buffer: int = knob(10, 1, 1_000_000, "updates",
+                       "FedBuff: how many make a step of the server (K)", log=True, usual=(1, 100),
+                       group=GROUP)
+    staleness: str = knob("polynomial", 0, 0, "",
+                          "how the weight of an update falls with its staleness",
                           choices=("constant", "polynomial", "hinge"), group=GROUP)
     staleness_a: float = knob(0.5, 0.0, 100.0, "", "exponent of polynomial, slope of hinge",
                               usual=(0.0, 2.0), group=GROUP)
@@ -131,7 +133,8 @@ class Buffered(Schedule):
         """Let clients start and arrive until the server has what a step takes."""
         self._check(context, who)
         memory = context.memory(self)
-        flight, arrived, rejected, clock = self._wait(context, who, memory.get("flight", InFlight()))
+        flight, arrived, rejected, clock = self._wait(context, who, memory.get("flight",
+                                                                               InFlight()))
         memory["flight"], now = flight, context.before.number
         fresh = [client for _, _, client, step in [*flight.under_way, *arrived] if step == now]
         if arrived:
@@ -157,7 +160,10 @@ class Buffered(Schedule):
                     yield self._landed(each, anchor, factor, context).only(chosen)
 
     def _anchor(self, sent: Sent, context: RoundContext) -> Tree:
-        """FedAsync: the server's rows that a client started from, as these move on until it arrives."""
+        """FedAsync.
+
+        The server's rows that a client started from, as these move on until it arrives.
+        """
         if self.method == "fedbuff":
             return {}
         return {name: context.params[name].index_select(0, rows.ids)
@@ -205,11 +211,13 @@ class Buffered(Schedule):
         clients = len(context.data)
         for name, value in (("cohort", who.cohort), ("buffer", self.buffer)):
             idle_here = name == "buffer" and self.method == "fedasync"
-            require(value <= clients or idle_here, name, value, f"the federation has {clients} clients")
+            require(value <= clients or idle_here, name, value,
+                    f"the federation has {clients} clients")
         require(who.pace + who.delay > 0, "pace", who.pace,
                 "nobody would ever be stale; choose a pace or a delay above 0")
         mixing = self.method == "fedbuff" or context.settings.server_lr <= 1
-        require(mixing, "server_lr", context.settings.server_lr, "FedAsync mixes models; choose 1 or less")
+        require(mixing, "server_lr", context.settings.server_lr,
+                "FedAsync mixes models; choose 1 or less")
 
 
 def idle(count: int, busy: set[int], seed: int, begun: int) -> int:

@@ -69,7 +69,8 @@ class Poison(Stage):
         bad = torch.isin(update.cohort, self._clients(context)).to(update.weights.device)
         if not bad.any():
             return update
-        craft = self.craft or {"flipped": scaled(self.factor), "noisy": noisy(self.deviation)}[self.attack]
+        craft = self.craft or {"flipped": scaled(self.factor),
+                               "noisy": noisy(self.deviation)}[self.attack]
         made = craft(update.only(bad), context)
         deltas = {name: _put(rows, made[name], bad) for name, rows in update.deltas.items()}
         return replace(update, deltas=deltas)
@@ -92,11 +93,15 @@ def _put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
 
 
 def scaled(factor: float) -> Craft:
-    """What was learned, times a factor: below 0 to undo others' work, far above 1 to outweigh it."""
+    """What was learned, times a factor.
+
+    Below 0 to undo others' work, far above 1 to outweigh it.
+    """
     require(abs(factor) < float("inf"), "factor", factor, "choose a finite number, say -1 or 50")
 
     def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
-        return {name: replace(rows, values=factor * rows.values) for name, rows in mine.deltas.items()}
+        return {name: replace(rows, values=factor * rows.values) for name,
+                rows in mine.deltas.items()}
     return craft
 
 

@@ -21,7 +21,8 @@ from fedlab.communication.codecs import Codec, LowRank, Quantised, RandomK, TopK
 from fedlab.core import RoundContext, Rows, Stage, Update, knob, register, require, stream
 
 GROUP = "communication"
-Kept = Mapping[int, tuple[Tensor, Tensor]]  # client -> (row ids, growing; what was left of each row)
+# client -> (row ids, growing; what was left of each row)
+Kept = Mapping[int, tuple[Tensor, Tensor]]
 CODECS: dict[str, Codec] = {
     "8 bits": Quantised(8), "4 bits": Quantised(4), "2 bits": Quantised(2), "signs": Quantised(1),
     "largest tenth": TopK(0.1), "random tenth": RandomK(0.1), "rank 1": LowRank(1),
@@ -93,7 +94,8 @@ def _with_rest(kept: Kept, cohort: Tensor, height: int, rows: Rows) -> Rows:
 
 def _left(kept: Kept, cohort: Tensor, height: int, rows: Rows, rest: Tensor) -> Kept:
     """What these clients keep now: `rest` of the rows sent, beside what was left of others."""
-    rest = rest if bool(rest.sum().isfinite()) else rest.nan_to_num(0.0, 0.0, 0.0)  # a bad round stays one
+    # a bad round stays one
+    rest = rest if bool(rest.sum().isfinite()) else rest.nan_to_num(0.0, 0.0, 0.0)
     keys, before = rows.client * height + rows.ids, _remembered(kept, cohort, height)
     if before is not None:
         others = ~torch.isin(before[0], keys, assume_unique=True)

@@ -37,4 +37,11 @@ from fedlab.core.settings import VERSION, Settings, differing, parsed, read_sett
 from fedlab.core.tables import Lookup, SparseTable, arranged, as_tensor, joined, parts
 from fedlab.core.tree import Delta, Rows, Score, Tree, Update, moved, norms, to, whole
 
-__all__ = ["REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local", "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round", "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage", "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read", "described", "differing", "joined", "knob", "knobs", "known", "like", "measured", "moved", "norms", "one_thread", "parsed", "parts", "read_settings", "register", "require", "stop_early", "stream", "strict", "title_of", "to", "turned", "walk", "whole", "write_settings"]
+__all__ = ["REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local",
+           "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round",
+           "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage",
+           "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read",
+           "described", "differing", "joined", "knob", "knobs", "known", "like", "measured",
+           "moved", "norms", "one_thread", "parsed", "parts", "read_settings", "register",
+           "require", "stop_early", "stream", "strict", "title_of", "to", "turned", "walk", "whole",
+           "write_settings"]

@@ -86,7 +86,7 @@ def knobs(cls: type) -> dict[str, Knob]:
 
 def like(owner: type, name: str) -> Any:
     """A field with the default and the knob that another part has under this name."""
-    (found,) = (f for f in fields(owner) if f.name == name)  # type: ignore[arg-type]
+    (found,) = (f for f in fields(owner) if f.name == name)
     return field(default=found.default, metadata=found.metadata)
 
 
@@ -125,7 +125,8 @@ class Description:
     readers: tuple[str, ...]
 
 
-_described: dict[str, Description] = {}  # made when first asked for, cleared when a part is announced
+# made when first asked for, cleared when a part is announced
+_described: dict[str, Description] = {}
 
 
 def described() -> dict[str, Description]:
@@ -184,7 +185,10 @@ def register(cls: type[T]) -> type[T]:
 
 def _check_knob(title: str, name: str, own: Knob, kind: Any, default: Any,
                 others: Mapping[str, Description]) -> None:
-    """Raise `ParameterError` for a knob without a range, or one that means something else elsewhere."""
+    """Raise `ParameterError` for a knob without a range.
+
+    Or one that means something else elsewhere.
+    """
     where = f"{title}.{name}"
     require(kind in (int, float, str), where, kind, "annotate a knob as int, float or str")
     ranged = kind is str or own.low < own.high

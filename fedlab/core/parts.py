@@ -39,7 +39,8 @@ FACTS = {
     "second moments": "a sum over clients, which Gram matrices live in",
     "counted": "nobody's length counted",
 }
-FRAGILE = ("clipped", "equal")  # a stage takes these facts away unless it declares that it keeps them
+# a stage takes these facts away unless it declares that it keeps them
+FRAGILE = ("clipped", "equal")
 BEHIND = {"client": ("received", "summed"), "server": ("summed",), "sum": ()}
 REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
 
@@ -337,7 +338,8 @@ def walk(parts: Sequence[Part], facts: Mapping[str, Any]) -> dict[str, dict[str,
     now, found = dict(facts), dict[str, dict[str, Any]]()
     cause = dict.fromkeys(now, "the data")
     for part in parts:
-        require(part.name not in found, "parts", part.name, "it is there twice; leave one of them out")
+        require(part.name not in found, "parts", part.name,
+                "it is there twice; leave one of them out")
         found[part.name] = dict(now)
         side = part.side if isinstance(part, Stage) else ""
         _check(part, side, now, cause)

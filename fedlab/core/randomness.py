@@ -14,8 +14,8 @@ so a compiled kernel, JavaScript or a GPU repeats it bit by bit:
     word j   number j % 4 of the four words that come out
 
 What is made of words: a uniform number is w / 2^32; a whole number below n is w n >> 32; a pair of
-normal numbers comes from words 2j and 2j + 1 by Box and Muller's formula; a dropout mask takes 16 bits,
-the low half of a word first, as a signed number.
+normal numbers comes from words 2j and 2j + 1 by Box and Muller's formula; a dropout mask takes 16
+bits, the low half of a word first, as a signed number.
 
 Letters: C clients, n draws, D columns. Sources: Salmon et al. 2011, "Parallel random numbers: as
 easy as 1, 2, 3", section 3.3 (Philox), with the constants and known answers of its library
@@ -37,7 +37,7 @@ MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85      # what is added to the key from round to round
 WORD = 0xFFFFFFFF
 ROUNDS = 10
-AT_ONCE = 1 << 14                  # counters at a time: 8 ns a word; with all at once 17, with 2^11 15
+AT_ONCE = 1 << 14  # counters at a time: 8 ns a word; with all at once 17, with 2^11 15
 
 
 def stream(seed: int, purpose: str, number: int = 0) -> torch.Generator:

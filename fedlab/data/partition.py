@@ -21,7 +21,8 @@ GROUP = "partition"
 
 def platforms() -> int:
     """The knob of all partitions into platforms."""
-    count: int = knob(10, 1, 10_000, "clients", "how many platforms", live=False, usual=(2, 50), group=GROUP)
+    count: int = knob(10, 1, 10_000, "clients", "how many platforms", live=False, usual=(2, 50),
+                      group=GROUP)
     return count
 
 

@@ -149,7 +149,8 @@ class Stored:
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.item_count:
             raise DataError(
                 f"{Path(self.folder) / 'items.npy'}: an item is not in 0 to {self.item_count - 1}")
-        return clicks(cohort, client, cohort[client], items, self.item_count, epochs, negatives, key)
+        return clicks(cohort, client, cohort[client], items, self.item_count, epochs, negatives,
+                      key)
 
 
 def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0, tastes: int = 50,

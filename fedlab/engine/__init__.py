@@ -7,4 +7,6 @@ from fedlab.engine.gradient import gradients
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import hyper, sgd
 
-__all__ = ["BLOCK", "Batches", "Correction", "LocalSettings", "RowIndex", "arrange", "chunks", "client_bytes", "gradients", "holdings", "hyper", "padded", "sgd", "train", "train_cohort", "updates"]
+__all__ = ["BLOCK", "Batches", "Correction", "LocalSettings", "RowIndex", "arrange", "chunks",
+           "client_bytes", "gradients", "holdings", "hyper", "padded", "sgd", "train",
+           "train_cohort", "updates"]

@@ -27,8 +27,8 @@ from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import puts_off
 from fedlab.models import Model
 
-Train = Callable[[Model, Tree, Tree, Tensor, LocalSettings, Correction | None], tuple[dict[str, Rows],
-                                                                               Tensor, Tensor]]
+Train = Callable[[Model, Tree, Tree, Tensor, LocalSettings, Correction | None],
+                 tuple[dict[str, Rows], Tensor, Tensor]]
 BLOCK = 256          # clients whose examples are drawn at once
 # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 USUAL_MB = 128
@@ -40,9 +40,9 @@ def updates(model: Model, data: Source, params: Tree, cohort: Tensor, local: Loc
     """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
 
     cohort (C,): client numbers. seed, number, purpose: of the run, the round, and what sets these
-    draws apart from a round's. correction: added to gradients, as SCAFFOLD does. train: what clients do with their examples,
-    `train_cohort` unless given. graphs: how many steps it keeps for one backward pass, to plan
-    memory by.
+    draws apart from a round's. correction: added to gradients, as SCAFFOLD does. train: what
+    clients do with their examples, `train_cohort` unless given. graphs: how many steps it keeps for
+    one backward pass, to plan memory by.
     """
     if not len(cohort):
         return
@@ -63,7 +63,10 @@ def updates(model: Model, data: Source, params: Tree, cohort: Tensor, local: Loc
 
 def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings,
            keys: tuple[Key, ...], *, graphs: int = 1, corrected: bool = False) -> Iterator[Tree]:
-    """Examples of the next clients, as many as fit the memory budget; keys: of examples, of noise."""
+    """Examples of the next clients, as many as fit the memory budget; keys.
+
+    Of examples, of noise.
+    """
     # more epochs are more examples, and no wider steps
     usual = USUAL_MB * min(local.local_epochs, 8)
     budget, held, clients, used = (local.memory_mb or usual) * 1e6, [], 0, 0.0

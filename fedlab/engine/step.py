@@ -142,7 +142,10 @@ def settle(work: Work, local: LocalSettings) -> None:
 
 
 def _add_product(values: Tensor, grad: Product) -> None:
-    """Add to (A, F, H), in place; one client alone beside itself, as in `fedlab.engine.gradient`."""
+    """Add to (A, F, H), in place.
+
+    One client alone beside itself, as in `fedlab.engine.gradient`.
+    """
     if len(values) == 1:
         two = [torch.cat([side, side]) for side in (values, *grad)]
         values.copy_(torch.baddbmm(*two)[:1])

@@ -30,7 +30,10 @@ class Adapted(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float,
                  key: Key) -> None:
-        """rank: r, at most the smaller side of the layer. alpha: its scale, divided by r. key: of A."""
+        """rank: r, at most the smaller side of the layer. alpha: its scale, divided by r. key.
+
+        Of A.
+        """
         super().__init__()
         low = min(base.in_features, base.out_features)
         require(1 <= rank <= low, "rank", rank,

@@ -43,16 +43,16 @@ def _nothing(client: Tensor, counts: Tensor, key: Key) -> Tree:
 class Model:
     """A recommender.
 
-    init(seed) -> Tree; axis 0 of each parameter is its rows, and each row is drawn by its number and
-    the parameter's name, see `drawn`. predict(parameters at the examples, batch) -> (..., B). rows: for each parameter what picks its rows: 'item', 'user',
-    'client', or 'one' (a single row). private: names that never leave a client; their rows go by
-    user or client. constants: fixed tables that `predict` looks into, handed to it whole.
-    noise(client (C,), counts (C,), key) -> columns (n, ...) drawn for the training examples of
-    these clients, counts of each (dropout); empty otherwise.
-    pullback(parameters, batch) -> (predictions, a function from their gradient to the gradient of
-    each parameter at the examples): predict's gradient by hand, where it is worth it; None leaves
-    it to autograd. activity: floats that `predict` keeps for one example beside its parameters, to
-    plan memory by.
+    init(seed) -> Tree; axis 0 of each parameter is its rows, and each row is drawn by its number
+    and the parameter's name, see `drawn`. predict(parameters at the examples, batch) -> (..., B).
+    rows: for each parameter what picks its rows: 'item', 'user', 'client', or 'one' (a single row).
+    private: names that never leave a client; their rows go by user or client. constants: fixed
+    tables that `predict` looks into, handed to it whole. noise(client (C,), counts (C,), key) ->
+    columns (n, ...) drawn for the training examples of these clients, counts of each (dropout);
+    empty otherwise. pullback(parameters, batch) -> (predictions, a function from their gradient to
+    the gradient of each parameter at the examples): predict's gradient by hand, where it is worth
+    it; None leaves it to autograd. activity: floats that `predict` keeps for one example beside its
+    parameters, to plan memory by.
     """
 
     name: str
@@ -98,7 +98,10 @@ class Model:
 
 
 def drawn(seed: int, name: str, rows: int, columns: int) -> Tensor:
-    """(R, D) normal first values of the parameter `name`, by row: more rows change none of these."""
+    """(R, D) normal first values of the parameter `name`, by row.
+
+    More rows change none of these.
+    """
     return Key(seed, f"init {name}").normal(torch.arange(rows), columns)
 
 

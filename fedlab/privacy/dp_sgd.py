@@ -65,10 +65,12 @@ class DPSGD(Local):
     """
 
     title = "dp-sgd"
-    example_clip: float = knob(1.0, 1e-9, 1e9, "L2 norm", "dp-sgd: longest gradient of an example (C)",
-                               log=True, usual=(0.01, 10.0), group=GROUP)
-    example_noise: float = knob(1.0, 1e-6, 1e6, "of C", "dp-sgd: standard deviation of the noise (z)",
-                                log=True, usual=(0.1, 10.0), group=GROUP)
+    example_clip: float = knob(1.0, 1e-9, 1e9, "L2 norm",
+                               "dp-sgd: longest gradient of an example (C)", log=True,
+                               usual=(0.01, 10.0), group=GROUP)
+    example_noise: float = knob(1.0, 1e-6, 1e6, "of C",
+                                "dp-sgd: standard deviation of the noise (z)", log=True,
+                                usual=(0.1, 10.0), group=GROUP)
     teaching_seed: int = teaching_seed()
     local_epochs: int = like(LocalSettings, "local_epochs")
     batch_size: int = like(LocalSettings, "batch_size")
@@ -79,7 +81,8 @@ class DPSGD(Local):
         model, task = context.model, context.data.task
         require(task == "ratings", "task", task,
                 "dp-sgd: a click brings drawn negatives along; train on ratings")
-        require(not model.private, "private", set(model.private), "dp-sgd: rows that stay would be trained "
+        require(not model.private, "private", set(model.private),
+                "dp-sgd: rows that stay would be trained "
                 "without noise, and tell of ratings through all others; share them")
         require("client" not in model.rows.values(), "rows", "client",
                 "dp-sgd: give a model without rows by client")
@@ -95,7 +98,8 @@ class DPSGD(Local):
         """One platform's steps: fixed in number, however many ratings a batch has."""
         model, params = context.model, context.params
         source = NoiseSource.of(self.teaching_seed, f"examples of {client}", context.number)
-        mine = context.data.draw(torch.tensor([client]), 1, 0, Key(context.seed, "examples", context.number))
+        mine = context.data.draw(torch.tensor([client]), 1, 0, Key(context.seed, "examples",
+                                                                   context.number))
         order = mine["item"].argsort(stable=True)
         device = next(iter(params.values())).device
         columns = {name: column[order].to(device) for name, column in mine.items()
@@ -130,7 +134,8 @@ class DPSGD(Local):
         squares = sum(grad.reshape(len(grad),
                                    -1).double().square().sum(1) for grad in grads.values())
         # a NaN counts 0
-        factor = (self.example_clip / torch.as_tensor(squares).sqrt()).clamp(max=1).nan_to_num(0.0).float()
+        factor = (self.example_clip / torch.as_tensor(squares).sqrt()).clamp(max=1).nan_to_num(
+            0.0).float()
         for (name, grad), kind in zip(grads.items(), model.rows.values(), strict=True):
             scaled = (grad * factor.view(-1, *[1] * (grad.dim() - 1))).nan_to_num(0.0)
             rows = torch.zeros(len(grad), dtype=torch.int64,
@@ -149,6 +154,6 @@ class DPSGD(Local):
 
     def spent(self, done: Round, delta: float, method: str = "rdp") -> dict[int, float]:
         """Client -> the epsilon of one of its ratings, so far."""
-        return {int(client): epsilon([Release(noise, rate, count) for (noise, rate), count in counted.items()],
-                                delta, method=method)
-                for client, counted in done.state.get(self.name, {}).items()}
+        return {int(client): epsilon([Release(noise, rate, count) for (noise, rate),
+                                      count in counted.items()], delta, method=method) for client,
+                counted in done.state.get(self.name, {}).items()}

@@ -24,7 +24,10 @@ GROUP = "privacy"
 
 @dataclass(frozen=True)
 class Spent:
-    """One release. clients (C,): those whose own data it was; None for a sum over a drawn cohort."""
+    """One release. clients (C,): those whose own data it was.
+
+    None for a sum over a drawn cohort.
+    """
 
     release: Release
     clients: Tensor | None = None
@@ -38,16 +41,17 @@ class Spending:
     delta: float = knob(1e-4, 1e-15, 0.5, "",
                         "chance that epsilon does not hold; below one over the clients", log=True,
                         usual=(1e-6, 1e-2), live=False, group=GROUP)
-    budget: float = knob(0.0, 0.0, 1e6, "epsilon", "where the run ends; 0 for none", usual=(0.0, 20.0),
-                         group=GROUP)
+    budget: float = knob(0.0, 0.0, 1e6, "epsilon", "where the run ends; 0 for none",
+                         usual=(0.0, 20.0), group=GROUP)
     teaching_seed: int = teaching_seed()
 
     def check_delta(self, clients: int) -> None:
         """Warn of a delta that would call it private to publish one client's data whole."""
         if self.delta >= 1 / clients:
-            warnings.warn(f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
-                          "one client's data whole would count as private; choose a smaller one",
-                          stacklevel=4)
+            warnings.warn(
+                f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
+                "one client's data whole would count as private; choose a smaller one",
+                stacklevel=4)
 
 
 def noise_multiplier() -> float:
@@ -100,7 +104,9 @@ def proven(ledger: Mapping[str, Any], delta: float) -> float:
 
 def affordable(spending: Spending, ledger: Mapping[str, Any], after: Mapping[str, Any],
                first: bool) -> bool:
-    """Whether the next round fits the budget; raises `ParameterError` where not even the first does.
+    """Whether the next round fits the budget.
+
+    Raises `ParameterError` where not even the first does.
 
     after: the ledger behind that round. first: no round of this run has been taken.
     """

@@ -39,7 +39,9 @@ GROUP = "privacy"
 
 @register
 class Clip(Stage):
-    """An update longer than C, over all that it holds, is scaled down to C; all clients weigh alike.
+    """An update longer than C, over all that it holds, is scaled down to C.
+
+    All clients weigh alike.
 
     Each client clips itself, and the gate refuses what is longer. With a quantile, C follows it
     from round to round, by the share b of the updates that were shorter:
@@ -47,8 +49,8 @@ class Clip(Stage):
     of the round's privacy; the updates' own noise grows for it.
     """
 
-    clip: float = knob(1.0, 1e-9, 1e9, "L2 norm", "longest update that counts in full (C)", log=True,
-                       usual=(0.01, 10.0), group=GROUP)
+    clip: float = knob(1.0, 1e-9, 1e9, "L2 norm", "longest update that counts in full (C)",
+                       log=True, usual=(0.01, 10.0), group=GROUP)
     quantile: float = knob(0.0, 0.0, 0.99, "of clients",
                            "whose updates the clip shall not shorten; 0 keeps it", usual=(0.0, 0.9),
                            group=GROUP)
@@ -83,7 +85,9 @@ class Clip(Stage):
 
 @register
 class GaussianNoise(Stage, Spending):
-    """The server adds normal noise of deviation z C to the sum: clients trust it with their updates.
+    """The server adds normal noise of deviation z C to the sum.
+
+    Clients trust it with their updates.
 
     Where clients are counted (`Clip` with a quantile), the count gets noise as well.
     """
@@ -104,7 +108,8 @@ class GaussianNoise(Stage, Spending):
         clip, noise = context.notes["clipped"], self.noise
         if "counted" in context.facts[self.name]:
             bits = bit_noise(context.expected)
-            require(noise < 2 * bits, "noise", noise, f"the clip can follow a quantile below {2 * bits:g}; "
+            require(noise < 2 * bits, "noise", noise,
+                    f"the clip can follow a quantile below {2 * bits:g}; "
                     "set quantile=0, or choose a larger cohort")
             context.notes["short"] += float(source.normal(torch.zeros(1), bits))
             noise = adaptive_clip_noise(noise, bits)
@@ -154,7 +159,10 @@ class LocalNoise(Stage, Spending):
         return key.normal(cohort, like[:1].numel()).view_as(like).to(like)
 
     def spends(self, context: RoundContext) -> Sequence[Spent]:
-        """A release of each client that trained, of its own; also of those whose update came late."""
+        """A release of each client that trained, of its own.
+
+        Also of those whose update came late.
+        """
         released = torch.cat([context.plan.start, context.plan.late])
         return [Spent(Release(self.noise, 1.0, 1, "all"), released)]
 
@@ -171,8 +179,9 @@ class SecureSum(Stage):
     needs = ("clipped", "equal")
     refuses = ("summed", "coded", "stale", "noised")
     keeps = ("clipped", "equal")
-    answering: float = knob(0.6, 0.51, 1.0, "of the cohort", "secure sum: must answer, so that it opens",
-                            usual=(0.51, 1.0), group=GROUP)
+    answering: float = knob(0.6, 0.51, 1.0, "of the cohort",
+                            "secure sum: must answer, so that it opens", usual=(0.51, 1.0),
+                            group=GROUP)
 
     def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
         """The sum of updates in fixed point, exact to a unit of it for each client."""
@@ -192,7 +201,10 @@ class SecureSum(Stage):
 
 
 def dense(update: Update, server: Tree) -> Tree:
-    """Each client's update (n, ...) by name, in the server's order, with zeros where it holds none."""
+    """Each client's update (n, ...) by name, in the server's order.
+
+    With zeros where it holds none.
+    """
     found = {}
     for name, like in server.items():
         found[name] = like.new_zeros(len(update.cohort), *like.shape)

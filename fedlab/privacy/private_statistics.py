@@ -32,7 +32,10 @@ def item_counts(items: int) -> Model:
 
 
 def pair_counts(basis: Tensor) -> Model:
-    """A model that is a matrix (1, D, D): what `PairCounts` sums up; it scores an item's own length."""
+    """A model that is a matrix (1, D, D): what `PairCounts` sums up.
+
+    It scores an item's own length.
+    """
     dim = basis.shape[1]
 
     def predict(p: Tree, batch: Tree) -> Tensor:
@@ -52,8 +55,8 @@ class ItemCounts(Local):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for another model."""
-        require("count" in context.model.rows, "model", context.model.name, "item counts need their own model; "
-                "see fedlab.privacy.item_counts")
+        require("count" in context.model.rows, "model", context.model.name,
+                "item counts need their own model; " "see fedlab.privacy.item_counts")
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Ones at the items of each client."""
@@ -64,7 +67,10 @@ class ItemCounts(Local):
 
 @register
 class PairCounts(Local):
-    """Each client sends the products of its history's D coordinates: for the model `pair_counts`."""
+    """Each client sends the products of its history's D coordinates.
+
+    For the model `pair_counts`.
+    """
 
     def adds(self) -> dict[str, Any]:
         """All clients count alike."""
@@ -72,8 +78,8 @@ class PairCounts(Local):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for another model."""
-        require("pairs" in context.model.rows, "model", context.model.name, "pair counts need their own model; "
-                "see fedlab.privacy.pair_counts")
+        require("pairs" in context.model.rows, "model", context.model.name,
+                "pair counts need their own model; " "see fedlab.privacy.pair_counts")
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """A matrix of norm 1 of each client."""

@@ -15,6 +15,7 @@ from fedlab.core import (
     REGISTRY,
     Local,
     Metric,
+    ParameterError,
     Part,
     Round,
     Score,
@@ -41,24 +42,29 @@ class Choices(Part):
     """What an experiment is made of. These count from the next run."""
 
     kind = "experiment"
-    data: str = knob(BUNDLED, 0, 0, "", "a registered data set, or a folder that `fedlab.read` takes",
-                     live=False)
-    task: str = knob("clicks", 0, 0, "", "rank items by clicked or not, or predict ratings", live=False,
-                     choices=("clicks", "ratings"))
-    partition: str = knob("one per user", 0, 0, "", "who is a client: every user, or platforms of users",
-                          live=False, parts="partition")
+    data: str = knob(BUNDLED, 0, 0, "",
+                     "a registered data set, or a folder that `fedlab.read` takes", live=False)
+    task: str = knob("clicks", 0, 0, "", "rank items by clicked or not, or predict ratings",
+                     live=False, choices=("clicks", "ratings"))
+    partition: str = knob("one per user", 0, 0, "",
+                          "who is a client: every user, or platforms of users", live=False,
+                          parts="partition")
     model: str = knob("matrix factorisation", 0, 0, "", "what predicts", live=False, parts="model")
     local: str = knob("sgd", 0, 0, "", "what a client does in a round", live=False, parts="local")
-    uplink: str = knob(NONE, 0, 0, "", "stages on the way up, joined by ' + ', in the order in which they "
+    uplink: str = knob(NONE, 0, 0, "",
+                       "stages on the way up, joined by ' + ', in the order in which they "
                        "act; none for none", live=False)
     aggregation: str = knob("weighted mean", 0, 0, "", "how deltas become one", live=False,
                             parts="aggregation")
-    schedule: str = knob("synchronous", 0, 0, "", "wait for a whole cohort, or step as updates come",
-                         live=False, parts="schedule", group="asynchronous")
-    personal: str = knob("off", 0, 0, "", "whether users predict after one more local training of their own",
+    schedule: str = knob("synchronous", 0, 0, "",
+                         "wait for a whole cohort, or step as updates come", live=False,
+                         parts="schedule", group="asynchronous")
+    personal: str = knob("off", 0, 0, "",
+                         "whether users predict after one more local training of their own",
                          live=False, choices=("off", "fine tuned"), group="local step")
-    measure_every: int = knob(1, 1, 1_000, "rounds", "how often the validation metrics are worked out",
-                              live=False, usual=(1, 20))
+    measure_every: int = knob(1, 1, 1_000, "rounds",
+                              "how often the validation metrics are worked out", live=False,
+                              usual=(1, 20))
     device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False,
                        group="machine and draws")
 
@@ -105,7 +111,8 @@ class Experiment:
     @cached_property
     def federation(self) -> Federation:
         """Train ratings, dealt out to clients."""
-        owner = self._part("partition", self.choices.partition).owner(self.split.train, self.settings.seed)
+        owner = self._part("partition", self.choices.partition).owner(self.split.train,
+                                                                      self.settings.seed)
         return Federation(self.split.train, owner, self.choices.task)
 
     @cached_property
@@ -121,25 +128,34 @@ class Experiment:
     def parts(self) -> list[Part]:
         """All that read settings, those of the loop included."""
         names = self.choices
-        return [self.choices, *self.own(), Run(), Participation(), self._made("schedule", names.schedule),
-                self._made("local", names.local), *(self._made("stage", n) for n in stage_names(names.uplink)),
+        return [self.choices, *self.own(), Run(), Participation(), self._made("schedule",
+                                                                              names.schedule),
+                self._made("local", names.local),
+                *(self._made("stage", n) for n in stage_names(names.uplink)),
                 self._made("aggregation", names.aggregation), REGISTRY["server"]["server step"]()]
 
     def own(self) -> list[Part]:
         """The parts that the loop does not know: they are read while the experiment is made."""
-        return [self._made("partition", self.choices.partition), self._made("model", self.choices.model)]
+        return [self._made("partition", self.choices.partition), self._made("model",
+                                                                            self.choices.model)]
 
     def _made(self, kind: str, name: str) -> Part:
         require(name in REGISTRY[kind], kind, name, f"choose one of {', '.join(REGISTRY[kind])}")
         return REGISTRY[kind][name]()
 
     def read(self) -> dict[str, Any]:
-        """Every setting that this combination reads, with its value: what a run is recorded with."""
+        """Every setting that this combination reads, with its value.
+
+        What a run is recorded with.
+        """
         names = dict.fromkeys(name for part in self.parts() for name in knobs(type(part)))
         return {name: self.settings[name] for name in names}
 
     def judge(self) -> Judge:
-        """The held-out loss of clients' models, on the validation part, which metrics are of as well."""
+        """The held-out loss of clients' models, on the validation part.
+
+        Which metrics are of as well.
+        """
         held = (HeldOut.clicks(self.candidates) if self.choices.task == "clicks"
                 else HeldOut.ratings(self.split.validation))
         return judge(self.model, held, self.federation.owner,
@@ -152,8 +168,9 @@ class Experiment:
     def score(self, done: Round) -> Score:
         """How a Round predicts for the users."""
         if self.choices.personal != "off":
-            require(isinstance(self.local, LocalSettings), "personal", self.choices.personal,
-                    f"{self.local.name} has no local training to repeat; choose 'off'")
+            if not isinstance(self.local, LocalSettings):
+                raise ParameterError(f"personal={self.choices.personal!r}: {self.local.name} has no "
+                                     "local training to repeat; choose 'off'")
             return fine_tuned(self.model, self.federation, done.params, self.local,
                               seed=self.settings.seed, number=done.number)
         return (self.local.score(self.model, self.federation, done)
@@ -185,7 +202,7 @@ def better() -> dict[str, str]:
 @lru_cache(maxsize=2)
 def _ratings(data: str) -> Ratings:
     known = REGISTRY["data"]
-    found: Ratings = known[data]().load() if data in known else read(data)  # type: ignore[attr-defined]
+    found: Ratings = known[data]().load() if data in known else read(data)
     return found
 
 
@@ -201,7 +218,9 @@ def _candidates(data: str, seed: int) -> Candidates:
 
 
 def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
-    """The Rounds of an experiment, measured on validation; `ask` gives the settings before each round.
+    """The Rounds of an experiment, measured on validation.
+
+    `ask` gives the settings before each round.
 
     A cohort larger than the federation is all of it. Raises `ParameterError` or `DataError` on what
     cannot be built.
@@ -218,8 +237,8 @@ def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
         return Settings(**kept | {"cohort": min(asked.cohort, clients)})
     source = made.recipe.source(made.local.source(made.federation))
     schedule, aggregate = (made._part(kind, getattr(made.choices, kind)) for kind in ("schedule", "aggregation"))
-    rounds = federate(made.model, source, now, local=made.local, uplink=made.uplink, aggregate=aggregate,
-                      schedule=schedule, device=made.choices.device)
+    rounds = federate(made.model, source, now, local=made.local, uplink=made.uplink,
+                      aggregate=aggregate, schedule=schedule, device=made.choices.device)
     return measured(rounds, made.measure, made.choices.measure_every)
 
 

@@ -81,8 +81,8 @@ class Run:
 def record(done: Round, before: Settings) -> Record:
     """A Round as plain data, without the parameters.
 
-    What is not a finite number is None, as JSON has no NaN. before: the settings of the Round before
-    it, or of the run.
+    What is not a finite number is None, as JSON has no NaN. before: the settings of the Round
+    before it, or of the run.
     """
     names = dict.fromkeys([*before, *done.settings])
     turned = {name: done.settings[name] for name in names

@@ -25,10 +25,10 @@ WIDTH = 4                # runs of a sweep that train side by side
 class Session:
     """Settings, runs and the one job over a stream of Rounds.
 
-    live: a function from a settings-giving function to a stream of Rounds. settings: where the knobs
-    start. metrics: name -> 'max' or 'min', what is better; the loss is always there. folder: where
-    runs are kept. presets: name -> settings. changed: called after each round and each change of
-    state, from the thread.
+    live: a function from a settings-giving function to a stream of Rounds. settings: where the
+    knobs start. metrics: name -> 'max' or 'min', what is better; the loss is always there. folder:
+    where runs are kept. presets: name -> settings. changed: called after each round and each change
+    of state, from the thread.
     """
 
     def __init__(self, live: Live, settings: Settings, metrics: Mapping[str, str], folder: str | Path | None,
@@ -46,7 +46,7 @@ class Session:
         self.trying: Sweep | None = None
         self.planned = 1                     # runs of the sweep
         self.began = 0.0                     # when it was started, monotonic seconds
-        self.in_use: Settings | None = None    # what the round under way, or the last one, was given
+        self.in_use: Settings | None = None  # what the round under way, or the last one, was given
         self._first = self._settings = settings
         self._lock = threading.Lock()
 

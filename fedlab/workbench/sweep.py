@@ -83,7 +83,8 @@ class Sweep:
     def cell(self, run: Run) -> dict[str, Any]:
         """What the map shows of a run: where it lies, what it reached so far, how far it is."""
         best = run.best(self.metric, self.mode)
-        return {"run": run.id, "name": run.name, "at": [Settings(**run.settings)[name] for name in self.over],
+        return {"run": run.id, "name": run.name,
+                "at": [Settings(**run.settings)[name] for name in self.over],
                 "value": None if best is None else best[self.metric], "state": run.state,
                 "error": run.error, "round": len(run.records)}
 

@@ -38,8 +38,8 @@ class Workbench(anywidget.AnyWidget):
 
     live: a function from a settings-giving function to a stream of Rounds, say
         lambda settings: measured(federate(model, clients, settings), measure)
-    settings: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider, or
-    the choices; None for its usual ones; without `turn` all knobs, most of them folded away in
+    settings: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider,
+    or the choices; None for its usual ones; without `turn` all knobs, most of them folded away in
     groups. metrics: name of a Round metric -> 'max' or 'min', what is better. folder: where runs
     are kept as JSONL; in memory only without. presets: name -> settings to take at once. `rounds`
     holds the finished Rounds of the last run, `session` the runs and what the buttons do.
