@@ -21,7 +21,7 @@ from torch import Tensor
 from fedlab.core import require
 from fedlab.models.text import Backbone
 
-# of the longest direction: below lies what float32 makes of a delta (measured: 1e-6 is too low)
+# relative to the longest direction; shorter ones are rounding of float32 (1e-6 was too low)
 ROUNDING = 1e-5
 
 
@@ -29,7 +29,7 @@ class _EnoughError(Exception):
     """What enters the layer is known; the rest of the model need not run."""
 
 
-def entering(body: Backbone, layer: str, length: int, chunk: int = 512) -> Iterator[Tensor]:
+def layer_inputs(body: Backbone, layer: str, length: int, chunk: int = 512) -> Iterator[Tensor]:
     """(n, T, in) what enters a layer.
 
     For the next words of the vocabulary at each of `length` places.
@@ -37,8 +37,8 @@ def entering(body: Backbone, layer: str, length: int, chunk: int = 512) -> Itera
     layer: the end of its name, say 'layer.0.attention.self.query'. It must be one that reads single
     words: in the first block, before attention mixes them.
     """
-    found = [part for name, part in body.named_modules() if name == layer
-             or name.endswith(f".{layer}")]
+    found = [part for name, part in body.named_modules()
+             if name == layer or name.endswith(f".{layer}")]
     require(len(found) == 1, "layer", layer,
             f"{len(found)} layers are called so; give the end of one name")
     kept: list[Tensor] = []
@@ -46,19 +46,20 @@ def entering(body: Backbone, layer: str, length: int, chunk: int = 512) -> Itera
     def keep(_: object, given: tuple[Tensor, ...]) -> None:
         kept.append(given[0])
         raise _EnoughError
+
     hook = found[0].register_forward_pre_hook(keep)
     try:
-        for recover_tokens in torch.arange(int(body.model.config.vocab_size)).split(chunk):
+        for words in torch.arange(int(body.model.config.vocab_size)).split(chunk):
             with torch.no_grad():
                 try:
-                    body(recover_tokens[:, None].expand(-1, length))
+                    body(words[:, None].expand(-1, length))
                 except _EnoughError:
                     yield kept.pop()
     finally:
         hook.remove()
 
 
-def span(delta: Tensor, noise: float = 0.0) -> Tensor:
+def row_space(delta: Tensor, noise: float = 0.0) -> Tensor:
     """(k, in) directions that a layer's delta (R, in) spans.
 
     What is no longer than rounding or noise is left out.
@@ -68,9 +69,9 @@ def span(delta: Tensor, noise: float = 0.0) -> Tensor:
     require(bool(delta.isfinite().all()), "delta", tuple(delta.shape),
             "it has numbers that are not finite")
     require(0 <= noise < float("inf"), "noise", noise, "choose 0 or more")
-    _, size, right = torch.linalg.svd(delta.double(), full_matrices=False)
-    edge = noise * sum(side**0.5 for side in delta.shape)  # the longest direction of noise alone
-    return right[size > max(ROUNDING * float(size[0]), edge)].to(delta.dtype)
+    _, singular, right = torch.linalg.svd(delta.double(), full_matrices=False)
+    edge = noise * sum(side**0.5 for side in delta.shape)  # the longest direction of pure noise
+    return right[singular > max(ROUNDING * float(singular[0]), edge)].to(delta.dtype)
 
 
 def recover_tokens(delta: Tensor, body: Backbone, layer: str, length: int = 16,
@@ -84,17 +85,17 @@ def recover_tokens(delta: Tensor, body: Backbone, layer: str, length: int = 16,
     Where more inputs enter than the layer is wide, directions are lost in rounding, and hardly a
     word is read.
     """
-    directions = span(delta, noise)
-    outside, places = [], []
-    for states in entering(body, layer, length):
+    directions = row_space(delta, noise)
+    distances, positions = [], []
+    for states in layer_inputs(body, layer, length):
         rest = states - (states @ directions.T) @ directions
-        share, place = (rest.norm(dim=-1) / states.norm(dim=-1)).min(1)
-        outside.append(share)
-        places.append(place)
-    return torch.cat(outside), torch.cat(places)
+        distance, position = (rest.norm(dim=-1) / states.norm(dim=-1)).min(1)
+        distances.append(distance)
+        positions.append(position)
+    return torch.cat(distances), torch.cat(positions)
 
 
-def features(weight: Tensor, bias: Tensor) -> Tensor:
+def recover_inputs(weight: Tensor, bias: Tensor) -> Tensor:
     """(H, F) what entered a first layer, once for each hidden unit, from its deltas.
 
     Weight (F, H), bias (H,).

@@ -38,8 +38,8 @@ def row_scores(update: Update, items: int, name: str = "bias") -> Tensor:
     """
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]
-    return torch.zeros(len(update.cohort), items).index_put_((rows.client, rows.ids),
-                                                             torch.ones(len(rows.ids)))
+    ones = torch.ones(len(rows.ids))
+    return torch.zeros(len(update.cohort), items).index_put_((rows.client, rows.ids), ones)
 
 
 def masked_scores(vectors: NDArray[np.uint32]) -> Tensor:
@@ -50,14 +50,14 @@ def masked_scores(vectors: NDArray[np.uint32]) -> Tensor:
     return torch.from_numpy(vectors.astype(np.int32).astype(np.float32))
 
 
-def rated(data: Federation, cohort: Tensor) -> Tensor:
+def rated_items(data: Federation, cohort: Tensor) -> Tensor:
     """(C, I) the truth: whether a client's users rated an item in train."""
     table = torch.zeros(len(data), data.train.item_count, dtype=torch.bool)
     table[data.owner[data.train.users], data.train.items] = True
     return table[cohort]
 
 
-def leak(scores: Tensor, truth: Tensor) -> dict[str, float]:
+def reading_metrics(scores: Tensor, truth: Tensor) -> dict[str, float]:
     """Precision and recall of 'above 0 was rated', and the AUC of the scores.
 
     The mean over clients who rated some.
@@ -69,8 +69,8 @@ def leak(scores: Tensor, truth: Tensor) -> dict[str, float]:
     some = truth.any(1) & ~truth.all(1)
     require(bool(some.any()), "truth", tuple(truth.shape), "no client rated some items and not all")
     scores, truth = scores[some], truth[some]
-    said = scores > 0
-    right = (said & truth).sum(1).float()
+    guessed = scores > 0
+    right = (guessed & truth).sum(1).float()
     areas = [auc(row, mine.float()) for row, mine in zip(scores, truth, strict=True)]
-    return {"precision": float((right / said.sum(1).clamp(min=1)).mean()),
+    return {"precision": float((right / guessed.sum(1).clamp(min=1)).mean()),
             "recall": float((right / truth.sum(1)).mean()), "auc": sum(areas) / len(areas)}

@@ -9,6 +9,7 @@ efficiency", section 2 (random mask, low rank); Vogels, Karimireddy, Jaggi 2019,
 algorithm 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -44,8 +45,8 @@ class Plain:
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(values, bytes)."""
-        return rows.values, 4 * rows.values[:1].numel() * torch.bincount(rows.client,
-                                                                         minlength=clients)
+        count = torch.bincount(rows.client, minlength=clients)
+        return rows.values, 4 * rows.values[:1].numel() * count
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Quantised:
         require(self.bits in (1, 2, 4, 8), "bits", self.bits, "choose 1, 2, 4 or 8")
 
     @property
-    def most(self) -> int:
+    def top_level(self) -> int:
         """The highest level."""
         return max(1, 2 ** (self.bits - 1) - 1)
 
@@ -80,14 +81,14 @@ class Quantised:
         else:
             root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt()
             far = root.new_zeros(clients).scatter_reduce_(0, client, flat.abs().amax(1), "amax")
-            scale = torch.minimum(far, REACH[self.bits] * root) / self.most
-            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_().clamp_(-self.most,
-                                                                                   self.most)
-        return levels.mul_(scale[client, None]).view_as(rows.values), (count * self.bits
-                                                                       + 7) // 8 + 4 * (count > 0)
+            scale = torch.minimum(far, REACH[self.bits] * root) / self.top_level
+            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_()
+            levels = levels.clamp_(-self.top_level, self.top_level)
+        size = (count * self.bits + 7) // 8 + 4 * (count > 0)
+        return levels.mul_(scale[client, None]).view_as(rows.values), size
 
 
-# measured: about one in a thousand of lesson 2's numbers lies beyond 6
+# in root mean squares; measured: about one in a thousand of lesson 2's numbers lies beyond 6
 REACH = {2: 2.0, 4: 6.0, 8: 100.0}
 
 
@@ -185,17 +186,18 @@ class LowRank:
         """(products, bytes)."""
         if rows.values.dim() == 1 or rows.values.shape[-1] == 1:
             return self.then(rows, clients, height, draw)
-        wide, every = rows.values.shape[-1], torch.arange(clients, device=rows.ids.device)
-        counts = torch.bincount(rows.client, minlength=clients) * (rows.values[:1].numel() // wide)
-        start = torch.randn(wide, self.rank, generator=draw).to(rows.values)
-        both = [self._factors(part, start) for part in rows.values.reshape(-1,
-                                                                           wide).split(
-            counts.tolist())]
-        (left, one), (right, other) = (self._sent([pair[side] for pair in both], every,
-                                                  draw) for side in (0, 1))
-        products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(wide),
+        width = rows.values.shape[-1]
+        every = torch.arange(clients, device=rows.ids.device)
+        counts = torch.bincount(rows.client, minlength=clients) * (rows.values[:1].numel() // width)
+        start = torch.randn(width, self.rank, generator=draw).to(rows.values)
+        tables = rows.values.reshape(-1, width).split(counts.tolist())
+        lefts, rights = zip(*(self._factors(table, start) for table in tables), strict=True)
+        left, left_bytes = self._sent(lefts, every, draw)
+        right, right_bytes = self._sent(rights, every, draw)
+        products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(width),
                                             strict=True)]
-        return torch.cat(products).view_as(rows.values), (one + other).where(counts > 0, 0)
+        size = (left_bytes + right_bytes).where(counts > 0, 0)
+        return torch.cat(products).view_as(rows.values), size
 
     def _factors(self, part: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """(R, r), (D, r) of nearly the closest product; right (D, r): where to start."""
@@ -206,9 +208,9 @@ class LowRank:
             right = part.T @ left
         return left, right
 
-    def _sent(self, factors: list[Tensor], every: Tensor, draw: torch.Generator) -> Coded:
+    def _sent(self, factors: Sequence[Tensor], every: Tensor, draw: torch.Generator) -> Coded:
         """What arrives of one factor of all clients, and its bytes."""
-        owner = every.repeat_interleave(torch.tensor([len(factor) for factor in factors],
-                                                     device=every.device))
-        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1,
-                         draw)
+        heights = torch.tensor([len(factor) for factor in factors], device=every.device)
+        owner = every.repeat_interleave(heights)
+        rows = Rows(torch.cat(list(factors)), torch.zeros_like(owner), owner)
+        return self.then(rows, len(every), 1, draw)

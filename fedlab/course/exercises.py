@@ -110,7 +110,7 @@ def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
          else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are there")
 
 
-def told(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
+def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
     """Lesson 5.
 
     `row(near, kernel, rows, noise)` is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W,
@@ -167,7 +167,7 @@ def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
          if summed else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
 
 
-def through(factor: Callable[[float, float], Any]) -> None:
+def inner_derivative(factor: Callable[[float, float], Any]) -> None:
     """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw."""
     answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
     right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0),
@@ -213,7 +213,7 @@ def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
          if _equal(answer, expected) else "add the rows up, take the mask off, then % 2**32")
 
 
-def most_found(bound: Callable[[float, float], Any]) -> None:
+def tpr_bound(bound: Callable[[float, float], Any]) -> None:
     """Lesson 9.
 
     `bound(epsilon, false)` is the largest share of members found, a share `false` by mistake.

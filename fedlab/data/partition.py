@@ -8,7 +8,6 @@ Sources: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distr
 (Dirichlet); He et al. 2017, "Neural collaborative filtering", section 4.1 (sampled negatives).
 """
 
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,8 +25,8 @@ def equal(train: Ratings, platforms: int, seed: int = 0) -> Tensor:
     """(U,) K platforms of equal size, users drawn at random: as IID as platforms get."""
     _check(train, platforms)
     owner = torch.empty(train.user_count, dtype=torch.int64)
-    owner[torch.randperm(train.user_count, generator=stream(seed, "partition"))] = (
-        torch.arange(train.user_count) % platforms)
+    order = torch.randperm(train.user_count, generator=stream(seed, "partition"))
+    owner[order] = torch.arange(train.user_count) % platforms
     return owner
 
 
@@ -56,8 +55,8 @@ def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) 
     rng = np.random.default_rng(key)
     favourite = favourite_genre(train)
     shares = rng.dirichlet([alpha] * platforms, int(favourite.max()) + 1).cumsum(1)
-    owner = torch.from_numpy((rng.random((len(favourite),
-                                          1)) > shares[favourite]).sum(1).clip(max=platforms - 1))
+    passed = rng.random((len(favourite), 1)) > shares[favourite]
+    owner = torch.from_numpy(passed.sum(1).clip(max=platforms - 1))
     while len(empty := (torch.bincount(owner, minlength=platforms) == 0).nonzero()):
         fullest = torch.bincount(owner, minlength=platforms).argmax()
         owner[(owner == fullest).nonzero()[0]] = empty[0]
@@ -67,8 +66,8 @@ def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) 
 def favourite_genre(train: Ratings) -> Tensor:
     """(U,) the genre a user watches most beyond what everybody does (its share over the overall share)."""
     genres = train.catalogue.genres[train.items].float()
-    watched = torch.zeros(train.user_count, genres.shape[1]).index_add_(0, train.users,
-                                                                        genres) + 1e-9
+    watched = torch.zeros(train.user_count, genres.shape[1]).index_add_(0, train.users, genres)
+    watched = watched + 1e-9
     lift = watched / watched.sum(1, keepdim=True) / (watched.sum(0) / watched.sum() + 0.01)
     return lift.argmax(1)
 

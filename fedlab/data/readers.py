@@ -34,15 +34,15 @@ class Format:
     Names from a header line, or positions where there is none.
     """
 
-    ratings: str                      # glob of the file of ratings
-    items: str                        # glob of the file of items
+    ratings: str
+    items: str
     separator: str
-    columns: dict[str, str | int]     # user, item, rating, time -> header name or position
-    item_columns: dict[str, str | int]  # item, title, year, genres -> header name or position
+    columns: dict[str, str | int]
+    item_columns: dict[str, str | int]
     genre_separator: str = "|"
     encoding: str = "utf-8"
-    item_separator: str = ""          # where it differs from `separator`
-    genre_flags: int = 0  # position of the first 0/1 genre flag, where genres come as flags
+    item_separator: str = ""
+    genre_flags: int = 0
 
 
 FORMATS = (
@@ -90,10 +90,10 @@ def _lines(path: Path, separator: str, encoding: str,
     """
     named = any(isinstance(where, str) for where in columns.values())
     with path.open(encoding=encoding, newline="") as file:
-        rows = csv.reader(file) if separator == "," else (line.rstrip("\r\n").split(separator)
-                                                          for line in file)
-        header = [name.split(":")[0].strip("\ufeff") for name in next(iter(rows),
-                                                                      [])] if named else []
+        rows = (csv.reader(file) if separator == ","
+                else (line.rstrip("\r\n").split(separator) for line in file))
+        first: list[str] = next(iter(rows), []) if named else []
+        header = [name.split(":")[0].strip("\ufeff") for name in first]
         for wanted in columns.values():
             if isinstance(wanted, str) and wanted not in header:
                 raise DataError(
@@ -103,7 +103,8 @@ def _lines(path: Path, separator: str, encoding: str,
         for number, row in enumerate(rows, start=2 if named else 1):
             where = f"{path.name}:{number}"
             if len(row) < need:
-                raise DataError(f"{where}: {len(row)} fields where {need} are needed; complete or remove the line")
+                raise DataError(f"{where}: {len(row)} fields where {need} are needed; complete or "
+                                "remove the line")
             yield where, {name: row[i] for name, i in index.items()}, row
 
 
@@ -126,13 +127,15 @@ def _ratings(path: Path, form: Format, items: set[str]) -> dict[str, list[Any]]:
     for where, row, _ in _lines(path, form.separator, form.encoding, form.columns):
         pair = row["user"], row["item"]
         if pair in first:
-            raise DataError(f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at {first[pair]}; keep one")
+            raise DataError(f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at "
+                            f"{first[pair]}; keep one")
         if row["item"] not in items:
-            raise DataError(f"{where}: item={row['item']!r} is not in the items file; add it there or remove the line")
+            raise DataError(f"{where}: item={row['item']!r} is not in the items file; add it there "
+                            "or remove the line")
         first[pair] = where
-        for name, value in (*zip(("user", "item"), pair, strict=True),
-                            ("rating", _number(where, "rating", row["rating"])),
-                            ("time", _number(where, "time", row["time"], int))):
+        rating = _number(where, "rating", row["rating"])
+        time = _number(where, "time", row["time"], int)
+        for name, value in zip(columns, (*pair, rating, time), strict=True):
             columns[name].append(value)
     if not first:
         raise DataError(f"{path.name}: no ratings in the file; it must hold at least one line")
@@ -152,15 +155,13 @@ def _items(path: Path, form: Format) -> dict[str, list[Any]]:
         match = TITLE_AND_YEAR.match(row["title"])
         year = row.get("year") or (match[2] if match else "0")
         if form.genre_flags:
-            flags = everything[form.genre_flags:]
-            names = [genre for genre, flag in zip(ML100K_GENRES, flags,
-                                                  strict=False) if flag == "1"]
+            flags = zip(ML100K_GENRES, everything[form.genre_flags:], strict=False)
+            names = [genre for genre, flag in flags if flag == "1"]
         else:
             names = row["genres"].split(form.genre_separator)
-        for name, value in (("item_id", row["item"]),
-                            ("title", match[1] if match else row["title"]),
-                            ("year", _number(where, "year", year, int) if year.isdigit() else 0),
-                            ("genres", tuple(g for g in names if g not in ("", "unknown",
-                                                                           "(no genres listed)")))):
+        title = match[1] if match else row["title"]
+        number = _number(where, "year", year, int) if year.isdigit() else 0
+        genres = tuple(g for g in names if g not in ("", "unknown", "(no genres listed)"))
+        for name, value in zip(columns, (row["item"], title, number, genres), strict=True):
             columns[name].append(value)
     return columns

@@ -70,7 +70,8 @@ def leave_one_out(ratings: Ratings) -> Split:
     """
     few = (torch.bincount(ratings.users, minlength=ratings.user_count) < 3).nonzero()
     if len(few):
-        raise DataError(f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop such users first")
+        raise DataError(f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop "
+                        "such users first")
     later = from_latest(ratings)
     return Split(ratings.take(later > 1), ratings.take(later == 1), ratings.take(later == 0))
 
@@ -84,10 +85,10 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
         require(0 <= share < 1, name, share, "choose a share from 0 to below 1")
     require(validation + test < 1, "validation + test", validation + test,
             "leave something to train on")
-    later, counts = from_latest(ratings), torch.bincount(ratings.users,
-                                                         minlength=ratings.user_count)
-    own = counts[ratings.users].double()
-    last, held = (own * test).long(), (own * test).long() + (own * validation).long()
+    later = from_latest(ratings)
+    own = torch.bincount(ratings.users, minlength=ratings.user_count)[ratings.users].double()
+    last = (own * test).long()
+    held = last + (own * validation).long()
     middle = (later >= last) & (later < held)
     return Split(ratings.take(later >= held), ratings.take(middle), ratings.take(later < last))
 

@@ -25,15 +25,13 @@ LOOK: Any = {"axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False,
              "axes.axisbelow": True, "axes.titleweight": "bold", "axes.titlesize": 11,
              "axes.titlelocation": "left", "figure.dpi": 110, "figure.facecolor": "white",
              "legend.frameon": False, "text.parse_math": False, "lines.linewidth": 2,
-             "font.size": 10,}
-
-
+             "font.size": 10}
 Points = Sequence[tuple[float, float]]
 
 
 @contextmanager
-def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tuple[Figure,
-                                                                                  list[Axes]]]:
+def panels(count: int, width: float = 4.2,
+           height: float = 3.2) -> Iterator[tuple[Figure, list[Axes]]]:
     """`count` axes in a row, with the look of the lessons."""
     with plt.rc_context(LOOK):
         figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained",
@@ -44,9 +42,9 @@ def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tupl
             plt.close(figure)
 
 
-def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), levels: Mapping[str,
-                                                                                             float]
-           | None = None, read: Mapping[str, Callable[[Round], float]] | None = None,
+def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (),
+           levels: Mapping[str, float] | None = None,
+           read: Mapping[str, Callable[[Round], float]] | None = None,
            loss: bool = True) -> Figure:
     """Loss and metrics against rounds, a line a run.
 
@@ -54,12 +52,13 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), lev
     line there. read: further panels, title -> a number from a Round. loss: whether the mean local
     loss has a panel.
     """
-    wanted: dict[str, Callable[[Round],
-                               float]] = {"mean local loss": lambda r: r.loss} if loss else {}
+    wanted: dict[str, Callable[[Round], float]] = {"mean local loss": lambda r: r.loss}
+    wanted = wanted if loss else {}
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
-    return overlay({title: {name: [(r.number, value(r)) for r in rounds if title not in metrics
-                                   or title in r.metrics] for name,
-                            rounds in runs.items()} for title, value in wanted.items()}, levels)
+    return overlay({title: {name: [(r.number, value(r)) for r in rounds
+                                   if title not in metrics or title in r.metrics]
+                            for name, rounds in runs.items()}
+                    for title, value in wanted.items()}, levels)
 
 
 def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None,
@@ -123,9 +122,8 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     return figure
 
 
-def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], levels: Mapping[str,
-                                                                                              float]
-              | None = None) -> Figure:
+def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]],
+              levels: Mapping[str, float] | None = None) -> Figure:
     """Dots with whiskers: measure -> name -> (value, low, high); levels.
 
     Measure -> a dashed line there.
@@ -143,7 +141,7 @@ def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], le
     return figure
 
 
-def tastes(federations: Mapping[str, Federation]) -> Figure:
+def genre_lift(federations: Mapping[str, Federation]) -> Figure:
     """What each platform watches.
 
     The share of each genre in its ratings, over the share overall.
@@ -151,11 +149,9 @@ def tastes(federations: Mapping[str, Federation]) -> Figure:
     with panels(len(federations), 4.6, 3.6) as (figure, axes):
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
             genres = data.train.catalogue.genres[data.train.items].float()
-            table = torch.zeros(len(data), genres.shape[1]).index_add_(0,
-                                                                       data.owner[data.train.users],
-                                                                       genres)
-            share = table / table.sum(1, keepdim=True)
-            lift = share / (table.sum(0) / table.sum())
+            table = torch.zeros(len(data), genres.shape[1])
+            table.index_add_(0, data.owner[data.train.users], genres)
+            lift = table / table.sum(1, keepdim=True) / (table.sum(0) / table.sum())
             image = axis.imshow(lift.numpy(), cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
             axis.set_xticks(range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90,
                             fontsize=8)
@@ -191,8 +187,8 @@ def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
     return figure
 
 
-def space(views: Mapping[str, Tensor], groups: Mapping[str, Tensor], names: Mapping[int,
-                                                                                    str]) -> Figure:
+def scatter(views: Mapping[str, Tensor], groups: Mapping[str, Tensor],
+            names: Mapping[int, str]) -> Figure:
     """Points in the plane, a panel a view, the same rows in each: title -> (n, 2).
 
     groups: name -> (n,) true for its points, a colour each; the others are grey. names: row -> what

@@ -45,8 +45,8 @@ def leaky(split: Split, owner: Tensor) -> Leaky:
     require(len(split.test) > 0, "split", len(split.test),
             "there is nothing to leak without a test part")
     parts = (split.train, split.validation, split.test)
-    columns = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("users", "items",
-                                                                               "values", "times")}
+    columns = {name: torch.cat([getattr(part, name) for part in parts])
+               for name in ("users", "items", "values", "times")}
     held = torch.arange(sum(map(len, parts))) >= len(split.train)
     return Leaky(split.train, owner, "clicks", Ratings(**columns, catalogue=split.train.catalogue),
                  held)

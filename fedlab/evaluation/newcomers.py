@@ -44,20 +44,19 @@ class NewUsers:
     def centred(self) -> tuple["NewUsers", float]:
         """(the same with values less the mean of train, that mean)."""
         mean = float(self.train.values.mean())
-        train, given = (replace(part, values=part.values - mean) for part in (self.train,
-                                                                              self.given))
-        return NewUsers(train, given, replace(self.query, values=self.query.values - mean),
-                        self.left_out), mean
+        train, given, query = (replace(part, values=part.values - mean)
+                               for part in (self.train, self.given, self.query))
+        return NewUsers(train, given, query, self.left_out), mean
 
-    def counted(self, k: int, strength: float = 5.0) -> Score:
+    def mean_baseline(self, k: int, strength: float = 5.0) -> Score:
         """What counting says of centred values.
 
         A film's mean and, of k ratings, the user's offset, both shrunk.
         """
-        film, first = item_means(self.train, strength), self.first(k)
-        above = torch.zeros(self.query.user_count).index_add_(0, first["user"],
-                                                              first["target"] - film[first["item"]])
-        return lambda users, items: film[items] + above[users] / (k + strength)
+        means, first = item_means(self.train, strength), self.first(k)
+        above = torch.zeros(self.query.user_count)
+        above.index_add_(0, first["user"], first["target"] - means[first["item"]])
+        return lambda users, items: means[items] + above[users] / (k + strength)
 
     def error(self, score: Score) -> float:
         """RMSE of predictions of the query."""
@@ -99,7 +98,7 @@ def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
 def _of(ratings: Ratings, chosen: Tensor) -> Ratings:
     """The ratings of some users, chosen (U,), who are counted anew."""
     rows, at = chosen[ratings.users], chosen.cumsum(0) - 1
-    ids = tuple(name for name, here in zip(ratings.catalogue.user_ids, chosen.tolist(),
-                                           strict=True) if here)
+    ids = tuple(name for name, mine in zip(ratings.catalogue.user_ids, chosen.tolist(), strict=True)
+                if mine)
     return Ratings(at[ratings.users[rows]], ratings.items[rows], ratings.values[rows],
                    ratings.times[rows], replace(ratings.catalogue, user_ids=ids))

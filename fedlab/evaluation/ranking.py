@@ -51,13 +51,13 @@ def candidates(split: Split, part: str = "test", count: int = 99, seed: int = 0)
     serves the evaluation alone: training never sees it.
     """
     held = _held(split, part)
-    open_items = ~seen((split.train, split.validation, split.test), held.users)
-    few = int(open_items.sum(1).min())
+    unseen = ~seen((split.train, split.validation, split.test), held.users)
+    few = int(unseen.sum(1).min())
     require(1 <= count <= few, "count", count,
             f"choose from 1 to {few}, the unseen items of the busiest user")
-    draw = torch.rand(open_items.shape, generator=stream(seed, f"candidates {part}"))
-    return Candidates(held.users, held.items, draw.where(open_items, -1.0).topk(count,
-                                                                                dim=1).indices)
+    draw = torch.rand(unseen.shape, generator=stream(seed, f"candidates {part}"))
+    negatives = draw.where(unseen, -1.0).topk(count, dim=1).indices
+    return Candidates(held.users, held.items, negatives)
 
 
 def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) -> Tensor:
@@ -111,7 +111,7 @@ def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> d
         good, bad = scores[mine[user]], scores[~mine[user]].sort().values
         below, within = (torch.searchsorted(bad, good, right=right) for right in (False, True))
         auc.append(float((below + within).float().mean()) / 2 / len(bad))
-        better = len(bad) - below  # others that rank before, ties included
+        better = len(bad) - below  # the others that rank before it, ties included
         places = better + good.argsort(descending=True).argsort()
         ndcg.append(float(gains[places[places < k]].sum() / gains[: len(good)].sum()))
     return {"auc": sum(auc) / len(auc), f"ndcg@{k}": sum(ndcg) / len(ndcg)}

@@ -36,7 +36,8 @@ def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor],
     each: ask for every pair as a client with one example, not for all pairs as one long batch of
     one client.
     """
-    constants, holder = to(model.constants, device), owner if owner is None else owner.to(device)
+    constants = to(model.constants, device)
+    holder = owner if owner is None else owner.to(device)
 
     def score(users: Tensor, items: Tensor) -> Tensor:
         shape = (-1, 1) if each else (1, -1)

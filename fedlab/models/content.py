@@ -44,22 +44,22 @@ def content(item_features: Tensor, user_features: Tensor, hidden: int = 32, *,
     give the same genres.
     """
     check_sizes(hidden=hidden)
-    wide, both = item_features.shape[1], item_features.shape[1] + user_features.shape[1]
-    require(user_features.shape[1] >= wide, "user_features", tuple(user_features.shape),
-            f"give {wide} columns or more")
-    layers = perceptron(both + wide, hidden, task=task)
+    width = item_features.shape[1]
+    require(user_features.shape[1] >= width, "user_features", tuple(user_features.shape),
+            f"give {width} columns or more")
+    layers = perceptron(2 * width + user_features.shape[1], hidden, task=task)
 
     def init(generator: torch.Generator) -> Tree:
         return layers.init(generator) | {"bias": torch.zeros(len(item_features))}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
-        x = torch.cat([item, user, item * user[..., :wide]], -1)  # (A, B, F)
+        x = torch.cat([item, user, item * user[..., :width]], -1)  # (A, B, F)
         return layers.predict(p, {"x": x}) + p["bias"]
 
     return Model("content", task, init, predict, {**layers.rows, "bias": "item"},
                  constants={"item_features": item_features, "user_features": user_features},
-                 activity=2 * hidden + 3 * wide)
+                 activity=2 * hidden + 3 * width)
 
 
 def item_features(catalogue: Catalogue) -> Tensor:
@@ -80,8 +80,8 @@ def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
     """
     require(strength > 0, "strength", strength, "choose a positive number of imagined ratings")
     counts = torch.bincount(train.users, minlength=train.user_count).float()
-    above = torch.zeros(train.user_count).index_add_(0, train.users,
-                                                     train.values - train.values.mean())
+    above = torch.zeros(train.user_count)
+    above.index_add_(0, train.users, train.values - train.values.mean())
     activity = counts.clamp(min=1).log()
     return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
 
@@ -110,8 +110,8 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
             f"give {train.item_count} rows")
     counts = torch.bincount(train.users, minlength=train.user_count).clamp(min=1)
     clicked = vectors[train.items]
-    total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(0, train.users,
-                                                                       clicked - clicked.mean(0))
+    total = torch.zeros(train.user_count, vectors.shape[1])
+    total.index_add_(0, train.users, clicked - clicked.mean(0))
     return total / counts[:, None]
 
 
@@ -127,8 +127,8 @@ def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
     one on each of N clients: FedPer.
     """
     check_sizes(items=items, dim=dim)
-    known, bias = (torch.zeros(shape) if t is None else t for t, shape in ((known, (items, 1)),
-                                                                           (bias, (items,))))
+    known = torch.zeros(items, 1) if known is None else known
+    bias = torch.zeros(items) if bias is None else bias
     require(len(known) == items, "known", tuple(known.shape), f"give {items} rows")
     require(bias.shape == (items,), "bias", tuple(bias.shape), f"give ({items},)")
 
@@ -139,12 +139,12 @@ def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
                 "told": torch.zeros(1, known.shape[1], dim + 1)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
-        told = p["known"][batch["item"]] @ p["told"]  # (..., B, D + 1)
-        user = p["user"].unsqueeze(-2)  # (..., 1, D + 1)
-        like = ((p["item"] + told[..., 1:]) * user[..., 1:]).sum(-1)
-        return p["offset"] + p["bias"] + told[..., 0] + p["scale"] * user[..., 0] + like
+        from_known = p["known"][batch["item"]] @ p["told"]  # (..., B, D + 1): w . x_i, then W x_i
+        user = p["user"].unsqueeze(-2)  # (..., 1, D + 1): u_0, then u
+        product = ((p["item"] + from_known[..., 1:]) * user[..., 1:]).sum(-1)
+        return p["offset"] + p["bias"] + from_known[..., 0] + p["scale"] * user[..., 0] + product
 
-    return Model("taste", task, init, predict, {"user": "client" if clients else "one",
-                                                "item": "item", "bias": "item", "offset": "one",
-                                                "scale": "one", "told": "one"},
-                 frozenset({"user"} if clients else ()), {"known": known})
+    rows = {"user": "client" if clients else "one", "item": "item", "bias": "item",
+            "offset": "one", "scale": "one", "told": "one"}
+    return Model("taste", task, init, predict, rows, frozenset({"user"} if clients else ()),
+                 {"known": known})

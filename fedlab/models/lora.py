@@ -38,8 +38,8 @@ class Adapted(nn.Module):
         require(alpha > 0, "alpha", alpha, "choose a positive number, say twice the rank")
         self.base, self.scale = base, alpha / rank
         bound = base.in_features**-0.5  # as kaiming_uniform_(a=5**0.5), which peft takes
-        self.a = nn.Parameter((torch.rand(rank, base.in_features, generator=generator) * 2 - 1)
-                              * bound)
+        uniform = torch.rand(rank, base.in_features, generator=generator) * 2 - 1
+        self.a = nn.Parameter(uniform * bound)
         self.b = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,8 @@ def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float
     train: ends of the names of other weights that stay trainable, say ('head',). freeze_a: adapters
     train B alone. Raises `ParameterError` for a name that no layer has.
     """
-    net, generator, found = copy.deepcopy(module).requires_grad_(False), stream(seed, "init"), set()
+    net, found = copy.deepcopy(module).requires_grad_(False), set()
+    generator = stream(seed, "init")
     for path, part in list(net.named_modules()):
         end = next((name for name in names if path == name or path.endswith(f".{name}")), None)
         if end is not None and isinstance(part, nn.Linear):
@@ -65,7 +66,8 @@ def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float
             layer.a.requires_grad_(not freeze_a)
             setattr(net.get_submodule(parent), last, layer)
             found.add(end)
-    linear = sorted({p.rpartition(".")[2] for p, m in module.named_modules() if isinstance(m, nn.Linear)})
+    linear = sorted({path.rpartition(".")[2] for path, part in module.named_modules()
+                     if isinstance(part, nn.Linear)})
     for name in names:
         require(name in found, "names", name,
                 f"no linear layer is called so; choose from {', '.join(linear)}")

@@ -60,8 +60,8 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     net, by_row = copy.deepcopy(module).train(), dict(rows or {})
     _refuse(net)
     _key_dropout(net)
-    drops = {f"{name}.keep": part for name, part in net.named_modules() if isinstance(part,
-                                                                                      KeyedDropout)}
+    drops = {f"{name}.keep": part for name, part in net.named_modules()
+             if isinstance(part, KeyedDropout)}
     weights = {name: p.detach() for name, p in net.named_parameters()}
     trained = [name for name, p in net.named_parameters() if p.requires_grad]
     require(bool(trained), "module", type(module).__name__,
@@ -83,19 +83,20 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         given = {name: batch[name] for name in (*inputs, *drops) if name in batch}
+        own, shared = {n: p[n] for n in trained}, {n: p[n] for n in fixed}
         with sdpa_kernel(SDPBackend.MATH):  # the only attention that vmap can batch on every device
-            return vmap(one, (0, None, 0))({n: p[n] for n in trained}, {n: p[n] for n in fixed},
-                                           given)
+            return vmap(one, (0, None, 0))(own, shared, given)
 
     activity = _trial(net, trained, by_row, inputs, predict, fixed, answers)
 
     def noise(n: int, generator: torch.Generator) -> Tree:
-        return {name: torch.rand(n, *d.shape, generator=generator) >= d.p for name,
-                d in drops.items()}
+        return {name: torch.rand(n, *drop.shape, generator=generator) >= drop.p
+                for name, drop in drops.items()}
 
     def init(generator: torch.Generator) -> Tree:
         return {name: weights[name].clone() if name in by_row else weights[name][None].clone()
                 for name in trained}
+
     kinds = {name: by_row.get(name, "one") for name in trained}
     return Model(type(module).__name__, task, init, predict, kinds, private, fixed, noise,
                  activity=activity)
@@ -120,8 +121,8 @@ def _places(column: Tensor, held: int) -> Tensor:
 
     At its own place, or at 0 when the client holds one row for all.
     """
-    return torch.zeros_like(column) if held == 1 else torch.arange(len(column),
-                                                                   device=column.device)
+    one_row = held == 1
+    return torch.zeros_like(column) if one_row else torch.arange(len(column), device=column.device)
 
 
 def _refuse(net: nn.Module) -> None:
@@ -129,7 +130,8 @@ def _refuse(net: nn.Module) -> None:
     for name, part in net.named_modules():
         kind, where = type(part).__name__, name or "itself"
         running = isinstance(part, _NormBase) and part.track_running_stats
-        fix = "its running statistics mix clients and outlive the round; use nn.GroupNorm or nn.LayerNorm"
+        fix = ("its running statistics mix clients and outlive the round; use nn.GroupNorm or "
+               "nn.LayerNorm")
         require(not (isinstance(part, _BatchNorm) or running), f"module {where}", kind, fix)
         odd = isinstance(part, _DropoutNd) and type(part) is not nn.Dropout
         require(not odd, f"module {where}", kind, "its draws cannot be keyed; use nn.Dropout")
@@ -137,13 +139,14 @@ def _refuse(net: nn.Module) -> None:
             plain = part.max_norm is None and not part.sparse
             require(plain, f"module {where}", kind,
                     "max_norm and sparse change tables in place; leave both out")
-    lazy = [n for n, p in net.named_parameters() if isinstance(p,
-                                                               nn.parameter.UninitializedParameter)]
+    lazy = [name for name, weight in net.named_parameters()
+            if isinstance(weight, nn.parameter.UninitializedParameter)]
     require(not lazy, "module", ", ".join(lazy),
             "these weights have no shape yet; run the module once on a batch")
 
 
-def _check_rows(net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs: Mapping[str, Tensor]) -> None:
+def _check_rows(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
+                inputs: Mapping[str, Tensor]) -> None:
     """Raise `ParameterError` unless each of `rows` is a trained table and a column that the module takes."""
     known(trained, by_row)
     for name, column in by_row.items():
@@ -163,20 +166,21 @@ def _key_dropout(net: nn.Module) -> None:
                 setattr(part, name, KeyedDropout(child.p))
 
 
-def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs: Mapping[str,
-                                                                                          Tensor],
-           predict: Callable[[Tree, Tree], Tensor], fixed: Tree, answers: int) -> int:
+def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
+           inputs: Mapping[str, Tensor], predict: Callable[[Tree, Tree], Tensor], fixed: Tree,
+           answers: int) -> int:
     """Run the module, then two stacked clients of it; the floats it keeps for an example."""
     expected, activity = _by_itself(net, inputs, answers)
     named = dict(net.named_parameters())
 
-    def twice(name: str) -> Tensor:  # for two clients; a table's rows for each example
+    def twice(name: str) -> Tensor:  # for two clients; of a table, the row of each example
         value = named[name][inputs[by_row[name]]] if name in by_row else named[name]
         return value.detach().expand(2, *value.shape).clone().requires_grad_()
+
     try:
         leaves = {name: twice(name) for name in trained}
-        stacked = predict(leaves | fixed, {name: c.expand(2, *c.shape) for name,
-                                           c in inputs.items()})
+        stacked = predict(leaves | fixed, {name: column.expand(2, *column.shape)
+                                           for name, column in inputs.items()})
         stacked.sum().backward()
         single = net(*(column[:1] for column in inputs.values())).detach()
     except (RuntimeError, IndexError) as error:
@@ -202,8 +206,9 @@ def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tu
     Refuses state that changes and odd shapes.
     """
     outputs: list[int] = []
-    hooks = [part.register_forward_hook(lambda _, __, y: outputs.append(y.numel() if isinstance(y, Tensor) else 0))
-             for part in net.modules()]
+    hooks = [part.register_forward_hook(
+        lambda _, __, y: outputs.append(y.numel() if isinstance(y, Tensor) else 0))
+        for part in net.modules()]
     before = {name: b.clone() for name, b in net.named_buffers()}
     count = len(next(iter(inputs.values())))
     with torch.no_grad():

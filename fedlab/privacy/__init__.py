@@ -33,7 +33,7 @@ from fedlab.privacy.private_statistics import (
     table_score,
     together,
 )
-from fedlab.privacy.secure_aggregation import FixedPoint, Member, expanded, secure_sum, unmasked
+from fedlab.privacy.secure_aggregation import FixedPoint, Member, expand_seed, secure_sum, unmasked
 from fedlab.privacy.shamir import (
     PRIME,
     SecureSumError,
@@ -45,7 +45,7 @@ from fedlab.privacy.shamir import (
 __all__ = ["PRIME", "AdaptiveClip", "CentralNoise", "Clip", "ExampleLevel", "FixedPoint",
            "LocalNoise", "Mechanism", "Member", "NoiseSource", "PairCounts", "Release",
            "RoundContext", "SecureSum", "SecureSumError", "adaptive_clip_noise", "counts", "dense",
-           "epsilon", "example_gradients", "expanded", "gaussian_epsilon", "joined_secret",
+           "epsilon", "example_gradients", "expand_seed", "gaussian_epsilon", "joined_secret",
            "noise_for", "noise_of_deltas", "own_taste", "pairs", "public_basis", "secure_sum",
            "seen", "smoothed", "split_secret", "standard", "summed", "table_score", "together",
            "unmasked", "weights_at_zero"]

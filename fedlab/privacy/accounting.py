@@ -28,10 +28,11 @@ import torch
 
 from fedlab.core import ParameterError, require
 
-SAMPLING, RELATIONS, METHODS = ("poisson", "fixed", "all"), ("add-remove", "replace-one"), ("tight",
-                                                                                            "rdp")
+SAMPLING = ("poisson", "fixed", "all")
+RELATIONS = ("add-remove", "replace-one")
+METHODS = ("tight", "rdp")
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256)
-# differences of moments cancel to hundreds of digits
+# differences of moments cancel in hundreds of digits
 DIGITS = Context(prec=600, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
@@ -76,25 +77,24 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
     releases = [release for release in releases if release.times]
     if not releases:
         return 0.0
-    kinds, moved = {"all" if r.rate == 1 else r.sampling
-                    for r in releases}, 2 if relation == "replace-one" else 1
-    releases = [replace(r, noise=r.noise / moved) for r in releases]
+    kinds = {"all" if r.rate == 1 else r.sampling for r in releases}
+    sensitivity = 2 if relation == "replace-one" else 1  # of a sum, in units of C
+    releases = [replace(r, noise=r.noise / sensitivity) for r in releases]
     if kinds == {"all"} and method == "tight":
         return gaussian_epsilon(math.sqrt(sum(r.times / r.noise**2 for r in releases)), delta)
-    known = kinds == {"all"} or kinds <= ({"poisson", "all"} if relation == "add-remove"
-                                          else {"fixed", "all"})
+    known = kinds <= ({"poisson", "all"} if relation == "add-remove" else {"fixed", "all"})
     if known and method == "rdp":
-        each = [[r.times * value for value in _divergences(r.noise, r.rate,
-                                                           r.sampling == "fixed" and r.rate < 1)]
+        each = [[r.times * value for value in
+                 _divergences(r.noise, r.rate, r.sampling == "fixed" and r.rate < 1)]
                 for r in releases]
-        return min(_from_rdp(order, sum(parts), delta) for order, *parts in zip(ORDERS, *each,
-                                                                                strict=True))
+        return min(_from_rdp(order, sum(parts), delta)
+                   for order, *parts in zip(ORDERS, *each, strict=True))
     if kinds == {"poisson"} and relation == "add-remove":
         from opacus.accountants import PRVAccountant  # noqa: PLC0415 - takes seconds
 
         accountant = PRVAccountant()
         accountant.history = [(r.noise, r.rate, r.times) for r in releases]
-        # of the orders it starts from
+        # the warning is about the orders that its search starts from
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             return float(accountant.get_epsilon(delta=delta))
     raise ParameterError(
@@ -123,6 +123,7 @@ def noise_for(target: float, delta: float, releases: Sequence[Release], *,
     def proven(factor: float) -> float:
         return epsilon([replace(r, noise=factor * r.noise) for r in releases], delta,
                        relation=relation, method=method)
+
     low, high = 1 / 64, 1.0
     while proven(high) > target:
         require(high < 2**20, "target", target,
@@ -142,19 +143,19 @@ def gaussian_epsilon(drift: float, delta: float) -> float:
     drift: sensitivity over the noise's standard deviation; of T sums, the root of the sum of
     squares.
     """
-    def leaked(e: float) -> float:  # delta at epsilon e: Balle and Wang, theorem 8
-        near, far = torch.special.log_ndtr(torch.tensor([drift / 2 - e / drift,
-                                                         -drift / 2 - e / drift],
-                                                        dtype=torch.float64)).tolist()
+    def delta_at(e: float) -> float:  # Balle and Wang, theorem 8
+        ends = torch.tensor([drift / 2 - e / drift, -drift / 2 - e / drift], dtype=torch.float64)
+        near, far = torch.special.log_ndtr(ends).tolist()
         return math.exp(near) - math.exp(e + far)
+
     low, high = 0.0, 1.0
-    if leaked(0.0) <= delta:
+    if delta_at(0.0) <= delta:
         return 0.0
-    while leaked(high) > delta:
+    while delta_at(high) > delta:
         low, high = high, 2 * high
     while high - low > 1e-9 * max(1.0, high):
         middle = (low + high) / 2
-        low, high = (middle, high) if leaked(middle) > delta else (low, middle)
+        low, high = (middle, high) if delta_at(middle) > delta else (low, middle)
     return high
 
 
@@ -176,37 +177,37 @@ def fixed_size_rdp(rate: float, noise: float, order: float) -> float:
 
     Noise over how far one client moves it.
     """
-    if order != int(order):  # (order - 1) rdp is convex in the order
-        below, t = math.floor(order), order - math.floor(order)
-        return ((1 - t) * _log_moment(rate, noise, below) + t * _log_moment(rate, noise,
-                                                                            below + 1)) / (order
-                                                                                           - 1)
+    if order != int(order):  # (order - 1) times the divergence is convex in the order
+        below = math.floor(order)
+        t = order - below
+        low, high = _log_moment(rate, noise, below), _log_moment(rate, noise, below + 1)
+        return ((1 - t) * low + t * high) / (order - 1)
     return _log_moment(rate, noise, int(order)) / (order - 1)
 
 
 def _log_moment(rate: float, noise: float, order: int) -> float:
     """(order - 1) times the divergence: Wang et al., theorem 27."""
     with localcontext(DIGITS):
-        terms = (Decimal(rate) ** j * math.comb(order, j) * term for j,
-                 term in enumerate(_terms(noise)[:order + 1]))
+        terms = (Decimal(rate) ** j * math.comb(order, j) * term
+                 for j, term in enumerate(_terms(noise)[:order + 1]))
         return float(sum(terms, Decimal(0)).ln())
 
 
 @lru_cache(maxsize=64)
 def _terms(noise: float) -> list[Decimal]:
     """What each power of the rate is multiplied with beside the binomial."""
-    most = int(max(ORDERS))
+    largest = int(max(ORDERS))
     with localcontext(DIGITS):
-        moments = [(x * (x - 1) / (2 * Decimal(noise) ** 2)).exp() for x in range(most + 3)]
-        column, differences = moments, []  # forward differences at 0, of each order
+        moments = [(x * (x - 1) / (2 * Decimal(noise) ** 2)).exp() for x in range(largest + 3)]
+        column, differences = moments, []  # forward differences at 0, one for each order
         while column:
             differences.append(column[0])
             column = [b - a for a, b in pairwise(column)]
         near = [4 * (differences[2 * (j // 2)] * differences[2 * ((j + 1) // 2)]).sqrt()
-                for j in range(3, most + 1)]
+                for j in range(3, largest + 1)]
         return [Decimal(1), Decimal(0), min(4 * (moments[2] - 1), 2 * moments[2]),
-                *(min(bound, 2 * moment) for bound, moment in zip(near, moments[3:-2],
-                                                                  strict=True))]
+                *(min(bound, 2 * moment)
+                  for bound, moment in zip(near, moments[3:-2], strict=True))]
 
 
 def _from_rdp(order: float, divergence: float, delta: float) -> float:

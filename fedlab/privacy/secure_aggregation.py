@@ -35,17 +35,16 @@ from fedlab.privacy.shamir import SecureSumError, joined_secret, split_secret, w
 Words = NDArray[np.uint32]
 
 
-def expanded(seed: bytes, length: int) -> Words:
+def expand_seed(seed: bytes, length: int) -> Words:
     """G: a seed of 32 bytes as `length` words that nobody can tell from chance.
 
     A ChaCha20 key stream.
     """
-    stream = Cipher(algorithms.ChaCha20(seed, bytes(16)),
-                    mode=None).encryptor().update(bytes(4 * length))
-    return np.frombuffer(stream, dtype="<u4")
+    cipher = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None)
+    return np.frombuffer(cipher.encryptor().update(bytes(4 * length)), dtype="<u4")
 
 
-def agreed(mine: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
+def agreed_key(mine: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
     """32 bytes that only the two of a pair know."""
     shared = mine.exchange(X25519PublicKey.from_public_bytes(other))
     return HKDF(hashes.SHA256(), 32, salt=None, info=purpose).derive(shared)
@@ -56,7 +55,7 @@ class Keys:
     """What a client tells everybody: public keys, for masks and for letters."""
 
     mask: bytes
-    letter: bytes
+    encryption: bytes
 
 
 @dataclass
@@ -69,51 +68,51 @@ class Member:
     number: int
     run: bytes
     _mask: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
-    _letter: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
+    _encryption: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
     _seed: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     _others: dict[int, Keys] = field(default_factory=dict, repr=False)
     _threshold: int = 0
-    _told: set[int] = field(default_factory=set, repr=False)
+    _arrived: set[int] = field(default_factory=set, repr=False)
 
     def keys(self) -> Keys:
         """Round 0: what it tells everybody."""
         return Keys(self._mask.public_key().public_bytes_raw(),
-                    self._letter.public_key().public_bytes_raw())
+                    self._encryption.public_key().public_bytes_raw())
 
-    def letters(self, everyone: Mapping[int, Keys], threshold: int) -> dict[int, bytes]:
+    def encrypted_shares(self, everyone: Mapping[int, Keys], threshold: int) -> dict[int, bytes]:
         """Round 1: to each other client, sealed, its shares of this one's mask key and own seed."""
         self._others = {number: keys for number, keys in everyone.items() if number != self.number}
         self._threshold = threshold
         count = max(everyone)
-        both = [split_secret(secret, count,
-                             threshold) for secret in (self._mask.private_bytes_raw(), self._seed)]
-        return {number: self._sealed(number, b"".join(part[number - 1].to_bytes(66,
-                                                                                "big")
-                                                      for part in both)) for number in everyone}
+        both = [split_secret(secret, count, threshold)
+                for secret in (self._mask.private_bytes_raw(), self._seed)]
+        return {number: self._sealed(number, b"".join(points[number - 1].to_bytes(66, "big")
+                                                      for points in both))
+                for number in everyone}
 
     def _sealed(self, to: int, text: bytes) -> bytes:
-        nonce = os.urandom(12)
-        return nonce + ChaCha20Poly1305(self._pair(to)).encrypt(nonce, text,
-                                                                self._label(self.number, to))
+        nonce, label = os.urandom(12), self._label(self.number, to)
+        return nonce + ChaCha20Poly1305(self._pair(to)).encrypt(nonce, text, label)
 
     def _label(self, sender: int, to: int) -> bytes:
         return self.run + sender.to_bytes(4, "big") + to.to_bytes(4, "big")
 
     def _pair(self, other: int) -> bytes:
-        known = self._others[other].letter if other != self.number else self.keys().letter
-        return agreed(self._letter, known, b"letter" + self.run)
+        known = self._others[other].encryption if other != self.number else self.keys().encryption
+        return agreed_key(self._encryption, known, b"letter" + self.run)
 
     def masked(self, vector: Words, senders: Iterable[int]) -> Words:
         """Round 2: the vector under its own mask and one with each client whose letters arrived."""
-        found = vector + expanded(self._seed, len(vector))
+        found = vector + expand_seed(self._seed, len(vector))
         for other in senders:
             if other != self.number:
-                mask = expanded(agreed(self._mask, self._others[other].mask, b"mask" + self.run),
-                                len(vector))
+                key = agreed_key(self._mask, self._others[other].mask, b"mask" + self.run)
+                mask = expand_seed(key, len(vector))
                 found = found + mask if self.number < other else found - mask
         return found
 
-    def opened(self, letters: Mapping[int, bytes], there: Iterable[int]) -> dict[int, int]:
+    def revealed_shares(self, inbox: Mapping[int, bytes],
+                        there: Iterable[int]) -> dict[int, int]:
         """Round 3: of each sender one share.
 
         Of its seed where its vector arrived, else of its mask key; never both.
@@ -123,18 +122,18 @@ class Member:
             raise SecureSumError(
                 f"{len(there)} vectors arrived, fewer than the threshold {self._threshold}: a sum "
                 "of so few says too much of each")
-        if self._told and self._told != there:
-            raise SecureSumError("asked for shares twice with different clients there: that would open single vectors")
-        self._told = there
-        for sender, letter in letters.items():
+        if self._arrived and self._arrived != there:
+            raise SecureSumError("asked for shares twice with different clients there: that would "
+                                 "open single vectors")
+        self._arrived = there
+        for sender, sealed in inbox.items():
+            cipher, label = ChaCha20Poly1305(self._pair(sender)), self._label(sender, self.number)
             try:
-                text = ChaCha20Poly1305(self._pair(sender)).decrypt(letter[:12], letter[12:],
-                                                                    self._label(sender,
-                                                                                self.number))
+                text = cipher.decrypt(sealed[:12], sealed[12:], label)
             except InvalidTag:
                 raise SecureSumError(
-                    f"client {self.number}: the letter of client {sender} was changed, or is of "
-                    "another run or pair") from None
+                    f"client {self.number}: the shares from client {sender} were changed, or "
+                    "belong to another run or pair") from None
             found[sender] = int.from_bytes(text[66:] if sender in there else text[:66], "big")
         return found
 
@@ -149,8 +148,9 @@ def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders
     shares: client that answered -> {sender: one share}.
     """
     if len(vectors) < threshold or len(shares) < threshold:
-        raise SecureSumError(f"{len(vectors)} vectors and {len(shares)} answers arrived; at least {threshold} of each "
-                             "are needed, so nothing is opened")
+        raise SecureSumError(
+            f"{len(vectors)} vectors and {len(shares)} answers arrived; at least {threshold} of "
+            "each are needed, so nothing is opened")
     weights = weights_at_zero(list(shares)[:threshold])
     length = len(next(iter(vectors.values())))
     total = np.zeros(length, dtype=np.uint32)
@@ -160,15 +160,15 @@ def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders
     for sender in senders:
         secret = joined_secret({x: shares[x][sender] for x in weights}, weights)
         if sender in vectors:
-            total -= expanded(secret, length)
+            total -= expand_seed(secret, length)
             continue
-        # it dropped out: take back what others added for it
+        # this client dropped out: remove the masks that the others added for it
         key = X25519PrivateKey.from_private_bytes(secret)
         if key.public_key().public_bytes_raw() != everyone[sender].mask:
             raise SecureSumError(
                 f"the shares of client {sender}'s key do not fit together: one of them was changed")
         for other in vectors:
-            mask = expanded(agreed(key, everyone[other].mask, b"mask" + run), length)
+            mask = expand_seed(agreed_key(key, everyone[other].mask, b"mask" + run), length)
             total = total - mask if other < sender else total + mask
     return total
 
@@ -211,18 +211,18 @@ class FixedPoint:
 
 
 @dataclass(frozen=True)
-class Told:
+class SecureSumResult:
     """What a run took: bytes that all clients sent, and the sum."""
 
     total: Words
     bytes_up: int
 
 
-def secure_sum(vectors: Mapping[int, Words], threshold: int, *, silent: Iterable[int] = (),
-               gone: Iterable[int] = ()) -> Told:
+def secure_sum(vectors: Mapping[int, Words], threshold: int, *, dropped_before: Iterable[int] = (),
+               dropped_after: Iterable[int] = ()) -> SecureSumResult:
     """One whole run among clients 1, 2, ...: the sum of the vectors that arrive.
 
-    silent: who drops out after sending letters, before the vector: not in the sum. gone: who drops
+    dropped_before: who drops out after sending letters, before the vector: not in the sum. dropped_after: who drops
     out after the vector: in the sum, but does not answer. Raises `SecureSumError` where fewer than
     the threshold remain.
     """
@@ -230,19 +230,20 @@ def secure_sum(vectors: Mapping[int, Words], threshold: int, *, silent: Iterable
     require(sorted(vectors) == list(range(1, count + 1)), "vectors", sorted(vectors)[:8],
             "number clients 1, 2, ...")
     require(count // 2 < threshold <= count, "threshold", threshold,
-            f"choose more than half of the {count} clients, so that no two halves can open both secrets of one")
+            f"choose more than half of the {count} clients, so that no two halves can open both "
+            "secrets of one")
     run = os.urandom(16)
     members = {number: Member(number, run) for number in vectors}
     everyone = {number: member.keys() for number, member in members.items()}
-    letters = {number: member.letters(everyone, threshold) for number, member in members.items()}
-    there = [number for number in members if number not in set(silent)]
+    outbox = {number: member.encrypted_shares(everyone, threshold)
+              for number, member in members.items()}
+    there = [number for number in members if number not in set(dropped_before)]
     sent = {number: members[number].masked(vectors[number], members) for number in there}
-    inbox = {to: {sender: written[to] for sender, written in letters.items()} for to in members}
-    shares = {number: members[number].opened(inbox[number],
-                                             there) for number in there if number not in set(gone)}
+    inbox = {to: {sender: sealed[to] for sender, sealed in outbox.items()} for to in members}
+    shares = {number: members[number].revealed_shares(inbox[number], there)
+              for number in there if number not in set(dropped_after)}
     total = unmasked(sent, everyone, members, shares, threshold, run)
-    up = 64 * count + sum(len(letter) for written in letters.values()
-                          for letter in written.values())
-    up += sum(4 * len(vector) for vector in sent.values()) + sum(66 * len(answer)
-                                                                 for answer in shares.values())
-    return Told(total, up)
+    up = 64 * count + sum(len(text) for sealed in outbox.values() for text in sealed.values())
+    up += sum(4 * len(vector) for vector in sent.values())
+    up += sum(66 * len(answer) for answer in shares.values())
+    return SecureSumResult(total, up)

@@ -6,7 +6,7 @@ Source: Shamir 1979, "How to share a secret".
 import secrets
 from collections.abc import Iterable, Mapping
 
-PRIME = 2**521 - 1             # of the field: secrets are keys and seeds of 256 bits
+PRIME = 2**521 - 1  # of the field; the secrets are keys and seeds of 256 bits
 
 
 class SecureSumError(RuntimeError):
@@ -31,14 +31,15 @@ def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
 
 def weights_at_zero(xs: Iterable[int]) -> dict[int, int]:
     """Lagrange: with which weights points at `xs` add up to the polynomial's value at 0."""
-    xs, found = tuple(xs), {}
+    xs, weights = tuple(xs), {}
     for x in xs:
-        over, under = 1, 1
+        numerator, denominator = 1, 1
         for other in xs:
             if other != x:
-                over, under = over * -other % PRIME, under * (x - other) % PRIME
-        found[x] = over * pow(under, -1, PRIME) % PRIME
-    return found
+                numerator = numerator * -other % PRIME
+                denominator = denominator * (x - other) % PRIME
+        weights[x] = numerator * pow(denominator, -1, PRIME) % PRIME
+    return weights
 
 
 def joined_secret(shares: Mapping[int, int], weights: Mapping[int, int]) -> bytes:

@@ -5,7 +5,7 @@ import torch
 from conftest import read_once
 from torch import nn
 
-from fedlab.attacks import entering, features, recover_tokens, span
+from fedlab.attacks import layer_inputs, recover_inputs, recover_tokens, row_space
 from fedlab.core import Config, ParameterError, stream
 from fedlab.data import Columns
 from fedlab.engine import updates
@@ -102,7 +102,7 @@ def test_noise_hides_words_when_there_is_much(upload):
 
 def test_what_enters_does_not_depend_on_its_neighbours():
     body = Backbone(read_once(MINILM), 1)
-    states = next(entering(body, LAYER, 3))
+    states = next(layer_inputs(body, LAYER, 3))
     assert len(body.model.encoder.layer[0].attention.self.query._forward_pre_hooks) == 0
     embedded = body.model.embeddings(torch.tensor([[5, 9, 12]])).detach()[0]
     torch.testing.assert_close(states[torch.tensor([5, 9, 12]), torch.arange(3)], embedded)
@@ -114,7 +114,7 @@ def test_features_come_out_of_a_first_layer():
     model = perceptron(6, 8)
     (sent,) = updates(model, data, model.init(stream(0, "init")), torch.tensor([0]),
                       Config(batch_size=0, local_lr=1.0))
-    found = features(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
+    found = recover_inputs(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
     active = found[found.isfinite().all(1)]
     assert 1 <= len(active) < 8
     torch.testing.assert_close(active, x.expand_as(active), atol=1e-4, rtol=1e-4)
@@ -122,15 +122,15 @@ def test_features_come_out_of_a_first_layer():
 
 def test_bad_input_is_named():
     with pytest.raises(ParameterError, match=r"layer='query': 6 layers are called so"):
-        next(entering(Backbone(read_once(MINILM)), "query", 4))
+        next(layer_inputs(Backbone(read_once(MINILM)), "query", 4))
     with pytest.raises(ParameterError, match=r"delta=\(2, 2\): it has numbers that are not finite"):
-        span(torch.full((2, 2), torch.nan))
+        row_space(torch.full((2, 2), torch.nan))
     with pytest.raises(ParameterError, match=r"noise=-1.0: choose 0 or more"):
-        span(torch.zeros(2, 2), -1.0)
+        row_space(torch.zeros(2, 2), -1.0)
     with pytest.raises(ParameterError, match=r"bias=\(3,\): give \(4,\)"):
-        features(torch.zeros(2, 4), torch.zeros(3))
+        recover_inputs(torch.zeros(2, 4), torch.zeros(3))
 
 
 def test_directions_by_hand():
-    found = span(torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1e-9]]))
+    found = row_space(torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1e-9]]))
     torch.testing.assert_close(found.abs(), torch.tensor([[1.0, 0, 0]]))

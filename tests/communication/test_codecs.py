@@ -46,14 +46,14 @@ def test_bytes_are_those_of_the_packed_levels(bits):
     arrives, size = coded(code, values, torch.zeros(37, dtype=torch.int64), 1)
     root = float(values.square().mean().sqrt())
     scale = values.abs().mean() if bits == 1 else min(float(values.abs().max()),
-                                                      REACH[bits] * root) / code.most
+                                                      REACH[bits] * root) / code.top_level
     levels = (arrives / scale).round().to(torch.int8).flatten().numpy()
     text = packed(levels, bits)
     assert len(text) + 4 == int(size)
     assert np.array_equal(unpacked(text, len(levels), bits), levels)
-    assert len(np.unique(levels)) <= 2 * code.most + 1
+    assert len(np.unique(levels)) <= 2 * code.top_level + 1
     if bits > 1:
-        near = values.clamp(-scale * code.most, scale * code.most)          # the far ones are cut
+        near = values.clamp(-scale * code.top_level, scale * code.top_level)          # the far ones are cut
         assert float((arrives - near).abs().max()) <= scale / 2 + 1e-6
         assert (bits == 2) == bool((near != values).any())
 

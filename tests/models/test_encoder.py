@@ -17,10 +17,10 @@ from fedlab.models.text import (
     encoder,
     fingerprint,
     item_texts,
-    store,
-    stored,
+    read_vectors,
     tfidf,
     vectors,
+    write_vectors,
 )
 from fedlab.models.text.encoder import ROOM
 
@@ -103,9 +103,9 @@ def test_vectors_are_kept_and_a_damaged_file_is_made_anew(cache, monkeypatch):
 
 
 def test_a_file_of_other_texts_is_not_taken(tmp_path):
-    store(tmp_path / "x.safetensors", "one", torch.ones(2, 3))
-    assert torch.equal(stored(tmp_path / "x.safetensors", "one"), torch.ones(2, 3))
-    assert stored(tmp_path / "x.safetensors", "two") is None
+    write_vectors(tmp_path / "x.safetensors", "one", torch.ones(2, 3))
+    assert torch.equal(read_vectors(tmp_path / "x.safetensors", "one"), torch.ones(2, 3))
+    assert read_vectors(tmp_path / "x.safetensors", "two") is None
     assert fingerprint(["a"], MINILM, "mean") != fingerprint(["b"], MINILM, "mean")
     assert fingerprint(["a"], MINILM, "mean") != fingerprint(["a"], MINILM, "last")
 

@@ -18,7 +18,7 @@ from fedlab.core import Config, ParameterError, Rows, Update, stream
 from fedlab.data import Columns
 from fedlab.engine import train_cohort
 from fedlab.models import Adapted, adapted, from_module, merged
-from fedlab.models.text import NONE, SMOLLM2, CrossEncoder, Encoder, encoder, item_texts, make_pairs
+from fedlab.models.text import PAD, SMOLLM2, CrossEncoder, Encoder, encoder, item_texts, make_pairs
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_pairs_ask_about_a_film_that_is_not_in_the_history(ratings, minilm):
     assert found["ids"].shape[1] <= 32
     assert found["user"].tolist() == [u for u in range(3) for _ in range(5)]
     for row in found["ids"].tolist():
-        words = minilm.tokenizer.decode([i for i in row if i != NONE], skip_special_tokens=False)
+        words = minilm.tokenizer.decode([i for i in row if i != PAD], skip_special_tokens=False)
         before, after = words.removeprefix("[CLS] liked : ").split(" [SEP]")[:2]
         assert after.strip() not in [film.strip() for film in before.split(";")]
     again = make_pairs(few, item_texts(ratings.catalogue, "{title}"), minilm, 5, length=32)

@@ -14,7 +14,14 @@ from fedlab.data import Federation, equal, one_per_user
 from fedlab.engine import arrange, train
 from fedlab.evaluation import seen
 from fedlab.models import from_module
-from fedlab.models.text import SASRec, Sequences, histories, last_films, narrowed, sequence_scorer
+from fedlab.models.text import (
+    SASRec,
+    Sequences,
+    histories,
+    last_films,
+    principal_components,
+    sequence_scorer,
+)
 
 
 def test_histories_by_hand():
@@ -92,7 +99,7 @@ def test_training_tells_what_comes_next():
 
 def test_main_directions_keep_what_is_near():
     vectors = torch.randn(30, 3, generator=stream(0, "x")) @ torch.randn(3, 50, generator=stream(0, "y"))
-    short = narrowed(vectors, 3)
+    short = principal_components(vectors, 3)
     centred = torch.nn.functional.normalize(vectors - vectors.mean(0))
     torch.testing.assert_close(short @ short.T, centred @ centred.T, atol=1e-5, rtol=1e-4)
 

@@ -153,7 +153,7 @@ def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, te
     torch.testing.assert_close(after.head.out.weight, last.params["head.out.weight"][0])
     assert not torch.equal(after.head.out.weight, net.head.out.weight)
     with pytest.raises(ParameterError,
-                       match=r"params=.*'theta'.*: Towers has none of these weights"):
+                       match=r"params=.*'theta'.*: TwoTower has none of these weights"):
         loaded(net, {"theta": torch.zeros(1, 2)})
 
 

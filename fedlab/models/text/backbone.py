@@ -22,26 +22,26 @@ from torch.utils import _pytree as pytree
 from fedlab.core import require
 from fedlab.models.text.encoder import Encoder
 
-NONE = -1  # in place of a token, where a text is shorter than others
+PAD = -1  # stands where a text has no token because others are longer
 
 
 def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24,
            second: Sequence[str] | None = None) -> Tensor:
-    """(n, T) token ids of the texts, cut at `length`, T the longest, `NONE` at the end. second.
+    """(n, T) token ids of the texts, cut at `length`, T the longest, `PAD` at the end. second.
 
     What follows.
     """
     require(4 <= length <= 512, "length", length, "choose from 4 to 512 tokens")
     pair = [list(texts)] if second is None else [list(texts), list(second)]
     ids = encoder.tokenizer(*pair, truncation=True, max_length=length)["input_ids"]
-    out = torch.full((len(ids), max(1, *map(len, ids)) if ids else 1), NONE)
+    out = torch.full((len(ids), max(1, *map(len, ids)) if ids else 1), PAD)
     for row, found in zip(out, ids, strict=True):
         row[: len(found)] = torch.tensor(found)
     return out
 
 
 class Backbone(nn.Module):
-    """Token ids (B, T), `NONE` where there is none -> states (B, T, E).
+    """Token ids (B, T), `PAD` where there is none -> states (B, T, E).
 
     Or, from a layer on, states -> states.
     """
@@ -67,21 +67,21 @@ class Backbone(nn.Module):
                 f"choose from 0 to {len(stacked) - 1}")
         kept = stacked[below:layers or len(stacked)]
         self.model.config.num_hidden_layers = len(kept)
-        setattr(holder, name, nn.ModuleList([Recomputed(layer) for layer in kept] if checkpoint
-                                            else kept))
+        layer_list = [Recomputed(layer) for layer in kept] if checkpoint else kept
+        setattr(holder, name, nn.ModuleList(layer_list))
         if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
-            self.model.norm = nn.Identity()                  # it follows the last layer alone
+            self.model.norm = nn.Identity()  # it belongs behind the last layer only
         for name in ("embeddings", "embed_tokens") if below else ():
             if hasattr(self.model, name):
                 setattr(self.model, name, _Passing())
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # reads the first state alone; nothing here asks for it
+            self.model.pooler = None  # it reads the first state only, and nothing here uses it
         for part in self.modules():
             if isinstance(part, nn.Dropout):
-                part.p = 0.0  # attention draws its own, which no client can repeat
+                part.p = 0.0  # attention draws its own masks, which no client could repeat
 
     @property
-    def wide(self) -> int:
+    def width(self) -> int:
         """E."""
         return int(self.model.config.hidden_size)
 
@@ -90,15 +90,15 @@ class Backbone(nn.Module):
 
         E).
         """
-        there = given != NONE if there is None else there
+        there = given != PAD if there is None else there
         count, device = given.shape[1], given.device
-        seen = there[:, None, None, :].expand(-1, -1, count, -1)  # (B, 1, T, T)
+        visible = there[:, None, None, :].expand(-1, -1, count, -1)  # (B, 1, T, T)
         if self.causal:
-            seen = seen & torch.ones(count, count, dtype=torch.bool, device=device).tril()
-        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e9)
-        more: dict[str, Any] = {"use_cache": False} if self.causal else {}
-        more |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
-        states: Tensor = self.model(attention_mask=mask, **more).last_hidden_state
+            visible = visible & torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        mask = torch.zeros(visible.shape, device=device).masked_fill(~visible, -1e9)
+        inputs: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        inputs |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
+        states: Tensor = self.model(attention_mask=mask, **inputs).last_hidden_state
         return states
 
 
@@ -107,15 +107,14 @@ class _Passing(nn.Module):
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
         """The states among all that embeddings are given."""
-        return next(x for x in (*given, *named.values()) if isinstance(x,
-                                                                       Tensor)
-                    and x.is_floating_point())
+        return next(x for x in (*given, *named.values())
+                    if isinstance(x, Tensor) and x.is_floating_point())
 
 
 def mean_state(states: Tensor, there: Tensor) -> Tensor:
     """(B, E) the mean of states (B, T, E) over the tokens that are there (B, T)."""
-    share = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bte,bt->be", states, share)
+    weight = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bte,bt->be", states, weight)
 
 
 def depth(encoder: Encoder) -> int:
@@ -191,8 +190,8 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved, need = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        at = [i for i, (t, wanted) in enumerate(zip(saved, need, strict=True)) if wanted
-              and t.is_floating_point()]
+        at = [i for i, (tensor, wanted) in enumerate(zip(saved, need, strict=True))
+              if wanted and tensor.is_floating_point()]
 
         def run(*some: Tensor) -> Tensor:
             tensors = list(saved)
@@ -200,5 +199,6 @@ class _Again(torch.autograd.Function):
                 tensors[i] = tensor
             out: Tensor = ctx.run(*tensors)
             return out
-        found = dict(zip(at, vjp(run, *(saved[i] for i in at))[1](grads[0]), strict=True))
+        pulled_back = vjp(run, *(saved[i] for i in at))[1](grads[0])
+        found = dict(zip(at, pulled_back, strict=True))
         return None, *(found.get(i) for i in range(len(saved)))

@@ -21,24 +21,24 @@ from torch import Tensor, nn
 
 from fedlab.core import Tree, require, stream
 from fedlab.data import Ratings
-from fedlab.models.text.backbone import NONE, Backbone, mean_state, tokens
+from fedlab.models.text.backbone import PAD, Backbone, mean_state, tokens
 from fedlab.models.text.encoder import Encoder
 
 
 class CrossEncoder(nn.Module):
-    """Token ids (B, T), `NONE` where there is none -> logits (B,)."""
+    """Token ids (B, T), `PAD` where there is none -> logits (B,)."""
 
     def __init__(self, encoder: Encoder, layers: int = 0, *, checkpoint: bool = False) -> None:
         """layers, checkpoint: as `Backbone` has them."""
         super().__init__()
         self.body = Backbone(encoder, layers, checkpoint=checkpoint)
-        self.head = nn.Linear(self.body.wide, 1)
+        self.head = nn.Linear(self.body.width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B,)."""
-        return self.head(mean_state(self.body(ids), ids != NONE))[:, 0]
+        return self.head(mean_state(self.body(ids), ids != PAD))[:, 0]
 
 
 def make_pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: int, *,
@@ -54,7 +54,8 @@ def make_pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: in
     """
     require(history >= 1, "history", history, "choose 1 or more films")
     require(8 <= length <= 512, "length", length, "choose from 8 to 512 tokens")
-    draw, rows, asked = stream(seed, "pairs"), [], train if asked is None else asked
+    draw, rows = stream(seed, "pairs"), []
+    asked = train if asked is None else asked
     for user in asked.users.unique().tolist():
         good = train.items[(train.users == user) & (train.values >= liked)]
         if len(good) < 2:
@@ -62,8 +63,8 @@ def make_pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: in
         mine = (asked.users == user).nonzero()[:, 0]
         for row in mine[torch.randperm(len(mine), generator=draw)[:count]].tolist():
             others = good[good != asked.items[row]]
-            seen = others[torch.randperm(len(others), generator=draw)[:history]].tolist()
-            rows.append((user, "liked: " + "; ".join(texts[i] for i in seen),
+            shown = others[torch.randperm(len(others), generator=draw)[:history]].tolist()
+            rows.append((user, "liked: " + "; ".join(texts[i] for i in shown),
                          texts[int(asked.items[row])], float(asked.values[row] >= liked)))
     require(len(rows) > 0, "liked", liked, "nobody liked two films; choose fewer stars")
     users, before, after, targets = (list(column) for column in zip(*rows, strict=True))

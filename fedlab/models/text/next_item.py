@@ -99,9 +99,10 @@ class Sequences:
                 "histories are of clicks; set task='clicks'")
         columns = self.data.draw(cohort, epochs, negatives, generator)
         table, order, starts = self._known
-        user, first = columns["user"], starts[columns["user"]]
-        luck = torch.rand(len(user), generator=generator, dtype=torch.float64)
-        drawn = order[first + (luck * (starts[user + 1] - first)).long()]
+        user = columns["user"]
+        first = starts[user]
+        uniform = torch.rand(len(user), generator=generator, dtype=torch.float64)
+        drawn = order[first + (uniform * (starts[user + 1] - first)).long()]
         row = torch.where(columns["target"] > 0, self.data.rows(user, columns["item"]), drawn)
         return columns | {"history": cast(Tensor, Lookup(table, row))}
 
@@ -121,51 +122,52 @@ class SASRec(nn.Module):
         require(ids or vectors is not None, "ids", ids,
                 "an item needs a row of its own or a text; give one of both")
         require(dim % heads == 0, "heads", heads, f"choose a divisor of dim={dim}")
-        self.heads, self.places = heads, nn.Parameter(torch.randn(length, dim) * 0.1)
+        self.heads, self.positions = heads, nn.Parameter(torch.randn(length, dim) * 0.1)
         self.rows = nn.Parameter(torch.randn(items + 1, dim) * 0.1) if ids else None
         self.bias = nn.Parameter(torch.zeros(items + 1)) if ids else None
         if vectors is not None:
             require(len(vectors) == items, "vectors", tuple(vectors.shape), f"give {items} rows")
-            short = narrowed(vectors, 2 * dim)
+            short = principal_components(vectors, 2 * dim)
             self.register_buffer("known", torch.cat([short, torch.zeros(1, short.shape[1])]))
-            self.told = nn.Linear(short.shape[1], dim)
-        self.inputs, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.wide, self.narrow = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
-        self.before, self.between, self.after = (nn.LayerNorm(dim) for _ in range(3))
+            self.from_text = nn.Linear(short.shape[1], dim)
+        self.query_key_value, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.expand, self.contract = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.norm_attention = nn.LayerNorm(dim)
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.norm_output = nn.LayerNorm(dim)
 
     def table(self) -> Tensor:
         """(I + 1, D) a row for each item, and one for none."""
-        if not hasattr(self, "told"):
+        if not hasattr(self, "from_text"):
             return cast(Tensor, self.rows)
-        told: Tensor = self.told(self.known)
-        return told if self.rows is None else told + self.rows
+        projected: Tensor = self.from_text(self.known)
+        return projected if self.rows is None else projected + self.rows
 
     def forward(self, history: Tensor, item: Tensor) -> Tensor:
         """(B, T), (B,) -> (B,)."""
         table = self.table()
-        none = history == len(table) - 1
-        x = table[history] + self.places
-        query, key, value = (part.unflatten(-1,
-                                            (self.heads,
-                                             -1)) for part in self.inputs(self.before(x)).chunk(3,
-                                                                                                -1))
-        # of the last film to all
-        like = torch.einsum("bhd,bthd->bht", query[:, -1], key) / key.shape[-1] ** 0.5
-        share = like.masked_fill(none[:, None], -1e9).softmax(-1)
-        state = x[:, -1] + self.output(torch.einsum("bht,bthd->bhd", share, value).flatten(1))
-        state = self.after(state + self.narrow(self.wide(self.between(state)).relu()))
+        padding = history == len(table) - 1
+        x = table[history] + self.positions
+        parts = self.query_key_value(self.norm_attention(x)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in parts)  # (B, T, H, d)
+        # only the last position asks, so its scores need no causal mask: (B, H, T)
+        scores = torch.einsum("bhd,bthd->bht", query[:, -1], key) / key.shape[-1] ** 0.5
+        weights = scores.masked_fill(padding[:, None], -1e9).softmax(-1)
+        state = x[:, -1] + self.output(torch.einsum("bht,bthd->bhd", weights, value).flatten(1))
+        hidden = self.expand(self.norm_feed_forward(state)).relu()
+        state = self.norm_output(state + self.contract(hidden))
         logit = (state * table[item]).sum(-1)
         return logit if self.bias is None else logit + self.bias[item]
 
 
-def narrowed(vectors: Tensor, wide: int) -> Tensor:
-    """(I, wide) unit vectors of the main directions of (I, E).
+def principal_components(vectors: Tensor, dim: int) -> Tensor:
+    """(I, dim) unit vectors of the main directions of (I, E).
 
     Most of what texts say, in a fraction of the time.
     """
     centred = vectors - vectors.mean(0)
-    left, size, _ = torch.linalg.svd(centred, full_matrices=False)
-    return nn.functional.normalize(left[:, :wide] * size[:wide])
+    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    return nn.functional.normalize(left[:, :dim] * singular[:dim])
 
 
 def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096) -> Score:

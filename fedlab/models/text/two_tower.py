@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from fedlab.core import Score, require
 from fedlab.data import Ratings
-from fedlab.models.text.backbone import NONE, Backbone, depth, mean_state, tokens
+from fedlab.models.text.backbone import PAD, Backbone, depth, mean_state, tokens
 from fedlab.models.text.encoder import Encoder
 
-GAIN = 12.0  # of the product of two vectors that are about a unit long, or less
+GAIN = 12.0  # scale of the product of two vectors whose lengths are about 1 or less
 
 
 class TextEncoder(nn.Module):
@@ -49,14 +49,15 @@ class TextEncoder(nn.Module):
         ids, count = tokens(encoder, texts, length), depth(encoder)
         require(top is None or 0 <= top < count, "top", top,
                 f"choose from 0 to {count - 1} layers, or None for all")
-        self.wide = int(encoder.model.config.hidden_size)
+        self.width = int(encoder.model.config.hidden_size)
         below = 0 if top is None else count - top
-        self.body = None if top == 0 else Backbone(encoder, below=below,
-                                                   checkpoint=checkpoint).cpu()
-        self.register_buffer("kept", ids if top is None else _once(Backbone(encoder, below), ids))
-        self.register_buffer("there", ids != NONE)
+        self.body = (None if top == 0
+                     else Backbone(encoder, below=below, checkpoint=checkpoint).cpu())
+        inputs = ids if top is None else _frozen_states(Backbone(encoder, below), ids)
+        self.register_buffer("kept", inputs)
+        self.register_buffer("there", ids != PAD)
         if self.body is not None and top is not None:
-            _same(self, encoder, ids, top)
+            _check_cut(self, encoder, ids, top)
 
     def forward(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) -> (B, T, E), (B, T)."""
@@ -64,14 +65,14 @@ class TextEncoder(nn.Module):
         return (given if self.body is None else self.body(given, there)), there
 
 
-def _once(body: Backbone, ids: Tensor) -> Tensor:
+def _frozen_states(body: Backbone, ids: Tensor) -> Tensor:
     """(I, T, E) states of all texts, worked out where the body is, on the CPU."""
     device = next(body.parameters()).device
     with torch.no_grad():
         return torch.cat([body(here.to(device)).cpu() for here in ids.split(64)])
 
 
-def _same(texts: TextEncoder, encoder: Encoder, ids: Tensor, top: int) -> None:
+def _check_cut(texts: TextEncoder, encoder: Encoder, ids: Tensor, top: int) -> None:
     """Raise `ParameterError` where a model cut in two says something else than the whole."""
     with torch.no_grad():
         cut, there = texts(torch.arange(min(3, len(ids))))
@@ -83,10 +84,10 @@ def _same(texts: TextEncoder, encoder: Encoder, ids: Tensor, top: int) -> None:
 class Dense(nn.Module):
     """States (B, T, E), there (B, T) -> (B, out): the mean over tokens, and a layer."""
 
-    def __init__(self, wide: int, out: int) -> None:
-        """wide: E."""
+    def __init__(self, width: int, out: int) -> None:
+        """width: E."""
         super().__init__()
-        self.out = nn.Linear(wide, out)
+        self.out = nn.Linear(width, out)
 
     def forward(self, states: Tensor, there: Tensor) -> Tensor:
         """(B, T, E), (B, T) -> (B, out)."""
@@ -99,10 +100,10 @@ class Convolution(nn.Module):
     A layer over each three, the largest of all places, a layer.
     """
 
-    def __init__(self, wide: int, out: int) -> None:
-        """wide: E."""
+    def __init__(self, width: int, out: int) -> None:
+        """width: E."""
         super().__init__()
-        self.three, self.out = nn.Conv1d(wide, wide, 3, padding=1), nn.Linear(wide, out)
+        self.three, self.out = nn.Conv1d(width, width, 3, padding=1), nn.Linear(width, out)
 
     def forward(self, states: Tensor, there: Tensor) -> Tensor:
         """(B, T, E), (B, T) -> (B, out)."""
@@ -114,21 +115,20 @@ class Convolution(nn.Module):
 class Attention(nn.Module):
     """The same by a mean over tokens whose weights are learned."""
 
-    def __init__(self, wide: int, out: int) -> None:
-        """wide: E."""
+    def __init__(self, width: int, out: int) -> None:
+        """width: E."""
         super().__init__()
-        self.ask, self.out = nn.Linear(wide, 1), nn.Linear(wide, out)
-        nn.init.zeros_(self.ask.weight)                      # at the start, the plain mean
+        self.ask, self.out = nn.Linear(width, 1), nn.Linear(width, out)
+        nn.init.zeros_(self.ask.weight)  # training starts from the plain mean
 
     def forward(self, states: Tensor, there: Tensor) -> Tensor:
         """(B, T, E), (B, T) -> (B, out)."""
-        share = self.ask(states)[..., 0].masked_fill(~there, -1e9).softmax(1)
-        return self.out(torch.einsum("bte,bt->be", states, share))
+        weight = self.ask(states)[..., 0].masked_fill(~there, -1e9).softmax(1)
+        return self.out(torch.einsum("bte,bt->be", states, weight))
 
 
-HEADS: dict[str, type[Dense | Convolution | Attention]] = {"dense": Dense,
-                                                           "convolution": Convolution,
-                                                           "attention": Attention}
+HEADS: dict[str, type[Dense | Convolution | Attention]] = {
+    "dense": Dense, "convolution": Convolution, "attention": Attention}
 
 
 class TwoTower(nn.Module):
@@ -154,25 +154,23 @@ class TwoTower(nn.Module):
                 f"give {train.item_count} rows")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.text, self.head = text, HEADS[head](text.wide, dim + 1)
+            self.text, self.head = text, HEADS[head](text.width, dim + 1)
             self.user = nn.Linear(vectors.shape[1], dim, bias=False)
             nn.init.normal_(self.user.weight, std=dim**-0.5)
-        if head == "dense" and text.wide == vectors.shape[1]:
+        if head == "dense" and text.width == vectors.shape[1]:
             with torch.no_grad():
                 self.head.out.bias.zero_()
                 self.head.out.weight.zero_()[:dim] = self.user.weight
         unit = nn.functional.normalize(vectors)
         unit = unit - unit.mean(0)
         count = torch.bincount(train.users, minlength=train.user_count).float()
-        share = (count + 1) / (train.item_count + 2)
+        total = torch.zeros(len(count), unit.shape[1]).index_add_(0, train.users, unit[train.items])
+        activity = (count + 1) / (train.item_count + 2)
         self.register_buffer("known", unit)
-        self.register_buffer("total", torch.zeros(len(count), unit.shape[1]).index_add_(0,
-                                                                                        train.users,
-                                                                                        unit[
-            train.items]))
+        self.register_buffer("total", total)
         self.register_buffer("count", count)
-        # log odds: who watches much, watches this too
-        self.register_buffer("prior", share.log() - (1 - share).log())
+        # log odds: whoever watches many films is likelier to watch this one
+        self.register_buffer("prior", activity.log() - (1 - activity).log())
 
     def films(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) -> vectors (B, D), offsets (B,)."""
@@ -185,10 +183,10 @@ class TwoTower(nn.Module):
         Whose vector then leaves it out -> (B, K).
         """
         z, b = self.films(item)
-        # (B, K, D)
-        total = self.user(self.total)[who] - own[..., None] * self.user(self.known[item])[:, None]
-        like = torch.einsum("bd,bkd->bk", z, total) / (self.count[who] - own).clamp(min=1)
-        return like * GAIN + b[:, None] + self.prior[who]
+        left_out = own[..., None] * self.user(self.known[item])[:, None]
+        total = self.user(self.total)[who] - left_out  # (B, K, D)
+        product = torch.einsum("bd,bkd->bk", z, total) / (self.count[who] - own).clamp(min=1)
+        return product * GAIN + b[:, None] + self.prior[who]
 
     def scores(self, chunk: int = 64) -> Score:
         """A function (users, items of one shape) -> logits on the CPU.
@@ -197,7 +195,7 @@ class TwoTower(nn.Module):
         """
         with torch.inference_mode():
             everything = torch.arange(len(self.known), device=self.known.device)
-            read = [self.films(items) for items in everything.split(chunk)]
-            z, b = (torch.cat(part).cpu() for part in zip(*read, strict=True))
+            parts = [self.films(items) for items in everything.split(chunk)]
+            z, b = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
             u = (self.user(self.total) * (GAIN / self.count.clamp(min=1)[:, None])).cpu()
         return lambda users, items: (u[users] * z[items]).sum(-1) + b[items]
