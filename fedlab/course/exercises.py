@@ -1,8 +1,6 @@
-"""Automatic checks for the exercises.
+"""Automatic checks of the exercises: each prints 'Right.' or a hint, and never stops the notebook.
 
-Each says 'Right.' or gives a hint, and never stops the notebook.
-
-Every check works out the answer itself on numbers drawn afresh from a fixed seed.
+Every check computes the answer itself, on numbers drawn from a fixed seed.
 """
 
 from collections.abc import Callable
@@ -19,10 +17,7 @@ def _say(right: bool, hint: str) -> None:
 
 
 def _equal(answer: object, expected: Tensor) -> bool:
-    """Whether an answer is a tensor (or number) of the expected values.
-
-    `...` and None are simply not yet.
-    """
+    """Whether an answer is a tensor or number with the expected values; `...` and None are not."""
     if not isinstance(answer, Tensor | int | float) or isinstance(answer, bool):
         return False
     given = torch.as_tensor(answer, dtype=expected.dtype)
@@ -30,7 +25,11 @@ def _equal(answer: object, expected: Tensor) -> bool:
 
 
 def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
-    """Lesson 1: `step(p, q, y, lr)` is p after one SGD step on (p . q - y) ** 2."""
+    """Lesson 1: `step(p, q, y, lr)` returns p after one SGD step on (p . q - y) ** 2.
+
+    >>> factor_step(lambda p, q, y, lr: p - lr * 2 * (p @ q - y) * q)
+    Right.
+    """
     draw = stream(0, "exercise")
     p, q, y, lr = torch.randn(4, generator=draw), torch.randn(4, generator=draw), 1.5, 0.1
     leaf = p.clone().requires_grad_()
@@ -40,15 +39,20 @@ def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
 
 
 def parameters(answer: object, features: int, clients: int) -> None:
-    """Lesson 1: how many numbers all clients hold together when each keeps its own theta."""
+    """Lesson 1: how many numbers all clients hold together when each has its own theta.
+
+    >>> parameters(3 * 10, features=3, clients=10)
+    Right.
+    """
     _say(answer == features * clients,
          "each client has one number for each feature; count the features of x first")
 
 
 def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 2.
+    """Lesson 2: `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,).
 
-    `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,).
+    >>> fedavg(lambda deltas, counts: counts @ deltas / counts.sum())
+    Right.
     """
     draw = stream(0, "exercise")
     deltas, counts = torch.randn(5, 3, generator=draw), torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
@@ -61,9 +65,12 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 3.
+    """Lesson 3: `rule(deltas, cut)` is the trimmed mean of each column of deltas (C, D).
 
-    `rule(deltas, cut)` is the mean of each column of (C, D) without its `cut` largest and smallest.
+    The `cut` largest and the `cut` smallest numbers of a column are left out.
+
+    >>> trimmed(lambda deltas, cut: deltas.sort(0).values[cut:-cut].mean(0))
+    Right.
     """
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
@@ -74,15 +81,20 @@ def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
 
 
 def ensemble_download(answer: object, models: int, numbers: int) -> None:
-    """Lesson 3: bytes that a user downloads for an ensemble of models of so many numbers."""
+    """Lesson 3: the bytes that a user downloads for an ensemble; `numbers` of each model.
+
+    >>> ensemble_download(2 * 100 * 4, models=2, numbers=100)
+    Right.
+    """
     _say(answer == models * numbers * 4,
          "every model predicts, so the user needs all of them, 4 bytes a number")
 
 
 def staleness(weight: Callable[[float], Any]) -> None:
-    """Lesson 4.
+    """Lesson 4: `weight(s)` is (1 + s) ** -0.5, the weight of an update that is s steps late.
 
-    `weight(s)` is (1 + s) ** -0.5, the polynomial weight of an update that is s steps late.
+    >>> staleness(lambda s: (1 + s) ** -0.5)
+    Right.
     """
     steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
     answers = [weight(float(s)) for s in steps]
@@ -91,16 +103,21 @@ def staleness(weight: Callable[[float], Any]) -> None:
 
 
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
-    """Lesson 4: how long a synchronous round lasts, and how many of the clients count."""
+    """Lesson 4: (how long a synchronous round lasts, how many clients count).
+
+    >>> round_seconds((4.0, 2), [1.0, 3.0, 9.0], deadline=4.0)
+    Right.
+    """
     expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
     _say(answer == expected,
          "the server waits for the slowest, not beyond the deadline; who is later does not count")
 
 
 def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 5.
+    """Lesson 5: `mean(states, there)` is the mean of states (T, D) where `there` (T,) is 1.
 
-    `mean(states, there)` is the mean of states (T, D) over the tokens where `there` (T,) is 1.
+    >>> pooled(lambda states, there: there @ states / there.sum())
+    Right.
     """
     states = torch.randn(6, 4, generator=stream(0, "exercise"))
     there = torch.tensor([1.0, 1, 1, 1, 0, 0])
@@ -111,10 +128,14 @@ def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
-    """Lesson 5.
+    """Lesson 5: `row(near, kernel, rows, noise)` is the prediction of kernel ridge regression.
 
-    `row(near, kernel, rows, noise)` is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W,
-    D).
+    It is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W, D).
+
+    >>> def row(near, kernel, rows, noise):
+    ...     return near @ torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows)
+    >>> kernel_prediction(row)
+    Right.
     """
     draw = stream(0, "exercise")
     x, rows, near = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw), torch.rand(5, generator=draw)
@@ -127,16 +148,23 @@ def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> No
 
 
 def upload(answer: object, rows: int, dim: int) -> None:
-    """Lesson 2: bytes a client sends up for `rows` items.
+    """Lesson 2: the bytes that a client sends for `rows` items.
 
-    A vector of `dim` floats, a bias, the row number.
+    Each item has a vector of `dim` floats, a bias and its row number.
+
+    >>> upload(10 * (4 * 9 + 4), rows=10, dim=8)
+    Right.
     """
     _say(answer == rows * (4 * (dim + 1) + 4),
          "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
 
 
 def adapter(count: Callable[[int, int, int], Any]) -> None:
-    """Lesson 6: `count(inputs, outputs, r)` is how many weights an adapter of rank r has."""
+    """Lesson 6: `count(inputs, outputs, r)` is the number of weights of an adapter of rank r.
+
+    >>> adapter(lambda inputs, outputs, r: r * (inputs + outputs))
+    Right.
+    """
     whole = count(30, 50, 4) == 30 * 50
     _say(count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
          "that is the layer itself" if whole
@@ -144,7 +172,11 @@ def adapter(count: Callable[[int, int, int], Any]) -> None:
 
 
 def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
-    """Lesson 6: `rule(a, b, share)` is the weighted mean of the products b a."""
+    """Lesson 6: `rule(a, b, share)` is the weighted mean of the products b a of all shops.
+
+    >>> mean_product(lambda a, b, share: torch.einsum("c,coi->oi", share, b @ a))
+    Right.
+    """
     draw = stream(0, "exercise")
     a, b = torch.randn(4, 2, 6, generator=draw), torch.randn(4, 5, 2, generator=draw)
     share = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -158,7 +190,11 @@ def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
 
 
 def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
-    """Lesson 7: `step(w, x, y, rate)` is w after one step on the mean squared error of x w."""
+    """Lesson 7: `step(w, x, y, rate)` is w after one step on the mean squared error of x w.
+
+    >>> inner_step(lambda w, x, y, rate: w - rate * 2 * x.T @ (x @ w - y) / len(y))
+    Right.
+    """
     draw = stream(0, "exercise")
     w, x, y = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw), torch.randn(6, generator=draw)
     answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
@@ -168,7 +204,11 @@ def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
 
 
 def inner_derivative(factor: Callable[[float, float], Any]) -> None:
-    """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw."""
+    """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw.
+
+    >>> inner_derivative(lambda x, rate: 1 - 2 * rate * x * x)
+    Right.
+    """
     answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
     right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0),
                                                                          strict=True))
@@ -178,7 +218,11 @@ def inner_derivative(factor: Callable[[float, float], Any]) -> None:
 
 
 def clipped(clip: Callable[[Tensor, float], Any]) -> None:
-    """Lesson 8: `clip(delta, bound)` is delta (D,), cut to an L2 norm of `bound` at most."""
+    """Lesson 8: `clip(delta, bound)` is delta (D,), scaled to an L2 norm of at most `bound`.
+
+    >>> clipped(lambda delta, bound: delta * min(1, bound / float(delta.norm())))
+    Right.
+    """
     long, short = torch.tensor([3.0, 0.0, -4.0]), torch.tensor([0.1, 0.2, 0.0])
     answers = clip(long, 2.0), clip(short, 2.0)
     each = _equal(answers[0], long.clamp(-2, 2))
@@ -190,9 +234,10 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
 
 
 def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
-    """Lesson 8.
+    """Lesson 8: `deviation(noise, clip, clients)` of the noise on a mean over clients.
 
-    `deviation(noise, clip, clients)` is the standard deviation of the noise on the mean.
+    >>> noise_of_mean(lambda noise, clip, clients: noise * clip / clients)
+    Right.
     """
     answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
     total = _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
@@ -202,10 +247,10 @@ def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
 
 
 def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 9.
+    """Lesson 9: `opened(masked, mask)` is the sum of masked (C, D) without the mask (D,), mod 2^32.
 
-    `opened(masked, mask)` is the sum of words masked (C, D) without the mask (D,) left in it, mod
-    2^32.
+    >>> unmasking(lambda masked, mask: (masked.sum(0) - mask) % 2**32)
+    Right.
     """
     masked, mask = torch.tensor([[2**32 - 1, 5], [3, 7], [9, 2**31]]), torch.tensor([7, 2**31 + 30])
     answer, expected = opened(masked, mask), masked.sum(0) - mask
@@ -214,9 +259,11 @@ def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def tpr_bound(bound: Callable[[float, float], Any]) -> None:
-    """Lesson 9.
+    """Lesson 9: `bound(epsilon, fpr)` is the largest true positive rate, for delta = 0.
 
-    `bound(epsilon, false)` is the largest share of members found, a share `false` by mistake.
+    >>> from fedlab.attacks import tpr_bound as bound
+    >>> tpr_bound(lambda epsilon, fpr: bound(epsilon, 0.0, fpr))
+    Right.
     """
     answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
     expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
@@ -227,9 +274,12 @@ def tpr_bound(bound: Callable[[float, float], Any]) -> None:
 
 
 def levels(given: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 10.
+    """Lesson 10: `given(numbers, bits)` is the level of each number.
 
-    `given(numbers, bits)` is the level of each, the largest size at 2^(bits - 1) - 1.
+    The largest size gets the level 2^(bits - 1) - 1.
+
+    >>> levels(lambda x, bits: (x / x.abs().max() * (2 ** (bits - 1) - 1)).round())
+    Right.
     """
     numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
     answers = given(numbers, 4), given(numbers, 2)
@@ -241,7 +291,11 @@ def levels(given: Callable[[Tensor, int], Any]) -> None:
 
 
 def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) -> None:
-    """Lesson 10: `rest(delta, left, code)` is delta + left, less what the code makes of it."""
+    """Lesson 10: `rest(delta, left, code)` is delta + left, less what the code makes of it.
+
+    >>> feedback(lambda delta, left, code: delta + left - code(delta + left))
+    Right.
+    """
     delta, left = torch.tensor([0.3, -1.2, 0.6]), torch.tensor([0.4, 0.1, 0.0])
     answer, alone = rest(delta, left, torch.round), delta - delta.round()
     forgotten = _equal(answer, alone) or _equal(answer, alone + left)

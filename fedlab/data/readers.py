@@ -1,8 +1,10 @@
 """Rating files as columns: MovieLens 100K, 1M and CSV releases, and RecBole's atomic files.
 
-Each format is a row of `FORMATS`; a new one needs no new code. Every bad line raises `DataError`
-with file:line, the value and the fix, and nothing is returned half-read. Sources: the README of
-each MovieLens release (grouplens.org/datasets/movielens); RecBole, "Atomic Files".
+Each format is one entry of `FORMATS`, so a new format needs no new code. A bad line raises
+`DataError` with the file and line, the value and the fix; nothing is returned half-read.
+
+Sources: the README of each MovieLens release (grouplens.org/datasets/movielens); the page "Atomic
+Files" of the RecBole documentation.
 """
 
 import csv
@@ -21,17 +23,17 @@ ML100K_GENRES = (
 
 
 class DataError(ValueError):
-    """A data file or table is not usable.
-
-    The message names file:line (or column), the value and the fix.
-    """
+    """A data file or table cannot be used; the message names the place, the value and the fix."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """Where a format keeps its columns.
+    """Where a format keeps its columns: names from a header line, or positions where there is none.
 
-    Names from a header line, or positions where there is none.
+    ratings, items: globs of the two files. separator: between fields; item_separator where it
+    differs in the items file. columns: user, item, rating, time -> header name or position.
+    item_columns: item, title, year, genres -> the same. genre_separator: between the genres of an
+    item. genre_flags: the position of the first 0/1 flag, where genres are flags.
     """
 
     ratings: str
@@ -61,11 +63,19 @@ FORMATS = (
 
 
 def read_columns(folder: str | Path) -> dict[str, list[Any]]:
-    """Columns of the one dataset in `folder`, with the ids as written in the files.
+    """Columns of the dataset in a folder, with ids as they are written in the files.
 
-    Returns user, item (strings), rating (floats), time (ints), one entry a rating; and, in the
-    order of the items file, item_id, title, year (0 when unknown), genres (tuples of names). Raises
-    `DataError` when no format fits, a column is missing or a line is bad.
+    For each rating: user and item (strings), rating (float), time (int seconds since 1970). For
+    each item, in the order of the items file: item_id, title, year (0 when unknown) and genres (a
+    tuple of names). Raises `DataError` when no format fits, a column is missing or a line is bad.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "ratings.dat").write_text("1::7::4::978300760")
+    >>> _ = (folder / "movies.dat").write_text("7::Heat (1995)::Action|Crime")
+    >>> columns = read_columns(folder)
+    >>> columns["rating"], columns["title"], columns["year"]
+    ([4.0], ['Heat'], [1995])
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,10 +94,7 @@ def read_columns(folder: str | Path) -> dict[str, list[Any]]:
 
 def _lines(path: Path, separator: str, encoding: str,
            columns: dict[str, str | int]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """(file:line, fields by column name, all fields) for each line.
-
-    A missing column or field raises.
-    """
+    """Yield (file:line, fields by column name, all fields); `DataError` if one is missing."""
     named = any(isinstance(where, str) for where in columns.values())
     with path.open(encoding=encoding, newline="") as file:
         rows = (csv.reader(file) if separator == ","
@@ -109,7 +116,7 @@ def _lines(path: Path, separator: str, encoding: str,
 
 
 def _number(where: str, name: str, text: str, kind: type = float) -> Any:
-    """`text` as a finite number, or a `DataError`."""
+    """`text` as a finite number; anything else raises `DataError`."""
     try:
         value = kind(float(text)) if kind is int else kind(text)
     except (ValueError, OverflowError):
@@ -121,7 +128,7 @@ def _number(where: str, name: str, text: str, kind: type = float) -> Any:
 
 
 def _ratings(path: Path, form: Format, items: set[str]) -> dict[str, list[Any]]:
-    """The ratings file, each (user, item) at most once and each item known."""
+    """The ratings file; `DataError` for a repeated (user, item) pair or an unknown item."""
     first: dict[tuple[str, str], str] = {}
     columns: dict[str, list[Any]] = {name: [] for name in ("user", "item", "rating", "time")}
     for where, row, _ in _lines(path, form.separator, form.encoding, form.columns):

@@ -1,4 +1,4 @@
-"""The one ruler: candidates, ranks, metrics, baselines, newcomers, figures."""
+"""How good a model is: candidates, ranks, metrics, baselines, newcomers, figures."""
 
 from fedlab.evaluation.baselines import clicked, dot, ease, ials
 from fedlab.evaluation.leakage import leaky

@@ -1,11 +1,12 @@
-"""Any `nn.Module` as a model: the module sees one client's batch, `vmap` adds the clients.
+"""Any `nn.Module` as a model: the module sees the batch of one client, and `vmap` adds the clients.
 
-Each weight is a parameter with a single row. A table that is looked up by a column of the examples
-can be named in `rows`: then a client holds only the rows it touches. `nn.Dropout` draws from the
-round's keyed stream. What cannot be stacked is refused when the model is made, by a trial with two
-clients.
+Each weight becomes a parameter with a single row. A table that is looked up by a column of the
+examples can be named in `rows`; a client then holds only the rows that it touches. `nn.Dropout`
+draws its masks from the keyed generator of the round. A module that cannot be stacked is refused
+when the model is made, after a trial with two clients.
 
 Letters: A clients, B examples.
+
 Source: the documentation of `torch.func.functional_call` and `torch.func.vmap`.
 """
 
@@ -24,21 +25,18 @@ from fedlab.models.model import Model
 
 
 class KeyedDropout(nn.Module):
-    """`nn.Dropout` with its mask handed in.
-
-    The buffer `keep` is replaced for each batch of training.
-    """
+    """`nn.Dropout` whose mask is handed in: each training batch replaces the buffer `keep`."""
 
     keep: Tensor
 
     def __init__(self, p: float) -> None:
-        """p: the share that is dropped."""
+        """p: the share of numbers that is dropped, from 0 to below 1."""
         super().__init__()
         self.p, self.shape = p, torch.Size()
         self.register_buffer("keep", torch.tensor(1 - p))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop what the mask says and scale up the rest; without a mask, x itself."""
+        """Drop the masked numbers and scale up the rest; without a mask, return x itself."""
         self.shape = x.shape[1:]
         return x * self.keep / (1 - self.p)
 
@@ -46,16 +44,19 @@ class KeyedDropout(nn.Module):
 def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = "clicks",
                 rows: Mapping[str, str] | None = None, private: frozenset[str] = frozenset(),
                 answers: int = 1) -> Model:
-    """A model from `module(*inputs)`, which gives (B,) or (B, answers).
+    """Make a model of `module(*inputs)`, which returns (B,) or (B, answers).
 
-    Logits for clicks, values for ratings.
+    It returns logits for clicks and values for ratings. inputs: the columns that the module takes,
+    in its order, each with a few examples (B, ...) for the trial. rows: for a table of the module,
+    the column that looks it up, such as {'film.weight': 'item'}; the module must use that column
+    for nothing else. private: names in `rows` that never leave a client. Training starts from the
+    weights of the module, which is copied; weights without `requires_grad` stay as they are. Raises
+    `ParameterError` for what cannot be stacked: batch norm, changing state, random draws of its
+    own.
 
-    inputs: the columns that the module takes, in its order, each with a few examples (B, ...) to
-    try it on. rows: for a table of the module the column that it is looked up by, say
-    {'film.weight': 'item'}; the module must use the column for nothing else. private: names in
-    `rows` that never leave a client. Training starts from the weights that the module has; those
-    without `requires_grad` stay as they are. The module is copied. Raises `ParameterError` for what
-    cannot be stacked: batch-norm, state that changes, random draws of its own.
+    >>> model = from_module(nn.Linear(3, 1), {"x": torch.randn(4, 3)}, task="ratings")
+    >>> sorted(model.rows)
+    ['bias', 'weight']
     """
     net, by_row = copy.deepcopy(module).train(), dict(rows or {})
     _refuse(net)
@@ -71,10 +72,7 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     fixed |= {name: b.detach() for name, b in net.named_buffers() if name not in drops}
 
     def one(own: Tree, shared: Tree, batch: Tree) -> Tensor:
-        """Predictions (B,) of one client.
-
-        In place of its row number, an example gets its place in `own`.
-        """
+        """Predictions (B,) of one client; an example's row number becomes its place in `own`."""
         looked_up = {column: len(own[name]) for name, column in by_row.items()}
         given = [_places(batch[n], looked_up[n]) if n in looked_up else batch[n] for n in inputs]
         masks = {name: batch[name] for name in drops if name in batch}
@@ -103,9 +101,13 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
 
 
 def loaded(module: nn.Module, params: Tree) -> nn.Module:
-    """A copy of the module with a Round's parameters in it.
+    """A copy of the module with the parameters of a Round in it, where their names agree.
 
-    As far as it has weights of these names.
+    params: a `Tree`, such as `round.params`. Raises `ParameterError` when no name agrees.
+
+    >>> net = loaded(nn.Linear(1, 1), {"weight": torch.tensor([[[2.0]]])})
+    >>> net.weight.tolist()
+    [[2.0]]
     """
     net, weights = copy.deepcopy(module).eval(), dict(module.named_parameters())
     state = {name: value if value.shape == weights[name].shape else value[0]
@@ -117,16 +119,13 @@ def loaded(module: nn.Module, params: Tree) -> nn.Module:
 
 
 def _places(column: Tensor, held: int) -> Tensor:
-    """Where each example finds its row.
-
-    At its own place, or at 0 when the client holds one row for all.
-    """
+    """The row of each example: its own place, or 0 when the client holds one row for all."""
     one_row = held == 1
     return torch.zeros_like(column) if one_row else torch.arange(len(column), device=column.device)
 
 
 def _refuse(net: nn.Module) -> None:
-    """Raise `ParameterError` for parts that cannot be stacked, naming them."""
+    """Raise `ParameterError` for the parts of a module that cannot be stacked, and name them."""
     for name, part in net.named_modules():
         kind, where = type(part).__name__, name or "itself"
         running = isinstance(part, _NormBase) and part.track_running_stats
@@ -147,7 +146,7 @@ def _refuse(net: nn.Module) -> None:
 
 def _check_rows(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
                 inputs: Mapping[str, Tensor]) -> None:
-    """Raise `ParameterError` unless each of `rows` is a trained table and a column that the module takes."""
+    """Raise `ParameterError` unless each of `rows` is a trained table and looked up by an input."""
     known(trained, by_row)
     for name, column in by_row.items():
         require(column in inputs, "inputs", column,
@@ -169,7 +168,7 @@ def _key_dropout(net: nn.Module) -> None:
 def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
            inputs: Mapping[str, Tensor], predict: Callable[[Tree, Tree], Tensor], fixed: Tree,
            answers: int) -> int:
-    """Run the module, then two stacked clients of it; the floats it keeps for an example."""
+    """Compare the module with two stacked clients; return the floats it keeps for an example."""
     expected, activity = _by_itself(net, inputs, answers)
     named = dict(net.named_parameters())
 
@@ -201,9 +200,9 @@ def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
 
 
 def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tuple[Tensor, int]:
-    """(predictions, floats its parts put out for an example).
+    """(predictions, floats that the parts of the module put out for one example).
 
-    Refuses state that changes and odd shapes.
+    Raises `ParameterError` when the module changes its own state or returns an unexpected shape.
     """
     outputs: list[int] = []
     hooks = [part.register_forward_hook(

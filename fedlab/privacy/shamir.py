@@ -1,6 +1,8 @@
-"""A secret in shares: any t of them bring it back, fewer say nothing at all.
+"""Secret sharing: any t shares bring a secret back, and fewer say nothing about it.
 
-Source: Shamir 1979, "How to share a secret".
+Letters: t threshold, x the point of a share.
+
+Source: Shamir 1979, "How to share a secret", section 2.
 """
 
 import secrets
@@ -10,13 +12,18 @@ PRIME = 2**521 - 1  # of the field; the secrets are keys and seeds of 256 bits
 
 
 class SecureSumError(RuntimeError):
-    """The sum cannot be had, or somebody tampered: nothing is opened."""
+    """The sum cannot be computed, or somebody tampered with it; nothing is opened."""
 
 
 def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
-    """Shamir.
+    """Shares of a secret: points x = 1 .. count of a random polynomial that is the secret at 0.
 
-    Points 1 to `count` of a random polynomial of degree t - 1 that is the secret at 0.
+    secret: 32 bytes. threshold: t; the polynomial has degree t - 1.
+
+    >>> shares = split_secret(bytes(32), count=3, threshold=2)
+    >>> chosen = {1: shares[0], 3: shares[2]}
+    >>> joined_secret(chosen, weights_at_zero(chosen)) == bytes(32)
+    True
     """
     terms = [int.from_bytes(secret, "big"),
              *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
@@ -30,7 +37,11 @@ def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
 
 
 def weights_at_zero(xs: Iterable[int]) -> dict[int, int]:
-    """Lagrange: with which weights points at `xs` add up to the polynomial's value at 0."""
+    """Lagrange weights mod PRIME: with them, points at `xs` add up to the polynomial at 0.
+
+    >>> weights_at_zero([1, 2]) == {1: 2, 2: PRIME - 1}  # f(0) = 2 f(1) - f(2)
+    True
+    """
     xs, weights = tuple(xs), {}
     for x in xs:
         numerator, denominator = 1, 1
@@ -43,7 +54,11 @@ def weights_at_zero(xs: Iterable[int]) -> dict[int, int]:
 
 
 def joined_secret(shares: Mapping[int, int], weights: Mapping[int, int]) -> bytes:
-    """The 32 bytes that were split, from t shares or more: x -> point."""
+    """The 32 bytes that were split, from t or more shares.
+
+    shares: x -> point. weights: `weights_at_zero` of these x. Raises `SecureSumError` when the
+    shares do not belong together.
+    """
     value = sum(weights[x] * point for x, point in shares.items()) % PRIME
     if value >= 2**256:
         raise SecureSumError("the shares of a secret do not fit together: one of them was changed")

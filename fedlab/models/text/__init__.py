@@ -1,4 +1,4 @@
-"""Models that read: text vectors, backbones, cross-encoders, two towers, next-item prediction."""
+"""Models that read text: encoders, backbones, cross-encoders, two towers, next-item prediction."""
 
 from fedlab.models.text.backbone import PAD, Backbone, mean_state, tokens
 from fedlab.models.text.cross_encoder import CrossEncoder, make_pairs

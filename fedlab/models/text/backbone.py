@@ -1,13 +1,15 @@
-"""The body of a pretrained language model as an `nn.Module` that `fedlab.modules` can stack.
+"""The layers of a pretrained language model as an `nn.Module` whose clients can be stacked.
 
-Token ids in, states out.
+A `Backbone` takes token ids and returns the hidden state of every token. It hands the pretrained
+model a finished attention mask, because models of the Hugging Face hub build their own masks in
+ways that `vmap` does not support. BERT-type and GPT-type models therefore run through the same
+code, and `fedlab.models.from_module` can train either of them.
 
-It calls the model with a mask that is ready, the one thing that models of the hub work out in ways
-that `vmap` does not know; so BERT-type and GPT-type models of any name go the same way.
+Letters: B examples, T tokens of a text, E dimensions of a hidden state, n texts.
 
-Letters: B examples, T tokens, E numbers of a state. Sources: Vaswani et al. 2017, "Attention is all
-you need", section 3.2.3 (masks); Chen et al. 2016, "Training deep nets with sublinear memory cost",
-section 4 (work a layer out again in the backward pass).
+Sources: Vaswani et al. 2017, "Attention is all you need", section 3.2.3 (masks); Chen et al. 2016,
+"Training deep nets with sublinear memory cost", section 4 (recomputing layers in the backward
+pass).
 """
 
 import copy
@@ -27,9 +29,11 @@ PAD = -1  # stands where a text has no token because others are longer
 
 def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24,
            second: Sequence[str] | None = None) -> Tensor:
-    """(n, T) token ids of the texts, cut at `length`, T the longest, `PAD` at the end. second.
+    """Token ids (n, T) of texts, padded at the end with `PAD`.
 
-    What follows.
+    encoder: gives the tokenizer. length: the most tokens kept of a text, 4 to 512; T is the longest
+    text after cutting. second: for each text the one that follows it, as in sentence pairs. Raises
+    `ParameterError` for a length outside that range.
     """
     require(4 <= length <= 512, "length", length, "choose from 4 to 512 tokens")
     pair = [list(texts)] if second is None else [list(texts), list(second)]
@@ -41,20 +45,21 @@ def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24,
 
 
 class Backbone(nn.Module):
-    """Token ids (B, T), `PAD` where there is none -> states (B, T, E).
+    """A pretrained model without its head: token ids (B, T) -> hidden states (B, T, E).
 
-    Or, from a layer on, states -> states.
+    Positions that hold `PAD` are masked out. A backbone that was built with `below` > 0 takes the
+    states of a lower layer instead of token ids.
     """
 
     def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0,
                  checkpoint: bool = False) -> None:
-        """layers: how many to keep, from the bottom; 0 keeps all. below.
+        """Copy the model of an encoder, keep some of its layers, and make all weights trainable.
 
-        How many are left out at the bottom.
-
-        Then it takes the states that these give, so that a frozen bottom is run once. checkpoint:
-        keep no states within layers; they are worked out once more for the gradient: about a third
-        more time, and memory of one layer.
+        layers: how many layers to keep, counted from the bottom; 0 keeps all. below: how many of
+        these to leave out at the bottom, so that a frozen bottom has to run only once. checkpoint:
+        whether to drop the states inside each layer and recompute them for the gradient, which
+        takes about a third more time and needs the memory of a single layer. Raises
+        `ParameterError` for numbers of layers that the model does not have.
         """
         super().__init__()
         self.model = copy.deepcopy(encoder.model).requires_grad_(True)
@@ -82,13 +87,13 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """E."""
+        """E, the dimensions of a hidden state."""
         return int(self.model.config.hidden_size)
 
     def forward(self, given: Tensor, there: Tensor | None = None) -> Tensor:
-        """Ids (B, T), or with `below` states (B, T, E) and where there are tokens (B, T) -> (B, T.
+        """States (B, T, E) of token ids (B, T), or of states (B, T, E) from the layers below.
 
-        E).
+        there (B, T): true where there is a token; it may be left out when token ids are given.
         """
         there = given != PAD if there is None else there
         count, device = given.shape[1], given.device
@@ -103,28 +108,36 @@ class Backbone(nn.Module):
 
 
 class _Passing(nn.Module):
-    """In place of embeddings: states that come from below go on as they are."""
+    """Stands in for the embeddings: states from the layers below pass through unchanged."""
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
-        """The states among all that embeddings are given."""
+        """Return the first argument that holds states."""
         return next(x for x in (*given, *named.values())
                     if isinstance(x, Tensor) and x.is_floating_point())
 
 
 def mean_state(states: Tensor, there: Tensor) -> Tensor:
-    """(B, E) the mean of states (B, T, E) over the tokens that are there (B, T)."""
+    """Mean pooling: (B, E), the mean of states (B, T, E) over the tokens that are there (B, T).
+
+    A text without tokens gets zeros. Source: Reimers, Gurevych 2019, "Sentence-BERT", section 3.
+
+    >>> import torch
+    >>> states = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]])
+    >>> mean_state(states, torch.tensor([[True, True, False]])).tolist()
+    [[2.0, 1.0]]
+    """
     weight = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("bte,bt->be", states, weight)
 
 
 def depth(encoder: Encoder) -> int:
-    """How many layers a pretrained model has."""
+    """The number of layers of a pretrained model."""
     holder, name = _layers(encoder.model, encoder.name)
     return len(getattr(holder, name))
 
 
 def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The part of a model that holds its list of layers, and under which name."""
+    """The part of a model that holds its list of layers, and the name of that list."""
     lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
     require(len(lists) > 0, "encoder", name,
             "it has no list of layers; choose a BERT- or GPT-type model")
@@ -133,9 +146,9 @@ def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _causal(encoder: Encoder) -> bool:
-    """Whether a token sees none after it, as in a GPT-type model.
+    """Whether no token sees a later one, as in a GPT-type model.
 
-    Tried on two texts that differ in the last token.
+    This is tried out on two texts that differ in the last token only.
     """
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=encoder.model.device)
     with torch.no_grad():
@@ -144,18 +157,15 @@ def _causal(encoder: Encoder) -> bool:
 
 
 class Recomputed(nn.Module):
-    """A layer that keeps what it was given and nothing of what it worked out.
-
-    The gradient runs it once more.
-    """
+    """A layer that keeps its inputs only, and runs once more when the gradient is needed."""
 
     def __init__(self, part: nn.Module) -> None:
-        """part: gives a tensor, or a tuple that starts with it."""
+        """part: a layer that returns a tensor, or a tuple that starts with one."""
         super().__init__()
         self.part = part
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
-        """What the layer gives."""
+        """Return what the layer returns, without keeping its inner states."""
         weights = dict(self.part.named_parameters())
         flat, shape = pytree.tree_flatten((weights, given, named))
         at = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
@@ -171,9 +181,9 @@ class Recomputed(nn.Module):
 
 
 class _Again(torch.autograd.Function):
-    """run(*tensors), of which only the tensors are kept.
+    """run(*tensors), of which only the tensors are kept for the backward pass.
 
-    Written for `vmap`, which torch's own checkpoint is not.
+    `torch.utils.checkpoint` does not work under `vmap`; this function does.
     """
 
     generate_vmap_rule = True
