@@ -1,4 +1,4 @@
-"""Membership inference: did this person take part in training?
+"""Membership inference: who took part in training, and how sure an attacker can be of it.
 
 The attacker knows some items of the person and how popular items are, and sees the item biases of
 the published model. An item that the person watched moves a little farther if the person took part;

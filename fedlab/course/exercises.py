@@ -27,8 +27,9 @@ def _equal(answer: object, expected: Tensor) -> bool:
 def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
     """Lesson 1: `step(p, q, y, lr)` returns p after one SGD step on (p . q - y) ** 2.
 
-    >>> factor_step(lambda p, q, y, lr: p - lr * 2 * (p @ q - y) * q)
-    Right.
+    >>> factor_step(lambda p, q, y, lr: p)
+    Not yet. Hint: the derivative of (p . q - y)^2 by p is 2 (p . q - y) q; step against it, times
+    lr
     """
     draw = stream(0, "exercise")
     p, q, y, lr = torch.randn(4, generator=draw), torch.randn(4, generator=draw), 1.5, 0.1
@@ -41,8 +42,8 @@ def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
 def parameters(answer: object, features: int, clients: int) -> None:
     """Lesson 1: how many numbers all clients hold together when each has its own theta.
 
-    >>> parameters(3 * 10, features=3, clients=10)
-    Right.
+    >>> parameters(3, features=3, clients=10)
+    Not yet. Hint: each client has one number for each feature; count the features of x first
     """
     _say(answer == features * clients,
          "each client has one number for each feature; count the features of x first")
@@ -51,8 +52,8 @@ def parameters(answer: object, features: int, clients: int) -> None:
 def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
     """Lesson 2: `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,).
 
-    >>> fedavg(lambda deltas, counts: counts @ deltas / counts.sum())
-    Right.
+    >>> fedavg(lambda deltas, counts: deltas.mean(0))
+    Not yet. Hint: that is the plain mean; a client with more examples must count more
     """
     draw = stream(0, "exercise")
     deltas, counts = torch.randn(5, 3, generator=draw), torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
@@ -69,22 +70,24 @@ def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
 
     The `cut` largest and the `cut` smallest numbers of a column are left out.
 
-    >>> trimmed(lambda deltas, cut: deltas.sort(0).values[cut:-cut].mean(0))
-    Right.
+    >>> trimmed(lambda deltas, cut: deltas[cut:-cut].mean(0))
+    Not yet. Hint: sort each column first: its extremes are not those of another column
     """
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
     expected = deltas.sort(0).values[2:-2].mean(0)
     whole = _equal(answer, deltas[2:-2].mean(0))
-    _say(_equal(answer, expected), "sort each column first: its extremes are not those of another column" if whole
-         else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean of the rest")
+    _say(_equal(answer, expected),
+         "sort each column first: its extremes are not those of another column" if whole
+         else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean "
+         "of the rest")
 
 
 def ensemble_download(answer: object, models: int, numbers: int) -> None:
     """Lesson 3: the bytes that a user downloads for an ensemble; `numbers` of each model.
 
-    >>> ensemble_download(2 * 100 * 4, models=2, numbers=100)
-    Right.
+    >>> ensemble_download(100, models=2, numbers=100)
+    Not yet. Hint: every model predicts, so the user needs all of them, 4 bytes a number
     """
     _say(answer == models * numbers * 4,
          "every model predicts, so the user needs all of them, 4 bytes a number")
@@ -93,8 +96,8 @@ def ensemble_download(answer: object, models: int, numbers: int) -> None:
 def staleness(weight: Callable[[float], Any]) -> None:
     """Lesson 4: `weight(s)` is (1 + s) ** -0.5, the weight of an update that is s steps late.
 
-    >>> staleness(lambda s: (1 + s) ** -0.5)
-    Right.
+    >>> staleness(lambda s: 1 / (1 + s))
+    Not yet. Hint: an update that is not late must weigh 1, one that is 3 steps late one half
     """
     steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
     answers = [weight(float(s)) for s in steps]
@@ -105,8 +108,9 @@ def staleness(weight: Callable[[float], Any]) -> None:
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
     """Lesson 4: (how long a synchronous round lasts, how many clients count).
 
-    >>> round_seconds((4.0, 2), [1.0, 3.0, 9.0], deadline=4.0)
-    Right.
+    >>> round_seconds((9.0, 3), [1.0, 3.0, 9.0], deadline=4.0)
+    Not yet. Hint: the server waits for the slowest, not beyond the deadline; who is later does not
+    count
     """
     expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
     _say(answer == expected,
@@ -116,15 +120,17 @@ def round_seconds(answer: object, seconds: list[float], deadline: float) -> None
 def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
     """Lesson 5: `mean(states, there)` is the mean of states (T, D) where `there` (T,) is 1.
 
-    >>> pooled(lambda states, there: there @ states / there.sum())
-    Right.
+    >>> pooled(lambda states, there: states.mean(0))
+    Not yet. Hint: the padding got in: only tokens that are there may count
     """
     states = torch.randn(6, 4, generator=stream(0, "exercise"))
     there = torch.tensor([1.0, 1, 1, 1, 0, 0])
     answer = mean(states, there)
     padded = _equal(answer, states.mean(0))
-    _say(_equal(answer, states[:4].mean(0)), "the padding got in: only tokens that are there may count" if padded
-         else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are there")
+    _say(_equal(answer, states[:4].mean(0)),
+         "the padding got in: only tokens that are there may count" if padded
+         else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are "
+         "there")
 
 
 def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
@@ -132,18 +138,19 @@ def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> No
 
     It is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W, D).
 
-    >>> def row(near, kernel, rows, noise):
-    ...     return near @ torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows)
-    >>> kernel_prediction(row)
-    Right.
+    >>> kernel_prediction(lambda near, kernel, rows, noise: near @ rows)
+    Not yet. Hint: that counts films that are like each other twice; solve with the kernel of the
+    warm films first
     """
     draw = stream(0, "exercise")
-    x, rows, near = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw), torch.rand(5, generator=draw)
+    x, rows = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw)
+    near = torch.rand(5, generator=draw)
     kernel = x @ x.T
     answer = row(near, kernel, rows, 0.5)
     plain = _equal(answer, near @ rows)
     _say(_equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
-         "that counts films that are like each other twice; solve with the kernel of the warm films first" if plain
+         "that counts films that are like each other twice; solve with the kernel of the warm "
+         "films first" if plain
          else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that")
 
 
@@ -152,8 +159,8 @@ def upload(answer: object, rows: int, dim: int) -> None:
 
     Each item has a vector of `dim` floats, a bias and its row number.
 
-    >>> upload(10 * (4 * 9 + 4), rows=10, dim=8)
-    Right.
+    >>> upload(4, rows=10, dim=8)
+    Not yet. Hint: 4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item
     """
     _say(answer == rows * (4 * (dim + 1) + 4),
          "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
@@ -162,8 +169,8 @@ def upload(answer: object, rows: int, dim: int) -> None:
 def adapter(count: Callable[[int, int, int], Any]) -> None:
     """Lesson 6: `count(inputs, outputs, r)` is the number of weights of an adapter of rank r.
 
-    >>> adapter(lambda inputs, outputs, r: r * (inputs + outputs))
-    Right.
+    >>> adapter(lambda inputs, outputs, r: inputs * outputs)
+    Not yet. Hint: that is the layer itself
     """
     whole = count(30, 50, 4) == 30 * 50
     _say(count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
@@ -174,16 +181,16 @@ def adapter(count: Callable[[int, int, int], Any]) -> None:
 def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     """Lesson 6: `rule(a, b, share)` is the weighted mean of the products b a of all shops.
 
-    >>> mean_product(lambda a, b, share: torch.einsum("c,coi->oi", share, b @ a))
-    Right.
+    >>> mean_product(lambda a, b, share: b.mean(0) @ a.mean(0))
+    Not yet. Hint: multiply each shop's B by its A, then add them up, each times its share
     """
     draw = stream(0, "exercise")
     a, b = torch.randn(4, 2, 6, generator=draw), torch.randn(4, 5, 2, generator=draw)
     share = torch.tensor([0.1, 0.2, 0.3, 0.4])
     expected = sum((w * y @ x for w, x, y in zip(share, a, b, strict=True)), torch.zeros(5, 6))
     answer = rule(a, b, share)
-    factors = _equal(answer, torch.einsum("c,cor->or", share, b) @ torch.einsum("c,cri->ri", share,
-                                                                                a))
+    mean_b, mean_a = torch.einsum("c,cor->or", share, b), torch.einsum("c,cri->ri", share, a)
+    factors = _equal(answer, mean_b @ mean_a)
     _say(_equal(answer, expected),
          "that is the product of the means; take each shop's product first" if factors
          else "multiply each shop's B by its A, then add them up, each times its share")
@@ -192,11 +199,12 @@ def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
 def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
     """Lesson 7: `step(w, x, y, rate)` is w after one step on the mean squared error of x w.
 
-    >>> inner_step(lambda w, x, y, rate: w - rate * 2 * x.T @ (x @ w - y) / len(y))
-    Right.
+    >>> inner_step(lambda w, x, y, rate: w)
+    Not yet. Hint: w - rate * 2 * x.T @ (x @ w - y) / len(y)
     """
     draw = stream(0, "exercise")
-    w, x, y = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw), torch.randn(6, generator=draw)
+    w, x = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw)
+    y = torch.randn(6, generator=draw)
     answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
     summed = _equal(answer, w - 0.1 * gradient)
     _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean"
@@ -206,12 +214,12 @@ def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
 def inner_derivative(factor: Callable[[float, float], Any]) -> None:
     """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw.
 
-    >>> inner_derivative(lambda x, rate: 1 - 2 * rate * x * x)
-    Right.
+    >>> inner_derivative(lambda x, rate: 1.0)
+    Not yet. Hint: that is FOMAML, which takes the step for a constant; the step depends on w, too
     """
     answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
-    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0),
-                                                                         strict=True))
+    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x))
+                for a, x in zip(answers, (0.0, 1.0, 3.0), strict=True))
     first = all(_equal(a, torch.tensor(1.0)) for a in answers)
     _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too"
          if first else "the step is rate * 2 x (w x - y); how does it change with w?")
@@ -220,8 +228,8 @@ def inner_derivative(factor: Callable[[float, float], Any]) -> None:
 def clipped(clip: Callable[[Tensor, float], Any]) -> None:
     """Lesson 8: `clip(delta, bound)` is delta (D,), scaled to an L2 norm of at most `bound`.
 
-    >>> clipped(lambda delta, bound: delta * min(1, bound / float(delta.norm())))
-    Right.
+    >>> clipped(lambda delta, bound: delta)
+    Not yet. Hint: delta * min(1, bound / delta.norm())
     """
     long, short = torch.tensor([3.0, 0.0, -4.0]), torch.tensor([0.1, 0.2, 0.0])
     answers = clip(long, 2.0), clip(short, 2.0)
@@ -236,8 +244,8 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
 def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
     """Lesson 8: `deviation(noise, clip, clients)` of the noise on a mean over clients.
 
-    >>> noise_of_mean(lambda noise, clip, clients: noise * clip / clients)
-    Right.
+    >>> noise_of_mean(lambda noise, clip, clients: noise * clip)
+    Not yet. Hint: that is the noise on the sum; the mean is the sum over the clients
     """
     answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
     total = _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
@@ -249,8 +257,8 @@ def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
 def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
     """Lesson 9: `opened(masked, mask)` is the sum of masked (C, D) without the mask (D,), mod 2^32.
 
-    >>> unmasking(lambda masked, mask: (masked.sum(0) - mask) % 2**32)
-    Right.
+    >>> unmasking(lambda masked, mask: masked.sum(0))
+    Not yet. Hint: add the rows up, take the mask off, then % 2**32
     """
     masked, mask = torch.tensor([[2**32 - 1, 5], [3, 7], [9, 2**31]]), torch.tensor([7, 2**31 + 30])
     answer, expected = opened(masked, mask), masked.sum(0) - mask
@@ -259,17 +267,19 @@ def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
 
 
 def tpr_bound(bound: Callable[[float, float], Any]) -> None:
-    """Lesson 9: `bound(epsilon, fpr)` is the largest true positive rate, for delta = 0.
+    """Lesson 9: `bound(epsilon, false)` is the largest true positive rate, for delta = 0.
 
-    >>> from fedlab.attacks import tpr_bound as bound
-    >>> tpr_bound(lambda epsilon, fpr: bound(epsilon, 0.0, fpr))
-    Right.
+    false: the false positive rate.
+
+    >>> tpr_bound(lambda epsilon, false: false)
+    Not yet. Hint: e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)
     """
     answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
     expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
     over = _equal(answers[2], torch.tensor(148.4131591 * 0.05))
     _say(all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
-         "a share above 1? The bound holds for those not found as well: 1 - tpr >= e**-epsilon * (1 - false)" if over
+         "a share above 1? The bound holds for those not found as well: "
+         "1 - tpr >= e**-epsilon * (1 - false)" if over
          else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)")
 
 
@@ -278,8 +288,9 @@ def levels(given: Callable[[Tensor, int], Any]) -> None:
 
     The largest size gets the level 2^(bits - 1) - 1.
 
-    >>> levels(lambda x, bits: (x / x.abs().max() * (2 ** (bits - 1) - 1)).round())
-    Right.
+    >>> levels(lambda numbers, bits: numbers)
+    Not yet. Hint: numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1);
+    then round
     """
     numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
     answers = given(numbers, 4), given(numbers, 2)
@@ -287,14 +298,15 @@ def levels(given: Callable[[Tensor, int], Any]) -> None:
     raw = _equal(answers[0], numbers * 7 / 0.8)
     _say(all(_equal(a, e) for a, e in zip(answers, expected, strict=True)),
          "levels are whole numbers; round them" if raw
-         else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); then round")
+         else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); "
+         "then round")
 
 
 def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) -> None:
     """Lesson 10: `rest(delta, left, code)` is delta + left, less what the code makes of it.
 
-    >>> feedback(lambda delta, left, code: delta + left - code(delta + left))
-    Right.
+    >>> feedback(lambda delta, left, code: delta - code(delta))
+    Not yet. Hint: what was left out before must be sent as well: code(delta + left)
     """
     delta, left = torch.tensor([0.3, -1.2, 0.6]), torch.tensor([0.4, 0.1, 0.0])
     answer, alone = rest(delta, left, torch.round), delta - delta.round()

@@ -17,8 +17,8 @@ from typing import Any
 
 TITLE_AND_YEAR = re.compile(r"^(.*?)\s*\((\d{4})\)\s*$")
 ML100K_GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir "
-    "Horror Musical Mystery Romance Sci-Fi Thriller War Western"
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
+    "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
 ).split()
 
 

@@ -132,11 +132,10 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
 
     vectors (I, E): one for each item, else `ParameterError`. Users without ratings get zeros.
 
-    >>> import torch
     >>> from fedlab.data import load
     >>> train = load()
-    >>> history(train, torch.eye(train.item_count)[:, :8]).shape
-    torch.Size([671, 8])
+    >>> history(train, train.catalogue.genres.float()).shape
+    torch.Size([671, 19])
     """
     require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape),
             f"give {train.item_count} rows")
