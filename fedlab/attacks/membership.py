@@ -59,8 +59,8 @@ def membership_metrics(scores: Tensor, inside: Tensor, *, level: float = 0.95,
     require(0 < level < 1, "level", level, "choose a share between 0 and 1, say 0.95")
     require(0 < fpr < 1, "fpr", fpr, "choose a share between 0 and 1, say 0.05")
     area, members = auc(scores, inside.float()), int(inside.sum())
-    error = auc_standard_error(area, members, len(inside) - members)
-    half = float(norm.ppf(0.5 + level / 2)) * error
+    half = float(norm.ppf(0.5 + level / 2)) * auc_standard_error(area, members,
+                                                                 len(inside) - members)
     others = scores[~inside].sort(descending=True).values
     threshold = others[math.floor(fpr * len(others))]
     found = int((scores[inside] > threshold).sum())

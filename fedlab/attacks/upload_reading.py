@@ -41,8 +41,8 @@ def row_scores(update: Update, items: int, name: str = "bias") -> Tensor:
     """
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]
-    ones = torch.ones(len(rows.ids))
-    return torch.zeros(len(update.cohort), items).index_put_((rows.client, rows.ids), ones)
+    return torch.zeros(len(update.cohort), items).index_put_(
+        (rows.client, rows.ids), torch.ones(len(rows.ids)))
 
 
 def masked_scores(vectors: NDArray[np.uint32]) -> Tensor:

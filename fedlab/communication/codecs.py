@@ -10,7 +10,6 @@ communication efficiency", section 2 (random mask, low rank); Vogels, Karimiredd
 "PowerSGD", algorithm 1.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -49,8 +48,8 @@ class Plain:
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(the values, bytes (C,))."""
-        count = torch.bincount(rows.client, minlength=clients)
-        return rows.values, 4 * rows.values[:1].numel() * count
+        return (rows.values,
+                4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients))
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,10 @@ class Quantised:
             root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt()
             far = root.new_zeros(clients).scatter_reduce_(0, client, flat.abs().amax(1), "amax")
             scale = torch.minimum(far, REACH[self.bits] * root) / self.top_level
-            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_()
-            levels = levels.clamp_(-self.top_level, self.top_level)
-        size = (count * self.bits + 7) // 8 + 4 * (count > 0)
-        return levels.mul_(scale[client, None]).view_as(rows.values), size
+            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_().clamp_(
+                -self.top_level, self.top_level)
+        return (levels.mul_(scale[client, None]).view_as(rows.values),
+                (count * self.bits + 7) // 8 + 4 * (count > 0))
 
 
 # in root mean squares; measured: about one in a thousand of lesson 2's numbers lies beyond 6
@@ -222,8 +221,8 @@ class LowRank:
         right, right_bytes = self._sent(rights, every, draw)
         products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(width),
                                             strict=True)]
-        size = (left_bytes + right_bytes).where(counts > 0, 0)
-        return torch.cat(products).view_as(rows.values), size
+        return (torch.cat(products).view_as(rows.values),
+                (left_bytes + right_bytes).where(counts > 0, 0))
 
     def _factors(self, part: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Factors (R, r) and (D, r) of nearly the closest product, starting from right (D, r)."""
@@ -234,9 +233,9 @@ class LowRank:
             right = part.T @ left
         return left, right
 
-    def _sent(self, factors: Sequence[Tensor], every: Tensor, draw: torch.Generator) -> Coded:
+    def _sent(self, factors: tuple[Tensor, ...], every: Tensor, draw: torch.Generator) -> Coded:
         """What arrives of one factor of all clients, and its bytes (C,)."""
         heights = torch.tensor([len(factor) for factor in factors], device=every.device)
         owner = every.repeat_interleave(heights)
-        rows = Rows(torch.cat(list(factors)), torch.zeros_like(owner), owner)
-        return self.then(rows, len(every), 1, draw)
+        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1,
+                         draw)

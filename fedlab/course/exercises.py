@@ -57,11 +57,10 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
     """
     draw = stream(0, "exercise")
     deltas, counts = torch.randn(5, 3, generator=draw), torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
-    expected = (counts / counts.sum()) @ deltas
     answer = average(deltas, counts)
-    plain = _equal(answer, deltas.mean(0))
-    _say(_equal(answer, expected),
-         "that is the plain mean; a client with more examples must count more" if plain
+    _say(_equal(answer, (counts / counts.sum()) @ deltas),
+         "that is the plain mean; a client with more examples must count more"
+         if _equal(answer, deltas.mean(0))
          else "divide the counts by their sum, then add up share times delta over the clients")
 
 
@@ -75,10 +74,9 @@ def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
     """
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
-    expected = deltas.sort(0).values[2:-2].mean(0)
-    whole = _equal(answer, deltas[2:-2].mean(0))
-    _say(_equal(answer, expected),
-         "sort each column first: its extremes are not those of another column" if whole
+    _say(_equal(answer, deltas.sort(0).values[2:-2].mean(0)),
+         "sort each column first: its extremes are not those of another column"
+         if _equal(answer, deltas[2:-2].mean(0))
          else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean "
          "of the rest")
 
@@ -100,9 +98,8 @@ def staleness(weight: Callable[[float], Any]) -> None:
     Not yet. Hint: an update that is not late must weigh 1, one that is 3 steps late one half
     """
     steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
-    answers = [weight(float(s)) for s in steps]
-    right = all(_equal(a, (1 + s) ** -0.5) for a, s in zip(answers, steps, strict=True))
-    _say(right, "an update that is not late must weigh 1, one that is 3 steps late one half")
+    _say(all(_equal(weight(float(s)), (1 + s) ** -0.5) for s in steps),
+         "an update that is not late must weigh 1, one that is 3 steps late one half")
 
 
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
@@ -112,8 +109,7 @@ def round_seconds(answer: object, seconds: list[float], deadline: float) -> None
     Not yet. Hint: the server waits for the slowest, not beyond the deadline; who is later does not
     count
     """
-    expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
-    _say(answer == expected,
+    _say(answer == (min(max(seconds), deadline), sum(s <= deadline for s in seconds)),
          "the server waits for the slowest, not beyond the deadline; who is later does not count")
 
 
@@ -126,9 +122,9 @@ def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
     states = torch.randn(6, 4, generator=stream(0, "exercise"))
     there = torch.tensor([1.0, 1, 1, 1, 0, 0])
     answer = mean(states, there)
-    padded = _equal(answer, states.mean(0))
     _say(_equal(answer, states[:4].mean(0)),
-         "the padding got in: only tokens that are there may count" if padded
+         "the padding got in: only tokens that are there may count"
+         if _equal(answer, states.mean(0))
          else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are "
          "there")
 
@@ -147,10 +143,9 @@ def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> No
     near = torch.rand(5, generator=draw)
     kernel = x @ x.T
     answer = row(near, kernel, rows, 0.5)
-    plain = _equal(answer, near @ rows)
     _say(_equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
          "that counts films that are like each other twice; solve with the kernel of the warm "
-         "films first" if plain
+         "films first" if _equal(answer, near @ rows)
          else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that")
 
 
@@ -190,9 +185,9 @@ def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     expected = sum((w * y @ x for w, x, y in zip(share, a, b, strict=True)), torch.zeros(5, 6))
     answer = rule(a, b, share)
     mean_b, mean_a = torch.einsum("c,cor->or", share, b), torch.einsum("c,cri->ri", share, a)
-    factors = _equal(answer, mean_b @ mean_a)
     _say(_equal(answer, expected),
-         "that is the product of the means; take each shop's product first" if factors
+         "that is the product of the means; take each shop's product first"
+         if _equal(answer, mean_b @ mean_a)
          else "multiply each shop's B by its A, then add them up, each times its share")
 
 
@@ -206,9 +201,8 @@ def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
     w, x = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw)
     y = torch.randn(6, generator=draw)
     answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
-    summed = _equal(answer, w - 0.1 * gradient)
     _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean"
-         if summed else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
+         if _equal(answer, w - 0.1 * gradient) else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
 
 
 def inner_derivative(factor: Callable[[float, float], Any]) -> None:
@@ -248,9 +242,9 @@ def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
     Not yet. Hint: that is the noise on the sum; the mean is the sum over the clients
     """
     answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
-    total = _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
     _say(_equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
-         "that is the noise on the sum; the mean is the sum over the clients" if total
+         "that is the noise on the sum; the mean is the sum over the clients"
+         if _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
          else "the sum has noise of z C, and is divided by the number of clients")
 
 
@@ -276,10 +270,10 @@ def tpr_bound(bound: Callable[[float, float], Any]) -> None:
     """
     answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
     expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
-    over = _equal(answers[2], torch.tensor(148.4131591 * 0.05))
     _say(all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
          "a share above 1? The bound holds for those not found as well: "
-         "1 - tpr >= e**-epsilon * (1 - false)" if over
+         "1 - tpr >= e**-epsilon * (1 - false)"
+         if _equal(answers[2], torch.tensor(148.4131591 * 0.05))
          else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)")
 
 
@@ -295,9 +289,8 @@ def levels(given: Callable[[Tensor, int], Any]) -> None:
     numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
     answers = given(numbers, 4), given(numbers, 2)
     expected = torch.tensor([-7.0, 3.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, 0.0])
-    raw = _equal(answers[0], numbers * 7 / 0.8)
     _say(all(_equal(a, e) for a, e in zip(answers, expected, strict=True)),
-         "levels are whole numbers; round them" if raw
+         "levels are whole numbers; round them" if _equal(answers[0], numbers * 7 / 0.8)
          else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); "
          "then round")
 

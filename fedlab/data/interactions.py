@@ -99,8 +99,8 @@ class Ratings:
 
     def take(self, rows: Tensor) -> "Ratings":
         """The ratings at `rows`: a mask (n,) or row numbers."""
-        columns = (self.users[rows], self.items[rows], self.values[rows], self.times[rows])
-        return Ratings(*columns, self.catalogue)
+        return Ratings(self.users[rows], self.items[rows], self.values[rows], self.times[rows],
+                       self.catalogue)
 
     def item_counts(self) -> Tensor:
         """The number of ratings of each item (I,), as floats: its popularity."""
@@ -161,8 +161,8 @@ def read(folder: str | Path) -> Ratings:
                           genres=torch.tensor([[g in columns["genres"][r] for g in names]
                                                for r in rows], dtype=torch.bool))
     users, items = _numbered(columns["user"], user_ids), _numbered(columns["item"], item_ids)
-    values = torch.tensor(columns["rating"], dtype=torch.float32)
-    ratings = Ratings(users, items, values, torch.tensor(columns["time"]), catalogue)
+    ratings = Ratings(users, items, torch.tensor(columns["rating"], dtype=torch.float32),
+                      torch.tensor(columns["time"]), catalogue)
     return ratings.take(torch.from_numpy(np.lexsort((ratings.times, users))))
 
 

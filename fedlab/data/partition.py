@@ -72,8 +72,7 @@ def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) 
     _check(train, platforms)
     require(0 < alpha < float("inf"), "alpha", alpha,
             "choose a positive number, say from 0.05 to 100")
-    key = stream(seed, "partition").initial_seed() & (2**63 - 1)
-    rng = np.random.default_rng(key)
+    rng = np.random.default_rng(stream(seed, "partition").initial_seed() & (2**63 - 1))
     favourite = favourite_genre(train)
     shares = rng.dirichlet([alpha] * platforms, int(favourite.max()) + 1).cumsum(1)
     passed = rng.random((len(favourite), 1)) > shares[favourite]
@@ -92,13 +91,12 @@ def favourite_genre(train: Ratings) -> Tensor:
     torch.Size([671])
     """
     genres = train.catalogue.genres[train.items].float()
-    watched = torch.zeros(train.user_count, genres.shape[1]).index_add_(0, train.users, genres)
-    watched = watched + 1e-9
+    watched = 1e-9 + torch.zeros(train.user_count, genres.shape[1]).index_add_(
+        0, train.users, genres)
     lift = watched / watched.sum(1, keepdim=True) / (watched.sum(0) / watched.sum() + 0.01)
     return lift.argmax(1)
 
 
 def _check(train: Ratings, platforms: int) -> None:
-    fits = isinstance(platforms, int) and 1 <= platforms <= train.user_count
-    require(fits, "platforms", platforms,
-            f"choose a whole number from 1 to {train.user_count}, the number of users")
+    require(isinstance(platforms, int) and 1 <= platforms <= train.user_count, "platforms",
+            platforms, f"choose a whole number from 1 to {train.user_count}, the number of users")

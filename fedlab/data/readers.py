@@ -140,9 +140,9 @@ def _ratings(path: Path, form: Format, items: set[str]) -> dict[str, list[Any]]:
             raise DataError(f"{where}: item={row['item']!r} is not in the items file; add it there "
                             "or remove the line")
         first[pair] = where
-        rating = _number(where, "rating", row["rating"])
-        time = _number(where, "time", row["time"], int)
-        for name, value in zip(columns, (*pair, rating, time), strict=True):
+        values = (*pair, _number(where, "rating", row["rating"]),
+                  _number(where, "time", row["time"], int))
+        for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     if not first:
         raise DataError(f"{path.name}: no ratings in the file; it must hold at least one line")
@@ -166,9 +166,9 @@ def _items(path: Path, form: Format) -> dict[str, list[Any]]:
             names = [genre for genre, flag in flags if flag == "1"]
         else:
             names = row["genres"].split(form.genre_separator)
-        title = match[1] if match else row["title"]
-        number = _number(where, "year", year, int) if year.isdigit() else 0
-        genres = tuple(g for g in names if g not in ("", "unknown", "(no genres listed)"))
-        for name, value in zip(columns, (row["item"], title, number, genres), strict=True):
+        values = (row["item"], match[1] if match else row["title"],
+                  _number(where, "year", year, int) if year.isdigit() else 0,
+                  tuple(g for g in names if g not in ("", "unknown", "(no genres listed)")))
+        for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     return columns

@@ -112,8 +112,8 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
     own = torch.bincount(ratings.users, minlength=ratings.user_count)[ratings.users].double()
     last = (own * test).long()
     held = last + (own * validation).long()
-    middle = (later >= last) & (later < held)
-    return Split(ratings.take(later >= held), ratings.take(middle), ratings.take(later < last))
+    return Split(ratings.take(later >= held), ratings.take((later >= last) & (later < held)),
+                 ratings.take(later < last))
 
 
 def standardise(split: Split) -> Split:

@@ -60,8 +60,8 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (),
     height of a dashed line. read: further panels, title -> a function that reads a number from a
     Round. loss: whether to show the mean local loss.
     """
-    wanted: dict[str, Callable[[Round], float]] = {"mean local loss": lambda r: r.loss}
-    wanted = wanted if loss else {}
+    wanted: dict[str, Callable[[Round], float]] = (
+        {"mean local loss": lambda r: r.loss} if loss else {})
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
     return overlay({title: {name: [(r.number, value(r)) for r in rounds
                                    if title not in metrics or title in r.metrics]
@@ -126,8 +126,8 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     """
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
-            colours = [COLOURS[i % len(COLOURS)] for i in range(len(named))]
-            drawn = axis.barh(list(named), list(named.values()), color=colours)
+            drawn = axis.barh(list(named), list(named.values()),
+                              color=[COLOURS[i % len(COLOURS)] for i in range(len(named))])
             axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
             axis.invert_yaxis()
             axis.margins(x=0.18)

@@ -55,8 +55,8 @@ class NewUsers:
         have.
         """
         means, first = item_means(self.train, strength), self.first(k)
-        above = torch.zeros(self.query.user_count)
-        above.index_add_(0, first["user"], first["target"] - means[first["item"]])
+        above = torch.zeros(self.query.user_count).index_add_(
+            0, first["user"], first["target"] - means[first["item"]])
         return lambda users, items: means[items] + above[users] / (k + strength)
 
     def error(self, score: Score) -> float:

@@ -178,6 +178,6 @@ def _held(split: Split, part: str) -> Ratings:
     """The held-out ratings of a part, after checking that there is one for each user."""
     require(part in ("validation", "test"), "part", part, "choose validation or test")
     held: Ratings = getattr(split, part)
-    once = len(held) > 0 and len(held.users.unique()) == len(held)
-    require(once, "part", part, "ranking needs one held-out item a user; split with leave_one_out")
+    require(0 < len(held) == len(held.users.unique()), "part", part,
+            "ranking needs one held-out item a user; split with leave_one_out")
     return held

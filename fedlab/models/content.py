@@ -103,8 +103,8 @@ def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
     """
     require(strength > 0, "strength", strength, "choose a positive number of imagined ratings")
     counts = torch.bincount(train.users, minlength=train.user_count).float()
-    above = torch.zeros(train.user_count)
-    above.index_add_(0, train.users, train.values - train.values.mean())
+    above = torch.zeros(train.user_count).index_add_(
+        0, train.users, train.values - train.values.mean())
     activity = counts.clamp(min=1).log()
     return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
 
@@ -141,8 +141,8 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
             f"give {train.item_count} rows")
     counts = torch.bincount(train.users, minlength=train.user_count).clamp(min=1)
     clicked = vectors[train.items]
-    total = torch.zeros(train.user_count, vectors.shape[1])
-    total.index_add_(0, train.users, clicked - clicked.mean(0))
+    total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(
+        0, train.users, clicked - clicked.mean(0))
     return total / counts[:, None]
 
 

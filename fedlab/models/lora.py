@@ -52,8 +52,8 @@ class Adapted(nn.Module):
         require(alpha > 0, "alpha", alpha, "choose a positive number, say twice the rank")
         self.base, self.scale = base, alpha / rank
         bound = base.in_features**-0.5  # as kaiming_uniform_(a=5**0.5), which peft takes
-        uniform = torch.rand(rank, base.in_features, generator=generator) * 2 - 1
-        self.a = nn.Parameter(uniform * bound)
+        self.a = nn.Parameter(
+            (torch.rand(rank, base.in_features, generator=generator) * 2 - 1) * bound)
         self.b = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:

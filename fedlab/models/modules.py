@@ -120,8 +120,8 @@ def loaded(module: nn.Module, params: Tree) -> nn.Module:
 
 def _places(column: Tensor, held: int) -> Tensor:
     """The row of each example: its own place, or 0 when the client holds one row for all."""
-    one_row = held == 1
-    return torch.zeros_like(column) if one_row else torch.arange(len(column), device=column.device)
+    return (torch.zeros_like(column) if held == 1
+            else torch.arange(len(column), device=column.device))
 
 
 def _refuse(net: nn.Module) -> None:
@@ -129,14 +129,13 @@ def _refuse(net: nn.Module) -> None:
     for name, part in net.named_modules():
         kind, where = type(part).__name__, name or "itself"
         running = isinstance(part, _NormBase) and part.track_running_stats
-        fix = ("its running statistics mix clients and outlive the round; use nn.GroupNorm or "
-               "nn.LayerNorm")
-        require(not (isinstance(part, _BatchNorm) or running), f"module {where}", kind, fix)
-        odd = isinstance(part, _DropoutNd) and type(part) is not nn.Dropout
-        require(not odd, f"module {where}", kind, "its draws cannot be keyed; use nn.Dropout")
+        require(not (isinstance(part, _BatchNorm) or running), f"module {where}", kind,
+                "its running statistics mix clients and outlive the round; use nn.GroupNorm or "
+                "nn.LayerNorm")
+        require(not isinstance(part, _DropoutNd) or type(part) is nn.Dropout, f"module {where}",
+                kind, "its draws cannot be keyed; use nn.Dropout")
         if isinstance(part, nn.Embedding):
-            plain = part.max_norm is None and not part.sparse
-            require(plain, f"module {where}", kind,
+            require(part.max_norm is None and not part.sparse, f"module {where}", kind,
                     "max_norm and sparse change tables in place; leave both out")
     lazy = [name for name, weight in net.named_parameters()
             if isinstance(weight, nn.parameter.UninitializedParameter)]
@@ -152,8 +151,8 @@ def _check_rows(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
         require(column in inputs, "inputs", column,
                 f"rows names this column; inputs has {', '.join(inputs)}")
         part = net.get_submodule(name.rpartition(".")[0])
-        padded = isinstance(part, nn.Embedding) and part.padding_idx is not None
-        require(not padded, f"rows[{name!r}]", column,
+        require(not isinstance(part, nn.Embedding) or part.padding_idx is None,
+                f"rows[{name!r}]", column,
                 "padding_idx counts whole tables; leave it out or the row here")
 
 
@@ -188,12 +187,12 @@ def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
             f"module={type(net).__name__!r}: cannot be stacked over clients ({reason}); use "
             "operations that torch.func.vmap knows, nn.Dropout for chance, and in rows the column "
             "that a table is looked up by") from error
-    close = torch.allclose(single.reshape(expected[:1].shape), expected[:1], rtol=1e-3, atol=1e-4)
-    require(close, "module", type(net).__name__,
+    require(torch.allclose(single.reshape(expected[:1].shape), expected[:1], rtol=1e-3, atol=1e-4),
+            "module", type(net).__name__,
             "an example's prediction changes with the others of its batch; "
             "batches are padded, so predict each by itself")
-    close = torch.allclose(stacked, expected.expand(2, *expected.shape), rtol=1e-3, atol=1e-4)
-    require(close, "rows", dict(by_row),
+    require(torch.allclose(stacked, expected.expand(2, *expected.shape), rtol=1e-3, atol=1e-4),
+            "rows", dict(by_row),
             "stacked predictions differ from the module's own; a table in rows must be "
             "looked up by its column and by nothing else")
     return activity

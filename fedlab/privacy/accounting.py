@@ -66,8 +66,8 @@ class Release:
                 "choose a positive number; without noise nothing holds")
         require(0 < self.rate <= 1, "rate", self.rate,
                 "choose a share of the clients from above 0 to 1")
-        whole = isinstance(self.times, int) and self.times >= 0
-        require(whole, "times", self.times, "choose a whole number, 0 or more")
+        require(isinstance(self.times, int) and self.times >= 0, "times", self.times,
+                "choose a whole number, 0 or more")
         require(self.sampling in SAMPLING, "sampling", self.sampling,
                 f"choose one of {', '.join(SAMPLING)}")
         require(self.sampling != "all" or self.rate == 1, "rate", self.rate,
@@ -201,10 +201,9 @@ def fixed_size_rdp(rate: float, noise: float, order: float) -> float:
     Source: Wang, Balle, Kasiviswanathan 2019, theorem 27.
     """
     if order != int(order):  # (order - 1) times the divergence is convex in the order
-        below = math.floor(order)
-        t = order - below
-        low, high = _log_moment(rate, noise, below), _log_moment(rate, noise, below + 1)
-        return ((1 - t) * low + t * high) / (order - 1)
+        below, t = math.floor(order), order - math.floor(order)
+        return ((1 - t) * _log_moment(rate, noise, below)
+                + t * _log_moment(rate, noise, below + 1)) / (order - 1)
     return _log_moment(rate, noise, int(order)) / (order - 1)
 
 

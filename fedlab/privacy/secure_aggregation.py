@@ -90,8 +90,7 @@ class Member:
         """
         self._others = {number: keys for number, keys in everyone.items() if number != self.number}
         self._threshold = threshold
-        count = max(everyone)
-        both = [split_secret(secret, count, threshold)
+        both = [split_secret(secret, max(everyone), threshold)
                 for secret in (self._mask.private_bytes_raw(), self._seed)]
         return {number: self._sealed(number, b"".join(points[number - 1].to_bytes(66, "big")
                                                       for points in both))

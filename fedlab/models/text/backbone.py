@@ -72,8 +72,8 @@ class Backbone(nn.Module):
                 f"choose from 0 to {len(stacked) - 1}")
         kept = stacked[below:layers or len(stacked)]
         self.model.config.num_hidden_layers = len(kept)
-        layer_list = [Recomputed(layer) for layer in kept] if checkpoint else kept
-        setattr(holder, name, nn.ModuleList(layer_list))
+        setattr(holder, name, nn.ModuleList(Recomputed(layer) if checkpoint else layer
+                                            for layer in kept))
         if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
             self.model.norm = nn.Identity()  # it belongs behind the last layer only
         for name in ("embeddings", "embed_tokens") if below else ():
@@ -103,8 +103,7 @@ class Backbone(nn.Module):
         mask = torch.zeros(visible.shape, device=device).masked_fill(~visible, -1e9)
         inputs: dict[str, Any] = {"use_cache": False} if self.causal else {}
         inputs |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
-        states: Tensor = self.model(attention_mask=mask, **inputs).last_hidden_state
-        return states
+        return cast(Tensor, self.model(attention_mask=mask, **inputs).last_hidden_state)
 
 
 class _Passing(nn.Module):
@@ -177,6 +176,7 @@ class Recomputed(nn.Module):
             own, args, kwargs = pytree.tree_unflatten(leaves, shape)
             out = functional_call(self.part, own, args, kwargs)
             return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
         return cast(Tensor, _Again.apply(run, *(flat[i] for i in at)))
 
 
@@ -207,8 +207,7 @@ class _Again(torch.autograd.Function):
             tensors = list(saved)
             for i, tensor in zip(at, some, strict=True):
                 tensors[i] = tensor
-            out: Tensor = ctx.run(*tensors)
-            return out
-        pulled_back = vjp(run, *(saved[i] for i in at))[1](grads[0])
-        found = dict(zip(at, pulled_back, strict=True))
+            return cast(Tensor, ctx.run(*tensors))
+
+        found = dict(zip(at, vjp(run, *(saved[i] for i in at))[1](grads[0]), strict=True))
         return None, *(found.get(i) for i in range(len(saved)))

@@ -84,8 +84,8 @@ def tfidf(texts: Sequence[str]) -> Tensor:
     found = torch.zeros(len(texts), len(at))
     for row, each in enumerate(words):
         for word in each.keys() & at.keys():
-            rarity = math.log((1 + len(texts)) / (1 + spread[word])) + 1
-            found[row, at[word]] = each[word] * rarity
+            found[row, at[word]] = each[word] * (
+                math.log((1 + len(texts)) / (1 + spread[word])) + 1)
     return torch.nn.functional.normalize(found)
 
 
@@ -129,9 +129,9 @@ class Encoder:
         filled = torch.tensor([row + [pad] * (int(lengths.max()) - len(row)) for row in ids])
         there = torch.arange(filled.shape[1]) < lengths[:, None]  # (b, T)
         device = self.model.device
-        states = self.model(input_ids=filled.to(device),
-                            attention_mask=there.long().to(device)).last_hidden_state
-        states = states.float().cpu()
+        states = self.model(
+            input_ids=filled.to(device), attention_mask=there.long().to(device)
+        ).last_hidden_state.float().cpu()
         if self.pooling == "last":
             return states[torch.arange(len(ids)), lengths - 1]
         return (states * there[..., None]).sum(1) / lengths[:, None]
@@ -194,8 +194,7 @@ def vectors(texts: Sequence[str], model: str = MINILM, pooling: str = "mean", *,
     key = fingerprint(texts, model, pooling)
     file = cache_folder() / "text" / f"{key}.safetensors"
     for kept in (SHIPPED, file):
-        found = read_vectors(kept, key)
-        if found is not None:
+        if (found := read_vectors(kept, key)) is not None:
             return found
     made = encoder(model, pooling, device)(texts, progress)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -214,8 +213,8 @@ def fingerprint(texts: Sequence[str], model: str, pooling: str) -> str:
     folder = Path(model)
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in there]
-    what = json.dumps([model, files, pooling, ROOM, list(texts)])
-    return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([model, files, pooling, ROOM, list(texts)]).encode(),
+                           digest_size=16).hexdigest()
 
 
 def write_vectors(file: Path, key: str, found: Tensor) -> None:

@@ -93,6 +93,6 @@ def kernel_ridge(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
     known.diagonal().add_(strength)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(known))
     found = kernel[:, at] @ inverse
-    own = inverse.diagonal().clone()
-    found[at] = (inverse / -own[:, None]).fill_diagonal_(0)  # each warm item from all the others
+    # each warm item from all the others
+    found[at] = (inverse / -inverse.diagonal()[:, None]).fill_diagonal_(0)
     return found

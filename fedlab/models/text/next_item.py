@@ -113,8 +113,7 @@ class Sequences:
                 "histories are of clicks; set task='clicks'")
         columns = self.data.draw(cohort, epochs, negatives, generator)
         table, order, starts = self._known
-        user = columns["user"]
-        first = starts[user]
+        user, first = columns["user"], starts[columns["user"]]
         uniform = torch.rand(len(user), generator=generator, dtype=torch.float64)
         drawn = order[first + (uniform * (starts[user + 1] - first)).long()]
         row = torch.where(columns["target"] > 0, self.data.rows(user, columns["item"]), drawn)

@@ -55,8 +55,8 @@ class TextEncoder(nn.Module):
         below = 0 if top is None else count - top
         self.body = (None if top == 0
                      else Backbone(encoder, below=below, checkpoint=checkpoint).cpu())
-        inputs = ids if top is None else _frozen_states(Backbone(encoder, below), ids)
-        self.register_buffer("kept", inputs)
+        self.register_buffer("kept", ids if top is None
+                             else _frozen_states(Backbone(encoder, below), ids))
         self.register_buffer("there", ids != PAD)
         if self.body is not None and top is not None:
             _check_cut(self, encoder, ids, top)
@@ -79,8 +79,8 @@ def _check_cut(texts: TextEncoder, encoder: Encoder, ids: Tensor, top: int) -> N
     with torch.no_grad():
         cut, there = texts(torch.arange(min(3, len(ids))))
         whole = Backbone(encoder).cpu()(ids[:3])
-    close = torch.allclose(cut[there], whole[there], atol=1e-3, rtol=1e-3)
-    require(close, "top", top, f"{encoder.name} cannot be cut between layers; choose 0 or None")
+    require(torch.allclose(cut[there], whole[there], atol=1e-3, rtol=1e-3), "top", top,
+            f"{encoder.name} cannot be cut between layers; choose 0 or None")
 
 
 class Dense(nn.Module):
