@@ -52,12 +52,13 @@ def upload(stars, titles):
                             Config(local_lr=0.1, **steps)))
         items = stars.train.items[torch.isin(stars.owner[stars.train.users], chosen)]
         name = next(n for n in sent[0].deltas if n.endswith((f"{LAYER}.weight", f"{LAYER}.a")))
-        return (sum(part.deltas[name].values.sum(0) for part in sent),
-                set(tokens(read_once(MINILM), [titles[i] for i in items.tolist()], 12).unique().tolist()) - {-1})
+        words = tokens(read_once(MINILM), [titles[i] for i in items.tolist()], 12)
+        delta = sum(part.deltas[name].values.sum(0) for part in sent)
+        return delta, set(words.unique().tolist()) - {-1}
     return made
 
 
-def told(delta, length=12):
+def recovered(delta, length=12):
     outside, _ = recover_tokens(delta, Backbone(read_once(MINILM)), LAYER, length)
     return set((outside < 0.01).nonzero()[:, 0].tolist())
 
@@ -65,7 +66,7 @@ def told(delta, length=12):
 @pytest.mark.parametrize("batch_size", [0, 4])
 def test_words_are_read_whatever_the_steps(upload, batch_size):
     delta, truth = upload(batch_size=batch_size)
-    found = told(delta)
+    found = recovered(delta)
     assert len(truth) > 30
     assert len(found & truth) / len(truth) >= 0.97
     assert len(found & truth) / len(found) >= 0.97
@@ -73,17 +74,17 @@ def test_words_are_read_whatever_the_steps(upload, batch_size):
 
 def test_a_narrow_adapter_says_less_and_a_wide_one_as_much(upload):
     narrow, truth = upload(rank=8, batch_size=0)
-    assert not told(narrow)
+    assert not recovered(narrow)
     wide, truth = upload(rank=128, batch_size=0)
-    assert len(told(wide) & truth) / len(truth) > 0.7
+    assert len(recovered(wide) & truth) / len(truth) > 0.7
 
 
 def test_a_sum_tells_words_until_more_enter_than_the_layer_is_wide(upload, stars):
     quiet = stars.counts.argsort(stable=True).tolist()
     few, truth = upload(clients=tuple(quiet[:6]), batch_size=0)
-    assert told(few) == truth  # a secure sum of six hides no word
+    assert recovered(few) == truth  # a secure sum of six hides no word
     many, truth = upload(clients=tuple(quiet[:24]), batch_size=0)
-    assert len(told(many) & truth) / len(truth) < 0.05
+    assert len(recovered(many) & truth) / len(truth) < 0.05
 
 
 def test_noise_hides_words_when_there_is_much(upload):

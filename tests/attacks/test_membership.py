@@ -19,24 +19,25 @@ from fedlab.models import matrix_factorisation
 from fedlab.privacy import gaussian_epsilon
 
 
-def test_traces_by_hand():
+def test_membership_scores_by_hand():
     moved = torch.tensor([1.0, 3.0, 5.0, 5.0])
     popularity = torch.tensor([1.0, 1.0, 3.0, 3.0])  # films 0, 1 are alike, so are 2, 3
     watched = torch.tensor([[True, False, True, False], [False, True, True, True], [False] * 4])
     # farther than alike: -1, 1, 0, 0; weights 1/2, 1/2, 1/4, 1/4
     expected = [-0.5 / 0.75, 0.5 / 1.0, 0.0]
-    torch.testing.assert_close(membership_scores(moved, watched, popularity), torch.tensor(expected))
+    scores = membership_scores(moved, watched, popularity)
+    torch.testing.assert_close(scores, torch.tensor(expected))
 
 
 def test_intervals_by_scipy():
     for found, of in ((0, 10), (3, 10), (10, 10), (171, 335)):
         theirs = binomtest(found, of).proportion_ci(method="exact")
         assert clopper_pearson(found, of) == pytest.approx((theirs.low, theirs.high))
-    assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))          # by hand: nobody of ten
+    assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))  # by hand: none of ten
     assert clopper_pearson(10, 10) == pytest.approx((0.025**0.1, 1.0))
     generator = torch.Generator().manual_seed(0)
-    members, others = torch.randn(150, generator=generator) + 0.5, torch.randn(120,
-                                                                               generator=generator)
+    members = torch.randn(150, generator=generator) + 0.5
+    others = torch.randn(120, generator=generator)
     scores, inside = torch.cat([members, others]), torch.arange(270) < 150
     found = membership_metrics(scores, inside)
 
@@ -45,8 +46,8 @@ def test_intervals_by_scipy():
     theirs = bootstrap((members.numpy(), others.numpy()), area, vectorized=False, n_resamples=400,
                        rng=0, method="percentile").confidence_interval
     assert found["auc"] == pytest.approx(area(members.numpy(), others.numpy()))
-    assert (found["auc_low"], found["auc_high"]) == pytest.approx((theirs.low, theirs.high),
-                                                                  abs=0.02)
+    interval = found["auc_low"], found["auc_high"]
+    assert interval == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():
@@ -80,7 +81,8 @@ def test_no_attack_on_a_gaussian_sum_passes_the_bound(noise):
 
 def test_the_spread_of_an_auc_by_hand():
     # at 1/2 with many of both: sqrt((m + o + 1) / (12 m o)), as of Mann and Whitney's U
-    assert auc_standard_error(0.5, 40, 60) == pytest.approx(math.sqrt(101 / (12 * 40 * 60)), rel=1e-3)
+    expected = math.sqrt(101 / (12 * 40 * 60))
+    assert auc_standard_error(0.5, 40, 60) == pytest.approx(expected, rel=1e-3)
     assert auc_standard_error(1.0, 40, 60) == 0
 
 

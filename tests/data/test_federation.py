@@ -63,8 +63,8 @@ def test_unseen_items_are_exactly_the_complement(seen, seed):
 def test_unseen_items_are_equally_likely():
     run, items = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 4])
     drawn = unseen(run, items, 5, torch.ones(60_000).long(), stream(0, "x"))  # of the second user
-    assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000,
-                                                                         0], abs=600)
+    counts = torch.bincount(drawn, minlength=5).tolist()
+    assert counts == pytest.approx([0, 20_000, 20_000, 20_000, 0], abs=600)
 
 
 def test_draw_shuffles_within_clients_and_epochs(clicks):
@@ -78,8 +78,8 @@ def test_draw_shuffles_within_clients_and_epochs(clicks):
 
 def test_partitions_cover_all_users_with_no_empty_platform(split):
     train = split.train
-    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05), by_genre(train,
-                                                                                             7)):
+    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05),
+                  by_genre(train, 7)):
         assert owner.shape == (671,)
         assert sorted(owner.unique().tolist()) == list(range(7))
         assert len(Federation(split.train, owner)) == 7

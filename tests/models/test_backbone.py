@@ -36,13 +36,14 @@ def test_a_body_gives_the_states_of_its_encoder(pretrained):
 
 def test_what_enters_the_first_layer_is_known_for_every_word(pretrained):
     body, given, ids = Backbone(pretrained, 1), [], torch.tensor([[17, 4, 300]])
-    name = "layer.0.attention.self.query" if pretrained.name == MINILM else "layers.0.self_attn.q_proj"
+    name = ("layer.0.attention.self.query" if pretrained.name == MINILM
+            else "layers.0.self_attn.q_proj")
     hook = next(m for n, m in body.named_modules() if n.endswith(name)).register_forward_pre_hook(
         lambda _, x: given.append(x[0][0]))
     with torch.no_grad():
         body(ids)
     hook.remove()
-    first = next(layer_inputs(body, name, 3))                                   # the first 512 words
+    first = next(layer_inputs(body, name, 3))  # the first 512 words
     assert first.shape == (512, 3, body.width)
     torch.testing.assert_close(first[ids[0], torch.arange(3)], given[0], atol=1e-4, rtol=1e-4)
 

@@ -46,7 +46,8 @@ def test_a_kernel_by_hand():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: text_kernel(TEXTS, 0.0), "width=0.0"), (lambda: item_kernel([], None, 0, 0), "texts=0"),
+    (lambda: text_kernel(TEXTS, 0.0), "width=0.0"),
+    (lambda: item_kernel([], None, 0, 0), "texts=0"),
     (lambda: item_kernel([TEXTS], None, -1.0), "genres, years"),
     (lambda: kernel_ridge(text_kernel(TEXTS), WARM, 0.0), "strength=0.0"),
     (lambda: kernel_ridge(text_kernel(TEXTS), torch.arange(12) == 3), "warm=1"),

@@ -28,9 +28,8 @@ from fedlab.privacy import (
 
 def words(count, length, seed=0):
     chance = np.random.default_rng(seed)
-    return {number: chance.integers(0, 2**32, length, dtype=np.uint32) for number in range(1,
-                                                                                           count
-                                                                                           + 1)}
+    return {number: chance.integers(0, 2**32, length, dtype=np.uint32)
+            for number in range(1, count + 1)}
 
 
 def plain(vectors, there):
@@ -46,16 +45,16 @@ def test_a_thousand_cases_of_drop_outs_are_exact_or_aborted():
         count = chance.randint(2, 7)
         threshold = chance.randint(count // 2 + 1, count)
         vectors = words(count, 3, case)
-        dropped_before = {n for n in vectors if chance.random() < 0.25}
-        dropped_after = {n for n in vectors if chance.random() < 0.25} - dropped_before
-        there = [n for n in vectors if n not in dropped_before]
-        if len(there) - len(dropped_after) >= threshold:
-            assert np.array_equal(secure_sum(vectors, threshold, dropped_before=dropped_before, dropped_after=dropped_after).total,
-                                  plain(vectors, there))
+        before = {n for n in vectors if chance.random() < 0.25}
+        after = {n for n in vectors if chance.random() < 0.25} - before
+        there = [n for n in vectors if n not in before]
+        if len(there) - len(after) >= threshold:
+            found = secure_sum(vectors, threshold, dropped_before=before, dropped_after=after)
+            assert np.array_equal(found.total, plain(vectors, there))
             exact += 1
             continue
         with pytest.raises(SecureSumError, match=r"threshold|needed, so nothing is opened"):
-            secure_sum(vectors, threshold, dropped_before=dropped_before, dropped_after=dropped_after)
+            secure_sum(vectors, threshold, dropped_before=before, dropped_after=after)
     assert 300 < exact < 900
 
 
@@ -156,21 +155,22 @@ def test_fixed_point_sums_do_not_overflow_and_are_close():
     with pytest.raises(ParameterError,
                        match=r"values=2\.01: beyond the bound 2 sums overflow; clip first"):
         fixed.encode(np.array([2.01]))
-    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"), ((float("nan"), 5),
-                                                                            "bound=nan")):
+    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"),
+                         ((float("nan"), 5), "bound=nan")):
         with pytest.raises(ParameterError, match=message):
             FixedPoint(*bad)
 
 
 def test_bytes_are_counted():
-    told = secure_sum(words(4, 100), 3)
-    letter = 12 + 2 * 66 + 16                                      # nonce, two shares, tag
-    assert told.bytes_up == 4 * 64 + 16 * letter + 4 * 400 + 16 * 66
+    found = secure_sum(words(4, 100), 3)
+    sealed = 12 + 2 * 66 + 16                                      # nonce, two shares, tag
+    assert found.bytes_up == 4 * 64 + 16 * sealed + 4 * 400 + 16 * 66
 
 
 @pytest.mark.parametrize(("vectors", "threshold", "message"), [
     (words(4, 3), 2, "threshold=2: choose more than half of the 4 clients"),
-    (words(4, 3), 5, "threshold=5"), ({2: words(4, 3)[1]}, 1, r"vectors=\[2\]: number clients 1, 2, ...")])
+    (words(4, 3), 5, "threshold=5"),
+    ({2: words(4, 3)[1]}, 1, r"vectors=\[2\]: number clients 1, 2, ...")])
 def test_bad_runs_are_refused(vectors, threshold, message):
     with pytest.raises(ParameterError, match=message):
         secure_sum(vectors, threshold)
