@@ -72,7 +72,7 @@ class Key:
         """(n,) word `index` (n,) of `client` (n,): whole numbers from 0 to 2^32 - 1, int64.
 
         >>> Key(0, "example").words(torch.tensor([7, 7]), torch.tensor([0, 1])).tolist()
-        [3368004743, 146082236]
+        [835110006, 3434897237]
         """
         found = _blocks(client, index >> 2, self.halves)
         return found.gather(1, (index & 3)[:, None])[:, 0].long() & WORD

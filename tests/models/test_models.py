@@ -31,8 +31,8 @@ def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
     grid = score(users, items)
     assert grid.shape == (3, 2)
     torch.testing.assert_close(grid.flatten(), score(users.flatten(), items.flatten()))
-    one = torch.stack([score(u[None], i[None])[0] for u, i in zip(users.flatten(), items.flatten(),
-                                                                  strict=True)])
+    one = torch.stack([score(u[None], i[None])[0]
+                       for u, i in zip(users.flatten(), items.flatten(), strict=True)])
     torch.testing.assert_close(grid.flatten(), one)
 
 
