@@ -67,7 +67,7 @@ class ItemQueries:
             people = (self.data.owner == client).nonzero()[:, 0]
             mine = cohort[place:place + 1]
             luck = films.uniform(mine, epochs * len(stock)).view(epochs, -1)
-            film = stock[luck.argsort(1, stable=True)[:, :self.items]].flatten()
+            film = stock[luck.argsort(dim=1, stable=True)[:, :self.items]].flatten()
             asked = users.runs(mine, torch.tensor([len(film) * self.users]))
             who = people[below(asked, len(people))].view(-1, self.users)
             parts.append((torch.full_like(film, place),

@@ -4,8 +4,7 @@ Of a whole batch, or part after part.
 
 A client's gradient has the same bits whoever stands beside it. A product of matrices of a single
 client would not: for a batch of one BLAS takes another routine where a side is 1. So a client alone
-is worked out beside itself. Nor would torch's sigmoid, whose last few numbers are worked out one by
-one; `Model.slope` is of other functions.
+is worked out beside itself. Nor would torch's sigmoid, for which see `fedlab.models.model`.
 
 Letters: A clients active in the step, B examples each.
 """
@@ -19,15 +18,15 @@ from fedlab.models import Model, Product
 
 def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
               share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
-    """(loss of each example (A, B), gradient of the sum of `share` times loss by each leaf).
+    """(prediction of each example (A, B), gradient of the sum of `share` times loss by each leaf).
 
     By hand where known.
     """
     if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
         two = [{name: torch.cat([value, value]) for name, value in tree.items()}
                for tree in (leaves, columns)]
-        loss, grads = _gradients(model, two[0], constants, two[1], torch.cat([share, share]))
-        return loss[:1], [Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1]
+        found, grads = _gradients(model, two[0], constants, two[1], torch.cat([share, share]))
+        return found[:1], [Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1]
                           for g in grads]
     return _gradients(model, leaves, constants, columns, share)
 
@@ -38,13 +37,14 @@ def _gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
     if model.pullback is not None:
         prediction, pull = model.pullback(leaves | constants, columns)
         by_name = pull(model.slope(prediction, target) * share)
-        return model.loss(prediction.float(), target), [by_name[name] for name in leaves]
+        return prediction.float(), [by_name[name] for name in leaves]
     ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     prediction = model.predict(ready | constants, columns)
-    slope = model.slope(prediction.detach().float(), target)
+    found = prediction.detach().float()
+    slope = model.slope(found, target)
     slope = slope * share.view(*share.shape, *[1] * (slope.dim() - 2))
     grads = torch.autograd.grad(prediction, list(ready.values()), slope.to(prediction.dtype))
-    return model.loss(prediction.detach().float(), target), list(grads)
+    return found, list(grads)
 
 
 def multiplied(grad: Tensor | Product) -> Tensor:
@@ -67,15 +67,15 @@ def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, shar
     """
     if not 0 < micro < share.shape[1]:
         return gradients(model, leaves, constants, columns, share)
-    losses, found = [], list[list[Tensor]]()
+    predictions, found = [], list[list[Tensor]]()
     for first in range(0, share.shape[1], micro):
         cut = slice(first, first + micro)
         mine = {name: leaf.detach()[:, cut] if name in each else leaf.detach() for name,
                 leaf in leaves.items()}
         here = {name: column[:, cut] for name, column in columns.items()}
-        loss, grads = gradients(model, mine, constants, here, share[:, cut])
-        losses.append(loss)
+        prediction, grads = gradients(model, mine, constants, here, share[:, cut])
+        predictions.append(prediction)
         every = [multiplied(grad) for grad in grads]
         found = [[*old, new] if name in each or not old else [old[0] + new] for name, old,
                  new in zip(leaves, found or [[] for _ in every], every, strict=True)]
-    return torch.cat(losses, 1), [torch.cat(parts, 1) for parts in found]
+    return torch.cat(predictions, 1), [torch.cat(parts, 1) for parts in found]

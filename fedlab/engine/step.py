@@ -171,7 +171,7 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 
 def build(model: Model, optimizer: str, precision: str, micro: int = 0,
           multiply: bool = False) -> Step:
-    """The step of a model: trains `values` in place and returns the loss of each example, (A, B).
+    """The step of a model: trains `values` in place and returns its predictions before, (A, B).
 
     precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas
     stay fp32. micro: examples whose gradient is worked out at a time, 0 for all. multiply: a
@@ -203,7 +203,7 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
         with torch.autocast(weight.device.type, torch.bfloat16,
                             cache_enabled=False) if half else nullcontext():
             each = frozenset(name for name, kind in kinds.items() if flat[kind] is not None)
-            loss, grads = accumulated(model, leaves, constants, columns, share, each, micro)
+            prediction, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
                 grads = [multiplied(g) for g in grads]
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
@@ -215,17 +215,17 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
                 _scatter(value, flat[kind], _times(cast(Tensor, grad), numbers[5]))
             else:
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
-        return loss
+        return prediction
     return step
 
 
 def loop(step: Step, tiny: Step, work: Work, constants: Tree,
           numbers: list[tuple[float, ...]] | Tensor) -> Tensor:
-    """Step after step.
+    """Step after step; the predictions (M, B).
 
     `tiny` serves those where a size is 1, which torch.compile would treat apart.
     """
-    losses = []
+    found = []
     index = {kind: rows if rows is None else rows.split(work.active) for kind,
              rows in work.index.items()}
     columns = {name: parts(column, work.active) for name, column in work.columns.items()}
@@ -233,7 +233,7 @@ def loop(step: Step, tiny: Step, work: Work, constants: Tree,
         live = {name: rows[number] for name, rows in work.live.items()}
         held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what,
                 tree in work.rows.items()}
-        losses.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
+        found.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
             held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
             {name: as_tensor(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))
-    return torch.cat(losses)
+    return torch.cat(found)
