@@ -95,7 +95,7 @@ class Key:
     def uniform(self, client: Tensor, columns: int) -> Tensor:
         """(C, D) uniform numbers from 0 to below 1, multiples of 2^-32, float64."""
         words = self.runs(client, torch.full_like(client, columns))
-        return words.view(len(client), columns) * 2.0**-32
+        return words.view(len(client), columns).double().mul_(2.0**-32)
 
     def normal(self, client: Tensor, columns: int) -> Tensor:
         """(C, D) normal numbers of mean 0 and deviation 1, at most 6.7 in size, float32."""

@@ -44,7 +44,7 @@ def test_no_rating_is_in_both_and_each_round_cuts_anew():
         assert len({item for item, _ in pairs}) == len(pairs) == 12
         seen.add(tuple(sorted(pairs)))
         sizes.add(sum(1 for _, query in pairs if not query))
-    assert len(seen) == 20
+    assert len(seen) >= 18                 # of one rating there are but twelve cuts: two may agree
     assert sizes <= set(range(1, 7))                                    # half of twelve at most
     assert len(sizes) > 3
 
