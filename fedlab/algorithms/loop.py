@@ -113,6 +113,14 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
                     equal)
 
 
+def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate: Any = None,
+             schedule: Schedule | None = None,
+             participation: Participation | None = None) -> list[Part]:
+    """All parts of a run in the order in which they act, the usual ones where none is given."""
+    return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
+            *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+
+
 def draws_negatives(data: Any) -> bool:
     """Whether a source draws unseen items beside clicks; targets may be given, too."""
     return data.task == "clicks" and getattr(data, "draws_negatives", True)
@@ -147,8 +155,7 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     check_device(device)
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
-    parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
-             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: settings or {}
     told = ask()
     asked = Settings(**told)
