@@ -22,25 +22,18 @@ from torch import Tensor
 
 from fedlab.core import ParameterError, Tree, as_tensor, require
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.engine.step import Numbers, Step, Work, build, hyper, loop, settle
+from fedlab.engine.step import Numbers, Step, Work, build, hyper, loop
 from fedlab.models import Model
 
 Predict = Callable[[Tree, Tree], Tensor]
 
 
-def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
-    """Take all steps of `work` in place, by the engine that the local names; the losses (M, B)."""
-    losses = _steps(model, work, local)
-    settle(work, local)
-    return losses
+def other_steps(model: Model, work: Work, local: LocalSettings, eager: Step) -> Tensor:
+    """Take all steps of `work` in place, compiled or captured; the losses (M, B).
 
-
-def _steps(model: Model, work: Work, local: LocalSettings) -> Tensor:
-    eager = build(model, local.optimizer, local.precision, local.micro_batch)
-    numbers = hyper(local, len(work.active))
-    if local.engine == "eager":
-        return loop(eager, eager, work, model.constants, numbers)
-    on_device = torch.tensor(numbers, device=work.weight.device)
+    eager: the step as it stands.
+    """
+    on_device = torch.tensor(hyper(local, len(work.active)), device=work.weight.device)
     if local.engine == "captured":
         return _replay(eager, model, work, on_device, local)
     with _tracing():

@@ -26,8 +26,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, as_tensor, parts
-from fedlab.engine.gradient import accumulated, multiplied
+from fedlab.core import Tree, as_tensor, pieces
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
@@ -144,7 +143,7 @@ def settle(work: Work, local: LocalSettings) -> None:
 def _add_product(values: Tensor, grad: Product) -> None:
     """Add to (A, F, H), in place.
 
-    One client alone beside itself, as in `fedlab.engine.gradient`.
+    One client alone beside itself, as in `fedlab.engine.step`.
     """
     if len(values) == 1:
         two = [torch.cat([side, side]) for side in (values, *grad)]
@@ -232,7 +231,7 @@ def loop(step: Step, tiny: Step, work: Work, constants: Tree,
     losses = []
     index = {kind: rows if rows is None else rows.split(work.active) for kind,
              rows in work.index.items()}
-    columns = {name: parts(column, work.active) for name, column in work.columns.items()}
+    columns = {name: pieces(column, work.active) for name, column in work.columns.items()}
     for number, weight in enumerate(work.weight.split(work.active)):
         live = {name: rows[number] for name, rows in work.live.items()}
         held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what,
@@ -241,3 +240,80 @@ def loop(step: Step, tiny: Step, work: Work, constants: Tree,
             held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
             {name: as_tensor(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))
     return torch.cat(losses)
+
+
+def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
+              share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+    """(loss of each example (A, B), gradient of the sum of `share` times loss by each leaf).
+
+    By hand where known.
+    """
+    if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
+        two = [{name: torch.cat([value, value]) for name, value in tree.items()}
+               for tree in (leaves, columns)]
+        loss, grads = _gradients(model, two[0], constants, two[1], torch.cat([share, share]))
+        return loss[:1], [Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1]
+                          for g in grads]
+    return _gradients(model, leaves, constants, columns, share)
+
+
+def _gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
+               share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+    target = columns["target"]
+    if model.pullback is not None:
+        prediction, pull = model.pullback(leaves | constants, columns)
+        by_name = pull(model.slope(prediction, target) * share)
+        return model.loss(prediction.float(), target), [by_name[name] for name in leaves]
+    ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    prediction = model.predict(ready | constants, columns)
+    slope = model.slope(prediction.detach().float(), target)
+    slope = slope * share.view(*share.shape, *[1] * (slope.dim() - 2))
+    grads = torch.autograd.grad(prediction, list(ready.values()), slope.to(prediction.dtype))
+    return model.loss(prediction.detach().float(), target), list(grads)
+
+
+def multiplied(grad: Tensor | Product) -> Tensor:
+    """A gradient as one tensor, (A, F, H)."""
+    if not isinstance(grad, Product):
+        return grad
+    if len(grad.left) == 1:
+        return torch.bmm(*(torch.cat([side, side]) for side in grad))[:1]
+    return torch.bmm(*grad)
+
+
+def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor,
+                each: frozenset[str], micro: int) -> tuple[Tensor, list[Tensor | Product]]:
+    """The same as `gradients`, `micro` examples of each client at a time.
+
+    What is kept for the backward pass is theirs.
+
+    each: names of the leaves that have a row for each example, (A, B, ...); gradients of the others
+    add up. micro: 0 takes all at once.
+    """
+    if not 0 < micro < share.shape[1]:
+        return gradients(model, leaves, constants, columns, share)
+    losses, found = [], list[list[Tensor]]()
+    for first in range(0, share.shape[1], micro):
+        cut = slice(first, first + micro)
+        mine = {name: leaf.detach()[:, cut] if name in each else leaf.detach() for name,
+                leaf in leaves.items()}
+        here = {name: column[:, cut] for name, column in columns.items()}
+        loss, grads = gradients(model, mine, constants, here, share[:, cut])
+        losses.append(loss)
+        every = [multiplied(grad) for grad in grads]
+        found = [[*old, new] if name in each or not old else [old[0] + new] for name, old,
+                 new in zip(leaves, found or [[] for _ in every], every, strict=True)]
+    return torch.cat(losses, 1), [torch.cat(parts, 1) for parts in found]
+
+
+def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
+    """Take all steps of `work` in place, by the engine that `local` names; the losses (M, B)."""
+    eager = build(model, local.optimizer, local.precision, local.micro_batch)
+    if local.engine == "eager":
+        losses = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))
+    else:
+        from fedlab.engine.backends import other_steps  # noqa: PLC0415 - needs this file
+
+        losses = other_steps(model, work, local, eager)
+    settle(work, local)
+    return losses

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
-from fedlab.models.model import Model, check_sizes, drawn
-from fedlab.models.perceptron import perceptron
+from fedlab.models.model import Model, check_sizes, drawn, perceptron
 
 
 def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings",
