@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from fedlab.algorithms import SGD, Scaffold, federate, sample
+from fedlab.algorithms import Scaffold, federate, sample
 from fedlab.core import Key, ParameterError, Settings
 from fedlab.data import Columns
-from fedlab.engine import LocalSettings, arrange, holdings, padded, step
+from fedlab.engine import SGD, LocalSettings, arrange, holdings, padded, step
 from fedlab.models import from_module, perceptron
 
 G = torch.Generator().manual_seed(0)

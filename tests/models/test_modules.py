@@ -9,9 +9,10 @@ from oracle import train_module
 from torch import nn
 from torch.nn import functional
 
-from fedlab.algorithms import SGD, federate
+from fedlab.algorithms import federate
 from fedlab.core import Key, ParameterError, Settings, as_tensor
 from fedlab.data import Columns
+from fedlab.engine import SGD
 from fedlab.evaluation import scorer
 from fedlab.models import from_module, perceptron
 
