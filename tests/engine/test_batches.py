@@ -5,13 +5,13 @@ Optimiser and shape of local work.
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import context, tiny
 from oracle import train_one
 
 from fedlab.algorithms import Scaffold, federate, sample
-from fedlab.core import Key, Rows, Settings
-from fedlab.data import Federation, by_activity
-from fedlab.engine import LocalSettings, arrange, hyper, train_cohort
+from fedlab.core import Key, Settings
+from fedlab.data import Columns, Federation, by_activity
+from fedlab.engine import SGD, LocalSettings, arrange, hyper, train_cohort
 from fedlab.models import Model
 
 SETTINGS = {
@@ -129,8 +129,18 @@ def test_one_sgd_step_by_hand(build):
     torch.testing.assert_close(deltas["bias"].values, torch.tensor([0.4]))
 
 
-def test_groups_of_clients_join_in_order():
-    part = Rows(torch.ones(2), torch.tensor([0, 1]), torch.tensor([0, 0]))
-    joined = Rows.joined([part, Rows(torch.zeros(1), torch.tensor([5]), torch.tensor([1]))])
-    assert joined.ids.tolist() == [0, 1, 5]
-    assert joined.client.tolist() == [0, 0, 1]
+def test_fedprox_holds_clients_back():
+    two = Columns({"x": torch.tensor([1.0, 3.0]), "target": torch.tensor([1.0, 6.0])},
+                  torch.tensor([0, 1]), "ratings")
+    line = Model("line", "ratings", lambda seed: {"w": torch.zeros(1, 1)},
+                 lambda p, b: p["w"] * b["x"], {"w": "one"})
+    free, held = (next(federate(line, two, Settings(cohort=2), local=SGD(
+        local_epochs=20, local_lr=0.02, batch_size=0, proximal=mu))) for mu in (0.0, 10.0))
+    assert (held.norms < free.norms).all()
+
+
+def test_work_is_what_a_client_goes_through(clicks, stars, build):
+    model, cohort = build("matrix factorisation", clicks.train), torch.tensor([3, 9])
+    local = SGD(local_epochs=2, negatives=3)
+    assert torch.equal(local.work(context(model, clicks), cohort), clicks.counts[cohort] * 2 * 4)
+    assert torch.equal(local.work(context(model, stars), cohort), stars.counts[cohort] * 2)
