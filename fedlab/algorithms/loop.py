@@ -109,7 +109,8 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
     run, who, schedule, local, *uplink, aggregate, server = cast(list[Any], own)
     equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
-    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts, equal)
+    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts,
+                    equal)
 
 
 def draws_negatives(data: Any) -> bool:
@@ -206,8 +207,8 @@ def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
 def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
     """What the parts may know of the next round, with its plan."""
     state = {name: dict(kept) for name, kept in before.state.items()}
-    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.run.seed, pipe.facts,
-                           private=pipe.spending is not None)
+    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.run.seed,
+                           pipe.facts, private=pipe.spending is not None)
     context.work = lambda cohort: pipe.local.work(context, cohort)
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)

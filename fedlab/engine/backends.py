@@ -29,7 +29,7 @@ Predict = Callable[[Tree, Tree], Tensor]
 
 
 def other_steps(model: Model, work: Work, local: LocalSettings, eager: Step) -> Tensor:
-    """Take all steps of `work` in place, compiled or captured; the losses (M, B).
+    """Take all steps of `work` in place, compiled or captured; the predictions (M, B).
 
     eager: the step as it stands.
     """
@@ -149,19 +149,19 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
         if len(_graphs) >= GRAPHS:
             _graphs.pop(next(iter(_graphs)))                 # the oldest
         _graphs[key] = _capture(eager, wide, given, numbers, model.constants)
-    graph, buffers, losses, _ = _graphs[key]
+    graph, buffers, found, _ = _graphs[key]
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()
     # values come first
     for held, buffer in zip(work.rows["values"].values(), buffers, strict=False):
         held.copy_(buffer[: len(held)])
-    return losses.clone()
+    return found.clone()
 
 
 def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
              constants: Tree) -> "tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]":
-    """(graph, its input buffers in the order of `given`, its losses, the constants it reads)."""
+    """(graph, its input buffers in the order of `given`, its predictions, the constants it reads)."""
     buffers = [t.clone() for t in given]
     mine = {id(t): buffer for t, buffer in zip(given, buffers, strict=True)}
 
@@ -178,5 +178,5 @@ def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        losses = loop(eager, eager, static, constants, mine[id(numbers)])
-    return graph, buffers, losses, constants
+        found = loop(eager, eager, static, constants, mine[id(numbers)])
+    return graph, buffers, found, constants

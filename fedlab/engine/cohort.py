@@ -331,14 +331,14 @@ def _alike(model: Model, examples: Tree, per_epoch: Tensor,
 def room(count: Tensor, batch_size: int) -> Tensor:
     """(C,) how wide a client's batches are padded, by its own examples of an epoch alone (C,).
 
-    To a power of two, at most the batch size; whole epochs in one batch, to a power of two or one
-    and a half.
+    To a power of two, at most the batch size; whole epochs in one batch to an eighth of that, so
+    that less than a quarter is padding.
     """
     wide = 2 ** count.double().log2().ceil().long()
     if batch_size:
         return wide.clamp(max=batch_size)
-    less = wide - wide // 4
-    return torch.where(count <= less, less, wide)
+    part = (wide // 8).clamp(min=1)
+    return (count + part - 1) // part * part
 
 
 def single(model: Model, examples: Tree, clients: int) -> list[Tensor]:

@@ -86,14 +86,9 @@ class Model:
         return loss.mean(-1) if loss.dim() > 2 else loss
 
     def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Derivative of each example's loss by its prediction.
-
-        The sigmoid is 1 / (1 + exp(-x)): torch's own gives other bits at the end of a tensor.
-        """
-        if self.task == "clicks":
-            slope = prediction.neg().exp_().add_(1).reciprocal_().sub_(target)
-        else:
-            slope = 2 * (prediction - target)
+        """Derivative of each example's loss by its prediction."""
+        clicks = self.task == "clicks"
+        slope = sigmoid(prediction) - target if clicks else 2 * (prediction - target)
         return slope / prediction.shape[-1] if prediction.dim() > 2 else slope
 
 
@@ -103,6 +98,20 @@ def drawn(seed: int, name: str, rows: int, columns: int) -> Tensor:
     More rows change none of these.
     """
     return Key(seed, f"init {name}").normal(torch.arange(rows), columns)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid, with the same bits for a number wherever in a tensor it stands.
+
+    On a CPU torch's own takes 32 numbers at a time and the rest one by one, by another exp; so the rest
+    is filled up. (1 / (1 + exp(-x)) in single operations would cost 7% of a small round.)
+    """
+    count, x = x.numel(), x.contiguous()
+    if torch.compiler.is_compiling() or count % 32 == 0:
+        return x.sigmoid()
+    filled = x.new_zeros(count + -count % 32)
+    filled[:count] = x.view(-1)
+    return filled.sigmoid_()[:count].view_as(x)
 
 
 def check_sizes(**sizes: int) -> None:

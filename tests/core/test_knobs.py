@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedlab import Local, ParameterError, Settings, Stage, knob, register
 from fedlab.aggregation import MeanOfHolders, ServerStep
 from fedlab.core import REGISTRY, Part, described, knobs, like, title_of
-from fedlab.core.knobs import _described
+from fedlab.core.knobs import Knob, _described
 from fedlab.engine import SGD, LocalSettings
 
 
@@ -77,7 +77,10 @@ def test_every_knob_has_a_default_that_fits_and_readers():
     assert found["local_lr"].readers[:1] == ("sgd",)
     assert not found["seed"].knob.live
     assert found["local_lr"].knob.live
-    assert found["aggregation"].knob.options == tuple(REGISTRY["aggregation"])
+    choice = Knob(0, 0, "", "an aggregation", parts="aggregation")
+    assert choice.options == tuple(REGISTRY["aggregation"])
+    with pytest.raises(ParameterError, match="rule='mode': choose one of .*weighted mean"):
+        choice.check("rule", "mode", str)
 
 
 def test_a_name_is_the_words_of_the_class_or_its_title():

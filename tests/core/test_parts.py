@@ -11,7 +11,7 @@ from fedlab.aggregation import (
     TrimmedMean,
     WeightedMean,
 )
-from fedlab.algorithms import Buffered, Implicit, Participation, Scaffold, Synchronous
+from fedlab.algorithms import Buffered, Implicit, Participation, Scaffold, Synchronous, sample
 from fedlab.attacks import Poison
 from fedlab.communication import ErrorFeedback
 from fedlab.core import (
@@ -95,10 +95,12 @@ def test_a_fact_that_another_part_took_away_is_named_with_that_part():
     ([ErrorFeedback(), Clip(), SecureSum()], "secure sum: needs updates whose every number is sent in full"),
     ([Clip(quantile=0.5), LocalNoise()], "local noise: needs nobody's length counted, which clip"),
     ([Clip(), LocalNoise(), SecureSum()], "secure sum: needs a bound on the length .*; local noise took it away"),
-    ([Clip(), GaussianNoise(), SecureSum()], "secure sum: needs updates without noise, which gaussian noise"),
+    ([Clip(), GaussianNoise(), SecureSum()], "secure sum: needs every client's own update, which gaussian noise"),
     ([Buffered(), Clip(), GaussianNoise()], "gaussian noise: needs updates of this very round, which buffered"),
     ([Buffered(), Scaffold()], "scaffold: needs updates of this very round, which buffered"),
     ([Participation(early=0.1), Buffered()], "buffered: needs the same clients in every round, which participation"),
+    ([Participation(sampler=sample), Buffered()], "buffered: needs cohorts whose chances are known, which participation"),
+    ([Participation(sampler=sample), Clip(), GaussianNoise()], "gaussian noise: needs cohorts whose chances are known"),
     ([Participation(sampling="poisson"), Buffered()], "buffered: needs a cohort of fixed size, which participation"),
     ([Implicit(), Krum()], "krum: needs a sum over clients, which Gram matrices live in, which implicit"),
     ([Own("kept", side="server"), Own("late")], "late: needs updates that are still with their clients, which kept"),

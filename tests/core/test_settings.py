@@ -15,7 +15,10 @@ def test_only_what_is_turned_is_held_and_all_else_is_usual():
     assert len(settings) == 2
     assert "rounds" in settings
     assert "cohort" not in settings
-    assert settings.get("cohort") is None
+    assert settings.get("cohort") == 64
+    assert settings.get("no such knob", 3) == 3
+    with pytest.raises(KeyError):
+        settings["replace"]
     assert repr(settings) == "Settings(rounds=3, local_lr=0.25)"
 
 

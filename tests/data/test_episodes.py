@@ -121,4 +121,5 @@ def test_counting_by_hand():
     torch.testing.assert_close(item_means(found.train), torch.tensor(means))
     above = (-2.0 - means[1]) / (1 + 5)  # user 1 gave film 1 a star, 2 below the mean
     expected = [(2.0 - means[0] - above) ** 2, (0.0 - means[2] - above) ** 2]
-    assert found.error(found.counted(1)) == pytest.approx((sum(expected) / 2) ** 0.5, rel=1e-5)
+    error = found.error(found.mean_baseline(1))
+    assert error == pytest.approx((sum(expected) / 2) ** 0.5, rel=1e-5)
