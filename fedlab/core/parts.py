@@ -357,13 +357,15 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
     """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
     for fact in part.needs:
         if fact not in facts:
-            way = f"{cause[fact]} took it away: change their order" if fact in cause else (
-                f"put {' or '.join(_makers(fact)) or 'a part that gives it'} in front of it")
+            makers = " or ".join(_makers(fact)) or "a part that gives it"
+            way = (f"{cause[fact]} took it away: change their order, or leave one of them out"
+                   if fact in cause else f"put {makers} in front of it")
             raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:
-            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, 'to be without ' + fact)}, which {cause[fact]} "
-                                 "leaves no more; change their order, or leave one of them out")
+            what = FACTS.get(fact, "to be without " + fact)
+            raise ParameterError(f"{part.name}: needs {what}, which {cause[fact]} leaves no more; "
+                                 "change their order, or leave one of them out")
 
 
 def _makers(fact: str) -> list[str]:
