@@ -10,7 +10,7 @@ import fedlab
 HOUSE = Path(fedlab.__file__).parent
 FLOORS = ["core", "data", "models", "engine", "evaluation", "aggregation", "communication",
           "privacy", "attacks", "algorithms", "workbench", "course"]
-FACES = ["__init__", "__main__"]
+FACES = ["__init__", "__main__", "fedavg"]
 
 
 def imported(path):
