@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require, title_of
+from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
 from fedlab.core.tree import Delta, Rows, Score, Tree, Update
@@ -33,10 +33,11 @@ FACTS = {
     "summed": "every client's own update",
     "noised": "updates without noise",
     "stale": "updates of this very round",
-    "members": "the same clients in every round",
-    "poisson": "a cohort of fixed size",
+    "members": "the same clients in every round (late=0 and early=0)",
+    "poisson": "a cohort of fixed size (sampling='fixed')",
+    "sampled": "cohorts drawn at random, by no sampler of your own",
     "coded": "updates whose every number is sent in full",
-    "second moments": "a sum over clients, which Gram matrices live in",
+    "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
 }
 # a stage takes these facts away unless it declares that it keeps them
@@ -46,16 +47,15 @@ REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
 
 
 class Part:
-    """What can be combined: a frozen dataclass whose fields are its knobs, see `register`."""
+    """What can be combined: a frozen dataclass whose fields are its knobs, see `register`.
+
+    name: as messages, settings and `Round.state` have it; `register` makes it of the class name.
+    """
 
     kind: ClassVar[str] = ""
+    name: ClassVar[str] = "a part of your own"
     needs: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def name(self) -> str:
-        """As messages, settings and `Round.state` have it."""
-        return title_of(type(self))
 
     def adds(self) -> dict[str, Any]:
         """Facts for the parts behind this one, with their values."""
@@ -153,6 +153,11 @@ class Aggregation(Part):
     def streams(self) -> bool:
         """Whether it walks the updates once."""
         return False
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it asks for the weights of clients."""
+        return True
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
@@ -289,6 +294,7 @@ class RoundContext:
     before: Round
     params: Tree
     state: dict[str, dict[str, Any]]
+    seed: int = 0
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     asked: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     plan: Plan = field(default_factory=lambda: Plan(torch.empty(0, dtype=torch.int64), {}, {}, 0.0))
@@ -302,12 +308,6 @@ class RoundContext:
     def number(self) -> int:
         """Of the round under way, from 1."""
         return self.before.number + 1
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-        seed: int = self.settings.seed
-        return seed
 
     @property
     def expected(self) -> float:
@@ -387,8 +387,10 @@ def check_read(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
         readers = [part for part in parts if name in knobs(type(part))]
         others = [title for kind in REGISTRY.values() for title, cls in kind.items()
                   if name in knobs(cls)]
-        require(bool(readers), name, value, "nothing in this run reads it; "
-                f"{', '.join(others) or 'no part'} would")
+        kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
+        here = " and ".join(part.name for part in parts if part.kind in kinds)
+        require(bool(readers), name, value, f"nothing in this run reads it"
+                f"{here and ' beside ' + here}; {', '.join(others) or 'no part'} would")
         idle = [part.name for part in readers if name in part.idle(facts[part.name])]
         require(len(idle) < len(readers), name, value,
                 f"{' and '.join(idle)} does not read it in this combination; leave it as it was")
