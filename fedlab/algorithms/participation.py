@@ -107,8 +107,9 @@ class Participation(Part):
 
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""
-        some = {"members": True} if self.members or self.late or self.early else {}
-        return some | ({"poisson": True} if self.sampling == "poisson" else {})
+        facts = {"members": self.members or self.late or self.early,
+                 "poisson": self.sampling == "poisson", "own sampler": self.sampler}
+        return {name: value for name, value in facts.items() if value}
 
     def idle(self, facts: Any) -> tuple[str, ...]:
         """An own sampler decides by itself."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
-from fedlab.core.tree import Delta, Rows, Score, Tree, Update
+from fedlab.core.tree import Delta, Rows, Score, Tree, Update, whole
 
 P = TypeVar("P", bound="Part")
 
@@ -39,6 +39,7 @@ FACTS = {
     "coded": "updates whose every number is sent in full",
     "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
+    "own sampler": "cohorts whose chances are known",
 }
 # a stage takes these facts away unless it declares that it keeps them
 FRAGILE = ("clipped", "equal")
@@ -160,8 +161,8 @@ class Aggregation(Part):
         return True
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        raise NotImplementedError
+        """The delta by name; write this, or `delta`."""
+        return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
