@@ -160,6 +160,8 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     told = ask()
     asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
+    if pipe.spending:
+        pipe.spending.check_delta(len(data))
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))

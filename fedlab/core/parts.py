@@ -33,10 +33,11 @@ FACTS = {
     "summed": "every client's own update",
     "noised": "updates without noise",
     "stale": "updates of this very round",
-    "members": "the same clients in every round",
-    "poisson": "a cohort of fixed size",
+    "members": "the same clients in every round (late=0 and early=0)",
+    "poisson": "a cohort of fixed size (sampling='fixed')",
+    "sampled": "cohorts drawn at random, by no sampler of your own",
     "coded": "updates whose every number is sent in full",
-    "second moments": "a sum over clients, which Gram matrices live in",
+    "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
     "own sampler": "cohorts whose chances are known",
 }
@@ -153,6 +154,11 @@ class Aggregation(Part):
     def streams(self) -> bool:
         """Whether it walks the updates once."""
         return False
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it asks for the weights of clients."""
+        return True
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name; write this, or `delta`."""
@@ -352,13 +358,15 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
     """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
     for fact in part.needs:
         if fact not in facts:
-            way = f"{cause[fact]} took it away: change their order" if fact in cause else (
-                f"put {' or '.join(_makers(fact)) or 'a part that gives it'} in front of it")
+            makers = " or ".join(_makers(fact)) or "a part that gives it"
+            way = (f"{cause[fact]} took it away: change their order, or leave one of them out"
+                   if fact in cause else f"put {makers} in front of it")
             raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:
-            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, 'to be without ' + fact)}, which {cause[fact]} "
-                                 "leaves no more; change their order, or leave one of them out")
+            what = FACTS.get(fact, "to be without " + fact)
+            raise ParameterError(f"{part.name}: needs {what}, which {cause[fact]} leaves no more; "
+                                 "change their order, or leave one of them out")
 
 
 def _makers(fact: str) -> list[str]:
@@ -380,8 +388,10 @@ def check_read(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
         readers = [part for part in parts if name in knobs(type(part))]
         others = [title for kind in REGISTRY.values() for title, cls in kind.items()
                   if name in knobs(cls)]
-        require(bool(readers), name, value, "nothing in this run reads it; "
-                f"{', '.join(others) or 'no part'} would")
+        kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
+        here = " and ".join(part.name for part in parts if part.kind in kinds)
+        require(bool(readers), name, value, f"nothing in this run reads it"
+                f"{here and ' beside ' + here}; {', '.join(others) or 'no part'} would")
         idle = [part.name for part in readers if name in part.idle(facts[part.name])]
         require(len(idle) < len(readers), name, value,
                 f"{' and '.join(idle)} does not read it in this combination; leave it as it was")
