@@ -86,11 +86,11 @@ def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") 
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
 
 
-def round_of(model: Model, data: Source, settings: Settings, number: int, params: Tree,
-             **parts: Any) -> Round:
-    """Round `number` from these parameters; parts: as `federate` takes them."""
+def from_params(model: Model, data: Source, settings: Settings, params: Tree,
+                **parts: Any) -> Callable[[int], Round]:
+    """Number -> the round of this number from these parameters; parts: as `federate` takes them."""
     pipe = pipeline(in_order(**parts), settings, data)
-    return one_round(pipe, model, data, Round(number - 1, settings, params))
+    return lambda number: one_round(pipe, model, data, Round(number - 1, settings, params))
 
 
 def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None],
