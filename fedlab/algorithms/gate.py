@@ -44,7 +44,7 @@ class Books:
         light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort",
                                                                      "steps")))
         self.kept.append(Sent(light, sent.own))
-        self.norms.append(length)
+        self.norms.append(length.float())
         self.weight += float(sent.update.weights.sum())
 
     def private(self, params: Tree, names: Iterable[str]) -> Tree:
@@ -148,8 +148,9 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
 def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
     """Refuse clients whose rows are not the server's in name, type, shape or number."""
     everybody, grown = torch.arange(len(update.cohort)), set[tuple[int, int, int]]()
-    for name in context.asked.keys() - update.deltas.keys():
-        refuse(everybody, f"{name!r} is missing")
+    for name in context.asked:
+        if name not in update.deltas:
+            refuse(everybody, f"{name!r} is missing")
     for name, rows in update.deltas.items():
         if name not in context.asked:
             refuse(rows.client, f"nobody asked for {name!r}")
