@@ -9,7 +9,7 @@ from fedlab.models.content import (
     user_factor_model,
     user_features,
 )
-from fedlab.models.factorisation import interaction, matrix_factorisation
+from fedlab.models.factorisation import hybrid, interaction, matrix_factorisation
 from fedlab.models.lora import Adapted, adapted, merged
 from fedlab.models.model import Model, Product
 from fedlab.models.modules import from_module, loaded
@@ -17,6 +17,6 @@ from fedlab.models.perceptron import perceptron
 from fedlab.models.recipes import Content, Interaction, Linear, MatrixFactorisation, UserFactors
 
 __all__ = ["Adapted", "Content", "Interaction", "Linear", "MatrixFactorisation", "Model", "Product",
-           "UserFactors", "adapted", "content", "from_module", "genre_profile", "history",
+           "UserFactors", "adapted", "content", "from_module", "genre_profile", "history", "hybrid",
            "interaction", "item_features", "linear", "loaded", "matrix_factorisation", "merged",
            "perceptron", "user_factor_model", "user_features"]

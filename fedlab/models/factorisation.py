@@ -85,3 +85,23 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1,
 
     rows = {**table.rows, "dense": "one", "offset": "one"}
     return Model("interaction", task, init, predict, rows, table.private, noise=noise)
+
+
+def hybrid(users: int, known: Tensor, dim: int = 32, *, task: str = "clicks",
+           private_users: bool = True, spread: float = 0.1) -> Model:
+    """`y = p_u . (q_i + W x_i) + beta_i`: an item by its own row and by what is known of it.
+
+    known: x (I, F), say narrowed text vectors. So an item that few have clicked is not without.
+    """
+    table = matrix_factorisation(users, len(known), dim, task=task, private_users=private_users,
+                                 spread=spread)
+
+    def init(seed: int) -> Tree:
+        return table.init(seed) | {"told": torch.zeros(1, known.shape[1], dim)}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        item = p["item"] + p["known"][batch["item"]] @ p["told"]  # (..., B, D)
+        return (p["user"] * item).sum(-1) + p["bias"]
+
+    return Model("hybrid", task, init, predict, {**table.rows, "told": "one"}, table.private,
+                 {"known": known})

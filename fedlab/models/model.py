@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab.core import Key, Tree, require
@@ -52,7 +52,7 @@ class Model:
     empty otherwise. pullback(parameters, batch) -> (predictions, a function from their gradient to
     the gradient of each parameter at the examples): predict's gradient by hand, where it is worth
     it; None leaves it to autograd. activity: floats that `predict` keeps for one example beside its
-    parameters, to plan memory by.
+    parameters, to plan memory by. module: what it was made from, for `loaded`.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Model:
     noise: Callable[[Tensor, Tensor, Key], Tree] = _nothing
     pullback: Callable[[Tree, Tree], tuple[Tensor, Pull]] | None = None
     activity: int = 0
+    module: nn.Module | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be kept private."""

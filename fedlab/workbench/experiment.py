@@ -42,10 +42,20 @@ from fedlab.core import (
     unread,
     walk,
 )
-from fedlab.data import Federation, Ratings, Source, Split, leave_one_out, read, split_by_time, standardise
+from fedlab.data import (
+    Federation,
+    Ratings,
+    Source,
+    Split,
+    leave_one_out,
+    read,
+    split_by_time,
+    standardise,
+)
 from fedlab.engine import LocalSettings
 from fedlab.evaluation import Candidates, candidates, scorer
 from fedlab.models import Model
+
 
 @register
 class Choices(Part):
@@ -76,14 +86,17 @@ class Choices(Part):
     measure_every: int = knob(1, 1, 1_000, "rounds",
                               "how often the validation metrics are worked out", live=False,
                               usual=(1, 20))
+    against: int = knob(99, 1, 100_000, "items", "how many unseen items a held-out click is ranked "
+                        "against", live=False, log=True, usual=(9, 999), group="measuring")
     device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False,
                        group="machine and draws")
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Fine-tuning is local training by gradient steps, on the examples of a federation."""
+        """Clicks are ranked; who is fine-tuned takes gradient steps, on a federation's examples."""
         steps = issubclass(REGISTRY["local"][self.local], LocalSettings)
         plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
-        return () if steps and plain else ("personal",)
+        tuned = () if steps and plain else ("personal",)
+        return tuned if self.task == "clicks" else (*tuned, "against")
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ class Experiment:
     @cached_property
     def candidates(self) -> Candidates:
         """What the held-out clicks of the validation part are ranked against."""
-        return _candidates(*self._data, self.settings.seed)
+        return _candidates(*self._data, self.choices.against, self.settings.seed)
 
     @property
     def _data(self) -> tuple[type | None, str, Settings]:
@@ -257,8 +270,9 @@ def _split(part: type | None, name: str, own: Settings, task: str) -> Split:
 
 
 @lru_cache(maxsize=2)
-def _candidates(part: type | None, name: str, own: Settings, seed: int) -> Candidates:
-    return candidates(_split(part, name, own, "clicks"), "validation", seed=seed)
+def _candidates(part: type | None, name: str, own: Settings, against: int, seed: int
+                ) -> Candidates:
+    return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
 
 
 def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:

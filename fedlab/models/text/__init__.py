@@ -30,10 +30,12 @@ from fedlab.models.text.next_item import (
     narrowed,
     sequence_scorer,
 )
+from fedlab.models.text.recipes import Hybrid, Lora, NextItem, TextContent
 from fedlab.models.text.two_tower import GAIN, HEADS, TextEncoder, TwoTower
 
 __all__ = ["GAIN", "HEADS", "MINILM", "NONE", "SHIPPED", "SMOLLM2", "Backbone", "CrossEncoder",
-           "Encoder", "SASRec", "Sequences", "TextEncoder", "TwoTower", "close_years", "encoder",
-           "fingerprint", "histories", "item_kernel", "item_texts", "kernel_ridge", "last_films",
-           "like_genres", "likeness", "make_pairs", "mean_state", "narrowed", "sequence_scorer",
-           "store", "stored", "tfidf", "tokens", "vectors"]
+           "Encoder", "Hybrid", "Lora", "NextItem", "SASRec", "Sequences", "TextContent",
+           "TextEncoder", "TwoTower", "close_years", "encoder", "fingerprint", "histories",
+           "item_kernel", "item_texts", "kernel_ridge", "last_films", "like_genres", "likeness",
+           "make_pairs", "mean_state", "narrowed", "sequence_scorer", "store", "stored", "tfidf",
+           "tokens", "vectors"]
