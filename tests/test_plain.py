@@ -23,9 +23,8 @@ from fedlab import (
     perceptron,
 )
 from fedlab.core import Key, as_tensor
-from fedlab.data import rated_often
+from fedlab.data import of_users, rated_often
 from fedlab.fedavg import federated_averaging
-from fedlab.evaluation.newcomers import _of
 from fedlab.privacy import NoiseSource
 
 CLIENTS, ROUNDS = 9, 3
@@ -51,7 +50,7 @@ class Net(nn.Module):
 def films(ratings):
     few, _ = rated_often(ratings, 100)
     busy = torch.bincount(few.users, minlength=few.user_count) >= 8
-    few = _of(few, busy & (busy.cumsum(0) <= CLIENTS))
+    few = of_users(few, busy & (busy.cumsum(0) <= CLIENTS))
     return Federation(few, one_per_user(few))
 
 

@@ -161,11 +161,7 @@ class Function(Aggregation):
     def __init__(self, rule: Rule) -> None:
         """rule: (updates, server) -> delta by name."""
         self.rule = rule
-
-    @property
-    def name(self) -> str:
-        """The function's."""
-        return getattr(self.rule, "__name__", type(self.rule).__name__)
+        self.name = getattr(rule, "__name__", type(rule).__name__)  # type: ignore[misc]
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""

@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from fedlab.core import Recipe, Score, Tree, knob, register, require
 from fedlab.data import Federation, ItemQueries, Ratings
 from fedlab.models.content import content, history
-from fedlab.models.factorisation import hybrid
 from fedlab.models.lora import adapted
-from fedlab.models.model import Model
+from fedlab.models.model import Model, hybrid
 from fedlab.models.modules import from_module, loaded
 from fedlab.models.recipes import dim
 from fedlab.models.text.encoder import encoder, item_texts, vectors
-from fedlab.models.text.next_item import SASRec, Sequences, last_films, narrowed, sequence_scorer
+from fedlab.models.text.next_item import (
+    SASRec,
+    Sequences,
+    last_films,
+    principal_components,
+    sequence_scorer,
+)
 from fedlab.models.text.two_tower import TextEncoder, TwoTower
 
 GROUP = "text"
@@ -38,7 +43,7 @@ class TextContent(Recipe):
 
     def build(self, train: Ratings, task: str) -> Model:
         """The model for these train ratings."""
-        known = narrowed(_read(train), 2 * self.dim)
+        known = principal_components(_read(train), 2 * self.dim)
         return replace(content(known, history(train, known), self.dim, task=task), name=self.name)
 
 
@@ -50,7 +55,8 @@ class Hybrid(Recipe):
 
     def build(self, train: Ratings, task: str) -> Model:
         """The model for these train ratings."""
-        return hybrid(train.user_count, narrowed(_read(train), 2 * self.dim), self.dim, task=task)
+        known = principal_components(_read(train), 2 * self.dim)
+        return hybrid(train.user_count, known, self.dim, task=task)
 
 
 @register
