@@ -389,7 +389,8 @@ def unread(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
         readers = [part for part in parts if name in knobs(type(part))]
         idle = [part.name for part in readers if name in part.idle(facts[part.name])]
         if not readers:
-            found[name] = f"nothing in this run reads it; {', '.join(described()[name].readers)} would"
+            others = ", ".join(described()[name].readers)
+            found[name] = f"nothing in this run reads it; {others} would"
         elif len(idle) == len(readers):
             found[name] = f"{' and '.join(idle)} does not read it in this combination"
     return found
