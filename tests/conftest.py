@@ -3,12 +3,15 @@
 MovieLens and pretrained models once a session, and the three built-in models on it.
 """
 
+import random
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import settings
 
+from fedlab.core import REGISTRY
+from fedlab.core.knobs import _described
 from fedlab.data import (
     Catalogue,
     Federation,
@@ -76,3 +79,30 @@ def tiny(users, items, values=None, times=None, user_count=None, item_count=None
     values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
     times = torch.arange(len(users)) if times is None else torch.tensor(times)
     return Ratings(users, items, values, times, catalogue)
+
+
+GENRES = ("Comedy", "Drama", "Horror", "Children")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Settings of a tiny experiment, over 24 users and 40 films in a folder."""
+    folder, luck = tmp_path_factory.mktemp("small"), random.Random(0)
+    films = [f"{i},Film {i} of the {GENRES[i % 4]} ({1980 + i}),{GENRES[i % 4]}"
+             for i in range(1, 41)]
+    ratings = [f"{user},{film},{luck.randint(1, 10) / 2},{1000 * user + place}"
+               for user in range(1, 25)
+               for place, film in enumerate(luck.sample(range(1, 41), 12))]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
+    (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *ratings]))
+    return {"data": str(folder), "rounds": 2, "cohort": 8, "against": 20}
+
+
+@pytest.fixture
+def own_parts():
+    """What is registered in a test is gone after it."""
+    before = {kind: dict(parts) for kind, parts in REGISTRY.items()}
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+    _described.clear()

@@ -50,6 +50,9 @@ class Settings(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.turned
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.turned)
 
