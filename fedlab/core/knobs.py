@@ -40,8 +40,8 @@ class Knob:
     the kind of part whose registered names are the choices. many: several of these, joined by
     ' + ' in their order, or 'none'. others: texts that are none of the choices will do, too. live:
     takes effect at the next round; the others count from the next run. log: the slider moves by
-    ratios. usual: where the slider ends, unless told. group: what it is folded away with, where
-    all knobs are shown.
+    ratios. usual: where the slider ends, unless told; at low and high without. group: what it is
+    folded away with, where all knobs are shown.
     """
 
     low: float
@@ -51,7 +51,7 @@ class Knob:
     choices: tuple[str, ...] = ()
     live: bool = True
     log: bool = False
-    usual: tuple[float, float] = (0, 1)
+    usual: tuple[float, float] | None = None
     group: str = ""
     parts: str = ""
     many: bool = False

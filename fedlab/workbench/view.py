@@ -45,7 +45,7 @@ def describe_knob(name: str, span: tuple[Any, ...] | None,
         ends: dict[str, Any] = {"choices": list(span or knob.options),
                                 "kind": "several" if knob.many else closed}
     else:
-        low, high = span or knob.usual
+        low, high = span or knob.usual or (knob.low, knob.high)
         require(knob.low <= low < high <= knob.high, f"turn[{name!r}]", span,
                 f"choose two growing numbers from {knob.low:g} to {knob.high:g}")
         ends = {"low": low, "high": high, "whole": kind is int, "log": knob.log and low > 0,

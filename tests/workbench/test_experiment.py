@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import tiny
 
 from fedlab.__main__ import main
 from fedlab.core import (
@@ -14,6 +15,7 @@ from fedlab.core import (
     Metric,
     ParameterError,
     Partition,
+    Recipe,
     Settings,
     Stage,
     described,
@@ -23,7 +25,7 @@ from fedlab.core import (
     several,
     write_settings,
 )
-from fedlab.data import DataError, load
+from fedlab.data import DataError
 from fedlab.workbench import PRESETS, Experiment, Runs, Workbench, better, stream
 
 SHORT = next(iter(PRESETS.values())).replace(rounds=2, cohort=5)
@@ -245,19 +247,20 @@ def own():
 
     @register
     class Early(Dataset):
-        """The first users of the bundled data."""
+        """Users who click five films in a row."""
 
         users: int = knob(30, 5, 600, "users", "how many there are", live=False)
 
         def load(self):
-            ratings = load()
-            return ratings.take(ratings.users < self.users)
+            click = torch.arange(5 * self.users)
+            return tiny((click // 5).tolist(), ((click // 5 + click % 5) % 40).tolist(),
+                        item_count=40)
 
     @register
     class Spread(Metric):
         """How unlike the scores of one user are."""
 
-        modes = {"spread": "max"}
+        modes = {"spread": "max"}  # noqa: RUF012
 
         def measure(self, score, experiment):
             items = torch.arange(experiment.split.train.item_count)
@@ -281,21 +284,23 @@ def test_parts_of_your_own_are_choices_at_once(small):
     torch.testing.assert_close(half.params["bias"], whole.params["bias"] / 2)
     still = trained(settings_of(small, aggregation="nothing"))
     assert not still.params["bias"].any()
-    users = Experiment(Settings(data="early", users=7)).federation
-    assert int(users.counts.gt(0).sum()) == 7
+    assert [len(Experiment(Settings(data="early", users=users)).federation)
+            for users in (7, 9)] == [7, 9]
     bench = Workbench(stream, chosen, metrics=better())
     shown = {each["name"]: each for each in bench.spec["knobs"]}
     assert "halves" in shown["uplink"]["choices"]
     assert "nothing" in shown["aggregation"]["choices"]
     assert "early" in shown["data"]["choices"]
     assert (shown["share"]["live"], shown["sides"]["live"]) == (True, False)
+    assert (shown["users"]["low"], shown["users"]["high"]) == (5, 600)
     assert not {"share", "sides"} & set(bench.unread)
     bench.values = bench.values | {"uplink": "none"}
     assert bench.unread["share"] == "nothing in this run reads it; halves would"
     bench.close()
     with pytest.raises(ParameterError, match=r"wide.width='live': a model stays while a run lasts"):
-        register(type("Wide", (type(Experiment(Settings()).recipe).__base__,), {
-            "__annotations__": {"width": int}, "width": knob(1, 1, 9, "", "live by mistake")}))
+        @register
+        class Wide(Recipe):
+            width: int = knob(1, 1, 9, "", "live by mistake")
 
 
 OWN = '''
