@@ -57,7 +57,7 @@ class Buffered(Schedule):
     FedAsync's mixing rate is `server_lr`, at most 1.
     """
 
-    refuses = ("members", "poisson")
+    refuses = ("members", "poisson", "own sampler")
     method: str = knob("fedbuff", 0, 0, "", "step after a buffer of deltas, or mix in each model",
                        choices=("fedbuff", "fedasync"), live=False, group=GROUP)
     buffer: int = knob(10, 1, 1_000_000, "updates",

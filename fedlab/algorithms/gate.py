@@ -8,7 +8,7 @@ Letters: C clients of a chunk, R rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Books:
         light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort",
                                                                      "steps")))
         self.kept.append(Sent(light, sent.own))
-        self.norms.append(length)
+        self.norms.append(length.float())
         self.weight += float(sent.update.weights.sum())
 
     def private(self, params: Tree, names: Iterable[str]) -> Tree:
@@ -76,19 +76,31 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
     came: set[int] = set()
     for every in landed:
         books.count(every.update, context.asked)
-        length = norms({n: r for n, r in every.update.deltas.items() if n in context.asked},
-                       len(every.update.cohort))
+        length = _length(every.update, context)
         bad, sent = reasons(every, length, context, came), every
         if bad:
             fine = torch.tensor([place not in bad for place in range(len(every.update.cohort))])
             books.rejected |= {int(every.update.cohort[place]): why for place, why in bad.items()}
             sent, length = every.only(fine), length[fine]
-        books.keep(sent, length)
-        update = sent.update
+        books.keep(sent, length.float())
+        if not len(sent.update.cohort):
+            continue
+        update = replace(sent.update, deltas={n: sent.update.deltas[n] for n in context.asked})
         for stage in stages:
             update = checked(stage, update, context)
-        if len(update.cohort):
-            yield update
+        yield update
+
+
+def _length(update: Update, context: RoundContext) -> Tensor:
+    """(C,) L2 norm of what each client sent; where it is bounded, in float64.
+
+    In float32 an update of many rows that was clipped may seem longer than the clip.
+    """
+    sent = {name: rows for name, rows in update.deltas.items()
+            if name in context.asked and rows.values.is_floating_point()}
+    if context.notes["longest"] < float("inf"):
+        sent = {name: replace(rows, values=rows.values.double()) for name, rows in sent.items()}
+    return norms(sent, len(update.cohort))
 
 
 def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
@@ -136,8 +148,9 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
 def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
     """Refuse clients whose rows are not the server's in name, type, shape or number."""
     everybody, grown = torch.arange(len(update.cohort)), set[tuple[int, int, int]]()
-    for name in context.asked.keys() - update.deltas.keys():
-        refuse(everybody, f"{name!r} is missing")
+    for name in context.asked:
+        if name not in update.deltas:
+            refuse(everybody, f"{name!r} is missing")
     for name, rows in update.deltas.items():
         if name not in context.asked:
             refuse(rows.client, f"nobody asked for {name!r}")
@@ -160,7 +173,6 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         if outside.any():
             refuse(rows.client[outside],
                    f"its {name!r} has a row that is none of the server's {height}")
-        key = rows.client * height + rows.ids
-        repeated = key[1:] <= key[:-1]
+        repeated = (rows.client[1:] == rows.client[:-1]) & (rows.ids[1:] <= rows.ids[:-1])
         if repeated.any():
             refuse(rows.client[1:][repeated], f"its row numbers of {name!r} do not grow")

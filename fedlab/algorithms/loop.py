@@ -113,6 +113,14 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
                     equal)
 
 
+def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate: Any = None,
+             schedule: Schedule | None = None,
+             participation: Participation | None = None) -> list[Part]:
+    """All parts of a run in the order in which they act, the usual ones where none is given."""
+    return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
+            *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+
+
 def draws_negatives(data: Any) -> bool:
     """Whether a source draws unseen items beside clicks; targets may be given, too."""
     return data.task == "clicks" and getattr(data, "draws_negatives", True)
@@ -147,12 +155,13 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     check_device(device)
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
-    parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
-             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: settings or {}
     told = ask()
     asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
+    if pipe.spending:
+        pipe.spending.check_delta(len(data))
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
@@ -257,8 +266,9 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     who: Part = sums[-1] if sums else aggregate
     if not sums:
         weighed = (_alike(each) for each in updates) if pipe.equal else updates
-        kept = weighed if aggregate.streams else list(weighed)
-        found = aggregate.delta(kept, aggregate.given(context))
+        # beside what is sent, the rows that stay: a rule may judge whole models
+        whole = context.params | server
+        found = aggregate.delta(weighed if aggregate.streams else list(weighed), whole)
     else:
         added = (stage.add_up(updates, context) for stage in sums)
         own = next((total for total in added if total is not None), None)

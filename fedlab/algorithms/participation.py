@@ -107,8 +107,9 @@ class Participation(Part):
 
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""
-        some = {"members": True} if self.members or self.late or self.early else {}
-        return some | ({"poisson": True} if self.sampling == "poisson" else {})
+        facts = {"members": self.members or self.late or self.early,
+                 "poisson": self.sampling == "poisson", "own sampler": self.sampler}
+        return {name: value for name, value in facts.items() if value}
 
     def idle(self, facts: Any) -> tuple[str, ...]:
         """An own sampler decides by itself."""
@@ -132,8 +133,9 @@ class Participation(Part):
         require(self.cohort <= len(data), "cohort", self.cohort,
                 f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
         if self.sampling == "fixed" and not context.private:
-            cohort = (self.sampler or sample)(data, self.cohort, context.number, there,
-                                              seed=context.seed)
+            draw = self.sampler or sample
+            cohort = longest_first(data, draw(data, self.cohort, context.number, there,
+                                              seed=context.seed))
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
                                 "cohort", context.number)

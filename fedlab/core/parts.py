@@ -22,7 +22,7 @@ from torch import Tensor
 from fedlab.core.knobs import REGISTRY, ParameterError, described, knobs, require
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
-from fedlab.core.tree import Delta, Rows, Score, Tree, Update
+from fedlab.core.tree import Delta, Rows, Score, Tree, Update, whole
 
 P = TypeVar("P", bound="Part")
 
@@ -33,11 +33,13 @@ FACTS = {
     "summed": "every client's own update",
     "noised": "updates without noise",
     "stale": "updates of this very round",
-    "members": "the same clients in every round",
-    "poisson": "a cohort of fixed size",
+    "members": "the same clients in every round (late=0 and early=0)",
+    "poisson": "a cohort of fixed size (sampling='fixed')",
+    "sampled": "cohorts drawn at random, by no sampler of your own",
     "coded": "updates whose every number is sent in full",
-    "second moments": "a sum over clients, which Gram matrices live in",
+    "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
+    "own sampler": "cohorts whose chances are known",
 }
 # a stage takes these facts away unless it declares that it keeps them
 FRAGILE = ("clipped", "equal")
@@ -157,13 +159,14 @@ class Aggregation(Part):
         """Whether it walks the updates once."""
         return False
 
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        raise NotImplementedError
+    @property
+    def weighs(self) -> bool:
+        """Whether it asks for the weights of clients."""
+        return True
 
-    def given(self, context: "RoundContext") -> Tree:
-        """What it is handed as `server`: tensors of the shapes of what clients send."""
-        return context.server
+    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+        """The delta by name; write this, or `delta`."""
+        return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
@@ -360,13 +363,15 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
     """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
     for fact in part.needs:
         if fact not in facts:
-            way = f"{cause[fact]} took it away: change their order" if fact in cause else (
-                f"put {' or '.join(_makers(fact)) or 'a part that gives it'} in front of it")
+            makers = " or ".join(_makers(fact)) or "a part that gives it"
+            way = (f"{cause[fact]} took it away: change their order, or leave one of them out"
+                   if fact in cause else f"put {makers} in front of it")
             raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:
-            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, 'to be without ' + fact)}, which {cause[fact]} "
-                                 "leaves no more; change their order, or leave one of them out")
+            what = FACTS.get(fact, "to be without " + fact)
+            raise ParameterError(f"{part.name}: needs {what}, which {cause[fact]} leaves no more; "
+                                 "change their order, or leave one of them out")
 
 
 def _makers(fact: str) -> list[str]:
@@ -389,8 +394,11 @@ def unread(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
         readers = [part for part in parts if name in knobs(type(part))]
         idle = [part.name for part in readers if name in part.idle(facts[part.name])]
         if not readers:
-            others = ", ".join(described()[name].readers)
-            found[name] = f"nothing in this run reads it; {others} would"
+            others = described()[name].readers
+            kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
+            here = " and ".join(part.name for part in parts if part.kind in kinds)
+            found[name] = (f"nothing in this run reads it{here and ' beside ' + here}; "
+                           f"{', '.join(others)} would")
         elif len(idle) == len(readers):
             found[name] = f"{' and '.join(idle)} does not read it in this combination"
     return found

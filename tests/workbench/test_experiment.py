@@ -88,26 +88,26 @@ def trained(settings):
     return last
 
 
-def settings_of(small, **change):
+def settings_of(tiny_settings, **change):
     """Tiny settings; stars are not ranked against anything."""
-    left = {name: value for name, value in small.items()
+    left = {name: value for name, value in tiny_settings.items()
             if not (name == "against" and change.get("task") == "ratings")}
     return Settings(**left | change)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in (*CHOICES, "stage")
                                             for name in REGISTRY[kind]])
-def test_each_choice_trains_two_rounds(small, kind, name, tmp_path, monkeypatch):
+def test_each_choice_trains_two_rounds(tiny_settings, kind, name, tmp_path, monkeypatch):
     if name in ("text content", "hybrid", "sasrec", "lora", "mean of products"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # texts that nobody has encoded
     own = {"uplink" if kind == "stage" else kind: name}
-    found = trained(settings_of(small, **own | WITH.get(name, {})))
+    found = trained(settings_of(tiny_settings, **own | WITH.get(name, {})))
     assert set(found.metrics) - {"secure_s"} <= set(better())
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_choices_work_together(small, name):
-    trained(settings_of(small, **TOGETHER[name]))
+def test_choices_work_together(tiny_settings, name):
+    trained(settings_of(tiny_settings, **TOGETHER[name]))
 
 
 def test_every_registered_part_is_a_choice():
@@ -183,8 +183,8 @@ def test_knobs_that_count_from_the_next_round_do():
     ({"model": "sasrec", "task": "ratings"}, "task='ratings': sasrec learns from clicks"),
     ({"model": "sasrec", "local": "meta"}, "local='Episodes': sasrec makes examples of its own"),
 ])
-def test_what_cannot_be_built_says_why(small, change, message):
-    asked = settings_of(small, **change) if "data" not in change else Settings(**change)
+def test_what_cannot_be_built_says_why(tiny_settings, change, message):
+    asked = settings_of(tiny_settings, **change) if "data" not in change else Settings(**change)
     with pytest.raises((DataError, ParameterError), match=message):
         list(stream(lambda: asked))
 
@@ -207,8 +207,8 @@ def test_what_nothing_reads_is_told_with_the_reason():
     assert not {"noise", "adapts", "negatives"} & set(torn)
 
 
-def test_first_weights_of_modules_follow_the_seed(small):
-    model = Experiment(settings_of(small, model="sasrec")).model
+def test_first_weights_of_modules_follow_the_seed(tiny_settings):
+    model = Experiment(settings_of(tiny_settings, model="sasrec")).model
     first, again, other = model.init(1), model.init(1), model.init(2)
     assert all(torch.equal(first[name], again[name]) for name in model.rows)
     assert not torch.equal(first["rows"], other["rows"])
@@ -268,21 +268,21 @@ def own():
 
 
 @pytest.mark.usefixtures("own_parts")
-def test_parts_of_your_own_are_choices_at_once(small):
+def test_parts_of_your_own_are_choices_at_once(tiny_settings):
     own()
-    chosen = settings_of(small, uplink="halves + clip", share=0.25, partition="odd and even",
+    chosen = settings_of(tiny_settings, uplink="halves + clip", share=0.25, partition="odd and even",
                          sides=3)
     assert read_settings(write_settings(chosen), Settings()) == chosen
     done = trained(chosen)
     assert len(done.cohort) == 3
     assert done.metrics["spread"] > 0
     assert better()["spread"] == "max"
-    whole = trained(settings_of(small, partition="odd and even", sides=3, uplink="halves",
+    whole = trained(settings_of(tiny_settings, partition="odd and even", sides=3, uplink="halves",
                                 share=1.0, rounds=1))
-    half = trained(settings_of(small, partition="odd and even", sides=3, uplink="halves",
+    half = trained(settings_of(tiny_settings, partition="odd and even", sides=3, uplink="halves",
                                rounds=1))
     torch.testing.assert_close(half.params["bias"], whole.params["bias"] / 2)
-    still = trained(settings_of(small, aggregation="nothing"))
+    still = trained(settings_of(tiny_settings, aggregation="nothing"))
     assert not still.params["bias"].any()
     assert [len(Experiment(Settings(data="early", users=users)).federation)
             for users in (7, 9)] == [7, 9]
@@ -333,10 +333,10 @@ class Mean(Metric):
 
 
 @pytest.mark.usefixtures("own_parts")
-def test_parts_of_a_file_are_choices_of_the_command_line(small, tmp_path, capsys):
+def test_parts_of_a_file_are_choices_of_the_command_line(tiny_settings, tmp_path, capsys):
     file, start, folder = tmp_path / "mine.py", tmp_path / "start.json", str(tmp_path / "runs")
     file.write_text(OWN)
-    start.write_text(write_settings(Settings(**small)))
+    start.write_text(write_settings(Settings(**tiny_settings)))
     words = [str(start), "--parts", str(file), "--folder", folder]
     assert main(["run", *words, "--set", "uplink=thirds", "--set", "parts=4"]) == 0
     assert main(["sweep", *words, "--over", "uplink=none, thirds, thirds + clip, poison + clip",
@@ -345,7 +345,7 @@ def test_parts_of_a_file_are_choices_of_the_command_line(small, tmp_path, capsys
     runs = Runs(folder).listed()
     assert [run.settings.get("uplink", "none") for run in runs] == [
         "thirds", "none", "thirds", "thirds + clip", "poison + clip"]
-    assert runs[0].settings == small | {"uplink": "thirds", "parts": 4}
+    assert runs[0].settings == tiny_settings | {"uplink": "thirds", "parts": 4}
     assert {run.state for run in runs} == {"done"}
     assert len({run.records[-1]["mean"] for run in runs}) == 5
     assert main(["compare", folder, "--parts", str(file)]) == 0

@@ -295,8 +295,8 @@ def test_knobs_come_from_the_settings_and_bad_sliders_are_refused(live):
     gc.collect()
 
 
-def test_what_nothing_reads_is_greyed_out_and_left_out(small):
-    start = Settings(**small | {"uplink": "clip + gaussian noise", "noise": 2.0, "clip": 0.5,
+def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
+    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0, "clip": 0.5,
                                 "teaching_seed": 0, "delta": 0.01})
     bench = Workbench(stream, start, metrics=better())
     assert {"trim", "alpha", "weighting", "buffer"} <= set(bench.unread)
@@ -309,7 +309,7 @@ def test_what_nothing_reads_is_greyed_out_and_left_out(small):
         "clip", "server_momentum"}
     tell(bench, "start")
     ends(bench)
-    assert bench.session.members[-1].settings == small | {
+    assert bench.session.members[-1].settings == tiny_settings | {
         "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5,
         "teaching_seed": 0}
     tell(bench, "step")
