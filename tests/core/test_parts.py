@@ -50,7 +50,7 @@ def test_each_part_finds_the_facts_in_front_of_it_with_their_values():
     found = walk([Participation(late=0.5), Synchronous(), SGD(), Clip(clip=2.0), GaussianNoise(),
                   WeightedMean()], {"negatives": True})
     assert found["participation"] == {"negatives": True}
-    assert found["sgd"] == {"negatives": True, "members": True}
+    assert found["sgd"] == {"negatives": True, "members": 0.5}
     assert found["gaussian noise"]["clipped"] == 2.0
     assert found["gaussian noise"]["equal"]
     behind = found["weighted mean"]
@@ -80,7 +80,8 @@ def test_a_missing_fact_is_named_with_the_parts_that_give_it():
 
 def test_a_fact_that_another_part_took_away_is_named_with_that_part():
     with pytest.raises(ParameterError, match="^gaussian noise: needs a bound on the length of every "
-                                             "update; error feedback took it away: change their order$"):
+                                             "update; error feedback took it away: change their order, "
+                                             "or leave one of them out$"):
         walk([Clip(), ErrorFeedback(), GaussianNoise()], {})
 
 
@@ -98,11 +99,11 @@ def test_a_fact_that_another_part_took_away_is_named_with_that_part():
     ([Clip(), GaussianNoise(), SecureSum()], "secure sum: needs every client's own update, which gaussian noise"),
     ([Buffered(), Clip(), GaussianNoise()], "gaussian noise: needs updates of this very round, which buffered"),
     ([Buffered(), Scaffold()], "scaffold: needs updates of this very round, which buffered"),
-    ([Participation(early=0.1), Buffered()], "buffered: needs the same clients in every round, which participation"),
+    ([Participation(early=0.1), Buffered()], r"buffered: needs the same clients in every round \(late=0 and early=0\), which participation"),
     ([Participation(sampler=sample), Buffered()], "buffered: needs cohorts whose chances are known, which participation"),
     ([Participation(sampler=sample), Clip(), GaussianNoise()], "gaussian noise: needs cohorts whose chances are known"),
-    ([Participation(sampling="poisson"), Buffered()], "buffered: needs a cohort of fixed size, which participation"),
-    ([Implicit(), Krum()], "krum: needs a sum over clients, which Gram matrices live in, which implicit"),
+    ([Participation(sampling="poisson"), Buffered()], r"buffered: needs a cohort of fixed size \(sampling='fixed'\), which participation"),
+    ([Implicit(), Krum()], "krum: needs updates that are right number by number, not as a Gram matrix is, which implicit"),
     ([Own("kept", side="server"), Own("late")], "late: needs updates that are still with their clients, which kept"),
     ([Own("sum", side="sum"), Own("late")], "late: needs updates that are still with their clients, which sum"),
     ([Own("sum", side="sum"), Own("late", side="server")], "late: needs every client's own update, which sum"),
@@ -139,7 +140,7 @@ def test_a_turned_knob_needs_a_reader():
     read([SGD(), WeightedMean()], local_lr=0.1, weighting="equal")
     with pytest.raises(ParameterError, match="clip=2.0: nothing in this run reads it; clip would"):
         read([SGD(), WeightedMean()], clip=2.0)
-    with pytest.raises(ParameterError, match="noise=2.0: nothing in this run reads it; gaussian noise, local noise would"):
+    with pytest.raises(ParameterError, match="noise=2.0: nothing in this run reads it beside clip; gaussian noise, local noise would"):
         read([SGD(), Clip()], noise=2.0)
 
 
@@ -166,7 +167,7 @@ def test_one_reader_is_enough():
         """Reads a knob that the other part leaves alone."""
 
         name = "sum"
-    with pytest.raises(ParameterError, match="weighting='equal': nothing in this run reads it; weighted mean, "):
+    with pytest.raises(ParameterError, match="weighting='equal': nothing in this run reads it beside sum; weighted mean, "):
         read([Sum()], weighting="equal")
 
 
