@@ -90,9 +90,9 @@ def test_what_the_method_cannot_train_is_refused(split, clicks):
             (run(Federation(split.train, by_activity(split.train, 5))), "each client must be one user"),
             (run(model=linear(torch.zeros(9066, 1), torch.zeros(671, 1), task="clicks")),
              "model='linear': implicit needs vectors `user` and `item`, on clicks"),
-            (run(proximal=0.1), "proximal=0.1: nothing in this run reads it; sgd, "),
+            (run(proximal=0.1), "proximal=0.1: nothing in this run reads it beside implicit; sgd"),
             (run(weighting="equal"), "weighting='equal': weighted mean does not read it in this"),
-            (run(aggregate=Krum()), "krum: needs a sum over clients, which Gram matrices live in, which implicit"),
+            (run(aggregate=Krum()), "krum: needs updates that are right number by number, not as a Gram matrix is, which implicit"),
     ]:
         with pytest.raises(ParameterError, match=message):
             call()
