@@ -163,14 +163,17 @@ def test_nobody_trains_twice_at_a_time_and_old_updates_are_forgotten(factors, cl
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"deadline": 1.0}, "deadline=1.0: nothing in this run reads it beside buffered; synchronous would"),
+    ({"deadline": 1.0},
+     "deadline=1.0: nothing in this run reads it beside buffered; synchronous would"),
     ({"cohort": 700}, "cohort=700: the federation has 671"), ({"buffer": 700}, "buffer=700"),
-    ({"method": "fedasync", "buffer": 10, "server_lr": 1.5}, "server_lr=1.5: FedAsync mixes models"),
+    ({"method": "fedasync", "buffer": 10, "server_lr": 1.5},
+     "server_lr=1.5: FedAsync mixes models"),
     ({"method": "fedasync"}, "buffer=4: buffered does not read it in this combination"),
     ({"staleness_b": 3.0}, "staleness_b=3.0: buffered does not read it"),
     ({"staleness": "constant", "staleness_a": 3.0}, "staleness_a=3.0: buffered does not read it"),
     ({"pace": 0.0, "delay": 0.0}, "pace=0.0: nobody would ever be stale; choose a pace or a delay"),
-    ({"late": 0.5}, "buffered: needs the same clients in every round .*, which participation leaves no"),
+    ({"late": 0.5},
+     "buffered: needs the same clients in every round .*, which participation leaves no"),
     ({"sampling": "poisson"}, "buffered: needs a cohort of fixed size .*, which participation"),
 ])
 def test_settings_without_meaning_are_refused(factors, clicks, wrong, message):
@@ -182,10 +185,12 @@ def test_members_and_methods_of_one_round_are_refused(factors, clicks):
     there = Participation(members=Membership.drawn(671, 5))
     with pytest.raises(ParameterError, match="buffered: needs the same clients in every round"):
         next(buffered(factors, clicks, USUAL, participation=there))
-    with pytest.raises(ParameterError, match="scaffold: needs updates of this very round, which buffered"):
+    with pytest.raises(ParameterError,
+                       match="scaffold: needs updates of this very round, which buffered"):
         next(buffered(factors, clicks, USUAL, local=Scaffold()))
 
 
 def test_knobs_of_the_schedule_need_the_schedule(factors, clicks):
-    with pytest.raises(ParameterError, match="buffer=4: nothing in this run reads it beside synchronous"):
+    with pytest.raises(ParameterError,
+                       match="buffer=4: nothing in this run reads it beside synchronous"):
         next(federate(factors, clicks, Settings(cohort=8, buffer=4)))

@@ -349,7 +349,7 @@ def test_a_client_that_diverges_is_rejected_and_the_run_goes_on():
 
 def test_a_user_is_scored_by_what_its_client_learns_from_all_it_has(stars):
     found, tasks = stars
-    model, params = filmed(found.train.item_count)
+    model, _ = filmed(found.train.item_count)
     meta = Meta(adaptation="ridge", adapts="user")
     (done,) = federate(model, tasks, Settings(rounds=1, cohort=3), local=meta)
     score, everyone = meta.score(model, tasks.data, done), torch.arange(len(tasks))
@@ -359,7 +359,8 @@ def test_a_user_is_scored_by_what_its_client_learns_from_all_it_has(stars):
     alone = newcomers(meta, model, done.params, {n: c[order] for n, c in given.items()}, len(tasks))
     films = torch.arange(20).expand(len(tasks), -1)
     torch.testing.assert_close(score(everyone[:, None].expand_as(films), films),
-                               alone(everyone[:, None].expand_as(films), films), atol=1e-4, rtol=1e-3)
+                               alone(everyone[:, None].expand_as(films), films), atol=1e-4,
+                               rtol=1e-3)
 
 
 def test_what_does_not_fit_is_refused(stars):
@@ -373,8 +374,10 @@ def test_what_does_not_fit_is_refused(stars):
             (lambda: Meta(adaptation="mamal"),
              "adaptation='mamal': choose one of maml, fomaml, meta-sgd, ridge, reptile"),
             (lambda: Meta(adaptation="ridge"), "adapts='all': name the parameters to solve for"),
-            (lambda: Meta(adaptation="ridge", adapts="user", strength=0.0), "strength=0.0: choose a number"),
-            (lambda: Meta(adaptation="reptile", adapts="user"), "adapts='user': all of a model adapts in"),
+            (lambda: Meta(adaptation="ridge", adapts="user", strength=0.0),
+             "strength=0.0: choose a number"),
+            (lambda: Meta(adaptation="reptile", adapts="user"),
+             "adapts='user': all of a model adapts in"),
             (lambda: Meta(learn_start="no"), "adapts='all': name what starts anew at each client"),
             (lambda: Meta(learn_start="never"), "learn_start='never': choose one of yes, no"),
             (run(Meta(), matrix_factorisation(3, 2000, 2, task="ratings")),
@@ -384,11 +387,14 @@ def test_what_does_not_fit_is_refused(stars):
              r"adapts=\['item'\]: ridge solves for what a client has one"),
             (run(Meta(adaptation="meta-sgd")), rates.format("meta-sgd")),
             (run(Meta(), with_rates(model)), rates.format("maml")),
-            (run(Meta(), optimizer="adamw"), "optimizer='adamw': nothing in this run reads it beside meta"),
+            (run(Meta(), optimizer="adamw"),
+             "optimizer='adamw': nothing in this run reads it beside meta"),
             (run(Meta(), batch_size=4), "batch_size=4: nothing in this run reads it"),
             (run(Meta(), strength=4.0), "strength=4.0: meta does not read it in this combination"),
-            (run(Meta(adaptation="ridge", adapts="user"), local_lr=0.1), "local_lr=0.1: meta does not read"),
-            (run(Meta(adaptation="meta-sgd"), with_rates(model), local_lr=0.1), "local_lr=0.1: meta does not"),
+            (run(Meta(adaptation="ridge", adapts="user"), local_lr=0.1),
+             "local_lr=0.1: meta does not read"),
+            (run(Meta(adaptation="meta-sgd"), with_rates(model), local_lr=0.1),
+             "local_lr=0.1: meta does not"),
             (run(Meta(), negatives=2), "negatives=2: meta does not read it"),
             (run(Meta(), data=tasks.data),
              "examples need a column `query`; see fedlab.data.Episodes")]:
