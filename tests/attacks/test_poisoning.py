@@ -14,11 +14,11 @@ from fedlab.aggregation import (
     TrimmedMean,
     WeightedMean,
 )
-from fedlab.algorithms import SGD, Buffered, federate, sample
+from fedlab.algorithms import Buffered, federate, sample
 from fedlab.attacks import Poison, aimed, exposure, noisy, scaled, with_clicks
 from fedlab.core import ParameterError, Round, RoundContext, Rows, Settings, Update
 from fedlab.data import Federation, one_per_user
-from fedlab.engine import updates
+from fedlab.engine import SGD, updates
 from fedlab.evaluation import scorer
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlab.algorithms import SGD, Participation, federate
+from fedlab.algorithms import Participation, federate
 from fedlab.algorithms.gate import Books, admitted
 from fedlab.core import (
     Drawn,
@@ -25,6 +25,7 @@ from fedlab.core import (
     Settings,
     Update,
 )
+from fedlab.engine import SGD
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import (
     Clip,
