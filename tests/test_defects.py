@@ -49,17 +49,7 @@ from fedlab.algorithms import (
 from fedlab.algorithms.participation import longest_first
 from fedlab.attacks import Poison, scaled
 from fedlab.communication import ErrorFeedback, Plain
-from fedlab.core import (
-    REGISTRY,
-    Key,
-    Local,
-    ParameterError,
-    Round,
-    Rows,
-    Stage,
-    described,
-    whole,
-)
+from fedlab.core import REGISTRY, Key, Local, ParameterError, Round, Rows, Stage, described, whole
 from fedlab.data import Episodes, Federation
 from fedlab.engine import SGD, LocalSettings, updates
 from fedlab.models import matrix_factorisation, user_factor_model
@@ -538,7 +528,7 @@ def test_s2_7a_platforms_are_judged_on_their_own_users():
     held = Asked(data.train.users, data.train.items, ones, ones)
     rule = Hierarchical(PLATFORM, outer=BestModels(judge=judge(model, held, data.owner, own=True)))
     last(model, data, QUICK.replace(rounds=1), aggregate=rule)
-    assert asked == [(PLATFORM == k).nonzero()[:, 0].tolist() for k in range(4)]
+    assert asked == [(k == PLATFORM).nonzero()[:, 0].tolist() for k in range(4)]
 
 
 def test_s2_7b_weights_by_client_are_not_taken_for_weights_by_platform():
@@ -909,10 +899,9 @@ def test_l6_l7_what_epsilon_is_of_does_not_turn(name, before, after):
     Counting.trained.clear()
     one, other = (PRIVATE.replace(**{name: value}) for value in (before, after))
     rounds = []
+    run = federate(*people(), turning(one, one, other), local=Counting(), uplink=CENTRAL)
     with pytest.raises(ParameterError, match=rf"{name}={after!r}: it is fixed while a run lasts"):
-        for done in federate(*people(), turning(one, one, other), local=Counting(),
-                             uplink=CENTRAL):
-            rounds.append(done.number)
+        rounds.extend(done.number for done in run)
     assert Counting.trained == rounds == [1, 2]
     if name == "delta":
         poisson = PRIVATE.replace(delta=0.01, sampling="poisson")
@@ -1022,7 +1011,7 @@ def test_x2_a_sampler_may_name_its_clients_in_any_order():
 
 
 def test_draws_hang_on_the_client_alone():
-    model, data = people()
+    _, data = people()
     key = Key(0, "examples", 1)
     alone_, both = (data.draw(torch.tensor(who), 1, 2, key) for who in ([3], [7, 3]))
     mine = both["client"] == 1

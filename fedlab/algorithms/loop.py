@@ -114,6 +114,14 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
                     equal)
 
 
+def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate: Any = None,
+             schedule: Schedule | None = None,
+             participation: Participation | None = None) -> list[Part]:
+    """All parts of a run in the order in which they act, the usual ones where none is given."""
+    return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
+            *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+
+
 def draws_negatives(data: Any) -> bool:
     """Whether a source draws unseen items beside clicks; targets may be given, too."""
     return data.task == "clicks" and getattr(data, "draws_negatives", True)
@@ -148,8 +156,7 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     check_device(device)
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
-    parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
-             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: settings or {}
     told = ask()
     asked = Settings(**told)
@@ -257,11 +264,12 @@ def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
 def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update]) -> Delta:
     """By the aggregation; where a stage works on the sum, over the expected number of clients."""
     server, sums, aggregate = context.server, pipe.stages("sum"), pipe.aggregate
-    known = context.params | server  # whoever judges a model needs the private rows as well
     who: Part = sums[-1] if sums else aggregate
     if not sums:
         weighed = (_alike(each) for each in updates) if pipe.equal else updates
-        found = aggregate.delta(weighed if aggregate.streams else list(weighed), known)
+        # beside what is sent, the rows that stay: a rule may judge whole models
+        whole = context.params | server
+        found = aggregate.delta(weighed if aggregate.streams else list(weighed), whole)
     else:
         added = (stage.add_up(updates, context) for stage in sums)
         own = next((total for total in added if total is not None), None)

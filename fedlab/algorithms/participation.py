@@ -138,9 +138,9 @@ class Participation(Part):
         require(self.cohort <= len(data), "cohort", self.cohort,
                 f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
         if self.sampler or (self.sampling == "fixed" and not context.private):
-            cohort = (self.sampler or sample)(data, self.cohort, context.number, there,
-                                              seed=context.seed)
-            cohort = longest_first(data, cohort)
+            draw = self.sampler or sample
+            cohort = longest_first(data, draw(data, self.cohort, context.number, there,
+                                              seed=context.seed))
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
                                 "cohort", context.number)

@@ -6,14 +6,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from fedlab.aggregation import (
-    Krum,
-    MeanOfHolders,
-    NormBound,
-    RowBound,
-    TrimmedMean,
-    WeightedMean,
-)
+from fedlab.aggregation import Krum, MeanOfHolders, NormBound, RowBound, TrimmedMean, WeightedMean
 from fedlab.algorithms import Buffered, federate, sample
 from fedlab.attacks import Poison, aimed, exposure, noisy, scaled, with_clicks
 from fedlab.core import ParameterError, Round, RoundContext, Rows, Settings, Update
