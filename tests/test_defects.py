@@ -220,56 +220,40 @@ def test_s1_2d_a_private_run_does_not_go_on_without_noise():
             sampling="poisson"))
 
 
-def run_of(road):
-    """(model and data, settings, how) of a run that is to be resumed."""
-    asked, how, source = QUICK, {}, people()
-    match road:
-        case "adam":
-            asked = QUICK.replace(server_optimizer="adam")
-        case "krum":
-            how = {"aggregate": Krum(byzantine=2)}
-        case "hierarchical":
-            how = {"aggregate": Hierarchical(torch.arange(20) % 4)}
-        case "scaffold":
-            how = {"local": Scaffold()}
-        case "members":
-            asked = QUICK.replace(late=0.5, cohort=5)
-        case "meta":
-            model, data = people(private=False)
-            asked, how = Settings(rounds=4, cohort=20, negatives=2), {"local": Meta()}
-            source = model, Episodes(data, (1, 2), 3)
-        case "implicit":
-            asked, how = Settings(rounds=4, cohort=10), {"local": Implicit()}
-        case "buffered":
-            asked = QUICK.replace(cohort=10, buffer=5)
-            how = {"schedule": Buffered()}
-        case "private":
-            asked, how = PRIVATE.replace(teaching_seed=0, cohort=9), {"uplink": CENTRAL}
-        case "adaptive clip":
-            asked = PRIVATE.replace(teaching_seed=0, quantile=0.5, noise=1.0)
-            how = {"uplink": CENTRAL}
-        case "secure sum":
-            asked, how = PRIVATE.replace(teaching_seed=0, cohort=5), {"uplink": SEALED}
-        case "local noise":
-            asked, how = PRIVATE.replace(teaching_seed=0, cohort=5), {"uplink": LOCAL}
-        case "signs" | "4 bits" | "largest tenth":
-            asked, how = QUICK.replace(codec=road), {"uplink": [ErrorFeedback()]}
-        case "noisy attack":
-            asked = QUICK.replace(attack="noisy", liars=0.25, cohort=10)
-            how = {"uplink": [Poison()]}
-    return source, asked, how
+# name -> settings, and how: made anew for each run, as a new process would
+ROADS = {
+    "plain": (QUICK, dict),
+    "adam": (QUICK.replace(server_optimizer="adam"), dict),
+    "krum": (QUICK, lambda: {"aggregate": Krum(byzantine=2)}),
+    "hierarchical": (QUICK, lambda: {"aggregate": Hierarchical(torch.arange(20) % 4)}),
+    "scaffold": (QUICK, lambda: {"local": Scaffold()}),
+    "members": (QUICK.replace(late=0.5, cohort=5), dict),
+    "meta": (Settings(rounds=4, cohort=20, negatives=2), lambda: {"local": Meta()}),
+    "implicit": (Settings(rounds=4, cohort=10), lambda: {"local": Implicit()}),
+    "buffered": (QUICK.replace(cohort=10, buffer=5), lambda: {"schedule": Buffered()}),
+    "private": (PRIVATE.replace(teaching_seed=0, cohort=9),
+                lambda: {"uplink": [Clip(), GaussianNoise()]}),
+    "adaptive clip": (PRIVATE.replace(teaching_seed=0, quantile=0.5, noise=1.0),
+                      lambda: {"uplink": [Clip(), GaussianNoise()]}),
+    "secure sum": (PRIVATE.replace(teaching_seed=0, cohort=5),
+                   lambda: {"uplink": [Clip(), SecureSum(), GaussianNoise()]}),
+    "local noise": (PRIVATE.replace(teaching_seed=0, cohort=5),
+                    lambda: {"uplink": [Clip(), LocalNoise()]}),
+    "noisy attack": (QUICK.replace(attack="noisy", liars=0.25, cohort=10),
+                     lambda: {"uplink": [Poison()]}),
+} | {codec: (QUICK.replace(codec=codec), lambda: {"uplink": [ErrorFeedback()]})
+     for codec in ("signs", "4 bits", "largest tenth")}
 
 
-@pytest.mark.parametrize("road", [
-    "plain", "adam", "krum", "hierarchical", "scaffold", "members", "meta", "implicit", "buffered",
-    "private", "adaptive clip", "secure sum", "local noise", "signs", "4 bits", "largest tenth",
-    "noisy attack"])
+@pytest.mark.parametrize("road", ROADS)
 def test_s1_3_a_resumed_run_is_the_uninterrupted_one(road):
-    source, asked, how = run_of(road)
+    model, data = people(private=road != "meta")
+    source = (model, Episodes(data, (1, 2), 3)) if road == "meta" else (model, data)
+    asked, made = ROADS[road]
+    how = made()
     whole = list(federate(*source, asked, **how))
     kept = copy.deepcopy(whole[1].state)
-    again = last(*source, asked, **run_of(road)[2], start=whole[1])
-    assert equal(whole[-1], again)
+    assert equal(whole[-1], last(*source, asked, **made(), start=whole[1]))
     assert equal(whole[-1], last(*source, asked, **how))  # 3c: the same objects, another run
     assert same_state(kept, whole[1].state)  # what a Round holds is not changed by later ones
 
@@ -352,7 +336,8 @@ def folder(tmp_path_factory):
 def test_s2_5b_the_workbench_refuses_members_beside_a_buffer(asked, folder):
     settings = Settings(data=folder, rounds=2, schedule="buffered", buffer=3, cohort=6, dim=4,
                         measure_every=9, **asked)
-    with pytest.raises(ParameterError, match=r"buffered: needs .*late=0 and early=0.*participation"):
+    said = r"buffered: needs .*late=0 and early=0.*participation"
+    with pytest.raises(ParameterError, match=said):
         list(stream(lambda: settings))
 
 
@@ -459,14 +444,15 @@ def test_s2_5k_these_knobs_act_in_plain_training(asked):
     assert not equal(last(*people(), QUICK), last(*people(), QUICK.replace(**asked)))
 
 
+SENT, TRAINED = [], []
+
+
 class Seen(Scaffold):
     """Scaffold that keeps what was sent."""
 
-    sent = []
-
     def train(self, context, cohort):
         for update in super().train(context, cohort):
-            self.sent.append(update)
+            SENT.append(update)
             yield update
 
 
@@ -483,10 +469,10 @@ def done_name(local):
 
 
 def test_s2_6a_the_control_follows_what_the_rule_kept():
-    Seen.sent.clear()
+    SENT.clear()
     mean, krum = control(1), control(1, Seen(), aggregate=Krum(byzantine=2))
     assert not torch.equal(mean, krum)
-    every = joined_updates(Seen.sent)
+    every = joined_updates(SENT)
     model, data = people(116)
     every = replace(every, deltas={n: r for n, r in every.deltas.items() if n != "user"})
     shared = model.init(0)
@@ -886,23 +872,21 @@ def turning(*by_round):
 class Counting(SGD):
     """Which rounds were trained."""
 
-    trained = []
-
     def train(self, context, cohort):
-        self.trained.append(context.number)
+        TRAINED.append(context.number)
         yield from super().train(context, cohort)
 
 
 @pytest.mark.parametrize(("name", "before", "after"), [("delta", 0.01, 0.4),
                                                        ("sampling", "poisson", "fixed")])
 def test_l6_l7_what_epsilon_is_of_does_not_turn(name, before, after):
-    Counting.trained.clear()
+    TRAINED.clear()
     one, other = (PRIVATE.replace(**{name: value}) for value in (before, after))
     rounds = []
     run = federate(*people(), turning(one, one, other), local=Counting(), uplink=CENTRAL)
     with pytest.raises(ParameterError, match=rf"{name}={after!r}: it is fixed while a run lasts"):
         rounds.extend(done.number for done in run)
-    assert Counting.trained == rounds == [1, 2]
+    assert TRAINED == rounds == [1, 2]
     if name == "delta":
         poisson = PRIVATE.replace(delta=0.01, sampling="poisson")
         shown = [eps(done) for done in federate(*people(), poisson, uplink=CENTRAL)]

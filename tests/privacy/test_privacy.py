@@ -295,7 +295,7 @@ def test_poisson_cohorts_have_the_size_of_chance_and_may_be_empty(films, clicks)
     assert empty
     for done in empty:  # noise alone, as large as ever
         assert not done.skipped
-        before = rounds[done.number - 2].params["item"] if done.number > 1 else films.init(0)["item"]
+        before = (rounds[done.number - 2].params if done.number > 1 else films.init(0))["item"]
         assert float((done.params["item"] - before).std()) == pytest.approx(0.5, rel=0.1)
 
 
