@@ -1,12 +1,14 @@
 """Shared data, MovieLens and pretrained models once a session, and what parts see of a round."""
 
+import random
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import settings
 
-from fedlab.core import Round, RoundContext, Settings
+from fedlab.core import REGISTRY, Round, RoundContext, Settings
+from fedlab.core.knobs import _described
 from fedlab.data import (
     Catalogue,
     Federation,
@@ -95,3 +97,30 @@ def context(model, data, *, local=None, params=None, number=1, **turned):
     found.work = lambda cohort: local.work(found, cohort)
     found.asked = local.asks(found)
     return found
+
+
+@pytest.fixture
+def own_parts():
+    """What is registered in a test is gone after it."""
+    before = {kind: dict(parts) for kind, parts in REGISTRY.items()}
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+    _described.clear()
+
+
+GENRES = ("Comedy", "Drama", "Horror", "Children")
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory):
+    """Settings of a tiny experiment, over 24 users and 40 films in a folder."""
+    folder, luck = tmp_path_factory.mktemp("small"), random.Random(0)
+    films = [f"{i},Film {i} of the {GENRES[i % 4]} ({1980 + i}),{GENRES[i % 4]}"
+             for i in range(1, 41)]
+    ratings = [f"{user},{film},{luck.randint(1, 10) / 2},{1000 * user + place}"
+               for user in range(1, 25)
+               for place, film in enumerate(luck.sample(range(1, 41), 12))]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
+    (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *ratings]))
+    return {"data": str(folder), "rounds": 2, "cohort": 8, "against": 20}

@@ -44,7 +44,7 @@ class Books:
         light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort",
                                                                      "steps")))
         self.kept.append(Sent(light, sent.own))
-        self.norms.append(length)
+        self.norms.append(length.float())
         self.weight += float(sent.update.weights.sum())
 
     def private(self, params: Tree, names: Iterable[str]) -> Tree:
@@ -83,11 +83,12 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
             books.rejected |= {int(every.update.cohort[place]): why for place, why in bad.items()}
             sent, length = every.only(fine), length[fine]
         books.keep(sent, length.float())
-        update = sent.update
+        if not len(sent.update.cohort):
+            continue
+        update = replace(sent.update, deltas={n: sent.update.deltas[n] for n in context.asked})
         for stage in stages:
             update = checked(stage, update, context)
-        if len(update.cohort):
-            yield update
+        yield update
 
 
 def _length(update: Update, context: RoundContext) -> Tensor:
@@ -95,7 +96,8 @@ def _length(update: Update, context: RoundContext) -> Tensor:
 
     In float32 an update of many rows that was clipped may seem longer than the clip.
     """
-    sent = {name: rows for name, rows in update.deltas.items() if name in context.asked}
+    sent = {name: rows for name, rows in update.deltas.items()
+            if name in context.asked and rows.values.is_floating_point()}
     if context.notes["longest"] < float("inf"):
         sent = {name: replace(rows, values=rows.values.double()) for name, rows in sent.items()}
     return norms(sent, len(update.cohort))
@@ -146,8 +148,9 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
 def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
     """Refuse clients whose rows are not the server's in name, type, shape or number."""
     everybody, grown = torch.arange(len(update.cohort)), set[tuple[int, int, int]]()
-    for name in context.asked.keys() - update.deltas.keys():
-        refuse(everybody, f"{name!r} is missing")
+    for name in context.asked:
+        if name not in update.deltas:
+            refuse(everybody, f"{name!r} is missing")
     for name, rows in update.deltas.items():
         if name not in context.asked:
             refuse(rows.client, f"nobody asked for {name!r}")
@@ -170,7 +173,6 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         if outside.any():
             refuse(rows.client[outside],
                    f"its {name!r} has a row that is none of the server's {height}")
-        key = rows.client * height + rows.ids
-        repeated = key[1:] <= key[:-1]
+        repeated = (rows.client[1:] == rows.client[:-1]) & (rows.ids[1:] <= rows.ids[:-1])
         if repeated.any():
             refuse(rows.client[1:][repeated], f"its row numbers of {name!r} do not grow")

@@ -200,6 +200,10 @@ class Meta(Local):
         """Episodes of a federation."""
         return Episodes(data)
 
+    def learns(self, model: Model) -> Model:
+        """With a rate for each number, where these are learned."""
+        return with_rates(model) if self.adaptation == "meta-sgd" else model
+
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         self.check_model(context.model)

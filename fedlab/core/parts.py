@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require, title_of
+from fedlab.core.knobs import REGISTRY, ParameterError, described, knobs, require, title_of
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
 from fedlab.core.tree import Delta, Rows, Score, Tree, Update, whole
@@ -103,6 +103,10 @@ class Local(Part):
     def source(self, data: Any) -> Any:
         """What it trains on, made from a federation."""
         return data
+
+    def learns(self, model: Any) -> Any:
+        """The model that it trains, made from a recipe's."""
+        return model
 
     def score(self, model: Any, data: Any, done: Round) -> Any:
         """How it predicts for its users, where that is not simply the model: a Score, or None."""
@@ -210,6 +214,7 @@ class Recipe(Part):
     """How a model is made for the data at hand."""
 
     kind = "model"
+    draws_negatives: ClassVar[bool] = True  # unseen items beside clicks, unless targets are given
 
     def build(self, train: Any, task: str) -> Any:
         """The `Model` for these train ratings."""
@@ -384,17 +389,26 @@ def turned(part: P, settings: Mapping[str, Any]) -> P:
     return replace(part, **mine) if mine else part  # type: ignore[type-var]
 
 
+def unread(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
+           names: Iterable[str]) -> dict[str, str]:
+    """Of these knobs, those that nothing in this combination reads, by name -> why."""
+    found = {}
+    for name in names:
+        readers = [part for part in parts if name in knobs(type(part))]
+        idle = [part.name for part in readers if name in part.idle(facts[part.name])]
+        if not readers:
+            others = described()[name].readers
+            kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
+            here = " and ".join(part.name for part in parts if part.kind in kinds)
+            found[name] = (f"nothing in this run reads it{here and ' beside ' + here}; "
+                           f"{', '.join(others)} would")
+        elif len(idle) == len(readers):
+            found[name] = f"{' and '.join(idle)} does not read it in this combination"
+    return found
+
+
 def check_read(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
                settings: Mapping[str, Any]) -> None:
     """Raise `ParameterError` for a turned knob that nothing in this combination reads."""
-    for name, value in settings.items():
-        readers = [part for part in parts if name in knobs(type(part))]
-        others = [title for kind in REGISTRY.values() for title, cls in kind.items()
-                  if name in knobs(cls)]
-        kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
-        here = " and ".join(part.name for part in parts if part.kind in kinds)
-        require(bool(readers), name, value, f"nothing in this run reads it"
-                f"{here and ' beside ' + here}; {', '.join(others) or 'no part'} would")
-        idle = [part.name for part in readers if name in part.idle(facts[part.name])]
-        require(len(idle) < len(readers), name, value,
-                f"{' and '.join(idle)} does not read it in this combination; leave it as it was")
+    for name, why in unread(parts, facts, settings).items():
+        require(False, name, settings[name], f"{why}; leave it as it was")

@@ -6,7 +6,7 @@ Settings that are left out stay as they are. A wrong one is named, and nothing i
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedlab.core.knobs import described, known, require
@@ -66,6 +66,11 @@ class Settings(Mapping[str, Any]):
     def replace(self, **changes: Any) -> "Settings":
         """The same with some knobs turned, or turned back."""
         return Settings(**self.turned | changes)
+
+    def without(self, names: Iterable[str]) -> "Settings":
+        """The same with these knobs as usual."""
+        left_out = set(names)
+        return Settings(**{name: value for name, value in self.items() if name not in left_out})
 
 
 def write_settings(values: Mapping[str, Any]) -> str:

@@ -9,16 +9,7 @@ from oracle import train_one
 from fedlab.aggregation import Krum, WeightedMean
 from fedlab.algorithms import Buffered, Scaffold, federate
 from fedlab.algorithms.participation import _slowness
-from fedlab.core import (
-    Aggregation,
-    Key,
-    ParameterError,
-    Round,
-    Rows,
-    Settings,
-    Stage,
-    stream,
-)
+from fedlab.core import Aggregation, Key, ParameterError, Round, Rows, Settings, Stage, stream
 from fedlab.data import Columns, Federation, equal
 from fedlab.engine import SGD
 from fedlab.evaluation import candidates, ranking, scorer

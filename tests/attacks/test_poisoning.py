@@ -7,11 +7,11 @@ import torch
 from conftest import tiny
 
 from fedlab.aggregation import Krum, MeanOfHolders, NormBound, RowBound, TrimmedMean, WeightedMean
-from fedlab.algorithms import Buffered, federate, sample
+from fedlab.algorithms import SGD, Buffered, federate, sample
 from fedlab.attacks import Poison, aimed, exposure, noisy, scaled, with_clicks
 from fedlab.core import ParameterError, Round, RoundContext, Rows, Settings, Update
 from fedlab.data import Federation, one_per_user
-from fedlab.engine import SGD, updates
+from fedlab.engine import updates
 from fedlab.evaluation import scorer
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise
