@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import Weighted, WeightedMean, joined_updates
+from fedlab.aggregation.mean import Weighted, WeightedMean, joined_updates, weighing
 from fedlab.aggregation.robust import GROUP, kept_models
 from fedlab.core import (
     Aggregation,
@@ -175,6 +175,10 @@ class ByQuality(Judged):
                               "by quality: small listens to the best client alone", live=False,
                               log=True, usual=(0.01, 10.0), group=GROUP)
     then: Aggregation = field(default_factory=WeightedMean)
+
+    def __post_init__(self) -> None:
+        """Check that the weights are asked for."""
+        weighing(self, self.then)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""

@@ -198,7 +198,6 @@ def register(cls: type[T]) -> type[T]:
             _check_knob(title, f.name, f.metadata["knob"], f.type, f.default, others)
             require(kind not in MADE_ONCE or not f.metadata["knob"].live, f"{title}.{f.name}",
                     "live", f"a {kind} stays while a run lasts; describe the knob with live=False")
-    made.name = title  # type: ignore[attr-defined]
     REGISTRY.setdefault(kind, {})[title] = made
     _described.clear()
     return made

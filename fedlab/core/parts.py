@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fedlab.core.knobs import REGISTRY, ParameterError, described, knobs, require
+from fedlab.core.knobs import REGISTRY, ParameterError, described, knobs, require, title_of
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
 from fedlab.core.tree import Delta, Rows, Score, Tree, Update, whole
@@ -35,11 +35,10 @@ FACTS = {
     "stale": "updates of this very round",
     "members": "the same clients in every round (late=0 and early=0)",
     "poisson": "a cohort of fixed size (sampling='fixed')",
-    "sampled": "cohorts drawn at random, by no sampler of your own",
     "coded": "updates whose every number is sent in full",
     "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
-    "own sampler": "cohorts whose chances are known",
+    "own sampler": "cohorts whose chances are known, as of no sampler of your own",
 }
 # a stage takes these facts away unless it declares that it keeps them
 FRAGILE = ("clipped", "equal")
@@ -50,13 +49,17 @@ REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
 class Part:
     """What can be combined: a frozen dataclass whose fields are its knobs, see `register`.
 
-    name: as messages, settings and `Round.state` have it; `register` makes it of the class name.
+    name: as messages, settings and `Round.state` have it, the `title` or the words of the class.
     """
 
     kind: ClassVar[str] = ""
-    name: ClassVar[str] = "a part of your own"
+    name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Name it, registered or not."""
+        cls.name = title_of(cls)
 
     def adds(self) -> dict[str, Any]:
         """Facts for the parts behind this one, with their values."""

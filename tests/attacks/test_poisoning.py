@@ -95,13 +95,14 @@ def test_made_up_numbers_hang_on_seed_round_client_and_name_alone():
 def test_a_resumed_attack_is_the_uninterrupted_one(attack, schedule, model, clicks):
     asked = Settings(rounds=4, cohort=10, attack=attack, liars=0.5)
 
-    def run(start=None, uplink=(Poison(),), **turned):
-        *_, last = found = list(federate(model, clicks, asked.replace(**turned), uplink=uplink,
-                                         schedule=schedule, start=start))
-        return found, last.params["item"]
-    whole, end = run()
-    assert torch.equal(end, run(whole[1])[1])
-    assert not torch.equal(end, run(uplink=(), attack="flipped", liars=0.1)[1])
+    def run(settings, uplink, start=None):
+        return list(federate(model, clicks, settings, uplink=uplink, schedule=schedule,
+                             start=start))
+    whole = run(asked, [Poison()])
+    end = whole[-1].params["item"]
+    assert torch.equal(end, run(asked, [Poison()], whole[1])[-1].params["item"])
+    plain = run(Settings(rounds=4, cohort=10), [])
+    assert not torch.equal(end, plain[-1].params["item"])
 
 
 def test_exposure_by_hand():

@@ -6,7 +6,7 @@ Nothing is lost for good with feedback, bytes of rows, and what goes with privac
 import pytest
 import torch
 
-from fedlab.algorithms import SGD, Buffered, federate
+from fedlab.algorithms import Buffered, federate
 from fedlab.communication import (
     CODECS,
     ErrorFeedback,
@@ -18,6 +18,7 @@ from fedlab.communication import (
     row_bytes,
 )
 from fedlab.core import ParameterError, Round, RoundContext, Rows, Settings, Update
+from fedlab.engine import SGD
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise, LocalNoise, SecureSum
 

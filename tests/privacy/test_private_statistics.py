@@ -133,7 +133,8 @@ def test_noise_that_proves_two_leaves_more_than_popularity(ratings):
     split = leave_one_out(rated_often(ratings, 20)[0])
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split)
     text = text_kernel(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
-    popular = smoothed(everybody(item_counts(len(text)), data, ItemCounts(), 1.735).params["count"], text, 1.735)
+    noisy = everybody(item_counts(len(text)), data, ItemCounts(), 1.735).params["count"]
+    popular = smoothed(noisy, text, 1.735)
     hits = [ranking(score, test)["hr@10"] for score in (popularity(split.train),
                                                         table_score(popular.log()
                                                                     + standard(
