@@ -303,7 +303,7 @@ def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
     assert not {"noise", "clip", "delta", "cohort"} & set(bench.unread)
     bench.values = bench.values | {"uplink": "clip", "server_optimizer": "adam",
                                    "server_momentum": 0.5}
-    assert bench.unread["noise"].endswith("reads it; gaussian noise, local noise would")
+    assert bench.unread["noise"].endswith("beside clip; gaussian noise, local noise would")
     assert bench.values["noise"] == 2.0                                # it waits for its part
     assert json.loads(bench.text)["settings"].keys() & {"noise", "clip", "server_momentum"} == {
         "clip", "server_momentum"}
