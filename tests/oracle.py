@@ -58,7 +58,7 @@ def train_module(module, examples, local, inputs, task):
 
 
 def train_one(model, params, examples, local, keep_rate=1.0, shift=None):
-    """Train one client by itself: (its delta as name -> row id -> values, its mean loss over steps).
+    """Train one client by itself: (delta as name -> row id -> values, mean loss over steps).
 
     shift: name -> whole tensors c - c_i that SCAFFOLD adds to each gradient.
     """

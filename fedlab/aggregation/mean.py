@@ -21,6 +21,7 @@ from fedlab.core import (
     Aggregation,
     Delta,
     ParameterError,
+    RoundContext,
     Rows,
     Tree,
     Update,
@@ -113,6 +114,10 @@ class OwnWeights(Aggregation):
         require(bool(self.alpha.sum() > 0), "alpha", self.alpha.tolist()[:8],
                 "all are 0; give at least one client a weight")
 
+    def given(self, context: RoundContext) -> Tree:
+        """As what aggregates."""
+        return self.then.given(context)
+
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
         def weighed(update: Update) -> Update:
@@ -136,6 +141,10 @@ class Hierarchical(Aggregation):
         self.platform = platform
         self.inner = as_aggregation(inner or WeightedMean())
         self.outer = as_aggregation(outer or WeightedMean())
+
+    def given(self, context: RoundContext) -> Tree:
+        """As what aggregates: platforms and server may judge whole models."""
+        return self.inner.given(context) | self.outer.given(context)
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""

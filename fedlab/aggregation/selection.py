@@ -22,6 +22,7 @@ from fedlab.core import (
     Aggregation,
     Delta,
     ParameterError,
+    RoundContext,
     Rows,
     Score,
     Tree,
@@ -131,6 +132,10 @@ class Judged(Weighted):
     def ready(self, experiment: Any) -> "Judged":
         """With the experiment's judge, where none is given."""
         return self if self.judge else replace(self, judge=experiment.judge())
+
+    def given(self, context: RoundContext) -> Tree:
+        """Everybody's private rows as well, without which a model may not predict."""
+        return dict(context.params) | context.server
 
     def losses(self, update: Update, server: Tree) -> Tensor:
         """(C,) the held-out loss of each sender's model."""

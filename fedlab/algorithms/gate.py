@@ -76,7 +76,8 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
     came: set[int] = set()
     for every in landed:
         books.count(every.update, context.asked)
-        length = _length(every.update, context)
+        asked = {n: rows for n, rows in every.update.deltas.items() if n in context.asked}
+        length = norms(asked, len(every.update.cohort))
         bad, sent = reasons(every, length, context, came), every
         if bad:
             fine = torch.tensor([place not in bad for place in range(len(every.update.cohort))])
@@ -89,18 +90,6 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
         for stage in stages:
             update = checked(stage, update, context)
         yield update
-
-
-def _length(update: Update, context: RoundContext) -> Tensor:
-    """(C,) L2 norm of what each client sent; where it is bounded, in float64.
-
-    In float32 an update of many rows that was clipped may seem longer than the clip.
-    """
-    sent = {name: rows for name, rows in update.deltas.items()
-            if name in context.asked and rows.values.is_floating_point()}
-    if context.notes["longest"] < float("inf"):
-        sent = {name: replace(rows, values=rows.values.double()) for name, rows in sent.items()}
-    return norms(sent, len(update.cohort))
 
 
 def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
@@ -137,7 +126,8 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     fits = (update.weights > 0) & (update.weights <= heaviest)
     refuse((~fits).nonzero(), f"its weight is not above 0 and at most {heaviest:g}")
     doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
-    refuse((~(length + doubt).isfinite()).nonzero(),
+    squares = (length + doubt).float().square()  # what cannot be squared cannot be added up, either
+    refuse((~squares.isfinite()).nonzero(),
            "its delta or loss is not finite; lower local_lr, or look at its data")
     longest = context.notes["longest"]
     refuse((length > longest * (1 + 1e-5)).nonzero(), f"it is longer than the clip of {longest:g}")

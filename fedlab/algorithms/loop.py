@@ -267,9 +267,8 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     who: Part = sums[-1] if sums else aggregate
     if not sums:
         weighed = (_alike(each) for each in updates) if pipe.equal else updates
-        # beside what is sent, the rows that stay: a rule may judge whole models
-        whole = context.params | server
-        found = aggregate.delta(weighed if aggregate.streams else list(weighed), whole)
+        kept = weighed if aggregate.streams else list(weighed)
+        found = aggregate.delta(kept, aggregate.given(context))
     else:
         added = (stage.add_up(updates, context) for stage in sums)
         own = next((total for total in added if total is not None), None)

@@ -124,10 +124,10 @@ def strict(cls: type[T]) -> type[T]:
 
     def checked(self: object, **given: object) -> None:
         known([f.name for f in fields(cls)], given)  # type: ignore[arg-type]
-        build(self, **given)
         for f in fields(cls):  # type: ignore[arg-type]
             if "knob" in f.metadata:
-                f.metadata["knob"].check(f.name, getattr(self, f.name), f.type)
+                f.metadata["knob"].check(f.name, given.get(f.name, f.default), f.type)
+        build(self, **given)
 
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls

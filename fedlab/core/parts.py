@@ -171,6 +171,10 @@ class Aggregation(Part):
         """The delta by name; write this, or `delta`."""
         return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
 
+    def given(self, context: "RoundContext") -> Tree:
+        """What it is handed as `server`: tensors of the shapes of what clients send."""
+        return context.server
+
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
         return self(updates, server)

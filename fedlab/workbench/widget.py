@@ -16,8 +16,18 @@ from typing import Any
 import anywidget
 import traitlets
 
-from fedlab.core import ParameterError, Round, Settings, described, known, require, write_settings
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    described,
+    knobs,
+    known,
+    require,
+    write_settings,
+)
 from fedlab.workbench import view
+from fedlab.workbench.experiment import Choices
 from fedlab.workbench.export import KINDS, export, to_tensorboard
 from fedlab.workbench.session import Live, Session
 from fedlab.workbench.sweep import Sweep, values
@@ -68,7 +78,7 @@ class Workbench(anywidget.AnyWidget):
                  metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
                  presets: Mapping[str, Settings] | None = None) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
-        every = dict.fromkeys(described())
+        every = dict.fromkeys([*knobs(Choices), *described()])  # the choices first
         known(list(every), turn or {})
         shown = [view.describe_knob(name, span, folded=turn is None)
                  for name, span in (every if turn is None else turn).items()]

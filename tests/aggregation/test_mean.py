@@ -21,8 +21,10 @@ from fedlab.core import ParameterError, Rows, Update, whole
 
 SERVER = {"item": torch.zeros(3, 1), "dense": torch.zeros(1, 2)}
 DELTAS = {   # client 0 holds items 0 and 1, client 1 only item 1
-    "item": Rows(torch.tensor([[4.0], [8.0], [2.0]]), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])),
-    "dense": Rows(torch.tensor([[1.0, 0.0], [5.0, 4.0]]), torch.tensor([0, 0]), torch.tensor([0, 1])),
+    "item": Rows(torch.tensor([[4.0], [8.0], [2.0]]), torch.tensor([0, 1, 1]),
+                 torch.tensor([0, 0, 1])),
+    "dense": Rows(torch.tensor([[1.0, 0.0], [5.0, 4.0]]), torch.tensor([0, 0]),
+                  torch.tensor([0, 1])),
 }
 
 
@@ -142,8 +144,10 @@ def test_weights_of_clients_are_given_where_clients_are_aggregated():
     updates, platform = sent(DELTAS, torch.tensor([3.0, 1.0])), torch.tensor([0, 1])
     alpha = OwnWeights([1.0, 1.0])
     inside = dense(Hierarchical(platform, inner=alpha), updates, SERVER)
-    assert inside["item"].tolist() == [[3.0], [6.5], [0.0]]  # one client each: weights do not matter
-    with pytest.raises(ParameterError, match="alpha='platforms': weights are by client; give them to"):
+    # one client each: weights do not matter
+    assert inside["item"].tolist() == [[3.0], [6.5], [0.0]]
+    with pytest.raises(ParameterError,
+                       match="alpha='platforms': weights are by client; give them to"):
         Hierarchical(platform, outer=alpha)(updates, SERVER)
 
 

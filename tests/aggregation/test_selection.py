@@ -52,7 +52,8 @@ def test_selection_by_hand():
     assert value(BestModels(judge=SHARED)([SENT], SERVER)) == 2.0                            # w = 3
     assert value(BestModels(judge=SHARED, keep=2)([SENT], SERVER)) == pytest.approx((1 + 2 * 2) / 3)
     assert value(BestModels(judge=OWN)([SENT], SERVER)) == 1.0  # a tie: the first
-    assert value(BestModels(judge=SHARED, keep=9)([SENT], SERVER)) == value(WeightedMean()([SENT], SERVER))
+    everybody = BestModels(judge=SHARED, keep=9)([SENT], SERVER)
+    assert value(everybody) == value(WeightedMean()([SENT], SERVER))
     parts = [SENT.only(torch.tensor([True, False, False])),
              SENT.only(torch.tensor([False, True, True]))]
     assert value(BestModels(judge=SHARED)(parts, SERVER)) == 2.0
@@ -61,7 +62,8 @@ def test_selection_by_hand():
 def test_quality_weights_by_hand():
     trust = torch.tensor([-13 / 4, -31.0, -2.0]).softmax(0) * torch.tensor([1.0, 1.0, 2.0])
     expected = float((trust / trust.sum() * torch.tensor([1.0, 4.0, 2.0])).sum())
-    assert value(ByQuality(judge=SHARED, temperature=1.0)([SENT], SERVER)) == pytest.approx(expected)
+    found = ByQuality(judge=SHARED, temperature=1.0)([SENT], SERVER)
+    assert value(found) == pytest.approx(expected)
     small = ByQuality(judge=lambda update, server: SHARED(update, server) / 1000, temperature=1e6)
     assert value(small([SENT], SERVER)) == pytest.approx(value(WeightedMean()([SENT], SERVER)))
 

@@ -78,7 +78,8 @@ def test_a_resumed_run_keeps_the_moments(name, build, clicks):
 
 
 @pytest.mark.parametrize(("name", "knob"), [("sgd", "server_momentum"), ("sgd", "server_epsilon"),
-                                            ("momentum", "server_beta2"), ("adagrad", "server_beta2")])
+                                            ("momentum", "server_beta2"),
+                                            ("adagrad", "server_beta2")])
 def test_an_optimizer_refuses_numbers_that_it_does_not_read(name, knob, build, clicks):
     turned = Settings(cohort=2, server_optimizer=name, **{knob: 0.5})
     with pytest.raises(ParameterError, match=f"{knob}=0.5: server step does not read it"):

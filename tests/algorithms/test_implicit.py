@@ -22,14 +22,15 @@ def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
     table = clicked(small).double()
     users, items = done.params["user"].double().requires_grad_(), start[
         "item"].double().requires_grad_()
-    by_user, by_item = torch.autograd.grad(implicit_loss(table, users, items, 0.2, 0.05), [users, items])
+    by_user, by_item = torch.autograd.grad(implicit_loss(table, users, items, 0.2, 0.05),
+                                           [users, items])
     assert float(by_user.abs().max()) < 1e-4                             # solved
     moved = start["item"] - 0.3 * by_item.float() / 2 / 15
     torch.testing.assert_close(done.params["item"], moved, atol=1e-6, rtol=1e-5)
     assert torch.equal(done.params["bias"], start["bias"])
     fresh = way.personal(data, done.params)["user"].double().requires_grad_()
-    (slope,) = torch.autograd.grad(implicit_loss(table, fresh, done.params["item"].double(), 0.2, 0.05),
-                                   [fresh])
+    value = implicit_loss(table, fresh, done.params["item"].double(), 0.2, 0.05)
+    (slope,) = torch.autograd.grad(value, [fresh])
     assert float(slope.abs().max()) < 1e-4
     # rows of D floats and D x D both ways, and a number for each row up
     floats = 4 * (len(small) * 4 + 15 * 16)
@@ -37,15 +38,16 @@ def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
 
 
 def test_some_clients_are_an_unbiased_part_of_all(small):
-    model, data, way = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small)), Implicit()
-    round_ = context(model, data, local=way)
+    data, way = Federation(small, one_per_user(small)), Implicit()
+    round_ = context(matrix_factorisation(15, 11, 4), data, local=way)
 
     def delta(cohort):
         sent = [replace(u, deltas={n: u.deltas[n] for n in round_.asked})
                 for u in way.train(round_, cohort)]
         return way.finish(WeightedMean().delta(sent, round_.server), round_)["item"]
     one = [delta(torch.tensor([k])) for k in range(15)]
-    torch.testing.assert_close(torch.stack(one).mean(0), delta(torch.arange(15)), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(one).mean(0), delta(torch.arange(15)), atol=1e-6,
+                               rtol=1e-5)
 
 
 def test_a_client_that_recommends_weighs_its_last_clicks_more(small):
@@ -87,12 +89,14 @@ def test_what_the_method_cannot_train_is_refused(split, clicks):
         settings = Settings(rounds=1, cohort=2, **turned)
         return lambda: next(federate(model, data, settings, local=Implicit(), aggregate=aggregate))
     for call, message in [
-            (run(Federation(split.train, by_activity(split.train, 5))), "each client must be one user"),
+            (run(Federation(split.train, by_activity(split.train, 5))),
+             "each client must be one user"),
             (run(model=linear(torch.zeros(9066, 1), torch.zeros(671, 1), task="clicks")),
              "model='linear': implicit needs vectors `user` and `item`, on clicks"),
-            (run(proximal=0.1), "proximal=0.1: nothing in this run reads it; sgd, "),
+            (run(proximal=0.1), "proximal=0.1: nothing in this run reads it beside implicit; sgd"),
             (run(weighting="equal"), "weighting='equal': weighted mean does not read it in this"),
-            (run(aggregate=Krum()), "krum: needs a sum over clients, which Gram matrices live in, which implicit"),
+            (run(aggregate=Krum()), "krum: needs updates that are right number by number, not as "
+                                    "a Gram matrix is, which implicit"),
     ]:
         with pytest.raises(ParameterError, match=message):
             call()

@@ -102,7 +102,8 @@ def test_a_knob_that_is_not_live_stops_the_run_when_it_is_turned(turned):
     rounds = federate(NET, TABLE, lambda: now[-1])
     next(rounds)
     now.append(now[0].replace(**turned))
-    with pytest.raises(ParameterError, match=f"{name}={value!r}: it is fixed while a run lasts; keep"):
+    with pytest.raises(ParameterError,
+                       match=f"{name}={value!r}: it is fixed while a run lasts; keep"):
         next(rounds)
 
 
@@ -111,7 +112,8 @@ def test_a_knob_of_another_part_is_refused_when_it_is_turned_on_the_way():
     rounds = federate(NET, TABLE, lambda: now[-1])
     next(rounds)
     now.append(now[0].replace(clip=2.0))
-    with pytest.raises(ParameterError, match="clip=2.0: nothing in this run reads it; clip would"):
+    with pytest.raises(ParameterError,
+                       match=r"clip=2\.0: nothing in this run reads it; clip would"):
         next(rounds)
 
 
@@ -156,7 +158,8 @@ def test_private_rows_stay_with_their_clients(model, clicks):
 
 
 def test_shared_user_vectors_are_averaged_and_cost_bytes(build, clicks):
-    private, shared = (build("matrix factorisation", clicks.train, private_users=p) for p in (True, False))
+    private, shared = (build("matrix factorisation", clicks.train, private_users=p)
+                       for p in (True, False))
     a, b = (next(federate(m, clicks, FEW.replace(rounds=1, weighting="equal")))
             for m in (private, shared))
     # one vector of 8 floats and its row, each client
@@ -243,10 +246,12 @@ OTHER = Columns({"x": X, "target": TABLE.columns["target"]}, torch.arange(60) % 
 
 
 @pytest.mark.parametrize(("other", "message"), [
-    ({"settings": Settings(rounds=3, cohort=3, seed=1)}, "start='a Round of other fixed': it has .*'seed': 0"),
+    ({"settings": Settings(rounds=3, cohort=3, seed=1)},
+     "start='a Round of other fixed': it has .*'seed': 0"),
     ({"settings": Settings(rounds=3, cohort=3, sampling="poisson")}, "a Round of other fixed"),
     ({"data": OTHER}, "start='a Round of other data'"),
-    ({"model": replace(NET, name="another")}, "start='a Round of other model': it has 'perceptron', this run 'another'"),
+    ({"model": replace(NET, name="another")},
+     "start='a Round of other model': it has 'perceptron', this run 'another'"),
     ({"uplink": [Clip()]}, "start='a Round of other parts'.*begin anew from its parameters"),
     ({"local": Scaffold()}, "start='a Round of other parts'"),
     ({"schedule": Buffered()}, "start='a Round of other parts'"),
@@ -267,12 +272,13 @@ def test_a_start_of_another_edition_or_without_a_run_is_refused():
     now = Settings(rounds=3, cohort=3)
     start = next(federate(NET, TABLE, now))
     old = replace(start, state=start.state | {"run": start.state["run"] | {"edition": 1}})
-    with pytest.raises(ParameterError, match="start='a Round of other edition': it has 1, this run 2"):
+    with pytest.raises(ParameterError,
+                       match="start='a Round of other edition': it has 1, this run 2"):
         next(federate(NET, TABLE, now, start=old))
     with pytest.raises(ParameterError, match="start='a Round of other edition': it has None"):
         next(federate(NET, TABLE, now, start=replace(start, state={})))
+    params = {n: v for n, v in start.params.items() if n != "w2"}
     with pytest.raises(ParameterError, match=r"start=.*the model needs \['w2'\], too"):
-        params = {n: v for n, v in start.params.items() if n != "w2"}
         next(federate(NET, TABLE, now, start=Round(0, now, params)))
 
 
@@ -317,7 +323,8 @@ def fewer(deltas):
 
 @pytest.mark.parametrize("side", ["client", "server"])
 @pytest.mark.parametrize(("change", "message"), [
-    (without, r"bent=\['b2', 'w1', 'w2'\]: a stage hands on the names that it is given: b1, b2, w1, w2"),
+    (without,
+     r"bent=\['b2', 'w1', 'w2'\]: a stage hands on the names that it is given: b1, b2, w1, w2"),
     (short, r"bent=\(3, 1\): a stage keeps the shape of rows; those of 'w1' are \(3, 4\)"),
     (fewer, "bent=.*a stage keeps the shape of rows"),
 ])

@@ -1,4 +1,4 @@
-"""Who is there: cohorts, members that come and go, drop-outs, stragglers, rounds that are skipped."""
+"""Who is there: cohorts, members that come and go, drop-outs, stragglers, skipped rounds."""
 
 import pytest
 import torch
@@ -22,7 +22,8 @@ def model(build, clicks):
 def took(model, data, cohort, when="1", local=None, **world):
     """(C,) simulated seconds of these clients."""
     seed = world.pop("seed", 0)
-    return Participation(**world).seconds(context(model, data, local=local, seed=seed), cohort, when)
+    round_ = context(model, data, local=local, seed=seed)
+    return Participation(**world).seconds(round_, cohort, when)
 
 
 def test_a_cohort_is_of_different_clients_the_busiest_first_and_drawn_anew(clicks):
@@ -55,7 +56,8 @@ def test_a_poisson_cohort_takes_each_client_by_its_own_chance(clicks):
         assert (drawn.sampling, drawn.expected, drawn.rate) == ("poisson", 100.0, 100 / 671)
         assert bool((clicks.counts[drawn.cohort].diff() <= 0).all())
     assert torch.tensor(sizes).float().mean() == pytest.approx(100, rel=0.03)
-    assert float(torch.tensor(sizes).float().std()) == pytest.approx((100 * 571 / 671) ** 0.5, rel=0.2)
+    spread = float(torch.tensor(sizes).float().std())
+    assert spread == pytest.approx((100 * 571 / 671) ** 0.5, rel=0.2)
     assert float(times.std()) == pytest.approx((200 * 100 / 671 * 571 / 671) ** 0.5, rel=0.2)
     fixed = Participation(cohort=100).draw(context(None, clicks, params={}, local=Nobody()))
     assert (fixed.sampling, fixed.expected, fixed.rate, len(fixed.cohort)) == ("fixed", 100.0,
@@ -74,7 +76,8 @@ def test_an_own_sampler_draws_in_the_place_of_the_usual(model, clicks):
         return torch.arange(0, 2 * count, 2)
     done = next(federate(model, clicks, FEW, participation=Participation(sampler=evens)))
     assert sorted(done.cohort.tolist()) == list(range(0, 24, 2))
-    with pytest.raises(ParameterError, match="sampling='poisson': participation does not read it in"):
+    with pytest.raises(ParameterError,
+                       match="sampling='poisson': participation does not read it in"):
         next(federate(model, clicks, FEW.replace(sampling="poisson"),
                       participation=Participation(sampler=evens)))
 
@@ -220,8 +223,10 @@ def test_platforms_bring_all_their_users(split, build):
 @pytest.mark.parametrize(("wrong", "message"), [
     (lambda: Participation(pace=-1.0), "pace=-1.0"),
     (lambda: Participation(delay=float("inf")), "delay=inf"),
-    (lambda: Membership.drawn(3, 1), "rounds=1"), (lambda: Membership.drawn(3, 5, late=2.0), "late=2.0"),
-    (lambda: Settings(drop_out=1.5), "drop_out=1.5"), (lambda: Settings(deadline=-1.0), "deadline=-1.0"),
+    (lambda: Membership.drawn(3, 1), "rounds=1"),
+    (lambda: Membership.drawn(3, 5, late=2.0), "late=2.0"),
+    (lambda: Settings(drop_out=1.5), "drop_out=1.5"),
+    (lambda: Settings(deadline=-1.0), "deadline=-1.0"),
     (lambda: Participation(chort=3), "chort=3: no such parameter; did you mean cohort?"),
 ])
 def test_settings_without_meaning_are_refused(wrong, message):
@@ -246,7 +251,8 @@ def test_newcomers_without_users_of_their_own_are_refused(build, clicks):
         def draw(self, *given):
             return clicks.draw(*given)
     members = Membership(torch.tensor([1] * 670 + [2]), torch.full((671,), 9))
-    with pytest.raises(ParameterError, match="members='Hidden': private user rows need to know who"):
+    with pytest.raises(ParameterError,
+                       match="members='Hidden': private user rows need to know who"):
         list(federate(build("matrix factorisation", clicks.train), Hidden(), FEW,
                       participation=Participation(members=members)))
 

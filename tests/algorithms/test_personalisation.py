@@ -64,5 +64,5 @@ def test_a_fine_tuned_model_is_the_servers_after_one_more_round_of_the_client(bu
                 mine[n][row] += value
         who = torch.full_like(items, user)
         batch = {"item": items, "user": who, "item_row": items, "user_row": who}
-        torch.testing.assert_close(score(who, items), forward(model.name, mine, batch, ()), atol=1e-5,
-                                   rtol=1e-5)
+        expected = forward(model.name, mine, batch, ())
+        torch.testing.assert_close(score(who, items), expected, atol=1e-5, rtol=1e-5)

@@ -34,7 +34,7 @@ def test_control_variates_by_hand():
     kept = {k: (ids.tolist(), values.flatten().tolist()) for k,
             (ids, values) in after.clients["w"].items()}
     assert kept == {2: ([0, 1], pytest.approx(expected[:2])), 0: ([1], [-14.0])}
-    assert after.server["w"] is shared["w"]                   # it moves when the round is aggregated
+    assert after.server["w"] is shared["w"]                  # it moves when a round is aggregated
     ids, client, cohort = torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1]), torch.tensor([0, 2])
     torch.testing.assert_close(after.shift("w", ids, client, cohort),
                                shared["w"][ids] + torch.tensor([[14.0], [0.0], [-1.0]]))

@@ -1,4 +1,4 @@
-"""Knobs and the registry of the parts that own them: what is announced is known, what cannot be is refused."""
+"""Knobs, and the registry of the parts that own them."""
 
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ def test_every_knob_has_a_default_that_fits_and_readers():
     assert found["local_lr"].knob.live
     choice = Knob(0, 0, "", "an aggregation", parts="aggregation")
     assert choice.options == tuple(REGISTRY["aggregation"])
-    with pytest.raises(ParameterError, match="rule='mode': choose one of .*weighted mean"):
+    with pytest.raises(ParameterError, match=r"rule='mode': choose one of .*weighted mean"):
         choice.check("rule", "mode", str)
 
 
@@ -102,9 +102,11 @@ def test_a_registered_part_is_known_everywhere(registry):
     assert Settings(siege_strength=0.25).siege_strength == 0.25
     assert Settings().siege_strength == 0.5
     assert described()["siege_strength"].readers == ("siege",)
-    with pytest.raises(ParameterError, match="siege_strength=2.0: choose a number from 0 to 1 .how strong"):
+    with pytest.raises(ParameterError,
+                       match=r"siege_strength=2\.0: choose a number from 0 to 1 \(how strong"):
         Siege(siege_strength=2.0)
-    with pytest.raises(ParameterError, match="siege_strenth=0.1: no such parameter; did you mean siege_strength?"):
+    with pytest.raises(ParameterError,
+                       match=r"siege_strenth=0\.1: .*; did you mean siege_strength\?"):
         Settings(siege_strenth=0.1)
     with pytest.raises(AttributeError):
         Siege().siege_strength = 1.0
@@ -112,7 +114,7 @@ def test_a_registered_part_is_known_everywhere(registry):
 
 def test_the_fixture_forgets_what_a_test_announced():
     assert "siege" not in REGISTRY["stage"]
-    with pytest.raises(ParameterError, match="siege_strength=0.1: no such parameter"):
+    with pytest.raises(ParameterError, match=r"siege_strength=0\.1: no such parameter"):
         Settings(siege_strength=0.1)
 
 
@@ -211,11 +213,14 @@ def of_no_kind():
 
 
 @pytest.mark.parametrize(("announce", "message"), [
-    (taken, "register='clip': <class 'fedlab.privacy.mechanisms.Clip'> has this name; choose another"),
+    (taken,
+     "register='clip': <class 'fedlab.privacy.mechanisms.Clip'> has this name; choose another"),
     (taken_elsewhere, "register='clip': .* has this name; choose another"),
-    (without_range, r"siege.siege_strength=\(1.0, 1.0\): give the lowest and the highest value, growing"),
+    (without_range,
+     r"siege.siege_strength=\(1.0, 1.0\): give the lowest and the highest value, growing"),
     (of_no_type, "siege.siege_strength=<class 'list'>: annotate a knob as int, float or str"),
-    (otherwise, "siege.local_lr=0.5: sgd.* describes this knob otherwise; choose another name, or the same"),
+    (otherwise,
+     "siege.local_lr=0.5: sgd.* describes this knob otherwise; choose another name, or the same"),
     (another_default, "siege.local_lr=0.1: sgd.* describes this knob otherwise"),
     (without_default, "siege.friend='no default': give it one, so that the part can be made from"),
     (of_no_kind, "register='Siege': derive the part from Local, Stage, Aggregation, Schedule or"),

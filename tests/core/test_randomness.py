@@ -76,7 +76,7 @@ def test_uniform_numbers_are_uniform_and_clients_and_indexes_are_not_related():
     assert u.dtype == torch.float64
     assert 0 <= float(u.min()) < float(u.max()) < 1
     counts = torch.histc(u, 50, 0, 1)
-    assert float(((counts - 2000).square() / 2000).sum()) < 94          # chi^2, 49 of freedom, p 1e-4
+    assert float(((counts - 2000).square() / 2000).sum()) < 94     # chi^2, 49 of freedom, p 1e-4
     for other in (u.roll(1, 0), u.roll(1, 1), u.roll(4, 1)):
         assert abs(float(torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1])) < 0.013
     bits = Key(1, "bits").runs(torch.arange(1000), torch.full((1000,), 100))
@@ -116,7 +116,8 @@ def parts(columns, cohort):
     found = {}
     for place, client in enumerate(cohort.tolist()):
         mine = columns["client"] == place
-        found[client] = {name: as_tensor(c)[mine] for name, c in columns.items() if name != "client"}
+        found[client] = {name: as_tensor(column)[mine] for name, column in columns.items()
+                         if name != "client"}
     return found
 
 
@@ -126,7 +127,8 @@ def test_a_client_draws_the_same_whoever_else_is_in_the_cohort(kind, clicks, sta
     shops = Federation(split.train, by_activity(split.train, 30))
     data = {"clicks": clicks, "ratings": stars, "leaky": leaky(split, clicks.owner),
             "episodes": Episodes(clicks), "shops": shops, "queries": ItemQueries(shops, 8, 5),
-            "sequences": Sequences(clicks, 6), "curves": Curves(30), "lines": Curves(30, kind="linear"),
+            "sequences": Sequences(clicks, 6), "curves": Curves(30),
+            "lines": Curves(30, kind="linear"),
             }[kind]
     key, cohort = Key(0, "examples", 4), torch.tensor([3, 17, 0, 29, 8])
     whole = parts(data.draw(cohort, 2, 2, key), cohort)

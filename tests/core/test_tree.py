@@ -52,14 +52,16 @@ def test_some_clients_of_an_update_are_counted_anew():
                     torch.ones(2), bytes_up=torch.tensor([3, 4]),
                     members=(torch.tensor([0]), torch.tensor([1, 2])))
     mine = update.only(torch.tensor([False, True]))
-    assert (mine.cohort.tolist(), mine.weights.tolist(), mine.bytes_up.tolist()) == ([9], [2.0], [4])
+    assert (mine.cohort.tolist(), mine.weights.tolist()) == ([9], [2.0])
+    assert mine.bytes_up.tolist() == [4]
     assert [m.tolist() for m in mine.members] == [[1, 2]]
     assert (mine.deltas["a"].client.tolist(), mine.deltas["a"].ids.tolist()) == ([0], [2])
     assert not len(update.only(torch.tensor([False, False])).deltas["a"].ids)
 
 
 def test_a_step_along_rows_is_one_along_the_whole_table():
-    table, step = torch.ones(3, 2), Rows(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.tensor([0]))
+    table = torch.ones(3, 2)
+    step = Rows(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.tensor([0]))
     assert whole(step, table).tolist() == [[0, 0], [1, 2], [0, 0]]
     assert whole(table, table) is table
     assert torch.equal(moved(table, step, 0.5), moved(table, whole(step, table), 0.5))

@@ -44,7 +44,8 @@ def test_compiled_rounds_equal_eager_ones_on_clients_of_every_length(name, local
     model = network() if name == "module" else build(name, clicks.train)
     few = Settings(rounds=2, cohort=25)
     for a, b in zip(federate(model, data, few, local=local),
-                    federate(model, data, few.replace(engine="compiled"), local=local), strict=True):
+                    federate(model, data, few.replace(engine="compiled"), local=local),
+                    strict=True):
         close(a, b)
 
 
@@ -112,7 +113,8 @@ def test_without_a_compiler_or_a_gpu_the_fix_is_named(monkeypatch):
         next(federate(model, VECTORS, few.replace(engine="captured")))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ParameterError, match=r"engine='compiled': no C\+\+ compiler on this machine; install g\+\+"):
+    with pytest.raises(ParameterError, match=r"engine='compiled': no C\+\+ compiler on this "
+                                             r"machine; install g\+\+"):
         next(federate(model, VECTORS, few.replace(engine="compiled")))
     assert next(federate(model, VECTORS, few)).number == 1
 

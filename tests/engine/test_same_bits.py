@@ -23,14 +23,15 @@ from fedlab.models import (
 G = stream(0, "same bits")
 USERS, ITEMS, CLIENTS = 60, 90, 40
 COUNTS = [1, 1, 2, 2, 3, 5, 8, 8, 13, 21, 29, 30, 31, 34, 60] * 4      # clicks of each user
-SEEN = tiny([u for u in range(USERS) for _ in range(COUNTS[u])],
-            [i for u in range(USERS) for i in torch.randperm(ITEMS, generator=G)[:COUNTS[u]].tolist()],
+ORDERS = [torch.randperm(ITEMS, generator=G)[:count].tolist() for count in COUNTS]
+SEEN = tiny([u for u in range(USERS) for _ in range(COUNTS[u])], [i for own in ORDERS for i in own],
             user_count=USERS, item_count=ITEMS)
 ALONE = Federation(SEEN, one_per_user(SEEN))
 SHOPS = Federation(SEEN, (torch.arange(USERS) * 7 % 50).clamp(max=CLIENTS - 1))
 OWNER = torch.arange(CLIENTS).repeat_interleave(torch.tensor(COUNTS[:CLIENTS]))
 ROWS = len(OWNER)
-TABLE = Columns({"x": torch.randn(ROWS, 5, generator=G), "item": torch.randint(9, (ROWS,), generator=G),
+TABLE = Columns({"x": torch.randn(ROWS, 5, generator=G),
+                 "item": torch.randint(9, (ROWS,), generator=G),
                  "target": (torch.rand(ROWS, generator=G) < 0.5).float()}, OWNER)
 FEATURES = torch.randn(ITEMS, 6, generator=G), torch.randn(USERS, 7, generator=G)
 

