@@ -35,7 +35,7 @@ def report(found: Counts, quick: bool) -> None:
             f"{found.knobs} knobs turned{', quick' if quick else ''}")
     lists = {"composition_silent": (found.silent, "a part without effect"),
              "composition_raw_errors": (found.raw + found.unclear,
-                                        "no ParameterError, or none that names parts and a way out"),
+                                        "no ParameterError that names parts and a way out"),
              "knobs_ignored": (found.ignored, "turned, and nothing changes or is said"),
              "resume_unequal": (found.unequal, "other bits after going on from a Round")}
     record("architecture", {"composition_pairs": entry(found.pairs, "pairs", None, higher=True,

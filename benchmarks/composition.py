@@ -31,12 +31,15 @@ from fedlab.workbench import Choices, Experiment, stream
 
 BASE = {"rounds": 3, "cohort": 8, "measure_every": 3}
 # knobs that are set where something reads them, so that runs are small and can be repeated
-SMALL = {"dim": 4, "platforms": 8, "buffer": 6, "batch_size": 8, "negatives": 2, "against": 20,
-         "teaching_seed": 0, "liars": 0.5, "bound": 0.01, "clip": 0.2}
+SMALL = {"dim": 4, "platforms": 12, "buffer": 6, "batch_size": 8, "negatives": 2, "against": 20,
+         "teaching_seed": 0, "liars": 0.5, "bound": 0.01, "clip": 0.2, "trim": 0.3,
+         "server_lr": 0.1}
 ALWAYS = ("participation", "server", "schedule")  # kinds whose usual part has variants of its own
 # knobs that by design leave no trace in a run: how it is computed, and when it would end
 NO_TRACE = {"memory_mb": "how many clients are in memory together",
-            "engine": "how steps are compiled", "budget": "ends a run, and begins none"}
+            "micro_batch": "how many of a batch are worked out at a time",
+            "engine": "how steps are compiled", "precision": "of matrix products, if a model has any",
+            "budget": "ends a run, and begins none"}
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,7 @@ def resumes(settings: Settings) -> bool:
 def ignored(part: Variant, asked: dict[str, Any], first: Outcome) -> tuple[list[str], int]:
     """(knobs of a part that change nothing and raise nothing, how many were tried)."""
     cls = REGISTRY.get(part.kind, {}).get(part.part)
-    if cls is None or part.kind in ALWAYS and part.change[0][0] != part.kind:
+    if cls is None or (part.kind in ALWAYS and part.change[0][0] != part.kind):
         return [], 0  # it is a knob itself
     settings, lines = completed(asked), []
     names = knobs(cls).keys() - NO_TRACE.keys()
