@@ -319,8 +319,7 @@ def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
     tell(bench, "start")
     ends(bench)
     assert bench.session.members[-1].settings == tiny_settings | {
-        "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5,
-        "teaching_seed": 0}
+        "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5}
     tell(bench, "step")
     until(lambda: bench.state == "paused")
     bench.values = bench.values | {"server_optimizer": "sgd"}         # on the way, in a run
