@@ -196,7 +196,7 @@ def test_s1_2a_privacy_without_its_stages_is_refused(asked):
 @pytest.mark.parametrize(("asked", "owner"), [
     ({"buffer": 3}, "buffered"), ({"method": "fedasync"}, "buffered"), ({"liars": 0.5}, "poison"),
     ({"codec": "signs"}, "error feedback"), ({"aggregation": "krum"}, "experiment"),
-    ({"schedule": "buffered"}, "experiment"), ({"uplink": "poison"}, "choices"),
+    ({"schedule": "buffered"}, "experiment"), ({"uplink": "poison"}, "experiment"),
     ({"byzantine": 3}, "krum"), ({"quantile": 0.5}, "clip")])
 def test_s1_2b_a_knob_of_another_part_is_refused(asked, owner):
     (name,) = asked
