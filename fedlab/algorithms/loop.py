@@ -223,6 +223,7 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)
     context.asked = pipe.local.asks(context)
+    pipe.aggregate.check(context)
     for stage in pipe.uplink:
         stage.begin(context)
     behind = next(part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side",

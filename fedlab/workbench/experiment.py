@@ -275,11 +275,12 @@ def _candidates(part: type | None, name: str, own: Settings, against: int, seed:
     return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
 
 
-def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
+def stream(ask: Callable[[], Settings | Mapping[str, Any]],
+           start: Round | None = None) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation.
 
-    ask: gives the settings; it is asked before each round. A cohort larger than the federation is
-    all of it. Raises `ParameterError` or `DataError` on what cannot be built, and on a turned knob
+    ask: gives the settings; it is asked before each round. start: a Round to go on from. A cohort
+    larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot be built, and on a turned knob
     that nothing reads.
     """
     first = Settings(**ask())
@@ -298,7 +299,7 @@ def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
         return Settings(**kept | {"cohort": min(asked.cohort, clients)})
     rounds = federate(made.model, made.source, now, local=made.local, uplink=made.uplink,
                       aggregate=made.aggregation, schedule=made.schedule,
-                      device=made.choices.device)
+                      start=start, device=made.choices.device)
     return measured(rounds, made.measure, made.choices.measure_every)
 
 
