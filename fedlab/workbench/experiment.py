@@ -280,8 +280,8 @@ def stream(ask: Callable[[], Settings | Mapping[str, Any]],
     """The Rounds of an experiment, measured on validation.
 
     ask: gives the settings; it is asked before each round. start: a Round to go on from. A cohort
-    larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot be built, and on a turned knob
-    that nothing reads.
+    larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot
+    be built, and on a turned knob that nothing reads.
     """
     first = Settings(**ask())
     made = Experiment(first)

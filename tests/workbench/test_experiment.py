@@ -272,8 +272,8 @@ def own():
 @pytest.mark.usefixtures("own_parts")
 def test_parts_of_your_own_are_choices_at_once(tiny_settings):
     own()
-    chosen = settings_of(tiny_settings, uplink="halves + clip", share=0.25, partition="odd and even",
-                         sides=3)
+    chosen = settings_of(tiny_settings, uplink="halves + clip", share=0.25,
+                         partition="odd and even", sides=3)
     assert read_settings(write_settings(chosen), Settings()) == chosen
     done = trained(chosen)
     assert len(done.cohort) == 3
