@@ -15,16 +15,7 @@ import pytest
 from waiting import until
 
 from fedlab.algorithms import federate
-from fedlab.core import (
-    ParameterError,
-    Part,
-    Settings,
-    described,
-    knob,
-    knobs,
-    measured,
-    register,
-)
+from fedlab.core import ParameterError, Part, Settings, described, knob, knobs, measured, register
 from fedlab.workbench import Workbench, better, stream
 
 SMALL = Settings(rounds=6, cohort=4)
@@ -305,8 +296,8 @@ def test_knobs_come_from_the_settings_and_bad_sliders_are_refused(live):
 
 
 def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
-    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0, "clip": 0.5,
-                                "teaching_seed": 0, "delta": 0.01})
+    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0,
+                                        "clip": 0.5, "teaching_seed": 0, "delta": 0.01})
     bench = Workbench(stream, start, metrics=better())
     assert {"trim", "alpha", "weighting", "buffer"} <= set(bench.unread)
     assert not {"noise", "clip", "delta", "cohort"} & set(bench.unread)
