@@ -32,13 +32,14 @@ from fedlab.workbench import Choices, Experiment, stream
 BASE = {"rounds": 3, "cohort": 8, "measure_every": 3}
 # knobs that are set where something reads them, so that runs are small and can be repeated
 SMALL = {"dim": 4, "platforms": 12, "buffer": 6, "batch_size": 8, "negatives": 2, "against": 20,
-         "teaching_seed": 0, "liars": 0.5, "bound": 0.01, "clip": 0.2, "trim": 0.3,
+         "teaching_seed": 0, "liars": 0.5, "bound": 0.01, "clip": 0.1, "trim": 0.3,
          "server_lr": 0.1}
 ALWAYS = ("participation", "server", "schedule")  # kinds whose usual part has variants of its own
 # knobs that by design leave no trace in a run: how it is computed, and when it would end
 NO_TRACE = {"memory_mb": "how many clients are in memory together",
             "micro_batch": "how many of a batch are worked out at a time",
-            "engine": "how steps are compiled", "precision": "of matrix products, if a model has any",
+            "engine": "how steps are compiled",
+            "precision": "of matrix products, if a model has any",
             "budget": "ends a run, and begins none"}
 
 

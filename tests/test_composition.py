@@ -18,7 +18,7 @@ CALLS = []
 class Softer(Stage):
     """A stage of one's own: a client sends a part of what it learned."""
 
-    sent: float = knob(0.1, 0.0, 1.0, "of the update", "is sent")
+    sent: float = knob(0.5, 0.0, 1.0, "of the update", "is sent")
 
     def each(self, update, context):
         share = torch.full((len(update.cohort),), self.sent)
@@ -73,7 +73,9 @@ class Broken(Stage):
 
 
 class Endless(Stage):
-    """A stage that makes updates too large for a sum."""
+    """A stage behind the gate that makes updates too large for the server's step."""
+
+    side = "server"
 
     def each(self, update, context):
         most = torch.full((len(update.cohort),), 1e38)
