@@ -109,7 +109,8 @@ def ratio(name: str, against: Path, repeats: int) -> float:
     """Speed over that of another checkout: rounds in turn, the median of the ratios of pairs."""
     words = [sys.executable, __file__, "serve", name]
     both = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": str(root)}) for root in (against, ROOT)]
+                             env=os.environ | {"PYTHONPATH": str(root)}) for root in (against,
+                                                                                      ROOT)]
     pairs = []
     for _ in range(repeats):
         took = []

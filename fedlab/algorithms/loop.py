@@ -157,7 +157,7 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
     parts = in_order(local, uplink, aggregate, schedule, participation)
-    ask = settings if callable(settings) else lambda: settings or {}
+    ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
     asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
