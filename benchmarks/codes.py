@@ -30,7 +30,8 @@ from fedlab import (
 )
 from fedlab.communication import LowRank, Quantised, RandomK, TopK
 
-CODES = {"int8": Quantised(8), "int4": Quantised(4), "int2": Quantised(2), "sign": Quantised(1), "top10": TopK(0.1),
+CODES = {"int8": Quantised(8), "int4": Quantised(4), "int2": Quantised(2), "sign": Quantised(1),
+         "top10": TopK(0.1),
          "random10": RandomK(0.1), "rank1": LowRank(1), "rank1_int4": LowRank(1, then=Quantised(4))}
 GOALS = {"int4_ndcg_loss": 0.01, "int4_bytes_ratio": 7.5, "int4_over_plain_round": 1.25}
 

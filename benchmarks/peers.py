@@ -25,9 +25,11 @@ import numpy as np
 from common import ROOT, entry, is_quick, record
 
 HERE, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "benchmarks" / ".peers"
-PINS = {"flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"], "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
+PINS = {"flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
+        "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
         # fedjax 0.0.17 calls jax.tree_map, which later versions of jax no longer have
-        "fedjax": ["jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.12", "optax==0.2.3", "numpy<2", "fedjax==0.0.17"]}
+        "fedjax": ["jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.12", "optax==0.2.3", "numpy<2",
+                   "fedjax==0.0.17"]}
 PEERS = {   # script, environment (None: this one), further arguments
     "fedlab": ("ours.py", None, []), "fedlab compiled": ("ours.py", None, ["compiled"]),
     "loop": ("loop.py", None, []), "student's loop": ("student.py", None, []),

@@ -272,11 +272,14 @@ def main(quick: bool) -> None:
         return entry(slow / fast, "ratio", goal, higher=True, seeds=1, note=f"{note}; {tail}")
     net = mlp(repeats)
     results = {
-        "stacked_vs_loop_100": ratio(net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager", 15),
+        "stacked_vs_loop_100": ratio(net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager",
+            15),
         "compiled_vs_loop_100": ratio(net["loop"], net["compiled"], "the same, compiled", 25),
-        "module_vs_loop_100": ratio(net["loop"], net["module"], "the same as an nn.Module through " "vmap", 8),
+        "module_vs_loop_100": ratio(net["loop"], net["module"], "the same as an nn.Module through "
+                                                                "vmap", 8),
         "knob_delay_s": entry(knob_delay(), "s", 0.1, higher=False, seeds=1,
-                              note="worst first compiled round after a turned knob, less the round " "itself"),
+                              note="worst first compiled round after a turned knob, less the "
+                                   "round itself"),
     }
     few, many = growth(3 if quick else 9)
     results["per_client_1000_vs_100"] = entry(many / few, "ratio", 1.25, higher=False, seeds=1,
@@ -297,15 +300,21 @@ def main(quick: bool) -> None:
     whole = float(subprocess.run([sys.executable, __file__, "everybody"], check=True,
                                  capture_output=True, text=True).stdout)
     results |= {
-        "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, " "dense " "tables"),
-        "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over " "touched rows only"),
-        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note="lesson " "2, everybody; " f"{tail}"),
+        "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, "
+                                                                           "dense tables"),
+        "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over "
+            "touched rows only"),
+        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note=f"lesson "
+            f"2, everybody; {tail}"),
         "peak_mb_671": entry(whole, "MB", 1500, higher=False, seeds=1,
-                             note="process peak with torch, 3 rounds of all 671 users at 9,066 " "items"),
+                             note="process peak with torch, 3 rounds of all 671 users at 9,066 "
+                                  "items"),
         "million_vs_10k_users": entry(over, "ratio", 1.3, higher=False, seeds=1,
-                                      note="time of a round of 1,000 clients, 1,000,000 users on " "disk over " "10,000"),
+                                      note="time of a round of 1,000 clients, 1,000,000 users on "
+                                           "disk over 10,000"),
         "million_users_peak_mb": entry(peak, "MB", 4096, higher=False, seeds=1,
-                                       note="process peak with torch, rounds of 1,000 of 1,000,000 " "users"),
+                                       note="process peak with torch, rounds of 1,000 of "
+                                            "1,000,000 users"),
     }
     record("speed", results, quick)
 

@@ -2,7 +2,9 @@
 
 And docs/peers.svg.
 
-python benchmarks/tables.py [--check]      --check writes nothing and fails when a table is not current
+python benchmarks/tables.py [--check]
+
+--check writes nothing and fails when a table is not current.
 """
 
 import json
@@ -185,17 +187,26 @@ def privacy() -> str:
                      label in (("central", "with noise at the server"),
                                ("adaptive", "with a clip that follows a quantile")))
     return "\n\n".join([
-        "HR@10 under user-level differential privacy, delta 1e-4, every user " "of MovieLens-100K " "in " "each sum, protocol "
+        "HR@10 under user-level differential privacy, delta 1e-4, every user of MovieLens-100K in "
+        "each sum, protocol "
         f"as above, mean of {held['ml100k_dp_eps8_hr10']['seeds']} seeds:", table(head, rows),
-        f"Texts and one's own history alone, which release nothing, reach {cell('own')}; " "popularity without noise "
-        f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 " "clients takes " f"{slow}.",
+        f"Texts and one's own history alone, which release nothing, reach {cell('own')}; "
+        "popularity without noise "
+        f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 "
+        f"clients takes {slow}.",
         "Which films a client's user rated, read from one plain upload: precision "
-        f"{held['rowleak_plain_precision']['value']:.2f}, recall " f"{held['rowleak_plain_recall']['value']:.2f}; under "
-        f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum " "takes the server "
-        f"{held['secagg_server_s_50x100k']['value']:.2f} s " f"({held['secagg_server_s_50x100k']['note']}).",
-        "One client in a hundred that pushes a film's bias shows it to " f"{held['aimed_mean_er10']['value']:.0%} of the "
-        f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm bound, " "and to "
-        f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. " "Deltas of rank one in " "four " "bits take "
+        f"{held['rowleak_plain_precision']['value']:.2f}, recall "
+        f"{held['rowleak_plain_recall']['value']:.2f}; under "
+        f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum "
+        "takes the server "
+        f"{held['secagg_server_s_50x100k']['value']:.2f} s "
+        f"({held['secagg_server_s_50x100k']['note']}).",
+        f"One client in a hundred that pushes a film's bias shows it to "
+        f"{held['aimed_mean_er10']['value']:.0%} of the "
+        f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm bound, "
+        "and to "
+        f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. Deltas of rank one in "
+        "four bits take "
         f"{held['rank1_int4_bytes_ratio']['value']:.0f} times fewer bytes up, at a loss of "
         f"{max(0.0, held['rank1_int4_ndcg_loss']['value']):.1%} of NDCG@10."])
 
@@ -220,8 +231,10 @@ def attacks() -> str:
     right = min(held[f"words_of_{n}_precision"]["value"] for n in (1, 4))
     return "\n\n".join([
         table(("ER@10 / HR@10", "boosted, 1%", "aimed, 1%", "aimed, 5%", "flipped, 10%"), rows),
-        table(("members told apart by lesson 9's score", "epsilon", "AUC", "found at 5% mistaken"), told),
-        f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} " "clients' words; of one and "
+        table(("members told apart by lesson 9's score", "epsilon", "AUC", "found at 5% mistaken"),
+            told),
+        f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} "
+        "clients' words; of one and "
         f"of four, {right:.0%} of those read are right."])
 
 
@@ -241,7 +254,9 @@ def codes() -> str:
 
 def goal(row: dict) -> str:
     """What a figure was to reach."""
-    return "" if row["goal"] is None else f"{'at least' if row['higher_is_better'] else 'at most'} " f"{row['goal']:g}"
+    if row["goal"] is None:
+        return ""
+    return f"{'at least' if row['higher_is_better'] else 'at most'} {row['goal']:g}"
 
 
 def speed() -> str:

