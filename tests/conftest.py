@@ -1,7 +1,4 @@
-"""Shared data.
-
-MovieLens and pretrained models once a session, and the three built-in models on it.
-"""
+"""Shared data, MovieLens and pretrained models once a session, and what parts see of a round."""
 
 from functools import cache
 
@@ -9,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fedlab.core import Round, RoundContext, Settings
 from fedlab.data import (
     Catalogue,
     Federation,
@@ -19,12 +17,13 @@ from fedlab.data import (
     split_by_time,
     standardise,
 )
+from fedlab.engine import SGD
 from fedlab.models import interaction, item_features, linear, matrix_factorisation, user_features
 from fedlab.models.text import encoder
 
 settings.register_profile("lab", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("lab")
-
+torch.set_num_threads(1)                      # as in a round; two on a busy machine take 13x longer
 
 read_once = cache(encoder)                    # SmolLM2 takes half a minute to read
 
@@ -76,3 +75,23 @@ def tiny(users, items, values=None, times=None, user_count=None, item_count=None
     values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
     times = torch.arange(len(users)) if times is None else torch.tensor(times)
     return Ratings(users, items, values, times, catalogue)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Clicks of fifteen users on eleven films."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(15, 11, generator=generator) < 0.3
+    table[torch.arange(15), torch.arange(15) % 11] = True
+    users, items = table.nonzero().T
+    return tiny(users.tolist(), items.tolist())
+
+
+def context(model, data, *, local=None, params=None, number=1, **turned):
+    """A round as parts see it before anybody is drawn."""
+    local, settings = local or SGD(), Settings(**turned)
+    before = Round(number - 1, settings, model.init(settings.seed) if params is None else params)
+    found = RoundContext(model, data, settings, before, before.params, {}, settings.seed)
+    found.work = lambda cohort: local.work(found, cohort)
+    found.asked = local.asks(found)
+    return found

@@ -8,7 +8,7 @@ Letters: C clients of a chunk, R rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,19 +76,29 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
     came: set[int] = set()
     for every in landed:
         books.count(every.update, context.asked)
-        length = norms({n: r for n, r in every.update.deltas.items() if n in context.asked},
-                       len(every.update.cohort))
+        length = _length(every.update, context)
         bad, sent = reasons(every, length, context, came), every
         if bad:
             fine = torch.tensor([place not in bad for place in range(len(every.update.cohort))])
             books.rejected |= {int(every.update.cohort[place]): why for place, why in bad.items()}
             sent, length = every.only(fine), length[fine]
-        books.keep(sent, length)
+        books.keep(sent, length.float())
         update = sent.update
         for stage in stages:
             update = checked(stage, update, context)
         if len(update.cohort):
             yield update
+
+
+def _length(update: Update, context: RoundContext) -> Tensor:
+    """(C,) L2 norm of what each client sent; where it is bounded, in float64.
+
+    In float32 an update of many rows that was clipped may seem longer than the clip.
+    """
+    sent = {name: rows for name, rows in update.deltas.items() if name in context.asked}
+    if context.notes["longest"] < float("inf"):
+        sent = {name: replace(rows, values=rows.values.double()) for name, rows in sent.items()}
+    return norms(sent, len(update.cohort))
 
 
 def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
@@ -113,7 +123,7 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     update, invited = sent.update, context.plan.invited
 
     def refuse(places: Tensor, reason: str) -> None:
-        for place in places.unique().tolist():
+        for place in dict.fromkeys(places.flatten().tolist()):
             bad.setdefault(place, reason)
     for place, client in enumerate(update.cohort.tolist()):
         if client not in invited:

@@ -40,15 +40,16 @@ class Settings(Mapping[str, Any]):
         """The value of a knob, turned or usual."""
         if name == "turned" or name.startswith("__"):
             raise AttributeError(name)
-        if name in self.turned:
-            return self.turned[name]
-        found = described()
-        if name not in found:
-            raise AttributeError(f"no part has a knob {name!r}")
-        return found[name].default
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(f"no part has a knob {name!r}") from error
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+        return self.turned[name] if name in self.turned else described()[name].default
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.turned
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.turned)

@@ -51,7 +51,7 @@ class Spending:
             warnings.warn(
                 f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
                 "one client's data whole would count as private; choose a smaller one",
-                stacklevel=4)
+                stacklevel=3)
 
 
 def noise_multiplier() -> float:
@@ -118,5 +118,3 @@ def affordable(spending: Spending, ledger: Mapping[str, Any], after: Mapping[str
         raise ParameterError(f"budget={spending.budget!r}: a round would bring epsilon from "
                              f"{before:.3g} to {behind:.3g}; choose more, or more noise")
     return False
-
-
