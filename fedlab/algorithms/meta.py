@@ -9,7 +9,7 @@ MAML and its relatives, as what clients do in `federate`.
 | ---        | --- |
 | `maml`     | as above, through the steps: 2nd order (Finn et al.; in a federation, Per-FedAvg) |
 | `fomaml`   | phi taken as theta plus a constant: first order |
-| `meta-sgd` | `maml` with a learned rate `a` for each number, see `with_rates` (Li et al.) |
+| `meta-sgd` | `maml` with a rate `a` learned for each number, see `with_rates` (Li) |
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
 
