@@ -20,13 +20,7 @@ from dataclasses import field, replace
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import (
-    NoDeltaError,
-    Weighted,
-    WeightedMean,
-    dense_delta,
-    joined_updates,
-)
+from fedlab.aggregation.mean import NoDeltaError, Weighted, WeightedMean, joined_updates
 from fedlab.core import Aggregation, Delta, Rows, Tree, Update, arranged, knob, norms, register
 
 GROUP = "aggregation"
@@ -54,9 +48,10 @@ class CoordinateMedian(Aggregation):
     Of an even count, the mean of the middle two.
     """
 
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        return dense_delta(self.delta(updates, server), server)
+    @property
+    def weighs(self) -> bool:
+        """All clients count alike."""
+        return False
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The medians of the rows that somebody sent."""
@@ -74,9 +69,10 @@ class TrimmedMean(Aggregation):
     trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end",
                        live=False, usual=(0.0, 0.45), group=GROUP)
 
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        return dense_delta(self.delta(updates, server), server)
+    @property
+    def weighs(self) -> bool:
+        """All clients count alike."""
+        return False
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The means of the rows that somebody sent."""
@@ -116,6 +112,11 @@ class Krum(Aggregation):
                           "krum: how many bad clients it should stand (f)", live=False,
                           usual=(0, 20), group=GROUP)
     keep: int = kept_models()
+
+    @property
+    def weighs(self) -> bool:
+        """All clients count alike."""
+        return False
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
@@ -175,6 +176,11 @@ class NormBound(Weighted):
         """As what aggregates."""
         return self.then.streams
 
+    @property
+    def weighs(self) -> bool:
+        """As what aggregates."""
+        return self.then.weighs
+
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
         def cut(update: Update) -> Update:
@@ -202,6 +208,11 @@ class RowBound(Weighted):
     def streams(self) -> bool:
         """As what aggregates."""
         return self.then.streams
+
+    @property
+    def weighs(self) -> bool:
+        """As what aggregates."""
+        return self.then.weighs
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""

@@ -20,9 +20,7 @@ import torch
 
 from fedlab.aggregation import NoDeltaError, ServerStep, WeightedMean, as_aggregation
 from fedlab.algorithms.gate import Books, admitted, checked
-from fedlab.algorithms.local_sgd import SGD
-from fedlab.algorithms.participation import Participation
-from fedlab.algorithms.schedules import Synchronous
+from fedlab.algorithms.participation import Participation, Synchronous
 from fedlab.core import (
     Aggregation,
     Delta,
@@ -36,6 +34,7 @@ from fedlab.core import (
     Sent,
     Settings,
     Stage,
+    Tree,
     Update,
     check_read,
     knob,
@@ -48,6 +47,7 @@ from fedlab.core import (
     walk,
 )
 from fedlab.data import Source, fingerprint
+from fedlab.engine import SGD
 from fedlab.models import Model
 from fedlab.privacy import Spending, affordable, booked, plain_sum, proven
 
@@ -66,7 +66,11 @@ class Run(Part):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The parts of a run in the order in which they act; facts: of each, those in front of it."""
+    """The parts of a run in the order in which they act.
+
+    settings: what all are set to. facts: of each part, those in front of it. equal: whether all
+    clients weigh alike in the aggregation.
+    """
 
     run: Run
     participation: Participation
@@ -77,6 +81,7 @@ class Pipeline:
     server: ServerStep
     settings: Settings
     facts: Mapping[str, Mapping[str, Any]]
+    equal: bool
 
     @property
     def parts(self) -> list[Part]:
@@ -104,7 +109,17 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     check_read(own, facts, settings)
     whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
     run, who, schedule, local, *uplink, aggregate, server = cast(list[Any], own)
-    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts)
+    equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
+    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts,
+                    equal)
+
+
+def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate: Any = None,
+             schedule: Schedule | None = None,
+             participation: Participation | None = None) -> list[Part]:
+    """All parts of a run in the order in which they act, the usual ones where none is given."""
+    return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
+            *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
 
 
 def draws_negatives(data: Any) -> bool:
@@ -141,11 +156,13 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     check_device(device)
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
-    parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
-             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: settings or {}
-    asked = Settings(**ask())
+    told = ask()
+    asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
+    if pipe.spending:
+        pipe.spending.check_delta(len(data))
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
@@ -157,7 +174,8 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
             return  # the budget is spent
         done = taken
         yield done
-        if (fresh := Settings(**ask())) != asked:
+        before, told = told, ask()
+        if told is not before and (fresh := Settings(**told)) != asked:
             _check_live(asked, fresh, pipe)
             asked, pipe = fresh, pipeline(parts, fresh, data)
 
@@ -199,8 +217,8 @@ def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
 def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
     """What the parts may know of the next round, with its plan."""
     state = {name: dict(kept) for name, kept in before.state.items()}
-    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.facts,
-                           private=pipe.spending is not None)
+    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.run.seed,
+                           pipe.facts, private=pipe.spending is not None)
     context.work = lambda cohort: pipe.local.work(context, cohort)
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)
@@ -222,7 +240,7 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
     ledger = context.state.get("ledger", {})
     spent = [each for part in pipe.parts if hasattr(part,
                                                     "spends") for each in part.spends(context)]
-    after = booked(ledger, spent, len(context.data))
+    after = booked(ledger, spent, len(context.data), pipe.spending.teaching_seed)
     if not affordable(pipe.spending, ledger, after, first):
         return False
     context.state["ledger"] = after
@@ -248,8 +266,9 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     server, sums, aggregate = context.server, pipe.stages("sum"), pipe.aggregate
     who: Part = sums[-1] if sums else aggregate
     if not sums:
-        weighed = (_alike(each) for each in updates) if _equal(pipe) else updates
-        found = aggregate.delta(weighed if aggregate.streams else list(weighed), server)
+        weighed = (_alike(each) for each in updates) if pipe.equal else updates
+        kept = weighed if aggregate.streams else list(weighed)
+        found = aggregate.delta(kept, aggregate.given(context))
     else:
         added = (stage.add_up(updates, context) for stage in sums)
         own = next((total for total in added if total is not None), None)
@@ -259,20 +278,21 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
         found = {n: (value / context.expected).to(server[n]) for n, value in total.items()}
     for _ in updates:
         pass  # an aggregation that stops early leaves no client out of the books
-    for name, delta in found.items():
-        values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
-        fits = name in server and values.shape[table:] == server[name].shape[table:]
-        require(fits, who.name, f"{name} {tuple(values.shape)}",
-                "its delta has a name or shape that "
-                f"the server has not; return tensors like {', '.join(server)}")
-        require(bool(values.sum().isfinite()), who.name, name,
-                "its delta is not finite although every update was; look at its arithmetic")
+    _check_delta(found, server, who.name)
     return found
 
 
-def _equal(pipe: Pipeline) -> bool:
-    """Whether all clients weigh alike in the aggregation."""
-    return "equal" in pipe.facts[pipe.aggregate.name] or pipe.settings.weighting == "equal"
+def _check_delta(found: Delta, server: Tree, who: str) -> None:
+    """Raise `ParameterError` for a delta that cannot be added to the server's parameters."""
+    for name, delta in found.items():
+        values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
+        require(name in server and values.shape[table:] == server[name].shape[table:], who,
+                f"{name} {tuple(values.shape)}", "its delta has a name or shape that the server "
+                f"has not; return {', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}")
+        require(values.dtype == server[name].dtype, who, f"{name} {values.dtype}",
+                f"its delta is of another type; return {server[name].dtype}")
+        require(bool(values.sum().isfinite()), who, name,
+                "its delta is not finite although every update was; look at its arithmetic")
 
 
 def _alike(update: Update) -> Update:
@@ -282,7 +302,7 @@ def _alike(update: Update) -> Update:
 
 def _share(pipe: Pipeline, books: Books, data: Source) -> float:
     """The weight of the clients that were aggregated over that of all clients."""
-    if _equal(pipe):
+    if pipe.equal:
         return sum(len(sent.update.cohort) for sent in books.kept) / len(data)
     return books.weight / float(data.counts.sum())
 
@@ -311,12 +331,18 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
              knob in knobs(type(part)).items() if not knob.live}
     own = {"edition": EDITION, "data": fingerprint(data), "model": model.name,
            "parts": [part.name for part in pipe.parts], "fixed": fixed}
+    if spent := start.state.get("ledger"):
+        before = proven(spent, start.settings.delta)
+        require(pipe.spending is not None, "start", "a private Round",
+                f"it has spent an epsilon of {before:.3g}, which a run without noise would void; "
+                "add stages such as Clip() and GaussianNoise()")
     if start.number:
         theirs = start.state.get("run", {})
         for name, value in own.items():
             require(theirs.get(name) == value, "start", f"a Round of other {name}",
-                    f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or begin "
-                    "anew from its parameters: start=Round(0, settings, params)")
+                    f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or "
+                    "begin anew from its parameters: start=Round(0, settings, params, "
+                    "state={'ledger': ...}), with its ledger where it has one")
     missing = sorted(set(model.rows) - set(start.params))
     require(not missing, "start", f"parameters {sorted(start.params)}",
             f"the model needs {missing}, too")

@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Drawn, Key, Part, RoundContext, Tree, knob, register, require, stream
+from fedlab.core import (
+    Drawn,
+    Key,
+    Part,
+    Plan,
+    RoundContext,
+    Schedule,
+    Tree,
+    knob,
+    register,
+    require,
+    stream,
+)
 from fedlab.data import Federation, Source
 from fedlab.privacy import NoiseSource, teaching_seed
 
@@ -93,10 +105,16 @@ class Participation(Part):
     warm: bool = True
     sampler: Callable[..., Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that a sampler decides alone."""
+        require(not self.sampler or self.sampling == "fixed", "sampling", self.sampling,
+                "a sampler of your own decides how a cohort is drawn; leave one of both out")
+
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""
-        some = {"members": True} if self.members or self.late or self.early else {}
-        return some | ({"poisson": True} if self.sampling == "poisson" else {})
+        facts = {"members": self.members or self.late or self.early,
+                 "poisson": self.sampling == "poisson", "own sampler": self.sampler}
+        return {name: value for name, value in facts.items() if value}
 
     def idle(self, facts: Any) -> tuple[str, ...]:
         """An own sampler decides by itself."""
@@ -119,9 +137,10 @@ class Participation(Part):
         count, data = len(context.data) if there is None else len(there), context.data
         require(self.cohort <= len(data), "cohort", self.cohort,
                 f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
-        if self.sampling == "fixed" and not context.private:
-            cohort = (self.sampler or sample)(data, self.cohort, context.number, there,
-                                              seed=context.seed)
+        if self.sampler or (self.sampling == "fixed" and not context.private):
+            draw = self.sampler or sample
+            cohort = longest_first(data, draw(data, self.cohort, context.number, there,
+                                              seed=context.seed))
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
                                 "cohort", context.number)
@@ -160,6 +179,35 @@ class Participation(Part):
             change = params[name].index_select(0, old).mean(0) - params[name].index_select(0, new)
             found[name] = params[name].index_add(0, new, change)
         return found
+
+
+@register
+class Synchronous(Schedule):
+    """The server waits for the cohort of a round, or until a deadline."""
+
+    deadline: float = knob(0.0, 0.0, 1e9, "s, simulated",
+                           "how long the server waits for clients; 0 waits for all",
+                           usual=(0.0, 100.0), group=WORLD)
+
+    def plan(self, context: RoundContext, who: Participation) -> Plan:
+        """A cohort, less those that drop out or come too late."""
+        drawn = who.draw(context)
+        cohort, clock = drawn.cohort, context.before.clock
+        require(not self.deadline or who.pace + who.delay > 0, "deadline", self.deadline,
+                "there is no clock; choose a pace or a delay above 0")
+        gone = torch.zeros(len(cohort), dtype=torch.bool)
+        if who.drop_out:
+            gone = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0] < who.drop_out
+        took = who.seconds(context, cohort, f"{context.number}")
+        late = (took > self.deadline) & (self.deadline > 0)
+        rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")
+        rejected |= dict.fromkeys(cohort[gone].tolist(), "dropped out")
+        waited = self.deadline
+        if not late.any() and (~gone).any():
+            waited = float(took[~gone].max())
+        here = cohort[~(gone | late)]
+        invited = dict.fromkeys(here.tolist(), context.number)
+        return Plan(here, invited, rejected, clock + waited, drawn, cohort[late & ~gone])
 
 
 @lru_cache(maxsize=8)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedlab.attacks import leak, masked_scores, rated, row_scores, sign_scores
-from fedlab.core import Config, ParameterError
-from fedlab.engine import updates
+from fedlab.attacks import masked_scores, rated_items, reading_metrics, row_scores, sign_scores
+from fedlab.core import ParameterError, Round, RoundContext, Settings
+from fedlab.engine import LocalSettings, updates
 from fedlab.models import matrix_factorisation
-from fedlab.privacy import FixedPoint, LocalNoise, Member, NoiseSource, RoundContext, dense
+from fedlab.privacy import FixedPoint, LocalNoise, Member, dense
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +21,22 @@ def upload(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 8)
     params = model.init(0)
     cohort = clicks.counts.argsort(descending=True, stable=True)[300:340]
-    (sent,) = updates(model, clicks, params, cohort, Config(local_lr=0.5, batch_size=0))
+    (sent,) = updates(model, clicks, params, cohort, LocalSettings(local_lr=0.5, batch_size=0))
     shared = {name: params[name] for name in ("item", "bias")}
     return replace(sent, deltas={name: sent.deltas[name] for name in shared}), shared
 
 
 def test_a_plain_upload_names_the_films_that_were_rated(upload, clicks):
     sent, shared = upload
-    found = leak(sign_scores(sent, len(shared["bias"])), rated(clicks, sent.cohort))
+    truth = rated_items(clicks, sent.cohort)
+    found = reading_metrics(sign_scores(sent, len(shared["bias"])), truth)
     assert min(found.values()) >= 0.99
 
 
 def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
     sent, shared = upload
-    found = leak(row_scores(sent, len(shared["bias"])), rated(clicks, sent.cohort))
+    truth = rated_items(clicks, sent.cohort)
+    found = reading_metrics(row_scores(sent, len(shared["bias"])), truth)
     assert found["recall"] == 1
     assert found["precision"] == pytest.approx(0.2, abs=0.1)  # one click, four negatives
     assert found["auc"] > 0.9
@@ -42,42 +44,44 @@ def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
 
 def test_under_masks_it_is_chance(upload, clicks):
     sent, shared = upload
-    fixed, run, values = FixedPoint(1.0, 10), os.urandom(16), dense(sent,
-                                                                    scene(shared))["bias"][:10]
+    fixed, run = FixedPoint(1.0, 10), os.urandom(16)
+    values = dense(sent, shared)["bias"][:10]
     members = {number: Member(number, run) for number in range(1, 11)}
     keys = {number: member.keys() for number, member in members.items()}
     for member in members.values():
-        member.letters(keys, 6)
-    words = [members[k + 1].masked(fixed.encode(row.double().numpy()), members) for k,
-             row in enumerate(values)]
-    found = leak(torch.stack([masked_scores(row) for row in words]), rated(clicks,
-                                                                           sent.cohort[:10]))
+        member.encrypted_shares(keys, 6)
+    truth = rated_items(clicks, sent.cohort[:10])
+    words = [fixed.encode(row.double().numpy()) for row in values]
+    masked = [members[k].masked(row, members) for k, row in enumerate(words, 1)]
+    found = reading_metrics(torch.stack([masked_scores(row) for row in masked]), truth)
     assert found["auc"] == pytest.approx(0.5, abs=0.02)
-    plain = leak(torch.stack([masked_scores(fixed.encode(row.double().numpy())) for row in values]),
-                 rated(clicks, sent.cohort[:10]))
+    plain = reading_metrics(torch.stack([masked_scores(row) for row in words]), truth)
     assert plain["auc"] > 0.99  # it is the mask, not the fixed point
 
 
-def scene(shared, noise=1.0):
-    return RoundContext(1.0, noise, 0.0, 1.0, shared, NoiseSource(torch.Generator().manual_seed(0)),
-                        {})
+def noisy(sent, shared, noise):
+    """The updates with noise of each client's own, of this many clips of 1."""
+    asked, start = {"bias": (shared["bias"], "item")}, Settings()
+    context = RoundContext(None, None, start, Round(0, start, {}), {}, {}, asked=asked)
+    context.notes["clipped"] = 1.0
+    return LocalNoise(noise=noise, teaching_seed=0).each(sent, context)
 
 
 def test_local_noise_hides_more_the_more_there_is(upload, clicks):
     sent, shared = upload
     small = replace(sent, deltas={"bias": sent.deltas["bias"]})
-    found = [leak(sign_scores(LocalNoise().client(small, scene(shared, noise)),
-                              len(shared["bias"])), rated(clicks, sent.cohort))["auc"]
-             for noise in (1e-4, 1e-2, 1.0)]
+    truth, items = rated_items(clicks, sent.cohort), len(shared["bias"])
+    noised = [noisy(small, shared, noise) for noise in (1e-4, 1e-2, 1.0)]
+    found = [reading_metrics(sign_scores(part, items), truth)["auc"] for part in noised]
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.95
     assert found[-1] < 0.55
 
 
-def test_leak_by_hand():
+def test_reading_metrics_by_hand():
     scores = torch.tensor([[1.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 3.0], [1.0, 0, 0, 0]])
     truth = torch.tensor([[True, False, True, False], [False, False, False, True], [False] * 4])
-    found = leak(scores, truth)  # the third client rated nothing: left out
+    found = reading_metrics(scores, truth)  # the third client rated nothing: left out
     assert found["precision"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["recall"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["auc"] == pytest.approx((1 / 4 + 1) / 2)
@@ -85,12 +89,13 @@ def test_leak_by_hand():
 
 def test_bad_asks_are_refused(upload, clicks):
     sent, _ = upload
-    truth = rated(clicks, sent.cohort)
+    truth = rated_items(clicks, sent.cohort)
     for call, message in [(lambda: sign_scores(sent, 5, "theta"),
                            "name='theta': the clients sent item, bias"),
                           (lambda: row_scores(sent, 5, "theta"), "name='theta'"),
-                          (lambda: leak(torch.zeros(3, 4), truth), r"scores=\(3, 4\): give \(40, "),
-                          (lambda: leak(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
+                          (lambda: reading_metrics(torch.zeros(3, 4), truth),
+                           r"scores=\(3, 4\): give \(40, "),
+                          (lambda: reading_metrics(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
                            "no client rated some items and not all")]:
         with pytest.raises(ParameterError, match=message):
             call()

@@ -9,12 +9,19 @@ from conftest import tiny
 from oracle import train_module
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, Key, ParameterError, as_tensor, stream
+from fedlab.core import Key, ParameterError, Settings, as_tensor, stream
 from fedlab.data import Federation, equal, one_per_user
-from fedlab.engine import arrange, train
+from fedlab.engine import LocalSettings, arrange, train
 from fedlab.evaluation import seen
 from fedlab.models import from_module
-from fedlab.models.text import SASRec, Sequences, histories, last_films, narrowed, sequence_scorer
+from fedlab.models.text import (
+    SASRec,
+    Sequences,
+    histories,
+    last_films,
+    principal_components,
+    sequence_scorer,
+)
 
 
 def test_histories_by_hand():
@@ -53,17 +60,17 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
     net = SASRec(few.item_count, None if kind == "ids" else texts, dim=8, length=5,
                  ids=kind != "texts")
     owner = torch.arange(few.user_count) % 3
-    data, config = Sequences(Federation(few, owner), 5), Config(cohort=3, batch_size=256,
-                                                                local_lr=0.1)
+    data = Sequences(Federation(few, owner), 5)
+    local = LocalSettings(batch_size=256, local_lr=0.1)
     model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3),
                               "item": torch.tensor([4, 5, 6])})
     cohort, params = torch.tensor([0, 1, 2]), model.init(0)
     cohort = cohort[data.counts.argsort(descending=True)]
     examples = data.draw(cohort, 1, 1, Key(0, "examples"))
-    deltas, losses, _ = train(model, params, arrange(examples, 1, 256), cohort, config)
+    deltas, losses, _ = train(model, params, arrange(examples, 1, 256), cohort, local)
     for client in range(3):
         own = {n: as_tensor(c)[examples["client"] == client] for n, c in examples.items()}
-        expected, loss = train_module(net, own, config, ["history", "item"], "clicks")
+        expected, loss = train_module(net, own, local, ["history", "item"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-5)
         for name, delta in deltas.items():
             torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
@@ -72,16 +79,17 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
 
 def test_training_tells_what_comes_next():
     # a film is followed by the next number, always: only the last film of the history tells
-    users, films = [u for u in range(60) for _ in range(6)], [(u + k) % 12 for u in range(60)
-                                                              for k in range(6)]
+    users = [u for u in range(60) for _ in range(6)]
+    films = [(u + k) % 12 for u in range(60) for k in range(6)]
     ratings = tiny(users, films)
     torch.manual_seed(0)
     net = SASRec(12, dim=16, length=4)
     data = Sequences(Federation(ratings, one_per_user(ratings)), 4)
     model = from_module(net, {"history": torch.tensor([[12, 12, 1, 2]] * 2),
                               "item": torch.tensor([3, 4])})
-    config = Config(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0, negatives=4)
-    (*_, done) = federate(model, data, config)
+    settings = Settings(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0,
+                        negatives=4)
+    (*_, done) = federate(model, data, settings)
     score = sequence_scorer(model, done.params, last_films(ratings, 4))
     everyone = torch.arange(60)
     scores = score(everyone[:, None].expand(-1, 12), torch.arange(12).expand(60, -1))
@@ -91,8 +99,9 @@ def test_training_tells_what_comes_next():
 
 
 def test_main_directions_keep_what_is_near():
-    vectors = torch.randn(30, 3, generator=stream(0, "x")) @ torch.randn(3, 50, generator=stream(0, "y"))
-    short = narrowed(vectors, 3)
+    points = torch.randn(30, 3, generator=stream(0, "x"))
+    vectors = points @ torch.randn(3, 50, generator=stream(0, "y"))
+    short = principal_components(vectors, 3)
     centred = torch.nn.functional.normalize(vectors - vectors.mean(0))
     torch.testing.assert_close(short @ short.T, centred @ centred.T, atol=1e-5, rtol=1e-4)
 
