@@ -15,28 +15,27 @@ import torch
 from common import entry, is_quick, record
 
 from fedlab import (
-    Config,
+    BestModels,
+    ByQuality,
+    CoordinateMedian,
     Federation,
     HeldOut,
-    Round,
-    by_quality,
+    Krum,
+    MeanOfHolders,
+    NormBound,
+    OwnWeights,
+    Scaffold,
+    Settings,
+    TrimmedMean,
+    WeightedMean,
     candidates,
-    coordinate_median,
     federate,
-    given,
     judge,
-    krum,
     leave_one_out,
     load,
     matrix_factorisation,
-    mean_of_holders,
-    norm_bound,
     one_per_user,
-    select,
-    trimmed_mean,
-    weighted_mean,
 )
-from fedlab.algorithms import one_round
 
 # they look at all clients' numbers
 STATED = ("coordinate median", "trimmed mean", "krum", "by quality", "selection")
@@ -47,27 +46,28 @@ def main(quick: bool) -> None:
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
     losses = judge(model, HeldOut.clicks(candidates(split, "validation", count=9)), data.owner)
-    rules = {"mean": weighted_mean, "given weights": given([1.0] * len(data)),
-             "mean of holders": mean_of_holders, "norm bound": norm_bound(1.0),
-             "coordinate median": coordinate_median, "trimmed mean": trimmed_mean(0.1),
-             "krum": krum(10), "by quality": by_quality(losses), "selection": select(losses)}
-    base = Config(rounds=10_000, cohort=100, weighting="equal")
-    ways = {name: (base, rule) for name, rule in rules.items()}
-    ways |= {name: (Config(**vars(base) | {"server_optimizer": name, "server_lr": 0.01}),
-                    weighted_mean) for name in ("momentum", "adam", "yogi", "adagrad")}
-    ways["fedprox"] = (Config(**vars(base) | {"proximal": 0.1}), weighted_mean)
-    ways["scaffold"] = (Config(**vars(base) | {"correction": "scaffold"}), weighted_mean)
-    last: dict[str, Round] = {name: next(federate(model, data, config)) for name,
-                              (config, _) in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    rules = {"mean": WeightedMean(), "given weights": OwnWeights([1.0] * len(data)),
+             "mean of holders": MeanOfHolders(), "norm bound": NormBound(),
+             "coordinate median": CoordinateMedian(), "trimmed mean": TrimmedMean(),
+             "krum": Krum(byzantine=10), "by quality": ByQuality(judge=losses),
+             "selection": BestModels(judge=losses)}
+    base = Settings(rounds=10_000, cohort=100)
+    streams = {name: federate(model, data, base, aggregate=rule) for name, rule in rules.items()}
+    streams |= {name: federate(model, data, base.replace(server_optimizer=name, server_lr=0.01))
+                for name in ("momentum", "adam", "yogi", "adagrad")}
+    streams["fedprox"] = federate(model, data, base.replace(proximal=0.1))
+    streams["scaffold"] = federate(model, data, base, local=Scaffold())
+    for rounds in streams.values():
+        next(rounds)
+    seconds: dict[str, list[float]] = {name: [] for name in streams}
     for _ in range(3 if quick else 30):
-        for name, (config, rule) in ways.items():
+        for name, rounds in streams.items():
             began = time.perf_counter()
-            last[name] = one_round(model, data, config, last[name], rule)
+            next(rounds)
             seconds[name].append(time.perf_counter() - began)
     found = {"mean_round_s": entry(median(seconds["mean"]), "s", None, higher=False, seeds=1,
                                    note="100 clients")}
-    for name in ways:
+    for name in streams:
         if name != "mean":
             ratio = median(a / b for a, b in zip(seconds[name], seconds["mean"], strict=True))
             found[f"{name.replace(' ', '_')}_over_mean"] = entry(

@@ -16,10 +16,10 @@ import torch
 from common import entry, is_quick, record
 
 from fedlab import (
-    Config,
+    Buffered,
     Federation,
     Round,
-    World,
+    Settings,
     candidates,
     federate,
     leave_one_out,
@@ -29,10 +29,8 @@ from fedlab import (
     ranking,
     scorer,
 )
-from fedlab.algorithms import Asynchronous, federate_async
 
 TARGET, DIM, AT_ONCE = 0.38, 16, 64
-WORLD = World(pace=0.01, spread=1.0, delay=2.0)
 LOCAL = {"cohort": AT_ONCE, "local_lr": 1.0, "weighting": "equal"}
 
 
@@ -44,12 +42,12 @@ def main(quick: bool) -> None:
     def ways(seed: int) -> dict[str, tuple[Iterator[Round], int]]:
         """Name -> (its stream, steps between measurements)."""
         def sync(**given: float) -> Iterator[Round]:
-            return federate(model, data, Config(rounds=200, server_lr=400.0, seed=seed, **LOCAL,
-                                                **given), world=WORLD)
+            return federate(model, data, Settings(rounds=200, server_lr=400.0, seed=seed, **LOCAL,
+                                                  **given))
 
         def later(**given) -> Iterator[Round]:
-            return federate_async(model, data, Asynchronous(rounds=8000, seed=seed,
-                                                            **LOCAL | given), world=WORLD)
+            return federate(model, data, Settings(rounds=8000, seed=seed, **LOCAL | given),
+                            schedule=Buffered())
         return {"sync": (sync(), 1), "deadline": (sync(deadline=20.0), 1),
                 "fedbuff": (later(buffer=10, server_lr=80.0), 6),
                 "fedasync": (later(method="fedasync", server_lr=1.0, local_lr=16.0), AT_ONCE)}

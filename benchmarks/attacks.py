@@ -44,11 +44,11 @@ from fedlab.attacks import (
     Poisoned,
     aimed,
     exposure,
-    rated,
+    membership_metrics,
+    membership_scores,
+    rated_items,
     recover_tokens,
     scaled,
-    told_apart,
-    traces,
     with_clicks,
 )
 from fedlab.core import stream
@@ -99,11 +99,12 @@ def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
     runs = {"plain": federate(model, data, Config(**common), world=half)}
     runs |= {f"z{z}": federate_privately(model, data, Private(**common, clip=5.0, noise=z),
                                          world=half, teaching_seed=seed) for z in (0.3, 1, 3)}
-    watched, found = rated(data, torch.arange(len(data))), {}
+    watched, found = rated_items(data, torch.arange(len(data))), {}
     for name, rounds in runs.items():
         *_, done = rounds
-        told = told_apart(traces(done.params["bias"], watched, split.train.item_counts()), inside)
-        found |= {f"members_{name}_{key}": told[key] for key in ("auc", "tpr")}
+        scores = membership_scores(done.params["bias"], watched, split.train.item_counts())
+        metrics = membership_metrics(scores, inside)
+        found |= {f"members_{name}_{key}": metrics[key] for key in ("auc", "tpr")}
         found[f"members_{name}_epsilon"] = done.metrics.get("epsilon", 0.0)
     return found
 

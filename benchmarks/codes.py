@@ -16,9 +16,9 @@ import torch
 from common import by_seed, entry, is_quick, record
 
 from fedlab import (
-    Config,
     ErrorFeedback,
     Federation,
+    Settings,
     candidates,
     federate,
     leave_one_out,
@@ -40,15 +40,14 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
     split = leave_one_out(load())
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
-    config = Config(rounds=4 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
-                    weighting="equal", seed=seed)
-    ways = {"plain": {}} | {name: {"update": ErrorFeedback(code).update} for name,
-                            code in CODES.items()}
-    ways |= {f"{name}_forgotten": {"update": ErrorFeedback(CODES[name], feedback=False).update}
-             for name in CODES}
+    config = Settings(rounds=4 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
+                      weighting="equal", seed=seed)
+    ways = {"plain": []} | {name: [ErrorFeedback(own=code)] for name, code in CODES.items()}
+    ways |= {f"{name}_forgotten": [ErrorFeedback(own=code, feedback="off")]
+             for name, code in CODES.items()}
     found = {}
     for name, way in ways.items():
-        rounds = list(federate(model, data, config, **way))
+        rounds = list(federate(model, data, config, uplink=way))
         found[f"{name}_ndcg10"] = ranking(scorer(model, rounds[-1].params), test)["ndcg@10"]
         found[f"{name}_bytes"] = float(sum(done.bytes_up for done in rounds))
     print(seed, {name: round(value, 4) for name, value in found.items()}, flush=True)
@@ -76,13 +75,13 @@ def times(quick: bool) -> None:
     split = leave_one_out(load())
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
-    config = Config(rounds=10_000, cohort=100, local_lr=1.0, server_lr=50.0, weighting="equal")
+    config = Settings(rounds=10_000, cohort=100, local_lr=1.0, server_lr=50.0, weighting="equal")
     streams = {"plain": federate(model, data, config)}
     for name in ("int4", "rank1_int4"):
-        for keep in (True, False):
-            way = ErrorFeedback(CODES[name], feedback=keep)
-            streams[f"{name}{'' if keep else '_forgotten'}"] = federate(model, data, config,
-                                                                        update=way.update)
+        for keep in ("on", "off"):
+            way = ErrorFeedback(own=CODES[name], feedback=keep)
+            streams[f"{name}{'' if keep == 'on' else '_forgotten'}"] = federate(
+                model, data, config, uplink=[way])
     taken = defaultdict(list)
     for number in range(6 if quick else 30):
         for name, rounds in streams.items():

@@ -39,7 +39,7 @@ from fedlab.data import Curves, Episodes, Ratings
 from fedlab.engine import updates
 from fedlab.evaluation import NewUsers, item_means, new_users
 from fedlab.models import user_factor_model
-from fedlab.models.text import item_texts, narrowed, vectors
+from fedlab.models.text import item_texts, principal_components, vectors
 
 KS = 3, 5, 10, 20
 # support and query; each click comes with four negatives
@@ -54,7 +54,7 @@ SERVER = Config(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsi
 def about(ratings: Ratings) -> Tensor:
     """(I, F) what is known of each film: its text, genres and year."""
     texts = vectors(item_texts(ratings.catalogue), progress=False)
-    return torch.cat([narrowed(texts, 64), item_features(ratings.catalogue)], 1)
+    return torch.cat([principal_components(texts, 64), item_features(ratings.catalogue)], 1)
 
 
 def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[int, float]]:
@@ -76,7 +76,7 @@ def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[i
     people, end = late.query.user_count, dict(total)
     return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k), config,
                                               people)) for k in KS},
-            "counting": {k: late.error(late.counted(k)) for k in KS}}
+            "counting": {k: late.error(late.mean_baseline(k)) for k in KS}}
 
 
 @dataclass(frozen=True)

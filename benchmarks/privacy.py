@@ -39,13 +39,13 @@ from fedlab import (
     read,
 )
 from fedlab.algorithms import ClientUpdate, Private, federate_privately, sample
-from fedlab.attacks import leak, masked_scores, rated, sign_scores
+from fedlab.attacks import reading_metrics, masked_scores, rated_items, sign_scores
 from fedlab.core import Score, Tree
 from fedlab.data import Split
 from fedlab.engine import updates
 from fedlab.evaluation import scorer
 from fedlab.models import Model, matrix_factorisation
-from fedlab.models.text import close_years, item_texts, like_genres, likeness, vectors
+from fedlab.models.text import genre_kernel, item_texts, text_kernel, vectors, year_kernel
 from fedlab.privacy import (
     FixedPoint,
     Member,
@@ -76,9 +76,9 @@ AVERAGED = {"cohort": 200, "local_lr": 5.0, "clip": 5.0, "server_lr": 1.0, "roun
 def kinds(split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """(I, I) likeness by texts, by years, and by all that is public."""
     known = split.train.catalogue
-    text = likeness(vectors(item_texts(known), progress=False), 0.35)
-    years = close_years(known)
-    return text, years, text + 0.3 * years + 0.2 * like_genres(known)
+    text = text_kernel(vectors(item_texts(known), progress=False), 0.35)
+    years = year_kernel(known)
+    return text, years, text + 0.3 * years + 0.2 * genre_kernel(known)
 
 
 def released(data: Federation, model: Model, update: ClientUpdate, noise: float, seed: int) -> Tree:
@@ -205,7 +205,7 @@ def row_leak(seed: int) -> dict[str, float]:
     members = {number: Member(number, b"row leak") for number in range(1, 101)}
     keys, seen, words = {number: member.keys() for number, member in members.items()}, [], []
     for member in members.values():
-        member.letters(keys, 60)
+        member.encrypted_shares(keys, 60)
     for part in parts:
         one = replace(part, deltas={"bias": part.deltas["bias"]})
         seen.append(sign_scores(one, len(shared["bias"])))
@@ -213,10 +213,10 @@ def row_leak(seed: int) -> dict[str, float]:
             number = len(words) + 1
             words.append(masked_scores(members[number].masked(fixed.encode(row.double().numpy()),
                                                               members)))
-    truth = rated(data, cohort)
+    truth = rated_items(data, cohort)
     return {f"{name}_{k}": v for name, scores in (("plain", torch.cat(seen)),
                                                   ("masked", torch.stack(words))) for k,
-            v in leak(scores, truth).items()}
+            v in reading_metrics(scores, truth).items()}
 
 
 def server_seconds(clients: int, length: int) -> float:
@@ -225,10 +225,11 @@ def server_seconds(clients: int, length: int) -> float:
     vectors = {k + 1: chance.integers(0, 2**32, length, dtype=np.uint32) for k in range(clients)}
     members = {k: Member(k, run) for k in vectors}
     keys = {k: member.keys() for k, member in members.items()}
-    letters = {k: member.letters(keys, clients * 6 // 10) for k, member in members.items()}
+    outbox = {k: member.encrypted_shares(keys, clients * 6 // 10) for k, member in members.items()}
     there = list(vectors)[clients // 5:]
     sent = {k: members[k].masked(vectors[k], members) for k in there}
-    shares = {k: members[k].opened({n: letters[n][k] for n in members}, there) for k in there}
+    shares = {k: members[k].revealed_shares({n: outbox[n][k] for n in members}, there)
+              for k in there}
     for _ in range(5):
         began = time.perf_counter()
         total = unmasked(sent, keys, members, shares, clients * 6 // 10, run)

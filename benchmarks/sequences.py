@@ -15,13 +15,13 @@ from statistics import mean, stdev
 import torch
 from common import by_seed, entry, is_quick, record
 
-from fedlab import Config, Federation, candidates, equal, federate, leave_one_out, load, ranking
+from fedlab import Federation, Settings, candidates, equal, federate, leave_one_out, load, ranking
 from fedlab.models import from_module
 from fedlab.models.text import SASRec, Sequences, item_texts, last_films, sequence_scorer, vectors
 
 PLATFORMS, LENGTH, DIM = 5, 20, 32
-CONFIG = Config(rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw",
-                memory_mb=4000)
+SETTINGS = Settings(rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw",
+                    memory_mb=4000)
 WAYS = {"both": "text and rows", "ids": "rows alone", "text": "text alone"}
 
 
@@ -31,14 +31,14 @@ def watched(seed: int, quick: bool) -> dict[str, dict[str, float]]:
     train, films = split.train, last_films(split.train, LENGTH)
     known = vectors(item_texts(train.catalogue), progress=False)
     data = Sequences(Federation(train, equal(train, PLATFORMS, seed)), LENGTH)
-    config, found = Config(**vars(CONFIG) | {"seed": seed,
-                                             "rounds": 1 if quick else CONFIG.rounds}), {}
+    settings = SETTINGS.replace(seed=seed, rounds=1 if quick else SETTINGS.rounds)
+    found = {}
     for name in WAYS:
         torch.manual_seed(seed)
         net = SASRec(train.item_count, None if name == "ids" else known, ids=name != "text",
                      dim=DIM, length=LENGTH)
         model = from_module(net, {"history": films[:3], "item": train.items[:3]})
-        *_, last = federate(model, data, config)
+        *_, last = federate(model, data, settings)
         found[name] = ranking(sequence_scorer(model, last.params, films), candidates(split,
                                                                                      seed=seed))
         print(f"seed {seed} {name}: {found[name]}", flush=True)

@@ -12,29 +12,37 @@ process of its own; figures are written after each.
 """
 
 from collections import defaultdict
-from dataclasses import replace
 from statistics import mean, stdev
 
 from common import by_seed, entry, is_quick, record
 from torch import nn
 
-from fedlab import Config, Federation, by_genre, candidates, federate, leave_one_out, load, ranking
+from fedlab import (
+    Federation,
+    Settings,
+    by_genre,
+    candidates,
+    federate,
+    leave_one_out,
+    load,
+    ranking,
+)
 from fedlab.data import ItemQueries, rated_often
 from fedlab.evaluation import Candidates
 from fedlab.models import adapted, from_module, loaded
 from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors
 
 SHOPS, LEAST, LENGTH = 10, 25, 12
-HEAD = Config(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam",
-              server_lr=4e-3, server_epsilon=1e-6)
-TUNE = replace(HEAD, rounds=60, batch_size=16, warm_up=10)
+HEAD = Settings(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam",
+                server_lr=4e-3, server_epsilon=1e-6)
+TUNE = HEAD.replace(rounds=60, batch_size=16, warm_up=10)
 LINEAR = ("query", "key", "value", "dense")
 
 
-def run(net: nn.Module, shops: ItemQueries, config: Config) -> tuple[nn.Module, int]:
+def run(net: nn.Module, shops: ItemQueries, settings: Settings) -> tuple[nn.Module, int]:
     """The module after its rounds, and the bytes that clients sent in all."""
     model, sent = from_module(net, shops.few(), answers=shops.users), 0
-    for done in federate(model, shops, config):
+    for done in federate(model, shops, settings):
         sent += done.bytes_up
     return loaded(net, done.params), sent
 
@@ -57,19 +65,19 @@ def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
     clients = Federation(train, by_genre(train, SHOPS, 1.0, seed))
     texts, minilm = item_texts(ratings.catalogue, "{title} ({year})"), encoder()
     much, few = ItemQueries(clients, 128, 64), ItemQueries(clients, 16, 64)
-    head, tune = (replace(config, seed=seed, rounds=2 if quick else config.rounds)
-                  for config in (HEAD, TUNE))
+    head, tune = (each.replace(seed=seed, rounds=2 if quick else each.rounds)
+                  for each in (HEAD, TUNE))
     frozen = TwoTower(TextEncoder(minilm, texts, top=0, length=LENGTH), train, known, seed=seed)
     start, _ = run(frozen, much, head)
     whole = TwoTower(TextEncoder(minilm, texts, length=LENGTH), train, known, seed=seed)
     whole.head, whole.user = start.head, start.user
-    ways = {"head": (start, much, replace(tune, server_lr=1e-3)),
-            "full": (whole.requires_grad_(True), few, replace(tune, server_lr=1.5e-4)),
+    ways = {"head": (start, much, tune.replace(server_lr=1e-3)),
+            "full": (whole.requires_grad_(True), few, tune.replace(server_lr=1.5e-4)),
             "lora": (adapted(whole, LINEAR, 4, 128.0, train=("head", "user"), seed=seed), few,
-                     replace(tune, rounds=2 * tune.rounds, server_lr=2.5e-4))}
+                     tune.replace(rounds=2 * tune.rounds, server_lr=2.5e-4))}
     found = {"frozen": (figures(start, against), 0)}
-    for name, (net, shops, config) in ways.items():
-        after, sent = run(net, shops, config)
+    for name, (net, shops, settings) in ways.items():
+        after, sent = run(net, shops, settings)
         found[name] = figures(after, against), sent
         print(f"seed {seed} {name}: {found[name]}", flush=True)
     return found

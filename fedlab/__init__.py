@@ -24,7 +24,6 @@ from fedlab.aggregation import (
     judge,
 )
 from fedlab.algorithms import (
-    SGD,
     Buffered,
     Implicit,
     Membership,
@@ -74,6 +73,7 @@ from fedlab.data import (
     standardise,
     synthesise,
 )
+from fedlab.engine import SGD
 from fedlab.evaluation import (
     Candidates,
     NewUsers,

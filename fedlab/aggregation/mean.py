@@ -27,7 +27,6 @@ from fedlab.core import (
     knob,
     register,
     require,
-    whole,
 )
 
 GROUP = "server step"
@@ -52,10 +51,6 @@ class Weighted(Aggregation):
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Behind a clip all weigh alike."""
         return ("weighting",) if "equal" in facts else ()
-
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name, as tensors of the server's shapes."""
-        return dense_delta(self.delta(updates, server), server)
 
 
 @register
@@ -161,26 +156,16 @@ class Function(Aggregation):
     def __init__(self, rule: Rule) -> None:
         """rule: (updates, server) -> delta by name."""
         self.rule = rule
+        self.name = getattr(rule, "__name__", type(rule).__name__)  # type: ignore[misc]
 
-    @property
-    def name(self) -> str:
-        """The function's."""
-        return getattr(self.rule, "__name__", type(self.rule).__name__)
-
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
+    def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
-        return {name: whole(d, server[name]) if name in server else d  # type: ignore[misc]
-                for name, d in self.rule(updates, server).items()}
+        return self.rule(updates, server)
 
 
 def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
     """An aggregation, or a function (updates, server) -> delta as one."""
     return rule if isinstance(rule, Aggregation) else Function(rule)
-
-
-def dense_delta(delta: Delta, server: Tree) -> Tree:
-    """A delta as tensors of the server's shapes."""
-    return {name: whole(d, server[name]) for name, d in delta.items()}
 
 
 def as_rows(delta: Tensor | Rows) -> Rows:

@@ -20,13 +20,7 @@ from dataclasses import field, replace
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import (
-    NoDeltaError,
-    Weighted,
-    WeightedMean,
-    dense_delta,
-    joined_updates,
-)
+from fedlab.aggregation.mean import NoDeltaError, Weighted, WeightedMean, joined_updates
 from fedlab.core import Aggregation, Delta, Rows, Tree, Update, arranged, knob, norms, register
 
 GROUP = "aggregation"
@@ -54,10 +48,6 @@ class CoordinateMedian(Aggregation):
     Of an even count, the mean of the middle two.
     """
 
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        return dense_delta(self.delta(updates, server), server)
-
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The medians of the rows that somebody sent."""
         return _by_row(updates, lambda sorted_: (sorted_[:, (sorted_.shape[1] - 1) // 2]
@@ -73,10 +63,6 @@ class TrimmedMean(Aggregation):
 
     trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end",
                        live=False, usual=(0.0, 0.45), group=GROUP)
-
-    def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        return dense_delta(self.delta(updates, server), server)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The means of the rows that somebody sent."""

@@ -113,7 +113,7 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     update, invited = sent.update, context.plan.invited
 
     def refuse(places: Tensor, reason: str) -> None:
-        for place in places.unique().tolist():
+        for place in dict.fromkeys(places.flatten().tolist()):
             bad.setdefault(place, reason)
     for place, client in enumerate(update.cohort.tolist()):
         if client not in invited:

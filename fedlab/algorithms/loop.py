@@ -20,9 +20,7 @@ import torch
 
 from fedlab.aggregation import NoDeltaError, ServerStep, WeightedMean, as_aggregation
 from fedlab.algorithms.gate import Books, admitted, checked
-from fedlab.algorithms.local_sgd import SGD
-from fedlab.algorithms.participation import Participation
-from fedlab.algorithms.schedules import Synchronous
+from fedlab.algorithms.participation import Participation, Synchronous
 from fedlab.core import (
     Aggregation,
     Delta,
@@ -48,6 +46,7 @@ from fedlab.core import (
     walk,
 )
 from fedlab.data import Source, fingerprint
+from fedlab.engine import SGD
 from fedlab.models import Model
 from fedlab.privacy import Spending, affordable, booked, plain_sum, proven
 
@@ -66,7 +65,11 @@ class Run(Part):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The parts of a run in the order in which they act; facts: of each, those in front of it."""
+    """The parts of a run in the order in which they act.
+
+    settings: what all are set to. facts: of each part, those in front of it. equal: whether all
+    clients weigh alike in the aggregation.
+    """
 
     run: Run
     participation: Participation
@@ -77,6 +80,7 @@ class Pipeline:
     server: ServerStep
     settings: Settings
     facts: Mapping[str, Mapping[str, Any]]
+    equal: bool
 
     @property
     def parts(self) -> list[Part]:
@@ -104,7 +108,9 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     check_read(own, facts, settings)
     whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
     run, who, schedule, local, *uplink, aggregate, server = cast(list[Any], own)
-    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts)
+    equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
+    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts,
+                    equal)
 
 
 def draws_negatives(data: Any) -> bool:
@@ -144,7 +150,8 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
              *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
     ask = settings if callable(settings) else lambda: settings or {}
-    asked = Settings(**ask())
+    told = ask()
+    asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
@@ -157,7 +164,8 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
             return  # the budget is spent
         done = taken
         yield done
-        if (fresh := Settings(**ask())) != asked:
+        before, told = told, ask()
+        if told is not before and (fresh := Settings(**told)) != asked:
             _check_live(asked, fresh, pipe)
             asked, pipe = fresh, pipeline(parts, fresh, data)
 
@@ -199,8 +207,8 @@ def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
 def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
     """What the parts may know of the next round, with its plan."""
     state = {name: dict(kept) for name, kept in before.state.items()}
-    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.facts,
-                           private=pipe.spending is not None)
+    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.run.seed,
+                           pipe.facts, private=pipe.spending is not None)
     context.work = lambda cohort: pipe.local.work(context, cohort)
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)
@@ -248,7 +256,7 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     server, sums, aggregate = context.server, pipe.stages("sum"), pipe.aggregate
     who: Part = sums[-1] if sums else aggregate
     if not sums:
-        weighed = (_alike(each) for each in updates) if _equal(pipe) else updates
+        weighed = (_alike(each) for each in updates) if pipe.equal else updates
         found = aggregate.delta(weighed if aggregate.streams else list(weighed), server)
     else:
         added = (stage.add_up(updates, context) for stage in sums)
@@ -270,11 +278,6 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     return found
 
 
-def _equal(pipe: Pipeline) -> bool:
-    """Whether all clients weigh alike in the aggregation."""
-    return "equal" in pipe.facts[pipe.aggregate.name] or pipe.settings.weighting == "equal"
-
-
 def _alike(update: Update) -> Update:
     """The update with weights of 1."""
     return replace(update, weights=torch.ones_like(update.weights))
@@ -282,7 +285,7 @@ def _alike(update: Update) -> Update:
 
 def _share(pipe: Pipeline, books: Books, data: Source) -> float:
     """The weight of the clients that were aggregated over that of all clients."""
-    if _equal(pipe):
+    if pipe.equal:
         return sum(len(sent.update.cohort) for sent in books.kept) / len(data)
     return books.weight / float(data.counts.sum())
 

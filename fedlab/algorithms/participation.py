@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Drawn, Key, Part, RoundContext, Tree, knob, register, require, stream
+from fedlab.core import (
+    Drawn,
+    Key,
+    Part,
+    Plan,
+    RoundContext,
+    Schedule,
+    Tree,
+    knob,
+    register,
+    require,
+    stream,
+)
 from fedlab.data import Federation, Source
 from fedlab.privacy import NoiseSource, teaching_seed
 
@@ -95,8 +107,9 @@ class Participation(Part):
 
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""
-        some = {"members": True} if self.members or self.late or self.early else {}
-        return some | ({"poisson": True} if self.sampling == "poisson" else {})
+        facts = {"members": self.members or self.late or self.early,
+                 "poisson": self.sampling == "poisson", "own sampler": self.sampler}
+        return {name: value for name, value in facts.items() if value}
 
     def idle(self, facts: Any) -> tuple[str, ...]:
         """An own sampler decides by itself."""
@@ -160,6 +173,35 @@ class Participation(Part):
             change = params[name].index_select(0, old).mean(0) - params[name].index_select(0, new)
             found[name] = params[name].index_add(0, new, change)
         return found
+
+
+@register
+class Synchronous(Schedule):
+    """The server waits for the cohort of a round, or until a deadline."""
+
+    deadline: float = knob(0.0, 0.0, 1e9, "s, simulated",
+                           "how long the server waits for clients; 0 waits for all",
+                           usual=(0.0, 100.0), group=WORLD)
+
+    def plan(self, context: RoundContext, who: Participation) -> Plan:
+        """A cohort, less those that drop out or come too late."""
+        drawn = who.draw(context)
+        cohort, clock = drawn.cohort, context.before.clock
+        require(not self.deadline or who.pace + who.delay > 0, "deadline", self.deadline,
+                "there is no clock; choose a pace or a delay above 0")
+        gone = torch.zeros(len(cohort), dtype=torch.bool)
+        if who.drop_out:
+            gone = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0] < who.drop_out
+        took = who.seconds(context, cohort, f"{context.number}")
+        late = (took > self.deadline) & (self.deadline > 0)
+        rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")
+        rejected |= dict.fromkeys(cohort[gone].tolist(), "dropped out")
+        waited = self.deadline
+        if not late.any() and (~gone).any():
+            waited = float(took[~gone].max())
+        here = cohort[~(gone | late)]
+        invited = dict.fromkeys(here.tolist(), context.number)
+        return Plan(here, invited, rejected, clock + waited, drawn, cohort[late & ~gone])
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedlab.algorithms.local_sgd import SGD
 from fedlab.core import (
     Delta,
     RoundContext,
@@ -31,7 +30,7 @@ from fedlab.core import (
     require,
     whole,
 )
-from fedlab.engine import updates
+from fedlab.engine import SGD, updates
 
 CONTROL = "control of "
 

@@ -1,10 +1,23 @@
 """What an attacker sends, and what an attacker reads."""
 
-from fedlab.attacks.inversion import entering, features, recover_tokens, span
-from fedlab.attacks.membership import auc_deviation, most, shares, told_apart, traces
+from fedlab.attacks.inversion import layer_inputs, recover_inputs, recover_tokens, row_space
+from fedlab.attacks.membership import (
+    auc_standard_error,
+    clopper_pearson,
+    membership_metrics,
+    membership_scores,
+    tpr_bound,
+)
 from fedlab.attacks.poisoning import Poison, aimed, exposure, noisy, scaled, with_clicks
-from fedlab.attacks.upload_reading import leak, masked_scores, rated, row_scores, sign_scores
+from fedlab.attacks.upload_reading import (
+    masked_scores,
+    rated_items,
+    reading_metrics,
+    row_scores,
+    sign_scores,
+)
 
-__all__ = ["Poison", "aimed", "auc_deviation", "entering", "exposure", "features", "leak",
-           "masked_scores", "most", "noisy", "rated", "recover_tokens", "row_scores", "scaled",
-           "shares", "sign_scores", "span", "told_apart", "traces", "with_clicks"]
+__all__ = ["Poison", "aimed", "auc_standard_error", "clopper_pearson", "exposure", "layer_inputs",
+           "masked_scores", "membership_metrics", "membership_scores", "noisy", "rated_items",
+           "reading_metrics", "recover_inputs", "recover_tokens", "row_scores", "row_space",
+           "scaled", "sign_scores", "tpr_bound", "with_clicks"]

@@ -32,16 +32,32 @@ from fedlab.core.parts import (
     walk,
 )
 from fedlab.core.randomness import Key, below, stream
-from fedlab.core.rounds import Round, best_round, measured, one_thread, stop_early
+from fedlab.core.rounds import Round, best_round, measured, stop_early
 from fedlab.core.settings import VERSION, Settings, differing, parsed, read_settings, write_settings
-from fedlab.core.tables import Lookup, SparseTable, arranged, as_tensor, joined, parts
-from fedlab.core.tree import Delta, Rows, Score, Tree, Update, moved, norms, to, whole
+from fedlab.core.tree import (
+    Delta,
+    Lookup,
+    Rows,
+    Score,
+    SparseTable,
+    Tree,
+    Update,
+    arranged,
+    as_tensor,
+    joined,
+    moved,
+    norms,
+    one_thread,
+    pieces,
+    to,
+    whole,
+)
 
 __all__ = ["REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local",
            "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round",
            "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage",
            "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read",
            "described", "differing", "joined", "knob", "knobs", "known", "like", "measured",
-           "moved", "norms", "one_thread", "parsed", "parts", "read_settings", "register",
+           "moved", "norms", "one_thread", "parsed", "pieces", "read_settings", "register",
            "require", "stop_early", "stream", "strict", "title_of", "to", "turned", "walk", "whole",
            "write_settings"]

@@ -178,6 +178,7 @@ def register(cls: type[T]) -> type[T]:
                 "no default", "give it one, so that the part can be made from settings alone")
         if "knob" in f.metadata:
             _check_knob(title, f.name, f.metadata["knob"], f.type, f.default, others)
+    made.name = title  # type: ignore[attr-defined]
     REGISTRY.setdefault(kind, {})[title] = made
     _described.clear()
     return made

@@ -19,10 +19,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require, title_of
+from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
-from fedlab.core.tree import Delta, Rows, Score, Tree, Update
+from fedlab.core.tree import Delta, Rows, Score, Tree, Update, whole
 
 P = TypeVar("P", bound="Part")
 
@@ -38,6 +38,7 @@ FACTS = {
     "coded": "updates whose every number is sent in full",
     "second moments": "a sum over clients, which Gram matrices live in",
     "counted": "nobody's length counted",
+    "own sampler": "cohorts whose chances are known",
 }
 # a stage takes these facts away unless it declares that it keeps them
 FRAGILE = ("clipped", "equal")
@@ -46,16 +47,15 @@ REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
 
 
 class Part:
-    """What can be combined: a frozen dataclass whose fields are its knobs, see `register`."""
+    """What can be combined: a frozen dataclass whose fields are its knobs, see `register`.
+
+    name: as messages, settings and `Round.state` have it; `register` makes it of the class name.
+    """
 
     kind: ClassVar[str] = ""
+    name: ClassVar[str] = "a part of your own"
     needs: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def name(self) -> str:
-        """As messages, settings and `Round.state` have it."""
-        return title_of(type(self))
 
     def adds(self) -> dict[str, Any]:
         """Facts for the parts behind this one, with their values."""
@@ -155,8 +155,8 @@ class Aggregation(Part):
         return False
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
-        """The delta by name."""
-        raise NotImplementedError
+        """The delta by name; write this, or `delta`."""
+        return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
@@ -289,6 +289,7 @@ class RoundContext:
     before: Round
     params: Tree
     state: dict[str, dict[str, Any]]
+    seed: int = 0
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     asked: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     plan: Plan = field(default_factory=lambda: Plan(torch.empty(0, dtype=torch.int64), {}, {}, 0.0))
@@ -302,12 +303,6 @@ class RoundContext:
     def number(self) -> int:
         """Of the round under way, from 1."""
         return self.before.number + 1
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-        seed: int = self.settings.seed
-        return seed
 
     @property
     def expected(self) -> float:

@@ -72,7 +72,7 @@ class Key:
         """(n,) word `index` (n,) of `client` (n,): whole numbers from 0 to 2^32 - 1, int64.
 
         >>> Key(0, "example").words(torch.tensor([7, 7]), torch.tensor([0, 1])).tolist()
-        [3368004743, 146082236]
+        [835110006, 3434897237]
         """
         found = _blocks(client, index >> 2, self.halves)
         return found.gather(1, (index & 3)[:, None])[:, 0].long() & WORD
@@ -95,7 +95,7 @@ class Key:
     def uniform(self, client: Tensor, columns: int) -> Tensor:
         """(C, D) uniform numbers from 0 to below 1, multiples of 2^-32, float64."""
         words = self.runs(client, torch.full_like(client, columns))
-        return words.view(len(client), columns) * 2.0**-32
+        return words.view(len(client), columns).double().mul_(2.0**-32)
 
     def normal(self, client: Tensor, columns: int) -> Tensor:
         """(C, D) normal numbers of mean 0 and deviation 1, at most 6.7 in size, float32."""

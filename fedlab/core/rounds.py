@@ -5,7 +5,6 @@ Letters: C clients in the cohort.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from fedlab.core.knobs import require
 from fedlab.core.settings import Settings
-from fedlab.core.tree import Tree
+from fedlab.core.tree import Tree, one_thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,20 +51,6 @@ class Round:
     def light(self) -> "Round":
         """The same without parameters and state, to keep many of them."""
         return replace(self, params={}, state={})
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One CPU thread for the small tensors of a round.
-
-    With two on a busy machine a loop took 13x longer.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]],

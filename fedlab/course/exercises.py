@@ -1,8 +1,6 @@
-"""Automatic checks for the exercises.
+"""Automatic checks of the exercises: each prints 'Right.' or a hint, and never stops the notebook.
 
-Each says 'Right.' or gives a hint, and never stops the notebook.
-
-Every check works out the answer itself on numbers drawn afresh from a fixed seed.
+Every check computes the answer itself, on numbers drawn from a fixed seed.
 """
 
 from collections.abc import Callable
@@ -19,10 +17,7 @@ def _say(right: bool, hint: str) -> None:
 
 
 def _equal(answer: object, expected: Tensor) -> bool:
-    """Whether an answer is a tensor (or number) of the expected values.
-
-    `...` and None are simply not yet.
-    """
+    """Whether an answer is a tensor or number with the expected values; `...` and None are not."""
     if not isinstance(answer, Tensor | int | float) or isinstance(answer, bool):
         return False
     given = torch.as_tensor(answer, dtype=expected.dtype)
@@ -30,7 +25,12 @@ def _equal(answer: object, expected: Tensor) -> bool:
 
 
 def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
-    """Lesson 1: `step(p, q, y, lr)` is p after one SGD step on (p . q - y) ** 2."""
+    """Lesson 1: `step(p, q, y, lr)` returns p after one SGD step on (p . q - y) ** 2.
+
+    >>> factor_step(lambda p, q, y, lr: p)
+    Not yet. Hint: the derivative of (p . q - y)^2 by p is 2 (p . q - y) q; step against it, times
+    lr
+    """
     draw = stream(0, "exercise")
     p, q, y, lr = torch.randn(4, generator=draw), torch.randn(4, generator=draw), 1.5, 0.1
     leaf = p.clone().requires_grad_()
@@ -40,103 +40,133 @@ def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
 
 
 def parameters(answer: object, features: int, clients: int) -> None:
-    """Lesson 1: how many numbers all clients hold together when each keeps its own theta."""
+    """Lesson 1: how many numbers all clients hold together when each has its own theta.
+
+    >>> parameters(3, features=3, clients=10)
+    Not yet. Hint: each client has one number for each feature; count the features of x first
+    """
     _say(answer == features * clients,
          "each client has one number for each feature; count the features of x first")
 
 
 def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 2.
+    """Lesson 2: `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,).
 
-    `average(deltas, counts)` is the mean of deltas (C, D) weighted by examples (C,).
+    >>> fedavg(lambda deltas, counts: deltas.mean(0))
+    Not yet. Hint: that is the plain mean; a client with more examples must count more
     """
     draw = stream(0, "exercise")
     deltas, counts = torch.randn(5, 3, generator=draw), torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
-    expected = (counts / counts.sum()) @ deltas
     answer = average(deltas, counts)
-    plain = _equal(answer, deltas.mean(0))
-    _say(_equal(answer, expected),
-         "that is the plain mean; a client with more examples must count more" if plain
+    _say(_equal(answer, (counts / counts.sum()) @ deltas),
+         "that is the plain mean; a client with more examples must count more"
+         if _equal(answer, deltas.mean(0))
          else "divide the counts by their sum, then add up share times delta over the clients")
 
 
 def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 3.
+    """Lesson 3: `rule(deltas, cut)` is the trimmed mean of each column of deltas (C, D).
 
-    `rule(deltas, cut)` is the mean of each column of (C, D) without its `cut` largest and smallest.
+    The `cut` largest and the `cut` smallest numbers of a column are left out.
+
+    >>> trimmed(lambda deltas, cut: deltas[cut:-cut].mean(0))
+    Not yet. Hint: sort each column first: its extremes are not those of another column
     """
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
-    expected = deltas.sort(0).values[2:-2].mean(0)
-    whole = _equal(answer, deltas[2:-2].mean(0))
-    _say(_equal(answer, expected), "sort each column first: its extremes are not those of another column" if whole
-         else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean of the rest")
+    _say(_equal(answer, deltas.sort(0).values[2:-2].mean(0)),
+         "sort each column first: its extremes are not those of another column"
+         if _equal(answer, deltas[2:-2].mean(0))
+         else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean "
+         "of the rest")
 
 
 def ensemble_download(answer: object, models: int, numbers: int) -> None:
-    """Lesson 3: bytes that a user downloads for an ensemble of models of so many numbers."""
+    """Lesson 3: the bytes that a user downloads for an ensemble; `numbers` of each model.
+
+    >>> ensemble_download(100, models=2, numbers=100)
+    Not yet. Hint: every model predicts, so the user needs all of them, 4 bytes a number
+    """
     _say(answer == models * numbers * 4,
          "every model predicts, so the user needs all of them, 4 bytes a number")
 
 
 def staleness(weight: Callable[[float], Any]) -> None:
-    """Lesson 4.
+    """Lesson 4: `weight(s)` is (1 + s) ** -0.5, the weight of an update that is s steps late.
 
-    `weight(s)` is (1 + s) ** -0.5, the polynomial weight of an update that is s steps late.
+    >>> staleness(lambda s: 1 / (1 + s))
+    Not yet. Hint: an update that is not late must weigh 1, one that is 3 steps late one half
     """
     steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
-    answers = [weight(float(s)) for s in steps]
-    right = all(_equal(a, (1 + s) ** -0.5) for a, s in zip(answers, steps, strict=True))
-    _say(right, "an update that is not late must weigh 1, one that is 3 steps late one half")
+    _say(all(_equal(weight(float(s)), (1 + s) ** -0.5) for s in steps),
+         "an update that is not late must weigh 1, one that is 3 steps late one half")
 
 
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
-    """Lesson 4: how long a synchronous round lasts, and how many of the clients count."""
-    expected = (min(max(seconds), deadline), sum(s <= deadline for s in seconds))
-    _say(answer == expected,
+    """Lesson 4: (how long a synchronous round lasts, how many clients count).
+
+    >>> round_seconds((9.0, 3), [1.0, 3.0, 9.0], deadline=4.0)
+    Not yet. Hint: the server waits for the slowest, not beyond the deadline; who is later does not
+    count
+    """
+    _say(answer == (min(max(seconds), deadline), sum(s <= deadline for s in seconds)),
          "the server waits for the slowest, not beyond the deadline; who is later does not count")
 
 
 def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 5.
+    """Lesson 5: `mean(states, there)` is the mean of states (T, D) where `there` (T,) is 1.
 
-    `mean(states, there)` is the mean of states (T, D) over the tokens where `there` (T,) is 1.
+    >>> pooled(lambda states, there: states.mean(0))
+    Not yet. Hint: the padding got in: only tokens that are there may count
     """
     states = torch.randn(6, 4, generator=stream(0, "exercise"))
     there = torch.tensor([1.0, 1, 1, 1, 0, 0])
     answer = mean(states, there)
-    padded = _equal(answer, states.mean(0))
-    _say(_equal(answer, states[:4].mean(0)), "the padding got in: only tokens that are there may count" if padded
-         else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are there")
+    _say(_equal(answer, states[:4].mean(0)),
+         "the padding got in: only tokens that are there may count"
+         if _equal(answer, states.mean(0))
+         else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are "
+         "there")
 
 
-def told(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
-    """Lesson 5.
+def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
+    """Lesson 5: `row(near, kernel, rows, noise)` is the prediction of kernel ridge regression.
 
-    `row(near, kernel, rows, noise)` is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W,
-    D).
+    It is near (W,) times (kernel (W, W) + noise I)^-1 times rows (W, D).
+
+    >>> kernel_prediction(lambda near, kernel, rows, noise: near @ rows)
+    Not yet. Hint: that counts films that are like each other twice; solve with the kernel of the
+    warm films first
     """
     draw = stream(0, "exercise")
-    x, rows, near = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw), torch.rand(5, generator=draw)
+    x, rows = torch.randn(5, 3, generator=draw), torch.randn(5, 2, generator=draw)
+    near = torch.rand(5, generator=draw)
     kernel = x @ x.T
     answer = row(near, kernel, rows, 0.5)
-    plain = _equal(answer, near @ rows)
     _say(_equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
-         "that counts films that are like each other twice; solve with the kernel of the warm films first" if plain
+         "that counts films that are like each other twice; solve with the kernel of the warm "
+         "films first" if _equal(answer, near @ rows)
          else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that")
 
 
 def upload(answer: object, rows: int, dim: int) -> None:
-    """Lesson 2: bytes a client sends up for `rows` items.
+    """Lesson 2: the bytes that a client sends for `rows` items.
 
-    A vector of `dim` floats, a bias, the row number.
+    Each item has a vector of `dim` floats, a bias and its row number.
+
+    >>> upload(4, rows=10, dim=8)
+    Not yet. Hint: 4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item
     """
     _say(answer == rows * (4 * (dim + 1) + 4),
          "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
 
 
 def adapter(count: Callable[[int, int, int], Any]) -> None:
-    """Lesson 6: `count(inputs, outputs, r)` is how many weights an adapter of rank r has."""
+    """Lesson 6: `count(inputs, outputs, r)` is the number of weights of an adapter of rank r.
+
+    >>> adapter(lambda inputs, outputs, r: inputs * outputs)
+    Not yet. Hint: that is the layer itself
+    """
     whole = count(30, 50, 4) == 30 * 50
     _say(count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
          "that is the layer itself" if whole
@@ -144,41 +174,57 @@ def adapter(count: Callable[[int, int, int], Any]) -> None:
 
 
 def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
-    """Lesson 6: `rule(a, b, share)` is the weighted mean of the products b a."""
+    """Lesson 6: `rule(a, b, share)` is the weighted mean of the products b a of all shops.
+
+    >>> mean_product(lambda a, b, share: b.mean(0) @ a.mean(0))
+    Not yet. Hint: multiply each shop's B by its A, then add them up, each times its share
+    """
     draw = stream(0, "exercise")
     a, b = torch.randn(4, 2, 6, generator=draw), torch.randn(4, 5, 2, generator=draw)
     share = torch.tensor([0.1, 0.2, 0.3, 0.4])
     expected = sum((w * y @ x for w, x, y in zip(share, a, b, strict=True)), torch.zeros(5, 6))
     answer = rule(a, b, share)
-    factors = _equal(answer, torch.einsum("c,cor->or", share, b) @ torch.einsum("c,cri->ri", share,
-                                                                                a))
+    mean_b, mean_a = torch.einsum("c,cor->or", share, b), torch.einsum("c,cri->ri", share, a)
     _say(_equal(answer, expected),
-         "that is the product of the means; take each shop's product first" if factors
+         "that is the product of the means; take each shop's product first"
+         if _equal(answer, mean_b @ mean_a)
          else "multiply each shop's B by its A, then add them up, each times its share")
 
 
 def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
-    """Lesson 7: `step(w, x, y, rate)` is w after one step on the mean squared error of x w."""
+    """Lesson 7: `step(w, x, y, rate)` is w after one step on the mean squared error of x w.
+
+    >>> inner_step(lambda w, x, y, rate: w)
+    Not yet. Hint: w - rate * 2 * x.T @ (x @ w - y) / len(y)
+    """
     draw = stream(0, "exercise")
-    w, x, y = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw), torch.randn(6, generator=draw)
+    w, x = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw)
+    y = torch.randn(6, generator=draw)
     answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
-    summed = _equal(answer, w - 0.1 * gradient)
     _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean"
-         if summed else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
+         if _equal(answer, w - 0.1 * gradient) else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
 
 
-def through(factor: Callable[[float, float], Any]) -> None:
-    """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw."""
+def inner_derivative(factor: Callable[[float, float], Any]) -> None:
+    """Lesson 7: `factor(x, rate)` is d phi / d w of phi = w - rate d(w x - y)^2 / dw.
+
+    >>> inner_derivative(lambda x, rate: 1.0)
+    Not yet. Hint: that is FOMAML, which takes the step for a constant; the step depends on w, too
+    """
     answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
-    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x)) for a, x in zip(answers, (0.0, 1.0, 3.0),
-                                                                         strict=True))
+    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x))
+                for a, x in zip(answers, (0.0, 1.0, 3.0), strict=True))
     first = all(_equal(a, torch.tensor(1.0)) for a in answers)
     _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too"
          if first else "the step is rate * 2 x (w x - y); how does it change with w?")
 
 
 def clipped(clip: Callable[[Tensor, float], Any]) -> None:
-    """Lesson 8: `clip(delta, bound)` is delta (D,), cut to an L2 norm of `bound` at most."""
+    """Lesson 8: `clip(delta, bound)` is delta (D,), scaled to an L2 norm of at most `bound`.
+
+    >>> clipped(lambda delta, bound: delta)
+    Not yet. Hint: delta * min(1, bound / delta.norm())
+    """
     long, short = torch.tensor([3.0, 0.0, -4.0]), torch.tensor([0.1, 0.2, 0.0])
     answers = clip(long, 2.0), clip(short, 2.0)
     each = _equal(answers[0], long.clamp(-2, 2))
@@ -190,22 +236,23 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
 
 
 def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
-    """Lesson 8.
+    """Lesson 8: `deviation(noise, clip, clients)` of the noise on a mean over clients.
 
-    `deviation(noise, clip, clients)` is the standard deviation of the noise on the mean.
+    >>> noise_of_mean(lambda noise, clip, clients: noise * clip)
+    Not yet. Hint: that is the noise on the sum; the mean is the sum over the clients
     """
     answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
-    total = _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
     _say(_equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
-         "that is the noise on the sum; the mean is the sum over the clients" if total
+         "that is the noise on the sum; the mean is the sum over the clients"
+         if _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
          else "the sum has noise of z C, and is divided by the number of clients")
 
 
 def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
-    """Lesson 9.
+    """Lesson 9: `opened(masked, mask)` is the sum of masked (C, D) without the mask (D,), mod 2^32.
 
-    `opened(masked, mask)` is the sum of words masked (C, D) without the mask (D,) left in it, mod
-    2^32.
+    >>> unmasking(lambda masked, mask: masked.sum(0))
+    Not yet. Hint: add the rows up, take the mask off, then % 2**32
     """
     masked, mask = torch.tensor([[2**32 - 1, 5], [3, 7], [9, 2**31]]), torch.tensor([7, 2**31 + 30])
     answer, expected = opened(masked, mask), masked.sum(0) - mask
@@ -213,35 +260,47 @@ def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
          if _equal(answer, expected) else "add the rows up, take the mask off, then % 2**32")
 
 
-def most_found(bound: Callable[[float, float], Any]) -> None:
-    """Lesson 9.
+def tpr_bound(bound: Callable[[float, float], Any]) -> None:
+    """Lesson 9: `bound(epsilon, false)` is the largest true positive rate, for delta = 0.
 
-    `bound(epsilon, false)` is the largest share of members found, a share `false` by mistake.
+    false: the false positive rate.
+
+    >>> tpr_bound(lambda epsilon, false: false)
+    Not yet. Hint: e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)
     """
     answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
     expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
-    over = _equal(answers[2], torch.tensor(148.4131591 * 0.05))
     _say(all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
-         "a share above 1? The bound holds for those not found as well: 1 - tpr >= e**-epsilon * (1 - false)" if over
+         "a share above 1? The bound holds for those not found as well: "
+         "1 - tpr >= e**-epsilon * (1 - false)"
+         if _equal(answers[2], torch.tensor(148.4131591 * 0.05))
          else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)")
 
 
 def levels(given: Callable[[Tensor, int], Any]) -> None:
-    """Lesson 10.
+    """Lesson 10: `given(numbers, bits)` is the level of each number.
 
-    `given(numbers, bits)` is the level of each, the largest size at 2^(bits - 1) - 1.
+    The largest size gets the level 2^(bits - 1) - 1.
+
+    >>> levels(lambda numbers, bits: numbers)
+    Not yet. Hint: numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1);
+    then round
     """
     numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
     answers = given(numbers, 4), given(numbers, 2)
     expected = torch.tensor([-7.0, 3.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, 0.0])
-    raw = _equal(answers[0], numbers * 7 / 0.8)
     _say(all(_equal(a, e) for a, e in zip(answers, expected, strict=True)),
-         "levels are whole numbers; round them" if raw
-         else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); then round")
+         "levels are whole numbers; round them" if _equal(answers[0], numbers * 7 / 0.8)
+         else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); "
+         "then round")
 
 
 def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) -> None:
-    """Lesson 10: `rest(delta, left, code)` is delta + left, less what the code makes of it."""
+    """Lesson 10: `rest(delta, left, code)` is delta + left, less what the code makes of it.
+
+    >>> feedback(lambda delta, left, code: delta - code(delta))
+    Not yet. Hint: what was left out before must be sent as well: code(delta + left)
+    """
     delta, left = torch.tensor([0.3, -1.2, 0.6]), torch.tensor([0.4, 0.1, 0.0])
     answer, alone = rest(delta, left, torch.round), delta - delta.round()
     forgotten = _equal(answer, alone) or _equal(answer, alone + left)

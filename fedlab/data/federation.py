@@ -142,9 +142,17 @@ def shuffled(columns: Tree, cohort: Tensor, counts: Tensor, epochs: int, key: Ke
     columns (n, ...): client after client, counts (C,) of them each. Adds client and epoch.
     """
     run, row = repeated(counts, epochs)
-    order = row[shuffle(run, key.of("order").runs(cohort, counts * epochs))]
-    return {"client": run // epochs, "epoch": run % epochs} | {
-        name: column.index_select(0, order) for name, column in columns.items()}
+    luck = key.of("order").runs(cohort, counts * epochs)
+    order = row.index_select(0, shuffle(run, luck))
+    return told(counts, epochs) | {name: c.index_select(0, order) for name, c in columns.items()}
+
+
+def told(counts: Tensor, epochs: int) -> Tree:
+    """Columns client and epoch of clients that have counts (C,) rows in each epoch."""
+    client = torch.arange(len(counts)).repeat_interleave(counts * epochs)
+    epoch = torch.arange(epochs).repeat(len(counts)).repeat_interleave(
+        counts.repeat_interleave(epochs))
+    return {"client": client, "epoch": epoch}
 
 
 def shuffle(run: Tensor, luck: Tensor) -> Tensor:
@@ -157,8 +165,8 @@ def shuffle(run: Tensor, luck: Tensor) -> Tensor:
     lots = (run << 32) + luck
     if low + 32 + int(run[-1] + 1 if count else 1).bit_length() > 63:  # no room for the row
         return torch.from_numpy(np.argsort(lots.numpy(), kind="stable"))
-    order = np.sort(((lots << low) + torch.arange(count)).numpy())  # 5x faster here than argsort
-    return torch.from_numpy(order) & (1 << low) - 1
+    found = np.sort(((lots << low) + torch.arange(count)).numpy())  # 5x faster here than argsort
+    return torch.from_numpy(found) & (1 << low) - 1
 
 
 def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_count: int,
@@ -184,12 +192,14 @@ def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_co
     drawn = unseen(user_run, items, item_count, row.repeat_interleave(negatives),
                    key.of("negatives").runs(cohort, counts * (epochs * negatives)))
     each = 1 + negatives                         # a click and its negatives lie side by side
-    every = torch.cat([items.index_select(0, row)[:, None], drawn.view(len(row), negatives)], 1)
-    run = run.repeat_interleave(each)
-    order = shuffle(run, key.of("order").runs(cohort, counts * (epochs * each)))
-    return {"client": run // epochs, "epoch": run % epochs,
-            "user": users.index_select(0, row.index_select(0, order // each)),
-            "item": every.flatten().index_select(0, order), "target": (order % each == 0).float()}
+    columns = {"user": users.index_select(0, row)[:, None].expand(-1, each),
+               "item": torch.cat([items.index_select(0, row)[:, None], drawn.view(len(row), negatives)],
+                                 1),
+               "target": torch.eye(1, each).expand(len(row), each)}
+    luck = key.of("order").runs(cohort, counts * (epochs * each))
+    order = shuffle(run.repeat_interleave(each), luck)
+    return told(counts * each, epochs) | {name: column.reshape(-1).index_select(0, order)
+                                          for name, column in columns.items()}
 
 
 def _user_runs(client: Tensor, users: Tensor) -> Tensor:

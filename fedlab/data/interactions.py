@@ -1,13 +1,16 @@
-"""Who rated what, when: MovieLens as tensors, split by time.
+"""Interactions as tensors: who rated what, and when.
 
-`Ratings` is one frozen table; a split is three of them over the same users and items. Nothing here
-knows about clients: `fedlab.federation` hands each client its own rows.
+`Ratings` is one frozen table. A split is three of them over the same users and items
+(`fedlab.data.split`). Nothing here knows of clients; a `Federation` gives each client its own rows.
 
 Letters: n ratings, U users, I items, G genres.
+
+Source: Harper, Konstan 2015, "The MovieLens datasets: history and context" (the bundled data).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ DATA = Path(__file__).with_name("bundled")
 class Catalogue:
     """What is known of users and items besides the ratings.
 
-    user_ids (U,), item_ids (I,): ids as in the source. titles (I,), without the year. years (I,):
+    user_ids (U,), item_ids (I,): ids as in the source. titles (I,): without the year. years (I,):
     int, 0 when unknown. genres (I, G): bool. genre_names (G,).
     """
 
@@ -38,10 +41,15 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Ratings:
-    """A table of ratings, one a row: frozen, checked, at most one for each (user, item).
+    """A frozen, checked table with one rating a row, and at most one for each (user, item) pair.
 
-    users, items (n,): row numbers 0..U-1 and 0..I-1; values (n,): float32, stars unless
-    standardised; times (n,): int64 seconds since 1970. Raises `DataError` on bad columns.
+    users, items (n,): numbers from 0 to U - 1 and I - 1. values (n,): float32 stars, unless
+    standardised. times (n,): int64 seconds since 1970. Raises `DataError` for columns of different
+    lengths, unknown numbers, values that are not finite, and pairs that occur twice.
+
+    >>> ratings = load()
+    >>> len(ratings), ratings.user_count, ratings.item_count
+    (100004, 671, 9066)
     """
 
     users: Tensor
@@ -51,12 +59,13 @@ class Ratings:
     catalogue: Catalogue
 
     def __post_init__(self) -> None:
-        """Check what every later line relies on."""
+        """Check what all later code relies on."""
         sizes = {len(column) for column in (self.users, self.items, self.values, self.times)}
         if len(sizes) > 1:
-            raise DataError(f"columns users, items, values, times have lengths {sorted(sizes)}; make them equal")
-        for name, column, count in (("users", self.users, self.user_count), ("items", self.items,
-                                                                             self.item_count)):
+            raise DataError(f"columns users, items, values, times have lengths {sorted(sizes)}; "
+                            "make them equal")
+        for name, column, count in (("users", self.users, self.user_count),
+                                    ("items", self.items, self.item_count)):
             bad = ((column < 0) | (column >= count)).nonzero()
             if len(bad):
                 raise DataError(
@@ -75,34 +84,38 @@ class Ratings:
     def __len__(self) -> int:
         return len(self.users)
 
-    @property
+    @cached_property
     def user_count(self) -> int:
-        """U, users of the catalogue, with or without ratings here."""
+        """U, the users of the catalogue, with or without ratings here."""
         return len(self.catalogue.user_ids)
 
-    @property
+    @cached_property
     def item_count(self) -> int:
-        """I, items of the catalogue, rated here or not."""
+        """I, the items of the catalogue, rated here or not."""
         return len(self.catalogue.item_ids)
 
     def pairs(self) -> Tensor:
-        """(n,) one number for each (user, item): user * I + item."""
+        """One number for each (user, item) pair (n,): user * I + item."""
         return self.users * self.item_count + self.items
 
     def take(self, rows: Tensor) -> "Ratings":
-        """The ratings at `rows`, a mask (n,) or row numbers."""
-        columns = (self.users[rows], self.items[rows], self.values[rows], self.times[rows])
-        return Ratings(*columns, self.catalogue)
+        """The ratings at `rows`: a mask (n,) or row numbers."""
+        return Ratings(self.users[rows], self.items[rows], self.values[rows], self.times[rows],
+                       self.catalogue)
 
     def item_counts(self) -> Tensor:
-        """(I,) ratings of each item, float: popularity."""
+        """The number of ratings of each item (I,), as floats: its popularity."""
         return torch.bincount(self.items, minlength=self.item_count).float()
 
 
 def load(name: str = "ml-latest-small") -> Ratings:
-    """MovieLens ml-latest-small (October 2016), offline: 100,004 ratings, 671 users, 9,066 movies.
+    """MovieLens ml-latest-small (October 2016), which comes with the package.
 
-    Sorted by user, time, movie. Source, licence and citation: `data/README.md`.
+    It has 100,004 ratings of 9,066 films by 671 users, sorted by user, time and film. Source,
+    licence and citation: `data/README.md`. Raises `ParameterError` for any other name.
+
+    >>> load().catalogue.titles[0]
+    'Toy Story'
     """
     require(name == "ml-latest-small", "name", name,
             "only 'ml-latest-small' comes along; use read(folder) for others")
@@ -116,22 +129,26 @@ def load(name: str = "ml-latest-small") -> Ratings:
                           years=torch.from_numpy(column["year"].astype(np.int64)),
                           genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(),
                           genre_names=genre_names)
-    users, items, times = (torch.from_numpy(column[key].astype(np.int64)) for key in ("user",
-                                                                                      "item",
-                                                                                      "time"))
+    users, items, times = (torch.from_numpy(column[key].astype(np.int64))
+                           for key in ("user", "item", "time"))
     return Ratings(users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times,
                    catalogue)
 
 
 def read(folder: str | Path) -> Ratings:
-    """Ratings from a folder.
+    """Ratings from a folder: MovieLens 100K, 1M or a CSV release, or RecBole's atomic files.
 
-    ML-100K as published or from RecBole, or a MovieLens CSV or 1M release.
+    Users and items without a rating get no row. Ids are sorted as numbers where they are numbers;
+    ratings are sorted by user and time. Ratings of the same second keep the order of the file:
+    since ML-100K numbers its films nearly by popularity, sorting them by number would hold out rare
+    films. Raises `DataError` with file and line at the first bad line.
 
-    Users and items without a rating keep no row; ids are sorted as numbers where they are numbers,
-    ratings by user and time. Ratings of the same second stay in the order of the file: ML-100K
-    numbers its films by popularity, nearly, so that to go by number there would hold out rare
-    films. Raises `DataError` with file:line on the first bad line.
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "ratings.dat").write_text("1::7::4::978300760")
+    >>> _ = (folder / "movies.dat").write_text("7::Heat (1995)::Action|Crime")
+    >>> read(folder).values
+    tensor([4.])
     """
     columns = read_columns(folder)
     at = {item: i for i, item in enumerate(columns["item_id"])}
@@ -145,8 +162,8 @@ def read(folder: str | Path) -> Ratings:
                           genres=torch.tensor([[g in columns["genres"][r] for g in names]
                                                for r in rows], dtype=torch.bool))
     users, items = _numbered(columns["user"], user_ids), _numbered(columns["item"], item_ids)
-    values = torch.tensor(columns["rating"], dtype=torch.float32)
-    ratings = Ratings(users, items, values, torch.tensor(columns["time"]), catalogue)
+    ratings = Ratings(users, items, torch.tensor(columns["rating"], dtype=torch.float32),
+                      torch.tensor(columns["time"]), catalogue)
     return ratings.take(torch.from_numpy(np.lexsort((ratings.times, users))))
 
 
@@ -161,20 +178,34 @@ def _numbered(ids: Sequence[str], order: Sequence[str]) -> Tensor:
 
 
 def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
-    """(the ratings of the items that have `least` or more, numbered anew.
+    """(ratings of the items with `least` or more ratings, the former numbers (I',) of these items).
 
-    (I',) the numbers they had before).
+    The items are numbered anew. Raises `ParameterError` when no item has so many ratings.
+
+    >>> few, numbers = rated_often(load(), 300)
+    >>> few.item_count == len(numbers)
+    True
     """
     kept = (ratings.item_counts() >= least).nonzero()[:, 0]
     require(len(kept) > 0, "least", least,
             f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
-    known, at = ratings.catalogue, torch.full((ratings.item_count,), -1)
+    known = ratings.catalogue
+    at = torch.full((ratings.item_count,), -1)
     at[kept] = torch.arange(len(kept))
     fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in kept), years=known.years[kept],
                     titles=tuple(known.titles[i] for i in kept), genres=known.genres[kept])
     rows = at[ratings.items] >= 0
     return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows],
                    ratings.times[rows], fewer), kept
+
+
+def of_users(ratings: Ratings, chosen: Tensor) -> Ratings:
+    """The ratings of the chosen users (U,), who are numbered anew."""
+    rows, at = chosen[ratings.users], chosen.cumsum(0) - 1
+    ids = tuple(name for name, mine in zip(ratings.catalogue.user_ids, chosen.tolist(), strict=True)
+                if mine)
+    return Ratings(at[ratings.users[rows]], ratings.items[rows], ratings.values[rows],
+                   ratings.times[rows], replace(ratings.catalogue, user_ids=ids))
 
 
 @register

@@ -1,13 +1,13 @@
-"""Ratings dealt out to clients: one per user, or K platforms that hold disjoint users.
+"""Partitions of users among clients: one for each user, or K platforms with disjoint users.
 
 A partition is one tensor, `owner` (U,): the client that holds each user. Since users are disjoint,
-a user's vector lives on exactly one client and can stay private.
+a user's vector belongs to exactly one client and can stay private.
 
-Letters: N clients, C in a cohort, n examples, U users, I items, K platforms.
-Sources: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distribution", section 3
-(Dirichlet); He et al. 2017, "Neural collaborative filtering", section 4.1 (sampled negatives).
+Letters: U users, K platforms.
+
+Source: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distribution for federated
+visual classification", section 3 (Dirichlet).
 """
-
 
 import numpy as np
 import torch
@@ -27,23 +27,39 @@ def platforms() -> int:
 
 
 def one_per_user(train: Ratings) -> Tensor:
-    """(U,) every user is a client."""
+    """The owner (U,) of each user, where every user is a client.
+
+    >>> from fedlab.data import load
+    >>> one_per_user(load())[:3].tolist()
+    [0, 1, 2]
+    """
     return torch.arange(train.user_count)
 
 
 def equal(train: Ratings, platforms: int, seed: int = 0) -> Tensor:
-    """(U,) K platforms of equal size, users drawn at random: as IID as platforms get."""
+    """The owner (U,) of each user: K platforms of equal size with users drawn at random, as in IID.
+
+    platforms: K, from 1 to U, else `ParameterError`.
+
+    >>> from fedlab.data import load
+    >>> torch.bincount(equal(load(), 4)).tolist()
+    [168, 168, 168, 167]
+    """
     _check(train, platforms)
     owner = torch.empty(train.user_count, dtype=torch.int64)
-    owner[torch.randperm(train.user_count, generator=stream(seed, "partition"))] = (
-        torch.arange(train.user_count) % platforms)
+    order = torch.randperm(train.user_count, generator=stream(seed, "partition"))
+    owner[order] = torch.arange(train.user_count) % platforms
     return owner
 
 
 def by_activity(train: Ratings, platforms: int) -> Tensor:
-    """(U,) K platforms of equal size.
+    """The owner (U,) of each user: K platforms of equal size, users sorted by activity.
 
-    The first holds the users with the fewest ratings, the last the most.
+    platforms: K, from 1 to U, else `ParameterError`.
+
+    >>> from fedlab.data import load
+    >>> torch.bincount(by_activity(load(), 4)).tolist()
+    [168, 168, 168, 167]
     """
     _check(train, platforms)
     activity = torch.bincount(train.users, minlength=train.user_count)
@@ -51,22 +67,25 @@ def by_activity(train: Ratings, platforms: int) -> Tensor:
 
 
 def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) -> Tensor:
-    """(U,) K platforms that differ in taste.
+    """The owner (U,) of each user: K platforms whose users prefer different genres.
 
-    Users of one favourite genre fall on platforms by Dirichlet(alpha).
+    The users of each favourite genre are spread over platforms by Dirichlet(alpha). With a small
+    alpha (0.1) each genre is on one or two platforms; with a large one (100) platforms are nearly
+    IID. An empty platform takes a user from the largest. platforms: K, from 1 to U. alpha: above 0.
+    Raises `ParameterError` for values out of range. Source: Hsu, Qi, Brown 2019, section 3.
 
-    Small alpha (0.1): each genre on one or two platforms; large alpha (100): nearly IID. A platform
-    left empty takes a user from the fullest one.
+    >>> from fedlab.data import load
+    >>> len(torch.bincount(by_genre(load(), 4)))
+    4
     """
     _check(train, platforms)
     require(0 < alpha < float("inf"), "alpha", alpha,
             "choose a positive number, say from 0.05 to 100")
-    key = stream(seed, "partition").initial_seed() & (2**63 - 1)
-    rng = np.random.default_rng(key)
+    rng = np.random.default_rng(stream(seed, "partition").initial_seed() & (2**63 - 1))
     favourite = favourite_genre(train)
     shares = rng.dirichlet([alpha] * platforms, int(favourite.max()) + 1).cumsum(1)
-    owner = torch.from_numpy((rng.random((len(favourite),
-                                          1)) > shares[favourite]).sum(1).clip(max=platforms - 1))
+    passed = rng.random((len(favourite), 1)) > shares[favourite]
+    owner = torch.from_numpy(passed.sum(1).clip(max=platforms - 1))
     while len(empty := (torch.bincount(owner, minlength=platforms) == 0).nonzero()):
         fullest = torch.bincount(owner, minlength=platforms).argmax()
         owner[(owner == fullest).nonzero()[0]] = empty[0]
@@ -74,10 +93,15 @@ def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) 
 
 
 def favourite_genre(train: Ratings) -> Tensor:
-    """(U,) the genre a user watches most beyond what everybody does (its share over the overall share)."""
+    """The genre (U,) with the largest ratio of a user's share to the share overall.
+
+    >>> from fedlab.data import load
+    >>> favourite_genre(load()).shape
+    torch.Size([671])
+    """
     genres = train.catalogue.genres[train.items].float()
-    watched = torch.zeros(train.user_count, genres.shape[1]).index_add_(0, train.users,
-                                                                        genres) + 1e-9
+    watched = 1e-9 + torch.zeros(train.user_count, genres.shape[1]).index_add_(
+        0, train.users, genres)
     lift = watched / watched.sum(1, keepdim=True) / (watched.sum(0) / watched.sum() + 0.01)
     return lift.argmax(1)
 

@@ -1,8 +1,10 @@
 """Rating files as columns: MovieLens 100K, 1M and CSV releases, and RecBole's atomic files.
 
-Each format is a row of `FORMATS`; a new one needs no new code. Every bad line raises `DataError`
-with file:line, the value and the fix, and nothing is returned half-read. Sources: the README of
-each MovieLens release (grouplens.org/datasets/movielens); RecBole, "Atomic Files".
+Each format is one entry of `FORMATS`, so a new format needs no new code. A bad line raises
+`DataError` with the file and line, the value and the fix; nothing is returned half-read.
+
+Sources: the README of each MovieLens release (grouplens.org/datasets/movielens); the page "Atomic
+Files" of the RecBole documentation.
 """
 
 import csv
@@ -15,34 +17,34 @@ from typing import Any
 
 TITLE_AND_YEAR = re.compile(r"^(.*?)\s*\((\d{4})\)\s*$")
 ML100K_GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir "
-    "Horror Musical Mystery Romance Sci-Fi Thriller War Western"
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
+    "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
 ).split()
 
 
 class DataError(ValueError):
-    """A data file or table is not usable.
-
-    The message names file:line (or column), the value and the fix.
-    """
+    """A data file or table cannot be used; the message names the place, the value and the fix."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """Where a format keeps its columns.
+    """Where a format keeps its columns: names from a header line, or positions where there is none.
 
-    Names from a header line, or positions where there is none.
+    ratings, items: globs of the two files. separator: between fields; item_separator where it
+    differs in the items file. columns: user, item, rating, time -> header name or position.
+    item_columns: item, title, year, genres -> the same. genre_separator: between the genres of an
+    item. genre_flags: the position of the first 0/1 flag, where genres are flags.
     """
 
-    ratings: str                      # glob of the file of ratings
-    items: str                        # glob of the file of items
+    ratings: str
+    items: str
     separator: str
-    columns: dict[str, str | int]     # user, item, rating, time -> header name or position
-    item_columns: dict[str, str | int]  # item, title, year, genres -> header name or position
+    columns: dict[str, str | int]
+    item_columns: dict[str, str | int]
     genre_separator: str = "|"
     encoding: str = "utf-8"
-    item_separator: str = ""          # where it differs from `separator`
-    genre_flags: int = 0  # position of the first 0/1 genre flag, where genres come as flags
+    item_separator: str = ""
+    genre_flags: int = 0
 
 
 FORMATS = (
@@ -61,11 +63,19 @@ FORMATS = (
 
 
 def read_columns(folder: str | Path) -> dict[str, list[Any]]:
-    """Columns of the one dataset in `folder`, with the ids as written in the files.
+    """Columns of the dataset in a folder, with ids as they are written in the files.
 
-    Returns user, item (strings), rating (floats), time (ints), one entry a rating; and, in the
-    order of the items file, item_id, title, year (0 when unknown), genres (tuples of names). Raises
-    `DataError` when no format fits, a column is missing or a line is bad.
+    For each rating: user and item (strings), rating (float), time (int seconds since 1970). For
+    each item, in the order of the items file: item_id, title, year (0 when unknown) and genres (a
+    tuple of names). Raises `DataError` when no format fits, a column is missing or a line is bad.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "ratings.dat").write_text("1::7::4::978300760")
+    >>> _ = (folder / "movies.dat").write_text("7::Heat (1995)::Action|Crime")
+    >>> columns = read_columns(folder)
+    >>> columns["rating"], columns["title"], columns["year"]
+    ([4.0], ['Heat'], [1995])
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,16 +94,13 @@ def read_columns(folder: str | Path) -> dict[str, list[Any]]:
 
 def _lines(path: Path, separator: str, encoding: str,
            columns: dict[str, str | int]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """(file:line, fields by column name, all fields) for each line.
-
-    A missing column or field raises.
-    """
+    """Yield (file:line, fields by column name, all fields); `DataError` if one is missing."""
     named = any(isinstance(where, str) for where in columns.values())
     with path.open(encoding=encoding, newline="") as file:
-        rows = csv.reader(file) if separator == "," else (line.rstrip("\r\n").split(separator)
-                                                          for line in file)
-        header = [name.split(":")[0].strip("\ufeff") for name in next(iter(rows),
-                                                                      [])] if named else []
+        rows = (csv.reader(file) if separator == ","
+                else (line.rstrip("\r\n").split(separator) for line in file))
+        first: list[str] = next(iter(rows), []) if named else []
+        header = [name.split(":")[0].strip("\ufeff") for name in first]
         for wanted in columns.values():
             if isinstance(wanted, str) and wanted not in header:
                 raise DataError(
@@ -103,12 +110,13 @@ def _lines(path: Path, separator: str, encoding: str,
         for number, row in enumerate(rows, start=2 if named else 1):
             where = f"{path.name}:{number}"
             if len(row) < need:
-                raise DataError(f"{where}: {len(row)} fields where {need} are needed; complete or remove the line")
+                raise DataError(f"{where}: {len(row)} fields where {need} are needed; complete or "
+                                "remove the line")
             yield where, {name: row[i] for name, i in index.items()}, row
 
 
 def _number(where: str, name: str, text: str, kind: type = float) -> Any:
-    """`text` as a finite number, or a `DataError`."""
+    """`text` as a finite number; anything else raises `DataError`."""
     try:
         value = kind(float(text)) if kind is int else kind(text)
     except (ValueError, OverflowError):
@@ -120,19 +128,21 @@ def _number(where: str, name: str, text: str, kind: type = float) -> Any:
 
 
 def _ratings(path: Path, form: Format, items: set[str]) -> dict[str, list[Any]]:
-    """The ratings file, each (user, item) at most once and each item known."""
+    """The ratings file; `DataError` for a repeated (user, item) pair or an unknown item."""
     first: dict[tuple[str, str], str] = {}
     columns: dict[str, list[Any]] = {name: [] for name in ("user", "item", "rating", "time")}
     for where, row, _ in _lines(path, form.separator, form.encoding, form.columns):
         pair = row["user"], row["item"]
         if pair in first:
-            raise DataError(f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at {first[pair]}; keep one")
+            raise DataError(f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at "
+                            f"{first[pair]}; keep one")
         if row["item"] not in items:
-            raise DataError(f"{where}: item={row['item']!r} is not in the items file; add it there or remove the line")
+            raise DataError(f"{where}: item={row['item']!r} is not in the items file; add it there "
+                            "or remove the line")
         first[pair] = where
-        for name, value in (*zip(("user", "item"), pair, strict=True),
-                            ("rating", _number(where, "rating", row["rating"])),
-                            ("time", _number(where, "time", row["time"], int))):
+        values = (*pair, _number(where, "rating", row["rating"]),
+                  _number(where, "time", row["time"], int))
+        for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     if not first:
         raise DataError(f"{path.name}: no ratings in the file; it must hold at least one line")
@@ -152,15 +162,13 @@ def _items(path: Path, form: Format) -> dict[str, list[Any]]:
         match = TITLE_AND_YEAR.match(row["title"])
         year = row.get("year") or (match[2] if match else "0")
         if form.genre_flags:
-            flags = everything[form.genre_flags:]
-            names = [genre for genre, flag in zip(ML100K_GENRES, flags,
-                                                  strict=False) if flag == "1"]
+            flags = zip(ML100K_GENRES, everything[form.genre_flags:], strict=False)
+            names = [genre for genre, flag in flags if flag == "1"]
         else:
             names = row["genres"].split(form.genre_separator)
-        for name, value in (("item_id", row["item"]),
-                            ("title", match[1] if match else row["title"]),
-                            ("year", _number(where, "year", year, int) if year.isdigit() else 0),
-                            ("genres", tuple(g for g in names if g not in ("", "unknown",
-                                                                           "(no genres listed)")))):
+        values = (row["item"], match[1] if match else row["title"],
+                  _number(where, "year", year, int) if year.isdigit() else 0,
+                  tuple(g for g in names if g not in ("", "unknown", "(no genres listed)")))
+        for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     return columns

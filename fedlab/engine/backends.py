@@ -22,25 +22,18 @@ from torch import Tensor
 
 from fedlab.core import ParameterError, Tree, as_tensor, require
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.engine.step import Numbers, Step, Work, build, hyper, loop, settle
+from fedlab.engine.step import Numbers, Step, Work, build, hyper, loop
 from fedlab.models import Model
 
 Predict = Callable[[Tree, Tree], Tensor]
 
 
-def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
-    """Take all steps of `work` in place, by the engine that the local names; the losses (M, B)."""
-    losses = _steps(model, work, local)
-    settle(work, local)
-    return losses
+def other_steps(model: Model, work: Work, local: LocalSettings, eager: Step) -> Tensor:
+    """Take all steps of `work` in place, compiled or captured; the predictions (M, B).
 
-
-def _steps(model: Model, work: Work, local: LocalSettings) -> Tensor:
-    eager = build(model, local.optimizer, local.precision, local.micro_batch)
-    numbers = hyper(local, len(work.active))
-    if local.engine == "eager":
-        return loop(eager, eager, work, model.constants, numbers)
-    on_device = torch.tensor(numbers, device=work.weight.device)
+    eager: the step as it stands.
+    """
+    on_device = torch.tensor(hyper(local, len(work.active)), device=work.weight.device)
     if local.engine == "captured":
         return _replay(eager, model, work, on_device, local)
     with _tracing():
@@ -156,19 +149,19 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
         if len(_graphs) >= GRAPHS:
             _graphs.pop(next(iter(_graphs)))                 # the oldest
         _graphs[key] = _capture(eager, wide, given, numbers, model.constants)
-    graph, buffers, losses, _ = _graphs[key]
+    graph, buffers, found, _ = _graphs[key]
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()
     # values come first
     for held, buffer in zip(work.rows["values"].values(), buffers, strict=False):
         held.copy_(buffer[: len(held)])
-    return losses.clone()
+    return found.clone()
 
 
 def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
              constants: Tree) -> "tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]":
-    """(graph, its input buffers in the order of `given`, its losses, the constants it reads)."""
+    """(graph, its input buffers in the order of `given`, its predictions, the constants it reads)."""
     buffers = [t.clone() for t in given]
     mine = {id(t): buffer for t, buffer in zip(given, buffers, strict=True)}
 
@@ -185,5 +178,5 @@ def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        losses = loop(eager, eager, static, constants, mine[id(numbers)])
-    return graph, buffers, losses, constants
+        found = loop(eager, eager, static, constants, mine[id(numbers)])
+    return graph, buffers, found, constants

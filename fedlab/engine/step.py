@@ -26,8 +26,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, as_tensor, parts
-from fedlab.engine.gradient import accumulated, multiplied
+from fedlab.core import Tree, as_tensor, pieces
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
@@ -144,7 +143,7 @@ def settle(work: Work, local: LocalSettings) -> None:
 def _add_product(values: Tensor, grad: Product) -> None:
     """Add to (A, F, H), in place.
 
-    One client alone beside itself, as in `fedlab.engine.gradient`.
+    One client alone beside itself, as in `fedlab.engine.step`.
     """
     if len(values) == 1:
         two = [torch.cat([side, side]) for side in (values, *grad)]
@@ -175,7 +174,7 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 
 def build(model: Model, optimizer: str, precision: str, micro: int = 0,
           multiply: bool = False) -> Step:
-    """The step of a model: trains `values` in place and returns the loss of each example, (A, B).
+    """The step of a model: trains `values` in place and returns its predictions before, (A, B).
 
     precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas
     stay fp32. micro: examples whose gradient is worked out at a time, 0 for all. multiply: a
@@ -207,7 +206,7 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
         with torch.autocast(weight.device.type, torch.bfloat16,
                             cache_enabled=False) if half else nullcontext():
             each = frozenset(name for name, kind in kinds.items() if flat[kind] is not None)
-            loss, grads = accumulated(model, leaves, constants, columns, share, each, micro)
+            prediction, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
                 grads = [multiplied(g) for g in grads]
         for (name, kind), grad in zip(kinds.items(), grads, strict=True):
@@ -219,25 +218,104 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
                 _scatter(value, flat[kind], _times(cast(Tensor, grad), numbers[5]))
             else:
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
-        return loss
+        return prediction
     return step
 
 
 def loop(step: Step, tiny: Step, work: Work, constants: Tree,
           numbers: list[tuple[float, ...]] | Tensor) -> Tensor:
-    """Step after step.
+    """Step after step; the predictions (M, B).
 
     `tiny` serves those where a size is 1, which torch.compile would treat apart.
     """
-    losses = []
+    found = []
     index = {kind: rows if rows is None else rows.split(work.active) for kind,
              rows in work.index.items()}
-    columns = {name: parts(column, work.active) for name, column in work.columns.items()}
+    columns = {name: pieces(column, work.active) for name, column in work.columns.items()}
     for number, weight in enumerate(work.weight.split(work.active)):
         live = {name: rows[number] for name, rows in work.live.items()}
         held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what,
                 tree in work.rows.items()}
-        losses.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
+        found.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
             held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
             {name: as_tensor(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))
-    return torch.cat(losses)
+    return torch.cat(found)
+
+
+def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
+              share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+    """(prediction of each example (A, B), gradient of the sum of `share` times loss by each leaf).
+
+    By hand where known.
+    """
+    if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
+        two = [{name: torch.cat([value, value]) for name, value in tree.items()}
+               for tree in (leaves, columns)]
+        found, grads = _gradients(model, two[0], constants, two[1], torch.cat([share, share]))
+        return found[:1], [Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1]
+                          for g in grads]
+    return _gradients(model, leaves, constants, columns, share)
+
+
+def _gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
+               share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+    target = columns["target"]
+    if model.pullback is not None:
+        prediction, pull = model.pullback(leaves | constants, columns)
+        by_name = pull(model.slope(prediction, target) * share)
+        return prediction.float(), [by_name[name] for name in leaves]
+    ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    prediction = model.predict(ready | constants, columns)
+    found = prediction.detach().float()
+    slope = model.slope(found, target)
+    slope = slope * share.view(*share.shape, *[1] * (slope.dim() - 2))
+    grads = torch.autograd.grad(prediction, list(ready.values()), slope.to(prediction.dtype))
+    return found, list(grads)
+
+
+def multiplied(grad: Tensor | Product) -> Tensor:
+    """A gradient as one tensor, (A, F, H)."""
+    if not isinstance(grad, Product):
+        return grad
+    if len(grad.left) == 1:
+        return torch.bmm(*(torch.cat([side, side]) for side in grad))[:1]
+    return torch.bmm(*grad)
+
+
+def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor,
+                each: frozenset[str], micro: int) -> tuple[Tensor, list[Tensor | Product]]:
+    """The same as `gradients`, `micro` examples of each client at a time.
+
+    What is kept for the backward pass is theirs.
+
+    each: names of the leaves that have a row for each example, (A, B, ...); gradients of the others
+    add up. micro: 0 takes all at once.
+    """
+    if not 0 < micro < share.shape[1]:
+        return gradients(model, leaves, constants, columns, share)
+    predictions, found = [], list[list[Tensor]]()
+    for first in range(0, share.shape[1], micro):
+        cut = slice(first, first + micro)
+        mine = {name: leaf.detach()[:, cut] if name in each else leaf.detach() for name,
+                leaf in leaves.items()}
+        here = {name: column[:, cut] for name, column in columns.items()}
+        prediction, grads = gradients(model, mine, constants, here, share[:, cut])
+        predictions.append(prediction)
+        every = [multiplied(grad) for grad in grads]
+        found = [[*old, new] if name in each or not old else [old[0] + new] for name, old,
+                 new in zip(leaves, found or [[] for _ in every], every, strict=True)]
+    return torch.cat(predictions, 1), [torch.cat(parts, 1) for parts in found]
+
+
+def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
+    """Take all steps of `work` in place, by the engine that `local` names; the losses (M, B)."""
+    eager = build(model, local.optimizer, local.precision, local.micro_batch)
+    if local.engine == "eager":
+        found = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))
+    else:
+        from fedlab.engine.backends import other_steps  # noqa: PLC0415 - needs this file
+
+        found = other_steps(model, work, local, eager)
+    settle(work, local)
+    # once for all steps: in each of them it would take 4% of a small one
+    return model.loss(found, as_tensor(work.columns["target"]))

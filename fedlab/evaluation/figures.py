@@ -1,7 +1,10 @@
-"""Static figures over streams of Rounds and federations: one look for all lessons.
+"""Static figures over streams of Rounds and over federations, with one look for all lessons.
 
-Every function returns a closed matplotlib Figure, so that a cell shows it once and nothing is left
-open. Colours: Okabe and Ito 2008, told apart by most colour-blind readers.
+Every function returns a closed matplotlib Figure, so that a cell shows it once and nothing stays
+open. Colours: Okabe, Ito 2008, "Color universal design", which most colour-blind readers can tell
+apart.
+
+Letters: n points of a panel.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,16 +28,19 @@ LOOK: Any = {"axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False,
              "axes.axisbelow": True, "axes.titleweight": "bold", "axes.titlesize": 11,
              "axes.titlelocation": "left", "figure.dpi": 110, "figure.facecolor": "white",
              "legend.frameon": False, "text.parse_math": False, "lines.linewidth": 2,
-             "font.size": 10,}
-
-
+             "font.size": 10}
 Points = Sequence[tuple[float, float]]
 
 
 @contextmanager
-def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tuple[Figure,
-                                                                                  list[Axes]]]:
-    """`count` axes in a row, with the look of the lessons."""
+def panels(count: int, width: float = 4.2,
+           height: float = 3.2) -> Iterator[tuple[Figure, list[Axes]]]:
+    """`count` axes in a row, with the look of the lessons; width and height of each in inches.
+
+    >>> with panels(2) as (figure, axes):
+    ...     len(axes)
+    2
+    """
     with plt.rc_context(LOOK):
         figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained",
                                     squeeze=False)
@@ -44,31 +50,34 @@ def panels(count: int, width: float = 4.2, height: float = 3.2) -> Iterator[tupl
             plt.close(figure)
 
 
-def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (), levels: Mapping[str,
-                                                                                             float]
-           | None = None, read: Mapping[str, Callable[[Round], float]] | None = None,
+def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (),
+           levels: Mapping[str, float] | None = None,
+           read: Mapping[str, Callable[[Round], float]] | None = None,
            loss: bool = True) -> Figure:
-    """Loss and metrics against rounds, a line a run.
+    """Loss and metrics against rounds, one line for each run.
 
-    runs: name -> its Rounds. metrics: names of Round metrics. levels: 'metric: label' -> a dashed
-    line there. read: further panels, title -> a number from a Round. loss: whether the mean local
-    loss has a panel.
+    runs: name -> its Rounds. metrics: names of metrics of a Round. levels: 'metric: label' ->
+    height of a dashed line. read: further panels, title -> a function that reads a number from a
+    Round. loss: whether to show the mean local loss.
     """
-    wanted: dict[str, Callable[[Round],
-                               float]] = {"mean local loss": lambda r: r.loss} if loss else {}
+    wanted: dict[str, Callable[[Round], float]] = (
+        {"mean local loss": lambda r: r.loss} if loss else {})
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
-    return overlay({title: {name: [(r.number, value(r)) for r in rounds if title not in metrics
-                                   or title in r.metrics] for name,
-                            rounds in runs.items()} for title, value in wanted.items()}, levels)
+    return overlay({title: {name: [(r.number, value(r)) for r in rounds
+                                   if title not in metrics or title in r.metrics]
+                            for name, rounds in runs.items()}
+                    for title, value in wanted.items()}, levels)
 
 
 def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None,
             xlabel: str = "round", width: float = 4.2, log: bool = False) -> Figure:
-    """Panels of lines against rounds, or what xlabel says: title -> run -> its (x, y) points.
+    """Panels of lines: title -> run -> its points (x, y).
 
-    Levels as in `curves`.
+    levels: as in `curves`. xlabel: what x is. width: of a panel, in inches. log: whether the x axis
+    is logarithmic.
 
-    log: spreads the x axis by ratios.
+    >>> len(overlay({"loss": {"a run": [(1, 0.7), (2, 0.6)]}}).axes)
+    1
     """
     with panels(len(series), width) as (figure, axes):
         for axis, (title, runs) in zip(axes, series.items(), strict=True):
@@ -92,7 +101,11 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
 
 def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
           ylabel: str, log: bool = False) -> Figure:
-    """Named series over one axis; `log` spreads the x axis by ratios."""
+    """Named series over one axis; `log` makes the x axis logarithmic.
+
+    >>> lines([1, 2], {"a": [0.1, 0.2]}, title="t", xlabel="x", ylabel="y").axes[0].get_xlabel()
+    'x'
+    """
     with panels(1, 5.6) as (figure, (axis,)):
         for name, y in series.items():
             axis.plot(x, y, marker="o", markersize=4, label=name)
@@ -106,14 +119,15 @@ def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: s
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
-    """One panel a measure, one bar a name, the value written beside it.
+    """One panel for each measure and one bar for each name: measure -> name -> value.
 
-    Measure -> name -> value.
+    >>> len(bars({"HR@10": {"ours": 0.6, "popularity": 0.4}}).axes)
+    1
     """
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
-            colours = [COLOURS[i % len(COLOURS)] for i in range(len(named))]
-            drawn = axis.barh(list(named), list(named.values()), color=colours)
+            drawn = axis.barh(list(named), list(named.values()),
+                              color=[COLOURS[i % len(COLOURS)] for i in range(len(named))])
             axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
             axis.invert_yaxis()
             axis.margins(x=0.18)
@@ -123,12 +137,14 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     return figure
 
 
-def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], levels: Mapping[str,
-                                                                                              float]
-              | None = None) -> Figure:
-    """Dots with whiskers: measure -> name -> (value, low, high); levels.
+def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]],
+              levels: Mapping[str, float] | None = None) -> Figure:
+    """Dots with whiskers: measure -> name -> (value, low, high).
 
-    Measure -> a dashed line there.
+    levels: measure -> position of a dashed line.
+
+    >>> len(intervals({"AUC": {"ours": (0.6, 0.5, 0.7)}}).axes)
+    1
     """
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
@@ -143,19 +159,14 @@ def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]], le
     return figure
 
 
-def tastes(federations: Mapping[str, Federation]) -> Figure:
-    """What each platform watches.
-
-    The share of each genre in its ratings, over the share overall.
-    """
+def genre_lift(federations: Mapping[str, Federation]) -> Figure:
+    """What each platform watches: the share of each genre in its ratings over the share overall."""
     with panels(len(federations), 4.6, 3.6) as (figure, axes):
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
             genres = data.train.catalogue.genres[data.train.items].float()
-            table = torch.zeros(len(data), genres.shape[1]).index_add_(0,
-                                                                       data.owner[data.train.users],
-                                                                       genres)
-            share = table / table.sum(1, keepdim=True)
-            lift = share / (table.sum(0) / table.sum())
+            table = torch.zeros(len(data), genres.shape[1])
+            table.index_add_(0, data.owner[data.train.users], genres)
+            lift = table / table.sum(1, keepdim=True) / (table.sum(0) / table.sum())
             image = axis.imshow(lift.numpy(), cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
             axis.set_xticks(range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90,
                             fontsize=8)
@@ -167,7 +178,7 @@ def tastes(federations: Mapping[str, Federation]) -> Figure:
 
 
 def platforms(federations: Mapping[str, Federation]) -> Figure:
-    """How many ratings each platform holds, and of how many users."""
+    """How many train ratings each platform holds, and of how many users."""
     with panels(len(federations), 4.6, 2.8) as (figure, axes):
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
             users = torch.bincount(data.owner).tolist()
@@ -182,7 +193,11 @@ def platforms(federations: Mapping[str, Federation]) -> Figure:
 
 def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
               ylabel: str = "clients", bins: int = 30) -> Figure:
-    """How a number is spread over clients, a colour a group."""
+    """How a number is spread over clients, with one colour for each group.
+
+    >>> histogram({"all": [1, 2, 2, 3]}, title="t", xlabel="x").axes[0].get_ylabel()
+    'clients'
+    """
     with panels(1, 5.6) as (figure, (axis,)):
         axis.hist([list(v) for v in groups.values()], bins=bins, label=list(groups), stacked=False)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -191,12 +206,17 @@ def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
     return figure
 
 
-def space(views: Mapping[str, Tensor], groups: Mapping[str, Tensor], names: Mapping[int,
-                                                                                    str]) -> Figure:
-    """Points in the plane, a panel a view, the same rows in each: title -> (n, 2).
+def scatter(views: Mapping[str, Tensor], groups: Mapping[str, Tensor],
+            names: Mapping[int, str]) -> Figure:
+    """Points in the plane, one panel for each view of the same rows: title -> (n, 2).
 
-    groups: name -> (n,) true for its points, a colour each; the others are grey. names: row -> what
-    to write there.
+    groups: name -> a mask (n,) of the points in its colour; the others are grey. names: row -> what
+    is written beside the point.
+
+    >>> import torch
+    >>> views = {"plane": torch.zeros(2, 2)}
+    >>> len(scatter(views, {"first": torch.tensor([True, False])}, {0: "a film"}).axes)
+    1
     """
     with panels(len(views), 5.6, 4.6) as (figure, axes):
         for axis, (title, points) in zip(axes, views.items(), strict=True):

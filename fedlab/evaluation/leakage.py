@@ -1,9 +1,10 @@
-"""How a benchmark fools you: training negatives that avoid the held-out items.
+"""How a benchmark fools itself: training negatives that avoid the held-out items.
 
-To be shown, never to be used.
+This is here to be shown, not to be used. Drawing negatives outside train *and* validation *and*
+test tells the model the answers: of all the items that a user has not met in train, only the
+held-out ones are never pushed down.
 
-Whoever draws negatives outside train *and* validation *and* test tells the model which items are
-the answer: of all the films a user has not met, only the held-out ones are never pushed down.
+Letters: N clients, U users, n ratings.
 """
 
 from dataclasses import dataclass
@@ -17,17 +18,17 @@ from fedlab.data import Federation, Ratings, Split, clicks, own_rows
 
 @dataclass(frozen=True)
 class Leaky(Federation):
-    """A federation of the users' train clicks whose negatives avoid the held-out items as well.
+    """A federation of train clicks whose negatives avoid the users' held-out items as well.
 
-    Build it by `leaky(split, owner)`. every: all ratings, `held` (n,) true for those that are not
-    trained on.
+    `leaky(split, owner)` builds it. every: all ratings of the split. held (n,): true for the
+    ratings that are not trained on.
     """
 
     every: Ratings | None = None
     held: Tensor | None = None
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """As `Federation.draw`, with the leak."""
+        """The columns of `Federation.draw`, with negatives that leak the held-out items."""
         assert self.every is not None
         assert self.held is not None
         owner = self.owner[self.every.users]
@@ -41,12 +42,20 @@ class Leaky(Federation):
 
 
 def leaky(split: Split, owner: Tensor) -> Leaky:
-    """The leaky federation of a split."""
+    """The leaky federation of a split; owner (U,) is the client of each user.
+
+    Raises `ParameterError` when the split has no test part.
+
+    >>> from fedlab.data import leave_one_out, load, one_per_user
+    >>> split = leave_one_out(load())
+    >>> len(leaky(split, one_per_user(split.train)))
+    671
+    """
     require(len(split.test) > 0, "split", len(split.test),
             "there is nothing to leak without a test part")
     parts = (split.train, split.validation, split.test)
-    columns = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("users", "items",
-                                                                               "values", "times")}
+    columns = {name: torch.cat([getattr(part, name) for part in parts])
+               for name in ("users", "items", "values", "times")}
     held = torch.arange(sum(map(len, parts))) >= len(split.train)
     return Leaky(split.train, owner, "clicks", Ratings(**columns, catalogue=split.train.catalogue),
                  held)

@@ -1,10 +1,13 @@
-"""How good the predictions are, for all users at once.
+"""Metrics of predictions, for all users at once.
 
-Ties always rank against us: an untrained model that scores every item alike gets the last place.
+Ties always rank against the model: one that scores every item alike puts the held-out item last.
 
-Letters: U users, M candidates a user, n examples. Sources: He et al. 2017, section 4.1
-(leave-one-out, HR@k, NDCG@k); Krichene, Rendle 2020, "On sampled metrics for item recommendation"
-(why the full ranking is shown beside the sampled one).
+Letters: U users, M candidates of a user, n examples, k length of the list.
+
+Sources: He et al. 2017, "Neural collaborative filtering", section 4.1 (leave-one-out, HR@k,
+NDCG@k); Krichene, Rendle 2020, "On sampled metrics for item recommendation" (why the full ranking
+is shown beside the sampled one); Mann, Whitney 1947, "On a test of whether one of two random
+variables is stochastically larger than the other" (the AUC as U).
 """
 
 from typing import Any
@@ -16,30 +19,49 @@ from fedlab.core import Metric, Score, register, require
 
 
 def mse(prediction: Tensor, target: Tensor) -> float:
-    """Mean squared error of (n,) predictions."""
+    """Mean squared error of predictions (n,).
+
+    >>> mse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    2.0
+    """
     return float((prediction - target).square().mean())
 
 
 def rmse(prediction: Tensor, target: Tensor) -> float:
-    """Root of the mean squared error."""
+    """Root of the mean squared error of predictions (n,).
+
+    >>> rmse(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    2.0
+    """
     return mse(prediction, target) ** 0.5
 
 
 def mae(prediction: Tensor, target: Tensor) -> float:
-    """Mean absolute error."""
+    """Mean absolute error of predictions (n,).
+
+    >>> mae(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    1.0
+    """
     return float((prediction - target).abs().mean())
 
 
 def accuracy(logits: Tensor, target: Tensor) -> float:
-    """Share of (n,) clicks told from non-clicks at a chance of one half (logit 0)."""
+    """Share of examples (n,) that are classified correctly at a threshold of one half (logit 0).
+
+    >>> accuracy(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
+    0.5
+    """
     return float(((logits > 0) == (target > 0.5)).float().mean())
 
 
 def auc(scores: Tensor, target: Tensor) -> float:
     """Chance that a random positive scores above a random negative; a tie counts one half.
 
-    scores, target (n,), target 0 or 1. Mann and Whitney's U by mid-ranks. Raises when a class is
-    missing.
+    scores (n,); target (n,): 0 or 1. It is computed from mid-ranks as Mann and Whitney's U. Raises
+    `ParameterError` when one class is missing.
+
+    >>> auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    0.875
     """
     positives = int((target > 0.5).sum())
     require(0 < positives < len(target), "target", positives,
@@ -51,27 +73,41 @@ def auc(scores: Tensor, target: Tensor) -> float:
 
 
 def rank(positive: Tensor, others: Tensor) -> Tensor:
-    """(U,) place of each user's held-out item, 1 the best.
+    """Rank (U,) of each user's held-out item among others, where 1 is the best.
 
-    Positive (U,), others (U, M), ties against us.
+    positive (U,): its score. others (U, M): the scores of the others. Ties and scores that are not
+    a number count against the held-out item.
 
-    A score that is not a number ranks last.
+    >>> rank(torch.tensor([0.5]), torch.tensor([[0.9, 0.5, 0.1]])).tolist()
+    [3]
     """
     return 1 + (~(others < positive[:, None])).sum(1)
 
 
 def hit_rate(ranks: Tensor, k: int = 10) -> float:
-    """HR@k: share of users whose held-out item is among the first k."""
+    """HR@k: the share of users whose held-out item has a rank (U,) of at most k.
+
+    >>> hit_rate(torch.tensor([1, 11]))
+    0.5
+    """
     return float((ranks <= k).float().mean())
 
 
 def ndcg(ranks: Tensor, k: int = 10) -> float:
-    """NDCG@k with one held-out item a user: the mean of 1 / log2(1 + rank) where rank <= k."""
+    """NDCG@k for one held-out item a user: mean of 1 / log2(1 + rank), or 0 beyond rank k.
+
+    >>> ndcg(torch.tensor([1, 3]))
+    0.75
+    """
     return float(torch.where(ranks <= k, 1 / (1 + ranks).log2(), 0.0).mean())
 
 
 def at_k(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
-    """Both ranking metrics under their usual names."""
+    """HR@k and NDCG@k of ranks (U,), under their usual names.
+
+    >>> at_k(torch.tensor([1, 3]))
+    {'hr@10': 1.0, 'ndcg@10': 0.75}
+    """
     return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
 
 

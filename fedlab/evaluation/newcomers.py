@@ -1,13 +1,13 @@
-"""Tasks to learn to learn from: a client's examples cut in support and query; new users.
+"""New users: people of whom a federation knows nothing until their first ratings arrive.
 
-Sines and lines.
+A method learns from the users it knows, adapts to a newcomer's first ratings (the support), and is
+judged on the others (the query).
 
-A column `query` says of each example whether a client learns from it (0, support) or is judged by
-it (1).
+Letters: U users, I items, k first ratings of a newcomer, n ratings.
 
-Letters: N clients, C in a cohort, n examples, F inputs. Sources: Finn, Abbeel, Levine 2017,
-"Model-agnostic meta-learning for fast adaptation of deep networks", section 5.1 (sines); Chen et
-al. 2018, "Federated meta-learning with fast convergence and efficient communication", section 3.
+Sources: Finn, Abbeel, Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep
+networks", section 2.1 (adaptation from k examples); Chen et al. 2018, "Federated meta-learning with
+fast convergence and efficient communication", section 3 (support and query of a user).
 """
 
 from dataclasses import dataclass, replace
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Score, Tree, require, stream
-from fedlab.data import Ratings
+from fedlab.data import Ratings, of_users
 from fedlab.data.episodes import _place
 from fedlab.evaluation.metrics import rmse
 
 
 @dataclass(frozen=True)
 class NewUsers:
-    """Users of whom a federation knows nothing yet, beside those it trains on, both counted from 0.
+    """New users beside the users that a federation trains on; both are numbered from 0.
 
-    train: ratings of the users that it knows. given: the first ratings of each new user, in the
-    order in which they arrive, `support` each. query: all their others, the same whatever was
-    given. left_out: users with none left.
+    train: ratings of the known users. given: the first ratings of each new user, in order of
+    arrival, the same number for each. query: all later ratings of the new users, the same however
+    many were given. left_out: how many users had too few ratings.
     """
 
     train: Ratings
@@ -36,38 +36,42 @@ class NewUsers:
     left_out: int
 
     def first(self, k: int) -> Tree:
-        """Columns client, user, item, target (n,) of the first k ratings of each new user."""
+        """Columns client, user, item and target (n,) of the first k ratings of each new user."""
         place = _place(torch.ones_like(self.given.users, dtype=torch.bool), self.given.users)
         rows = self.given.take(place < k)
         return {"client": rows.users, "user": rows.users, "item": rows.items, "target": rows.values}
 
     def centred(self) -> tuple["NewUsers", float]:
-        """(the same with values less the mean of train, that mean)."""
+        """(the same users with the mean of train subtracted from all values, that mean)."""
         mean = float(self.train.values.mean())
-        train, given = (replace(part, values=part.values - mean) for part in (self.train,
-                                                                              self.given))
-        return NewUsers(train, given, replace(self.query, values=self.query.values - mean),
-                        self.left_out), mean
+        train, given, query = (replace(part, values=part.values - mean)
+                               for part in (self.train, self.given, self.query))
+        return NewUsers(train, given, query, self.left_out), mean
 
-    def counted(self, k: int, strength: float = 5.0) -> Score:
-        """What counting says of centred values.
+    def mean_baseline(self, k: int, strength: float = 5.0) -> Score:
+        """A score without a model: the item's mean plus the user's mean offset over k ratings.
 
-        A film's mean and, of k ratings, the user's offset, both shrunk.
+        Both are shrunk to 0; give centred values. strength: ratings of 0 that each is imagined to
+        have.
         """
-        film, first = item_means(self.train, strength), self.first(k)
-        above = torch.zeros(self.query.user_count).index_add_(0, first["user"],
-                                                              first["target"] - film[first["item"]])
-        return lambda users, items: film[items] + above[users] / (k + strength)
+        means, first = item_means(self.train, strength), self.first(k)
+        above = torch.zeros(self.query.user_count).index_add_(
+            0, first["user"], first["target"] - means[first["item"]])
+        return lambda users, items: means[items] + above[users] / (k + strength)
 
     def error(self, score: Score) -> float:
-        """RMSE of predictions of the query."""
+        """RMSE of a score on the query."""
         return rmse(score(self.query.users, self.query.items), self.query.values)
 
 
 def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
-    """(I,) each item's mean value, shrunk to 0 as if it had `strength` ratings of 0 more.
+    """Mean value (I,) of each item in train, shrunk to 0; give centred values.
 
-    Give centred values.
+    strength: how many ratings of 0 each item is imagined to have in addition.
+
+    >>> from fedlab.data import load
+    >>> item_means(load()).shape
+    torch.Size([9066])
     """
     total = torch.zeros(train.item_count).index_add_(0, train.items, train.values)
     return total / (train.item_counts() + strength)
@@ -75,9 +79,16 @@ def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
 
 def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
               seed: int = 0) -> NewUsers:
-    """The users of one of `folds` parts, drawn at random, as new ones.
+    """Take one of `folds` random parts of the users as new users.
 
-    Their ratings arrive in random order.
+    Their ratings arrive in random order. fold: the part, 0 to folds - 1. support: ratings that are
+    given of each new user; those who have no more than that are left out. Raises `ParameterError`
+    for values out of range.
+
+    >>> from fedlab.data import load
+    >>> found = new_users(load().take(torch.arange(1000)), fold=0, folds=2, support=5)
+    >>> set(torch.bincount(found.given.users).tolist())
+    {5}
     """
     require(2 <= folds <= ratings.user_count, "folds", folds,
             f"choose from 2 to {ratings.user_count}")
@@ -89,17 +100,8 @@ def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
     shuffled = ratings.take(order[ratings.users[order].argsort(stable=True)])
     count = torch.bincount(ratings.users, minlength=ratings.user_count)
     enough = count > support
-    mine = _of(shuffled, (part == fold) & enough)
+    mine = of_users(shuffled, (part == fold) & enough)
     place = _place(torch.ones_like(mine.users, dtype=torch.bool), mine.users)
     others, short = (part != fold) & (count > 0), (part == fold) & (count > 0) & ~enough
-    return NewUsers(_of(shuffled, others), mine.take(place < support), mine.take(place >= support),
-                    int(short.sum()))
-
-
-def _of(ratings: Ratings, chosen: Tensor) -> Ratings:
-    """The ratings of some users, chosen (U,), who are counted anew."""
-    rows, at = chosen[ratings.users], chosen.cumsum(0) - 1
-    ids = tuple(name for name, here in zip(ratings.catalogue.user_ids, chosen.tolist(),
-                                           strict=True) if here)
-    return Ratings(at[ratings.users[rows]], ratings.items[rows], ratings.values[rows],
-                   ratings.times[rows], replace(ratings.catalogue, user_ids=ids))
+    return NewUsers(of_users(shuffled, others), mine.take(place < support),
+                    mine.take(place >= support), int(short.sum()))

@@ -13,11 +13,16 @@ from fedlab.models import Model
 
 
 def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
-    """Predictions of a model for any users and items.
+    """A function (users, items of the same shape) -> predictions of a model on the CPU.
 
-    A function (users, items of one shape) -> scores on the CPU.
+    params: trained parameters, as in a Round. owner (U,): the client of each user; it is needed
+    when a parameter has rows by client, else `ParameterError`.
 
-    owner (U,): the client of each user; needed when a parameter has its rows by client.
+    >>> from fedlab.models import matrix_factorisation
+    >>> model = matrix_factorisation(3, 4, 2)
+    >>> score = scorer(model, model.init(torch.Generator().manual_seed(0)))
+    >>> score(torch.tensor([[0, 1]]), torch.tensor([[2, 3]])).shape
+    torch.Size([1, 2])
     """
     each = "client" in model.rows.values()
     require(not each or owner is not None, "owner", owner,
@@ -29,14 +34,14 @@ def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
 
 def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor],
                 owner: Tensor | None, *, each: bool, device: str | torch.device = "cpu") -> Score:
-    """A `Score` from `look_up(name, rows, clients of the rows)`.
+    """A score made of `look_up(name, rows, clients of the rows)`, which returns parameter values.
 
-    The parameter's values at these rows.
-
-    each: ask for every pair as a client with one example, not for all pairs as one long batch of
-    one client.
+    owner (U,): the client of each user, or None. each: whether every pair is asked as a client of
+    its own with one example, or all pairs as one long batch of one client. device: where to
+    predict.
     """
-    constants, holder = to(model.constants, device), owner if owner is None else owner.to(device)
+    constants = to(model.constants, device)
+    holder = owner if owner is None else owner.to(device)
 
     def score(users: Tensor, items: Tensor) -> Tensor:
         shape = (-1, 1) if each else (1, -1)

@@ -9,11 +9,9 @@ from fedlab.models.content import (
     user_factor_model,
     user_features,
 )
-from fedlab.models.factorisation import interaction, matrix_factorisation
 from fedlab.models.lora import Adapted, adapted, merged
-from fedlab.models.model import Model, Product
+from fedlab.models.model import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.models.modules import from_module, loaded
-from fedlab.models.perceptron import perceptron
 from fedlab.models.recipes import Content, Interaction, Linear, MatrixFactorisation, UserFactors
 
 __all__ = ["Adapted", "Content", "Interaction", "Linear", "MatrixFactorisation", "Model", "Product",

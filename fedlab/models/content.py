@@ -1,6 +1,11 @@
-"""What is known of films and users besides ratings, and the models that predict from it.
+"""Features of items and users, and the models that predict from them.
 
-Letters: U users, I items, B examples, F features, G genres, H hidden units, n pairs.
+Letters: U users, I items, B examples, A clients of a cohort, F features, G genres, H hidden units,
+D dimensions of a user's vector, E dimensions of a text vector, N clients.
+
+Sources: Koren, Bell, Volinsky 2009, "Matrix factorization techniques for recommender systems", the
+sections on biases and on additional inputs; Arivazhagan et al. 2019, "Federated learning with
+personalization layers" (FedPer, a private user vector).
 """
 
 import torch
@@ -8,16 +13,21 @@ from torch import Tensor
 
 from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
-from fedlab.models.model import Model, check_sizes, drawn
-from fedlab.models.perceptron import perceptron
+from fedlab.models.model import Model, check_sizes, drawn, perceptron
 
 
 def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings",
            clients: int = 0) -> Model:
-    """`y = theta . x`, where x is (item features, user features, 1): (I, F1) and (U, F2) floats.
+    """Linear regression `y = theta . x` over x = (item features, user features, 1).
 
-    clients: 0 for one shared theta; N for a private theta on each of N clients, so that nothing is
-    sent.
+    item_features (I, F1), user_features (U, F2): floats. task: 'ratings' or 'clicks'. clients: 0
+    for one theta that all clients share; N for a private theta on each of N clients, in which case
+    nothing is sent.
+
+    >>> import torch
+    >>> model = linear(torch.zeros(4, 3), torch.zeros(5, 2))
+    >>> model.init(torch.Generator())["theta"].shape  # 3 + 2 features and a constant
+    torch.Size([1, 6, 1])
     """
     width = item_features.shape[1] + user_features.shape[1] + 1
 
@@ -36,62 +46,77 @@ def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings
 
 def content(item_features: Tensor, user_features: Tensor, hidden: int = 32, *,
             task: str = "clicks") -> Model:
-    """`y = w2 . relu(W1 x + b1) + b2 + beta_i`, x = (item, user, their product).
+    """A perceptron `y = w2 . relu(W1 x + b1) + b2 + beta_i` over x = (item, user, their product).
 
-    All parameters are shared.
+    item_features (I, F) and user_features (U, F') with F' >= F: the first F columns of both are
+    multiplied, so they should mean the same, say the same genres. hidden: H. All parameters are
+    shared. Raises `ParameterError` for sizes that do not fit.
 
-    item_features (I, F), user_features (U, F') with F' >= F: the first F of both are multiplied;
-    give the same genres.
+    >>> import torch
+    >>> model = content(torch.zeros(4, 3), torch.zeros(5, 3), hidden=8)
+    >>> model.init(torch.Generator())["bias"].shape
+    torch.Size([4])
     """
     check_sizes(hidden=hidden)
-    wide, both = item_features.shape[1], item_features.shape[1] + user_features.shape[1]
-    require(user_features.shape[1] >= wide, "user_features", tuple(user_features.shape),
-            f"give {wide} columns or more")
-    layers = perceptron(both + wide, hidden, task=task)
+    width = item_features.shape[1]
+    require(user_features.shape[1] >= width, "user_features", tuple(user_features.shape),
+            f"give {width} columns or more")
+    layers = perceptron(2 * width + user_features.shape[1], hidden, task=task)
 
     def init(seed: int) -> Tree:
         return layers.init(seed) | {"bias": torch.zeros(len(item_features))}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
-        x = torch.cat([item, user, item * user[..., :wide]], -1)  # (A, B, F)
+        x = torch.cat([item, user, item * user[..., :width]], -1)  # (A, B, F)
         return layers.predict(p, {"x": x}) + p["bias"]
 
     return Model("content", task, init, predict, {**layers.rows, "bias": "item"},
                  constants={"item_features": item_features, "user_features": user_features},
-                 activity=2 * hidden + 3 * wide)
+                 activity=2 * hidden + 3 * width)
 
 
 def item_features(catalogue: Catalogue) -> Tensor:
-    """(I, G + 1) what a film says of itself.
+    """Features (I, G + 1) of items: genres as 0 or 1, and the year in units of 20 years from 1990.
 
-    Its genres as 0/1, and its year in units of 20 years from 1990.
+    An unknown year counts as 1990.
+
+    >>> from fedlab.data import load
+    >>> item_features(load().catalogue).shape
+    torch.Size([9066, 20])
     """
     years = torch.where(catalogue.years > 0, (catalogue.years - 1990) / 20, 0.0)
     return torch.cat([catalogue.genres.float(), years[:, None]], 1)
 
 
 def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
-    """(U, 2) from train alone.
+    """Features (U, 2) of users from train: mean rating and log activity, both centred.
 
-    A user's mean value, shrunk to the overall one, and log activity, centred.
+    The mean rating is given as its distance to the overall mean and shrunk towards it. strength:
+    the average ratings that each user is imagined to have given already, above 0, else
+    `ParameterError`.
 
-    strength: how many average ratings each user is imagined to have given already.
+    >>> from fedlab.data import load
+    >>> user_features(load()).shape
+    torch.Size([671, 2])
     """
     require(strength > 0, "strength", strength, "choose a positive number of imagined ratings")
     counts = torch.bincount(train.users, minlength=train.user_count).float()
-    above = torch.zeros(train.user_count).index_add_(0, train.users,
-                                                     train.values - train.values.mean())
+    above = torch.zeros(train.user_count).index_add_(
+        0, train.users, train.values - train.values.mean())
     activity = counts.clamp(min=1).log()
     return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
 
 
 def genre_profile(train: Ratings, strength: float = 20.0) -> Tensor:
-    """(U, G) how much more of each genre a user watched in train than all do.
+    """Log of each user's share of a genre (U, G) in train over the share among all ratings.
 
-    The log of the ratio of shares.
+    strength: the average items that each user is imagined to have rated already, above 0, else
+    `ParameterError`.
 
-    strength: how many average films each user is imagined to have watched already.
+    >>> from fedlab.data import load
+    >>> genre_profile(load()).shape
+    torch.Size([671, 19])
     """
     require(strength > 0, "strength", strength, "choose a positive number of imagined films")
     genres = train.catalogue.genres[train.items].float()
@@ -102,33 +127,46 @@ def genre_profile(train: Ratings, strength: float = 20.0) -> Tensor:
 
 
 def history(train: Ratings, vectors: Tensor) -> Tensor:
-    """(U, E) the mean of the vectors (I, E) of a user's films in train.
+    """The mean vector (U, E) of each user's train items, less the mean over all train ratings.
 
-    Less the mean over all clicks.
+    vectors (I, E): one for each item, else `ParameterError`. Users without ratings get zeros.
+
+    >>> from fedlab.data import load
+    >>> train = load()
+    >>> history(train, train.catalogue.genres.float()).shape
+    torch.Size([671, 19])
     """
     require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape),
             f"give {train.item_count} rows")
     counts = torch.bincount(train.users, minlength=train.user_count).clamp(min=1)
     clicked = vectors[train.items]
-    total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(0, train.users,
-                                                                       clicked - clicked.mean(0))
+    total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(
+        0, train.users, clicked - clicked.mean(0))
     return total / counts[:, None]
 
 
 def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
                       bias: Tensor | None = None, task: str = "ratings", spread: float = 0.1,
                       clients: int = 0) -> Model:
-    """`y = c + b_i + w . x_i + s u_0 + (q_i + W x_i) . u`.
+    """`y = c + b_i + w . x_i + s u_0 + (q_i + W x_i) . u`: item factors and one user vector.
 
-    One vector (u_0, u) of a client, shared until it adapts.
+    The user's vector (u_0, u) is shared until a client adapts it to its own ratings. No parameter
+    has rows by user, so a new user starts where everybody else does. In the parameters, 'offset' is
+    c, 'bias' is b, 'told' is (w, W), 'scale' is s, 'item' is q and 'user' is (u_0, u).
 
-    known: x (I, F) of the items, or none. bias (I,): b at the start, such as items' means, or
-    zeros. No rows by user: one whom nobody knows starts with the rest. clients: 0 for that; N for
-    one on each of N clients: FedPer.
+    items: I. dim: D. known (I, F): features x of the items, or None. bias (I,): the first b, such
+    as the items' means, or None for zeros. spread: standard deviation of the first q. clients: 0
+    for one shared user vector; N for a private one on each of N clients (FedPer). Raises
+    `ParameterError` for sizes that do not fit.
+
+    >>> import torch
+    >>> model = user_factor_model(items=4, dim=2)
+    >>> model.init(torch.Generator().manual_seed(0))["user"].tolist()
+    [[0.0, 0.0, 0.0]]
     """
     check_sizes(items=items, dim=dim)
-    known, bias = (torch.zeros(shape) if t is None else t for t, shape in ((known, (items, 1)),
-                                                                           (bias, (items,))))
+    known = torch.zeros(items, 1) if known is None else known
+    bias = torch.zeros(items) if bias is None else bias
     require(len(known) == items, "known", tuple(known.shape), f"give {items} rows")
     require(bias.shape == (items,), "bias", tuple(bias.shape), f"give ({items},)")
 
@@ -139,12 +177,12 @@ def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
                 "told": torch.zeros(1, known.shape[1], dim + 1)}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
-        told = p["known"][batch["item"]] @ p["told"]  # (..., B, D + 1)
-        user = p["user"].unsqueeze(-2)  # (..., 1, D + 1)
-        like = ((p["item"] + told[..., 1:]) * user[..., 1:]).sum(-1)
-        return p["offset"] + p["bias"] + told[..., 0] + p["scale"] * user[..., 0] + like
+        from_known = p["known"][batch["item"]] @ p["told"]  # (..., B, D + 1): w . x_i, then W x_i
+        user = p["user"].unsqueeze(-2)  # (..., 1, D + 1): u_0, then u
+        product = ((p["item"] + from_known[..., 1:]) * user[..., 1:]).sum(-1)
+        return p["offset"] + p["bias"] + from_known[..., 0] + p["scale"] * user[..., 0] + product
 
-    return Model("taste", task, init, predict, {"user": "client" if clients else "one",
-                                                "item": "item", "bias": "item", "offset": "one",
-                                                "scale": "one", "told": "one"},
-                 frozenset({"user"} if clients else ()), {"known": known})
+    rows = {"user": "client" if clients else "one", "item": "item", "bias": "item",
+            "offset": "one", "scale": "one", "told": "one"}
+    return Model("taste", task, init, predict, rows, frozenset({"user"} if clients else ()),
+                 {"known": known})

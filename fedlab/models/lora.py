@@ -1,19 +1,22 @@
-"""Low-rank adapters: a large frozen layer, and a small product beside it that is trained and sent.
+"""Low-rank adapters: a frozen linear layer with a small trainable product beside it.
 
-    y = W x + b + (alpha / r) B A x,    A (r, in) drawn, B (out, r) zero: at the start the layer is as it was
+    y = W x + b + (alpha / r) B A x,    A (r, in) drawn, B (out, r) zero
 
-Through `fedlab.modules` each client has adapters of its own over one base that all share, so
-stacked clients cost their adapters and not their models.
+Since B starts at zero, the layer first behaves as it did. Through `from_module`, each client has
+its own adapters over a base that all share, so stacking clients costs memory for their adapters
+only.
 
-The mean of products is not the product of means: averaging A and B by themselves, as FedAvg does
-with all weights, is biased as soon as clients differ. Two ways out: freeze A, so that the mean of B
-is exact; or let the server average the products and take the best A and B of that, by a singular
-value decomposition.
+The mean of products is not the product of means: averaging A and B separately, as FedAvg does with
+all weights, is biased as soon as clients differ. There are two ways out. Freezing A makes the mean
+of B exact; or the server averages the products and decomposes the result into the best A and B
+(`fedlab.aggregation`).
 
-Letters: r rank, C clients. Sources: Hu et al. 2022, "LoRA: low-rank adaptation of large language
-models", eq. 3; Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning" (A
-frozen); Bai et al. 2024, "Federated fine-tuning of large language models under heterogeneous tasks
-and client resources" (the mean of products, decomposed).
+Letters: r rank.
+
+Sources: Hu et al. 2022, "LoRA: low-rank adaptation of large language models", eq. 3; Sun et al.
+2024, "Improving LoRA in privacy-preserving federated learning" (frozen A); Bai et al. 2024,
+"Federated fine-tuning of large language models under heterogeneous tasks and client resources" (the
+mean of products, decomposed).
 """
 
 import copy
@@ -26,13 +29,22 @@ from fedlab.core import Key, require
 
 
 class Adapted(nn.Module):
-    """A frozen `nn.Linear` with an adapter beside it."""
+    """A frozen `nn.Linear` with a low-rank adapter beside it.
+
+    >>> import torch
+    >>> from fedlab.core import Key
+    >>> base = nn.Linear(4, 3)
+    >>> layer, x = Adapted(base, 2, 4.0, Key(0, "a")), torch.ones(1, 4)
+    >>> torch.equal(layer(x), base(x))  # B is zero at the start
+    True
+    """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float,
                  key: Key) -> None:
-        """rank: r, at most the smaller side of the layer. alpha: its scale, divided by r. key.
+        """Draw A by the key and set B to zero.
 
-        Of A.
+        rank: r, from 1 to the smaller side of the layer. alpha: above 0; the product is scaled by
+        alpha / r. Raises `ParameterError` for numbers out of range.
         """
         super().__init__()
         low = min(base.in_features, base.out_features)
@@ -52,12 +64,16 @@ class Adapted(nn.Module):
 
 def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float = 8.0, *,
             train: Sequence[str] = (), freeze_a: bool = False, seed: int = 0) -> nn.Module:
-    """A copy of the module, frozen.
+    """A frozen copy of the module with an adapter on every `nn.Linear` that `names` asks for.
 
-    With an adapter on each `nn.Linear` whose name ends in one of `names`.
+    names: ends of layer names, such as ('query', 'value'). rank, alpha: as in `Adapted`. train:
+    parts of the names of other weights that stay trainable, such as ('head',). freeze_a: whether to
+    train B only. seed: A is drawn from it. Raises `ParameterError` for a name that no linear layer
+    has.
 
-    train: ends of the names of other weights that stay trainable, say ('head',). freeze_a: adapters
-    train B alone. Raises `ParameterError` for a name that no layer has.
+    >>> net = adapted(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), ["0"], rank=2)
+    >>> [name for name, weight in net.named_parameters() if weight.requires_grad]
+    ['0.a', '0.b']
     """
     net, found = copy.deepcopy(module).requires_grad_(False), set()
     for path, part in list(net.named_modules()):
@@ -68,7 +84,8 @@ def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float
             layer.a.requires_grad_(not freeze_a)
             setattr(net.get_submodule(parent), last, layer)
             found.add(end)
-    linear = sorted({p.rpartition(".")[2] for p, m in module.named_modules() if isinstance(m, nn.Linear)})
+    linear = sorted({path.rpartition(".")[2] for path, part in module.named_modules()
+                     if isinstance(part, nn.Linear)})
     for name in names:
         require(name in found, "names", name,
                 f"no linear layer is called so; choose from {', '.join(linear)}")
@@ -79,7 +96,14 @@ def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float
 
 
 def merged(module: nn.Module) -> nn.Module:
-    """A copy in which each adapter is added to its layer: as fast as the model it came from."""
+    """A copy in which every adapter is added to its layer, as fast as the module it came from.
+
+    >>> net = adapted(nn.Sequential(nn.Linear(4, 1)), ["0"], rank=1)
+    >>> merged(net)
+    Sequential(
+      (0): Linear(in_features=4, out_features=1, bias=True)
+    )
+    """
     net = copy.deepcopy(module)
     for path, part in list(net.named_modules()):
         if isinstance(part, Adapted):

@@ -10,8 +10,7 @@ from fedlab.models.content import (
     user_factor_model,
     user_features,
 )
-from fedlab.models.factorisation import interaction, matrix_factorisation
-from fedlab.models.model import Model
+from fedlab.models.model import Model, interaction, matrix_factorisation
 
 
 def dim() -> int:

@@ -23,7 +23,7 @@ from fedlab.privacy.private_statistics import (
     table_score,
     together,
 )
-from fedlab.privacy.secure_aggregation import FixedPoint, Member, expanded, secure_sum, unmasked
+from fedlab.privacy.secure_aggregation import FixedPoint, Member, expand_seed, secure_sum, unmasked
 from fedlab.privacy.shamir import (
     PRIME,
     SecureSumError,
@@ -35,7 +35,7 @@ from fedlab.privacy.shamir import (
 __all__ = ["DPSGD", "PRIME", "Clip", "FixedPoint", "GaussianNoise", "ItemCounts", "LocalNoise",
            "Member", "NoiseSource", "PairCounts", "Release", "SecureSum", "SecureSumError",
            "Spending", "adaptive_clip_noise", "affordable", "booked", "dense", "epsilon",
-           "example_gradients", "expanded", "gaussian_epsilon", "item_counts", "joined_secret",
+           "example_gradients", "expand_seed", "gaussian_epsilon", "item_counts", "joined_secret",
            "noise_for", "own_taste", "pair_counts", "plain_sum", "proven", "public_basis",
            "secure_sum", "smoothed", "split_secret", "standard", "table_score", "teaching_seed",
            "together", "unmasked", "weights_at_zero"]

@@ -1,4 +1,4 @@
-"""What noise proves: epsilon at a stated delta, for a sampler, a relation and a schedule.
+"""Privacy accounting: the epsilon that noise proves, at a stated delta.
 
     P(M(D) in S) <= exp(epsilon) P(M(D') in S) + delta        for all neighbours D, D' and all S
 
@@ -8,12 +8,18 @@
 | `all`     | `add-remove`, or one client's data (`replace-one`) | `tight`: exact; `rdp` |
 | `fixed`   | `replace-one` | `rdp`: Wang et al., theorem 27 |
 
-Anything else raises. One client's data moves a sum of contributions of norm C or less by 2 C, one
-client more or less by C: the same noise proves less for `replace-one`.
+Every other combination raises `ParameterError`. Replacing the data of one client moves a sum of
+contributions of norm at most C by up to 2 C, adding or removing a client by up to C; the same noise
+therefore proves less for `replace-one`.
 
-Sources: Mironov 2017 (RDP); Gopi, Lee, Wutschitz 2021 (PRV); Balle, Wang 2018, theorem 8 (exact);
-Wang, Balle, Kasiviswanathan 2019, theorem 27; Canonne, Kamath, Steinke 2020, proposition 12 (RDP to
-epsilon).
+Letters: C the clipping norm, q the sampling rate, D and D' neighbouring data sets, M the mechanism,
+S a set of its outputs.
+
+Sources: Mironov 2017, "Renyi differential privacy" (RDP); Gopi, Lee, Wutschitz 2021, "Numerical
+composition of differential privacy" (PRV); Balle, Wang 2018, "Improving the Gaussian mechanism for
+differential privacy", theorem 8 (exact); Wang, Balle, Kasiviswanathan 2019, "Subsampled Renyi
+differential privacy and analytical moments accountant", theorem 27; Canonne, Kamath, Steinke 2020,
+"The discrete Gaussian for differential privacy", proposition 12 (from RDP to epsilon).
 """
 
 import math
@@ -28,20 +34,25 @@ import torch
 
 from fedlab.core import ParameterError, require
 
-SAMPLING, RELATIONS, METHODS = ("poisson", "fixed", "all"), ("add-remove", "replace-one"), ("tight",
-                                                                                            "rdp")
+SAMPLING = ("poisson", "fixed", "all")
+RELATIONS = ("add-remove", "replace-one")
+METHODS = ("tight", "rdp")
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256)
-# differences of moments cancel to hundreds of digits
+# differences of moments cancel in hundreds of digits
 DIGITS = Context(prec=600, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 @dataclass(frozen=True)
 class Release:
-    """Noisy sums of clients' contributions, each of which has an L2 norm of at most C.
+    """Noisy sums of clients' contributions, each with an L2 norm of at most C.
 
-    noise: standard deviation of the noise on the sum, in units of C. rate: q, the chance
-    (`poisson`) or the share (`fixed`) of clients in a sum. times: how many sums. sampling: one of
-    SAMPLING; with `all`, everybody is in each.
+    noise: the noise multiplier, the standard deviation of the noise on the sum in units of C; above
+    0. rate: q, the chance (`poisson`) or share (`fixed`) of clients in a sum; above 0, at most 1.
+    times: the number of sums, 0 or more. sampling: one of SAMPLING; with `all`, everybody is in
+    every sum. Raises `ParameterError` for values out of range.
+
+    >>> Release(noise=1.0, rate=0.1, times=20)
+    Release(noise=1.0, rate=0.1, times=20, sampling='poisson')
     """
 
     noise: float
@@ -50,13 +61,13 @@ class Release:
     sampling: str = "poisson"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the ranges."""
         require(0 < self.noise < math.inf, "noise", self.noise,
                 "choose a positive number; without noise nothing holds")
         require(0 < self.rate <= 1, "rate", self.rate,
                 "choose a share of the clients from above 0 to 1")
-        whole = isinstance(self.times, int) and self.times >= 0
-        require(whole, "times", self.times, "choose a whole number, 0 or more")
+        require(isinstance(self.times, int) and self.times >= 0, "times", self.times,
+                "choose a whole number, 0 or more")
         require(self.sampling in SAMPLING, "sampling", self.sampling,
                 f"choose one of {', '.join(SAMPLING)}")
         require(self.sampling != "all" or self.rate == 1, "rate", self.rate,
@@ -65,9 +76,13 @@ class Release:
 
 def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-remove",
             method: str = "tight") -> float:
-    """The least epsilon that the accountant proves for all releases together; 0 for none.
+    """The smallest epsilon that the accountant proves for all releases together; 0 for no release.
 
-    method: `tight`, at most 0.02 above the truth, or `rdp`, which is quick and never below it.
+    delta: between 0 and 1. relation: one of RELATIONS. method: 'tight' is at most 0.02 above the
+    truth; 'rdp' is quick and never smaller. Raises `ParameterError` where no proof is known.
+
+    >>> round(epsilon([Release(noise=1.0, sampling="all")], delta=1e-5), 2)
+    4.38
     """
     require(0 < delta < 1, "delta", delta,
             "choose a number between 0 and 1, below one over the clients")
@@ -76,25 +91,24 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
     releases = [release for release in releases if release.times]
     if not releases:
         return 0.0
-    kinds, moved = {"all" if r.rate == 1 else r.sampling
-                    for r in releases}, 2 if relation == "replace-one" else 1
-    releases = [replace(r, noise=r.noise / moved) for r in releases]
+    kinds = {"all" if r.rate == 1 else r.sampling for r in releases}
+    sensitivity = 2 if relation == "replace-one" else 1  # of a sum, in units of C
+    releases = [replace(r, noise=r.noise / sensitivity) for r in releases]
     if kinds == {"all"} and method == "tight":
         return gaussian_epsilon(math.sqrt(sum(r.times / r.noise**2 for r in releases)), delta)
-    known = kinds == {"all"} or kinds <= ({"poisson", "all"} if relation == "add-remove"
-                                          else {"fixed", "all"})
+    known = kinds <= ({"poisson", "all"} if relation == "add-remove" else {"fixed", "all"})
     if known and method == "rdp":
-        each = [[r.times * value for value in _divergences(r.noise, r.rate,
-                                                           r.sampling == "fixed" and r.rate < 1)]
+        each = [[r.times * value for value in
+                 _divergences(r.noise, r.rate, r.sampling == "fixed" and r.rate < 1)]
                 for r in releases]
-        return min(_from_rdp(order, sum(parts), delta) for order, *parts in zip(ORDERS, *each,
-                                                                                strict=True))
+        return min(_from_rdp(order, sum(parts), delta)
+                   for order, *parts in zip(ORDERS, *each, strict=True))
     if kinds == {"poisson"} and relation == "add-remove":
         from opacus.accountants import PRVAccountant  # noqa: PLC0415 - takes seconds
 
         accountant = PRVAccountant()
         accountant.history = [(r.noise, r.rate, r.times) for r in releases]
-        # of the orders it starts from
+        # the warning is about the orders that its search starts from
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             return float(accountant.get_epsilon(delta=delta))
     raise ParameterError(
@@ -104,7 +118,7 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
 
 @lru_cache(maxsize=256)
 def _divergences(noise: float, rate: float, fixed: bool) -> tuple[float, ...]:
-    """Of one sum, for each of ORDERS: it takes Opacus 0.2 s, and a ledger asks after each round."""
+    """Renyi divergence of one sum at each of ORDERS; cached, since a ledger asks every round."""
     if fixed:
         return tuple(fixed_size_rdp(rate, noise, order) for order in ORDERS)
     from opacus.accountants.analysis.rdp import compute_rdp  # noqa: PLC0415 - takes seconds
@@ -114,15 +128,20 @@ def _divergences(noise: float, rate: float, fixed: bool) -> tuple[float, ...]:
 
 def noise_for(target: float, delta: float, releases: Sequence[Release], *,
               relation: str = "add-remove", method: str = "tight") -> float:
-    """How many times the noise of all releases makes their epsilon `target`, from below.
+    """The factor on the noise of all releases for which epsilon is at most `target`, and barely so.
 
-    To a part in a thousand.
+    It is found to one part in a thousand. target: above 0. The other arguments are those of
+    `epsilon`. Raises `ParameterError` when no factor up to a million suffices.
+
+    >>> 1.0 < noise_for(2.0, 1e-5, [Release(noise=1.0, sampling="all")]) < 2.5
+    True
     """
     require(0 < target < math.inf, "target", target, "choose a positive epsilon")
 
     def proven(factor: float) -> float:
         return epsilon([replace(r, noise=factor * r.noise) for r in releases], delta,
                        relation=relation, method=method)
+
     low, high = 1 / 64, 1.0
     while proven(high) > target:
         require(high < 2**20, "target", target,
@@ -135,36 +154,40 @@ def noise_for(target: float, delta: float, releases: Sequence[Release], *,
 
 
 def gaussian_epsilon(drift: float, delta: float) -> float:
-    """Exact epsilon of a normal variable of deviation 1 that neighbours move by `drift`.
+    """Exact epsilon of a Gaussian of standard deviation 1 whose mean moves by `drift` at most.
 
-    Never below it.
+    The result is never below the truth. drift: sensitivity over the standard deviation of the
+    noise; of several sums, the root of the sum of their squares. Source: Balle, Wang 2018, theorem
+    8.
 
-    drift: sensitivity over the noise's standard deviation; of T sums, the root of the sum of
-    squares.
+    >>> round(gaussian_epsilon(1.0, 1e-5), 2)
+    4.38
     """
-    def leaked(e: float) -> float:  # delta at epsilon e: Balle and Wang, theorem 8
-        near, far = torch.special.log_ndtr(torch.tensor([drift / 2 - e / drift,
-                                                         -drift / 2 - e / drift],
-                                                        dtype=torch.float64)).tolist()
+    def delta_at(e: float) -> float:  # Balle and Wang, theorem 8
+        ends = torch.tensor([drift / 2 - e / drift, -drift / 2 - e / drift], dtype=torch.float64)
+        near, far = torch.special.log_ndtr(ends).tolist()
         return math.exp(near) - math.exp(e + far)
+
     low, high = 0.0, 1.0
-    if leaked(0.0) <= delta:
+    if delta_at(0.0) <= delta:
         return 0.0
-    while leaked(high) > delta:
+    while delta_at(high) > delta:
         low, high = high, 2 * high
     while high - low > 1e-9 * max(1.0, high):
         middle = (low + high) / 2
-        low, high = (middle, high) if leaked(middle) > delta else (low, middle)
+        low, high = (middle, high) if delta_at(middle) > delta else (low, middle)
     return high
 
 
 def adaptive_clip_noise(noise: float, bit_noise: float) -> float:
-    """Noise z of the update where a noisy share of unclipped clients goes along.
+    """The noise multiplier of an update that is released beside a noisy count of unclipped clients.
 
-    Both together prove `noise`.
+    Both together then prove what `noise` alone would. bit_noise: standard deviation of the noise on
+    the count; more than half of `noise`, else `ParameterError`. Source: Andrew et al. 2021,
+    "Differentially private learning with adaptive clipping", theorem 1.
 
-    bit_noise: standard deviation of the noise on the count of unclipped clients. Andrew et al.
-    2021, theorem 1.
+    >>> round(adaptive_clip_noise(1.0, bit_noise=10.0), 4)
+    1.0013
     """
     require(2 * bit_noise > noise > 0, "bit_noise", bit_noise,
             f"choose more than half of noise={noise:g}")
@@ -172,41 +195,41 @@ def adaptive_clip_noise(noise: float, bit_noise: float) -> float:
 
 
 def fixed_size_rdp(rate: float, noise: float, order: float) -> float:
-    """Renyi divergence of `order` of one sum over a cohort of fixed size.
+    """Renyi divergence of one sum over a cohort of fixed size, at `order` above 1.
 
-    Noise over how far one client moves it.
+    rate: q. noise: its standard deviation over the largest change that one client can cause.
+    Source: Wang, Balle, Kasiviswanathan 2019, theorem 27.
     """
-    if order != int(order):  # (order - 1) rdp is convex in the order
+    if order != int(order):  # (order - 1) times the divergence is convex in the order
         below, t = math.floor(order), order - math.floor(order)
-        return ((1 - t) * _log_moment(rate, noise, below) + t * _log_moment(rate, noise,
-                                                                            below + 1)) / (order
-                                                                                           - 1)
+        return ((1 - t) * _log_moment(rate, noise, below)
+                + t * _log_moment(rate, noise, below + 1)) / (order - 1)
     return _log_moment(rate, noise, int(order)) / (order - 1)
 
 
 def _log_moment(rate: float, noise: float, order: int) -> float:
-    """(order - 1) times the divergence: Wang et al., theorem 27."""
+    """(order - 1) times the divergence, for a whole order: Wang et al., theorem 27."""
     with localcontext(DIGITS):
-        terms = (Decimal(rate) ** j * math.comb(order, j) * term for j,
-                 term in enumerate(_terms(noise)[:order + 1]))
+        terms = (Decimal(rate) ** j * math.comb(order, j) * term
+                 for j, term in enumerate(_terms(noise)[:order + 1]))
         return float(sum(terms, Decimal(0)).ln())
 
 
 @lru_cache(maxsize=64)
 def _terms(noise: float) -> list[Decimal]:
-    """What each power of the rate is multiplied with beside the binomial."""
-    most = int(max(ORDERS))
+    """What multiplies each power of the rate beside the binomial coefficient, in theorem 27."""
+    largest = int(max(ORDERS))
     with localcontext(DIGITS):
-        moments = [(x * (x - 1) / (2 * Decimal(noise) ** 2)).exp() for x in range(most + 3)]
-        column, differences = moments, []  # forward differences at 0, of each order
+        moments = [(x * (x - 1) / (2 * Decimal(noise) ** 2)).exp() for x in range(largest + 3)]
+        column, differences = moments, []  # forward differences at 0, one for each order
         while column:
             differences.append(column[0])
             column = [b - a for a, b in pairwise(column)]
         near = [4 * (differences[2 * (j // 2)] * differences[2 * ((j + 1) // 2)]).sqrt()
-                for j in range(3, most + 1)]
+                for j in range(3, largest + 1)]
         return [Decimal(1), Decimal(0), min(4 * (moments[2] - 1), 2 * moments[2]),
-                *(min(bound, 2 * moment) for bound, moment in zip(near, moments[3:-2],
-                                                                  strict=True))]
+                *(min(bound, 2 * moment)
+                  for bound, moment in zip(near, moments[3:-2], strict=True))]
 
 
 def _from_rdp(order: float, divergence: float, delta: float) -> float:

@@ -94,7 +94,7 @@ class GaussianNoise(Stage, Spending):
 
     side = "sum"
     needs = ("clipped", "equal")
-    refuses = ("noised", "stale")
+    refuses = ("noised", "stale", "own sampler")
     keeps = ("clipped", "equal")
     noise: float = noise_multiplier()
 

@@ -1,22 +1,29 @@
-"""A secret in shares: any t of them bring it back, fewer say nothing at all.
+"""Secret sharing: any t shares bring a secret back, and fewer say nothing about it.
 
-Source: Shamir 1979, "How to share a secret".
+Letters: t threshold, x the point of a share.
+
+Source: Shamir 1979, "How to share a secret", section 2.
 """
 
 import secrets
 from collections.abc import Iterable, Mapping
 
-PRIME = 2**521 - 1             # of the field: secrets are keys and seeds of 256 bits
+PRIME = 2**521 - 1  # of the field; the secrets are keys and seeds of 256 bits
 
 
 class SecureSumError(RuntimeError):
-    """The sum cannot be had, or somebody tampered: nothing is opened."""
+    """The sum cannot be computed, or somebody tampered with it; nothing is opened."""
 
 
 def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
-    """Shamir.
+    """Shares of a secret: points x = 1 .. count of a random polynomial that is the secret at 0.
 
-    Points 1 to `count` of a random polynomial of degree t - 1 that is the secret at 0.
+    secret: 32 bytes. threshold: t; the polynomial has degree t - 1.
+
+    >>> shares = split_secret(bytes(32), count=3, threshold=2)
+    >>> chosen = {1: shares[0], 3: shares[2]}
+    >>> joined_secret(chosen, weights_at_zero(chosen)) == bytes(32)
+    True
     """
     terms = [int.from_bytes(secret, "big"),
              *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
@@ -30,19 +37,28 @@ def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
 
 
 def weights_at_zero(xs: Iterable[int]) -> dict[int, int]:
-    """Lagrange: with which weights points at `xs` add up to the polynomial's value at 0."""
-    xs, found = tuple(xs), {}
+    """Lagrange weights mod PRIME: with them, points at `xs` add up to the polynomial at 0.
+
+    >>> weights_at_zero([1, 2]) == {1: 2, 2: PRIME - 1}  # f(0) = 2 f(1) - f(2)
+    True
+    """
+    xs, weights = tuple(xs), {}
     for x in xs:
-        over, under = 1, 1
+        numerator, denominator = 1, 1
         for other in xs:
             if other != x:
-                over, under = over * -other % PRIME, under * (x - other) % PRIME
-        found[x] = over * pow(under, -1, PRIME) % PRIME
-    return found
+                numerator = numerator * -other % PRIME
+                denominator = denominator * (x - other) % PRIME
+        weights[x] = numerator * pow(denominator, -1, PRIME) % PRIME
+    return weights
 
 
 def joined_secret(shares: Mapping[int, int], weights: Mapping[int, int]) -> bytes:
-    """The 32 bytes that were split, from t shares or more: x -> point."""
+    """The 32 bytes that were split, from t or more shares.
+
+    shares: x -> point. weights: `weights_at_zero` of these x. Raises `SecureSumError` when the
+    shares do not belong together.
+    """
     value = sum(weights[x] * point for x, point in shares.items()) % PRIME
     if value >= 2**256:
         raise SecureSumError("the shares of a secret do not fit together: one of them was changed")

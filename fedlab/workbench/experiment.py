@@ -169,8 +169,9 @@ class Experiment:
         """How a Round predicts for the users."""
         if self.choices.personal != "off":
             if not isinstance(self.local, LocalSettings):
-                raise ParameterError(f"personal={self.choices.personal!r}: {self.local.name} has no "
-                                     "local training to repeat; choose 'off'")
+                raise ParameterError(
+                    f"personal={self.choices.personal!r}: {self.local.name} has no "
+                    "local training to repeat; choose 'off'")
             return fine_tuned(self.model, self.federation, done.params, self.local,
                               seed=self.settings.seed, number=done.number)
         return (self.local.score(self.model, self.federation, done)

@@ -5,7 +5,7 @@ import torch
 from conftest import read_once
 from torch import nn
 
-from fedlab.attacks import entering, features, recover_tokens, span
+from fedlab.attacks import layer_inputs, recover_inputs, recover_tokens, row_space
 from fedlab.core import Config, ParameterError
 from fedlab.data import Columns
 from fedlab.engine import updates
@@ -52,12 +52,13 @@ def upload(stars, titles):
                             Config(local_lr=0.1, **steps)))
         items = stars.train.items[torch.isin(stars.owner[stars.train.users], chosen)]
         name = next(n for n in sent[0].deltas if n.endswith((f"{LAYER}.weight", f"{LAYER}.a")))
-        return (sum(part.deltas[name].values.sum(0) for part in sent),
-                set(tokens(read_once(MINILM), [titles[i] for i in items.tolist()], 12).unique().tolist()) - {-1})
+        words = tokens(read_once(MINILM), [titles[i] for i in items.tolist()], 12)
+        delta = sum(part.deltas[name].values.sum(0) for part in sent)
+        return delta, set(words.unique().tolist()) - {-1}
     return made
 
 
-def told(delta, length=12):
+def recovered(delta, length=12):
     outside, _ = recover_tokens(delta, Backbone(read_once(MINILM)), LAYER, length)
     return set((outside < 0.01).nonzero()[:, 0].tolist())
 
@@ -65,7 +66,7 @@ def told(delta, length=12):
 @pytest.mark.parametrize("batch_size", [0, 4])
 def test_words_are_read_whatever_the_steps(upload, batch_size):
     delta, truth = upload(batch_size=batch_size)
-    found = told(delta)
+    found = recovered(delta)
     assert len(truth) > 30
     assert len(found & truth) / len(truth) >= 0.97
     assert len(found & truth) / len(found) >= 0.97
@@ -73,17 +74,17 @@ def test_words_are_read_whatever_the_steps(upload, batch_size):
 
 def test_a_narrow_adapter_says_less_and_a_wide_one_as_much(upload):
     narrow, truth = upload(rank=8, batch_size=0)
-    assert not told(narrow)
+    assert not recovered(narrow)
     wide, truth = upload(rank=128, batch_size=0)
-    assert len(told(wide) & truth) / len(truth) > 0.7
+    assert len(recovered(wide) & truth) / len(truth) > 0.7
 
 
 def test_a_sum_tells_words_until_more_enter_than_the_layer_is_wide(upload, stars):
     quiet = stars.counts.argsort(stable=True).tolist()
     few, truth = upload(clients=tuple(quiet[:6]), batch_size=0)
-    assert told(few) == truth  # a secure sum of six hides no word
+    assert recovered(few) == truth  # a secure sum of six hides no word
     many, truth = upload(clients=tuple(quiet[:24]), batch_size=0)
-    assert len(told(many) & truth) / len(truth) < 0.05
+    assert len(recovered(many) & truth) / len(truth) < 0.05
 
 
 def test_noise_hides_words_when_there_is_much(upload):
@@ -102,7 +103,7 @@ def test_noise_hides_words_when_there_is_much(upload):
 
 def test_what_enters_does_not_depend_on_its_neighbours():
     body = Backbone(read_once(MINILM), 1)
-    states = next(entering(body, LAYER, 3))
+    states = next(layer_inputs(body, LAYER, 3))
     assert len(body.model.encoder.layer[0].attention.self.query._forward_pre_hooks) == 0
     embedded = body.model.embeddings(torch.tensor([[5, 9, 12]])).detach()[0]
     torch.testing.assert_close(states[torch.tensor([5, 9, 12]), torch.arange(3)], embedded)
@@ -114,7 +115,7 @@ def test_features_come_out_of_a_first_layer():
     model = perceptron(6, 8)
     (sent,) = updates(model, data, model.init(0), torch.tensor([0]),
                       Config(batch_size=0, local_lr=1.0))
-    found = features(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
+    found = recover_inputs(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
     active = found[found.isfinite().all(1)]
     assert 1 <= len(active) < 8
     torch.testing.assert_close(active, x.expand_as(active), atol=1e-4, rtol=1e-4)
@@ -122,15 +123,15 @@ def test_features_come_out_of_a_first_layer():
 
 def test_bad_input_is_named():
     with pytest.raises(ParameterError, match=r"layer='query': 6 layers are called so"):
-        next(entering(Backbone(read_once(MINILM)), "query", 4))
+        next(layer_inputs(Backbone(read_once(MINILM)), "query", 4))
     with pytest.raises(ParameterError, match=r"delta=\(2, 2\): it has numbers that are not finite"):
-        span(torch.full((2, 2), torch.nan))
+        row_space(torch.full((2, 2), torch.nan))
     with pytest.raises(ParameterError, match=r"noise=-1.0: choose 0 or more"):
-        span(torch.zeros(2, 2), -1.0)
+        row_space(torch.zeros(2, 2), -1.0)
     with pytest.raises(ParameterError, match=r"bias=\(3,\): give \(4,\)"):
-        features(torch.zeros(2, 4), torch.zeros(3))
+        recover_inputs(torch.zeros(2, 4), torch.zeros(3))
 
 
 def test_directions_by_hand():
-    found = span(torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1e-9]]))
+    found = row_space(torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1e-9]]))
     torch.testing.assert_close(found.abs(), torch.tensor([[1.0, 0, 0]]))

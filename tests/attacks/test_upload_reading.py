@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedlab.attacks import leak, masked_scores, rated, row_scores, sign_scores
+from fedlab.attacks import reading_metrics, masked_scores, rated_items, row_scores, sign_scores
 from fedlab.core import Config, ParameterError
 from fedlab.engine import updates
 from fedlab.models import matrix_factorisation
@@ -28,13 +28,15 @@ def upload(split, clicks):
 
 def test_a_plain_upload_names_the_films_that_were_rated(upload, clicks):
     sent, shared = upload
-    found = leak(sign_scores(sent, len(shared["bias"])), rated(clicks, sent.cohort))
+    truth = rated_items(clicks, sent.cohort)
+    found = reading_metrics(sign_scores(sent, len(shared["bias"])), truth)
     assert min(found.values()) >= 0.99
 
 
 def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
     sent, shared = upload
-    found = leak(row_scores(sent, len(shared["bias"])), rated(clicks, sent.cohort))
+    truth = rated_items(clicks, sent.cohort)
+    found = reading_metrics(row_scores(sent, len(shared["bias"])), truth)
     assert found["recall"] == 1
     assert found["precision"] == pytest.approx(0.2, abs=0.1)  # one click, four negatives
     assert found["auc"] > 0.9
@@ -42,19 +44,18 @@ def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
 
 def test_under_masks_it_is_chance(upload, clicks):
     sent, shared = upload
-    fixed, run, values = FixedPoint(1.0, 10), os.urandom(16), dense(sent,
-                                                                    scene(shared))["bias"][:10]
+    fixed, run = FixedPoint(1.0, 10), os.urandom(16)
+    values = dense(sent, scene(shared))["bias"][:10]
     members = {number: Member(number, run) for number in range(1, 11)}
     keys = {number: member.keys() for number, member in members.items()}
     for member in members.values():
-        member.letters(keys, 6)
-    words = [members[k + 1].masked(fixed.encode(row.double().numpy()), members) for k,
-             row in enumerate(values)]
-    found = leak(torch.stack([masked_scores(row) for row in words]), rated(clicks,
-                                                                           sent.cohort[:10]))
+        member.encrypted_shares(keys, 6)
+    truth = rated_items(clicks, sent.cohort[:10])
+    words = [fixed.encode(row.double().numpy()) for row in values]
+    masked = [members[k].masked(row, members) for k, row in enumerate(words, 1)]
+    found = reading_metrics(torch.stack([masked_scores(row) for row in masked]), truth)
     assert found["auc"] == pytest.approx(0.5, abs=0.02)
-    plain = leak(torch.stack([masked_scores(fixed.encode(row.double().numpy())) for row in values]),
-                 rated(clicks, sent.cohort[:10]))
+    plain = reading_metrics(torch.stack([masked_scores(row) for row in words]), truth)
     assert plain["auc"] > 0.99  # it is the mask, not the fixed point
 
 
@@ -66,18 +67,18 @@ def scene(shared, noise=1.0):
 def test_local_noise_hides_more_the_more_there_is(upload, clicks):
     sent, shared = upload
     small = replace(sent, deltas={"bias": sent.deltas["bias"]})
-    found = [leak(sign_scores(LocalNoise().client(small, scene(shared, noise)),
-                              len(shared["bias"])), rated(clicks, sent.cohort))["auc"]
-             for noise in (1e-4, 1e-2, 1.0)]
+    truth, items = rated_items(clicks, sent.cohort), len(shared["bias"])
+    noised = [LocalNoise().client(small, scene(shared, noise)) for noise in (1e-4, 1e-2, 1.0)]
+    found = [reading_metrics(sign_scores(part, items), truth)["auc"] for part in noised]
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.95
     assert found[-1] < 0.55
 
 
-def test_leak_by_hand():
+def test_reading_metrics_by_hand():
     scores = torch.tensor([[1.0, 2.0, -1.0, 0.0], [0.0, 0.0, 0.0, 3.0], [1.0, 0, 0, 0]])
     truth = torch.tensor([[True, False, True, False], [False, False, False, True], [False] * 4])
-    found = leak(scores, truth)  # the third client rated nothing: left out
+    found = reading_metrics(scores, truth)  # the third client rated nothing: left out
     assert found["precision"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["recall"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["auc"] == pytest.approx((1 / 4 + 1) / 2)
@@ -85,12 +86,13 @@ def test_leak_by_hand():
 
 def test_bad_asks_are_refused(upload, clicks):
     sent, _ = upload
-    truth = rated(clicks, sent.cohort)
+    truth = rated_items(clicks, sent.cohort)
     for call, message in [(lambda: sign_scores(sent, 5, "theta"),
                            "name='theta': the clients sent item, bias"),
                           (lambda: row_scores(sent, 5, "theta"), "name='theta'"),
-                          (lambda: leak(torch.zeros(3, 4), truth), r"scores=\(3, 4\): give \(40, "),
-                          (lambda: leak(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
+                          (lambda: reading_metrics(torch.zeros(3, 4), truth),
+                           r"scores=\(3, 4\): give \(40, "),
+                          (lambda: reading_metrics(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
                            "no client rated some items and not all")]:
         with pytest.raises(ParameterError, match=message):
             call()

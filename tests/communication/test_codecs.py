@@ -45,15 +45,15 @@ def test_bytes_are_those_of_the_packed_levels(bits):
     code = Quantised(bits)
     arrives, size = coded(code, values, torch.zeros(37, dtype=torch.int64), 1)
     root = float(values.square().mean().sqrt())
-    scale = values.abs().mean() if bits == 1 else min(float(values.abs().max()),
-                                                      REACH[bits] * root) / code.most
+    scale = (values.abs().mean() if bits == 1
+             else min(float(values.abs().max()), REACH[bits] * root) / code.top_level)
     levels = (arrives / scale).round().to(torch.int8).flatten().numpy()
     text = packed(levels, bits)
     assert len(text) + 4 == int(size)
     assert np.array_equal(unpacked(text, len(levels), bits), levels)
-    assert len(np.unique(levels)) <= 2 * code.most + 1
+    assert len(np.unique(levels)) <= 2 * code.top_level + 1
     if bits > 1:
-        near = values.clamp(-scale * code.most, scale * code.most)          # the far ones are cut
+        near = values.clamp(-scale * code.top_level, scale * code.top_level)  # the far ones are cut
         assert float((arrives - near).abs().max()) <= scale / 2 + 1e-6
         assert (bits == 2) == bool((near != values).any())
 
@@ -89,8 +89,8 @@ def test_a_product_is_nearly_the_best_of_its_rank():
         mine = values[client == number]
         left, length, right = torch.linalg.svd(mine, full_matrices=False)
         best = left[:, :3] * length[:3] @ right[:3]
-        error, least = ((found - mine).square().sum() for found in (arrives[client == number],
-                                                                    best))
+        error, least = ((found - mine).square().sum()
+                        for found in (arrives[client == number], best))
         assert least <= error + 1e-3
         assert error <= 1.02 * least
     assert size.tolist() == [4 * 3 * (60 + 20), 0, 4 * 3 * (30 + 20)]
@@ -133,9 +133,11 @@ def test_plain_takes_four_bytes_a_number():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: Quantised(3), "bits=3: choose 1, 2, 4 or 8"), (lambda: TopK(0.0), "share=0.0: choose a share"),
+    (lambda: Quantised(3), "bits=3: choose 1, 2, 4 or 8"),
+    (lambda: TopK(0.0), "share=0.0: choose a share"),
     (lambda: TopK(1.5), "share=1.5"), (lambda: RandomK(0.0), "share=0.0: choose a share"),
-    (lambda: LowRank(0), "rank=0: choose 1 or more"), (lambda: LowRank(1, steps=0), "steps=0: choose 1 or more")])
+    (lambda: LowRank(0), "rank=0: choose 1 or more"),
+    (lambda: LowRank(1, steps=0), "steps=0: choose 1 or more")])
 def test_what_makes_no_code_is_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

@@ -75,10 +75,10 @@ def test_lesson_3_and_4_know_right_from_wrong(capsys):
 def test_lesson_5_has_solutions_and_hints(capsys):
     five = solution("lesson_05")
     exercises.pooled(five.mean)
-    exercises.told(five.row)
+    exercises.kernel_prediction(five.row)
     exercises.pooled(lambda states, there: states.mean(0))
     exercises.pooled(lambda states, there: ...)
-    exercises.told(lambda near, kernel, rows, noise: near @ rows)
+    exercises.kernel_prediction(lambda near, kernel, rows, noise: near @ rows)
     first, second, padding, other, row = capsys.readouterr().out.splitlines()
     assert (first, second) == ("Right.", "Right.")
     assert "padding" in padding
@@ -107,11 +107,11 @@ def test_lesson_8_has_solutions_and_hints(capsys):
 def test_lesson_9_has_solutions_and_hints(capsys):
     nine = solution("lesson_09")
     exercises.unmasking(nine.opened)
-    exercises.most_found(nine.bound)
+    exercises.tpr_bound(nine.bound)
     exercises.unmasking(lambda masked, mask: masked.sum(0) - mask)
     exercises.unmasking(lambda masked, mask: ...)
-    exercises.most_found(lambda epsilon, false: math.exp(epsilon) * false)
-    exercises.most_found(lambda epsilon, false: ...)
+    exercises.tpr_bound(lambda epsilon, false: math.exp(epsilon) * false)
+    exercises.tpr_bound(lambda epsilon, false: ...)
     first, second, wrapped, none, over, other = capsys.readouterr().out.splitlines()
     assert (first, second) == ("Right.", "Right.")
     assert "wrap around" in wrapped

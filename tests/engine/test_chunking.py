@@ -27,10 +27,9 @@ def test_the_budget_changes_no_result(name, build, clicks):
             for a, b in zip(whole, parts, strict=True):
                 assert torch.equal(a.cohort, b.cohort)
                 assert (a.bytes_up, a.bytes_down) == (b.bytes_up, b.bytes_down)
-                torch.testing.assert_close(a.losses, b.losses, atol=1e-5, rtol=1e-5)
-                torch.testing.assert_close(a.norms, b.norms, atol=1e-5, rtol=1e-5)
-                for n in a.params:
-                    torch.testing.assert_close(a.params[n], b.params[n], atol=1e-5, rtol=1e-5)
+                assert torch.equal(a.losses, b.losses)
+                assert torch.equal(a.norms, b.norms)
+                assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
 
 
 def test_chunks_keep_to_the_budget_and_to_the_order(build, clicks):

@@ -53,7 +53,7 @@ def test_intervals_reach_from_low_to_high():
 
 
 def test_tastes_show_platforms_over_the_average(split):
-    figure = figures.tastes({"random": Federation(split.train, equal(split.train, 3))})
+    figure = figures.genre_lift({"random": Federation(split.train, equal(split.train, 3))})
     image = figure.axes[0].images[0].get_array()
     assert image.shape == (3, len(split.train.catalogue.genre_names))
     assert abs(float(image.mean()) - 1) < 0.2
@@ -66,7 +66,8 @@ def test_nothing_is_left_open(rounds):
 
 def test_a_space_has_a_colour_a_group_and_names_at_their_points():
     points = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
-    figure = figures.space({"a": points, "b": -points}, {"even": torch.tensor([True, False, True])},
+    even = torch.tensor([True, False, True])
+    figure = figures.scatter({"a": points, "b": -points}, {"even": even},
                            {1: "Heat"})
     one, two = figure.axes
     assert [len(drawn.get_offsets()) for drawn in one.collections] == [3, 2]

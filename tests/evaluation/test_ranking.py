@@ -52,8 +52,8 @@ def test_full_ranks_by_hand():
 def test_popularity_counts_train_alone(split):
     counts = popularity(split.train)(torch.zeros(9066).long(), torch.arange(9066))
     assert torch.equal(counts, torch.bincount(split.train.items, minlength=9066).float())
-    assert ranking(popularity(split.train), candidates(split))["hr@10"] == pytest.approx(0.545,
-                                                                                         abs=0.03)
+    found = ranking(popularity(split.train), candidates(split))
+    assert found["hr@10"] == pytest.approx(0.545, abs=0.03)
 
 
 def test_bad_arguments_are_named(split, ratings):
@@ -85,8 +85,9 @@ def test_cold_ranking_equals_scikit_learn(ratings):
     mine, items = seen([few], torch.arange(25))[:, cold], cold.nonzero()[:, 0]
     users = [u for u in range(25) if mine[u].any()]
     auc = [roc_auc_score(mine[u], table[u, items]) for u in users]
-    nudged = table - 1e-3 * torch.zeros_like(table).masked_scatter(seen([few], torch.arange(671)),
-                                                                   torch.ones(len(few)))
+    own = torch.zeros_like(table).masked_scatter(seen([few], torch.arange(671)),
+                                                 torch.ones(len(few)))
+    nudged = table - 1e-3 * own
     ndcg = [ndcg_score(mine[u].long()[None], nudged[u, items][None], k=10) for u in users]
     assert found == {"auc": pytest.approx(sum(auc) / len(auc)),
                      "ndcg@10": pytest.approx(sum(ndcg) / len(ndcg))}

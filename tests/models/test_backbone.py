@@ -10,10 +10,10 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedlab.attacks import entering
+from fedlab.attacks import layer_inputs
 from fedlab.core import ParameterError
 from fedlab.models import adapted
-from fedlab.models.text import MINILM, NONE, SMOLLM2, Backbone, Encoder, encoder, mean_state, tokens
+from fedlab.models.text import MINILM, PAD, SMOLLM2, Backbone, Encoder, encoder, mean_state, tokens
 
 TEXTS = ["Toy Story (1995). Animation, Comedy", "Heat (1995)", ""]
 LAYERS = {MINILM: ("query", "value"), SMOLLM2: ("q_proj", "v_proj")}
@@ -28,22 +28,23 @@ def test_a_body_gives_the_states_of_its_encoder(pretrained):
     body, ids = Backbone(pretrained), tokens(pretrained, TEXTS[:2])
     with torch.no_grad():
         states = body(ids)
-    torch.testing.assert_close(mean_state(states, ids != NONE), pretrained(TEXTS[:2]), atol=1e-4,
+    torch.testing.assert_close(mean_state(states, ids != PAD), pretrained(TEXTS[:2]), atol=1e-4,
                                rtol=1e-4)
     assert body.causal == (pretrained.name == SMOLLM2)
-    assert states.shape == (*ids.shape, body.wide)
+    assert states.shape == (*ids.shape, body.width)
 
 
 def test_what_enters_the_first_layer_is_known_for_every_word(pretrained):
     body, given, ids = Backbone(pretrained, 1), [], torch.tensor([[17, 4, 300]])
-    name = "layer.0.attention.self.query" if pretrained.name == MINILM else "layers.0.self_attn.q_proj"
+    name = ("layer.0.attention.self.query" if pretrained.name == MINILM
+            else "layers.0.self_attn.q_proj")
     hook = next(m for n, m in body.named_modules() if n.endswith(name)).register_forward_pre_hook(
         lambda _, x: given.append(x[0][0]))
     with torch.no_grad():
         body(ids)
     hook.remove()
-    first = next(entering(body, name, 3))                                   # the first 512 words
-    assert first.shape == (512, 3, body.wide)
+    first = next(layer_inputs(body, name, 3))  # the first 512 words
+    assert first.shape == (512, 3, body.width)
     torch.testing.assert_close(first[ids[0], torch.arange(3)], given[0], atol=1e-4, rtol=1e-4)
 
 
@@ -86,10 +87,10 @@ def test_tokens_are_cut_and_filled():
     ids = tokens(minilm, TEXTS, 6)
     assert ids.shape == (3, 6)
     assert ids[1].tolist() == minilm.tokenizer("Heat (1995)")["input_ids"]  # six with its marks
-    assert ids[2].tolist() == [*minilm.tokenizer("")["input_ids"], *[NONE] * 4]
+    assert ids[2].tolist() == [*minilm.tokenizer("")["input_ids"], *[PAD] * 4]
     with pytest.raises(ParameterError, match="length=2"):
         tokens(minilm, TEXTS, 2)
-    states = Backbone(minilm, 1)(torch.full((1, 3), NONE))
+    states = Backbone(minilm, 1)(torch.full((1, 3), PAD))
     assert bool(mean_state(states, torch.zeros(1, 3, dtype=torch.bool)).isfinite().all())
 
 

@@ -17,10 +17,10 @@ from fedlab.models.text import (
     encoder,
     fingerprint,
     item_texts,
-    store,
-    stored,
+    read_vectors,
     tfidf,
     vectors,
+    write_vectors,
 )
 from fedlab.models.text.encoder import ROOM
 
@@ -41,12 +41,12 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_text_has_title_year_and_genres():
     catalogue = replace(tiny([0, 0], [0, 1]).catalogue, titles=("Usual Suspects, The", "Alien"),
-                        years=torch.tensor([1995, 0]), genres=torch.tensor([[True, True],
-                                                                            [False, False]]))
+                        years=torch.tensor([1995, 0]),
+                        genres=torch.tensor([[True, True], [False, False]]))
     assert item_texts(catalogue) == ["The Usual Suspects (1995). Comedy, Drama",
                                      "Alien (year unknown). "]
-    assert item_texts(catalogue, "{genres}: {title}") == ["Comedy, Drama: The Usual Suspects",
-                                                          ": Alien"]
+    assert item_texts(catalogue, "{genres}: {title}") == [
+        "Comedy, Drama: The Usual Suspects", ": Alien"]
     with pytest.raises(ParameterError, match=r"template='\{plot\}': unknown field 'plot'"):
         item_texts(catalogue, "{plot}")
 
@@ -103,9 +103,9 @@ def test_vectors_are_kept_and_a_damaged_file_is_made_anew(cache, monkeypatch):
 
 
 def test_a_file_of_other_texts_is_not_taken(tmp_path):
-    store(tmp_path / "x.safetensors", "one", torch.ones(2, 3))
-    assert torch.equal(stored(tmp_path / "x.safetensors", "one"), torch.ones(2, 3))
-    assert stored(tmp_path / "x.safetensors", "two") is None
+    write_vectors(tmp_path / "x.safetensors", "one", torch.ones(2, 3))
+    assert torch.equal(read_vectors(tmp_path / "x.safetensors", "one"), torch.ones(2, 3))
+    assert read_vectors(tmp_path / "x.safetensors", "two") is None
     assert fingerprint(["a"], MINILM, "mean") != fingerprint(["b"], MINILM, "mean")
     assert fingerprint(["a"], MINILM, "mean") != fingerprint(["a"], MINILM, "last")
 
@@ -122,7 +122,8 @@ def test_a_folder_works_as_a_name(tmp_path, minilm):
 
 def test_what_is_not_there_is_said_with_the_ways_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ParameterError, match=r"model='no/such-model': not to be had .*Choose 'all-MiniLM-L6-v2' or"):
+    message = r"model='no/such-model': not to be had .*Choose 'all-MiniLM-L6-v2' or"
+    with pytest.raises(ParameterError, match=message):
         encoder("no/such-model")
     with pytest.raises(ParameterError, match="pooling='max': choose one of mean, last"):
         encoder(MINILM, "max")

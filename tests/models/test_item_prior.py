@@ -8,7 +8,7 @@ from conftest import tiny
 from sklearn.kernel_ridge import KernelRidge
 
 from fedlab.core import ParameterError
-from fedlab.models.text import item_kernel, kernel_ridge, likeness
+from fedlab.models.text import item_kernel, kernel_ridge, text_kernel
 
 TEXTS = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
@@ -16,7 +16,7 @@ WARM = torch.arange(12) % 4 != 1
 
 
 def test_cold_rows_are_kernel_ridge_and_warm_ones_leave_themselves_out():
-    kernel = likeness(TEXTS).double()
+    kernel = text_kernel(TEXTS).double()
     found = kernel_ridge(kernel, WARM, 0.5) @ ROWS.double()[WARM]
     for item in range(12):
         others = WARM.clone()
@@ -35,21 +35,22 @@ def test_a_kernel_by_hand():
     unit = unit - unit.mean(0)
     unit = unit / unit.norm(dim=1, keepdim=True)
     square = (unit[:, None] - unit).square().sum(2)
-    assert torch.allclose(likeness(x), (-square / (4 * 0.7**2)).exp())
+    assert torch.allclose(text_kernel(x), (-square / (4 * 0.7**2)).exp())
     cosine = 0.5**0.5
     extra = 0.4 * torch.tensor(2 * (cosine - 1)).exp() + 0.2 * torch.tensor(-4 / 8).exp()
     found = item_kernel([x], catalogue)
-    torch.testing.assert_close(found[0, 1], likeness(x)[0, 1] + extra)
+    torch.testing.assert_close(found[0, 1], text_kernel(x)[0, 1] + extra)
     torch.testing.assert_close(item_kernel([x, x], catalogue), found)
-    assert torch.equal(item_kernel([x], catalogue, 0.0, 0.0), likeness(x))
-    torch.testing.assert_close(item_kernel([], catalogue), found - likeness(x))
+    assert torch.equal(item_kernel([x], catalogue, 0.0, 0.0), text_kernel(x))
+    torch.testing.assert_close(item_kernel([], catalogue), found - text_kernel(x))
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: likeness(TEXTS, 0.0), "width=0.0"), (lambda: item_kernel([], None, 0, 0), "texts=0"),
+    (lambda: text_kernel(TEXTS, 0.0), "width=0.0"),
+    (lambda: item_kernel([], None, 0, 0), "texts=0"),
     (lambda: item_kernel([TEXTS], None, -1.0), "genres, years"),
-    (lambda: kernel_ridge(likeness(TEXTS), WARM, 0.0), "strength=0.0"),
-    (lambda: kernel_ridge(likeness(TEXTS), torch.arange(12) == 3), "warm=1"),
+    (lambda: kernel_ridge(text_kernel(TEXTS), WARM, 0.0), "strength=0.0"),
+    (lambda: kernel_ridge(text_kernel(TEXTS), torch.arange(12) == 3), "warm=1"),
 ])
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):

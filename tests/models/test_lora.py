@@ -18,7 +18,7 @@ from fedlab.core import Config, Key, ParameterError, Rows, Update
 from fedlab.data import Columns
 from fedlab.engine import train_cohort
 from fedlab.models import Adapted, adapted, from_module, merged
-from fedlab.models.text import NONE, SMOLLM2, CrossEncoder, Encoder, encoder, item_texts, make_pairs
+from fedlab.models.text import PAD, SMOLLM2, CrossEncoder, Encoder, encoder, item_texts, make_pairs
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def short(ratings, minilm):
 def test_an_adapter_is_that_of_peft():
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     ours = adapted(net, ("0", "2"), rank=2, alpha=8.0)
-    theirs = get_peft_model(copy.deepcopy(net), LoraConfig(r=2, lora_alpha=8, target_modules=["0",
-                                                                                              "2"]))
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["0", "2"])
+    theirs = get_peft_model(copy.deepcopy(net), config)
     x = torch.randn(4, 6)
     torch.testing.assert_close(ours(x), net(x))                           # B is zero at the start
     for name in ("0", "2"):
@@ -74,8 +74,8 @@ def test_only_adapters_and_head_are_trained_and_sent(short):
 
 def test_stacked_adapters_equal_one_client_at_a_time(short):
     columns, net = short
-    model, config = from_module(net, {"ids": columns["ids"][:2]}), Config(cohort=4, batch_size=4,
-                                                                          local_lr=0.05)
+    model = from_module(net, {"ids": columns["ids"][:2]})
+    config = Config(cohort=4, batch_size=4, local_lr=0.05)
     data, cohort = Columns({n: columns[n] for n in ("ids", "target")},
                            columns["user"]), torch.arange(4)
     examples = data.draw(cohort, 1, 0, Key(0, "examples", 1))
@@ -100,8 +100,8 @@ def update(server, a, b, weights):
 
 def test_the_mean_of_factors_is_biased_and_the_mean_of_products_is_not():
     draw = torch.Generator().manual_seed(0)
-    server = {"x.a": torch.randn(1, 2, 6, generator=draw), "x.b": torch.randn(1, 5, 2,
-                                                                              generator=draw)}
+    server = {"x.a": torch.randn(1, 2, 6, generator=draw),
+              "x.b": torch.randn(1, 5, 2, generator=draw)}
     weights = torch.tensor([1.0, 3.0])
 
     def product(rule, a, b):
@@ -113,19 +113,17 @@ def test_the_mean_of_factors_is_biased_and_the_mean_of_products_is_not():
     nearest = (left[:, :2] * size[:2]) @ right[:2]
     torch.testing.assert_close(product(mean_of_products(), a, b).double(), nearest, atol=1e-5,
                                rtol=1e-4)
-    lost = [float((product(rule, a, b) - exact).norm()) for rule in (mean_of_products(),
-                                                                     weighted_mean)]
+    lost = [float((product(rule, a, b) - exact).norm())
+            for rule in (mean_of_products(), weighted_mean)]
     assert lost[0] < lost[1]
     sent = [update(server, a, b, weights)]
     far = float((exact - server["x.b"][0] @ server["x.a"][0]).norm())
     for rule, expected in zip((mean_of_products(), weighted_mean), lost, strict=True):
-        assert product_error(sent, server, rule(sent, server), {}) == pytest.approx(expected / far,
-                                                                                    rel=1e-3)
+        error = product_error(sent, server, rule(sent, server), {})
+        assert error == pytest.approx(expected / far, rel=1e-3)
     only_b = [replace(sent[0], deltas={"x.b": sent[0].deltas["x.b"]})]
-    frozen = {"x.b": server["x.b"]}, weighted_mean(only_b,
-                                                   {"x.b": server["x.b"]}), {"x.a": server["x.a"][
-        0]}
-    assert product_error(only_b, *frozen) < 1e-5
+    trained, frozen = {"x.b": server["x.b"]}, {"x.a": server["x.a"][0]}
+    assert product_error(only_b, trained, weighted_mean(only_b, trained), frozen) < 1e-5
     same = server["x.a"].expand(2, -1, -1)  # A frozen: the mean of B is exact, and so is ours
     exact = (0.25 * b[0] + 0.75 * b[1]) @ same[0]
     torch.testing.assert_close(product(weighted_mean, same, b), exact, atol=1e-5, rtol=1e-4)
@@ -139,7 +137,7 @@ def test_pairs_ask_about_a_film_that_is_not_in_the_history(ratings, minilm):
     assert found["ids"].shape[1] <= 32
     assert found["user"].tolist() == [u for u in range(3) for _ in range(5)]
     for row in found["ids"].tolist():
-        words = minilm.tokenizer.decode([i for i in row if i != NONE], skip_special_tokens=False)
+        words = minilm.tokenizer.decode([i for i in row if i != PAD], skip_special_tokens=False)
         before, after = words.removeprefix("[CLS] liked : ").split(" [SEP]")[:2]
         assert after.strip() not in [film.strip() for film in before.split(";")]
     again = make_pairs(few, item_texts(ratings.catalogue, "{title}"), minilm, 5, length=32)

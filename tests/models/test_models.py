@@ -1,6 +1,7 @@
 """Models: the shapes they promise and the mistakes they refuse."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fedlab.models import (
     perceptron,
     user_features,
 )
+from fedlab.models.model import sigmoid
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
@@ -31,8 +33,8 @@ def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
     grid = score(users, items)
     assert grid.shape == (3, 2)
     torch.testing.assert_close(grid.flatten(), score(users.flatten(), items.flatten()))
-    one = torch.stack([score(u[None], i[None])[0] for u, i in zip(users.flatten(), items.flatten(),
-                                                                  strict=True)])
+    one = torch.stack([score(u[None], i[None])[0]
+                       for u, i in zip(users.flatten(), items.flatten(), strict=True)])
     torch.testing.assert_close(grid.flatten(), one)
 
 
@@ -74,12 +76,47 @@ def test_gradients_by_hand_equal_those_of_autograd(task):
                                                                       {"x": draw(2, 8, 3)})]:
         batch |= {"target": (draw(2, 8) > 0).double()}
         share = draw(2, 8)
-        loss, by_hand = gradients(model, leaves, {}, batch, share)
+        found, by_hand = gradients(model, leaves, {}, batch, share)
         same, by_graph = gradients(replace(model, pullback=None), leaves, {}, batch, share)
-        torch.testing.assert_close(loss, same)
-        for a, b in zip(by_hand, by_graph, strict=True):
+        torch.testing.assert_close(found, same)
+        ready = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+        loss = model.loss(model.predict(ready, batch), batch["target"])
+        of_loss = torch.autograd.grad((loss * share).sum(), list(ready.values()))
+        for a, b, c in zip(by_hand, by_graph, of_loss, strict=True):
             whole = torch.bmm(*a) if isinstance(a, Product) else a
-            torch.testing.assert_close(whole, b, check_dtype=False, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(whole, c, check_dtype=False, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(b, c, check_dtype=False, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["clicks", "ratings"])
+def test_the_slope_of_many_targets_is_that_of_their_mean_loss(task):
+    model = replace(perceptron(3, 7, task=task), pullback=None)
+    prediction = torch.randn(2, 5, 4, generator=stream(0, "slope")).requires_grad_()
+    target = (prediction.detach() > 0.3).float()
+    (expected,) = torch.autograd.grad(model.loss(prediction, target).sum(), prediction)
+    torch.testing.assert_close(model.slope(prediction.detach(), target), expected)
+
+
+def test_a_sigmoid_has_the_same_bits_wherever_it_stands():
+    x = torch.randn(1000, generator=stream(0, "sigmoid")) * 5
+    whole = sigmoid(x)
+    torch.testing.assert_close(whole, x.sigmoid())
+    for first in (0, 1, 7, 40):
+        for count in (*range(1, 70), 500):
+            assert torch.equal(sigmoid(x[first:first + count]), whole[first:first + count])
+
+
+@pytest.mark.parametrize("name", ["user", "item"])
+def test_more_rows_move_no_other(name):
+    for make in (matrix_factorisation, interaction, partial(matrix_factorisation, sparse_users=True)):
+        few, many = make(30, 40, 5).init(7), make(6000, 90, 5).init(7)
+        count = len(few[name])
+        assert torch.equal(few[name][torch.arange(count)], many[name][torch.arange(count)])
+        assert not torch.equal(few[name][torch.arange(count)],
+                               make(30, 40, 5).init(8)[name][torch.arange(count)])
+    first = matrix_factorisation(6000, 90, 5).init(7)["user"]
+    assert float(first.std()) == pytest.approx(0.1, rel=0.03)
+    assert float(first.mean().abs()) < 0.003
 
 
 def test_features_by_hand():

@@ -19,7 +19,8 @@ CLIENTS = 6
 G = torch.Generator().manual_seed(0)
 OWNER = torch.arange(CLIENTS).repeat_interleave(torch.tensor([40, 33, 25, 9, 7, 1]))
 COUNT = len(OWNER)
-COLUMNS = {"x": torch.randn(COUNT, 10, generator=G), "user": OWNER, "item": torch.randint(6, (COUNT,), generator=G) * 5,
+COLUMNS = {"x": torch.randn(COUNT, 10, generator=G), "user": OWNER,
+           "item": torch.randint(6, (COUNT,), generator=G) * 5,
            "target": (torch.rand(COUNT, generator=G) < 0.5).float()}
 DATA = Columns(COLUMNS, OWNER)
 
@@ -79,8 +80,10 @@ def mlp(*between):
 
 
 MODULES = {
-    "mlp": mlp, "dropout": lambda: mlp(nn.Dropout(0.3)), "layer norm": lambda: mlp(nn.LayerNorm(12)),
-    "group norm": lambda: mlp(nn.GroupNorm(3, 12)), "two dropouts": lambda: mlp(nn.Dropout(0.1), nn.Dropout(0.5)),
+    "mlp": mlp, "dropout": lambda: mlp(nn.Dropout(0.3)),
+    "layer norm": lambda: mlp(nn.LayerNorm(12)),
+    "group norm": lambda: mlp(nn.GroupNorm(3, 12)),
+    "two dropouts": lambda: mlp(nn.Dropout(0.1), nn.Dropout(0.5)),
     "frozen": lambda: nn.Sequential(mlp()[0].requires_grad_(False), nn.Tanh(), nn.Linear(12, 1)),
     "attention": Attention, "convolution": lambda: nn.Sequential(
         nn.Unflatten(1, (2, 5)), nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(12, 1)),
@@ -169,16 +172,22 @@ def test_the_same_network_built_in_and_as_a_module_agree():
 
 
 @pytest.mark.parametrize(("module", "message"), [
-    (mlp(nn.BatchNorm1d(12)), "module 1='BatchNorm1d': its running statistics mix clients .* use nn.GroupNorm"),
-    (mlp(nn.AlphaDropout(0.1)), "module 1='AlphaDropout': its draws cannot be keyed; use nn.Dropout"),
+    (mlp(nn.BatchNorm1d(12)),
+     "module 1='BatchNorm1d': its running statistics mix clients .* use nn.GroupNorm"),
+    (mlp(nn.AlphaDropout(0.1)),
+     "module 1='AlphaDropout': its draws cannot be keyed; use nn.Dropout"),
     (mlp(nn.Dropout(1.0)), r"module 1=1\.0: choose a share below 1"),
     (nn.Sequential(nn.LazyLinear(1)), "these weights have no shape yet"),
     (nn.Linear(10, 1).requires_grad_(False), "no weight has requires_grad"),
-    (nn.Linear(10, 2), r"module=\(3, 2\): give answers=1 for each of 3 examples: \(3,\) or \(3, 1\)"),
+    (nn.Linear(10, 2),
+     r"module=\(3, 2\): give answers=1 for each of 3 examples: \(3,\) or \(3, 1\)"),
     (Counts(), "module='calls': this buffer changes as it runs"),
-    (Attention(dropout=0.1), "cannot be stacked over clients .*random operation.* nn.Dropout for chance"),
-    (Apply(lambda x: x - x.mean(0)), "an example's prediction changes with the others of its batch"),
-    (Apply(lambda x: functional.dropout(x, 0.5)), "cannot be stacked over clients .*random operation"),
+    (Attention(dropout=0.1),
+     "cannot be stacked over clients .*random operation.* nn.Dropout for chance"),
+    (Apply(lambda x: x - x.mean(0)),
+     "an example's prediction changes with the others of its batch"),
+    (Apply(lambda x: functional.dropout(x, 0.5)),
+     "cannot be stacked over clients .*random operation"),
     (Apply(lambda x: x * x.max().item()), r"cannot be stacked over clients .*\.item\(\)"),
     (Apply(lambda x: x * torch.unique(x).sum()), "cannot be stacked over clients .*dynamic shape"),
 ])
@@ -202,23 +211,28 @@ def test_recurrent_layers_have_no_batching_rule_and_are_refused():
 
 def test_an_operation_without_a_batching_rule_runs_client_by_client_and_torch_says_so():
     net = Apply(torch.special.log_ndtr)
-    with pytest.warns(UserWarning, match="have not yet implemented the batching rule for aten::special_log_ndtr"):
+    message = "have not yet implemented the batching rule for aten::special_log_ndtr"
+    with pytest.warns(UserWarning, match=message):
         check(net, ["x"], Config(rounds=1, cohort=CLIENTS, local_lr=0.01, batch_size=8))
 
 
 def test_bad_names_and_wrong_tables_are_refused():
     inputs = {n: COLUMNS[n][:3] for n in ("user", "item")}
-    with pytest.raises(ParameterError, match=r"film\.wieght='item': no such parameter; did you mean film\.weight\?"):
+    message = r"film\.wieght='item': no such parameter; did you mean film\.weight\?"
+    with pytest.raises(ParameterError, match=message):
         from_module(Films(), inputs, rows={"film.wieght": "item"})
-    with pytest.raises(ParameterError, match=r"private='film\.weight': only parameters with rows by user or client"):
+    message = r"private='film\.weight': only parameters with rows by user or client"
+    with pytest.raises(ParameterError, match=message):
         from_module(Films(), inputs, rows={"film.weight": "item"},
                     private=frozenset({"film.weight"}))
-    with pytest.raises(ParameterError, match=r"cannot be stacked .* in rows the column that a table is looked up by"):
+    message = r"cannot be stacked .* in rows the column that a table is looked up by"
+    with pytest.raises(ParameterError, match=message):
         from_module(Films(), inputs, rows={"film.weight": "user"})
     with pytest.raises(ParameterError, match="inputs='film'"):
         from_module(Films(), inputs, rows={"film.weight": "film"})
     table = nn.Embedding(30, 1, max_norm=1.0)
-    with pytest.raises(ParameterError, match="module itself='Embedding': max_norm and sparse change tables in place"):
+    message = "module itself='Embedding': max_norm and sparse change tables in place"
+    with pytest.raises(ParameterError, match=message):
         from_module(table, {"item": COLUMNS["item"][:3]})
     with pytest.raises(ParameterError, match="padding_idx counts whole tables"):
         from_module(nn.Embedding(30, 1, padding_idx=0), {"item": COLUMNS["item"][:3]},
@@ -233,6 +247,6 @@ def test_a_column_used_for_more_than_its_table_is_noticed():
 
         def forward(self, item):
             return self.film(item)[:, 0] + item
-    with pytest.raises(ParameterError,
-                       match="a table in rows must be looked up by its column and by nothing else"):
+    message = "a table in rows must be looked up by its column and by nothing else"
+    with pytest.raises(ParameterError, match=message):
         from_module(Both(), {"item": torch.tensor([7, 9, 20])}, rows={"film.weight": "item"})

@@ -14,7 +14,14 @@ from fedlab.data import Federation, equal, one_per_user
 from fedlab.engine import arrange, train
 from fedlab.evaluation import seen
 from fedlab.models import from_module
-from fedlab.models.text import SASRec, Sequences, histories, last_films, narrowed, sequence_scorer
+from fedlab.models.text import (
+    SASRec,
+    Sequences,
+    histories,
+    last_films,
+    principal_components,
+    sequence_scorer,
+)
 
 
 def test_histories_by_hand():
@@ -53,8 +60,8 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
     net = SASRec(few.item_count, None if kind == "ids" else texts, dim=8, length=5,
                  ids=kind != "texts")
     owner = torch.arange(few.user_count) % 3
-    data, config = Sequences(Federation(few, owner), 5), Config(cohort=3, batch_size=256,
-                                                                local_lr=0.1)
+    data = Sequences(Federation(few, owner), 5)
+    config = Config(cohort=3, batch_size=256, local_lr=0.1)
     model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3),
                               "item": torch.tensor([4, 5, 6])})
     cohort, params = torch.tensor([0, 1, 2]), model.init(0)
@@ -72,8 +79,8 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
 
 def test_training_tells_what_comes_next():
     # a film is followed by the next number, always: only the last film of the history tells
-    users, films = [u for u in range(60) for _ in range(6)], [(u + k) % 12 for u in range(60)
-                                                              for k in range(6)]
+    users = [u for u in range(60) for _ in range(6)]
+    films = [(u + k) % 12 for u in range(60) for k in range(6)]
     ratings = tiny(users, films)
     torch.manual_seed(0)
     net = SASRec(12, dim=16, length=4)
@@ -91,8 +98,9 @@ def test_training_tells_what_comes_next():
 
 
 def test_main_directions_keep_what_is_near():
-    vectors = torch.randn(30, 3, generator=stream(0, "x")) @ torch.randn(3, 50, generator=stream(0, "y"))
-    short = narrowed(vectors, 3)
+    points = torch.randn(30, 3, generator=stream(0, "x"))
+    vectors = points @ torch.randn(3, 50, generator=stream(0, "y"))
+    short = principal_components(vectors, 3)
     centred = torch.nn.functional.normalize(vectors - vectors.mean(0))
     torch.testing.assert_close(short @ short.T, centred @ centred.T, atol=1e-5, rtol=1e-4)
 

@@ -33,8 +33,8 @@ def few(ratings):
     mine = ratings.take(ratings.users < 12)
     kept = mine.items.unique()[:60]
     chosen = mine.take(torch.isin(mine.items, kept))
-    users, items = chosen.users.unique(return_inverse=True)[1], torch.searchsorted(kept,
-                                                                                   chosen.items)
+    users = chosen.users.unique(return_inverse=True)[1]
+    items = torch.searchsorted(kept, chosen.items)
     small = tiny(users.tolist(), items.tolist(), item_count=60)
     texts = [item_texts(ratings.catalogue, "{title}")[i] for i in kept.tolist()]
     return Federation(small, torch.arange(small.user_count) % 3), texts
@@ -51,8 +51,8 @@ def texts(few):
 def test_states_are_the_same_wherever_training_starts(name, few):
     item, some = torch.tensor([3, 0, 5]), few[1][:6]
     with torch.no_grad():
-        (whole, there), *others = (TextEncoder(read_once(name), some, top=top,
-                                               length=10)(item) for top in (None, 2, 0))
+        (whole, there), *others = (TextEncoder(read_once(name), some, top=top, length=10)(item)
+                                   for top in (None, 2, 0))
     for states, mask in others:
         assert torch.equal(mask, there)
         torch.testing.assert_close(states[there], whole[there], atol=1e-3, rtol=1e-3)
@@ -77,7 +77,8 @@ def test_a_logit_by_hand_leaves_the_film_itself_out(few, texts):
             others[film] = 0
             mean = others @ unit / others.sum()
             share = (clicked[user].sum() + 1) / 62
-            logit = GAIN * z[row, :-1] @ (net.user.weight.detach() @ mean) + z[row, -1] + (share / (1 - share)).log()
+            logit = GAIN * z[row, :-1] @ (net.user.weight.detach() @ mean) + z[row, -1]
+            logit = logit + (share / (1 - share)).log()
             assert float(found[row, k]) == pytest.approx(float(logit), abs=1e-4)
     score = net.scores()(torch.tensor([0, 0]), torch.tensor([58, 59]))
     both = net(torch.tensor([58, 59]), torch.tensor([[0], [0]]), torch.zeros(2, 1))[:, 0].detach()
@@ -110,8 +111,8 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
         net = TwoTower(texts[0], data.train, known, head=kind, dim=8)
     else:
         net = TwoTower(texts[1 if kind == "top" else None], data.train, known, dim=8)
-        net = adapted(net, ("query", "value"), 2, train=("head",
-                                                         "user")) if kind == "adapters" else net
+        if kind == "adapters":
+            net = adapted(net, ("query", "value"), 2, train=("head", "user"))
     shops, config = ItemQueries(data, 8, 6), Config(cohort=3, batch_size=4, local_lr=0.01)
     model = from_module(net, shops.few(), answers=6)
     cohort, params = shops.counts.argsort(descending=True), model.init(0)
@@ -153,7 +154,7 @@ def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, te
     torch.testing.assert_close(after.head.out.weight, last.params["head.out.weight"][0])
     assert not torch.equal(after.head.out.weight, net.head.out.weight)
     with pytest.raises(ParameterError,
-                       match=r"params=.*'theta'.*: Towers has none of these weights"):
+                       match=r"params=.*'theta'.*: TwoTower has none of these weights"):
         loaded(net, {"theta": torch.zeros(1, 2)})
 
 
@@ -161,10 +162,14 @@ def test_what_makes_no_tower_or_shop_is_refused(few, texts, stars):
     data, titles = few
     known = vectors(titles)
     for call, message in [
-            (lambda: TextEncoder(encoder(), titles, top=6), "top=6: choose from 0 to 5 layers, or None for all"),
-            (lambda: TwoTower(texts[0], data.train, known, head="lstm"), "head='lstm': choose one of dense, convolution"),
-            (lambda: TwoTower(texts[0], data.train, known[:5]), r"vectors=\(5, 384\): give 60 rows"),
+            (lambda: TextEncoder(encoder(), titles, top=6),
+             "top=6: choose from 0 to 5 layers, or None for all"),
+            (lambda: TwoTower(texts[0], data.train, known, head="lstm"),
+             "head='lstm': choose one of dense, convolution"),
+            (lambda: TwoTower(texts[0], data.train, known[:5]),
+             r"vectors=\(5, 384\): give 60 rows"),
             (lambda: ItemQueries(stars), "task='ratings': shops know clicks"),
-            (lambda: ItemQueries(data, 0), "items=0"), (lambda: ItemQueries(data, 1, 0), "users=0")]:
+            (lambda: ItemQueries(data, 0), "items=0"),
+            (lambda: ItemQueries(data, 1, 0), "users=0")]:
         with pytest.raises(ParameterError, match=message):
             call()

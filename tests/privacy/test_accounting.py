@@ -26,7 +26,8 @@ def test_epsilon_is_that_of_other_accountants(name):
     row = ROWS[name]
     one, delta, relation = release(row), float(row["delta"]), row["relation"]
     quick = epsilon([one], delta, relation=relation, method="rdp")
-    known = [float(row[column]) for column in ("opacus_rdp", "dpa_rdp") if row[column] not in ("", "n/a")]
+    known = [float(row[column]) for column in ("opacus_rdp", "dpa_rdp")
+             if row[column] not in ("", "n/a")]
     assert known
     assert all(quick == pytest.approx(value, rel=0.005) for value in known)
     if one.sampling == "fixed":

@@ -11,7 +11,7 @@ from fedlab.algorithms import Private, federate_privately
 from fedlab.core import Config, ParameterError
 from fedlab.data import Federation, leave_one_out, one_per_user, rated_often
 from fedlab.evaluation import candidates, popularity, ranking
-from fedlab.models.text import item_texts, likeness, vectors
+from fedlab.models.text import item_texts, text_kernel, vectors
 from fedlab.privacy import (
     PairCounts,
     counts,
@@ -65,7 +65,7 @@ def test_an_empty_cohort_sends_nothing(three):
 
 def test_smoothing_is_the_mean_of_a_gaussian_process():
     torch.manual_seed(0)
-    kernel = likeness(torch.randn(30, 8), 0.7)
+    kernel = text_kernel(torch.randn(30, 8), 0.7)
     truth = torch.distributions.MultivariateNormal(torch.zeros(30),
                                                    30 * kernel + 1e-4 * torch.eye(30)).sample() + 20
     noisy = truth + 3 * torch.randn(30)
@@ -98,7 +98,7 @@ def test_directions_that_are_noise_are_left_out():
 
 def test_the_basis_is_orthonormal_and_public():
     torch.manual_seed(0)
-    kernel = likeness(torch.randn(40, 8), 0.7)
+    kernel = text_kernel(torch.randn(40, 8), 0.7)
     basis = public_basis(kernel, torch.rand(40) + 0.1, 6)
     torch.testing.assert_close(basis.T @ basis, torch.eye(6), atol=1e-5, rtol=0)
     with pytest.raises(ParameterError, match="dim=41: choose from 1 to 40"):
@@ -117,7 +117,7 @@ def test_taste_weighs_the_last_films_most():
 def test_noise_that_proves_two_leaves_more_than_popularity(ratings):
     split = leave_one_out(rated_often(ratings, 20)[0])
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split)
-    text = likeness(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
+    text = text_kernel(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
     popular = smoothed(everybody(counts(len(text)), data, seen, 1.735).params["count"], text, 1.735)
     hits = [ranking(score, test)["hr@10"] for score in (popularity(split.train),
                                                         table_score(popular.log()

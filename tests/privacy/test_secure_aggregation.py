@@ -17,7 +17,7 @@ from fedlab.privacy import (
     FixedPoint,
     Member,
     SecureSumError,
-    expanded,
+    expand_seed,
     joined_secret,
     secure_sum,
     split_secret,
@@ -28,9 +28,8 @@ from fedlab.privacy import (
 
 def words(count, length, seed=0):
     chance = np.random.default_rng(seed)
-    return {number: chance.integers(0, 2**32, length, dtype=np.uint32) for number in range(1,
-                                                                                           count
-                                                                                           + 1)}
+    return {number: chance.integers(0, 2**32, length, dtype=np.uint32)
+            for number in range(1, count + 1)}
 
 
 def plain(vectors, there):
@@ -46,16 +45,16 @@ def test_a_thousand_cases_of_drop_outs_are_exact_or_aborted():
         count = chance.randint(2, 7)
         threshold = chance.randint(count // 2 + 1, count)
         vectors = words(count, 3, case)
-        silent = {n for n in vectors if chance.random() < 0.25}
-        gone = {n for n in vectors if chance.random() < 0.25} - silent
-        there = [n for n in vectors if n not in silent]
-        if len(there) - len(gone) >= threshold:
-            assert np.array_equal(secure_sum(vectors, threshold, silent=silent, gone=gone).total,
-                                  plain(vectors, there))
+        before = {n for n in vectors if chance.random() < 0.25}
+        after = {n for n in vectors if chance.random() < 0.25} - before
+        there = [n for n in vectors if n not in before]
+        if len(there) - len(after) >= threshold:
+            found = secure_sum(vectors, threshold, dropped_before=before, dropped_after=after)
+            assert np.array_equal(found.total, plain(vectors, there))
             exact += 1
             continue
         with pytest.raises(SecureSumError, match=r"threshold|needed, so nothing is opened"):
-            secure_sum(vectors, threshold, silent=silent, gone=gone)
+            secure_sum(vectors, threshold, dropped_before=before, dropped_after=after)
     assert 300 < exact < 900
 
 
@@ -66,15 +65,15 @@ class Run:
         self.vectors, self.run, self.threshold = words(count, length), os.urandom(16), threshold
         self.members = {n: Member(n, self.run) for n in self.vectors}
         self.keys = {n: m.keys() for n, m in self.members.items()}
-        self.letters = {n: m.letters(self.keys, threshold) for n, m in self.members.items()}
-        self.inbox = {to: {n: written[to] for n, written in self.letters.items()}
+        self.outbox = {n: m.encrypted_shares(self.keys, threshold) for n, m in self.members.items()}
+        self.inbox = {to: {n: written[to] for n, written in self.outbox.items()}
                       for to in self.members}
 
     def masked(self, there):
         return {n: self.members[n].masked(self.vectors[n], self.members) for n in there}
 
     def shares(self, there):
-        return {n: self.members[n].opened(self.inbox[n], there) for n in there}
+        return {n: self.members[n].revealed_shares(self.inbox[n], there) for n in there}
 
 
 def test_two_shares_below_the_threshold_say_nothing_and_three_say_all():
@@ -101,27 +100,27 @@ def test_what_the_server_sees_of_one_client_is_chance():
     seen = run.masked([1])[1]
     assert stats.kstest(seen / 2**32, "uniform").pvalue > 1e-4
     again = Run(length=20_000)
-    assert (expanded(os.urandom(32), 100) != expanded(os.urandom(32), 100)).any()
+    assert (expand_seed(os.urandom(32), 100) != expand_seed(os.urandom(32), 100)).any()
     assert (again.masked([1])[1] != seen).mean() > 0.99            # fresh keys in each run
 
 
-def test_a_sum_whose_letters_were_changed_is_not_opened():
+def test_a_sum_whose_shares_were_changed_is_not_opened():
     for spoil in (lambda text: text[:-1] + bytes([text[-1] ^ 1]),
                   lambda text: bytes([text[0] ^ 1]) + text[1:]):
         run = Run()
         run.inbox[2][4] = spoil(run.inbox[2][4])
-        with pytest.raises(SecureSumError, match="client 2: the letter of client 4 was changed"):
+        with pytest.raises(SecureSumError, match="client 2: the shares from client 4 were changed"):
             run.shares([1, 2, 3, 4, 5])
 
 
-def test_a_letter_of_another_run_or_pair_is_refused():
+def test_shares_of_another_run_or_pair_are_refused():
     run, other = Run(), Run()
     run.inbox[2][4] = other.inbox[2][4]
-    with pytest.raises(SecureSumError, match="or is of another run or pair"):
+    with pytest.raises(SecureSumError, match="or belong to another run or pair"):
         run.shares([1, 2, 3, 4, 5])
     run = Run()
     run.inbox[2][4] = run.inbox[2][3]
-    with pytest.raises(SecureSumError, match="or is of another run or pair"):
+    with pytest.raises(SecureSumError, match="or belong to another run or pair"):
         run.shares([1, 2, 3, 4, 5])
 
 
@@ -137,12 +136,12 @@ def test_a_changed_share_is_found():
 
 def test_nobody_tells_both_secrets_of_one_client():
     run = Run()
-    run.members[1].opened(run.inbox[1], [1, 2, 3, 4])              # of 5, its mask key
+    run.members[1].revealed_shares(run.inbox[1], [1, 2, 3, 4])              # of 5, its mask key
     with pytest.raises(SecureSumError, match="asked for shares twice with different clients there"):
         # and now its own seed: together they open it
-        run.members[1].opened(run.inbox[1], [1, 2, 3, 4, 5])
+        run.members[1].revealed_shares(run.inbox[1], [1, 2, 3, 4, 5])
     with pytest.raises(SecureSumError, match="2 vectors arrived, fewer than the threshold 3"):
-        run.members[2].opened(run.inbox[2], [1, 2])
+        run.members[2].revealed_shares(run.inbox[2], [1, 2])
 
 
 def test_fixed_point_sums_do_not_overflow_and_are_close():
@@ -156,21 +155,22 @@ def test_fixed_point_sums_do_not_overflow_and_are_close():
     with pytest.raises(ParameterError,
                        match=r"values=2\.01: beyond the bound 2 sums overflow; clip first"):
         fixed.encode(np.array([2.01]))
-    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"), ((float("nan"), 5),
-                                                                            "bound=nan")):
+    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"),
+                         ((float("nan"), 5), "bound=nan")):
         with pytest.raises(ParameterError, match=message):
             FixedPoint(*bad)
 
 
 def test_bytes_are_counted():
-    told = secure_sum(words(4, 100), 3)
-    letter = 12 + 2 * 66 + 16                                      # nonce, two shares, tag
-    assert told.bytes_up == 4 * 64 + 16 * letter + 4 * 400 + 16 * 66
+    found = secure_sum(words(4, 100), 3)
+    sealed = 12 + 2 * 66 + 16                                      # nonce, two shares, tag
+    assert found.bytes_up == 4 * 64 + 16 * sealed + 4 * 400 + 16 * 66
 
 
 @pytest.mark.parametrize(("vectors", "threshold", "message"), [
     (words(4, 3), 2, "threshold=2: choose more than half of the 4 clients"),
-    (words(4, 3), 5, "threshold=5"), ({2: words(4, 3)[1]}, 1, r"vectors=\[2\]: number clients 1, 2, ...")])
+    (words(4, 3), 5, "threshold=5"),
+    ({2: words(4, 3)[1]}, 1, r"vectors=\[2\]: number clients 1, 2, ...")])
 def test_bad_runs_are_refused(vectors, threshold, message):
     with pytest.raises(ParameterError, match=message):
         secure_sum(vectors, threshold)

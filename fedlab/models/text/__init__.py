@@ -1,6 +1,6 @@
 """Models that read: text vectors, backbones, cross-encoders, two towers, next-item prediction."""
 
-from fedlab.models.text.backbone import NONE, Backbone, mean_state, tokens
+from fedlab.models.text.backbone import PAD, Backbone, mean_state, tokens
 from fedlab.models.text.cross_encoder import CrossEncoder, make_pairs
 from fedlab.models.text.encoder import (
     MINILM,
@@ -10,30 +10,30 @@ from fedlab.models.text.encoder import (
     encoder,
     fingerprint,
     item_texts,
-    store,
-    stored,
+    read_vectors,
     tfidf,
     vectors,
+    write_vectors,
 )
 from fedlab.models.text.item_prior import (
-    close_years,
+    genre_kernel,
     item_kernel,
     kernel_ridge,
-    like_genres,
-    likeness,
+    text_kernel,
+    year_kernel,
 )
 from fedlab.models.text.next_item import (
     SASRec,
     Sequences,
     histories,
     last_films,
-    narrowed,
+    principal_components,
     sequence_scorer,
 )
 from fedlab.models.text.two_tower import GAIN, HEADS, TextEncoder, TwoTower
 
-__all__ = ["GAIN", "HEADS", "MINILM", "NONE", "SHIPPED", "SMOLLM2", "Backbone", "CrossEncoder",
-           "Encoder", "SASRec", "Sequences", "TextEncoder", "TwoTower", "close_years", "encoder",
-           "fingerprint", "histories", "item_kernel", "item_texts", "kernel_ridge", "last_films",
-           "like_genres", "likeness", "make_pairs", "mean_state", "narrowed", "sequence_scorer",
-           "store", "stored", "tfidf", "tokens", "vectors"]
+__all__ = ["GAIN", "HEADS", "MINILM", "PAD", "SHIPPED", "SMOLLM2", "Backbone", "CrossEncoder",
+           "Encoder", "SASRec", "Sequences", "TextEncoder", "TwoTower", "encoder", "fingerprint",
+           "genre_kernel", "histories", "item_kernel", "item_texts", "kernel_ridge", "last_films",
+           "make_pairs", "mean_state", "principal_components", "read_vectors", "sequence_scorer",
+           "text_kernel", "tfidf", "tokens", "vectors", "write_vectors", "year_kernel"]

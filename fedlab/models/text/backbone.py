@@ -1,13 +1,15 @@
-"""The body of a pretrained language model as an `nn.Module` that `fedlab.modules` can stack.
+"""The layers of a pretrained language model as an `nn.Module` whose clients can be stacked.
 
-Token ids in, states out.
+A `Backbone` takes token ids and returns the hidden state of every token. It hands the pretrained
+model a finished attention mask, because models of the Hugging Face hub build their own masks in
+ways that `vmap` does not support. BERT-type and GPT-type models therefore run through the same
+code, and `fedlab.models.from_module` can train either of them.
 
-It calls the model with a mask that is ready, the one thing that models of the hub work out in ways
-that `vmap` does not know; so BERT-type and GPT-type models of any name go the same way.
+Letters: B examples, T tokens of a text, E dimensions of a hidden state, n texts.
 
-Letters: B examples, T tokens, E numbers of a state. Sources: Vaswani et al. 2017, "Attention is all
-you need", section 3.2.3 (masks); Chen et al. 2016, "Training deep nets with sublinear memory cost",
-section 4 (work a layer out again in the backward pass).
+Sources: Vaswani et al. 2017, "Attention is all you need", section 3.2.3 (masks); Chen et al. 2016,
+"Training deep nets with sublinear memory cost", section 4 (recomputing layers in the backward
+pass).
 """
 
 import copy
@@ -22,39 +24,42 @@ from torch.utils import _pytree as pytree
 from fedlab.core import require
 from fedlab.models.text.encoder import Encoder
 
-NONE = -1  # in place of a token, where a text is shorter than others
+PAD = -1  # stands where a text has no token because others are longer
 
 
 def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24,
            second: Sequence[str] | None = None) -> Tensor:
-    """(n, T) token ids of the texts, cut at `length`, T the longest, `NONE` at the end. second.
+    """Token ids (n, T) of texts, padded at the end with `PAD`.
 
-    What follows.
+    encoder: gives the tokenizer. length: the most tokens kept of a text, 4 to 512; T is the longest
+    text after cutting. second: for each text the one that follows it, as in sentence pairs. Raises
+    `ParameterError` for a length outside that range.
     """
     require(4 <= length <= 512, "length", length, "choose from 4 to 512 tokens")
     pair = [list(texts)] if second is None else [list(texts), list(second)]
     ids = encoder.tokenizer(*pair, truncation=True, max_length=length)["input_ids"]
-    out = torch.full((len(ids), max(1, *map(len, ids)) if ids else 1), NONE)
+    out = torch.full((len(ids), max(1, *map(len, ids)) if ids else 1), PAD)
     for row, found in zip(out, ids, strict=True):
         row[: len(found)] = torch.tensor(found)
     return out
 
 
 class Backbone(nn.Module):
-    """Token ids (B, T), `NONE` where there is none -> states (B, T, E).
+    """A pretrained model without its head: token ids (B, T) -> hidden states (B, T, E).
 
-    Or, from a layer on, states -> states.
+    Positions that hold `PAD` are masked out. A backbone that was built with `below` > 0 takes the
+    states of a lower layer instead of token ids.
     """
 
     def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0,
                  checkpoint: bool = False) -> None:
-        """layers: how many to keep, from the bottom; 0 keeps all. below.
+        """Copy the model of an encoder, keep some of its layers, and make all weights trainable.
 
-        How many are left out at the bottom.
-
-        Then it takes the states that these give, so that a frozen bottom is run once. checkpoint:
-        keep no states within layers; they are worked out once more for the gradient: about a third
-        more time, and memory of one layer.
+        layers: how many layers to keep, counted from the bottom; 0 keeps all. below: how many of
+        these to leave out at the bottom, so that a frozen bottom has to run only once. checkpoint:
+        whether to drop the states inside each layer and recompute them for the gradient, which
+        takes about a third more time and needs the memory of a single layer. Raises
+        `ParameterError` for numbers of layers that the model does not have.
         """
         super().__init__()
         self.model = copy.deepcopy(encoder.model).requires_grad_(True)
@@ -67,65 +72,71 @@ class Backbone(nn.Module):
                 f"choose from 0 to {len(stacked) - 1}")
         kept = stacked[below:layers or len(stacked)]
         self.model.config.num_hidden_layers = len(kept)
-        setattr(holder, name, nn.ModuleList([Recomputed(layer) for layer in kept] if checkpoint
-                                            else kept))
+        setattr(holder, name, nn.ModuleList(Recomputed(layer) if checkpoint else layer
+                                            for layer in kept))
         if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
-            self.model.norm = nn.Identity()                  # it follows the last layer alone
+            self.model.norm = nn.Identity()  # it belongs behind the last layer only
         for name in ("embeddings", "embed_tokens") if below else ():
             if hasattr(self.model, name):
                 setattr(self.model, name, _Passing())
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # reads the first state alone; nothing here asks for it
+            self.model.pooler = None  # it reads the first state only, and nothing here uses it
         for part in self.modules():
             if isinstance(part, nn.Dropout):
-                part.p = 0.0  # attention draws its own, which no client can repeat
+                part.p = 0.0  # attention draws its own masks, which no client could repeat
 
     @property
-    def wide(self) -> int:
-        """E."""
+    def width(self) -> int:
+        """E, the dimensions of a hidden state."""
         return int(self.model.config.hidden_size)
 
     def forward(self, given: Tensor, there: Tensor | None = None) -> Tensor:
-        """Ids (B, T), or with `below` states (B, T, E) and where there are tokens (B, T) -> (B, T.
+        """States (B, T, E) of token ids (B, T), or of states (B, T, E) from the layers below.
 
-        E).
+        there (B, T): true where there is a token; it may be left out when token ids are given.
         """
-        there = given != NONE if there is None else there
+        there = given != PAD if there is None else there
         count, device = given.shape[1], given.device
-        seen = there[:, None, None, :].expand(-1, -1, count, -1)  # (B, 1, T, T)
+        visible = there[:, None, None, :].expand(-1, -1, count, -1)  # (B, 1, T, T)
         if self.causal:
-            seen = seen & torch.ones(count, count, dtype=torch.bool, device=device).tril()
-        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e9)
-        more: dict[str, Any] = {"use_cache": False} if self.causal else {}
-        more |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
-        states: Tensor = self.model(attention_mask=mask, **more).last_hidden_state
-        return states
+            visible = visible & torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        mask = torch.zeros(visible.shape, device=device).masked_fill(~visible, -1e9)
+        inputs: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        inputs |= {"inputs_embeds": given} if self.below else {"input_ids": given.clamp(min=0)}
+        return cast(Tensor, self.model(attention_mask=mask, **inputs).last_hidden_state)
 
 
 class _Passing(nn.Module):
-    """In place of embeddings: states that come from below go on as they are."""
+    """Stands in for the embeddings: states from the layers below pass through unchanged."""
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
-        """The states among all that embeddings are given."""
-        return next(x for x in (*given, *named.values()) if isinstance(x,
-                                                                       Tensor)
-                    and x.is_floating_point())
+        """Return the first argument that holds states."""
+        return next(x for x in (*given, *named.values())
+                    if isinstance(x, Tensor) and x.is_floating_point())
 
 
 def mean_state(states: Tensor, there: Tensor) -> Tensor:
-    """(B, E) the mean of states (B, T, E) over the tokens that are there (B, T)."""
-    share = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bte,bt->be", states, share)
+    """Mean pooling: (B, E), the mean of states (B, T, E) over the tokens that are there (B, T).
+
+    A text without tokens gets zeros. Source: Reimers, Gurevych 2019, "Sentence-BERT", section 3.
+
+    >>> import torch
+    >>> states = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]])
+    >>> mean_state(states, torch.tensor([[True, True, False]])).tolist()
+    [[2.0, 1.0]]
+    """
+    weight = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bte,bt->be", states, weight)
 
 
 def depth(encoder: Encoder) -> int:
-    """How many layers a pretrained model has."""
+    """The number of layers of a pretrained model."""
     holder, name = _layers(encoder.model, encoder.name)
     return len(getattr(holder, name))
 
 
 def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The part of a model that holds its list of layers, and under which name."""
+    """The part of a model that holds its list of layers, and the name of that list."""
     lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
     require(len(lists) > 0, "encoder", name,
             "it has no list of layers; choose a BERT- or GPT-type model")
@@ -134,9 +145,9 @@ def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _causal(encoder: Encoder) -> bool:
-    """Whether a token sees none after it, as in a GPT-type model.
+    """Whether no token sees a later one, as in a GPT-type model.
 
-    Tried on two texts that differ in the last token.
+    This is tried out on two texts that differ in the last token only.
     """
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=encoder.model.device)
     with torch.no_grad():
@@ -145,18 +156,15 @@ def _causal(encoder: Encoder) -> bool:
 
 
 class Recomputed(nn.Module):
-    """A layer that keeps what it was given and nothing of what it worked out.
-
-    The gradient runs it once more.
-    """
+    """A layer that keeps its inputs only, and runs once more when the gradient is needed."""
 
     def __init__(self, part: nn.Module) -> None:
-        """part: gives a tensor, or a tuple that starts with it."""
+        """part: a layer that returns a tensor, or a tuple that starts with one."""
         super().__init__()
         self.part = part
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
-        """What the layer gives."""
+        """Return what the layer returns, without keeping its inner states."""
         weights = dict(self.part.named_parameters())
         flat, shape = pytree.tree_flatten((weights, given, named))
         at = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor)]
@@ -168,13 +176,14 @@ class Recomputed(nn.Module):
             own, args, kwargs = pytree.tree_unflatten(leaves, shape)
             out = functional_call(self.part, own, args, kwargs)
             return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
         return cast(Tensor, _Again.apply(run, *(flat[i] for i in at)))
 
 
 class _Again(torch.autograd.Function):
-    """run(*tensors), of which only the tensors are kept.
+    """run(*tensors), of which only the tensors are kept for the backward pass.
 
-    Written for `vmap`, which torch's own checkpoint is not.
+    `torch.utils.checkpoint` does not work under `vmap`; this function does.
     """
 
     generate_vmap_rule = True
@@ -191,14 +200,14 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved, need = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        at = [i for i, (t, wanted) in enumerate(zip(saved, need, strict=True)) if wanted
-              and t.is_floating_point()]
+        at = [i for i, (tensor, wanted) in enumerate(zip(saved, need, strict=True))
+              if wanted and tensor.is_floating_point()]
 
         def run(*some: Tensor) -> Tensor:
             tensors = list(saved)
             for i, tensor in zip(at, some, strict=True):
                 tensors[i] = tensor
-            out: Tensor = ctx.run(*tensors)
-            return out
+            return cast(Tensor, ctx.run(*tensors))
+
         found = dict(zip(at, vjp(run, *(saved[i] for i in at))[1](grads[0]), strict=True))
         return None, *(found.get(i) for i in range(len(saved)))

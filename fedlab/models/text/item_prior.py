@@ -1,14 +1,14 @@
-"""What the text of a film says of its vector.
+"""Predict the learned vector of an item from its text, by kernel ridge regression on the server.
 
-Kernel ridge regression on the server, from public texts to learned rows.
+Clients take no part: the server already has the learned rows, and the texts are public. An item
+that nobody has rated gets the rows of similar items. Adding the prediction with a smaller weight,
+say one half, helps rated items too.
 
-Clients take no part: the server has the rows, and everybody has the texts. A film that nobody rated
-gets the vector that films like it have. Added to learned rows, with half its weight say, it helps
-those too.
+Letters: I items, W warm items (those with enough ratings to learn from), D dimensions of a learned
+row, E dimensions of a text vector.
 
-Letters: I items, W warm ones (with ratings to learn from), D dimensions of a row, E of a text
-vector. Sources: Rasmussen, Williams 2006, "Gaussian processes for machine learning", eq. 2.25 (the
-mean) and 5.12 (the mean without the point itself).
+Source: Rasmussen, Williams 2006, "Gaussian processes for machine learning", eq. 2.25 (the
+prediction) and eq. 5.12 (the prediction that leaves the item itself out).
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,16 @@ from fedlab.core import require
 from fedlab.data import Catalogue
 
 
-def likeness(vectors: Tensor, width: float = 0.7) -> Tensor:
-    """(I, I) how alike texts are, 1 for the same.
+def text_kernel(vectors: Tensor, width: float = 0.7) -> Tensor:
+    """Similarity (I, I) of texts: exp(-|x - y|^2 / (4 width^2)) of centred unit vectors.
 
-    Exp(-|x - y|^2 / (4 width^2)) of centred unit vectors (I, E).
+    vectors (I, E): since all texts of one kind point in a common direction, the mean is removed
+    first. width: how far similarity reaches, above 0, else `ParameterError`. The diagonal is 1.
 
-    All texts of one kind point one way, so the mean goes off first.
+    >>> import torch
+    >>> kernel = text_kernel(torch.eye(3))
+    >>> [round(float(value), 3) for value in kernel[0]]
+    [1.0, 0.216, 0.216]
     """
     require(width > 0, "width", width, "choose a positive number, say 0.7")
     unit = torch.nn.functional.normalize(vectors)
@@ -35,46 +39,51 @@ def likeness(vectors: Tensor, width: float = 0.7) -> Tensor:
 
 def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0.4,
                 years: float = 0.2) -> Tensor:
-    """(I, I) how alike items are.
+    """Similarity (I, I) of items: mean of the text kernels plus weighted genre and year kernels.
 
-    The mean over `texts`, each (I, E), and shares for alike genres and close years.
-
-    genres, years: weights beside the texts' 1, where there are texts. Genres count by their cosine,
-    years within about two.
+    texts: any number of text vectors (I, E). genres, years: weights of `genre_kernel` and
+    `year_kernel`, 0 or more, beside a weight of 1 for the texts. Raises `ParameterError` for
+    negative weights, or when nothing is left to compare items by.
     """
     require(min(genres, years) >= 0, "genres, years", (genres, years), "choose 0 or more")
     require(len(texts) > 0 or genres + years > 0, "texts", 0,
             "give text vectors, or a weight of genres or years")
     kernel = torch.zeros(len(catalogue.titles), len(catalogue.titles))
     for vectors in texts:
-        kernel.add_(likeness(vectors), alpha=1 / len(texts))
-    return kernel.add_(like_genres(catalogue), alpha=genres).add_(close_years(catalogue),
-                                                                  alpha=years)
+        kernel.add_(text_kernel(vectors), alpha=1 / len(texts))
+    kernel.add_(genre_kernel(catalogue), alpha=genres)
+    return kernel.add_(year_kernel(catalogue), alpha=years)
 
 
-def like_genres(catalogue: Catalogue) -> Tensor:
-    """(I, I) 1 for the same genres, exp(-2) for none in common."""
+def genre_kernel(catalogue: Catalogue) -> Tensor:
+    """Similarity (I, I) by the cosine of genres: 1 for the same, exp(-2) for none in common."""
     named = torch.nn.functional.normalize(catalogue.genres.float())
     return (named @ named.T).sub_(1).mul_(2).exp_()
 
 
-def close_years(catalogue: Catalogue) -> Tensor:
-    """(I, I) 1 for the same year, about exp(-1/2) for two years.
+def year_kernel(catalogue: Catalogue) -> Tensor:
+    """Similarity (I, I) by year: 1 for the same year, exp(-1/2) at a difference of two years.
 
-    Unknown years as the oldest films.
+    Unknown years and years before 1920 count as 1920.
     """
     year = catalogue.years.float().clamp(min=1920)
     return (year[:, None] - year).square_().div_(-8).exp_()
 
 
 def kernel_ridge(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
-    """(I, W) M with which rows predict rows.
+    """The matrix M (I, W) that predicts the rows of all items: M @ rows[warm].
 
-    M @ rows[warm] are all items' rows, a warm item's without its own.
+    The prediction for a warm item leaves out its own row. Since M does not depend on the rows, one
+    M serves all rounds.
 
-    kernel (I, I); warm (I,): the W items whose rows may teach, say those with five ratings or more;
-    strength: noise variance of a row, in units of the kernel. As it does not depend on the rows,
-    one M serves all rounds. Raises `ParameterError` where fewer than two items are warm.
+    kernel (I, I): similarity of items. warm (I,): true for the W items whose rows are learned from,
+    say those with five ratings or more. strength: noise variance of a row in units of the kernel,
+    above 0. Raises `ParameterError` for a strength out of range and for fewer than two warm items.
+
+    >>> import torch
+    >>> matrix = kernel_ridge(torch.ones(3, 3), torch.tensor([True, True, False]))
+    >>> matrix[2] @ torch.tensor([1.0, 2.0])  # a cold item like both: sum / (2 + strength)
+    tensor(1.)
     """
     require(strength > 0, "strength", strength, "choose a positive number, say 1")
     at = warm.nonzero()[:, 0]
@@ -84,6 +93,6 @@ def kernel_ridge(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
     known.diagonal().add_(strength)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(known))
     found = kernel[:, at] @ inverse
-    own = inverse.diagonal().clone()
-    found[at] = (inverse / -own[:, None]).fill_diagonal_(0)  # what predicts an item from all others
+    # each warm item from all the others
+    found[at] = (inverse / -inverse.diagonal()[:, None]).fill_diagonal_(0)
     return found

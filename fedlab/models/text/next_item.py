@@ -1,16 +1,16 @@
-"""What one watches next.
+"""Next-item prediction: a Transformer over a user's latest items (SASRec).
 
-A Transformer over a user's last films, with items known by text, by number, or both.
+    items h_1 .. h_T -> rows + positions -> self-attention, feed-forward -> state of the last item
+    score of a candidate = state . its row
 
-    films h_1 .. h_T -> rows + places -> self-attention, feed-forward -> the state of the last film; score = state . row
+Items are known by a learned row, by their text, or by both. `SASRec` is an `nn.Module` over history
+and candidate, so `fedlab.models.from_module` and `federate` train it like any other.
 
-It is an `nn.Module` over history and candidate, so it trains through `fedlab.modules` and
-`federate` as any other.
+Letters: n train ratings, U users, I items, T items of a history, E dimensions of a text vector, D
+dimensions of a row, H attention heads, B examples.
 
-Letters: n train ratings, U users, I items, T films of a history, E numbers of a text vector, D
-dimensions, B examples. Source: Kang, McAuley 2018, "Self-attentive sequential recommendation"
-(SASRec), sections 3.1 to 3.4, with the loss on drawn (history, next film) pairs instead of all
-positions at once.
+Source: Kang, McAuley 2018, "Self-attentive sequential recommendation" (SASRec), sections 3.1 to
+3.4; the loss is taken on drawn pairs of a history and its next item, not on all positions at once.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,17 @@ from fedlab.models import Model
 
 
 def histories(train: Ratings, length: int) -> Tensor:
-    """(n, T) each rating's films of the same user before it, the latest last.
+    """The items (n, T) that the same user rated before each rating, the latest one last.
 
-    I, which is no item, fills the front.
+    length: T, from 1 to 1000, else `ParameterError`. Shorter histories are filled at the front with
+    I, which is not the number of any item.
+
+    >>> from fedlab.data import load
+    >>> train = load().take(torch.arange(4))  # four ratings of one user, the earliest first
+    >>> train.items.tolist()
+    [1815, 1962, 2925, 1083]
+    >>> histories(train, 2).tolist()
+    [[9066, 9066], [9066, 1815], [1815, 1962], [1962, 2925]]
     """
     require(1 <= length <= 1000, "length", length, "choose from 1 to 1000 films")
     place, order = _timeline(train)
@@ -42,9 +50,12 @@ def histories(train: Ratings, length: int) -> Tensor:
 
 
 def last_films(train: Ratings, length: int) -> Tensor:
-    """(U, T) each user's latest films of train, as `histories` has them.
+    """The latest items (U, T) of each user, filled like `histories`: where a recommendation starts.
 
-    What a recommendation starts from.
+    >>> from fedlab.data import load
+    >>> train = load().take(torch.arange(4))  # four ratings of the first of 671 users
+    >>> last_films(train, 3)[:2].tolist()
+    [[1962, 2925, 1083], [9066, 9066, 9066]]
     """
     later = from_latest(train)
     recent = later < length
@@ -54,7 +65,7 @@ def last_films(train: Ratings, length: int) -> Tensor:
 
 
 def _timeline(train: Ratings) -> tuple[Tensor, Tensor]:
-    """(how many of the user's ratings are earlier (n,), row numbers by user and time (n,))."""
+    """Two (n,): how many earlier ratings the user has, and the rows ordered by user and time."""
     counts = torch.bincount(train.users, minlength=train.user_count)
     place = counts[train.users] - 1 - from_latest(train)
     return place, (train.users * (len(train) + 1) + place).argsort()
@@ -62,10 +73,10 @@ def _timeline(train: Ratings) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Sequences:
-    """A Federation of clicks whose examples have a column `history` (n, T) as well.
+    """A federation of clicks whose examples carry a further column, history (n, T).
 
-    A click comes with the films before it, a drawn negative with those before one of the user's
-    clicks, drawn too.
+    A click comes with the items before it. A drawn negative comes with the items before one of the
+    user's clicks, which is drawn as well. data: a `Federation` of clicks. length: T.
     """
 
     data: Federation
@@ -73,12 +84,12 @@ class Sequences:
 
     @property
     def task(self) -> str:
-        """'clicks'."""
+        """The task of the federation; only 'clicks' can be drawn from."""
         return self.data.task
 
     @property
     def counts(self) -> Tensor:
-        """(N,) train ratings of each client."""
+        """Train ratings of each client (N,)."""
         return self.data.counts
 
     def __len__(self) -> int:
@@ -86,7 +97,7 @@ class Sequences:
 
     @cached_property
     def _known(self) -> tuple[Tensor, ...]:
-        """Histories, rows by user and time, and where each user starts among these."""
+        """All histories, the rows by user and time, and where each user starts among them."""
         train = self.data.train
         _, order = _timeline(train)
         starts = torch.bincount(train.users, minlength=train.user_count).cumsum(0)
@@ -94,7 +105,10 @@ class Sequences:
         return histories(train, self.length), order, starts
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """The columns of `Federation.draw`, and history (n, T)."""
+        """The columns of `Federation.draw` and the column history (n, T).
+
+        Raises `ParameterError` for any other task than 'clicks'.
+        """
         require(self.task == "clicks", "task", self.task,
                 "histories are of clicks; set task='clicks'")
         columns = self.data.draw(cohort, epochs, negatives, key)
@@ -108,71 +122,86 @@ class Sequences:
 
 
 class SASRec(nn.Module):
-    """history (B, T), item (B,) -> logits (B,); see the top of the file."""
+    """history (B, T) and item (B,) -> logits (B,), as described at the top of this file."""
 
     known: Tensor
 
     def __init__(self, items: int, vectors: Tensor | None = None, *, dim: int = 32,
                  length: int = 20, heads: int = 2, ids: bool = True) -> None:
-        """items: I. vectors: (I, E) of their texts, frozen, or none. ids.
+        """Draw the first weights from the global generator of torch.
 
-        Whether each item has a row of its own.
+        items: I. vectors: frozen text vectors (I, E), or None. ids: whether items have learned
+        rows. dim: D, a multiple of `heads`. length: T. Raises `ParameterError` when an item would
+        have neither a text nor a row, and for sizes that do not fit.
         """
         super().__init__()
         require(ids or vectors is not None, "ids", ids,
                 "an item needs a row of its own or a text; give one of both")
         require(dim % heads == 0, "heads", heads, f"choose a divisor of dim={dim}")
-        self.heads, self.places = heads, nn.Parameter(torch.randn(length, dim) * 0.1)
+        self.heads, self.positions = heads, nn.Parameter(torch.randn(length, dim) * 0.1)
         self.rows = nn.Parameter(torch.randn(items + 1, dim) * 0.1) if ids else None
         self.bias = nn.Parameter(torch.zeros(items + 1)) if ids else None
         if vectors is not None:
             require(len(vectors) == items, "vectors", tuple(vectors.shape), f"give {items} rows")
-            short = narrowed(vectors, 2 * dim)
+            short = principal_components(vectors, 2 * dim)
             self.register_buffer("known", torch.cat([short, torch.zeros(1, short.shape[1])]))
-            self.told = nn.Linear(short.shape[1], dim)
-        self.inputs, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.wide, self.narrow = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
-        self.before, self.between, self.after = (nn.LayerNorm(dim) for _ in range(3))
+            self.from_text = nn.Linear(short.shape[1], dim)
+        self.query_key_value, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.expand, self.contract = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.norm_attention = nn.LayerNorm(dim)
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.norm_output = nn.LayerNorm(dim)
 
     def table(self) -> Tensor:
-        """(I + 1, D) a row for each item, and one for none."""
-        if not hasattr(self, "told"):
+        """The rows (I + 1, D) of all items, followed by the row of the padding."""
+        if not hasattr(self, "from_text"):
             return cast(Tensor, self.rows)
-        told: Tensor = self.told(self.known)
-        return told if self.rows is None else told + self.rows
+        projected: Tensor = self.from_text(self.known)
+        return projected if self.rows is None else projected + self.rows
 
     def forward(self, history: Tensor, item: Tensor) -> Tensor:
-        """(B, T), (B,) -> (B,)."""
+        """Logits (B,) of the candidates item (B,) after history (B, T).
+
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> net = SASRec(items=5, dim=8, length=3)
+        >>> net(torch.tensor([[5, 0, 1]]), torch.tensor([2])).shape
+        torch.Size([1])
+        """
         table = self.table()
-        none = history == len(table) - 1
-        x = table[history] + self.places
-        query, key, value = (part.unflatten(-1,
-                                            (self.heads,
-                                             -1)) for part in self.inputs(self.before(x)).chunk(3,
-                                                                                                -1))
-        # of the last film to all
-        like = torch.einsum("bhd,bthd->bht", query[:, -1], key) / key.shape[-1] ** 0.5
-        share = like.masked_fill(none[:, None], -1e9).softmax(-1)
-        state = x[:, -1] + self.output(torch.einsum("bht,bthd->bhd", share, value).flatten(1))
-        state = self.after(state + self.narrow(self.wide(self.between(state)).relu()))
+        padding = history == len(table) - 1
+        x = table[history] + self.positions
+        parts = self.query_key_value(self.norm_attention(x)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in parts)  # (B, T, H, d)
+        # only the last position asks, so its scores need no causal mask: (B, H, T)
+        scores = torch.einsum("bhd,bthd->bht", query[:, -1], key) / key.shape[-1] ** 0.5
+        weights = scores.masked_fill(padding[:, None], -1e9).softmax(-1)
+        state = x[:, -1] + self.output(torch.einsum("bht,bthd->bhd", weights, value).flatten(1))
+        hidden = self.expand(self.norm_feed_forward(state)).relu()
+        state = self.norm_output(state + self.contract(hidden))
         logit = (state * table[item]).sum(-1)
         return logit if self.bias is None else logit + self.bias[item]
 
 
-def narrowed(vectors: Tensor, wide: int) -> Tensor:
-    """(I, wide) unit vectors of the main directions of (I, E).
+def principal_components(vectors: Tensor, dim: int) -> Tensor:
+    """The first `dim` principal components (I, dim) of vectors (I, E), scaled to unit length.
 
-    Most of what texts say, in a fraction of the time.
+    They keep most of what texts say at a fraction of the cost.
+
+    >>> import torch
+    >>> principal_components(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), 1).abs().tolist()
+    [[1.0], [1.0]]
     """
     centred = vectors - vectors.mean(0)
-    left, size, _ = torch.linalg.svd(centred, full_matrices=False)
-    return nn.functional.normalize(left[:, :wide] * size[:wide])
+    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    return nn.functional.normalize(left[:, :dim] * singular[:dim])
 
 
 def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096) -> Score:
-    """Predictions for users by their last films (U, T).
+    """A function (users, items of the same shape) -> scores on the CPU, from users' latest items.
 
-    A function (users, items of one shape) -> scores on the CPU.
+    films (U, T): the latest items of each user, as `last_films` gives them. chunk: pairs that are
+    scored at a time.
     """
     device = next(iter(params.values())).device
     predict: Callable[[Tree, Tree], Tensor] = model.predict

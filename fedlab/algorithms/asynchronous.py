@@ -1,17 +1,12 @@
-"""Whose updates arrive when: a whole cohort at once, or one after another on a simulated clock.
+"""Asynchronous updates on a simulated clock: nobody waits for all.
 
-| schedule      | the server steps                                                           |
-| ---           | ---                                                                        |
-| `Synchronous` | when the whole cohort has sent its updates, or at the deadline             |
-| `Buffered`    | after `buffer` updates (FedBuff), or after each (FedAsync); nobody waits   |
-
-Under `Buffered`, `cohort` clients train at any time; when one has sent its update, another starts
+`cohort` clients train at any time; when one has sent its update, another starts
 from the parameters as they are then. An update that started s steps of the server ago has staleness
 s. Clients that started between two steps had the same parameters, so they train together, stacked;
 the clock decides when each arrives.
 
 Letters: K updates in a buffer, N clients, s staleness.
-Sources: McMahan et al. 2017, algorithm 1; Nguyen et al. 2022, "Federated learning with buffered
+Sources: Nguyen et al. 2022, "Federated learning with buffered
 asynchronous aggregation", algorithm 1 (FedBuff); Xie et al. 2019, "Asynchronous federated
 optimization", algorithm 1 and section 5.2 (FedAsync, staleness weights).
 """
@@ -24,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.algorithms.participation import WORLD, Participation, longest_first
+from fedlab.algorithms.participation import Participation, longest_first
 from fedlab.core import (
-    Key,
     Plan,
     RoundContext,
     Rows,
@@ -41,35 +35,6 @@ from fedlab.core import (
 
 GROUP = "asynchronous"
 Arrival = tuple[float, int, int, int]  # simulated seconds, start, client, server step at the start
-
-
-@register
-class Synchronous(Schedule):
-    """The server waits for the cohort of a round, or until a deadline."""
-
-    deadline: float = knob(0.0, 0.0, 1e9, "s, simulated",
-                           "how long the server waits for clients; 0 waits for all",
-                           usual=(0.0, 100.0), group=WORLD)
-
-    def plan(self, context: RoundContext, who: Participation) -> Plan:
-        """A cohort, less those that drop out or come too late."""
-        drawn = who.draw(context)
-        cohort, clock = drawn.cohort, context.before.clock
-        require(not self.deadline or who.pace + who.delay > 0, "deadline", self.deadline,
-                "there is no clock; choose a pace or a delay above 0")
-        gone = torch.zeros(len(cohort), dtype=torch.bool)
-        if who.drop_out:
-            gone = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0] < who.drop_out
-        took = who.seconds(context, cohort, f"{context.number}")
-        late = (took > self.deadline) & (self.deadline > 0)
-        rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")
-        rejected |= dict.fromkeys(cohort[gone].tolist(), "dropped out")
-        waited = self.deadline
-        if not late.any() and (~gone).any():
-            waited = float(took[~gone].max())
-        here = cohort[~(gone | late)]
-        invited = dict.fromkeys(here.tolist(), context.number)
-        return Plan(here, invited, rejected, clock + waited, drawn, cohort[late & ~gone])
 
 
 @dataclass(frozen=True)
@@ -92,7 +57,7 @@ class Buffered(Schedule):
     FedAsync's mixing rate is `server_lr`, at most 1.
     """
 
-    refuses = ("members", "poisson")
+    refuses = ("members", "poisson", "own sampler")
     method: str = knob("fedbuff", 0, 0, "", "step after a buffer of deltas, or mix in each model",
                        choices=("fedbuff", "fedasync"), live=False, group=GROUP)
     buffer: int = knob(10, 1, 1_000_000, "updates",

@@ -1,0 +1,377 @@
+"""Local training: what the clients of a cohort do in a round, chunk after chunk, many at once.
+
+A client holds only the rows it touches, and a step touches only the rows of its batch, so the work
+follows the examples and not the catalogue. Memory follows a stated budget: a chunk is as many
+clients as fit it; within it, groups of about equally wide batches train at once.
+
+Clients come with most examples first. Step s is a dense block of the A_s clients that still have a
+batch; clients that have finished fall off the end, so nobody waits and only a last, short batch is
+padded (weight 0). What a client's numbers come out as hangs on nobody beside it.
+
+Letters: C clients, A_s of them active in step s, B examples each, M batches in all, n examples, R
+rows.
+Source: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized
+data", algorithm 1, ClientUpdate.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedlab.core import (
+    Key,
+    Local,
+    RoundContext,
+    Rows,
+    Tree,
+    Update,
+    arranged,
+    as_tensor,
+    joined,
+    register,
+    require,
+)
+from fedlab.data import Source
+from fedlab.engine.backends import check_engine
+from fedlab.engine.local_settings import LocalSettings
+from fedlab.engine.step import Work, puts_off, run
+from fedlab.models import Model
+
+
+class Correction(Protocol):
+    """What keeps clients from drifting apart.
+
+    An offset to the gradient of each row, fixed over a round.
+    """
+
+    def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
+        """(R.
+
+        ...) the offset of the rows `ids` (R,) of clients at places `client` (R,) in the cohort.
+        """
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All local batches of a cohort, step after step; the first A_s clients have a batch in step s.
+
+    columns: (M, B, ...) tensors. weight (M, B): 1 / (examples in the batch), 0 on padding.
+    owner (M,): the client of each batch. active: A_s for each step, never growing.
+    """
+
+    columns: Tree
+    weight: Tensor
+    owner: Tensor
+    active: list[int]
+
+
+def arrange(examples: Tree, epochs: int, width: int) -> Batches:
+    """Cut each client's epochs into batches of at most `width` examples, the last one short.
+
+    examples: columns (n, ...) as `Federation.draw` gives them, the client with most examples first.
+    """
+    client, epoch = examples["client"], examples["epoch"]
+    clients = int(client[-1]) + 1
+    # of a client's epoch
+    sizes = torch.bincount(client * epochs + epoch, minlength=clients * epochs)
+    cuts = (sizes + width - 1) // width                         # batches in each
+    total = cuts.view(clients, epochs).sum(1)                   # (C,) local steps S of each client
+    active = (total > torch.arange(int(total.max()), device=client.device)[:, None]).sum(1)
+
+    def ramp(counts: Tensor) -> Tensor:  # 0, 1, ..., count - 1 for each count
+        ends = counts.cumsum(0)
+        return torch.arange(int(ends[-1]),
+                            device=client.device) - (ends - counts).repeat_interleave(counts)
+
+    start = (sizes.cumsum(0) - sizes).repeat_interleave(cuts) + ramp(cuts) * width
+    length = (sizes.repeat_interleave(cuts) - ramp(cuts) * width).clamp(max=width)
+    owner = torch.arange(clients, device=client.device).repeat_interleave(total)
+    # from client- to step-major
+    order = ((active.cumsum(0) - active)[ramp(total)] + owner).argsort()
+    slot, length = torch.arange(width, device=client.device), length[order, None]
+    # (M, B); padding repeats the last example
+    places = start[order, None] + slot.minimum(length - 1)
+    columns = {name: arranged(column, places) for name,
+               column in examples.items() if name not in ("client", "epoch")}
+    return Batches(columns, (slot < length) / length, owner[order], active.tolist())
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Which rows of a kind the clients hold.
+
+    ids, client (R,): row of the parameter and position of the client, client after client. index
+    (M, B): which of these each example uses, or None where a client holds a single row. live: R of
+    each step, a prefix.
+    """
+
+    ids: Tensor
+    client: Tensor
+    index: Tensor | None
+    live: list[int]
+
+
+def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> dict[str, RowIndex]:
+    """For each kind of parameter rows, what the clients' examples touch."""
+    clients = len(cohort)
+    everyone = torch.arange(clients, device=cohort.device)
+    held = {"one": RowIndex(torch.zeros_like(cohort), everyone, None, batches.active),
+            "client": RowIndex(cohort, everyone, None, batches.active)}
+    for name, kind in model.rows.items():
+        if kind not in held:
+            size = len(params[name])
+            keys, index = torch.unique(batches.owner[:,
+                                                     None] * size
+                                       + as_tensor(batches.columns[kind]), return_inverse=True)
+            client = keys // size
+            ends = torch.bincount(client, minlength=clients).cumsum(0)
+            live = ends[torch.tensor(batches.active) - 1].tolist()
+            held[kind] = RowIndex(keys % size, client, None if len(keys) == clients else index,
+                                  live)
+    return held
+
+
+def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, local: LocalSettings,
+          correction: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+    """Train a cohort from `params`.
+
+    (delta of each parameter, mean loss over its steps and their number, (C,) each).
+
+    Equal to training each client by itself; `delta` is client minus server. correction: SCAFFOLD's
+    variates.
+    """
+    kinds = holdings(model, params, batches, cohort)
+    held = {name: kinds[kind] for name, kind in model.rows.items()}
+
+    def sent(name: str) -> Tensor:                           # the rows as they came from the server
+        return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
+    values = {name: sent(name) for name in held}
+    work = Work(_rows(values, held, batches, cohort, model, local, correction), {k: h.index for k,
+                                                                               h in kinds.items()},
+                batches.columns, batches.weight, batches.active, {name: h.live for name,
+                                                                  h in held.items()})
+    losses = run(model, work, local)
+    deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one"
+                                           else sent(name)), h.ids, h.client) for name,
+              h in held.items()}
+    means = (losses * batches.weight).sum(1)                                 # (M,)
+    totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner,
+                                                        torch.stack([means,
+                                                                     torch.ones_like(means)]))
+    return deltas, totals[0] / totals[1], totals[1]
+
+
+def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Tensor, model: Model,
+          local: LocalSettings, correction: Correction | None) -> dict[str, Tree]:
+    """The trees of `Work.rows`.
+
+    Besides the values, what AdamW or FedProx or SCAFFOLD need of each held row.
+    """
+    rows: dict[str, Tree] = {"values": values, "means": {}, "squares": {}, "fixed": {}, "later": {}}
+    sgd, late = local.optimizer == "sgd", puts_off(local, len(batches.active))
+    for name, value in values.items():
+        if not sgd:
+            rows["means"][name], rows["squares"][name] = torch.zeros_like(value), torch.zeros_like(
+                value)
+        if name not in model.private and (local.proximal or correction):
+            fixed = value * (local.local_lr * local.proximal) if sgd else value.clone()
+            if correction is not None:
+                at = held[name]
+                fixed -= local.local_lr * correction.shift(name, at.ids, at.client, cohort)
+            rows["later" if late and held[name].index is not None else "fixed"][name] = fixed
+    return rows
+
+
+Train = Callable[[Model, Tree, Tree, Tensor, LocalSettings, Correction | None],
+                 tuple[dict[str, Rows], Tensor, Tensor]]
+BLOCK = 256          # clients whose examples are drawn at once
+# measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
+USUAL_MB = 128
+
+
+def updates(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings, *,
+            seed: int = 0, number: int = 1, purpose: str = "", correction: Correction | None = None,
+            train: Train | None = None, graphs: int = 1) -> Iterator[Update]:
+    """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
+
+    cohort (C,): client numbers. seed, number, purpose: of the run, the round, and what sets these
+    draws apart from a round's. correction: added to gradients, as SCAFFOLD does. train: what
+    clients do with their examples, `train_cohort` unless given. graphs: how many steps it keeps for
+    one backward pass, to plan memory by.
+    """
+    if not len(cohort):
+        return
+    device, first, train = next(iter(params.values())).device, 0, train or train_cohort
+    weights = data.counts[cohort].float()
+    if local.engine != "eager":
+        check_engine(local.engine, device)
+    keys = tuple(Key(seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
+    corrected = correction is not None
+    for examples in chunks(model, data, params, cohort, local, keys, graphs=graphs,
+                           corrected=corrected):
+        here = slice(first, first + int(examples["client"][-1]) + 1)
+        on_device = {name: column.to(device) for name, column in examples.items()}
+        deltas, losses, steps = train(model, params, on_device, cohort[here].to(device), local,
+                                      correction)
+        yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
+        first = here.stop
+
+
+def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings,
+           keys: tuple[Key, ...], *, graphs: int = 1, corrected: bool = False) -> Iterator[Tree]:
+    """Examples of the next clients, as many as fit the memory budget; keys.
+
+    Of examples, of noise.
+    """
+    # more epochs are more examples, and no wider steps
+    usual = USUAL_MB * min(local.local_epochs, 8)
+    budget, held, clients, used = (local.memory_mb or usual) * 1e6, [], 0, 0.0
+    for block in cohort.split(BLOCK):
+        examples = data.draw(block, local.local_epochs, local.negatives, keys[0])
+        sizes = torch.bincount(examples["client"], minlength=len(block))
+        examples |= model.noise(block, sizes, keys[1])
+        ends, first = [0, *sizes.cumsum(0).tolist()], 0
+        for k, need in enumerate(client_bytes(model, params, examples, sizes, local, graphs,
+                                              corrected).tolist()):
+            fits = not local.memory_mb or need <= budget
+            require(fits, "memory_mb", local.memory_mb, f"client {int(block[k])} alone needs about "
+                    f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller batch_size")
+            if used and used + need > budget:
+                held.append(_part(examples, ends, first, k, clients))
+                yield {name: joined([part[name] for part in held]) for name in held[0]}
+                held, clients, used, first = [], 0, 0.0, k
+            used += need
+        held.append(_part(examples, ends, first, len(block), clients))
+        clients += len(block) - first
+    yield {name: joined([part[name] for part in held]) for name in held[0]}
+
+
+def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -> Tree:
+    """The examples of clients first..last - 1 of a block.
+
+    Who follow `before` others in their chunk.
+    """
+    part = {name: column[ends[first]:ends[last]] for name, column in examples.items()}
+    return part | {"client": part["client"] + (before - first)}
+
+
+def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, local: LocalSettings,
+                 graphs: int = 1, corrected: bool = False) -> Tensor:
+    """(C,) about what each client takes while it trains.
+
+    Its rows and their copies, its examples, `graphs` steps.
+
+    sizes (C,): examples of each client. Counted from shapes and held against measured peaks in
+    docs/performance.md.
+    """
+    width = (sizes // local.local_epochs).clamp(max=local.batch_size or 2**40)
+    # as sent, trained, their difference, its weighted sum
+    copies = 4 + 3 * (local.optimizer == "adamw")
+    copies += 2 * (local.proximal > 0) + 2 * corrected
+    column = sum(c[:1].nbytes for c in examples.values())
+    need = sizes.double() * (3 * column + 48)  # drawn, sorted, arranged; looked up by row
+    for name, kind in model.rows.items():
+        floats = params[name].shape[1:].numel()
+        if kind in examples:
+            need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * graphs * width)
+        else:
+            need += 4 * floats * (copies + 2 * graphs)
+    kept = width.clamp(max=local.micro_batch or 2**40)  # for the backward pass, and its gradients
+    return need + 8 * graphs * model.activity * kept
+
+
+def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, local: LocalSettings,
+                 correction: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+    """`client.train` in groups of clients whose batches are about equally wide.
+
+    So that padding stays below half.
+
+    examples: as `Source.draw` gives them for `cohort`, which has the client with most examples
+    first.
+    """
+    per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // local.local_epochs
+    widths, alike = _alike(model, examples, per_epoch, local)
+    deltas: list[dict[str, Rows]] = []
+    losses, steps, first, seen = [], [], 0, 0
+    for size in alike:
+        last = first + size
+        count = int(per_epoch[first:last].sum()) * local.local_epochs
+        group = {name: column[seen:seen + count] for name, column in examples.items()}
+        group["client"] = group["client"] - first
+        batches = arrange(group, local.local_epochs, widths[first])
+        delta, loss, taken = train(model, params, batches, cohort[first:last], local, correction)
+        deltas.append({name: Rows(d.values, d.ids, d.client + first) for name, d in delta.items()})
+        losses.append(loss)
+        steps.append(taken)
+        first, seen = last, seen + count
+    return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(
+        losses), torch.cat(steps)
+
+
+def _alike(model: Model, examples: Tree, per_epoch: Tensor,
+           local: LocalSettings) -> tuple[list[int], list[int]]:
+    """(width of each client's batches (C,), sizes of the groups of neighbours that train alike).
+
+    What sets groups apart is known from each client's own examples alone. per_epoch (C,): examples.
+    """
+    width = room(per_epoch, local.batch_size)
+    steps = (per_epoch + width - 1).div(width, rounding_mode="floor") * local.local_epochs
+    most = int(steps.max())
+    late = torch.tensor([puts_off(local, t) for t in range(most + 1)], device=steps.device)[steps]
+    apart = [width, late, *single(model, examples, len(per_epoch))]
+    cut = torch.stack([(column[1:] != column[:-1]) for column in apart]).any(0).nonzero()[:, 0] + 1
+    ends = [0, *cut.tolist(), len(per_epoch)]
+    return width.tolist(), [last - first for first, last in pairwise(ends)]
+
+
+def room(count: Tensor, batch_size: int) -> Tensor:
+    """(C,) how wide a client's batches are padded, by its own examples of an epoch alone (C,).
+
+    To a power of two, at most the batch size; whole epochs in one batch to an eighth of that, so
+    that less than a quarter is padding.
+    """
+    wide = 2 ** count.double().log2().ceil().long()
+    if batch_size:
+        return wide.clamp(max=batch_size)
+    part = (wide // 8).clamp(min=1)
+    return (count + part - 1) // part * part
+
+
+def single(model: Model, examples: Tree, clients: int) -> list[Tensor]:
+    """For each kind of looked-up rows (C,), whether all examples of a client look up the same one.
+
+    Such a client's row is broadcast and its gradient is a product, in other bits than by look-up.
+    """
+    client = examples["client"]
+    inside = client[1:] == client[:-1]
+    found = []
+    for kind in sorted(set(model.rows.values()) - {"one", "client"}):
+        rows = as_tensor(examples[kind])
+        change = ((rows[1:] != rows[:-1]) & inside).float()
+        found.append(torch.zeros(clients, device=client.device).index_add_(0, client[1:],
+                                                                           change) == 0)
+    return found
+
+
+@register
+class SGD(LocalSettings, Local):
+    """Epochs of SGD or AdamW over each client's own examples, from the server's parameters."""
+
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Negatives go with clicks."""
+        return () if facts.get("negatives") else ("negatives",)
+
+    def work(self, context: RoundContext, cohort: Tensor) -> Tensor:
+        """(C,) examples that each client goes through: clicks come with their negatives."""
+        drawn = 1 + self.negatives * (context.data.task == "clicks")
+        counts: Tensor = context.data.counts[cohort]
+        return counts * self.local_epochs * drawn
+
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """Each client's delta, chunk by chunk."""
+        return updates(context.model, context.data, context.params, cohort, self,
+                       seed=context.seed, number=context.number)
