@@ -44,7 +44,7 @@ class Books:
         light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort",
                                                                      "steps")))
         self.kept.append(Sent(light, sent.own))
-        self.norms.append(length)
+        self.norms.append(length.float())
         self.weight += float(sent.update.weights.sum())
 
     def private(self, params: Tree, names: Iterable[str]) -> Tree:

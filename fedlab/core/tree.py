@@ -116,9 +116,13 @@ class Update:
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
-    """(C,) L2 norm of each client's delta over all its parameters, on the CPU."""
-    return sum((d.square_norms(clients).cpu() for d in deltas.values()),
-               torch.zeros(clients)).sqrt()
+    """(C,) L2 norm of each client's delta over all its parameters, in float64, on the CPU.
+
+    In float32 the squares of a thousand equal rows add up to a hundred-thousandth too much.
+    """
+    wide = [replace(d, values=d.values.double()) for d in deltas.values()]
+    return sum((d.square_norms(clients).cpu() for d in wide),
+               torch.zeros(clients, dtype=torch.float64)).sqrt()
 
 
 def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:

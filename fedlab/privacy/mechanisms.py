@@ -68,8 +68,7 @@ class Clip(Stage):
     def each(self, update: Update, context: RoundContext) -> Update:
         """Scaled updates, weights 1."""
         clip = context.notes["clipped"]
-        length = norms({n: replace(d, values=d.values.double()) for n, d in update.deltas.items()},
-                       len(update.cohort))
+        length = norms(update.deltas, len(update.cohort))
         context.notes["short"] += float(torch.where(length <= clip, 0.5, -0.5).sum())
         factor = (clip / length).clamp(max=1).to(update.weights)
         return replace(update, deltas={name: d.scaled(factor) for name, d in update.deltas.items()},
