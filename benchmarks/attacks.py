@@ -20,28 +20,30 @@ from common import by_seed, entry, is_quick, record
 from torch import Tensor, nn
 
 from fedlab import (
-    Config,
+    SGD,
+    Clip,
+    CoordinateMedian,
     Federation,
-    Private,
+    GaussianNoise,
+    Krum,
+    Membership,
+    NormBound,
+    Participation,
+    Poison,
+    RowBound,
+    Settings,
+    TrimmedMean,
+    WeightedMean,
     candidates,
-    coordinate_median,
     federate,
-    federate_privately,
-    krum,
     leave_one_out,
     load,
     matrix_factorisation,
-    norm_bound,
     one_per_user,
     ranking,
-    row_bound,
     scorer,
-    trimmed_mean,
-    weighted_mean,
 )
-from fedlab.algorithms import Membership, World
 from fedlab.attacks import (
-    Poisoned,
     aimed,
     exposure,
     membership_metrics,
@@ -57,8 +59,10 @@ from fedlab.engine import updates
 from fedlab.models import from_module
 from fedlab.models.text import Backbone, TextEncoder, encoder, item_texts, mean_state
 
-RULES = {"mean": weighted_mean, "normbound": norm_bound(1.5), "trimmed": trimmed_mean(0.1),
-         "median": coordinate_median, "krum": krum(2, 32), "rowbound": row_bound(0.05)}
+RULES = {"mean": WeightedMean(weighting="equal"), "normbound": NormBound(bound=1.5,
+                                                                         weighting="equal"),
+         "trimmed": TrimmedMean(), "median": CoordinateMedian(), "krum": Krum(byzantine=2, keep=32),
+         "rowbound": RowBound(bound=0.05, weighting="equal")}
 LAYER = "layer.0.attention.self.query"
 
 
@@ -70,8 +74,8 @@ def pushed(split: Split, seed: int, quick: bool) -> dict[str, float]:
     target = int(rare[torch.randint(len(rare), (1,), generator=draw)])
     order = torch.randperm(train.user_count, generator=draw)
     model = matrix_factorisation(train.user_count, train.item_count, 32)
-    config = Config(rounds=6 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
-                    weighting="equal", seed=seed)
+    settings = Settings(rounds=6 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
+                        seed=seed)
     aim = aimed(target, 100.0)
     for attack, share, lie in (("clean", 0.0, aim), ("boosted", 0.01, scaled(50.0)), ("aimed", 0.01,
                                                                                       aim),
@@ -79,8 +83,8 @@ def pushed(split: Split, seed: int, quick: bool) -> dict[str, float]:
         liars = order[:round(share * train.user_count)]
         data = Federation(with_clicks(train, liars, target) if attack == "boosted" else train,
                           owner)
-        for name, rule in RULES.items() if share else [("mean", weighted_mean)]:
-            *_, done = federate(model, data, config, update=Poisoned(liars, lie).update,
+        for name, rule in RULES.items() if share else [("mean", RULES["mean"])]:
+            *_, done = federate(model, data, settings, uplink=[Poison(clients=liars, craft=lie)],
                                 aggregate=rule)
             score = scorer(model, done.params)
             found[f"{attack}_{name}_er10"] = exposure(score, train, target)
@@ -92,13 +96,13 @@ def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
     """AUC of telling members from others, without noise and with some."""
     data = Federation(split.train, one_per_user(split.train))
     inside = torch.rand(len(data), generator=stream(seed, "members")) < 0.5
-    half = World(members=Membership.only(inside), warm=False)
+    half = Participation(members=Membership.only(inside), warm=False)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 8)
-    common = {"rounds": 3 if quick else 20, "cohort": 200, "local_lr": 15.0, "weighting": "equal",
-              "seed": seed}
-    runs = {"plain": federate(model, data, Config(**common), world=half)}
-    runs |= {f"z{z}": federate_privately(model, data, Private(**common, clip=5.0, noise=z),
-                                         world=half, teaching_seed=seed) for z in (0.3, 1, 3)}
+    plain = Settings(rounds=3 if quick else 20, cohort=200, local_lr=15.0, seed=seed)
+    noisy = plain.replace(clip=5.0, sampling="poisson", teaching_seed=seed)
+    runs = {"plain": federate(model, data, plain.replace(weighting="equal"), participation=half)}
+    runs |= {f"z{z}": federate(model, data, noisy.replace(noise=z), participation=half,
+                               uplink=[Clip(), GaussianNoise()]) for z in (0.3, 1, 3)}
     watched, found = rated_items(data, torch.arange(len(data))), {}
     for name, rounds in runs.items():
         *_, done = rounds
@@ -139,8 +143,8 @@ def read(split: Split, seed: int) -> dict[str, float]:
     quiet = data.counts.argsort(stable=True)[torch.randperm(100, generator=stream(seed, "quiet"))]
     for count in (1, 4, 16):
         clients = quiet[:count][data.counts[quiet[:count]].argsort(descending=True)]
-        parts = updates(model, data, start, clients, Config(local_lr=0.1, negatives=0, batch_size=8,
-                                                            seed=seed))
+        parts = updates(model, data, start, clients, SGD(local_lr=0.1, negatives=0, batch_size=8),
+                        seed=seed)
         total = sum(part.deltas[f"text.body.model.encoder.{LAYER}.weight"].values.sum(0)
                     for part in parts)
         outside, _ = recover_tokens(total, body, LAYER, 12)

@@ -10,12 +10,15 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy
 import torch
 
-from fedlab.data import from_wheel
+from fedlab.algorithms import in_order, one_round, pipeline
+from fedlab.core import Round, Settings, Tree
+from fedlab.data import Source, from_wheel
+from fedlab.models import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -81,6 +84,13 @@ def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") 
              "date": datetime.now(UTC).date().isoformat()} | ({"remark": remark} if remark else {})
     print(remark)
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+
+def from_params(model: Model, data: Source, settings: Settings, params: Tree,
+                **parts: Any) -> Callable[[int], Round]:
+    """Number -> the round of this number from these parameters; parts: as `federate` takes them."""
+    pipe = pipeline(in_order(**parts), settings, data)
+    return lambda number: one_round(pipe, model, data, Round(number - 1, settings, params))
 
 
 def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None],

@@ -24,13 +24,12 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from common import entry, record
+from common import entry, from_params, record
 from loops import module_loop
 from torch import nn
 
-from fedlab import Columns, Config, from_module, matrix_factorisation, perceptron
-from fedlab.algorithms import one_round
-from fedlab.core import Round, to
+from fedlab import SGD, Columns, Settings, from_module, matrix_factorisation, perceptron
+from fedlab.core import to
 from fedlab.engine import updates
 
 EXAMPLES, WIDTH, BATCH = 200, 64, 32
@@ -98,15 +97,15 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
 
 
-def rounds_of(model, data: Columns, config: Config, device: torch.device) -> Callable[[int],
-                                                                                      object]:
+def rounds_of(model, data: Columns, settings: Settings,
+              device: torch.device) -> Callable[[int], object]:
     """A function that runs round `number` from the same start.
 
     Everything resident on the device.
     """
     params = to(model.init(0), device)
     there = replace(model, constants=to(model.constants, device))
-    return lambda number: one_round(there, data, config, Round(number - 1, config, params))
+    return from_params(there, data, settings, params)
 
 
 def check(device: torch.device, engines: list[str], clients: int) -> None:
@@ -119,11 +118,11 @@ def check(device: torch.device, engines: list[str], clients: int) -> None:
         from_module(network(), {"x": torch.zeros(2, WIDTH)}), vectors),
         "tables": (matrix_factorisation(clients, 500, 16), lambda n, where: clicks(n, 500, where))}
     for name, (model, data) in models.items():
-        config = Config(cohort=clients, local_lr=0.1)
-        expected = rounds_of(model, data(clients, cpu), config, cpu)(1)
+        settings = Settings(cohort=clients, local_lr=0.1)
+        expected = rounds_of(model, data(clients, cpu), settings, cpu)(1)
         for engine in engines:
             for precision, bound in (("fp32", 1e-5), ("bf16", 0.02)):
-                here = replace(config, engine=engine, precision=precision)
+                here = settings.replace(engine=engine, precision=precision)
                 got = rounds_of(model, data(clients, device), here, device)(1)
                 worst = max(float((got.params[n].cpu() - p).abs().max()) for n,
                             p in expected.params.items())
@@ -162,17 +161,17 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
     note("copy_gb_s", rate / 1e9, "GB/s", "large copy, bytes read and written")
     took: dict[tuple[str, int], float] = {}
     for clients in sizes:
-        data, config = vectors(clients, device), Config(cohort=clients, local_lr=0.1,
+        data, settings = vectors(clients, device), Settings(cohort=clients, local_lr=0.1,
                                                         memory_mb=PLENTY)
-        ways = {e: rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, engine=e),
+        ways = {e: rounds_of(perceptron(WIDTH, WIDTH), data, settings.replace(engine=e),
                              device) for e in engines}
         module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
-        ways["module"] = rounds_of(module, data, config, device)
-        ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, replace(config, precision="bf16"),
+        ways["module"] = rounds_of(module, data, settings, device)
+        ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, settings.replace(precision="bf16"),
                                  device)
         if clients <= 1000:
             start = to(module.init(0), device)
-            ways["loop"] = lambda number, d=data, c=config, s=start: module_loop(
+            ways["loop"] = lambda number, d=data, c=settings, s=start: module_loop(
                 lambda: network().to(device), s, d, c, number)
         for way, work in ways.items():
             if device.type == "cuda":
@@ -198,19 +197,19 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
         note(f"captured_vs_eager_{few}", took["eager", few] / took["captured", few], "ratio",
              f"{few} clients", 3)
     for items in (10_000, 50_000):
-        model, config = matrix_factorisation(few, items, WIDTH), Config(cohort=few,
+        model, settings = matrix_factorisation(few, items, WIDTH), Settings(cohort=few,
                                                                         memory_mb=PLENTY)
-        work = rounds_of(model, clicks(few, items, device), config, device)
+        work = rounds_of(model, clicks(few, items, device), settings, device)
         note(f"mf_{items}_rounds_s", 1 / seconds(work, device, repeats), "1/s",
              f"matrix factorisation, {few} clients")
     net = Adapted(384, 6, 8)
     lora = from_module(net, {"x": torch.zeros(2, 384)})
-    data, config = vectors(few, device, 384), Config(cohort=few, local_lr=0.1, memory_mb=PLENTY)
-    stacked = seconds(rounds_of(lora, data, config, device), device, repeats)
+    data, settings = vectors(few, device, 384), Settings(cohort=few, local_lr=0.1, memory_mb=PLENTY)
+    stacked = seconds(rounds_of(lora, data, settings, device), device, repeats)
     note("lora_rounds_s", 1 / stacked, "1/s",
          f"rank 8 on 6 frozen layers of 384, {few} clients stacked")
     start = to(lora.init(0), device)
-    looped = seconds(lambda n: lora_loop(net, start, data, config, n, device), device, 1, 1)
+    looped = seconds(lambda n: lora_loop(net, start, data, settings, n, device), device, 1, 1)
     note("lora_vs_loop", looped / stacked, "ratio", "the same client by client")
     if importlib.util.find_spec("transformers"):
         for key, value, unit, text in fine_tuning(device, max(2, few // 10), repeats):
@@ -235,7 +234,7 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
     full = TwoTower(texts, ratings, vectors(item_texts(every.catalogue), progress=False)[kept])
     data, everyone = ItemQueries(Federation(ratings, equal(ratings, shops)), 16,
                                  64), torch.arange(shops)
-    config = Config(cohort=shops, batch_size=16, local_lr=0.1, weighting="equal", memory_mb=PLENTY)
+    local = SGD(batch_size=16, local_lr=0.1, memory_mb=PLENTY)
     tokens = shops * 16 * texts.kept.shape[1]
     lora = adapted(full, ("query", "key", "value", "dense"), train=("head", "user"))
     for name, net in (("full", full), ("lora", lora)):
@@ -244,7 +243,7 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
         params = to(model.init(0), device)
 
         def train(cohort: torch.Tensor, number: int, model=model, params=params) -> list:
-            return list(updates(model, data, params, cohort, config, number=number))
+            return list(updates(model, data, params, cohort, local, number=number))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         stacked = seconds(lambda n, train=train: train(everyone, n), device, repeats, 1)
@@ -258,12 +257,12 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
         yield f"minilm_{name}_vs_loop", looped / stacked, "ratio", f"{what}, stacked against shop by shop"
 
 
-def lora_loop(net: nn.Module, start: dict, data: Columns, config: Config, number: int,
+def lora_loop(net: nn.Module, start: dict, data: Columns, settings: Settings, number: int,
               device: torch.device) -> None:
     """A round of the adapted network client by client."""
     everything = start | {n: p.detach()[None].to(device) for n,
                           p in net.named_parameters() if not p.requires_grad}
-    module_loop(lambda: Adapted(384, 6, 8).to(device), everything, data, config, number)
+    module_loop(lambda: Adapted(384, 6, 8).to(device), everything, data, settings, number)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ quality.json.
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import mean, median, stdev
 
 import torch
@@ -23,9 +22,9 @@ from quality import ALL
 from torch import Tensor
 
 from fedlab import (
-    Config,
     Federation,
     Model,
+    Settings,
     candidates,
     content,
     federate,
@@ -37,7 +36,7 @@ from fedlab import (
     read,
     scorer,
 )
-from fedlab.algorithms import Implicit, one_round
+from fedlab.algorithms import Implicit
 from fedlab.core import Key, Tree
 from fedlab.data import Ratings
 from fedlab.evaluation import cold_ranking, hide_items, popularity
@@ -53,8 +52,7 @@ def trained(train: Ratings, way: Implicit, seed: int) -> tuple[Model, Federation
     """The model, all users as clients, and the parameters after 30 rounds of federated iALS."""
     clients = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, 32)
-    config = replace(ALL, cohort=len(clients), seed=seed)
-    *_, end = federate(model, clients, config, update=way.update, aggregate=way.aggregate)
+    *_, end = federate(model, clients, ALL.replace(cohort=len(clients), seed=seed), local=way)
     return model, clients, end.params
 
 
@@ -120,13 +118,15 @@ def kept_or_encoded(ratings: Ratings, times: int) -> float:
     texts = item_texts(ratings.catalogue)
     known, minilm = vectors(texts, progress=False), encoder()
     model = content(known, history(ratings, known), 32)
-    clients, config = Federation(ratings, one_per_user(ratings)), Config(cohort=10, local_lr=0.1)
-    last, ratios = next(federate(model, clients, config)), []
+    clients = Federation(ratings, one_per_user(ratings))
+    settings = Settings(cohort=10, local_lr=0.1, rounds=times + 1)
+    rounds, ratios = federate(model, clients, settings), []
+    next(rounds)
     for number in range(2, 2 + times):
         began = time.perf_counter()
-        last = one_round(model, clients, config, last)
+        last = next(rounds)
         took = time.perf_counter() - began
-        drawn = clients.draw(last.cohort, 1, config.negatives, Key(0, "examples", number))
+        drawn = clients.draw(last.cohort, 1, settings.negatives, Key(0, "examples", number))
         films = (drawn["client"] * ratings.item_count + drawn["item"]).unique() % ratings.item_count
         began = time.perf_counter()
         minilm([texts[i] for i in films.tolist()])           # a client has no other's vectors

@@ -25,24 +25,24 @@ class Plain(nn.Module):
         return (self.user(user) * self.item(item)).sum(1) + self.bias(item)[:, 0]
 
 
-def drawn(data, config, number):
+def drawn(data, settings, number):
     """A round's cohort and, for each of its clients.
 
     Its examples in the order that the engine takes them.
     """
-    cohort = sample(data, config, number)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, Key(config.seed,
+    cohort = sample(data, settings.cohort, number, seed=settings.seed)
+    examples = data.draw(cohort, settings.local_epochs, settings.negatives, Key(settings.seed,
                                                                                "examples", number))
     ends = torch.bincount(examples["client"]).tolist()
     return cohort, examples, ends
 
 
-def table_loop(params, data, config, number, dense: bool):
+def table_loop(params, data, settings, number, dense: bool):
     """A round of matrix factorisation client by client; dense.
 
     Whole tables, or only the rows a client touches.
     """
-    cohort, examples, sizes = drawn(data, config, number)
+    cohort, examples, sizes = drawn(data, settings, number)
     users, items, target = (as_tensor(examples[n]).split(sizes) for n in ("user", "item", "target"))
     mean = {name: torch.zeros_like(value) for name, value in params.items()}
     new_users = params["user"].clone()
@@ -57,8 +57,8 @@ def table_loop(params, data, config, number, dense: bool):
             model.user.weight.copy_(params["user"][user])
             model.item.weight.copy_(params["item"] if dense else params["item"][ids])
             model.bias.weight.copy_((params["bias"] if dense else params["bias"][ids])[:, None])
-        optimizer = torch.optim.SGD(model.parameters(), lr=config.local_lr)
-        for cut in torch.arange(len(places)).split(config.batch_size):
+        optimizer = torch.optim.SGD(model.parameters(), lr=settings.local_lr)
+        for cut in torch.arange(len(places)).split(settings.batch_size):
             optimizer.zero_grad()
             logits = model(torch.zeros_like(cut), places[cut])
             binary_cross_entropy_with_logits(logits, target[position][cut]).backward()
@@ -73,16 +73,16 @@ def table_loop(params, data, config, number, dense: bool):
                                         (model.item.weight - params["item"][ids]) / len(cohort))
                 mean["bias"].index_add_(0, ids, (model.bias.weight[:, 0] - params["bias"][ids])
                                         / len(cohort))
-    step = {name: params[name] + config.server_lr * mean[name] for name in ("item", "bias")}
+    step = {name: params[name] + settings.server_lr * mean[name] for name in ("item", "bias")}
     return step | {"user": new_users}
 
 
-def module_loop(build, params, data, config, number):
+def module_loop(build, params, data, settings, number):
     """A round of a module on the column `x`, client by client, with one resident module.
 
     build() makes it; params: its weights by name, each with a leading axis of 1.
     """
-    cohort, examples, sizes = drawn(data, config, number)
+    cohort, examples, sizes = drawn(data, settings, number)
     rows, targets = examples["x"].rows.split(sizes), as_tensor(examples["target"]).split(sizes)
     resident = build()
     names = [name for name, _ in resident.named_parameters()]
@@ -92,8 +92,8 @@ def module_loop(build, params, data, config, number):
             for name, weight in resident.named_parameters():
                 weight.copy_(params[name][0])
         x = examples["x"].table[rows[position]]
-        optimizer = torch.optim.SGD(resident.parameters(), lr=config.local_lr)
-        for cut in torch.arange(len(x)).split(config.batch_size):
+        optimizer = torch.optim.SGD(resident.parameters(), lr=settings.local_lr)
+        for cut in torch.arange(len(x)).split(settings.batch_size):
             optimizer.zero_grad()
             binary_cross_entropy_with_logits(resident(x[cut]).squeeze(1),
                                              targets[position][cut]).backward()
@@ -101,4 +101,4 @@ def module_loop(build, params, data, config, number):
         with torch.no_grad():
             for name, weight in resident.named_parameters():
                 mean[name][0].add_(weight - params[name][0], alpha=1 / len(cohort))
-    return {name: params[name] + config.server_lr * mean[name] for name in names}
+    return {name: params[name] + settings.server_lr * mean[name] for name in names}

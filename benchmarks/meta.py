@@ -15,18 +15,21 @@ of users (seed 1). Times come from interleaved runs on one thread. Errors go to 
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from statistics import mean, median
+from typing import Any
 
 import torch
 from common import by_seed, entry, is_quick, ml100k, record
 from torch import Tensor, nn
 
 from fedlab import (
-    Config,
+    SGD,
     Federation,
     Model,
+    Settings,
     federate,
     from_module,
     item_features,
@@ -34,9 +37,8 @@ from fedlab import (
     read,
 )
 from fedlab.algorithms import Meta, newcomers, with_rates
-from fedlab.core import Key, Tree, Update
+from fedlab.core import Key, Local, Tree
 from fedlab.data import Curves, Episodes, Ratings
-from fedlab.engine import updates
 from fedlab.evaluation import NewUsers, item_means, new_users
 from fedlab.models import user_factor_model
 from fedlab.models.text import item_texts, principal_components, vectors
@@ -46,9 +48,8 @@ KS = 3, 5, 10, 20
 CUT = {"ratings": ((3, 100), 200), "clicks": ((3, 20), 40)}
 GOALS = {5: 0.975, 10: 0.952, 20: 0.932}
 BASELINES = "fedavg", "ditto", "pfedme", "fedper"
-USER = frozenset({"user"})
-SERVER = Config(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4,
-                weight_decay=0.003)
+SERVER = Settings(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4,
+                  weight_decay=0.003)
 
 
 def about(ratings: Ratings) -> Tensor:
@@ -66,66 +67,63 @@ def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[i
     model = user_factor_model(ratings.item_count, 8, about(ratings), bias=item_means(late.train),
                               spread=0.03)
     tasks = Episodes(Federation(late.train, one_per_user(late.train), "ratings"), (3, 100), 200)
-    config = replace(SERVER, server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks),
-                     seed=fold)
-    meta, total, last = Meta("ridge", USER), defaultdict[str, Tensor | float](float), min(20, config.rounds)
-    for done in federate(model, tasks, config, update=meta.update):
-        if done.number > config.rounds - last:
+    settings = SERVER.replace(server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks),
+                              seed=fold)
+    meta, last = Meta(adaptation="ridge", adapts="user"), min(20, settings.rounds)
+    total = defaultdict[str, Tensor | float](float)
+    for done in federate(model, tasks, settings, local=meta):
+        if done.number > settings.rounds - last:
             for name, value in done.params.items():
                 total[name] = total[name] + value / last
     people, end = late.query.user_count, dict(total)
-    return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k), config,
+    return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k),
                                               people)) for k in KS},
             "counting": {k: late.error(late.mean_baseline(k)) for k in KS}}
 
 
 @dataclass(frozen=True)
 class Way:
-    """How clients train (`federate`'s update and Config).
+    """How clients train (`federate`'s local and settings), and how newcomers adapt to what came."""
 
-    And how newcomers adapt to what came of it.
-    """
-
-    update: Callable[..., Iterator[Update]]
-    config: Config
+    local: Local
+    settings: Settings
     adapt: Meta
-    own: Config
 
 
 def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
     """Every way by name: FedAvg and personalisation first, then what learns to adapt."""
-    server = replace(SERVER, rounds=rounds, cohort=clients, seed=seed, server_lr=0.03)
-    average = replace(server, local_lr=0.03, server_lr=0.1, weight_decay=0.0)
-    last = Meta("maml", USER)
+    server = SERVER.replace(rounds=rounds, cohort=clients, seed=seed, server_lr=0.03)
+    plain = server.replace(server_lr=0.1, weight_decay=0.0)
     if task == "ratings":
-        own, tuned, near = Meta(), replace(average, local_lr=0.01, local_epochs=5), 1.0
-        head = replace(average, local_lr=0.1)
-        envelope, step = replace(head, local_epochs=3), replace(server, local_lr=0.3,
-                                                                local_epochs=3)
+        rate, epochs, tuned, near = 0.03, 1, 0.01, 1.0
+        head, head_epochs, envelope_epochs = 0.1, 1, 3
+        step, decay = {"local_lr": 0.3, "local_epochs": 3}, server
     else:
-        average = replace(average, local_lr=1.0, local_epochs=3)
-        own, tuned, near, head, envelope = last, replace(average,
-                                                         local_epochs=5), 0.03, average, average
-        step = replace(server, local_lr=3.0, local_epochs=3, server_lr=0.1, weight_decay=0.0)
-    whole, envelope = replace(step, local_lr=step.local_lr / 10), replace(envelope, proximal=near)
-    found = {"fedavg": Way(updates, average, own, tuned), "ditto": Way(updates, average, own,
-                                                                       replace(tuned,
-                                                                               proximal=near)),
-             "pfedme": Way(Meta("reptile").update, envelope, own, replace(envelope,
-                                                                          local_lr=0.03
-                                                                          if task == "ratings"
-                                                                          else 1.0,
-                                                                          local_epochs=5)),
-             "fedper": Way(updates, head, last, replace(head, local_epochs=5)),
-             "fedrecon": learner(Meta("fomaml", USER, learn_start=False), step),
-             "fomaml": learner(Meta("fomaml"), whole), "maml": learner(Meta(), whole),
-             "anil": learner(last, step), "meta_sgd": learner(Meta("meta-sgd", USER), step)}
-    return found | ({"ridge": learner(Meta("ridge", USER), step)} if task == "ratings" else {})
+        rate, epochs, tuned, near = 1.0, 3, 1.0, 0.03
+        head, head_epochs, envelope_epochs = 1.0, 3, 3
+        step, decay = {"local_lr": 3.0, "local_epochs": 3}, plain
+    whole = step | {"local_lr": step["local_lr"] / 10}
+    own = {"adapts": "all" if task == "ratings" else "user", "local_epochs": 5}
+    near_rate = 0.03 if task == "ratings" else 1.0
+    average = SGD(local_lr=rate, local_epochs=epochs)
 
-
-def learner(meta: Meta, config: Config) -> Way:
-    """One method for those who train and for newcomers."""
-    return Way(meta.update, config, meta, config)
+    def learner(settings: Settings, **given: Any) -> Way:
+        """One method for those who train and for newcomers."""
+        return Way(Meta(**given), settings, Meta(**given))
+    found = {
+        "fedavg": Way(average, plain, Meta(local_lr=tuned, **own)),
+        "ditto": Way(average, plain, Meta(local_lr=tuned, proximal=near, **own)),
+        "pfedme": Way(Meta(adaptation="reptile", local_lr=head, local_epochs=envelope_epochs,
+                           proximal=near), plain, Meta(local_lr=near_rate, proximal=near, **own)),
+        "fedper": Way(SGD(local_lr=head, local_epochs=head_epochs), plain,
+                      Meta(adapts="user", local_lr=head, local_epochs=5)),
+        "fedrecon": learner(decay, adaptation="fomaml", adapts="user", learn_start="no", **step),
+        "fomaml": learner(decay, adaptation="fomaml", **whole), "maml": learner(decay, **whole),
+        "anil": learner(decay, adapts="user", **step),
+        "meta_sgd": Way(Meta(adaptation="meta-sgd", adapts="user", local_epochs=3), decay,
+                        Meta(adaptation="meta-sgd", adapts="user", local_epochs=3))}
+    ridge = learner(decay, adaptation="ridge", adapts="user")
+    return found | ({"ridge": ridge} if task == "ratings" else {})
 
 
 def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, list[float]]:
@@ -141,16 +139,16 @@ def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, lis
                                         clients=n) for n in (0, len(tasks)))
     judged = asked(late, task, fold)
     for name, way in ways(task, rounds, len(tasks), fold).items():
-        model = {"meta_sgd": with_rates(plain, way.config.local_lr), "fedper": private}.get(name,
-                                                                                            plain)
-        for done in federate(model, tasks, way.config, update=way.update):
+        rate = 0.3 if task == "ratings" else 3.0
+        model = {"meta_sgd": with_rates(plain, rate), "fedper": private}.get(name, plain)
+        for done in federate(model, tasks, way.settings, local=way.local):
             start = {"user": torch.zeros(1, 9)} if name == "fedper" else {}
             judge = plain if name == "fedper" else model
-            found[name].append(judged(way.adapt, judge, done.params | start, way.own))
+            found[name].append(judged(way.adapt, judge, done.params | start))
     return found
 
 
-def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree, Config], float]:
+def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree], float]:
     """The query loss of newcomers who adapted to ten ratings.
 
     Or to ten clicks with four negatives each.
@@ -165,9 +163,9 @@ def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree, 
     known = torch.isin(judges["user"] * late.query.item_count + judges["item"], late.given.pairs())
     judges = {name: column[~known] for name, column in judges.items()}
 
-    def loss(meta: Meta, model: Model, params: Tree, config: Config) -> float:
+    def loss(meta: Meta, model: Model, params: Tree) -> float:
         columns = {name: column for name, column in support.items() if name != "epoch"}
-        score = newcomers(meta, model, params, columns, config, people)
+        score = newcomers(meta, model, params, columns, people)
         return float(model.loss(score(judges["user"], judges["item"])[None],
                                 judges["target"][None]).mean())
     return loss
@@ -237,7 +235,7 @@ def times(quick: bool) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
     model, data = from_module(net, {"x": torch.zeros(3, 1)}, task="ratings"), Curves(1000, 10, 10)
-    params, config = model.init(0), Config(local_lr=0.02, local_epochs=3)
+    params, inner = model.init(0), {"local_lr": 0.02, "local_epochs": 3}
     note, everyone = ", quick" if quick else "", torch.arange(1000)
     drawn = data.draw(everyone, 1, 0, Key(0, "any"))
     given = {name: column[drawn["query"] == 0] for name,
@@ -245,10 +243,12 @@ def times(quick: bool) -> None:
     parts = [{name: column[i * 10:(i + 1) * 10] for name,
               column in given.items()} for i in range(1000)]
     parts = [part | {"client": torch.zeros(10, dtype=torch.int64)} for part in parts]
-    calls = {method: lambda m=method: list(Meta(m).update(model, data, params, everyone[:100],
-                                                          config)) for method in ("fomaml", "maml")}
-    calls |= {"at once": lambda: Meta().adapt(model, params, given, config),
-              "loop": lambda: [Meta().adapt(model, params, part, config) for part in parts]}
+    settings, meta = Settings(cohort=100, rounds=10_000), Meta(**inner)
+    rounds = {method: federate(model, data, settings, local=Meta(adaptation=method, **inner))
+              for method in ("fomaml", "maml")}
+    calls = {method: partial(next, stream) for method, stream in rounds.items()}
+    calls |= {"at once": lambda: meta.adapt(model, params, given),
+              "loop": lambda: [meta.adapt(model, params, part) for part in parts]}
     took = seconds(calls, 2 if quick else 9)
     record("meta", {
         "second_vs_first_order_time": entry(

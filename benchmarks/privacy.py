@@ -27,8 +27,12 @@ from common import ROOT, by_seed, entry, is_quick, ml100k, record
 from torch import Tensor
 
 from fedlab import (
-    Config,
+    SGD,
+    Clip,
     Federation,
+    GaussianNoise,
+    LocalNoise,
+    Settings,
     candidates,
     federate,
     leave_one_out,
@@ -38,9 +42,9 @@ from fedlab import (
     ranking,
     read,
 )
-from fedlab.algorithms import ClientUpdate, Private, federate_privately, sample
-from fedlab.attacks import reading_metrics, masked_scores, rated_items, sign_scores
-from fedlab.core import Score, Tree
+from fedlab.algorithms import sample
+from fedlab.attacks import masked_scores, rated_items, reading_metrics, sign_scores
+from fedlab.core import Local, Score, Tree
 from fedlab.data import Split
 from fedlab.engine import updates
 from fedlab.evaluation import scorer
@@ -48,19 +52,17 @@ from fedlab.models import Model, matrix_factorisation
 from fedlab.models.text import genre_kernel, item_texts, text_kernel, vectors, year_kernel
 from fedlab.privacy import (
     FixedPoint,
+    ItemCounts,
     Member,
-    NoiseSource,
     PairCounts,
     Release,
-    RoundContext,
-    counts,
     dense,
     epsilon,
+    item_counts,
     noise_for,
     own_taste,
-    pairs,
+    pair_counts,
     public_basis,
-    seen,
     smoothed,
     standard,
     table_score,
@@ -81,11 +83,11 @@ def kinds(split: Split) -> tuple[Tensor, Tensor, Tensor]:
     return text, years, text + 0.3 * years + 0.2 * genre_kernel(known)
 
 
-def released(data: Federation, model: Model, update: ClientUpdate, noise: float, seed: int) -> Tree:
+def released(data: Federation, model: Model, local: Local, noise: float, seed: int) -> Tree:
     """What the server has after all clients' contributions were summed once."""
-    config = Private(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)),
-                     delta=DELTA)
-    (done,) = federate_privately(model, data, config, update=update, teaching_seed=seed)
+    settings = Settings(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)),
+                        delta=DELTA, sampling="poisson", teaching_seed=seed)
+    (done,) = federate(model, data, settings, local=local, uplink=[Clip(), GaussianNoise()])
     return done.params
 
 
@@ -101,13 +103,13 @@ def within(budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Te
     mine = standard(own_taste(data.train, [(1.0, text), (0.3, years)]))
 
     def by_counts(noise: float) -> tuple[Tensor, Tensor]:
-        popular = smoothed(released(data, counts(len(text)), seen, noise, seed)["count"], text,
-                           noise)
+        count = released(data, item_counts(len(text)), ItemCounts(), noise, seed)["count"]
+        popular = smoothed(count, text, noise)
         return popular, popular.log() + mine
     popular, scores = by_counts(noise)
     rest = (whole**-2 - noise**-2) ** -0.5 if budget else whole
     basis = public_basis(public, popular, 32)
-    square = released(data, pairs(basis), PairCounts(basis).update, rest, seed)["pairs"][0]
+    square = released(data, pair_counts(basis), PairCounts(), rest, seed)["pairs"][0]
     more = own_taste(data.train, [(0.3, together(square, basis, popular, rest))])
     return by_counts(whole)[1], scores + more
 
@@ -116,9 +118,9 @@ def averaged(data: Federation, seed: int, quick: bool) -> Score:
     """DP-FedAvg of lesson 2's model at epsilon 8."""
     model = matrix_factorisation(data.train.user_count, data.train.item_count, 16)
     plan = [Release(1.0, AVERAGED["cohort"] / len(data), AVERAGED["rounds"])]
-    config = Private(**AVERAGED, noise=noise_for(8, DELTA, plan, method="rdp"), delta=DELTA,
-                     seed=seed)
-    *_, last = federate_privately(model, data, config, teaching_seed=seed)
+    settings = Settings(**AVERAGED, noise=noise_for(8, DELTA, plan, method="rdp"), delta=DELTA,
+                        seed=seed, sampling="poisson", teaching_seed=seed)
+    *_, last = federate(model, data, settings, uplink=[Clip(), GaussianNoise()])
     assert last.metrics["epsilon"] <= 8
     return scorer(model, last.params)
 
@@ -155,8 +157,8 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
 
 def worst(quick: bool) -> float:
     """The largest share by which epsilon differs from Opacus' and dp-accounting's RDP."""
-    rows, errors = csv.DictReader((ROOT / "tests"
-                                   / "dp_test_vectors.csv").read_text().splitlines()), []
+    vectors = ROOT / "tests" / "privacy" / "dp_test_vectors.csv"
+    rows, errors = csv.DictReader(vectors.read_text().splitlines()), []
     for row in rows:
         if row["id"].startswith("P"):
             kind = {"p": "poisson", "f": "fixed", "n": "all"}[row["sampling"][0]]
@@ -174,11 +176,13 @@ def times(repeats: int) -> dict[str, float]:
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
     common = {"rounds": 10_000, "cohort": 100, "local_lr": 0.5}
-    private = {"noise": 1.0, "clip": 0.5, **common}
-    streams = {"plain": federate(model, data, Config(**common)),
-               "central": federate_privately(model, data, Private(**private)),
-               "adaptive": federate_privately(model, data, Private(**private, quantile=0.5)),
-               "local": federate_privately(model, data, Private(**private, placement="local"))}
+    plain = Settings(**common)
+    private = plain.replace(clip=0.5, sampling="poisson")
+    central = [Clip(), GaussianNoise()]
+    streams = {"plain": federate(model, data, plain),
+               "central": federate(model, data, private, uplink=central),
+               "adaptive": federate(model, data, private.replace(quantile=0.5), uplink=central),
+               "local": federate(model, data, private, uplink=[Clip(), LocalNoise()])}
     taken = defaultdict(list)
     for number in range(repeats + 2):
         for name, rounds in streams.items():
@@ -196,12 +200,9 @@ def row_leak(seed: int) -> dict[str, float]:
     split = leave_one_out(load())
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
-    params, cohort = model.init(seed), sample(data, Config(cohort=100, seed=seed),
-                                                              1)
-    parts = list(updates(model, data, params, cohort, Config(local_lr=1.0, seed=seed)))
-    shared = {"bias": params["bias"]}
-    scene, fixed = RoundContext(1.0, 1.0, 0.0, 100.0, shared, NoiseSource(), {}), FixedPoint(100.0,
-                                                                                             100)
+    params, cohort = model.init(seed), sample(data, 100, 1, seed=seed)
+    parts = list(updates(model, data, params, cohort, SGD(local_lr=1.0), seed=seed))
+    shared, fixed = {"bias": params["bias"]}, FixedPoint(100.0, 100)
     members = {number: Member(number, b"row leak") for number in range(1, 101)}
     keys, seen, words = {number: member.keys() for number, member in members.items()}, [], []
     for member in members.values():
@@ -209,7 +210,7 @@ def row_leak(seed: int) -> dict[str, float]:
     for part in parts:
         one = replace(part, deltas={"bias": part.deltas["bias"]})
         seen.append(sign_scores(one, len(shared["bias"])))
-        for row in dense(one, scene)["bias"]:
+        for row in dense(one, shared)["bias"]:
             number = len(words) + 1
             words.append(masked_scores(members[number].masked(fixed.encode(row.double().numpy()),
                                                               members)))

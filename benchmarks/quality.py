@@ -19,8 +19,9 @@ import torch
 from common import entry, is_quick, ml100k, parameters, record
 
 from fedlab import (
-    Config,
+    SGD,
     Federation,
+    Settings,
     alone_ranks,
     best_round,
     candidates,
@@ -37,15 +38,15 @@ from fedlab import (
     scorer,
 )
 from fedlab.algorithms import Implicit, fine_tuned
-from fedlab.core import Score, Tree
+from fedlab.core import Score, Tree, turned
 from fedlab.data import Split
 from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
 SERVER = {"server_optimizer": "adam", "server_momentum": 0.5, "server_beta2": 0.99,
           "server_epsilon": 1e-4}
-ALL = Config(rounds=30, server_lr=0.1, **SERVER)                       # every client in every round
-TENTH = Config(rounds=80, server_lr=0.02, **SERVER)                    # a tenth of them
-PFEDREC = Config(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
+ALL = Settings(rounds=30, server_lr=0.1, **SERVER)  # every client in every round
+TENTH = Settings(rounds=80, server_lr=0.02, **SERVER)                    # a tenth of them
+PFEDREC = Settings(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
 GOALS = {"mlsmall_fedavg_hr10": 0.66, "mlsmall_fedavg_ndcg10": 0.39,
          "mlsmall_federated_hr10": 0.715, "mlsmall_federated_ndcg10": 0.465,
          "ml100k_federated_hr10": 0.665, "ml100k_federated_ndcg10": 0.38,
@@ -95,30 +96,30 @@ def lesson(setting: Setting, seed: int, validation: Candidates,
     In a federation, on pooled data, and each user alone.
     """
     given, clients, split = parameters("02_fedavg"), setting.clients, setting.split
-    together = Config(rounds=given["ROUNDS"], cohort=len(clients), local_lr=given["LOCAL_LR"],
-                      seed=seed, server_lr=given["SERVER_LR"], batch_size=given["BATCH_SIZE"],
-                      weighting="equal")
-    pooled = Config(rounds=given["CENTRAL_EPOCHS"], cohort=1, local_lr=given["CENTRAL_LR"],
-                    seed=seed, batch_size=given["CENTRAL_BATCH"])
+    together = Settings(rounds=given["ROUNDS"], cohort=len(clients), local_lr=given["LOCAL_LR"],
+                        seed=seed, server_lr=given["SERVER_LR"], batch_size=given["BATCH_SIZE"],
+                        weighting="equal")
+    pooled = Settings(rounds=given["CENTRAL_EPOCHS"], cohort=1, local_lr=given["CENTRAL_LR"],
+                      seed=seed, batch_size=given["CENTRAL_BATCH"])
     central = Federation(split.train, torch.zeros(split.train.user_count, dtype=torch.int64))
     model = setting.model(given["DIM"])
-    for name, data, config in (("fedavg", clients, together), ("pooled", central, pooled)):
-        run = measured(federate(model, data, config), lambda r: ranking(scorer(model, r.params),
-                                                                        validation), every=2)
+    for name, data, settings in (("fedavg", clients, together), ("pooled", central, pooled)):
+        run = measured(federate(model, data, settings),
+                       lambda r: ranking(scorer(model, r.params), validation), every=2)
         yield name, report(split, scorer(model, best_round(run, "ndcg@10", "max").params), test)
-    alone = replace(together, local_epochs=given["ALONE_EPOCHS"])
-    yield "local", at_k(alone_ranks(model, clients, alone, test))
+    alone = SGD(local_lr=given["LOCAL_LR"], batch_size=given["BATCH_SIZE"],
+                local_epochs=given["ALONE_EPOCHS"])
+    yield "local", at_k(alone_ranks(model, clients, alone, test, seed=seed))
 
 
-def federated(setting: Setting, config: Config, share: float, seed: int, seen: Callable[[Score], None]) -> Tree:
-    """Federated iALS for all rounds of `config`.
+def federated(setting: Setting, settings: Settings, share: float, seed: int, seen: Callable[[Score], None]) -> Tree:
+    """Federated iALS for all rounds of `settings`.
 
     `seen` looks at each round with the users' vectors solved anew.
     """
     clients, way = setting.clients, setting.way
-    config = replace(config, cohort=max(1, round(share * len(clients))), seed=seed)
-    for done in federate(setting.model(setting.dim), clients, config, update=way.update,
-                         aggregate=way.aggregate):
+    settings = settings.replace(cohort=max(1, round(share * len(clients))), seed=seed)
+    for done in federate(setting.model(setting.dim), clients, settings, local=way):
         seen(setting.score(done.params))
     return done.params
 
@@ -128,9 +129,11 @@ def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> 
 
     Each user ranks with its own copy of the films' vectors.
     """
-    model, config = setting.model(32), replace(PFEDREC, cohort=len(data), seed=seed)
-    (*_, last) = federate(model, data, config)
-    return ranking(fine_tuned(model, data, last.params, config, last.number + 1), test)["hr@10"]
+    model, settings = setting.model(32), PFEDREC.replace(cohort=len(data), seed=seed)
+    (*_, last) = federate(model, data, settings)
+    own = fine_tuned(model, data, last.params, turned(SGD(), settings), seed=seed,
+                     number=last.number + 1)
+    return ranking(own, test)["hr@10"]
 
 
 def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: dict[str,
@@ -150,9 +153,9 @@ def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: 
         both = setting.score(setting.model(setting.dim).init(seed) | {"user": users, "item": items})
         found["central"] = report(split, both, test)
         curves["central"].append([ranking(both, validation)["ndcg@10"]])
-        for name, config, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):
+        for name, settings, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):
             curve: list[float] = []
-            params = federated(setting, config, share, seed, lambda score, c=curve,
+            params = federated(setting, settings, share, seed, lambda score, c=curve,
                                v=validation: c.append(ranking(score, v)["ndcg@10"]))
             found[name] = report(split, setting.score(params), test)
             found[f"{name}_plain"] = report(split, setting.score(params, recency=0.0), test)

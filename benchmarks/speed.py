@@ -16,19 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
-from common import entry, is_quick, parameters, record
+from common import entry, from_params, is_quick, parameters, record
 from loops import module_loop, table_loop
 from torch import nn
 
 from fedlab import (
     Columns,
-    Config,
     Federation,
+    Settings,
     Stored,
     from_module,
     leave_one_out,
@@ -38,14 +37,13 @@ from fedlab import (
     perceptron,
     synthesise,
 )
-from fedlab.algorithms import one_round
 from fedlab.core import Round
 
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
 Way = Callable[[int], dict]                      # round number -> parameters
 
 
-def interleaved(ways: dict[str, Way], repeats: int, config: Config) -> tuple[dict[str, float],
+def interleaved(ways: dict[str, Way], repeats: int, settings: Settings) -> tuple[dict[str, float],
                                                                              float]:
     """Median seconds of each way, taken in turn after one warm-up.
 
@@ -60,7 +58,7 @@ def interleaved(ways: dict[str, Way], repeats: int, config: Config) -> tuple[dic
             ends.append(way(number))
             if number:
                 seconds[name].append(time.perf_counter() - began)
-        worst = max(worst, *(float((end[n] - ends[0][n]).abs().max()) / config.server_lr
+        worst = max(worst, *(float((end[n] - ends[0][n]).abs().max()) / settings.server_lr
                              for end in ends[1:] for n in end if n in ends[0]))
     return {name: median(values) for name, values in seconds.items()}, worst
 
@@ -85,11 +83,16 @@ def vectors(clients: int) -> Columns:
     return Columns({"x": x, "target": target}, torch.arange(clients).repeat_interleave(EXAMPLES))
 
 
+def params_of(step: Callable[[int], Round]) -> Way:
+    """The parameters after a round."""
+    return lambda number: step(number).params
+
+
 def mlp(repeats: int) -> dict[str, float]:
     """Seconds a round: loop, eager, compiled, module."""
     data, built = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
-    config = Config(cohort=CLIENTS, local_lr=0.1)
+    settings = Settings(cohort=CLIENTS, local_lr=0.1)
     start = module.init(0)
     names = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
     first = {"w1": start["0.weight"].transpose(1, 2).contiguous(), "b1": start["0.bias"],
@@ -100,14 +103,12 @@ def mlp(repeats: int) -> dict[str, float]:
                 v in p.items()}
 
     def engine(how: str) -> Way:
-        now = replace(config, engine=how)
-        return lambda number: renamed(one_round(built, data, now, Round(number - 1, now,
-                                                                        first)).params)
-    ways = {"loop": lambda number: module_loop(network, start, data, config, number),
+        step = from_params(built, data, settings.replace(engine=how), first)
+        return lambda number: renamed(step(number).params)
+    ways = {"loop": lambda number: module_loop(network, start, data, settings, number),
             "eager": engine("eager"), "compiled": engine("compiled"),
-            "module": lambda number: one_round(module, data, config, Round(number - 1, config,
-                                                                           start)).params}
-    times, worst = interleaved(ways, repeats, config)
+            "module": params_of(from_params(module, data, settings, start))}
+    times, worst = interleaved(ways, repeats, settings)
     report(f"MLP, {CLIENTS} clients", times, worst)
     return times
 
@@ -116,11 +117,12 @@ def growth(repeats: int) -> tuple[float, float]:
     """Seconds for each client, at 100 and at 1,000 clients a round, taken in turn."""
     model, sizes = perceptron(WIDTH, WIDTH), (100, 1000)
     params, data = model.init(0), {n: vectors(n) for n in sizes}
+    steps = {n: from_params(model, data[n], Settings(cohort=n, local_lr=0.1), params) for n in sizes}
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     for number in range(repeats + 1):
         for n in sizes:
-            now, began = Config(cohort=n, local_lr=0.1), time.perf_counter()
-            one_round(model, data[n], now, Round(number - 1, now, params))
+            began = time.perf_counter()
+            steps[n](number)
             seconds[n].append((time.perf_counter() - began) / n)
     return median(seconds[100][1:]), median(seconds[1000][1:])
 
@@ -131,18 +133,18 @@ def knob_delay() -> float:
     Seconds of the first compiled round after a knob is turned, less the round that follows it.
     """
     data, model = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
-    now = Config(cohort=CLIENTS, local_lr=0.1, engine="compiled")
+    now = Settings(cohort=CLIENTS, local_lr=0.1, engine="compiled")
     params = model.init(0)
-    one_round(model, data, now, Round(-1, now, params))
+    from_params(model, data, now, params)(0)
     turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2},
               {"server_lr": 2.0}, {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1},
               {"batch_size": 64, "cohort": 64}]
     worst = 0.0
     for number, change in enumerate(turned, 1):
-        now, seconds = replace(now, **change), []
+        now, seconds = now.replace(**change), []
         for _ in range(3):
             began = time.perf_counter()
-            one_round(model, data, now, Round(number - 1, now, params))
+            from_params(model, data, now, params)(number)
             seconds.append(time.perf_counter() - began)
         worst = max(worst, seconds[0] - min(seconds[1:]))
     return worst
@@ -158,16 +160,15 @@ def tables(items: int, repeats: int) -> dict[str, float]:
     item = torch.randint(items, (len(owner),), generator=generator)
     target = (torch.rand(len(owner), generator=generator) < 0.2).float()
     data = Columns({"user": owner, "item": item, "target": target}, owner)
-    model, config = matrix_factorisation(CLIENTS, items, WIDTH), Config(cohort=CLIENTS,
+    model, settings = matrix_factorisation(CLIENTS, items, WIDTH), Settings(cohort=CLIENTS,
                                                                         local_lr=1.0)
     params = model.init(0)
 
     def loop(dense: bool) -> Way:
-        return lambda number: table_loop(params, data, config, number, dense)
-    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config,
-                                                                          params)).params,
+        return lambda number: table_loop(params, data, settings, number, dense)
+    ways = {"engine": params_of(from_params(model, data, settings, params)),
             "dense loop": loop(True), "row loop": loop(False)}
-    times, worst = interleaved(ways, repeats, config)
+    times, worst = interleaved(ways, repeats, settings)
     report(f"matrix factorisation, {items:,} items", times, worst)
     return times
 
@@ -178,24 +179,23 @@ def lesson(cohort: int):
     train = leave_one_out(load()).train
     data = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, shown["DIM"])
-    config = Config(cohort=cohort, local_lr=shown["LOCAL_LR"], server_lr=shown["SERVER_LR"],
+    settings = Settings(cohort=cohort, local_lr=shown["LOCAL_LR"], server_lr=shown["SERVER_LR"],
                     weighting="equal", batch_size=shown["BATCH_SIZE"])
-    return model, data, config
+    return model, data, settings
 
 
 def movielens(cohort: int, repeats: int) -> dict[str, float]:
     """Seconds a round of lesson 2: engine, dense loop, row loop."""
-    model, data, config = lesson(cohort)
+    model, data, settings = lesson(cohort)
     params = model.init(0)
-    ways = {"engine": lambda number: one_round(model, data, config, Round(number - 1, config,
-                                                                          params)).params}
-    if cohort <= 256:                            # one block of draws: what the loops draw too
-        ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, config,
+    ways = {"engine": params_of(from_params(model, data, settings, params))}
+    if cohort <= 256:
+        ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, settings,
                                                                          number,
                                                                          d)
                  for name in ("dense loop", "row loop")}
     times, worst = interleaved(ways | ({} if len(ways) > 1 else {"again": ways["engine"]}), repeats,
-                               config)
+                               settings)
     report(f"lesson 2, {cohort} users", times, worst)
     return times
 
@@ -238,10 +238,10 @@ def streamed(folder: Path) -> None:
     """
     data = Stored(folder)
     model = matrix_factorisation(len(data), data.item_count, 32, sparse_users=True)
-    config, params = Config(cohort=1000, local_lr=1.0), model.init(0)
+    settings, params = Settings(cohort=1000, local_lr=1.0), model.init(0)
     for number, _ in enumerate(sys.stdin, 1):
         began = time.perf_counter()
-        params = one_round(model, data, config, Round(number - 1, config, params)).params
+        params = from_params(model, data, settings, params)(number).params
         print(json.dumps({"seconds": time.perf_counter() - began, "mb": peak_mb()}), flush=True)
 
 
@@ -256,10 +256,10 @@ def peak_mb() -> float:
 
 def everybody() -> None:
     """Print the peak memory in MB of a process that runs three rounds of all 671 users."""
-    model, data, config = lesson(671)
+    model, data, settings = lesson(671)
     params = model.init(0)
     for number in range(1, 4):
-        params = one_round(model, data, config, Round(number - 1, config, params)).params
+        params = from_params(model, data, settings, params)(number).params
     print(peak_mb())
 
 

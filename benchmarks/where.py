@@ -19,21 +19,21 @@ from statistics import median
 from unittest import mock
 
 import torch
-from common import ROOT, entry, is_quick, record
+from common import ROOT, entry, from_params, is_quick, record
 from gpu import copy_rate, must_move
 from speed import CLIENTS, EXAMPLES, WIDTH, lesson, vectors
 
-from fedlab import Config, perceptron
-from fedlab.algorithms import one_round
-from fedlab.core import Round
+from fedlab import Settings, perceptron
 from fedlab.engine import sgd
 from fedlab.evaluation import figures
 
 STAGES = {   # what is timed, and the name of its share of a round
-    "fedlab.cohort.chunks": "draw examples", "fedlab.cohort.arrange": "cut into batches",
-    "fedlab.client.holdings": "find the rows", "predict": "predict", "gradients": "gradients",
-    "rule": "update", "fedlab.client.run": "look up, loss", "fedlab.aggregation.Sums.add": "aggregate",
-    "fedlab.server.norms": "norms",
+    "fedlab.engine.cohort.chunks": "draw examples",
+    "fedlab.engine.cohort.arrange": "cut into batches",
+    "fedlab.engine.cohort.holdings": "find the rows", "predict": "predict", "gradients": "gradients",
+    "rule": "update", "fedlab.engine.cohort.run": "look up, loss",
+    "fedlab.aggregation.mean.Sums.add": "aggregate", "fedlab.algorithms.gate.norms": "norms",
+    "fedlab.algorithms.gate.reasons": "gate",
 }
 BATCH = 32
 
@@ -75,7 +75,7 @@ class Clock:
             self.open[-1] += took
 
 
-def stages(model, data, config: Config, repeats: int) -> dict[str, float]:
+def stages(model, data, settings: Settings, repeats: int) -> dict[str, float]:
     """Median seconds of each stage of a round, and of all of it."""
     params, rows = model.init(0), defaultdict(list)
     for number in range(repeats + 2):
@@ -86,12 +86,12 @@ def stages(model, data, config: Config, repeats: int) -> dict[str, float]:
                     original = pkgutil.resolve_name(target)
                     stack.enter_context(mock.patch(target, clock.timed(stage, original)))
             there = model
-            if config.engine == "eager":
+            if settings.engine == "eager":
                 rules = {"sgd": clock.timed(STAGES["rule"], sgd)}
-                stack.enter_context(mock.patch.dict("fedlab.step.RULES", rules))
+                stack.enter_context(mock.patch.dict("fedlab.engine.step.RULES", rules))
                 there = replace(model, pullback=partial(by_hand, clock, model))
             with clock.stage("rest"):
-                one_round(there, data, config, Round(number - 1, config, params))
+                from_params(there, data, settings, params)(number)
         for name, value in clock.seconds.items():
             rows[name].append(value)
     return {name: median(values[2:]) for name, values in rows.items()}
@@ -117,12 +117,12 @@ def product_floor() -> float:
 
 def main(quick: bool) -> None:
     repeats, shares = 3 if quick else 25, {}
-    net = perceptron(WIDTH, WIDTH), vectors(CLIENTS), Config(cohort=CLIENTS, local_lr=0.1)
+    net = perceptron(WIDTH, WIDTH), vectors(CLIENTS), Settings(cohort=CLIENTS, local_lr=0.1)
     shares["MLP, 100 clients"] = stages(*net, repeats)
-    shares["the same, compiled"] = stages(net[0], net[1], replace(net[2], engine="compiled"),
+    shares["the same, compiled"] = stages(net[0], net[1], net[2].replace(engine="compiled"),
                                           repeats)
-    model, data, config = lesson(100)
-    shares["lesson 2, 100 users"] = stages(model, data, config, repeats)
+    model, data, settings = lesson(100)
+    shares["lesson 2, 100 users"] = stages(model, data, settings, repeats)
     rate, results = copy_rate(torch.device("cpu")), {}
     for label, parts in shares.items():
         key = {"MLP, 100 clients": "mlp", "the same, compiled": "mlp_compiled"}.get(label,
@@ -137,7 +137,7 @@ def main(quick: bool) -> None:
         results[f"{key}_round_ms"] = entry(whole * 1e3, "ms", None, higher=False, seeds=1,
                                            note=f"{label}, all stages")
     # examples of an average cohort
-    counts = data.counts.double().mean() * 100 * (1 + config.negatives)
+    counts = data.counts.double().mean() * 100 * (1 + settings.negatives)
     floors = {
         "mlp_products_ms": (product_floor(), "matrix products alone, 2 a step"),
         "mlp_bytes_ms": (must_move(CLIENTS) / rate, "as a copy: weights in and out each step, inputs in twice"),

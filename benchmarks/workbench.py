@@ -38,20 +38,18 @@ from driver import (
 
 SOURCE = '''
 import time
-from dataclasses import replace
-from fedlab.experiment import METRICS, PRESETS, stream
-from fedlab.workbench import Workbench
+from fedlab.workbench import PRESETS, Workbench, better, stream
 stamps, draws, blocks = [], [], []
 start = next(iter(PRESETS.values()))
-def stamped(config):
+def stamped(settings):
     stamps.clear()
-    for done in stream(config):
+    for done in stream(settings):
         stamps.append(time.perf_counter())
         yield done
-def taken_in_turn(config, size=15):
+def taken_in_turn(settings, size=15):
     """The live stream; after every `size` rounds as many of the same stream that nobody sees, both timed."""
     blocks.clear()
-    live, quiet = stream(config), stream(config)
+    live, quiet = stream(settings), stream(settings)
     while True:
         times = [time.perf_counter()]
         for _ in range(size):
@@ -64,7 +62,7 @@ def taken_in_turn(config, size=15):
             next(quiet)
         times.append(time.perf_counter())
         blocks.append((times[2] - times[1]) / (times[1] - times[0]))
-bench = Workbench(stamped, start, metrics=METRICS, presets=PRESETS)
+bench = Workbench(stamped, start, metrics=better(), presets=PRESETS)
 draw = bench.draw
 def timed(*_):
     began = time.thread_time()

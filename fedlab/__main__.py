@@ -5,6 +5,8 @@
 python -m fedlab run settings.json --set local_lr=0.5 --folder runs
 python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
 python -m fedlab compare runs
+
+`--parts FILE.py` runs a file that registers parts of your own: they are choices like all others.
 """
 
 import argparse
@@ -16,11 +18,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fedlab.core import ParameterError, Settings, parsed, read_settings
+from fedlab.core import ParameterError, Settings, parsed, read_settings, require
 from fedlab.data import DataError
 from fedlab.workbench import (
     PRESETS,
     WIDTH,
+    Experiment,
     Job,
     Run,
     Runs,
@@ -37,8 +40,9 @@ from fedlab.workbench import (
 
 def main(given: Sequence[str] | None = None) -> int:
     """Do what the words say; 0 when it went well, 2 with one line on what was wrong."""
-    words = _words().parse_args(given)
     try:
+        _register(given)
+        words = _words().parse_args(given)
         words.do(words)
     except (ParameterError, DataError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -49,20 +53,31 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _own() -> argparse.ArgumentParser:
+    """What is read first, as it adds to what the other words may be."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--parts", action="append", default=[], metavar="FILE.py",
+                     help="Python that registers parts of your own")
+    return own
+
+
+def _register(given: Sequence[str] | None) -> None:
+    for path in _own().parse_known_args(given)[0].parts:
+        runpy.run_path(path, run_name=Path(path).stem)
+
+
 def _words() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m fedlab",
                                     description="Train, sweep and compare federations.")
     parts = whole.add_subparsers(required=True)
-    for name, do, about in (("run", _run, "train one run"), ("sweep", _sweep,
-                                                             "train a run for every combination")):
-        part = parts.add_parser(name, help=about)
+    for name, do, about in (("run", _run, "train one run"),
+                            ("sweep", _sweep, "train a run for every combination")):
+        part = parts.add_parser(name, help=about, parents=[_own()])
         part.add_argument("settings", nargs="?",
                           help="JSON as the workbench shows it; the first preset without")
         part.add_argument("--preset", choices=PRESETS, help="start from these settings")
         part.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                           help="change one of them")
-        part.add_argument("--parts", action="append", default=[], metavar="FILE.py",
-                          help="Python that registers parts of your own")
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
     part.add_argument("--over", action="append", required=True, metavar="NAME=A,B,C",
@@ -72,20 +87,33 @@ def _words() -> argparse.ArgumentParser:
     part.add_argument("--random", type=int, default=0, metavar="N",
                       help="N random draws instead of the grid")
     parts.choices["run"].add_argument("--name", default="", help="what the run is called")
-    part = parts.add_parser("compare", help="the best of each run, and what differs")
+    part = parts.add_parser("compare", help="the best of each run, and what differs",
+                            parents=[_own()])
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
     return whole
 
 
-def _settings(words: argparse.Namespace) -> Settings:
-    for path in words.parts:
-        runpy.run_path(path, run_name=Path(path).stem)
-    base = PRESETS[words.preset or next(iter(PRESETS))]
+def _settings(words: argparse.Namespace) -> tuple[Settings, list[str]]:
+    """The settings, and the names of those that were asked for and do not come from a preset."""
+    base, asked = PRESETS[words.preset or next(iter(PRESETS))], []
     if words.settings:
         base = read_settings(Path(words.settings).read_text(encoding="utf-8"), Settings())
+        asked = list(base)
     changes = dict(_pair(text) for text in words.set)
-    return base.replace(**{name: parsed(name, value) for name, value in changes.items()})
+    settings = base.replace(**{name: parsed(name, value) for name, value in changes.items()})
+    return settings, [*asked, *changes]
+
+
+def _unread(settings: Settings) -> dict[str, str]:
+    return Experiment(settings).unread()
+
+
+def _check_asked(base: Settings, asked: Sequence[str], trials: Sequence[Settings]) -> None:
+    """Raise `ParameterError` for a setting that was asked for and that no run reads."""
+    for name in asked:
+        read = name not in base or any(name in trial for trial in trials)
+        require(read, name, base[name], _unread(base).get(name, "no run reads it"))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -103,17 +131,21 @@ def _kept(words: argparse.Namespace) -> Runs:
 
 
 def _run(words: argparse.Namespace) -> None:
-    settings, runs = _settings(words), _kept(words)
+    base, asked = _settings(words)
+    settings = base.without(_unread(base))
+    _check_asked(base, asked, [settings])
+    runs = _kept(words)
     job = _job(runs, settings, words.name)
     _drive(job, settings.rounds, runs, lambda: _words_of(runs.listed()[-1]))
     _table([runs.listed()[-1]])
 
 
 def _sweep(words: argparse.Namespace) -> None:
-    base, pairs = _settings(words), dict(_pair(text) for text in words.over)
+    (base, asked), pairs = _settings(words), dict(_pair(text) for text in words.over)
     what = Sweep({name: values(name, text) for name, text in pairs.items()}, words.metric,
                  better().get(words.metric, "min"), words.random)
-    trials = what.trials(base)
+    trials = what.trials(base, _unread)
+    _check_asked(base, [name for name in asked if name not in pairs], trials)
     runs = _kept(words)
     before = len(runs.listed())
     jobs = [partial(_job, runs, trial, what.name(trial)) for trial in trials]
@@ -165,8 +197,8 @@ def _table(runs: list[Run]) -> None:
                      *(row["differs"].get(n, "") for n in names)])
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(cells, wide,
-                                                                 strict=True)).rstrip())
+        line = (text.ljust(width) for text, width in zip(cells, wide, strict=True))
+        print("  ".join(line).rstrip())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Shared data.
+"""Shared data, MovieLens and pretrained models once a session, and what parts see of a round."""
 
-MovieLens and pretrained models once a session, and the three built-in models on it.
-"""
-
+import random
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import settings
 
+from fedlab.core import REGISTRY, Round, RoundContext, Settings
+from fedlab.core.knobs import _described
 from fedlab.data import (
     Catalogue,
     Federation,
@@ -19,12 +19,13 @@ from fedlab.data import (
     split_by_time,
     standardise,
 )
+from fedlab.engine import SGD
 from fedlab.models import interaction, item_features, linear, matrix_factorisation, user_features
 from fedlab.models.text import encoder
 
 settings.register_profile("lab", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("lab")
-
+torch.set_num_threads(1)                      # as in a round; two on a busy machine take 13x longer
 
 read_once = cache(encoder)                    # SmolLM2 takes half a minute to read
 
@@ -76,3 +77,50 @@ def tiny(users, items, values=None, times=None, user_count=None, item_count=None
     values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
     times = torch.arange(len(users)) if times is None else torch.tensor(times)
     return Ratings(users, items, values, times, catalogue)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Clicks of fifteen users on eleven films."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(15, 11, generator=generator) < 0.3
+    table[torch.arange(15), torch.arange(15) % 11] = True
+    users, items = table.nonzero().T
+    return tiny(users.tolist(), items.tolist())
+
+
+def context(model, data, *, local=None, params=None, number=1, **turned):
+    """A round as parts see it before anybody is drawn."""
+    local, settings = local or SGD(), Settings(**turned)
+    before = Round(number - 1, settings, model.init(settings.seed) if params is None else params)
+    found = RoundContext(model, data, settings, before, before.params, {}, settings.seed)
+    found.work = lambda cohort: local.work(found, cohort)
+    found.asked = local.asks(found)
+    return found
+
+
+@pytest.fixture
+def own_parts():
+    """What is registered in a test is gone after it."""
+    before = {kind: dict(parts) for kind, parts in REGISTRY.items()}
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+    _described.clear()
+
+
+GENRES = ("Comedy", "Drama", "Horror", "Children")
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory):
+    """Settings of a tiny experiment, over 24 users and 40 films in a folder."""
+    folder, luck = tmp_path_factory.mktemp("small"), random.Random(0)
+    films = [f"{i},Film {i} of the {GENRES[i % 4]} ({1980 + i}),{GENRES[i % 4]}"
+             for i in range(1, 41)]
+    ratings = [f"{user},{film},{luck.randint(1, 10) / 2},{1000 * user + place}"
+               for user in range(1, 25)
+               for place, film in enumerate(luck.sample(range(1, 41), 12))]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
+    (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *ratings]))
+    return {"data": str(folder), "rounds": 2, "cohort": 8, "against": 20}

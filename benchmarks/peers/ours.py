@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from protocol import read_job, serve
 
-from fedlab import Columns, Config, federate, matrix_factorisation, perceptron
+from fedlab import Columns, Settings, federate, matrix_factorisation, perceptron
 
 torch.set_num_threads(1)
 job = read_job()
@@ -26,9 +26,9 @@ else:
     first = {"user": weights["user.weight"], "item": weights["item.weight"],
              "bias": weights["bias.weight"][:, 0]}
 model = replace(model, init=lambda seed: first)
-config = Config(rounds=10_000, cohort=job.cohort, batch_size=job.batch, local_lr=job.rate,
-                engine=sys.argv[3] if len(sys.argv) > 3 else "eager")
-rounds = federate(model, data, config)
+settings = Settings(rounds=10_000, cohort=job.cohort, batch_size=job.batch, local_lr=job.rate,
+                    engine=sys.argv[3] if len(sys.argv) > 3 else "eager")
+rounds = federate(model, data, settings)
 latest = {}
 
 

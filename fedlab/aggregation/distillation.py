@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlab.aggregation.mean import WeightedMean, joined_updates
 from fedlab.aggregation.selection import local_models
-from fedlab.core import Aggregation, Score, Tree, Update, moved, one_thread, require
+from fedlab.core import Aggregation, RoundContext, Score, Tree, Update, moved, one_thread, require
 from fedlab.data import Columns
 from fedlab.engine import LocalSettings
 from fedlab.engine import updates as train
@@ -77,6 +77,10 @@ class Distilled(Aggregation):
     local: LocalSettings
     pick: Callable[[Update, Tree], Tensor] | None = None
     seed: int = 0
+
+    def given(self, context: RoundContext) -> Tree:
+        """Everybody's private rows as well, without which a model may not predict."""
+        return dict(context.params) | context.server
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""

@@ -21,6 +21,7 @@ from fedlab.core import (
     Aggregation,
     Delta,
     ParameterError,
+    RoundContext,
     Rows,
     Tree,
     Update,
@@ -49,8 +50,8 @@ class Weighted(Aggregation):
                           group=GROUP)
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Behind a clip all weigh alike."""
-        return ("weighting",) if "equal" in facts else ()
+        """Behind a clip all weigh alike, as in front of a rule that asks for no weights."""
+        return () if self.weighs and "equal" not in facts else ("weighting",)
 
 
 @register
@@ -106,12 +107,16 @@ class OwnWeights(Aggregation):
     def __init__(self, alpha: Sequence[float] | Tensor, then: Aggregation | None = None) -> None:
         """then: what aggregates with these weights, `WeightedMean()` without."""
         self.alpha = torch.as_tensor(alpha, dtype=torch.float32)
-        self.then = then or WeightedMean()
+        self.then = weighing(self, then or WeightedMean())
         bad = (~((self.alpha >= 0) & self.alpha.isfinite())).nonzero()
         require(not len(bad), "alpha", [float(self.alpha[k]) for k in bad[:1, 0]],
                 "choose finite weights of 0 or more")
         require(bool(self.alpha.sum() > 0), "alpha", self.alpha.tolist()[:8],
                 "all are 0; give at least one client a weight")
+
+    def given(self, context: RoundContext) -> Tree:
+        """As what aggregates."""
+        return self.then.given(context)
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
@@ -134,7 +139,12 @@ class Hierarchical(Aggregation):
                  outer: Aggregation | None = None) -> None:
         """inner, outer: what a platform and the server do, `WeightedMean()` without."""
         self.platform = platform
-        self.inner, self.outer = inner or WeightedMean(), outer or WeightedMean()
+        self.inner = as_aggregation(inner or WeightedMean())
+        self.outer = as_aggregation(outer or WeightedMean())
+
+    def given(self, context: RoundContext) -> Tree:
+        """As what aggregates: platforms and server may judge whole models."""
+        return self.inner.given(context) | self.outer.given(context)
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
@@ -160,12 +170,27 @@ class Function(Aggregation):
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
-        return self.rule(updates, server)
+        found = self.rule(updates, server)
+        fits = isinstance(found, Mapping) and all(isinstance(d, Tensor | Rows)
+                                                  for d in found.values())
+        require(fits, self.name, type(found).__name__,
+                f"return a delta by name, say {{{next(iter(server))!r}: tensor}}")
+        return found
 
 
 def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
     """An aggregation, or a function (updates, server) -> delta as one."""
+    require(callable(rule), "aggregate", rule,
+            "give an Aggregation, or a function (updates, server) -> delta; stages go into uplink")
     return rule if isinstance(rule, Aggregation) else Function(rule)
+
+
+def weighing(asker: Aggregation, then: Aggregation | Rule) -> Aggregation:
+    """What aggregates with the weights of another; `ParameterError` where it asks for none."""
+    found = as_aggregation(then)
+    require(found.weighs, asker.name, found.name,
+            "it asks for no weights, so they would change nothing; give one that does")
+    return found
 
 
 def as_rows(delta: Tensor | Rows) -> Rows:

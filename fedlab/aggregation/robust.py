@@ -48,6 +48,11 @@ class CoordinateMedian(Aggregation):
     Of an even count, the mean of the middle two.
     """
 
+    @property
+    def weighs(self) -> bool:
+        """All clients count alike."""
+        return False
+
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The medians of the rows that somebody sent."""
         return _by_row(updates, lambda sorted_: (sorted_[:, (sorted_.shape[1] - 1) // 2]
@@ -63,6 +68,11 @@ class TrimmedMean(Aggregation):
 
     trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end",
                        live=False, usual=(0.0, 0.45), group=GROUP)
+
+    @property
+    def weighs(self) -> bool:
+        """All clients count alike."""
+        return False
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The means of the rows that somebody sent."""
@@ -102,6 +112,11 @@ class Krum(Aggregation):
                           "krum: how many bad clients it should stand (f)", live=False,
                           usual=(0, 20), group=GROUP)
     keep: int = kept_models()
+
+    @property
+    def weighs(self) -> bool:
+        """All clients count alike."""
+        return False
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
@@ -161,6 +176,11 @@ class NormBound(Weighted):
         """As what aggregates."""
         return self.then.streams
 
+    @property
+    def weighs(self) -> bool:
+        """As what aggregates."""
+        return self.then.weighs
+
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
         def cut(update: Update) -> Update:
@@ -188,6 +208,11 @@ class RowBound(Weighted):
     def streams(self) -> bool:
         """As what aggregates."""
         return self.then.streams
+
+    @property
+    def weighs(self) -> bool:
+        """As what aggregates."""
+        return self.then.weighs
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.aggregation.mean import Weighted, WeightedMean, joined_updates
+from fedlab.aggregation.mean import Weighted, WeightedMean, joined_updates, weighing
 from fedlab.aggregation.robust import GROUP, kept_models
 from fedlab.core import (
     Aggregation,
     Delta,
     ParameterError,
+    RoundContext,
     Rows,
     Score,
     Tree,
@@ -132,6 +133,10 @@ class Judged(Weighted):
         """With the experiment's judge, where none is given."""
         return self if self.judge else replace(self, judge=experiment.judge())
 
+    def given(self, context: RoundContext) -> Tree:
+        """Everybody's private rows as well, without which a model may not predict."""
+        return dict(context.params) | context.server
+
     def losses(self, update: Update, server: Tree) -> Tensor:
         """(C,) the held-out loss of each sender's model."""
         if self.judge is None:
@@ -170,6 +175,10 @@ class ByQuality(Judged):
                               "by quality: small listens to the best client alone", live=False,
                               log=True, usual=(0.01, 10.0), group=GROUP)
     then: Aggregation = field(default_factory=WeightedMean)
+
+    def __post_init__(self) -> None:
+        """Check that the weights are asked for."""
+        weighing(self, self.then)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""

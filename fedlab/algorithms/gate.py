@@ -8,7 +8,7 @@ Letters: C clients of a chunk, R rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,19 +76,20 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
     came: set[int] = set()
     for every in landed:
         books.count(every.update, context.asked)
-        length = norms({n: r for n, r in every.update.deltas.items() if n in context.asked},
-                       len(every.update.cohort))
+        asked = {n: rows for n, rows in every.update.deltas.items() if n in context.asked}
+        length = norms(asked, len(every.update.cohort))
         bad, sent = reasons(every, length, context, came), every
         if bad:
             fine = torch.tensor([place not in bad for place in range(len(every.update.cohort))])
             books.rejected |= {int(every.update.cohort[place]): why for place, why in bad.items()}
             sent, length = every.only(fine), length[fine]
-        books.keep(sent, length)
-        update = sent.update
+        books.keep(sent, length.float())
+        if not len(sent.update.cohort):
+            continue
+        update = replace(sent.update, deltas={n: sent.update.deltas[n] for n in context.asked})
         for stage in stages:
             update = checked(stage, update, context)
-        if len(update.cohort):
-            yield update
+        yield update
 
 
 def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
@@ -125,7 +126,8 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     fits = (update.weights > 0) & (update.weights <= heaviest)
     refuse((~fits).nonzero(), f"its weight is not above 0 and at most {heaviest:g}")
     doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
-    refuse((~(length + doubt).isfinite()).nonzero(),
+    squares = (length + doubt).float().square()  # what cannot be squared cannot be added up, either
+    refuse((~squares.isfinite()).nonzero(),
            "its delta or loss is not finite; lower local_lr, or look at its data")
     longest = context.notes["longest"]
     refuse((length > longest * (1 + 1e-5)).nonzero(), f"it is longer than the clip of {longest:g}")
@@ -136,8 +138,9 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
 def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
     """Refuse clients whose rows are not the server's in name, type, shape or number."""
     everybody, grown = torch.arange(len(update.cohort)), set[tuple[int, int, int]]()
-    for name in context.asked.keys() - update.deltas.keys():
-        refuse(everybody, f"{name!r} is missing")
+    for name in context.asked:
+        if name not in update.deltas:
+            refuse(everybody, f"{name!r} is missing")
     for name, rows in update.deltas.items():
         if name not in context.asked:
             refuse(rows.client, f"nobody asked for {name!r}")
@@ -160,7 +163,6 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         if outside.any():
             refuse(rows.client[outside],
                    f"its {name!r} has a row that is none of the server's {height}")
-        key = rows.client * height + rows.ids
-        repeated = key[1:] <= key[:-1]
+        repeated = (rows.client[1:] == rows.client[:-1]) & (rows.ids[1:] <= rows.ids[:-1])
         if repeated.any():
             refuse(rows.client[1:][repeated], f"its row numbers of {name!r} do not grow")

@@ -123,7 +123,7 @@ class Implicit(Local):
         """
         users, gram = params["user"].clone(), params["item"].T @ params["item"]
         weights = recent(data.train, self.recency) if self.recency else torch.ones(len(data.train))
-        for here in torch.arange(len(data)).split(GROUP):
+        for here in torch.arange(len(data)).split(GROUP_SIZE):
             clicks = _clicks(data, here)
             mine = weights[data.rows(clicks["user"], clicks["item"])]
             _, _, owners, _, vectors = self._solved(clicks, params["item"], gram, mine)

@@ -34,6 +34,7 @@ from fedlab.core import (
     Sent,
     Settings,
     Stage,
+    Tree,
     Update,
     check_read,
     knob,
@@ -113,6 +114,14 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
                     equal)
 
 
+def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate: Any = None,
+             schedule: Schedule | None = None,
+             participation: Participation | None = None) -> list[Part]:
+    """All parts of a run in the order in which they act, the usual ones where none is given."""
+    return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
+            *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+
+
 def draws_negatives(data: Any) -> bool:
     """Whether a source draws unseen items beside clicks; targets may be given, too."""
     return data.task == "clicks" and getattr(data, "draws_negatives", True)
@@ -147,12 +156,13 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     check_device(device)
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
-    parts = [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
-             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: settings or {}
     told = ask()
     asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
+    if pipe.spending:
+        pipe.spending.check_delta(len(data))
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
@@ -230,7 +240,7 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
     ledger = context.state.get("ledger", {})
     spent = [each for part in pipe.parts if hasattr(part,
                                                     "spends") for each in part.spends(context)]
-    after = booked(ledger, spent, len(context.data))
+    after = booked(ledger, spent, len(context.data), pipe.spending.teaching_seed)
     if not affordable(pipe.spending, ledger, after, first):
         return False
     context.state["ledger"] = after
@@ -257,7 +267,8 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
     who: Part = sums[-1] if sums else aggregate
     if not sums:
         weighed = (_alike(each) for each in updates) if pipe.equal else updates
-        found = aggregate.delta(weighed if aggregate.streams else list(weighed), server)
+        kept = weighed if aggregate.streams else list(weighed)
+        found = aggregate.delta(kept, aggregate.given(context))
     else:
         added = (stage.add_up(updates, context) for stage in sums)
         own = next((total for total in added if total is not None), None)
@@ -267,15 +278,21 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
         found = {n: (value / context.expected).to(server[n]) for n, value in total.items()}
     for _ in updates:
         pass  # an aggregation that stops early leaves no client out of the books
+    _check_delta(found, server, who.name)
+    return found
+
+
+def _check_delta(found: Delta, server: Tree, who: str) -> None:
+    """Raise `ParameterError` for a delta that cannot be added to the server's parameters."""
     for name, delta in found.items():
         values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
-        fits = name in server and values.shape[table:] == server[name].shape[table:]
-        require(fits, who.name, f"{name} {tuple(values.shape)}",
-                "its delta has a name or shape that "
-                f"the server has not; return tensors like {', '.join(server)}")
-        require(bool(values.sum().isfinite()), who.name, name,
+        require(name in server and values.shape[table:] == server[name].shape[table:], who,
+                f"{name} {tuple(values.shape)}", "its delta has a name or shape that the server "
+                f"has not; return {', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}")
+        require(values.dtype == server[name].dtype, who, f"{name} {values.dtype}",
+                f"its delta is of another type; return {server[name].dtype}")
+        require(bool(values.sum().isfinite()), who, name,
                 "its delta is not finite although every update was; look at its arithmetic")
-    return found
 
 
 def _alike(update: Update) -> Update:
@@ -314,12 +331,18 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
              knob in knobs(type(part)).items() if not knob.live}
     own = {"edition": EDITION, "data": fingerprint(data), "model": model.name,
            "parts": [part.name for part in pipe.parts], "fixed": fixed}
+    if spent := start.state.get("ledger"):
+        before = proven(spent, start.settings.delta)
+        require(pipe.spending is not None, "start", "a private Round",
+                f"it has spent an epsilon of {before:.3g}, which a run without noise would void; "
+                "add stages such as Clip() and GaussianNoise()")
     if start.number:
         theirs = start.state.get("run", {})
         for name, value in own.items():
             require(theirs.get(name) == value, "start", f"a Round of other {name}",
-                    f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or begin "
-                    "anew from its parameters: start=Round(0, settings, params)")
+                    f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or "
+                    "begin anew from its parameters: start=Round(0, settings, params, "
+                    "state={'ledger': ...}), with its ledger where it has one")
     missing = sorted(set(model.rows) - set(start.params))
     require(not missing, "start", f"parameters {sorted(start.params)}",
             f"the model needs {missing}, too")

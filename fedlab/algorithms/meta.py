@@ -171,7 +171,6 @@ class Meta(Local):
     negatives: int = like(LocalSettings, "negatives")
     proximal: float = like(LocalSettings, "proximal")
     weight_decay: float = like(LocalSettings, "weight_decay")
-    memory_mb: int = like(LocalSettings, "memory_mb")
 
     def __post_init__(self) -> None:
         """Check the names against the method."""
@@ -201,6 +200,10 @@ class Meta(Local):
         """Episodes of a federation."""
         return Episodes(data)
 
+    def learns(self, model: Model) -> Model:
+        """With a rate for each number, where these are learned."""
+        return with_rates(model) if self.adaptation == "meta-sgd" else model
+
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         self.check_model(context.model)
@@ -218,8 +221,7 @@ class Meta(Local):
         reptile = self.adaptation == "reptile"
         local = LocalSettings(
             local_epochs=self.local_epochs if reptile else 1, batch_size=0, local_lr=self.local_lr,
-            negatives=self.negatives, proximal=self.proximal, weight_decay=self.weight_decay,
-            memory_mb=self.memory_mb)
+            negatives=self.negatives, proximal=self.proximal, weight_decay=self.weight_decay)
         graphs = self.local_epochs + 1 if self.adaptation in ("maml", "meta-sgd") else 2
         return updates(context.model, context.data, context.params, cohort, local,
                        seed=context.seed, number=context.number,

@@ -105,6 +105,11 @@ class Participation(Part):
     warm: bool = True
     sampler: Callable[..., Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that a sampler decides alone."""
+        require(not self.sampler or self.sampling == "fixed", "sampling", self.sampling,
+                "a sampler of your own decides how a cohort is drawn; leave one of both out")
+
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""
         facts = {"members": self.members or self.late or self.early,
@@ -132,9 +137,10 @@ class Participation(Part):
         count, data = len(context.data) if there is None else len(there), context.data
         require(self.cohort <= len(data), "cohort", self.cohort,
                 f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
-        if self.sampling == "fixed" and not context.private:
-            cohort = (self.sampler or sample)(data, self.cohort, context.number, there,
-                                              seed=context.seed)
+        if self.sampler or (self.sampling == "fixed" and not context.private):
+            draw = self.sampler or sample
+            cohort = longest_first(data, draw(data, self.cohort, context.number, there,
+                                              seed=context.seed))
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
                                 "cohort", context.number)

@@ -11,7 +11,8 @@ from torch import Tensor
 from fedlab.aggregation import joined_updates
 from fedlab.algorithms.meta import Meta
 from fedlab.algorithms.participation import longest_first
-from fedlab.core import Score, Tree, Update, one_thread
+from fedlab.algorithms.scaffold import Scaffold
+from fedlab.core import Score, Tree, Update, one_thread, require
 from fedlab.data import Federation
 from fedlab.engine import LocalSettings, updates
 from fedlab.evaluation import Candidates, own_score
@@ -24,6 +25,7 @@ def fine_tuned(model: Model, data: Federation, params: Tree, local: LocalSetting
 
     local: how it trains, from `params`. number: the round that it is, for the draws.
     """
+    _check(local)
     order = longest_first(data, torch.arange(len(data)))
     with one_thread():
         sent = joined_updates(updates(model, data, params, order, local, seed=seed, number=number))
@@ -44,11 +46,18 @@ def alone(model: Model, data: Federation, local: LocalSettings, *,
     Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as
     a first round.
     """
+    _check(local)
     params, order = model.init(seed), longest_first(data, torch.arange(len(data)))
     trained = updates(model, data, params, order, local, seed=seed, purpose="alone ")
     while (update := _next(trained)) is not None:
         users = torch.isin(data.owner, update.cohort).nonzero()[:, 0]
         yield users, own_score(model, params, update.deltas, update.cohort, data.owner)
+
+
+def _check(local: LocalSettings) -> None:
+    """Raise `ParameterError` for a method that is nothing without a server."""
+    require(not isinstance(local, Scaffold), "local", "scaffold",
+            "a client that is alone, or tunes for itself, has no control variates; give SGD(...)")
 
 
 def _next(trained: Iterator[Update]) -> Update | None:

@@ -1,6 +1,7 @@
 """What every folder stands on: trees and rows, keyed randomness, settings and knobs, Rounds."""
 
 from fedlab.core.knobs import (
+    MADE_ONCE,
     REGISTRY,
     ParameterError,
     described,
@@ -10,6 +11,7 @@ from fedlab.core.knobs import (
     like,
     register,
     require,
+    several,
     strict,
     title_of,
 )
@@ -29,9 +31,10 @@ from fedlab.core.parts import (
     Stage,
     check_read,
     turned,
+    unread,
     walk,
 )
-from fedlab.core.randomness import Key, below, stream
+from fedlab.core.randomness import Key, below, ramp, stream
 from fedlab.core.rounds import Round, best_round, measured, stop_early
 from fedlab.core.settings import VERSION, Settings, differing, parsed, read_settings, write_settings
 from fedlab.core.tree import (
@@ -53,11 +56,4 @@ from fedlab.core.tree import (
     whole,
 )
 
-__all__ = ["REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local",
-           "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round",
-           "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage",
-           "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read",
-           "described", "differing", "joined", "knob", "knobs", "known", "like", "measured",
-           "moved", "norms", "one_thread", "parsed", "pieces", "read_settings", "register",
-           "require", "stop_early", "stream", "strict", "title_of", "to", "turned", "walk", "whole",
-           "write_settings"]
+__all__ = ["MADE_ONCE", "REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local", "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round", "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage", "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read", "described", "differing", "joined", "knob", "knobs", "known", "like", "measured", "moved", "norms", "one_thread", "parsed", "pieces", "ramp", "read_settings", "register", "require", "several", "stop_early", "stream", "strict", "title_of", "to", "turned", "unread", "walk", "whole", "write_settings"]

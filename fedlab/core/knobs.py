@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 # kind -> name -> class, in the order in which parts were announced
 REGISTRY: dict[str, dict[str, type]] = {}
+MADE_ONCE = ("experiment", "data", "partition", "model", "metric")  # kinds that stay in a run
 
 
 class ParameterError(ValueError):
@@ -36,9 +37,11 @@ class Knob:
     """What may be turned: the one description behind checks, sliders, the command line and help.
 
     low, high: the range of a number. choices: of a text; without them any text will do. parts:
-    the kind of part whose registered names are the choices. live: takes effect at the next round;
-    the others count from the next run. log: the slider moves by ratios. usual: where the slider
-    ends, unless told. group: what it is folded away with, where all knobs are shown.
+    the kind of part whose registered names are the choices. many: several of these, joined by
+    ' + ' in their order, or 'none'. others: texts that are none of the choices will do, too. live:
+    takes effect at the next round; the others count from the next run. log: the slider moves by
+    ratios. usual: where the slider ends, unless told; at low and high without. group: what it is
+    folded away with, where all knobs are shown.
     """
 
     low: float
@@ -48,18 +51,24 @@ class Knob:
     choices: tuple[str, ...] = ()
     live: bool = True
     log: bool = False
-    usual: tuple[float, float] = (0, 1)
+    usual: tuple[float, float] | None = None
     group: str = ""
     parts: str = ""
+    many: bool = False
+    others: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The texts to choose from; none where any text, or a number, will do."""
+        """The texts to choose from; none where only a number, or any text, will do."""
         return tuple(REGISTRY.get(self.parts, ())) if self.parts else self.choices
 
     def check(self, name: str, value: object, kind: type) -> None:
         """Raise `ParameterError` unless `value` is a `kind` within the range."""
-        if self.options:
+        if self.many:
+            return require(isinstance(value, str) and set(several(value)) <= set(self.options),
+                           name, value, "choose none, or some of "
+                           f"{', '.join(self.options)}, joined by ' + '")
+        if self.options and not self.others:
             return require(value in self.options, name, value,
                            f"choose one of {', '.join(self.options)}")
         if kind is str:
@@ -70,6 +79,15 @@ class Knob:
         span = f"{'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
         fits = number and whole and self.low <= value <= self.high  # type: ignore[operator]
         return require(fits, name, value, f"choose {span} ({self.unit or self.meaning})")
+
+
+def several(text: str) -> list[str]:
+    """The names in a text of several.
+
+    >>> several("poison + clip"), several("none")
+    (['poison', 'clip'], [])
+    """
+    return [] if text == "none" else text.split(" + ")
 
 
 def knob(default: Any, *args: Any, **kwargs: Any) -> Any:
@@ -106,10 +124,10 @@ def strict(cls: type[T]) -> type[T]:
 
     def checked(self: object, **given: object) -> None:
         known([f.name for f in fields(cls)], given)  # type: ignore[arg-type]
-        build(self, **given)
         for f in fields(cls):  # type: ignore[arg-type]
             if "knob" in f.metadata:
-                f.metadata["knob"].check(f.name, getattr(self, f.name), f.type)
+                f.metadata["knob"].check(f.name, given.get(f.name, f.default), f.type)
+        build(self, **given)
 
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
@@ -178,7 +196,8 @@ def register(cls: type[T]) -> type[T]:
                 "no default", "give it one, so that the part can be made from settings alone")
         if "knob" in f.metadata:
             _check_knob(title, f.name, f.metadata["knob"], f.type, f.default, others)
-    made.name = title  # type: ignore[attr-defined]
+            require(kind not in MADE_ONCE or not f.metadata["knob"].live, f"{title}.{f.name}",
+                    "live", f"a {kind} stays while a run lasts; describe the knob with live=False")
     REGISTRY.setdefault(kind, {})[title] = made
     _described.clear()
     return made

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fedlab.core.knobs import REGISTRY, ParameterError, knobs, require
+from fedlab.core.knobs import REGISTRY, ParameterError, described, knobs, require, title_of
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
 from fedlab.core.tree import Delta, Rows, Score, Tree, Update, whole
@@ -33,12 +33,12 @@ FACTS = {
     "summed": "every client's own update",
     "noised": "updates without noise",
     "stale": "updates of this very round",
-    "members": "the same clients in every round",
-    "poisson": "a cohort of fixed size",
+    "members": "the same clients in every round (late=0 and early=0)",
+    "poisson": "a cohort of fixed size (sampling='fixed')",
     "coded": "updates whose every number is sent in full",
-    "second moments": "a sum over clients, which Gram matrices live in",
+    "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
-    "own sampler": "cohorts whose chances are known",
+    "own sampler": "cohorts whose chances are known, as of no sampler of your own",
 }
 # a stage takes these facts away unless it declares that it keeps them
 FRAGILE = ("clipped", "equal")
@@ -49,13 +49,17 @@ REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
 class Part:
     """What can be combined: a frozen dataclass whose fields are its knobs, see `register`.
 
-    name: as messages, settings and `Round.state` have it; `register` makes it of the class name.
+    name: as messages, settings and `Round.state` have it, the `title` or the words of the class.
     """
 
     kind: ClassVar[str] = ""
-    name: ClassVar[str] = "a part of your own"
+    name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Name it, registered or not."""
+        cls.name = title_of(cls)
 
     def adds(self) -> dict[str, Any]:
         """Facts for the parts behind this one, with their values."""
@@ -99,6 +103,10 @@ class Local(Part):
     def source(self, data: Any) -> Any:
         """What it trains on, made from a federation."""
         return data
+
+    def learns(self, model: Any) -> Any:
+        """The model that it trains, made from a recipe's."""
+        return model
 
     def score(self, model: Any, data: Any, done: Round) -> Any:
         """How it predicts for its users, where that is not simply the model: a Score, or None."""
@@ -154,9 +162,18 @@ class Aggregation(Part):
         """Whether it walks the updates once."""
         return False
 
+    @property
+    def weighs(self) -> bool:
+        """Whether it asks for the weights of clients."""
+        return True
+
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name; write this, or `delta`."""
         return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
+
+    def given(self, context: "RoundContext") -> Tree:
+        """What it is handed as `server`: tensors of the shapes of what clients send."""
+        return context.server
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
@@ -201,6 +218,7 @@ class Recipe(Part):
     """How a model is made for the data at hand."""
 
     kind = "model"
+    draws_negatives: ClassVar[bool] = True  # unseen items beside clicks, unless targets are given
 
     def build(self, train: Any, task: str) -> Any:
         """The `Model` for these train ratings."""
@@ -352,13 +370,15 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
     """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
     for fact in part.needs:
         if fact not in facts:
-            way = f"{cause[fact]} took it away: change their order" if fact in cause else (
-                f"put {' or '.join(_makers(fact)) or 'a part that gives it'} in front of it")
+            makers = " or ".join(_makers(fact)) or "a part that gives it"
+            way = (f"{cause[fact]} took it away: change their order, or leave one of them out"
+                   if fact in cause else f"put {makers} in front of it")
             raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:
-            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, 'to be without ' + fact)}, which {cause[fact]} "
-                                 "leaves no more; change their order, or leave one of them out")
+            what = FACTS.get(fact, "to be without " + fact)
+            raise ParameterError(f"{part.name}: needs {what}, which {cause[fact]} leaves no more; "
+                                 "change their order, or leave one of them out")
 
 
 def _makers(fact: str) -> list[str]:
@@ -373,15 +393,26 @@ def turned(part: P, settings: Mapping[str, Any]) -> P:
     return replace(part, **mine) if mine else part  # type: ignore[type-var]
 
 
+def unread(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
+           names: Iterable[str]) -> dict[str, str]:
+    """Of these knobs, those that nothing in this combination reads, by name -> why."""
+    found = {}
+    for name in names:
+        readers = [part for part in parts if name in knobs(type(part))]
+        idle = [part.name for part in readers if name in part.idle(facts[part.name])]
+        if not readers:
+            others = described()[name].readers
+            kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
+            here = " and ".join(part.name for part in parts if part.kind in kinds)
+            found[name] = (f"nothing in this run reads it{here and ' beside ' + here}; "
+                           f"{', '.join(others)} would")
+        elif len(idle) == len(readers):
+            found[name] = f"{' and '.join(idle)} does not read it in this combination"
+    return found
+
+
 def check_read(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
                settings: Mapping[str, Any]) -> None:
     """Raise `ParameterError` for a turned knob that nothing in this combination reads."""
-    for name, value in settings.items():
-        readers = [part for part in parts if name in knobs(type(part))]
-        others = [title for kind in REGISTRY.values() for title, cls in kind.items()
-                  if name in knobs(cls)]
-        require(bool(readers), name, value, "nothing in this run reads it; "
-                f"{', '.join(others) or 'no part'} would")
-        idle = [part.name for part in readers if name in part.idle(facts[part.name])]
-        require(len(idle) < len(readers), name, value,
-                f"{' and '.join(idle)} does not read it in this combination; leave it as it was")
+    for name, why in unread(parts, facts, settings).items():
+        require(False, name, settings[name], f"{why}; leave it as it was")

@@ -6,7 +6,7 @@ Settings that are left out stay as they are. A wrong one is named, and nothing i
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedlab.core.knobs import described, known, require
@@ -40,15 +40,16 @@ class Settings(Mapping[str, Any]):
         """The value of a knob, turned or usual."""
         if name == "turned" or name.startswith("__"):
             raise AttributeError(name)
-        if name in self.turned:
-            return self.turned[name]
-        found = described()
-        if name not in found:
-            raise AttributeError(f"no part has a knob {name!r}")
-        return found[name].default
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(f"no part has a knob {name!r}") from error
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+        return self.turned[name] if name in self.turned else described()[name].default
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.turned
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.turned)
@@ -65,6 +66,11 @@ class Settings(Mapping[str, Any]):
     def replace(self, **changes: Any) -> "Settings":
         """The same with some knobs turned, or turned back."""
         return Settings(**self.turned | changes)
+
+    def without(self, names: Iterable[str]) -> "Settings":
+        """The same with these knobs as usual."""
+        left_out = set(names)
+        return Settings(**{name: value for name, value in self.items() if name not in left_out})
 
 
 def write_settings(values: Mapping[str, Any]) -> str:

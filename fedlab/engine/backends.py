@@ -99,7 +99,7 @@ def _tracing() -> Iterator[None]:
     Gradients inside it, and no two sizes taken for one by chance.
     """
     sizes = importlib.import_module("torch.fx.experimental._config").patch(use_duck_shape=False)
-    traced = importlib.import_module("torch._dynamo.local").patch(trace_autograd_ops=True,
+    traced = importlib.import_module("torch._dynamo.config").patch(trace_autograd_ops=True,
                                                                    recompile_limit=64)
     try:
         with sizes, traced:

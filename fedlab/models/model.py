@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab.core import Key, SparseTable, Tree, require
@@ -52,7 +52,7 @@ class Model:
     empty otherwise. pullback(parameters, batch) -> (predictions, a function from their gradient to
     the gradient of each parameter at the examples): predict's gradient by hand, where it is worth
     it; None leaves it to autograd. activity: floats that `predict` keeps for one example beside its
-    parameters, to plan memory by.
+    parameters, to plan memory by. module: what it was made from, for `loaded`.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Model:
     noise: Callable[[Tensor, Tensor, Key], Tree] = _nothing
     pullback: Callable[[Tree, Tree], tuple[Tensor, Pull]] | None = None
     activity: int = 0
+    module: nn.Module | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be kept private."""
@@ -187,6 +188,26 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1,
 
     rows = {**table.rows, "dense": "one", "offset": "one"}
     return Model("interaction", task, init, predict, rows, table.private, noise=noise)
+
+
+def hybrid(users: int, known: Tensor, dim: int = 32, *, task: str = "clicks",
+           private_users: bool = True, spread: float = 0.1) -> Model:
+    """`y = p_u . (q_i + W x_i) + beta_i`: an item by its own row and by what is known of it.
+
+    known: x (I, F), say narrowed text vectors. So an item that few have clicked is not without.
+    """
+    table = matrix_factorisation(users, len(known), dim, task=task, private_users=private_users,
+                                 spread=spread)
+
+    def init(seed: int) -> Tree:
+        return table.init(seed) | {"told": torch.zeros(1, known.shape[1], dim)}
+
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        item = p["item"] + p["known"][batch["item"]] @ p["told"]  # (..., B, D)
+        return (p["user"] * item).sum(-1) + p["bias"]
+
+    return Model("hybrid", task, init, predict, {**table.rows, "told": "one"}, table.private,
+                 {"known": known})
 
 
 def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:

@@ -98,7 +98,7 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
 
     kinds = {name: by_row.get(name, "one") for name in trained}
     return Model(type(module).__name__, task, init, predict, kinds, private, fixed, noise,
-                 activity=activity)
+                 activity=activity, module=net)
 
 
 def loaded(module: nn.Module, params: Tree) -> nn.Module:

@@ -51,7 +51,7 @@ class Spending:
             warnings.warn(
                 f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
                 "one client's data whole would count as private; choose a smaller one",
-                stacklevel=4)
+                stacklevel=3)
 
 
 def noise_multiplier() -> float:
@@ -61,11 +61,13 @@ def noise_multiplier() -> float:
     return noise
 
 
-def booked(ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int) -> dict[str, Any]:
+def booked(ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int,
+           teaching_seed: int = -1) -> dict[str, Any]:
     """The ledger with these releases in it, too. clients: N.
 
     `releases`: (noise, rate, sampling) -> how often; `drift` (N,): sum of 1 / z^2 of what each
-    client released by itself.
+    client released by itself; `no guarantee`: why no epsilon holds, where noise came from a
+    teaching seed.
     """
     releases, drift = dict(ledger.get("releases", {})), ledger.get("drift")
     for each in spent:
@@ -77,7 +79,10 @@ def booked(ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int) -> d
             drift = torch.zeros(clients, dtype=torch.float64) if drift is None else drift
             own = drift.new_full((len(each.clients),), release.times / release.noise**2)
             drift = drift.index_add(0, each.clients, own)
-    return {"releases": releases} | ({} if drift is None else {"drift": drift})
+    taught = f"the noise comes from teaching_seed={teaching_seed}" if teaching_seed >= 0 else ""
+    said = ledger.get("no guarantee", taught)
+    return ({"releases": releases} | ({} if drift is None else {"drift": drift})
+            | ({"no guarantee": said} if said else {}))
 
 
 def proven(ledger: Mapping[str, Any], delta: float) -> float:
@@ -118,5 +123,3 @@ def affordable(spending: Spending, ledger: Mapping[str, Any], after: Mapping[str
         raise ParameterError(f"budget={spending.budget!r}: a round would bring epsilon from "
                              f"{before:.3g} to {behind:.3g}; choose more, or more noise")
     return False
-
-

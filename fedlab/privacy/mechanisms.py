@@ -107,16 +107,19 @@ class GaussianNoise(Stage, Spending):
         clip, noise = context.notes["clipped"], self.noise
         if "counted" in context.facts[self.name]:
             bits = bit_noise(context.expected)
-            require(noise < 2 * bits, "noise", noise,
-                    f"the clip can follow a quantile below {2 * bits:g}; "
-                    "set quantile=0, or choose a larger cohort")
             context.notes["short"] += float(source.normal(torch.zeros(1), bits))
             noise = adaptive_clip_noise(noise, bits)
         return {name: value + source.normal(value, noise * clip) for name, value in total.items()}
 
     def spends(self, context: RoundContext) -> Sequence[Spent]:
-        """One noisy sum over the cohort, as it was really drawn."""
-        drawn = context.plan.drawn
+        """One noisy sum over the cohort, as it was really drawn.
+
+        Raises `ParameterError` where its noise leaves none for the count of the clip.
+        """
+        drawn, most = context.plan.drawn, 2 * bit_noise(context.expected)
+        require("counted" not in context.facts[self.name] or self.noise < most, "noise",
+                self.noise, f"the clip can follow a quantile below {most:g}; "
+                "set quantile=0, or choose a larger cohort")
         assert drawn is not None  # stale updates are refused
         return [Spent(Release(self.noise, drawn.rate, 1, drawn.sampling))]
 

@@ -20,7 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Key, Local, RoundContext, Rows, Score, Tree, Update, register, require
+from fedlab.core import (
+    Key,
+    Local,
+    Recipe,
+    RoundContext,
+    Rows,
+    Score,
+    Tree,
+    Update,
+    register,
+    require,
+)
 from fedlab.data import Ratings, Source, recent
 from fedlab.models import Model
 
@@ -90,6 +101,31 @@ class PairCounts(Local):
         ids = torch.zeros(len(cohort), dtype=torch.int64)
         matrices = (own[:, :, None] * own[:, None]).to(context.params["pairs"])
         yield _update({"pairs": Rows(matrices, ids, torch.arange(len(cohort)))}, cohort)
+
+
+@register
+class Popularity(Recipe):
+    """A number for each item, the same for all users: the model of item counts."""
+
+    def build(self, train: Ratings, task: str) -> Model:
+        """The model for these train ratings."""
+        return item_counts(train.item_count)
+
+
+@register
+class GenrePairs(Recipe):
+    """How genres go together: the model of pair counts."""
+
+    def build(self, train: Ratings, task: str) -> Model:
+        """The model for these train ratings."""
+        return pair_counts(torch.nn.functional.normalize(train.catalogue.genres.float()))
+
+    def score(self, model: Model, data: Any, params: Tree) -> Score:
+        """By what goes together with a user's own items."""
+        train, basis = data.train, model.constants["basis"]
+        own = torch.zeros(train.user_count, basis.shape[1])
+        own = own.index_add_(0, train.users, basis[train.items]) @ params["pairs"][0].cpu()
+        return lambda users, items: (own[users] * basis[items]).sum(-1)
 
 
 def _clicked(data: Source, cohort: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,45 +5,67 @@ workbench, the command line, sweeps and the settings JSON follow from that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
+import fedlab.models.text  # noqa: F401 - its recipes are choices, too
 from fedlab.aggregation import HeldOut, Judge, judge
-from fedlab.algorithms import Participation, Run, federate, fine_tuned
+from fedlab.algorithms import federate, fine_tuned
 from fedlab.core import (
+    MADE_ONCE,
     REGISTRY,
+    Aggregation,
+    Dataset,
     Local,
     Metric,
     ParameterError,
     Part,
+    Recipe,
     Round,
+    Schedule,
     Score,
     Settings,
+    Stage,
+    Tree,
+    check_read,
+    described,
     knob,
     knobs,
     measured,
     one_thread,
     register,
     require,
+    several,
+    to,
     turned,
+    unread,
+    walk,
 )
-from fedlab.data import Federation, Ratings, Split, leave_one_out, read, split_by_time, standardise
+from fedlab.data import (
+    Federation,
+    Ratings,
+    Source,
+    Split,
+    leave_one_out,
+    read,
+    split_by_time,
+    standardise,
+)
 from fedlab.engine import LocalSettings
 from fedlab.evaluation import Candidates, candidates, scorer
 from fedlab.models import Model
-
-BUNDLED = "ml-latest-small"
-NONE = "none"
 
 
 @register
 class Choices(Part):
     """What an experiment is made of. These count from the next run."""
 
+    title = "experiment"
     kind = "experiment"
-    data: str = knob(BUNDLED, 0, 0, "",
-                     "a registered data set, or a folder that `fedlab.read` takes", live=False)
+    data: str = knob("ml-latest-small", 0, 0, "",
+                     "a registered data set, or a folder that `fedlab.read` takes", live=False,
+                     parts="data", others=True)
     task: str = knob("clicks", 0, 0, "", "rank items by clicked or not, or predict ratings",
                      live=False, choices=("clicks", "ratings"))
     partition: str = knob("one per user", 0, 0, "",
@@ -51,9 +73,8 @@ class Choices(Part):
                           parts="partition")
     model: str = knob("matrix factorisation", 0, 0, "", "what predicts", live=False, parts="model")
     local: str = knob("sgd", 0, 0, "", "what a client does in a round", live=False, parts="local")
-    uplink: str = knob(NONE, 0, 0, "",
-                       "stages on the way up, joined by ' + ', in the order in which they "
-                       "act; none for none", live=False)
+    uplink: str = knob("none", 0, 0, "", "stages on the way up, joined by ' + ', in the order in "
+                       "which they act; none for none", live=False, parts="stage", many=True)
     aggregation: str = knob("weighted mean", 0, 0, "", "how deltas become one", live=False,
                             parts="aggregation")
     schedule: str = knob("synchronous", 0, 0, "",
@@ -65,8 +86,17 @@ class Choices(Part):
     measure_every: int = knob(1, 1, 1_000, "rounds",
                               "how often the validation metrics are worked out", live=False,
                               usual=(1, 20))
+    against: int = knob(99, 1, 100_000, "items", "how many unseen items a held-out click is ranked "
+                        "against", live=False, log=True, usual=(9, 999), group="measuring")
     device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False,
                        group="machine and draws")
+
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Clicks are ranked; who is fine-tuned takes gradient steps, on a federation's examples."""
+        steps = issubclass(REGISTRY["local"][self.local], LocalSettings)
+        plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
+        tuned = () if steps and plain else ("personal",)
+        return tuned if self.task == "clicks" else (*tuned, "against")
 
 
 @dataclass(frozen=True)
@@ -83,73 +113,108 @@ class Experiment:
         """The names."""
         return turned(Choices(), self.settings)
 
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """Kind and name of every part that reads settings, in the order in which they act."""
+        names = self.choices
+        data = [("data", names.data)] if names.data in REGISTRY["data"] else []
+        metrics = [("metric", title) for title, cls in REGISTRY["metric"].items()
+                   if cast(type[Metric], cls).task == names.task]
+        return [("experiment", "experiment"), *data, ("partition", names.partition),
+                ("model", names.model), ("run", "run"), ("participation", "participation"),
+                ("schedule", names.schedule), ("local", names.local),
+                *(("stage", name) for name in several(names.uplink)),
+                ("aggregation", names.aggregation), ("server", "server step"), *metrics]
+
+    def part(self, kind: str, name: str) -> Any:
+        """A part with its knobs turned."""
+        return turned(REGISTRY[kind][name](), self.settings)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All that read settings, those of the loop included."""
+        return [self.part(kind, name) for kind, name in self.named]
+
+    @cached_property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Of each part, by its name, the facts in front of it, see `fedlab.core.walk`."""
+        return walk(self.parts, self._given)
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        recipe = cast(type[Recipe], REGISTRY["model"][self.choices.model])
+        drawn = self.choices.task == "clicks" and recipe.draws_negatives
+        return {"negatives": True} if drawn else {}
+
+    def unread(self) -> dict[str, str]:
+        """Every knob that nothing reads in this combination, by name -> why."""
+        try:
+            parts, facts = self.parts, self.facts
+        except ParameterError:  # parts that do not go together: the start of a run will say so
+            parts = [cast(Part, REGISTRY[kind][name]()) for kind, name in self.named]
+            facts = {part.name: self._given for part in parts}
+        return unread(parts, facts, described())
+
     @cached_property
     def split(self) -> Split:
         """Train, validation and test; clicks by leave-one-out, ratings standardised."""
-        return _split(self.choices.data, self.choices.task)
+        return _split(*self._data, self.choices.task)
 
     @cached_property
     def candidates(self) -> Candidates:
         """What the held-out clicks of the validation part are ranked against."""
-        return _candidates(self.choices.data, self.settings.seed)
+        return _candidates(*self._data, self.choices.against, self.settings.seed)
+
+    @property
+    def _data(self) -> tuple[type | None, str, Settings]:
+        """What tells data from other data: the part, its name, its knobs."""
+        name = self.choices.data
+        part = REGISTRY["data"].get(name)
+        own = {n: self.settings[n] for n in knobs(part)} if part else {}
+        return part, name, Settings(**own)
 
     @cached_property
-    def recipe(self) -> Any:
+    def recipe(self) -> Recipe:
         """How the model is made."""
-        return self._part("model", self.choices.model)
+        return cast(Recipe, self.part("model", self.choices.model).ready(self))
 
     @cached_property
     def local(self) -> Local:
         """What clients do."""
-        return self._part("local", self.choices.local)
+        return cast(Local, self.part("local", self.choices.local).ready(self))
 
     @cached_property
-    def uplink(self) -> list[Any]:
+    def uplink(self) -> list[Stage]:
         """The stages."""
-        return [self._part("stage", name) for name in stage_names(self.choices.uplink)]
+        return [self.part("stage", name).ready(self) for name in several(self.choices.uplink)]
+
+    @cached_property
+    def aggregation(self) -> Aggregation:
+        """How deltas become one."""
+        return cast(Aggregation, self.part("aggregation", self.choices.aggregation).ready(self))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Whose updates arrive when."""
+        return cast(Schedule, self.part("schedule", self.choices.schedule).ready(self))
 
     @cached_property
     def federation(self) -> Federation:
         """Train ratings, dealt out to clients."""
-        owner = self._part("partition", self.choices.partition).owner(self.split.train,
-                                                                      self.settings.seed)
+        partition = self.part("partition", self.choices.partition).ready(self)
+        owner = partition.owner(self.split.train, self.settings.seed)
         return Federation(self.split.train, owner, self.choices.task)
+
+    @cached_property
+    def source(self) -> Source:
+        """What clients train on."""
+        return cast(Source, self.recipe.source(self.local.source(self.federation)))
 
     @cached_property
     def model(self) -> Model:
         """The model for this data."""
-        return self.recipe.build(self.split.train, self.choices.task)
-
-    def _part(self, kind: str, name: str) -> Any:
-        found = REGISTRY[kind]
-        require(name in found, kind, name, f"choose one of {', '.join(found)}")
-        return turned(found[name](), self.settings).ready(self)
-
-    def parts(self) -> list[Part]:
-        """All that read settings, those of the loop included."""
-        names = self.choices
-        return [self.choices, *self.own(), Run(), Participation(), self._made("schedule",
-                                                                              names.schedule),
-                self._made("local", names.local),
-                *(self._made("stage", n) for n in stage_names(names.uplink)),
-                self._made("aggregation", names.aggregation), REGISTRY["server"]["server step"]()]
-
-    def own(self) -> list[Part]:
-        """The parts that the loop does not know: they are read while the experiment is made."""
-        return [self._made("partition", self.choices.partition), self._made("model",
-                                                                            self.choices.model)]
-
-    def _made(self, kind: str, name: str) -> Part:
-        require(name in REGISTRY[kind], kind, name, f"choose one of {', '.join(REGISTRY[kind])}")
-        return REGISTRY[kind][name]()
-
-    def read(self) -> dict[str, Any]:
-        """Every setting that this combination reads, with its value.
-
-        What a run is recorded with.
-        """
-        names = dict.fromkeys(name for part in self.parts() for name in knobs(type(part)))
-        return {name: self.settings[name] for name in names}
+        return cast(Model, self.local.learns(self.recipe.build(self.split.train,
+                                                               self.choices.task)))
 
     def judge(self) -> Judge:
         """The held-out loss of clients' models, on the validation part.
@@ -158,111 +223,111 @@ class Experiment:
         """
         held = (HeldOut.clicks(self.candidates) if self.choices.task == "clicks"
                 else HeldOut.ratings(self.split.validation))
-        return judge(self.model, held, self.federation.owner,
-                     score=lambda params: self._score(self.model, params))
+        return judge(self.model, held, self.federation.owner, score=self._predicts)
 
-    def _score(self, model: Model, params: Any) -> Score:
-        own: Score | None = self.recipe.score(model, self.federation, params)
-        return own or scorer(model, params, self.federation.owner)
+    def _predicts(self, params: Tree) -> Score:
+        """How these parameters predict."""
+        own = self.recipe.score(self.model, self.federation, params)
+        return own or scorer(self.model, params, self.federation.owner)
 
     def score(self, done: Round) -> Score:
         """How a Round predicts for the users."""
-        if self.choices.personal != "off":
-            if not isinstance(self.local, LocalSettings):
-                raise ParameterError(
-                    f"personal={self.choices.personal!r}: {self.local.name} has no "
-                    "local training to repeat; choose 'off'")
-            return fine_tuned(self.model, self.federation, done.params, self.local,
-                              seed=self.settings.seed, number=done.number)
-        return (self.local.score(self.model, self.federation, done)
-                or self._score(self.model, done.params))
+        here = replace(done, params=to(done.params, "cpu"))  # clients' own turns are small
+        if self.choices.personal == "fine tuned":
+            return fine_tuned(self.model, self.federation, here.params,
+                              cast(LocalSettings, self.local), seed=self.settings.seed,
+                              number=done.number)
+        own: Score | None = self.local.score(self.model, self.federation, here)
+        return own or self._predicts(done.params)
 
     def measure(self, done: Round) -> dict[str, float]:
         """The validation metrics of a Round."""
         found: dict[str, float] = {}
         with one_thread():
             score = self.score(done)
-            for cls in REGISTRY["metric"].values():
-                if cls.task == self.choices.task:  # type: ignore[attr-defined]
-                    found |= cls().measure(score, self)
+            for metric in self.parts:
+                if isinstance(metric, Metric):
+                    found |= metric.measure(score, self)
         return found
-
-
-def stage_names(text: str) -> list[str]:
-    """The names in 'poison + clip'."""
-    return [] if text == NONE else [name.strip() for name in text.split("+")]
 
 
 def better() -> dict[str, str]:
     """Name of each metric -> 'max' or 'min', what is better."""
-    modes = {name: mode for cls in REGISTRY["metric"].values() if issubclass(cls, Metric)
-             for name, mode in cls.modes.items()}
+    modes = {name: mode for cls in REGISTRY["metric"].values()
+             for name, mode in cast(type[Metric], cls).modes.items()}
     return modes | {"staleness": "min", "epsilon": "min"}
 
 
 @lru_cache(maxsize=2)
-def _ratings(data: str) -> Ratings:
-    known = REGISTRY["data"]
-    found: Ratings = known[data]().load() if data in known else read(data)
-    return found
+def _ratings(part: type | None, name: str, own: Settings) -> Ratings:
+    return read(name) if part is None else turned(cast(type[Dataset], part)(), own).load()
 
 
 @lru_cache(maxsize=2)
-def _split(data: str, task: str) -> Split:
-    ratings = _ratings(data)
+def _split(part: type | None, name: str, own: Settings, task: str) -> Split:
+    ratings = _ratings(part, name, own)
     return leave_one_out(ratings) if task == "clicks" else standardise(split_by_time(ratings))
 
 
 @lru_cache(maxsize=2)
-def _candidates(data: str, seed: int) -> Candidates:
-    return candidates(_split(data, "clicks"), "validation", seed=seed)
+def _candidates(part: type | None, name: str, own: Settings, against: int, seed: int
+                ) -> Candidates:
+    return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
 
 
 def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation.
 
-    `ask` gives the settings before each round.
-
-    A cohort larger than the federation is all of it. Raises `ParameterError` or `DataError` on what
-    cannot be built.
+    ask: gives the settings; it is asked before each round. A cohort larger than the federation is
+    all of it. Raises `ParameterError` or `DataError` on what cannot be built, and on a turned knob
+    that nothing reads.
     """
     first = Settings(**ask())
     made = Experiment(first)
+    check_read(made.parts, made.facts, first)
+    loop = {name for part in made.parts for name in knobs(type(part)) if part.kind not in MADE_ONCE}
+    own = {name for part in made.parts for name in knobs(type(part))} - loop
     clients = len(made.federation)
-    mine = {name for part in (made.choices, *made.own()) for name in knobs(type(part))}
-    shared = {name for part in made.parts()[3:] for name in knobs(type(part))}
 
     def now() -> Settings:
         asked = Settings(**ask())
-        kept = {name: value for name, value in asked.items() if name not in mine - shared}
+        for name in own:
+            require(asked[name] == first[name], name, asked[name],
+                    f"it is fixed while a run lasts; keep {first[name]!r}, or begin another run")
+        kept = {name: value for name, value in asked.items() if name not in own}
         return Settings(**kept | {"cohort": min(asked.cohort, clients)})
-    source = made.recipe.source(made.local.source(made.federation))
-    schedule, aggregate = (made._part(kind, getattr(made.choices, kind)) for kind in ("schedule", "aggregation"))
-    rounds = federate(made.model, source, now, local=made.local, uplink=made.uplink,
-                      aggregate=aggregate, schedule=schedule, device=made.choices.device)
+    rounds = federate(made.model, made.source, now, local=made.local, uplink=made.uplink,
+                      aggregate=made.aggregation, schedule=made.schedule,
+                      device=made.choices.device)
     return measured(rounds, made.measure, made.choices.measure_every)
 
 
+_USERS = Settings(rounds=60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal")
+_PLATFORMS = Settings(rounds=60, partition="by genre", cohort=10, local_lr=20.0, server_lr=2.0,
+                      batch_size=256)
 PRESETS = {
-    "671 users, matrix factorisation": Settings(
-        rounds=60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal"),
-    "few clients: 8 users a round": Settings(
-        rounds=200, cohort=8, local_lr=1.0, server_lr=5.0, weighting="equal"),
-    "10 platforms that differ in taste": Settings(
-        partition="by genre", platforms=10, alpha=0.1, cohort=10, rounds=60, local_lr=20.0, server_lr=2.0,
-        batch_size=256),
-    "practice: 10 e-commerce platforms, averaged": Settings(
-        partition="by genre", platforms=10, alpha=0.3, cohort=10, rounds=60, local_lr=20.0, server_lr=2.0,
-        batch_size=256, aggregation="weighted mean"),
+    "671 users, matrix factorisation": _USERS,
+    "few clients: 8 users a round": _USERS.replace(rounds=200, cohort=8, server_lr=5.0),
+    "10 platforms that differ in taste": _PLATFORMS.replace(alpha=0.1),
+    "practice: 10 e-commerce platforms, averaged": _PLATFORMS,
     "practice: 5 video platforms, the best model selected": Settings(
         partition="by activity", platforms=5, cohort=5, rounds=30, local_lr=1.0, local_epochs=2,
         batch_size=256, model="content", aggregation="best models"),
-    "asynchronous: a buffer of 10": Settings(
-        schedule="buffered", rounds=300, cohort=64, buffer=10, local_lr=1.0, server_lr=80.0,
-        weighting="equal", dim=16, measure_every=6),
-    "private: a clip, and noise on the sum": Settings(
-        uplink="clip + gaussian noise", sampling="poisson", rounds=60, cohort=64, local_lr=1.0,
-        server_lr=50.0, clip=0.5, noise=0.5, delta=1e-3),
-    "stars, not clicks": Settings(
-        task="ratings", model="linear", rounds=60, cohort=64, local_lr=0.01),
+    "asynchronous: a buffer of 10": _USERS.replace(
+        schedule="buffered", rounds=300, server_lr=80.0, dim=16, measure_every=6),
+    "private: a clip, and noise on the sum": _USERS.without(["weighting"]).replace(
+        uplink="clip + gaussian noise", sampling="poisson", clip=0.5, noise=0.5, delta=1e-3),
+    "a tenth of the bytes up: 4 bits a number": _USERS.replace(uplink="error feedback"),
+    "under attack: one in ten lies, the median holds": _USERS.without(["weighting"]).replace(
+        uplink="poison", aggregation="coordinate median"),
+    "implicit: users solve their own vectors": Settings(
+        local="implicit", recency=1.0, rounds=20, cohort=671, server_lr=0.1,
+        server_optimizer="adam", server_momentum=0.5, server_epsilon=1e-4),
+    "texts and clicks: what MiniLM says of a film": _USERS.replace(model="hybrid"),
+    "MiniLM fine-tuned by adapters": Settings(
+        model="lora", partition="by genre", alpha=1.0, cohort=10, rounds=8, batch_size=16,
+        local_lr=0.1, warm_up=4, server_optimizer="adam", server_lr=1e-3, server_epsilon=1e-6,
+        measure_every=4),
+    "stars, not clicks": Settings(task="ratings", model="linear", rounds=60, cohort=64,
+                                  local_lr=0.01),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedlab.core import VERSION, require
 from fedlab.evaluation import figures
-from fedlab.workbench.runs import PLAIN, Run, metrics
+from fedlab.workbench.runs import PLAIN, Run, metrics, usual
 
 KINDS = ("csv", "json", "png")
 
@@ -21,14 +21,14 @@ def to_csv(runs: Sequence[Run]) -> bytes:
     """A line for each run and round: its numbers, and the settings that the round used."""
     found = metrics(list(runs))
     numbers = [*(name for name in PLAIN if name not in ("turned", "loss")), *found]
-    settings = list(dict.fromkeys(name for run in runs for name in run.settings))
+    settings = {name: usual(name) for run in runs for name in run.used()}
     text = io.StringIO()
     out = csv.DictWriter(text, ["run", *numbers, *settings], restval="", extrasaction="ignore")
     out.writeheader()
     for run in runs:
         for record, used in zip(run.records, run.settings_by_round(), strict=True):
-            out.writerow({"run": run.name} | used | record | {"rejected": len(record.get("rejected",
-                                                                                         ()))})
+            rejected = len(record.get("rejected", ()))
+            out.writerow({"run": run.name} | settings | used | record | {"rejected": rejected})
     return text.getvalue().encode()
 
 

@@ -4,8 +4,8 @@ A run on disk is one JSONL file: a header with its settings, then a line for eac
 event (a new name, the end), appended as they come, so a kernel that dies loses at most the line it
 was writing:
 
-    {"fedlab": 1, "run": "20260131-120000-000000-1f2e", "name": "run 1", "started": "...", "settings": {...}}
-    {"round": 1, "loss": 0.69, "clients": 64, "bytes_up": ..., "bytes_down": ..., "seconds": ..., "ndcg@10": 0.31}
+    {"fedlab": 2, "run": "20260131-120000-000000-1f2e", "name": "run 1", "settings": {...}, ...}
+    {"round": 1, "loss": 0.69, "clients": 64, "bytes_up": ..., "ndcg@10": 0.31, ...}
     {"round": 2, ..., "turned": {"cohort": 8}}
     {"end": "done", "error": ""}
 """
@@ -22,15 +22,16 @@ from typing import Any
 from fedlab.core import VERSION, ParameterError, Round, Settings, described, require
 
 Record = dict[str, Any]
-PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turned", "rejected", "skipped",
-         "simulated s")     # what is no metric
+PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turned", "rejected",
+         "skipped", "simulated s")     # what is no metric
 
 
 @dataclass(eq=False)
 class Run:
     """One run: what it was set to, and a plain record of each round.
 
-    settings: at the start; a record's `turned` holds the knobs that changed before its round.
+    settings: the knobs that were turned at the start; a record's `turned` holds those that changed
+    before its round.
     rounds: the Rounds themselves while this kernel lives, the last one with its parameters. state:
     running, done, stopped, failed, or interrupted, for a run on disk that has no end.
     """
@@ -49,7 +50,7 @@ class Run:
     clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))
 
     def settings_by_round(self) -> list[dict[str, Any]]:
-        """The settings of each round, with the knobs as they were turned."""
+        """The settings of each round, with the knobs as they were turned on the way."""
         now, found = dict(self.settings), []
         for record in self.records:
             now = now | record.get("turned", {})
@@ -61,7 +62,7 @@ class Run:
         found = {name: [value] for name, value in self.settings.items()}
         for each in self.records:
             for name, value in each.get("turned", {}).items():
-                found.setdefault(name, [described()[name].default]).append(value)
+                found.setdefault(name, [usual(name)]).append(value)
         return found
 
     def best(self, metric: str, mode: str) -> Record | None:
@@ -76,6 +77,12 @@ class Run:
         """The first line of its file."""
         return {"fedlab": VERSION, "run": self.id, "name": self.name, "started": self.started,
                 "settings": self.settings}
+
+
+def usual(name: str) -> Any:
+    """The default of a setting; None where the part is not here that had it."""
+    found = described().get(name)
+    return found.default if found else None
 
 
 def record(done: Round, before: Settings) -> Record:

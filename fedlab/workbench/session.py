@@ -2,7 +2,7 @@
 
 Settings that are turned, runs that train, sweeps that fill.
 
-See `fedlab.runner` for the thread and `fedlab.runs` for what is kept.
+See `runner` for the thread and `run_store` for what is kept.
 """
 
 import threading
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlab.core import Round, Settings, described, known, read_settings, require
+from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.run_store import Runs
 from fedlab.workbench.runner import Job, Runner, claim, follow, side_by_side
 from fedlab.workbench.runs import Run
@@ -31,8 +32,9 @@ class Session:
     of state, from the thread.
     """
 
-    def __init__(self, live: Live, settings: Settings, metrics: Mapping[str, str], folder: str | Path | None,
-                 presets: Mapping[str, Settings], changed: Callable[[], None]) -> None:
+    def __init__(self, live: Live, settings: Settings, metrics: Mapping[str, str],
+                 folder: str | Path | None, presets: Mapping[str, Settings],
+                 changed: Callable[[], None]) -> None:
         """Stop what ran in this kernel before, so that running a cell again starts afresh."""
         self.metrics = {"loss": "min"} | dict(metrics)
         for name, mode in self.metrics.items():
@@ -40,8 +42,8 @@ class Session:
                     "write 'min' if lower is better, or 'max'")
         self.presets = presets
         claim(None)
-        self.live, self.runs, self.runner, self.changed = live, Runs(folder), Runner(
-            changed), changed
+        self.live, self.runs, self.runner = live, Runs(folder), Runner(changed)
+        self.changed = changed
         self.members: list[Run] = []         # what the last start or sweep trains
         self.trying: Sweep | None = None
         self.planned = 1                     # runs of the sweep
@@ -61,6 +63,19 @@ class Session:
         with self._lock:
             self._settings = settings
 
+    def unread(self, settings: Settings) -> dict[str, str]:
+        """Knobs that nothing reads under these settings, by name -> why.
+
+        Only of an experiment can it be told.
+        """
+        return Experiment(settings).unread() if self.live is stream else {}
+
+    @property
+    def read(self) -> Settings:
+        """The settings without those that nothing reads."""
+        settings = self.settings
+        return settings.without(self.unread(settings))
+
     @property
     def progress(self) -> float:
         """Share of the rounds that are done, of all runs of a sweep."""
@@ -78,7 +93,8 @@ class Session:
             return self.runner.go(rounds)
         claim(None)
         self.trying, self.members, self.planned = None, [], 1
-        return self.runner.start(self._job(self.settings, self._snapshots(self.settings)), rounds)
+        settings = self.read
+        return self.runner.start(self._job(settings, self._snapshots(settings)), rounds)
 
     def step(self) -> None:
         """One round, then pause."""
@@ -100,11 +116,11 @@ class Session:
         """Train every trial of a sweep, some side by side."""
         require(what.metric in self.metrics, "metric", what.metric,
                 f"choose one of {', '.join(self.metrics)}")
-        trials = what.trials(self.settings)
+        trials = what.trials(self.settings, self.unread)
         claim(None)
         self.in_use = None
-        self.trying, self.members, self.planned, self.began = what, [], len(
-            trials), time.monotonic()
+        self.trying, self.members, self.planned = what, [], len(trials)
+        self.began = time.monotonic()
         jobs = [partial(self._job, trial, partial(_same, trial),
                         what.name(trial)) for trial in trials]
         self.runner.start(side_by_side(jobs, WIDTH))
@@ -119,8 +135,8 @@ class Session:
         self.settings = self.presets[name]
 
     def paste(self, text: str) -> None:
-        """Take the settings of a JSON, see `fedlab.settings`."""
-        self.settings = read_settings(text, self.settings)
+        """Take the settings of a JSON; those that it leaves out are as usual."""
+        self.settings = read_settings(text, Settings())
 
     def _snapshots(self, started: Settings) -> Callable[[], Settings]:
         """The knobs as each round takes them; those that are not live stay as the run started."""
@@ -130,6 +146,7 @@ class Session:
         def ask() -> Settings:
             turned = {name: value for name, value in self.settings.items() if name in live}
             settings = Settings(**turned | fixed)
+            settings = settings.without(self.unread(settings))
             if settings != self.in_use:  # shown when a round takes it, not when that round ends
                 self.in_use = settings
                 self.changed()

@@ -5,7 +5,7 @@ random search tries as many values of each setting as it has runs, a grid only a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedlab.core import Settings, described, known, parsed, require, stream
 from fedlab.workbench.runs import Run
 
 MOST = 200      # runs in a sweep
+Unread = Callable[[Settings], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,12 @@ class Sweep:
     mode: str
     count: int = 0
 
-    def trials(self, base: Settings) -> list[Settings]:
-        """The settings of every run. Raises `ParameterError` before anything is trained."""
+    def trials(self, base: Settings, unread: Unread = lambda _: {}) -> list[Settings]:
+        """The settings of every run. Raises `ParameterError` before anything is trained.
+
+        unread: the knobs that nothing reads under some settings, by name -> why. A trial has those
+        of `base` as usual, and a setting that is tried must be read.
+        """
         known(list(described()), self.over)
         require(len(self.over) in (1, 2), "over", list(self.over),
                 "choose one or two different settings")
@@ -43,7 +48,14 @@ class Sweep:
         points = self._drawn(base) if self.count else self._grid()
         require(len(points) <= MOST, "runs", len(points),
                 f"a sweep has at most {MOST}; try fewer values")
-        return [base.replace(**point) for point in points]
+        return [self._read(base.replace(**point), unread) for point in points]
+
+    def _read(self, trial: Settings, unread: Unread) -> Settings:
+        why = unread(trial)
+        for name in self.over:
+            require(name not in why or name not in trial, name, trial[name],
+                    f"{why.get(name)}, in the run {self.name(trial)}")
+        return trial.without(why)
 
     def _grid(self) -> list[dict[str, Any]]:
         points: list[dict[str, Any]] = [{}]

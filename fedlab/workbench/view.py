@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fedlab.core import Round, described, differing, require
-from fedlab.workbench.runs import PLAIN, Run
+from fedlab.workbench.runs import PLAIN, Run, usual
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep
 
@@ -41,10 +41,11 @@ def describe_knob(name: str, span: tuple[Any, ...] | None,
     if kind is str:
         for value in span or ():
             knob.check(name, value, str)
+        closed = "choice" if knob.options and not knob.others else "text"
         ends: dict[str, Any] = {"choices": list(span or knob.options),
-                                "kind": "choice" if knob.options else "text"}
+                                "kind": "several" if knob.many else closed}
     else:
-        low, high = span or knob.usual
+        low, high = span or knob.usual or (knob.low, knob.high)
         require(knob.low <= low < high <= knob.high, f"turn[{name!r}]", span,
                 f"choose two growing numbers from {knob.low:g} to {knob.high:g}")
         ends = {"low": low, "high": high, "whole": kind is int, "log": knob.log and low > 0,
@@ -137,8 +138,8 @@ def table(runs: list[Run], shown: Mapping[str, int],
     """
     used = {run.id: run.used() for run in runs}
     turned = dict.fromkeys(name for each in used.values() for name in each)
-    usual = {name: [found.default] for name, found in described().items() if name in turned}
-    used = {id_: usual | each for id_, each in used.items()}
+    used = {id_: {name: each.get(name, [usual(name)]) for name in turned}
+            for id_, each in used.items()}
     names = differing([each for id_, each in used.items() if len(shown) < 2 or id_ in shown])
 
     def row(run: Run) -> dict[str, Any]:
@@ -221,7 +222,8 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
         text = f"{state.capitalize()}: {len(ended)} of {session.planned} runs of the sweep ended"
         text += f", {failed} of them failed" if failed else ""
         share, took = session.progress, time.monotonic() - session.began
-        return f"{text}, about {took / share - took:.0f} s left" if state == "running" and share else text
+        left = f", about {took / share - took:.0f} s left" if share else ""
+        return text + (left if state == "running" else "")
     run = session.members[-1] if session.members else None
     if run is None or not run.records:
         return {"running": "Starting: the first round is under way.",

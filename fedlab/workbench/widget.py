@@ -16,8 +16,18 @@ from typing import Any
 import anywidget
 import traitlets
 
-from fedlab.core import ParameterError, Round, Settings, described, known, require, write_settings
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    described,
+    knobs,
+    known,
+    require,
+    write_settings,
+)
 from fedlab.workbench import view
+from fedlab.workbench.experiment import Choices
 from fedlab.workbench.export import KINDS, export, to_tensorboard
 from fedlab.workbench.session import Live, Session
 from fedlab.workbench.sweep import Sweep, values
@@ -34,15 +44,17 @@ def _files(*names: str) -> str:
 
 
 class Workbench(anywidget.AnyWidget):
-    """Knobs of a Settings or Experiment, live charts, runs to compare and sweeps.
+    """Knobs of all that is registered, live charts, runs to compare and sweeps.
 
     live: a function from a settings-giving function to a stream of Rounds, say
         lambda settings: measured(federate(model, clients, settings), measure)
     settings: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider,
     or the choices; None for its usual ones; without `turn` all knobs, most of them folded away in
-    groups. metrics: name of a Round metric -> 'max' or 'min', what is better. folder: where runs
-    are kept as JSONL; in memory only without. presets: name -> settings to take at once. `rounds`
-    holds the finished Rounds of the last run, `session` the runs and what the buttons do.
+    groups. Those that nothing reads in the present combination are greyed out, with the reason,
+    where live is `stream`. metrics: name of a Round metric -> 'max' or 'min', what is better.
+    folder: where runs are kept as JSONL; in memory only without. presets: name -> settings to take
+    at once. `rounds` holds the finished Rounds of the last run, `session` the runs and what the
+    buttons do.
     """
 
     _esm = _files(*FILES)
@@ -50,6 +62,7 @@ class Workbench(anywidget.AnyWidget):
     spec: Any = traitlets.Dict().tag(sync=True)  # what never changes: knobs, series, presets
     values: Any = traitlets.Dict().tag(sync=True)                       # where the knobs stand
     used: Any = traitlets.Dict().tag(sync=True)  # where they stood when the last round began
+    unread: Any = traitlets.Dict().tag(sync=True)  # knobs without effect as the others stand -> why
     charts: Any = traitlets.List().tag(sync=True)                       # names of those on show
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
@@ -65,7 +78,7 @@ class Workbench(anywidget.AnyWidget):
                  metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
                  presets: Mapping[str, Settings] | None = None) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
-        every = dict.fromkeys(described())
+        every = dict.fromkeys([*knobs(Choices), *described()])  # the choices first
         known(list(every), turn or {})
         shown = [view.describe_knob(name, span, folded=turn is None)
                  for name, span in (every if turn is None else turn).items()]
@@ -115,9 +128,9 @@ class Workbench(anywidget.AnyWidget):
         """The knobs, and all settings as text, as they stand now."""
         with self._guard, self.hold_sync():
             settings = self.session.settings
-            self.values = {knob["name"]: getattr(settings,
-                                                 knob["name"]) for knob in self.spec["knobs"]}
-            self.text = write_settings(settings)
+            self.values = {knob["name"]: settings[knob["name"]] for knob in self.spec["knobs"]}
+            self.unread = self.session.unread(settings)
+            self.text = write_settings(self.session.read)
 
     def _told(self, _: object, content: dict[str, Any], __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
@@ -182,8 +195,8 @@ class Workbench(anywidget.AnyWidget):
                 self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours,
                                         session.metrics)
             self.heat = view.heat(session.trying, session.members, session.planned)
-            self.used = {name: getattr(session.in_use,
-                                       name) for name in self.values} if session.in_use else {}
+            in_use = session.in_use
+            self.used = {name: in_use[name] for name in self.values} if in_use else {}
             self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder
                                            else "Runs are kept in memory, until the kernel ends")
             self.message = session.runner.error or view.status(session, self._pens.sums(last))

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from test_mean import DELTAS, SERVER, dense, sent
 
 from fedlab.aggregation import (
+    CoordinateMedian,
+    Krum,
     NoDeltaError,
-    coordinate_median,
+    NormBound,
+    RowBound,
+    TrimmedMean,
+    WeightedMean,
+    as_aggregation,
     joined_updates,
-    krum,
     krum_scores,
-    norm_bound,
-    row_bound,
-    trimmed_mean,
-    weighted_mean,
 )
 from fedlab.core import ParameterError, Rows
 
@@ -38,22 +39,20 @@ def test_median_and_trimmed_mean_ask_the_holders_of_a_row():
                         torch.tensor([0, 1, 0, 0, 1, 0, 2]), torch.tensor([0, 0, 1, 2, 2, 3, 3]))}
     updates, server = sent(deltas, torch.ones(4)), {"w": torch.zeros(5, 1)}
     # row 0: 1, 9, 100, 2; row 1: 5, 4; row 2: -7; rows 3 and 4: nobody
-    assert dense(coordinate_median, updates, server)["w"][:, 0].tolist() == [5.5, 4.5, -7.0, 0.0,
-                                                                             0.0]
-    assert dense(trimmed_mean(0.25), updates, server)["w"][:, 0].tolist() == [5.5, 4.5, -7.0, 0.0,
-                                                                              0.0]
-    assert dense(trimmed_mean(0.24), updates, server)["w"][:, 0].tolist() == [28.0, 4.5, -7.0, 0.0,
-                                                                              0.0]
+    for rule, first in ((CoordinateMedian(), 5.5), (TrimmedMean(trim=0.25), 5.5),
+                        (TrimmedMean(trim=0.24), 28.0)):
+        found = dense(rule, updates, server)["w"][:, 0].tolist()
+        assert found == [first, 4.5, -7.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5, 8])
 def test_median_and_trimmed_mean_equal_numpy(clients):
     given, server = random(clients), {"w": torch.zeros(7, 3)}
-    middle = dense(coordinate_median, full(given), server)["w"]
+    middle = dense(CoordinateMedian(), full(given), server)["w"]
     np.testing.assert_allclose(middle, np.median(given, axis=0), atol=1e-6)
     cut = int(0.3 * clients)
     expected = np.sort(given.numpy(), axis=0)[cut:clients - cut].mean(0)
-    np.testing.assert_allclose(dense(trimmed_mean(0.3), full(given), server)["w"], expected,
+    np.testing.assert_allclose(dense(TrimmedMean(trim=0.3), full(given), server)["w"], expected,
                                atol=1e-6)
 
 
@@ -63,8 +62,8 @@ def test_krum_by_hand():
     updates, server = full(at.view(5, 1, 1)), {"w": torch.zeros(1, 1)}
     scores = krum_scores(joined_updates(updates), 1)
     assert scores.tolist() == [1 + 9, 1 + 4, 4 + 9, 16 + 36, 93**2 + 97**2]
-    assert dense(krum(1), updates, server)["w"].item() == 1
-    assert dense(krum(1, keep=3), updates, server)["w"].item() == pytest.approx(4 / 3)
+    assert dense(Krum(byzantine=1), updates, server)["w"].item() == 1
+    assert dense(Krum(byzantine=1, keep=3), updates, server)["w"].item() == pytest.approx(4 / 3)
 
 
 def test_krum_counts_a_row_that_is_not_held_as_zero():
@@ -79,48 +78,50 @@ def test_krum_counts_a_row_that_is_not_held_as_zero():
     torch.testing.assert_close(module._products(update.deltas["w"], 6, chunk=7), flat @ flat.T)
 
 
-@pytest.mark.parametrize("rule", [coordinate_median, trimmed_mean(0.25), krum(2), krum(2, keep=5)])
+@pytest.mark.parametrize("rule", [CoordinateMedian(), TrimmedMean(trim=0.25), Krum(byzantine=2),
+                                  Krum(byzantine=2, keep=5)])
 def test_two_liars_among_nine_do_not_steer(rule):
     given = 1 + 0.1 * random(9)
     given[:2] = -1000
     step = dense(rule, full(given), {"w": torch.zeros(7, 3)})["w"]
     assert float((step - 1).abs().max()) < 0.5
-    assert float(dense(weighted_mean, full(given), {"w": torch.zeros(7, 3)})["w"].max()) < -200
+    assert float(dense(WeightedMean(), full(given), {"w": torch.zeros(7, 3)})["w"].max()) < -200
 
 
 def test_norm_bound_by_hand():
     # client 0: sqrt(16 + 64 + 1) = 9, client 1: sqrt(4 + 25 + 16)
-    step = dense(norm_bound(4.5), sent(DELTAS, torch.ones(2)), SERVER)
+    step = dense(NormBound(bound=4.5), sent(DELTAS, torch.ones(2)), SERVER)
     shrink = 4.5 / 45**0.5
     torch.testing.assert_close(step["item"][:, 0], torch.tensor([1.0, (4 + 2 * shrink) / 2, 0.0]))
     torch.testing.assert_close(step["dense"][0], torch.tensor([(0.5 + 5 * shrink) / 2, 2 * shrink]))
-    torch.testing.assert_close(dense(norm_bound(1e6), sent(DELTAS, torch.ones(2)), SERVER)["item"],
-                               dense(weighted_mean, sent(DELTAS, torch.ones(2)), SERVER)["item"])
+    free = dense(NormBound(bound=1e6), sent(DELTAS, torch.ones(2)), SERVER)
+    torch.testing.assert_close(free, dense(WeightedMean(), sent(DELTAS, torch.ones(2)), SERVER))
 
 
 @settings(max_examples=50)
 @given(st.integers(1, 7), st.integers(0, 1000))
 def test_one_client_and_equal_clients_are_taken_as_they_are(clients, seed):
     one = random(1, seed=seed)
-    for rule in (coordinate_median, trimmed_mean(0.4), norm_bound(1e9)):
+    for rule in (CoordinateMedian(), TrimmedMean(trim=0.4), NormBound(bound=1e6)):
         step = dense(rule, full(one.expand(clients, -1, -1)), {"w": torch.zeros(7, 3)})["w"]
         torch.testing.assert_close(step, one[0])
 
 
-@pytest.mark.parametrize(("build", "message"), [(lambda: trimmed_mean(0.5),
-                                                 "trim=0.5: choose a share from 0 to below 0.5"),
-                                                (lambda: trimmed_mean(-0.1), "trim=-0.1"),
-                                                (lambda: krum(-1), "byzantine=-1"),
-                                                (lambda: krum(1, 0), "keep=0"),
-                                                (lambda: norm_bound(0.0), "bound=0.0"),
-                                                (lambda: norm_bound(float("inf")), "bound=inf"),])
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: TrimmedMean(trim=0.5), "trim=0.5: choose a number from 0 to 0.49"),
+    (lambda: TrimmedMean(trim=-0.1), "trim=-0.1"), (lambda: Krum(byzantine=-1), "byzantine=-1"),
+    (lambda: Krum(keep=0), "keep=0"), (lambda: NormBound(bound=0.0), "bound=0.0"),
+    (lambda: NormBound(bound=float("inf")), "bound=inf"),
+    (lambda: RowBound(bound=-1.0), "bound=-1.0"),
+    (lambda: Krum(keeps=2), "keeps=2: no such parameter; did you mean keep?"),
+])
 def test_settings_without_meaning_are_refused(build, message):
     with pytest.raises(ParameterError, match=message):
         build()
 
 
-@pytest.mark.parametrize("rule", [weighted_mean, coordinate_median, trimmed_mean(), krum(),
-                                  norm_bound(1.0)])
+@pytest.mark.parametrize("rule", [WeightedMean(), CoordinateMedian(), TrimmedMean(), Krum(),
+                                  NormBound(), RowBound()])
 def test_nobody_makes_no_delta(rule):
     with pytest.raises(NoDeltaError, match="no client is left"):
         rule(iter(()), SERVER)
@@ -128,7 +129,7 @@ def test_nobody_makes_no_delta(rule):
 
 def test_too_few_clients_for_krum():
     with pytest.raises(NoDeltaError, match="byzantine=2: Krum needs 7 clients and has 6"):
-        krum(2)(full(random(6)), {"w": torch.zeros(7, 3)})
+        Krum(byzantine=2)(full(random(6)), {"w": torch.zeros(7, 3)})
 
 
 def test_row_bound_by_hand_and_with_a_norm_bound_after():
@@ -136,12 +137,27 @@ def test_row_bound_by_hand_and_with_a_norm_bound_after():
                         torch.tensor([0, 0, 1])), "b": Rows(torch.tensor([2.0]), torch.tensor([1]),
                                                             torch.tensor([1]))}
     updates, server = sent(deltas, torch.ones(2)), {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
-    found = dense(row_bound(1.0), updates, server)
+    found = dense(RowBound(bound=1.0), updates, server)
     # (.6 + .6, .8 + .8) / 2
     torch.testing.assert_close(found["w"], torch.tensor([[0.6, 0.8], [0.15, 0.2]]))
     torch.testing.assert_close(found["b"], torch.tensor([0.0, 0.5]))
-    both = dense(row_bound(1.0, norm_bound(1.0)), updates, server)  # 1.25**.5 and 2**.5 long
+    # 1.25**.5 and 2**.5 long
+    both = dense(RowBound(bound=1.0, then=NormBound(bound=1.0)), updates, server)
     first, second = 1.25**-0.5, 2**-0.5
     torch.testing.assert_close(both["w"][0], torch.tensor([0.3, 0.4]) * (first + second))
     torch.testing.assert_close(both["b"][1], torch.tensor(0.5 * second))
     assert updates[0].deltas["w"].values[0].tolist() == [3.0, 4.0]  # what was sent is untouched
+
+
+def test_a_bound_hands_a_list_to_what_walks_its_updates_twice():
+    def twice(updates, server):
+        first, second = list(updates), list(updates)
+        assert len(first) == len(second) == 1
+        return WeightedMean()(second, server)
+    updates = sent(DELTAS, torch.ones(2))
+    for rule in (NormBound, RowBound):
+        assert rule().streams
+        again = rule(bound=100.0, then=as_aggregation(twice))
+        assert not again.streams
+        torch.testing.assert_close(dense(again, updates, SERVER),
+                                   dense(WeightedMean(), updates, SERVER))

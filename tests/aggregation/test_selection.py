@@ -1,30 +1,21 @@
-"""Model selection, quality weights, ensembles and distillation.
-
-By hand, and on platforms of which one is broken.
-"""
-
-from dataclasses import replace
+"""Model selection and quality weights: by hand, and on platforms of which one is broken."""
 
 import pytest
 import torch
 from conftest import tiny
 
 from fedlab.aggregation import (
+    BestModels,
+    ByQuality,
     HeldOut,
+    WeightedMean,
     as_update,
-    by_quality,
-    distil,
-    distilled,
-    ensemble,
     judge,
     local_models,
-    select,
-    weighted_mean,
-    whole,
 )
-from fedlab.core import Config, ParameterError, Rows, Update
+from fedlab.core import ParameterError, Rows, Update
 from fedlab.evaluation import Candidates
-from fedlab.models import Model, content, genre_profile, linear
+from fedlab.models import linear
 
 # y = w x_item; the features of items 0, 1, 2
 LINE = linear(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(4, 0))
@@ -39,7 +30,7 @@ SHARED, OWN = judge(LINE, HELD, OWNER), judge(LINE, HELD, OWNER, own=True)
 
 
 def value(delta):
-    return float(whole(delta["theta"], SERVER["theta"])[0, 0, 0])
+    return float(delta["theta"][0, 0, 0])
 
 
 def test_held_out_losses_by_hand():
@@ -58,21 +49,23 @@ def test_clicks_weigh_positive_and_negatives_alike():
 
 
 def test_selection_by_hand():
-    assert value(select(SHARED)([SENT], SERVER)) == 2.0                            # w = 3
-    assert value(select(SHARED, keep=2)([SENT], SERVER)) == pytest.approx((1 + 2 * 2) / 3)
-    assert value(select(OWN)([SENT], SERVER)) == 1.0  # a tie: the first
-    assert value(select(SHARED, keep=9)([SENT], SERVER)) == value(weighted_mean([SENT], SERVER))
+    assert value(BestModels(judge=SHARED)([SENT], SERVER)) == 2.0                            # w = 3
+    assert value(BestModels(judge=SHARED, keep=2)([SENT], SERVER)) == pytest.approx((1 + 2 * 2) / 3)
+    assert value(BestModels(judge=OWN)([SENT], SERVER)) == 1.0  # a tie: the first
+    everybody = BestModels(judge=SHARED, keep=9)([SENT], SERVER)
+    assert value(everybody) == value(WeightedMean()([SENT], SERVER))
     parts = [SENT.only(torch.tensor([True, False, False])),
              SENT.only(torch.tensor([False, True, True]))]
-    assert value(select(SHARED)(parts, SERVER)) == 2.0
+    assert value(BestModels(judge=SHARED)(parts, SERVER)) == 2.0
 
 
 def test_quality_weights_by_hand():
     trust = torch.tensor([-13 / 4, -31.0, -2.0]).softmax(0) * torch.tensor([1.0, 1.0, 2.0])
     expected = float((trust / trust.sum() * torch.tensor([1.0, 4.0, 2.0])).sum())
-    assert value(by_quality(SHARED, temperature=1.0)([SENT], SERVER)) == pytest.approx(expected)
-    alike = value(by_quality(SHARED, temperature=1e9)([SENT], SERVER))
-    assert alike == pytest.approx(value(weighted_mean([SENT], SERVER)))
+    found = ByQuality(judge=SHARED, temperature=1.0)([SENT], SERVER)
+    assert value(found) == pytest.approx(expected)
+    small = ByQuality(judge=lambda update, server: SHARED(update, server) / 1000, temperature=1e6)
+    assert value(small([SENT], SERVER)) == pytest.approx(value(WeightedMean()([SENT], SERVER)))
 
 
 def test_models_from_elsewhere_are_an_update():
@@ -80,72 +73,33 @@ def test_models_from_elsewhere_are_an_update():
     assert [float(m["theta"][0, 0, 0]) for m in models] == [2.0, 5.0, 3.0]
     again = as_update(models, SERVER, torch.tensor([1.0, 1.0, 2.0]))
     assert torch.equal(again.deltas["theta"].values, DELTAS)
-    assert value(weighted_mean([again], SERVER)) == value(weighted_mean([SENT], SERVER))
-
-
-def test_an_ensemble_by_hand():
-    models = list(local_models(SENT, SERVER))
-    users, items = torch.tensor([0, 1]), torch.tensor([1, 2])
-    assert ensemble(LINE, models)(users, items).tolist() == pytest.approx([20 / 3, 10.0])
-    assert ensemble(LINE, models, [0, 1, 3])(users, items).tolist() == pytest.approx([7.0, 10.5])
-    clicks = replace(LINE, task="clicks")
-    mean = (2 * torch.tensor([2.0, 5.0, 3.0])).sigmoid().mean()
-    assert float(ensemble(clicks, models)(users, items)[0].sigmoid()) == pytest.approx(float(mean))
-
-
-def test_distilling_finds_the_model_that_predicts_as_the_ensemble():
-    models = list(local_models(SENT, SERVER))
-    users, items = torch.zeros(3).long(), torch.tensor([0, 1, 2])
-    model = linear(torch.tensor([[-2.0], [0.0], [2.0]]), torch.zeros(4, 0))
-    config = Config(cohort=1, local_epochs=100, batch_size=0, local_lr=0.1)
-    student = distil(model, SERVER, ensemble(model, models), users, items, config)
-    assert student["theta"].flatten().tolist() == pytest.approx([10 / 3, 0.0], abs=1e-3)
-    weights = distilled(model, users, items, config, pick=lambda u,
-                        s: torch.tensor([0.0, 1.0, 0.0]))
-    assert value(weights([SENT], SERVER)) == pytest.approx(4.0, abs=1e-2)
-    assert value(distilled(model, users, items, config)([SENT], SERVER)) == pytest.approx(7 / 3,
-                                                                                          abs=1e-2)
+    assert value(WeightedMean()([again], SERVER)) == value(WeightedMean()([SENT], SERVER))
 
 
 def test_a_broken_platform_harms_the_mean_and_not_the_selection():
     good = [{"theta": torch.tensor([[[3.0], [0.0]]])} for _ in range(4)]
     models = as_update([*good, {"theta": torch.tensor([[[-50.0], [0.0]]])}], SERVER)
     losses = judge(LINE, HELD, OWNER)
-    assert value(weighted_mean([models], SERVER)) < -5
-    assert value(select(losses)([models], SERVER)) == 2.0
-    assert value(by_quality(losses)([models], SERVER)) == pytest.approx(2.0)
+    assert value(WeightedMean()([models], SERVER)) < -5
+    assert value(BestModels(judge=losses)([models], SERVER)) == 2.0
+    assert value(ByQuality(judge=losses)([models], SERVER)) == pytest.approx(2.0)
 
 
-def test_content_predicts_from_shared_parameters_only(split, clicks):
-    genres = split.train.catalogue.genres.float()
-    profile = genre_profile(split.train)
-    assert profile.shape == (671, genres.shape[1])
-    model = content(genres, profile, hidden=8)
-    assert not model.private
-    x = torch.cat([genres[5], profile[7], genres[5] * profile[7]])
-    p = model.init(0)
-    p["bias"][5] = 0.5
-    by_hand = (x @ p["w1"][0] + p["b1"][0]).relu() @ p["w2"][0] + p["b2"][0, 0] + 0.5
-    rows = {n: v[torch.tensor([[5]])] if n == "bias" else v for n, v in p.items()}
-    torch.testing.assert_close(model.predict(rows | model.constants, {"user": torch.tensor([[7]]),
-                                                                      "item": torch.tensor([[5]])})[
-        0, 0], by_hand)
-
-
-@pytest.mark.parametrize(("call", "message"), [(lambda: select(SHARED, 0), "keep=0"),
-                                               (lambda: by_quality(SHARED, 0.0), "temperature=0.0"),
-                                               (lambda: ensemble(LINE, [SERVER], [-1.0]),
-                                                "weights=.*give 1 weights of 0 or more"),
-                                               (lambda: ensemble(LINE, [], []), "weights="),
-                                               (lambda: ensemble(LINE, [SERVER], [0.0]),
-                                                "not all 0"),
-                                               (lambda: ensemble(Model("x", "clicks", dict, dict,
-                                                                       {"user": "user"},
-                                                                       frozenset({"user"})),
-                                                                 [SERVER]), "private rows"),
-                                               (lambda: content(torch.zeros(3, 4), torch.zeros(2,
-                                                                                               3)),
-                                                "give 4 columns or more"),])
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: BestModels(judge=SHARED, keep=0), "keep=0"),
+    (lambda: ByQuality(judge=SHARED, temperature=0.0), "temperature=0.0"),
+    (lambda: BestModels()([SENT], SERVER), "judge=None: give the aggregation a judge, say judge"),
+    (lambda: ByQuality()([SENT], SERVER), "judge=None"),
+])
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()
+
+
+def test_an_experiment_brings_the_judge_that_none_was_given():
+    class Experiment:
+        def judge(self):
+            return SHARED
+    assert value(BestModels().ready(Experiment())([SENT], SERVER)) == 2.0
+    own = BestModels(judge=OWN)
+    assert own.ready(Experiment()) is own

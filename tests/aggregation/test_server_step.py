@@ -1,16 +1,19 @@
 """Server optimisers: each rule by hand, over two rounds, and their state through the stream."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from fedlab.aggregation import RULES, server_step
+from fedlab.aggregation import RULES, ServerStep
 from fedlab.algorithms import federate
-from fedlab.core import Config, Rows
+from fedlab.core import ParameterError, Rows, Settings
 
 DELTAS = (torch.tensor([[1.0], [-0.5], [0.0]]), torch.tensor([[-2.0], [0.25], [0.5]]))
-START = Config(server_lr=0.1, server_momentum=0.9, server_beta2=0.99, server_epsilon=0.01)
+START = {"server_lr": 0.1, "server_momentum": 0.9, "server_beta2": 0.99, "server_epsilon": 0.01}
+
+
+def server(name):
+    """The server with this optimizer."""
+    return ServerStep(server_optimizer=name, **START)
 
 
 def by_hand(name, deltas, c):
@@ -39,34 +42,45 @@ def by_hand(name, deltas, c):
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("name", RULES)
 def test_two_steps_by_hand(name, rows):
-    config, params, state = replace(START, server_optimizer=name), {"w": torch.zeros(3, 1)}, {}
+    part, params, memory = server(name), {"w": torch.zeros(3, 1)}, {}
     for delta in DELTAS:
         kept = delta[:, 0].nonzero()[:, 0]
         sent = Rows(delta[kept], kept, torch.zeros(len(kept))) if rows else delta
-        params, state = server_step(params, {"w": sent}, state, config)
-    torch.testing.assert_close(params["w"], by_hand(name, DELTAS, config), atol=1e-7, rtol=1e-6)
+        params = part.step(params, {"w": sent}, memory)
+    torch.testing.assert_close(params["w"], by_hand(name, DELTAS, part), atol=1e-7, rtol=1e-6)
 
 
-def test_sgd_needs_no_state_and_another_optimizer_starts_afresh():
-    params = {"w": torch.zeros(3, 1)}
-    moved, state = server_step(params, {"w": DELTAS[0]}, {}, START)
+def test_sgd_needs_no_memory_and_another_optimizer_starts_afresh():
+    params, memory = {"w": torch.zeros(3, 1)}, {}
+    moved = server("sgd").step(params, {"w": DELTAS[0]}, memory)
     assert torch.equal(moved["w"], 0.1 * DELTAS[0])
-    assert state == {"moments": {}}
-    adam = replace(START, server_optimizer="adam")
-    _, state = server_step(params, {"w": DELTAS[1]}, {}, replace(START, server_optimizer="yogi"))
-    fresh, kept = server_step(params, {"w": DELTAS[0]}, state, adam)
-    torch.testing.assert_close(fresh["w"], by_hand("adam", DELTAS[:1], adam), atol=1e-7, rtol=1e-6)
-    assert list(kept["moments"]) == ["adam w"]
+    assert memory == {}
+    server("yogi").step(params, {"w": DELTAS[1]}, memory)
+    fresh = server("adam").step(params, {"w": DELTAS[0]}, memory)
+    torch.testing.assert_close(fresh["w"], by_hand("adam", DELTAS[:1], server("adam")), atol=1e-7,
+                               rtol=1e-6)
+    assert list(memory["moments"]) == ["adam w"]
+    server("sgd").step(params, {"w": DELTAS[0]}, memory)
+    assert memory == {}
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_resumed_run_keeps_the_moments(name, build, clicks):
     model = build("matrix factorisation", clicks.train)
-    config = Config(rounds=4, cohort=8, server_optimizer=name, server_lr=0.01)
-    whole = list(federate(model, clicks, config))
-    resumed = list(federate(model, clicks, config, start=whole[1]))
+    settings = Settings(rounds=4, cohort=8, server_optimizer=name, server_lr=0.01)
+    whole = list(federate(model, clicks, settings))
+    resumed = list(federate(model, clicks, settings, start=whole[1]))
     assert [r.number for r in resumed] == [3, 4]
     for a, b in zip(whole[2:], resumed, strict=True):
         assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
-    (other, *_) = federate(model, clicks, replace(config, server_optimizer="sgd"), start=whole[0])
+    (other, *_) = federate(model, clicks, settings.replace(server_optimizer="sgd"), start=whole[0])
     assert not torch.equal(other.params["item"], whole[1].params["item"])
+
+
+@pytest.mark.parametrize(("name", "knob"), [("sgd", "server_momentum"), ("sgd", "server_epsilon"),
+                                            ("momentum", "server_beta2"),
+                                            ("adagrad", "server_beta2")])
+def test_an_optimizer_refuses_numbers_that_it_does_not_read(name, knob, build, clicks):
+    turned = Settings(cohort=2, server_optimizer=name, **{knob: 0.5})
+    with pytest.raises(ParameterError, match=f"{knob}=0.5: server step does not read it"):
+        next(federate(build("matrix factorisation", clicks.train), clicks, turned))

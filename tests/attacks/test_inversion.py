@@ -6,9 +6,9 @@ from conftest import read_once
 from torch import nn
 
 from fedlab.attacks import layer_inputs, recover_inputs, recover_tokens, row_space
-from fedlab.core import Config, ParameterError
+from fedlab.core import ParameterError
 from fedlab.data import Columns
-from fedlab.engine import updates
+from fedlab.engine import LocalSettings, updates
 from fedlab.evaluation import auc
 from fedlab.models import adapted, from_module, perceptron
 from fedlab.models.text import MINILM, Backbone, TextEncoder, item_texts, mean_state, tokens
@@ -49,7 +49,7 @@ def upload(stars, titles):
         model = from_module(tuned, {"item": torch.arange(3)}, task="ratings")
         chosen = torch.tensor(clients)[stars.counts[list(clients)].argsort(descending=True)]
         sent = list(updates(model, stars, model.init(0), chosen,
-                            Config(local_lr=0.1, **steps)))
+                            LocalSettings(local_lr=0.1, **steps)))
         items = stars.train.items[torch.isin(stars.owner[stars.train.users], chosen)]
         name = next(n for n in sent[0].deltas if n.endswith((f"{LAYER}.weight", f"{LAYER}.a")))
         words = tokens(read_once(MINILM), [titles[i] for i in items.tolist()], 12)
@@ -114,7 +114,7 @@ def test_features_come_out_of_a_first_layer():
     data = Columns({"x": x, "target": torch.ones(1)}, torch.tensor([0]))
     model = perceptron(6, 8)
     (sent,) = updates(model, data, model.init(0), torch.tensor([0]),
-                      Config(batch_size=0, local_lr=1.0))
+                      LocalSettings(batch_size=0, local_lr=1.0))
     found = recover_inputs(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
     active = found[found.isfinite().all(1)]
     assert 1 <= len(active) < 8

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedlab.attacks import reading_metrics, masked_scores, rated_items, row_scores, sign_scores
-from fedlab.core import Config, ParameterError
-from fedlab.engine import updates
+from fedlab.attacks import masked_scores, rated_items, reading_metrics, row_scores, sign_scores
+from fedlab.core import ParameterError, Round, RoundContext, Settings
+from fedlab.engine import LocalSettings, updates
 from fedlab.models import matrix_factorisation
-from fedlab.privacy import FixedPoint, LocalNoise, Member, NoiseSource, RoundContext, dense
+from fedlab.privacy import FixedPoint, LocalNoise, Member, dense
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def upload(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 8)
     params = model.init(0)
     cohort = clicks.counts.argsort(descending=True, stable=True)[300:340]
-    (sent,) = updates(model, clicks, params, cohort, Config(local_lr=0.5, batch_size=0))
+    (sent,) = updates(model, clicks, params, cohort, LocalSettings(local_lr=0.5, batch_size=0))
     shared = {name: params[name] for name in ("item", "bias")}
     return replace(sent, deltas={name: sent.deltas[name] for name in shared}), shared
 
@@ -45,7 +45,7 @@ def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
 def test_under_masks_it_is_chance(upload, clicks):
     sent, shared = upload
     fixed, run = FixedPoint(1.0, 10), os.urandom(16)
-    values = dense(sent, scene(shared))["bias"][:10]
+    values = dense(sent, shared)["bias"][:10]
     members = {number: Member(number, run) for number in range(1, 11)}
     keys = {number: member.keys() for number, member in members.items()}
     for member in members.values():
@@ -59,16 +59,19 @@ def test_under_masks_it_is_chance(upload, clicks):
     assert plain["auc"] > 0.99  # it is the mask, not the fixed point
 
 
-def scene(shared, noise=1.0):
-    return RoundContext(1.0, noise, 0.0, 1.0, shared, NoiseSource(torch.Generator().manual_seed(0)),
-                        {})
+def noisy(sent, shared, noise):
+    """The updates with noise of each client's own, of this many clips of 1."""
+    asked, start = {"bias": (shared["bias"], "item")}, Settings()
+    context = RoundContext(None, None, start, Round(0, start, {}), {}, {}, asked=asked)
+    context.notes["clipped"] = 1.0
+    return LocalNoise(noise=noise, teaching_seed=0).each(sent, context)
 
 
 def test_local_noise_hides_more_the_more_there_is(upload, clicks):
     sent, shared = upload
     small = replace(sent, deltas={"bias": sent.deltas["bias"]})
     truth, items = rated_items(clicks, sent.cohort), len(shared["bias"])
-    noised = [LocalNoise().client(small, scene(shared, noise)) for noise in (1e-4, 1e-2, 1.0)]
+    noised = [noisy(small, shared, noise) for noise in (1e-4, 1e-2, 1.0)]
     found = [reading_metrics(sign_scores(part, items), truth)["auc"] for part in noised]
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.95

@@ -1,15 +1,13 @@
 """Philox by its published answers, draws that look uniform, and clients that know no neighbours."""
 
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from fedlab.algorithms import World, federate
-from fedlab.algorithms.participation import longest_first, sample
-from fedlab.core import Config, Key, below, ramp
+from fedlab.algorithms import Participation, federate, sample
+from fedlab.core import Key, Settings, as_tensor, below, ramp, stream
 from fedlab.core.randomness import AT_ONCE, WORD, philox
 from fedlab.data import Curves, Episodes, Federation, ItemQueries, by_activity
 from fedlab.evaluation import leaky
@@ -78,7 +76,7 @@ def test_uniform_numbers_are_uniform_and_clients_and_indexes_are_not_related():
     assert u.dtype == torch.float64
     assert 0 <= float(u.min()) < float(u.max()) < 1
     counts = torch.histc(u, 50, 0, 1)
-    assert float(((counts - 2000).square() / 2000).sum()) < 94          # chi^2, 49 of freedom, p 1e-4
+    assert float(((counts - 2000).square() / 2000).sum()) < 94     # chi^2, 49 of freedom, p 1e-4
     for other in (u.roll(1, 0), u.roll(1, 1), u.roll(4, 1)):
         assert abs(float(torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1])) < 0.013
     bits = Key(1, "bits").runs(torch.arange(1000), torch.full((1000,), 100))
@@ -106,13 +104,20 @@ def test_normal_numbers_masks_and_whole_numbers():
     assert below(luck, 10).tolist() == [0, 5, 9]
 
 
+def test_streams_differ_by_seed_purpose_and_round_and_repeat():
+    keys = [(s, p, n) for s in (0, 1) for p in ("cohort", "examples") for n in (1, 2)]
+    draws = [tuple(torch.rand(3, generator=stream(*k)).tolist()) for k in keys]
+    assert len(set(draws)) == len(keys)
+    assert draws == [tuple(torch.rand(3, generator=stream(*k)).tolist()) for k in keys]
+
+
 def parts(columns, cohort):
     """Client number -> its own columns."""
     found = {}
     for place, client in enumerate(cohort.tolist()):
         mine = columns["client"] == place
-        found[client] = {name: (c.as_tensor() if hasattr(c, "as_tensor") else c)[mine]
-                         for name, c in columns.items() if name != "client"}
+        found[client] = {name: as_tensor(column)[mine] for name, column in columns.items()
+                         if name != "client"}
     return found
 
 
@@ -122,7 +127,8 @@ def test_a_client_draws_the_same_whoever_else_is_in_the_cohort(kind, clicks, sta
     shops = Federation(split.train, by_activity(split.train, 30))
     data = {"clicks": clicks, "ratings": stars, "leaky": leaky(split, clicks.owner),
             "episodes": Episodes(clicks), "shops": shops, "queries": ItemQueries(shops, 8, 5),
-            "sequences": Sequences(clicks, 6), "curves": Curves(30), "lines": Curves(30, kind="linear"),
+            "sequences": Sequences(clicks, 6), "curves": Curves(30),
+            "lines": Curves(30, kind="linear"),
             }[kind]
     key, cohort = Key(0, "examples", 4), torch.tensor([3, 17, 0, 29, 8])
     whole = parts(data.draw(cohort, 2, 2, key), cohort)
@@ -144,13 +150,14 @@ def test_a_first_epoch_is_the_same_however_many_follow(clicks):
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_a_run_has_the_same_bits_in_any_order_and_under_any_budget(name, build, clicks):
-    model, config = build(name, clicks.train), Config(rounds=2, cohort=60, local_lr=0.5, seed=3)
-    *_, once = federate(model, clicks, config)
+    model, settings = build(name, clicks.train), Settings(rounds=2, cohort=60, local_lr=0.5, seed=3)
+    *_, once = federate(model, clicks, settings)
 
-    def another_order(data, config, number, members=None):
-        return longest_first(data, sample(data, config, number, members).flip(0))
-    runs = [federate(model, clicks, replace(config, memory_mb=mb)) for mb in (4, 30, 10_000)]
-    runs.append(federate(model, clicks, config, world=World(sampler=another_order)))
+    def another_order(data, count, number, members=None, *, seed=0):
+        return sample(data, count, number, members, seed=seed).flip(0)
+    runs = [federate(model, clicks, settings.replace(memory_mb=mb)) for mb in (4, 30, 10_000)]
+    runs.append(federate(model, clicks, settings,
+                         participation=Participation(sampler=another_order)))
     for run in runs:
         *_, other = run
         assert torch.equal(once.losses, other.losses)

@@ -34,18 +34,19 @@ def test_a_client_with_few_keeps_half_for_the_query(task):
 
 
 def test_no_rating_is_in_both_and_each_round_cuts_anew():
-    data = Episodes(Federation(SMALL, one_per_user(SMALL), "ratings"), (1, 8), 4)
+    many = tiny([0] * 30, range(30), item_count=40)         # more cuts than would repeat by chance
+    data = Episodes(Federation(many, one_per_user(many), "ratings"), (1, 20), 10)
     seen, sizes = set(), set()
     for number in range(20):
         columns = drawn(data, number=number)
-        mine = columns["client"] == 0
-        pairs = list(zip(columns["item"][mine].tolist(), columns["query"][mine].tolist(),
-                         strict=True))
-        assert len({item for item, _ in pairs}) == len(pairs) == 12
-        seen.add(tuple(sorted(pairs)))
-        sizes.add(sum(1 for _, query in pairs if not query))
-    assert len(seen) >= 18                 # of one rating there are but twelve cuts: two may agree
-    assert sizes <= set(range(1, 7))                                    # half of twelve at most
+        pairs = list(zip(columns["item"].tolist(), columns["query"].tolist(), strict=True))
+        assert len({item for item, _ in pairs}) == len(pairs) == 30
+        support = sum(1 for _, query in pairs if not query)
+        sizes.add(support)
+        if support > 3:
+            seen.add((number, tuple(sorted(pairs))))
+    assert len({pairs for _, pairs in seen}) == len(seen) > 8
+    assert sizes <= set(range(1, 16))                                   # half of thirty at most
     assert len(sizes) > 3
 
 

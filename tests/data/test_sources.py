@@ -8,7 +8,7 @@ import torch
 from conftest import tiny
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, Key, ParameterError, as_tensor
+from fedlab.core import Key, ParameterError, Settings, as_tensor
 from fedlab.data import Columns, DataError, Federation, Stored, one_per_user, synthesise
 from fedlab.models import matrix_factorisation, perceptron
 
@@ -33,7 +33,7 @@ def test_columns_train_a_perceptron():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 8, generator=generator)
     data = Columns({"x": x, "target": (x[:, 0] > x[:, 1]).float()}, torch.arange(2000) % 40)
-    rounds = list(federate(perceptron(8, 16), data, Config(rounds=15, cohort=20, local_lr=1.0)))
+    rounds = list(federate(perceptron(8, 16), data, Settings(rounds=15, cohort=20, local_lr=1.0)))
     assert rounds[-1].loss < 0.4 * rounds[0].loss
 
 
@@ -57,8 +57,8 @@ def test_a_folder_trains_as_the_same_clicks_in_memory(tmp_path):
     items = torch.from_numpy(np.load(tmp_path / "clicks" / "items.npy").astype(np.int64))
     train = tiny(users.tolist(), items.tolist(), user_count=30, item_count=200)
     memory = Federation(train, one_per_user(train))
-    model, config = matrix_factorisation(30, 200, 4), Config(rounds=3, cohort=10)
-    for a, b in zip(federate(model, stored, config), federate(model, memory, config), strict=True):
+    model, few = matrix_factorisation(30, 200, 4), Settings(rounds=3, cohort=10)
+    for a, b in zip(federate(model, stored, few), federate(model, memory, few), strict=True):
         assert torch.equal(a.cohort, b.cohort)
         assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
 
@@ -66,9 +66,9 @@ def test_a_folder_trains_as_the_same_clicks_in_memory(tmp_path):
 def test_sparse_users_train_as_whole_ones(tmp_path):
     """With as many first vectors as users, only the storage differs."""
     stored = synthesise(tmp_path / "clicks", 30, 200, mean=12, tastes=4)
-    config = Config(rounds=3, cohort=10)
+    few = Settings(rounds=3, cohort=10)
     sparse, dense = (list(federate(matrix_factorisation(30, 200, 4, sparse_users=s), stored,
-                                   config))[-1].params for s in (True, False))
+                                   few))[-1].params for s in (True, False))
     assert torch.equal(sparse["item"], dense["item"])
     assert torch.equal(sparse["user"][torch.arange(30)], dense["user"])
     with pytest.raises(ParameterError, match="sparse_users=True: only private users"):

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from fedlab.algorithms import federate, one_round, sample
-from fedlab.core import Config, Key, ParameterError, Round
+from fedlab.algorithms import Scaffold, federate, sample
+from fedlab.core import Key, ParameterError, Settings
 from fedlab.data import Columns
-from fedlab.engine import arrange, holdings, padded, step
+from fedlab.engine import SGD, LocalSettings, arrange, holdings, padded, step
 from fedlab.models import from_module, perceptron
 
 G = torch.Generator().manual_seed(0)
@@ -33,40 +33,40 @@ def network():
                        {"x": X[:2]})
 
 
-@pytest.mark.parametrize(("name", "changed"), [
-    ("matrix factorisation", {"weight_decay": 0.01, "local_lr": 0.2}),
-    ("interaction", {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.05}),
-    ("module", {"batch_size": 7, "local_epochs": 2}),
-    ("matrix factorisation", {"proximal": 0.1, "correction": "scaffold", "local_lr": 0.2}),
+@pytest.mark.parametrize(("name", "local"), [
+    ("matrix factorisation", SGD(weight_decay=0.01, local_lr=0.2)),
+    ("interaction", SGD(optimizer="adamw", local_lr=0.01, weight_decay=0.05)),
+    ("module", SGD(batch_size=7, local_epochs=2)),
+    ("matrix factorisation", Scaffold(proximal=0.1, local_lr=0.2)),
 ])
-def test_compiled_rounds_equal_eager_ones_on_clients_of_every_length(name, changed, build, clicks):
+def test_compiled_rounds_equal_eager_ones_on_clients_of_every_length(name, local, build, clicks):
     data = VECTORS if name == "module" else clicks
     model = network() if name == "module" else build(name, clicks.train)
-    config = Config(rounds=2, cohort=25, **changed)
-    for a, b in zip(federate(model, data, config), federate(model, data, replace(config, engine="compiled")),
+    few = Settings(rounds=2, cohort=25)
+    for a, b in zip(federate(model, data, few, local=local),
+                    federate(model, data, few.replace(engine="compiled"), local=local),
                     strict=True):
         close(a, b)
 
 
 def test_a_turned_knob_runs_the_code_that_is_there():
-    model, now = perceptron(6, 8), Config(cohort=20, engine="compiled")
-    params = model.init(0)
-    one_round(model, VECTORS, now, Round(0, now, params))
+    model, now = perceptron(6, 8), Settings(cohort=20, engine="compiled")
+    next(federate(model, VECTORS, now))
     before = counters["stats"]["unique_graphs"]
-    for number, turned in enumerate([{"local_lr": 0.1}, {"cohort": 13}, {"batch_size": 9},
-                                     {"local_epochs": 3}, {"weight_decay": 0.1}, {"server_lr": 2.0},
-                                     {"weighting": "equal"}, {"seed": 5}, {"cohort": 1},
-                                     {"batch_size": 1}], 1):
-        now = replace(now, **turned)
-        close(one_round(model, VECTORS, now, Round(number - 1, now, params)),
-              one_round(model, VECTORS, replace(now, engine="eager"), Round(number - 1, now, params)))
+    for turned in ({"local_lr": 0.1}, {"cohort": 13}, {"batch_size": 9}, {"local_epochs": 3},
+                   {"weight_decay": 0.1}, {"server_lr": 2.0}, {"weighting": "equal"}, {"seed": 5},
+                   {"cohort": 1}, {"batch_size": 1}):
+        now = now.replace(**turned)
+        close(next(federate(model, VECTORS, now)),
+              next(federate(model, VECTORS, now.replace(engine="eager"))))
     assert counters["stats"]["unique_graphs"] == before
     assert before > 0
 
 
 def test_bf16_rounds_the_products_and_keeps_the_weights_in_fp32():
-    model, config = perceptron(6, 8), Config(rounds=3, cohort=30, local_lr=0.1)
-    full, half = (list(federate(model, VECTORS, replace(config, precision=p)))[-1] for p in ("fp32", "bf16"))
+    model, usual = perceptron(6, 8), Settings(rounds=3, cohort=30, local_lr=0.1)
+    full, half = (list(federate(model, VECTORS, usual.replace(precision=p)))[-1]
+                  for p in ("fp32", "bf16"))
     assert all(v.dtype == torch.float32 for v in half.params.values())
     assert half.losses.dtype == torch.float32
     close(full, half, atol=0.01)                             # bfloat16 keeps 8 bits
@@ -76,10 +76,9 @@ def test_bf16_rounds_the_products_and_keeps_the_weights_in_fp32():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
     """What a CUDA graph replays: the same steps with table rows padded to a power of two."""
-    model, config = build("matrix factorisation", clicks.train), Config(cohort=5,
-                                                                        optimizer=optimizer,
-                                                                        local_lr=0.1)
-    params, cohort = model.init(0), sample(clicks, config, 1)
+    model = build("matrix factorisation", clicks.train)
+    local = LocalSettings(optimizer=optimizer, local_lr=0.1)
+    params, cohort = model.init(0), sample(clicks, 5, 1)
     examples = clicks.draw(cohort, 1, 4, Key(0, "x"))
     short = int(torch.bincount(examples["client"]).min())
     # equal numbers of steps
@@ -95,7 +94,7 @@ def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
         return step.Work(rows, {k: h.index for k, h in kinds.items()}, batches.columns,
                          batches.weight, batches.active, {n: kinds[k].live for n,
                                                           k in model.rows.items()})
-    exact, numbers = work(), step.hyper(config, len(batches.active))
+    exact, numbers = work(), step.hyper(local, len(batches.active))
     wide = padded(work(), model.rows)
     assert len(wide.rows["values"]["item"]) == 1 << (len(exact.rows["values"]["item"])
                                                      - 1).bit_length()
@@ -108,15 +107,16 @@ def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
 
 
 def test_without_a_compiler_or_a_gpu_the_fix_is_named(monkeypatch):
-    model, config = perceptron(6, 8), Config(rounds=1, cohort=3)
+    model, few = perceptron(6, 8), Settings(rounds=1, cohort=3)
     with pytest.raises(ParameterError,
                        match="engine='captured': CUDA graphs need device='cuda', not 'cpu'"):
-        next(federate(model, VECTORS, replace(config, engine="captured")))
+        next(federate(model, VECTORS, few.replace(engine="captured")))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ParameterError, match=r"engine='compiled': no C\+\+ compiler on this machine; install g\+\+"):
-        next(federate(model, VECTORS, replace(config, engine="compiled")))
-    assert next(federate(model, VECTORS, config)).number == 1
+    with pytest.raises(ParameterError, match=r"engine='compiled': no C\+\+ compiler on this "
+                                             r"machine; install g\+\+"):
+        next(federate(model, VECTORS, few.replace(engine="compiled")))
+    assert next(federate(model, VECTORS, few)).number == 1
 
 
 def test_a_model_that_cannot_be_compiled_says_so():
@@ -126,4 +126,4 @@ def test_a_model_that_cannot_be_compiled_says_so():
     model = replace(perceptron(6, 8), predict=odd, pullback=None)
     with pytest.raises(ParameterError,
                        match=r"engine='compiled': the model cannot be compiled .*; choose 'eager'"):
-        next(federate(model, VECTORS, Config(cohort=5, engine="compiled")))
+        next(federate(model, VECTORS, Settings(cohort=5, engine="compiled")))

@@ -5,13 +5,13 @@ Optimiser and shape of local work.
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import context, tiny
 from oracle import train_one
 
-from fedlab.algorithms import federate, sample
-from fedlab.core import Config, Key, Rows
-from fedlab.data import Federation, by_activity
-from fedlab.engine import arrange, hyper, train_cohort
+from fedlab.algorithms import Scaffold, federate, sample
+from fedlab.core import Key, Settings
+from fedlab.data import Columns, Federation, by_activity
+from fedlab.engine import SGD, LocalSettings, arrange, hyper, train_cohort
 from fedlab.models import Model
 
 SETTINGS = {
@@ -30,22 +30,22 @@ def per_client(deltas, clients):
              for n, d in deltas.items()} for c in range(clients)]
 
 
-def check_against_loop(model, data, config, keep_rate=1.0, control=None):
+def check_against_loop(model, data, local, clients=12, keep_rate=1.0, control=None):
     params = model.init(1)
-    cohort = sample(data, config, 1)
-    examples = data.draw(cohort, config.local_epochs, config.negatives, Key(0, "examples", 1))
+    cohort = sample(data, clients, 1)
+    examples = data.draw(cohort, local.local_epochs, local.negatives, Key(0, "examples", 1))
     examples |= model.noise(cohort, torch.bincount(examples["client"]), Key(0, "noise", 1))
-    deltas, losses, steps = train_cohort(model, params, examples, cohort, config, control)
+    deltas, losses, steps = train_cohort(model, params, examples, cohort, local, control)
     assert losses.shape == (len(cohort),)
-    sizes, width = torch.bincount(
-        examples["client"]) // config.local_epochs, config.batch_size or 10**9
-    assert steps.tolist() == [-(-n // width) * config.local_epochs for n in sizes.tolist()]
+    sizes = torch.bincount(examples["client"]) // local.local_epochs
+    width = local.batch_size or 10**9
+    assert steps.tolist() == [-(-n // width) * local.local_epochs for n in sizes.tolist()]
     for c, mine in enumerate(per_client(deltas, len(cohort))):
         own = {n: column[examples["client"] == c] for n, column in examples.items()}
         shift = {n: control.shift(n, torch.arange(len(server)), torch.zeros(len(server)).long(),
                                   cohort[c:c + 1]) for n,
                  server in control.server.items()} if control else None
-        expected, loss = train_one(model, params, own, config, keep_rate, shift)
+        expected, loss = train_one(model, params, own, local, keep_rate, shift)
         assert losses[c] == pytest.approx(loss, abs=1e-5)
         for name, rows in expected.items():
             assert sorted(mine[name]) == sorted(rows)
@@ -57,37 +57,37 @@ def check_against_loop(model, data, config, keep_rate=1.0, control=None):
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_stacked_cohort_equals_plain_loop_on_clicks(name, setting, clicks, build):
     model = build(name, clicks.train, **({"dropout": 0.2} if name == "interaction" else {}))
-    check_against_loop(model, clicks, Config(cohort=12, **SETTINGS[setting]), keep_rate=0.8)
+    check_against_loop(model, clicks, LocalSettings(**SETTINGS[setting]), keep_rate=0.8)
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_stacked_cohort_equals_plain_loop_on_ratings(name, stars, build):
     model = build(name, stars.train, "ratings",
                   **({"dropout": 0.0} if name == "interaction" else {}))
-    check_against_loop(model, stars, Config(cohort=12, local_lr=0.05))
+    check_against_loop(model, stars, LocalSettings(local_lr=0.05))
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "linear"])
 def test_scaffold_equals_plain_loop(name, build, split):
-    data, config = Federation(split.train, by_activity(split.train, 9)), Config(
-        rounds=2, cohort=9, batch_size=2048, local_lr=0.05, correction="scaffold")
+    data, local = Federation(split.train, by_activity(split.train, 9)), Scaffold(batch_size=2048,
+                                                                                 local_lr=0.05)
     model = build(name, split.train)
-    (*_, done) = federate(model, data, config)
-    control = done.state["control"]
+    (*_, done) = federate(model, data, Settings(rounds=2, cohort=9), local=local)
+    control = done.state["scaffold"]["control"]
     assert all(float(c.abs().max()) > 0 for c in control.server.values())
-    check_against_loop(model, data, config, 0.8, control)
+    check_against_loop(model, data, local, 9, 0.8, control)
 
 
 def test_a_pull_that_overshoots_for_many_steps_has_its_numbers():
-    config = Config(proximal=6.0, local_lr=0.5)  # k = -2, and 2^2000 is no float
-    assert hyper(config, 2000)[-1] == (1.0, 0.5, -2.0, 1.0, 0.0, 1.0)
+    local = LocalSettings(proximal=6.0, local_lr=0.5)  # k = -2, and 2^2000 is no float
+    assert hyper(local, 2000)[-1] == (1.0, 0.5, -2.0, 1.0, 0.0, 1.0)
 
 
 def test_platforms_with_many_users_equal_plain_loop(split, build):
     data = Federation(split.train, by_activity(split.train, 20))
     for private in (True, False):
         model = build("matrix factorisation", split.train, private_users=private)
-        check_against_loop(model, data, Config(cohort=3, batch_size=256))
+        check_against_loop(model, data, LocalSettings(batch_size=256), 3)
 
 
 def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
@@ -99,8 +99,8 @@ def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
                                                                                 "b": "item"})
     data = Federation(tiny([0, 0, 0], [0, 1, 2], [3.0, 6.0, 9.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, Key(0, "x"))
-    deltas, _, _ = train_cohort(model, init(None), examples, torch.tensor([0]), Config(local_lr=0.5,
-                                                                                       cohort=1))
+    deltas, _, _ = train_cohort(model, init(0), examples, torch.tensor([0]),
+                                LocalSettings(local_lr=0.5))
     for name in ("a", "b"):                                             # 0.5 * 2 * y / 3 examples
         assert deltas[name].values.tolist() == pytest.approx([1.0, 2.0, 3.0])
 
@@ -121,7 +121,7 @@ def test_one_sgd_step_by_hand(build):
     data = Federation(tiny([0], [0], [3.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, Key(0, "x"))
     deltas, losses, _ = train_cohort(model, params, examples, torch.tensor([0]),
-                                     Config(local_lr=0.1, cohort=1))
+                                     LocalSettings(local_lr=0.1))
     # prediction 8 * 0.5 * 0.25 = 1, error -2, loss 4; d/dq = 2 * -2 * p = -2, d/dp = -1, d/db = -4
     assert losses.tolist() == [4.0]
     torch.testing.assert_close(deltas["item"].values, torch.full((1, 8), 0.2))
@@ -129,8 +129,18 @@ def test_one_sgd_step_by_hand(build):
     torch.testing.assert_close(deltas["bias"].values, torch.tensor([0.4]))
 
 
-def test_groups_of_clients_join_in_order():
-    part = Rows(torch.ones(2), torch.tensor([0, 1]), torch.tensor([0, 0]))
-    joined = Rows.joined([part, Rows(torch.zeros(1), torch.tensor([5]), torch.tensor([1]))])
-    assert joined.ids.tolist() == [0, 1, 5]
-    assert joined.client.tolist() == [0, 0, 1]
+def test_fedprox_holds_clients_back():
+    two = Columns({"x": torch.tensor([1.0, 3.0]), "target": torch.tensor([1.0, 6.0])},
+                  torch.tensor([0, 1]), "ratings")
+    line = Model("line", "ratings", lambda seed: {"w": torch.zeros(1, 1)},
+                 lambda p, b: p["w"] * b["x"], {"w": "one"})
+    free, held = (next(federate(line, two, Settings(cohort=2), local=SGD(
+        local_epochs=20, local_lr=0.02, batch_size=0, proximal=mu))) for mu in (0.0, 10.0))
+    assert (held.norms < free.norms).all()
+
+
+def test_work_is_what_a_client_goes_through(clicks, stars, build):
+    model, cohort = build("matrix factorisation", clicks.train), torch.tensor([3, 9])
+    local = SGD(local_epochs=2, negatives=3)
+    assert torch.equal(local.work(context(model, clicks), cohort), clicks.counts[cohort] * 2 * 4)
+    assert torch.equal(local.work(context(model, stars), cohort), stars.counts[cohort] * 2)

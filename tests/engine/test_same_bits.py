@@ -1,7 +1,5 @@
 """A client's delta and a round's sum have the same bits, whoever stands beside the client."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from conftest import tiny
@@ -9,9 +7,9 @@ from torch import nn
 
 from fedlab.algorithms import federate
 from fedlab.algorithms.participation import longest_first
-from fedlab.core import Config, stream
+from fedlab.core import Settings, stream
 from fedlab.data import Columns, Federation, one_per_user
-from fedlab.engine import updates
+from fedlab.engine import LocalSettings, updates
 from fedlab.models import (
     content,
     from_module,
@@ -25,14 +23,15 @@ from fedlab.models import (
 G = stream(0, "same bits")
 USERS, ITEMS, CLIENTS = 60, 90, 40
 COUNTS = [1, 1, 2, 2, 3, 5, 8, 8, 13, 21, 29, 30, 31, 34, 60] * 4      # clicks of each user
-SEEN = tiny([u for u in range(USERS) for _ in range(COUNTS[u])],
-            [i for u in range(USERS) for i in torch.randperm(ITEMS, generator=G)[:COUNTS[u]].tolist()],
+ORDERS = [torch.randperm(ITEMS, generator=G)[:count].tolist() for count in COUNTS]
+SEEN = tiny([u for u in range(USERS) for _ in range(COUNTS[u])], [i for own in ORDERS for i in own],
             user_count=USERS, item_count=ITEMS)
 ALONE = Federation(SEEN, one_per_user(SEEN))
 SHOPS = Federation(SEEN, (torch.arange(USERS) * 7 % 50).clamp(max=CLIENTS - 1))
 OWNER = torch.arange(CLIENTS).repeat_interleave(torch.tensor(COUNTS[:CLIENTS]))
 ROWS = len(OWNER)
-TABLE = Columns({"x": torch.randn(ROWS, 5, generator=G), "item": torch.randint(9, (ROWS,), generator=G),
+TABLE = Columns({"x": torch.randn(ROWS, 5, generator=G),
+                 "item": torch.randint(9, (ROWS,), generator=G),
                  "target": (torch.rand(ROWS, generator=G) < 0.5).float()}, OWNER)
 FEATURES = torch.randn(ITEMS, 6, generator=G), torch.randn(USERS, 7, generator=G)
 
@@ -78,10 +77,11 @@ SETTINGS = {
 }
 
 
-def deltas(model, data, cohort, config):
+def deltas(model, data, cohort, local):
     """{client: {name: (row ids, values)}} and losses, of a cohort in its canonical order."""
     found = {}
-    for update in updates(model, data, model.init(3), longest_first(data, cohort), config, number=2):
+    cohort = longest_first(data, cohort)
+    for update in updates(model, data, model.init(3), cohort, local, number=2):
         for place, client in enumerate(update.cohort.tolist()):
             found[client] = {name: (d.ids[d.client == place], d.values[d.client == place])
                              for name, d in update.deltas.items()} | {"loss": (
@@ -92,12 +92,13 @@ def deltas(model, data, cohort, config):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_trains_to_the_same_bits_alone_and_in_any_cohort(kind, setting):
-    (model, data), config = KINDS[kind](), Config(**{"local_lr": 0.3, **SETTINGS[setting]})
-    whole = deltas(model, data, torch.arange(len(data)), config)
+    (model, data), usual = KINDS[kind](), {"local_lr": 0.3, **SETTINGS[setting]}
+    local = LocalSettings(**usual)
+    whole = deltas(model, data, torch.arange(len(data)), local)
     mixed = torch.randperm(len(data), generator=stream(1, "mixed"))
     cohorts = [mixed[:1], mixed[1:2], mixed[2:3], mixed[3:6], mixed[6:20]]
-    others = [deltas(model, data, cohort, config) for cohort in cohorts]
-    others += [deltas(model, data, mixed, replace(config, memory_mb=mb)) for mb in (1, 1000)]
+    others = [deltas(model, data, cohort, local) for cohort in cohorts]
+    others += [deltas(model, data, mixed, LocalSettings(**usual, memory_mb=mb)) for mb in (1, 1000)]
     for other in others:
         for client, own in other.items():
             for name, pair in own.items():
@@ -107,11 +108,11 @@ def test_a_client_trains_to_the_same_bits_alone_and_in_any_cohort(kind, setting)
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_no_bit_of_a_run(kind):
     model, data = KINDS[kind]()
-    config = Config(rounds=3, cohort=len(data) - 5, local_lr=0.3, server_optimizer="adam",
-                    server_lr=0.01)
-    *_, once = federate(model, data, replace(config, memory_mb=10_000))
+    settings = Settings(rounds=3, cohort=len(data) - 5, local_lr=0.3, server_optimizer="adam",
+                        server_lr=0.01)
+    *_, once = federate(model, data, settings.replace(memory_mb=10_000))
     for mb in (0, 1, 2):
-        *_, other = federate(model, data, replace(config, memory_mb=mb))
+        *_, other = federate(model, data, settings.replace(memory_mb=mb))
         assert torch.equal(once.losses, other.losses)
         assert torch.equal(once.norms, other.norms)
         assert all(torch.equal(once.params[n], other.params[n]) for n in once.params)

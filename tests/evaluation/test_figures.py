@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, measured
+from fedlab.core import Settings, measured
 from fedlab.data import Federation, equal
 from fedlab.evaluation import figures
 
@@ -13,7 +13,7 @@ from fedlab.evaluation import figures
 @pytest.fixture(scope="module")
 def rounds(build, clicks):
     model = build("matrix factorisation", clicks.train)
-    return list(measured(federate(model, clicks, Config(rounds=4, cohort=3)),
+    return list(measured(federate(model, clicks, Settings(rounds=4, cohort=3)),
                          lambda r: {"m": r.number / 10}, every=2))
 
 

@@ -12,11 +12,11 @@ from oracle import train_module
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedlab.aggregation import mean_of_products, product_error, weighted_mean
+from fedlab.aggregation import MeanOfProducts, WeightedMean, product_error
 from fedlab.algorithms import federate
-from fedlab.core import Config, Key, ParameterError, Rows, Update
+from fedlab.core import Key, ParameterError, Rows, Settings, Update
 from fedlab.data import Columns
-from fedlab.engine import train_cohort
+from fedlab.engine import LocalSettings, train_cohort
 from fedlab.models import Adapted, adapted, from_module, merged
 from fedlab.models.text import PAD, SMOLLM2, CrossEncoder, Encoder, encoder, item_texts, make_pairs
 
@@ -66,7 +66,7 @@ def test_only_adapters_and_head_are_trained_and_sent(short):
     assert all(n.endswith(".b") for n, p in frozen.named_parameters() if p.requires_grad)
     model = from_module(net, {"ids": columns["ids"][:2]})
     data = Columns({n: columns[n] for n in ("ids", "target")}, columns["user"])
-    (done,) = federate(model, data, Config(rounds=1, cohort=2, batch_size=4))
+    (done,) = federate(model, data, Settings(rounds=1, cohort=2, batch_size=4))
     count = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert done.bytes_down == 4 * count * 2
     assert count < 0.02 * sum(p.numel() for p in net.parameters())
@@ -75,15 +75,15 @@ def test_only_adapters_and_head_are_trained_and_sent(short):
 def test_stacked_adapters_equal_one_client_at_a_time(short):
     columns, net = short
     model = from_module(net, {"ids": columns["ids"][:2]})
-    config = Config(cohort=4, batch_size=4, local_lr=0.05)
+    local = LocalSettings(batch_size=4, local_lr=0.05)
     data, cohort = Columns({n: columns[n] for n in ("ids", "target")},
                            columns["user"]), torch.arange(4)
     examples = data.draw(cohort, 1, 0, Key(0, "examples", 1))
     params = model.init(0)
-    deltas, losses, _ = train_cohort(model, params, examples, cohort, config)
+    deltas, losses, _ = train_cohort(model, params, examples, cohort, local)
     for client in range(4):
         own = {n: c[examples["client"] == client] for n, c in examples.items()}
-        expected, loss = train_module(net, own, config, ["ids"], "clicks")
+        expected, loss = train_module(net, own, local, ["ids"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-4)
         for name, delta in deltas.items():
             torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
@@ -111,23 +111,24 @@ def test_the_mean_of_factors_is_biased_and_the_mean_of_products_is_not():
     exact = (0.25 * b[0] @ a[0] + 0.75 * b[1] @ a[1]).double()
     left, size, right = torch.linalg.svd(exact)
     nearest = (left[:, :2] * size[:2]) @ right[:2]
-    torch.testing.assert_close(product(mean_of_products(), a, b).double(), nearest, atol=1e-5,
+    torch.testing.assert_close(product(MeanOfProducts(), a, b).double(), nearest, atol=1e-5,
                                rtol=1e-4)
-    lost = [float((product(rule, a, b) - exact).norm())
-            for rule in (mean_of_products(), weighted_mean)]
+    rules = MeanOfProducts(), WeightedMean()
+    lost = [float((product(rule, a, b) - exact).norm()) for rule in rules]
     assert lost[0] < lost[1]
     sent = [update(server, a, b, weights)]
     far = float((exact - server["x.b"][0] @ server["x.a"][0]).norm())
-    for rule, expected in zip((mean_of_products(), weighted_mean), lost, strict=True):
-        error = product_error(sent, server, rule(sent, server), {})
-        assert error == pytest.approx(expected / far, rel=1e-3)
+    for rule, expected in zip(rules, lost, strict=True):
+        assert product_error(sent, server, rule(sent, server), {}) == pytest.approx(expected / far,
+                                                                                    rel=1e-3)
     only_b = [replace(sent[0], deltas={"x.b": sent[0].deltas["x.b"]})]
-    trained, frozen = {"x.b": server["x.b"]}, {"x.a": server["x.a"][0]}
-    assert product_error(only_b, trained, weighted_mean(only_b, trained), frozen) < 1e-5
+    half = {"x.b": server["x.b"]}
+    delta = WeightedMean()(only_b, half)
+    assert product_error(only_b, half, delta, {"x.a": server["x.a"][0]}) < 1e-5
     same = server["x.a"].expand(2, -1, -1)  # A frozen: the mean of B is exact, and so is ours
     exact = (0.25 * b[0] + 0.75 * b[1]) @ same[0]
-    torch.testing.assert_close(product(weighted_mean, same, b), exact, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(product(mean_of_products(), same, b), exact, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(product(WeightedMean(), same, b), exact, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(product(MeanOfProducts(), same, b), exact, atol=1e-5, rtol=1e-4)
 
 
 def test_pairs_ask_about_a_film_that_is_not_in_the_history(ratings, minilm):

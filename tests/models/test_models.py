@@ -108,7 +108,8 @@ def test_a_sigmoid_has_the_same_bits_wherever_it_stands():
 
 @pytest.mark.parametrize("name", ["user", "item"])
 def test_more_rows_move_no_other(name):
-    for make in (matrix_factorisation, interaction, partial(matrix_factorisation, sparse_users=True)):
+    for make in (matrix_factorisation, interaction,
+                 partial(matrix_factorisation, sparse_users=True)):
         few, many = make(30, 40, 5).init(7), make(6000, 90, 5).init(7)
         count = len(few[name])
         assert torch.equal(few[name][torch.arange(count)], many[name][torch.arange(count)])

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, Key, ParameterError
+from fedlab.core import Key, ParameterError, Settings, as_tensor
 from fedlab.data import Columns
+from fedlab.engine import SGD
 from fedlab.evaluation import scorer
 from fedlab.models import from_module, perceptron
 
@@ -90,19 +91,18 @@ MODULES = {
 }
 
 
-def check(module, inputs, config, task="clicks", **kwargs):
+def check(module, inputs, local, task="clicks", **kwargs):
     model = from_module(module, {n: COLUMNS[n][:3] for n in inputs}, task=task, **kwargs)
     data = Columns(COLUMNS, OWNER, task)
-    done = next(federate(model, data, config))
-    examples = data.draw(done.cohort, config.local_epochs, 0, Key(0, "examples", 1))
+    done = next(federate(model, data, Settings(rounds=1, cohort=CLIENTS), local=local))
+    examples = data.draw(done.cohort, local.local_epochs, 0, Key(0, "examples", 1))
     examples |= model.noise(done.cohort, torch.bincount(examples["client"]), Key(0, "noise", 1))
     weights = data.counts[done.cohort] / data.counts[done.cohort].sum()
     total = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
     for c, share in enumerate(weights):
         here = examples["client"] == c
-        own = {n: (column.read() if hasattr(column, "read") else column)[here] for n,
-               column in examples.items()}
-        delta, loss = train_module(module, own, config, inputs, task)
+        own = {n: as_tensor(column)[here] for n, column in examples.items()}
+        delta, loss = train_module(module, own, local, inputs, task)
         assert done.losses[c] == pytest.approx(loss, abs=1e-5)
         for n in total:
             total[n] += delta[n] * (1 if n in model.private else share)
@@ -116,27 +116,25 @@ def check(module, inputs, config, task="clicks", **kwargs):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_trains_as_each_client_by_itself(name):
-    check(MODULES[name](), ["x"], Config(rounds=1, cohort=CLIENTS, local_epochs=2, batch_size=8,
-                                         local_lr=0.1))
+    check(MODULES[name](), ["x"], SGD(local_epochs=2, batch_size=8, local_lr=0.1))
 
 
 def test_ratings_adamw_and_decay_equal_the_loop_too():
-    config = Config(rounds=1, cohort=CLIENTS, batch_size=16, optimizer="adamw", local_lr=0.01,
-                    weight_decay=0.1)
-    check(mlp(nn.Dropout(0.2)), ["x"], config, "ratings")
+    local = SGD(batch_size=16, optimizer="adamw", local_lr=0.01, weight_decay=0.1)
+    check(mlp(nn.Dropout(0.2)), ["x"], local, "ratings")
 
 
 def test_tables_are_looked_up_by_row_and_cost_only_their_rows():
     torch.manual_seed(1)
     rows = {"film.weight": "item", "who.weight": "user"}
-    config = Config(rounds=1, cohort=CLIENTS, batch_size=8, local_lr=1.0)
-    model, done = check(Films(), ["user", "item"], config, rows=rows,
+    local = SGD(batch_size=8, local_lr=1.0)
+    model, done = check(Films(), ["user", "item"], local, rows=rows,
                         private=frozenset({"who.weight"}))
     films = sum(len(COLUMNS["item"][c == OWNER].unique()) for c in range(CLIENTS))
     # 4 floats a film, up with its number
     assert (done.bytes_down, done.bytes_up) == (films * 16, films * 20)
     assert list(model.constants) == ["last.weight", "last.bias", "scale"]
-    whole, _ = check(Films(), ["user", "item"], config)  # every table in one piece: same maths
+    whole, _ = check(Films(), ["user", "item"], local)  # every table in one piece: same maths
     assert set(whole.rows.values()) == {"one"}
 
 
@@ -154,7 +152,7 @@ def test_the_module_as_given_is_not_touched_and_nothing_is_dropped_when_scoring(
     net = mlp(nn.Dropout(0.5))
     before = {n: p.clone() for n, p in net.named_parameters()}
     model = from_module(net, {"x": COLUMNS["x"][:3]})
-    list(federate(model, DATA, Config(rounds=2, cohort=2)))
+    list(federate(model, DATA, Settings(rounds=2, cohort=2)))
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
     assert isinstance(net[1], nn.Dropout)
     expected = net.eval()(COLUMNS["x"])[:, 0].detach()
@@ -213,7 +211,7 @@ def test_an_operation_without_a_batching_rule_runs_client_by_client_and_torch_sa
     net = Apply(torch.special.log_ndtr)
     message = "have not yet implemented the batching rule for aten::special_log_ndtr"
     with pytest.warns(UserWarning, match=message):
-        check(net, ["x"], Config(rounds=1, cohort=CLIENTS, local_lr=0.01, batch_size=8))
+        check(net, ["x"], SGD(local_lr=0.01, batch_size=8))
 
 
 def test_bad_names_and_wrong_tables_are_refused():

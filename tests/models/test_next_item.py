@@ -9,9 +9,9 @@ from conftest import tiny
 from oracle import train_module
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, Key, ParameterError, as_tensor, stream
+from fedlab.core import Key, ParameterError, Settings, as_tensor, stream
 from fedlab.data import Federation, equal, one_per_user
-from fedlab.engine import arrange, train
+from fedlab.engine import LocalSettings, arrange, train
 from fedlab.evaluation import seen
 from fedlab.models import from_module
 from fedlab.models.text import (
@@ -61,16 +61,16 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
                  ids=kind != "texts")
     owner = torch.arange(few.user_count) % 3
     data = Sequences(Federation(few, owner), 5)
-    config = Config(cohort=3, batch_size=256, local_lr=0.1)
+    local = LocalSettings(batch_size=256, local_lr=0.1)
     model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3),
                               "item": torch.tensor([4, 5, 6])})
     cohort, params = torch.tensor([0, 1, 2]), model.init(0)
     cohort = cohort[data.counts.argsort(descending=True)]
     examples = data.draw(cohort, 1, 1, Key(0, "examples"))
-    deltas, losses, _ = train(model, params, arrange(examples, 1, 256), cohort, config)
+    deltas, losses, _ = train(model, params, arrange(examples, 1, 256), cohort, local)
     for client in range(3):
         own = {n: as_tensor(c)[examples["client"] == client] for n, c in examples.items()}
-        expected, loss = train_module(net, own, config, ["history", "item"], "clicks")
+        expected, loss = train_module(net, own, local, ["history", "item"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-5)
         for name, delta in deltas.items():
             torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
@@ -87,8 +87,9 @@ def test_training_tells_what_comes_next():
     data = Sequences(Federation(ratings, one_per_user(ratings)), 4)
     model = from_module(net, {"history": torch.tensor([[12, 12, 1, 2]] * 2),
                               "item": torch.tensor([3, 4])})
-    config = Config(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0, negatives=4)
-    (*_, done) = federate(model, data, config)
+    settings = Settings(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0,
+                        negatives=4)
+    (*_, done) = federate(model, data, settings)
     score = sequence_scorer(model, done.params, last_films(ratings, 4))
     everyone = torch.arange(60)
     scores = score(everyone[:, None].expand(-1, 12), torch.arange(12).expand(60, -1))

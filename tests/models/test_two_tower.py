@@ -9,9 +9,9 @@ from conftest import read_once, tiny
 from oracle import train_module
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, Key, ParameterError
+from fedlab.core import Key, ParameterError, Settings
 from fedlab.data import Federation, ItemQueries
-from fedlab.engine import arrange, train
+from fedlab.engine import LocalSettings, arrange, train
 from fedlab.models import adapted, from_module, loaded
 from fedlab.models.text import (
     GAIN,
@@ -113,14 +113,14 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
         net = TwoTower(texts[1 if kind == "top" else None], data.train, known, dim=8)
         if kind == "adapters":
             net = adapted(net, ("query", "value"), 2, train=("head", "user"))
-    shops, config = ItemQueries(data, 8, 6), Config(cohort=3, batch_size=4, local_lr=0.01)
+    shops, local = ItemQueries(data, 8, 6), LocalSettings(batch_size=4, local_lr=0.01)
     model = from_module(net, shops.few(), answers=6)
     cohort, params = shops.counts.argsort(descending=True), model.init(0)
     examples = shops.draw(cohort, 1, 1, Key(0, "examples"))
-    deltas, losses, _ = train(model, params, arrange(examples, 1, 4), cohort, config)
+    deltas, losses, _ = train(model, params, arrange(examples, 1, 4), cohort, local)
     for client in range(3):
         own = {n: c[examples["client"] == client] for n, c in examples.items()}
-        expected, loss = train_module(net, own, config, ["item", "who", "own"], "clicks")
+        expected, loss = train_module(net, own, local, ["item", "who", "own"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-4)
         for name, delta in deltas.items():
             torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
@@ -134,9 +134,9 @@ def test_a_batch_in_parts_gives_the_same_round(few, texts):
     shops, rounds = ItemQueries(data, 8, 6), []
     for micro in (0, 3):
         model = from_module(net, shops.few(), answers=6)
-        config = Config(rounds=1, cohort=3, batch_size=8, micro_batch=micro,
-                        memory_mb=micro and 200)
-        rounds.extend(federate(model, shops, config))
+        settings = Settings(rounds=1, cohort=3, batch_size=8, micro_batch=micro,
+                            memory_mb=micro and 200)
+        rounds.extend(federate(model, shops, settings))
     for name, value in rounds[0].params.items():
         torch.testing.assert_close(value, rounds[1].params[name], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(rounds[0].losses, rounds[1].losses)
@@ -147,8 +147,8 @@ def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, te
     net = TwoTower(texts[0], data.train, vectors(titles), head="attention", dim=8)
     shops = ItemQueries(data, 30, 8)
     model = from_module(net, shops.few(), answers=8)
-    *_, last = federate(model, shops, Config(rounds=15, cohort=3, batch_size=0, local_lr=0.05))
-    first = next(federate(model, shops, Config(rounds=1, cohort=3, batch_size=0, local_lr=0.05)))
+    *_, last = federate(model, shops, Settings(rounds=15, cohort=3, batch_size=0, local_lr=0.05))
+    first = next(federate(model, shops, Settings(rounds=1, cohort=3, batch_size=0, local_lr=0.05)))
     assert float(last.losses.mean()) < float(first.losses.mean())
     after = loaded(net, last.params)
     torch.testing.assert_close(after.head.out.weight, last.params["head.out.weight"][0])

@@ -12,10 +12,10 @@ from opacus import GradSampleModule
 from torch import nn
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError
+from fedlab.core import ParameterError, Settings
 from fedlab.data import Federation, equal
 from fedlab.models import from_module, matrix_factorisation, user_factor_model
-from fedlab.privacy import ExampleLevel, Release, epsilon, example_gradients
+from fedlab.privacy import DPSGD, Release, epsilon, example_gradients
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_one_example_moves_the_sum_by_the_clip_at_most(platforms):
     batch = {"item": torch.randint(0, 3000, (500,)).clamp(max=platforms.train.item_count - 1),
              "target": torch.randn(500) * 100}
     batch["target"][:4] = torch.tensor([math.nan, math.inf, -math.inf, 3e38])
-    mechanism = ExampleLevel(0.7, 1.0)
+    mechanism = DPSGD(example_clip=0.7, example_noise=1.0)
     for place in range(0, 500, 7):
         one = {name: column[place:place + 1] for name, column in batch.items()}
         total, _ = mechanism.summed(model, params, one)
@@ -81,46 +81,67 @@ def test_a_wide_clip_and_hardly_noise_is_gradient_descent():
     train = tiny([0, 0, 0], [0, 1, 2], values=[1.0, 2.0, 3.0])
     data = Federation(train, torch.zeros(1, dtype=torch.int64), "ratings")
     model = user_factor_model(3, 2, spread=0.1)
-    config = Config(rounds=1, cohort=1, batch_size=3, local_lr=0.1, local_epochs=1)
-    (plain,) = federate(model, data, config)
-    (quiet,) = federate(model, data, config, update=ExampleLevel(1e4, 1e-9).update)
+    asked = Settings(rounds=1, cohort=1, batch_size=3, local_lr=0.1, local_epochs=1)
+    (plain,) = federate(model, data, asked)
+    (quiet,) = federate(model, data, asked, local=DPSGD(example_clip=1e2, example_noise=1e-6))
     for name, value in plain.params.items():
         torch.testing.assert_close(quiet.params[name], value, atol=1e-4, rtol=1e-3)
 
 
+def trained(platforms, start=None, **turned):
+    """The rounds of a run of DP-SGD at three platforms."""
+    asked = Settings(rounds=4, cohort=3, **{"batch_size": 200, "example_noise": 0.6} | turned)
+    return list(federate(films(platforms), platforms, asked, local=DPSGD(), start=start))
+
+
 def test_platforms_learn_under_noise_and_account_for_one_rating(platforms):
-    mechanism, model = ExampleLevel(1.0, 0.6, teaching_seed=0), films(platforms)
-    config = Config(rounds=4, cohort=3, batch_size=200, local_lr=0.5)
-    rounds = list(federate(model, platforms, config, update=mechanism.update))
+    rounds = trained(platforms, teaching_seed=0)
     assert float(rounds[-1].losses.mean()) < 0.7 * float(rounds[0].losses.mean())
-    spent = mechanism.spent(1e-5)
+    spent = DPSGD().spent(rounds[-1], 1e-5)
     assert sorted(spent) == [0, 1, 2]
     for client, value in spent.items():
         rate = 200 / int(platforms.counts[client])
         assert value == pytest.approx(epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5,
                                               method="rdp"))
-    *_, again = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6,
-                                                                       teaching_seed=0).update)
-    assert torch.equal(again.params["bias"], rounds[-1].params["bias"])
-    *_, other = federate(model, platforms, config, update=ExampleLevel(1.0, 0.6).update)
-    assert not torch.equal(other.params["bias"], rounds[-1].params["bias"])
+    again, other = trained(platforms, teaching_seed=0), trained(platforms)
+    assert torch.equal(again[-1].params["bias"], rounds[-1].params["bias"])
+    assert not torch.equal(other[-1].params["bias"], rounds[-1].params["bias"])
+
+
+def test_a_resumed_run_has_the_bits_and_the_ledger_of_the_uninterrupted_one(platforms):
+    whole = trained(platforms, teaching_seed=0)
+    *_, last = trained(platforms, whole[1], teaching_seed=0)
+    assert all(torch.equal(value, last.params[name]) for name, value in whole[-1].params.items())
+    assert DPSGD().spent(last, 1e-5) == DPSGD().spent(whole[-1], 1e-5)
+    half = DPSGD().spent(whole[1], 1e-5)
+    assert all(half[client] < value for client, value in DPSGD().spent(last, 1e-5).items())
 
 
 def test_what_is_not_proven_is_refused(platforms, clicks):
     model = films(platforms)
 
-    def run(data=platforms, model=model, **config):
-        mechanism = ExampleLevel(1.0, 1.0)
-        params = model.init(0)
-        return lambda: list(mechanism.update(model, data, params, torch.tensor([0]),
-                                             Config(**config)))
+    def run(data=platforms, model=model, **turned):
+        return lambda: next(federate(model, data, Settings(cohort=3, **turned), local=DPSGD()))
+    own = matrix_factorisation(platforms.train.user_count, platforms.train.item_count, 2,
+                               task="ratings")
+    apart = user_factor_model(platforms.train.item_count, 2, clients=3)
+    clicked = matrix_factorisation(clicks.train.user_count, clicks.train.item_count, 2)
     for call, message in [
-            (lambda: ExampleLevel(0.0, 1.0), "clip=0.0: choose a positive number"),
-            (lambda: ExampleLevel(1.0, math.nan), "noise=nan: choose a positive number"),
-            (run(data=clicks), "task='clicks': a click brings drawn negatives along"),
-            (run(model=matrix_factorisation(3, 4, 2)), "private={'user'}: rows that stay would be trained without"),
-            (run(model=user_factor_model(5, 2, clients=2)), "private={'user'}"),
-            (run(batch_size=0), "batch_size=0: choose how many ratings"),
-            (run(optimizer="adamw"), "optimizer='adamw': DP-SGD here is plain")]:
+            (lambda: DPSGD(example_clip=0.0), "example_clip=0.0: choose a number from 1e-09"),
+            (lambda: DPSGD(example_noise=math.nan), "example_noise=nan: choose a number"),
+            (run(clicks, clicked), "task='clicks': dp-sgd: a click brings drawn negatives along"),
+            (run(model=own), "private={'user'}: dp-sgd: rows that stay would be trained without"),
+            (run(model=apart), "private={'user'}"),
+            (run(batch_size=0), "batch_size=0: dp-sgd: choose how many ratings"),
+            (run(optimizer="adamw"), "optimizer='adamw': nothing in this run reads it; sgd"),
+            (run(noise=2.0), "noise=2.0: nothing in this run reads it; gaussian noise"),
+            (run(weighting="equal", proximal=1.0), "proximal=1.0: nothing in this run reads it")]:
         with pytest.raises(ParameterError, match=message):
             call()
+
+
+def test_clients_weigh_as_the_aggregation_is_told(platforms):
+    one, other = (trained(platforms, teaching_seed=0, **more)[-1]
+                  for more in ({}, {"weighting": "equal"}))
+    assert len(set(platforms.counts.tolist())) > 1
+    assert not torch.equal(one.params["bias"], other.params["bias"])

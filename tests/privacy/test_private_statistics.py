@@ -7,18 +7,22 @@ import pytest
 import torch
 from conftest import tiny
 
-from fedlab.algorithms import Private, federate_privately
-from fedlab.core import Config, ParameterError
+from fedlab.algorithms import federate
+from fedlab.core import ParameterError, Settings
 from fedlab.data import Federation, leave_one_out, one_per_user, rated_often
 from fedlab.evaluation import candidates, popularity, ranking
 from fedlab.models.text import item_texts, text_kernel, vectors
 from fedlab.privacy import (
+    Clip,
+    GaussianNoise,
+    ItemCounts,
     PairCounts,
-    counts,
+    Release,
+    epsilon,
+    item_counts,
     own_taste,
-    pairs,
+    pair_counts,
     public_basis,
-    seen,
     smoothed,
     standard,
     table_score,
@@ -32,35 +36,46 @@ def three():
     return Federation(train, one_per_user(train))
 
 
-def everybody(model, data, update, noise=1e-6):
-    config = Private(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)),
-                     delta=1e-4)
-    (done,) = federate_privately(model, data, config, update=update, teaching_seed=0)
+def everybody(model, data, local, noise=1e-6):
+    asked = Settings(rounds=1, sampling="poisson", cohort=len(data), noise=noise,
+                     server_lr=float(len(data)), teaching_seed=0)
+    (done,) = federate(model, data, asked, local=local, uplink=[Clip(), GaussianNoise()])
+    assert done.metrics["epsilon"] == pytest.approx(epsilon([Release(noise)], 1e-4))
     return done
 
 
 def test_counts_by_hand(three):
-    done = everybody(counts(three.train.item_count), three, seen)
+    done = everybody(item_counts(three.train.item_count), three, ItemCounts())
     root = 0.5**0.5
-    torch.testing.assert_close(done.params["count"][:5], torch.tensor([0.5, 0.5 + 1 + root, 0.5, 0.5, root]), atol=1e-4,
+    expected = torch.tensor([0.5, 0.5 + 1 + root, 0.5, 0.5, root])
+    torch.testing.assert_close(done.params["count"][:5], expected, atol=1e-4,
                                rtol=0)  # each user's films together have length 1
     torch.testing.assert_close(done.norms.max(), torch.tensor(1.0))
 
 
 def test_pairs_by_hand(three):
     basis = torch.eye(three.train.item_count)[:, :5]
-    done = everybody(pairs(basis), three, PairCounts(basis).update)
+    model = pair_counts(basis)
+    done = everybody(model, three, PairCounts())
     h = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0], [0, 1, 0, 0, 0], [0, 0.5**0.5, 0, 0, 0.5**0.5]])
     torch.testing.assert_close(done.params["pairs"][0], h.T @ h, atol=1e-4, rtol=0)
-    lengths = pairs(basis).predict({**done.params, "basis": basis}, {"item": torch.arange(5)[None]})
+    lengths = model.predict({**done.params, "basis": basis}, {"item": torch.arange(5)[None]})
     torch.testing.assert_close(lengths[0], (h.T @ h).diagonal(), atol=1e-4, rtol=0)
 
 
 def test_an_empty_cohort_sends_nothing(three):
-    nobody, config = torch.empty(0, dtype=torch.int64), Config()
-    for model, update in ((counts(5), seen), (pairs(torch.eye(5)),
-                                              PairCounts(torch.eye(5)).update)):
-        assert list(update(model, three, model.init(0), nobody, config)) == []
+    for model, local in ((item_counts(5), ItemCounts()), (pair_counts(torch.eye(5)), PairCounts())):
+        asked = Settings(rounds=1, cohort=3, drop_out=1.0, server_lr=2.0)
+        (done,) = federate(model, three, asked, local=local)
+        assert (len(done.cohort), done.bytes_up, len(done.rejected)) == (0, 0, 3)
+        assert all(torch.equal(value, model.init(0)[name]) for name, value in done.params.items())
+
+
+def test_counts_want_their_own_model(three):
+    for model, local, message in ((item_counts(5), PairCounts(), "pair counts need their own"),
+                                  (pair_counts(torch.eye(5)), ItemCounts(), "item counts need")):
+        with pytest.raises(ParameterError, match=message):
+            next(federate(model, three, Settings(cohort=3), local=local))
 
 
 def test_smoothing_is_the_mean_of_a_gaussian_process():
@@ -118,7 +133,8 @@ def test_noise_that_proves_two_leaves_more_than_popularity(ratings):
     split = leave_one_out(rated_often(ratings, 20)[0])
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split)
     text = text_kernel(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
-    popular = smoothed(everybody(counts(len(text)), data, seen, 1.735).params["count"], text, 1.735)
+    noisy = everybody(item_counts(len(text)), data, ItemCounts(), 1.735).params["count"]
+    popular = smoothed(noisy, text, 1.735)
     hits = [ranking(score, test)["hr@10"] for score in (popularity(split.train),
                                                         table_score(popular.log()
                                                                     + standard(

@@ -7,22 +7,29 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict, replace
 
 import matplotlib.image
 import pytest
 import torch
 
-from fedlab.core import Config, ParameterError, Round, settings
-from fedlab.workbench import Runs, export, record
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    differing,
+    parsed,
+    read_settings,
+    write_settings,
+)
+from fedlab.workbench import Runs, export, record, table
 from fedlab.workbench.export import to_csv, to_json, to_png, to_tensorboard
 
-START = Config(rounds=3, cohort=2)
+START = Settings(rounds=3, cohort=2)
 
 
-def finished(number, config=START, **metrics):
+def finished(number, settings=START, **metrics):
     losses = torch.tensor([1.0, 2.0]) / number
-    return Round(number, config, {"w": torch.zeros(1)}, torch.tensor([3, 1]), losses, losses, 10,
+    return Round(number, settings, {"w": torch.zeros(1)}, torch.tensor([3, 1]), losses, losses, 10,
                  20, 0.5, metrics)
 
 
@@ -31,7 +38,7 @@ def trained(folder=None, name=""):
     kept = Runs(folder)
     run = kept.begin(START, name)
     for number in (1, 2, 3):
-        kept.add(run, finished(number, START if number == 1 else replace(START, cohort=7),
+        kept.add(run, finished(number, START if number == 1 else START.replace(cohort=7),
                                **{"ndcg@10": number / 10}))
     kept.end(run, "done")
     return kept, run
@@ -41,7 +48,8 @@ def test_a_run_comes_back_from_disk_as_it_was(tmp_path):
     kept, run = trained(tmp_path / "new" / "folder")
     kept.rename(run.id, "  My run ")
     again = Runs(tmp_path / "new" / "folder").get(run.id)
-    assert (again.name, again.state, again.settings) == ("My run", "done", asdict(START))
+    assert (again.name, again.state, again.settings) == ("My run", "done",
+                                                         {"rounds": 3, "cohort": 2})
     assert again.records == run.records
     assert [r["loss"] for r in again.records] == [1.5, 0.75, 0.5]
     assert again.used()["cohort"] == [2, 7]
@@ -69,14 +77,14 @@ def test_a_kernel_that_died_loses_the_line_it_was_writing_and_no_more(tmp_path):
 
 def test_a_file_that_is_no_run_is_named_and_the_others_are_read(tmp_path):
     _, run = trained(tmp_path)
-    (tmp_path / "0.jsonl").write_text('{"fedlab": 1}\n{}\n')
+    (tmp_path / "0.jsonl").write_text('{"fedlab": 2}\n{}\n')
     kept = Runs(tmp_path)
     assert list(kept.all) == [run.id]
     assert kept.trouble.startswith(f"{tmp_path / '0.jsonl'}:1=")
     (tmp_path / "0.jsonl").write_text("")
     assert "an empty file" in Runs(tmp_path).trouble
     (tmp_path / "0.jsonl").write_text('{"fedlab": 9}\n{}\n')
-    assert "this reads version 1" in Runs(tmp_path).trouble
+    assert "this reads version 2" in Runs(tmp_path).trouble
 
 
 def test_a_full_disk_does_not_stop_a_run_and_another_folder_gets_all_of_it(tmp_path):
@@ -126,7 +134,7 @@ def test_parameters_are_kept_of_the_last_round_only():
 
 
 def test_a_value_that_is_not_finite_is_none():
-    done = record(finished(1, **{"rmse": math.inf, "ndcg@10": math.nan}), asdict(START))
+    done = record(finished(1, **{"rmse": math.inf, "ndcg@10": math.nan}), START)
     assert done["rmse"] is done["ndcg@10"] is None
     json.dumps(done, allow_nan=False)
 
@@ -171,10 +179,30 @@ def test_nothing_and_unknown_kinds_are_refused(tmp_path):
 
 
 def test_settings_survive_the_way_through_text():
-    config = replace(START, local_lr=0.123, optimizer="adamw")
-    assert settings.read(settings.write(config), Config()) == config
-    assert settings.read('{"fedlab": 1, "settings": {}}', config) == config
-    assert settings.parsed(config, "local_lr", "1e-1") == 0.1
-    assert settings.parsed(config, "cohort", "7") == 7
-    assert settings.differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}]) == ["b"]
-    assert settings.differing([]) == []
+    settings = START.replace(local_lr=0.123, optimizer="adamw", uplink="poison + clip")
+    assert read_settings(write_settings(settings), Settings()) == settings
+    assert json.loads(write_settings(settings)) == {"fedlab": 2, "settings": {
+        "rounds": 3, "cohort": 2, "local_lr": 0.123, "optimizer": "adamw",
+        "uplink": "poison + clip"}}
+    assert read_settings('{"fedlab": 2, "settings": {}}', settings) == settings
+    assert parsed("local_lr", "1e-1") == 0.1
+    assert parsed("cohort", "7") == 7
+    assert differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}]) == ["b"]
+    assert differing([]) == []
+
+
+def test_runs_whose_parts_are_not_here_are_listed_and_exported(tmp_path):
+    """Somebody else's part may have turned a knob that nobody knows here."""
+    _, run = trained(tmp_path)
+    path = tmp_path / f"{run.id}.jsonl"
+    path.write_text(path.read_text().replace('"cohort"', '"sieges"'))
+    kept = Runs(tmp_path)
+    again = kept.get(run.id)
+    assert again.used()["sieges"] == [2, 7]
+    known = kept.begin(START.replace(uplink="clip"))
+    rows = table(kept.listed(), {}, {})
+    assert [row["differs"] for row in rows] == [
+        {"cohort": "64", "sieges": "2 → 7", "uplink": "none"},
+        {"cohort": "2", "sieges": "None", "uplink": "clip"}]
+    line = next(csv.DictReader(io.StringIO(to_csv([again, known]).decode())))
+    assert (line["sieges"], line["uplink"], line["rounds"]) == ("2", "none", "3")

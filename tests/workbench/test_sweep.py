@@ -6,10 +6,10 @@ import time
 import pytest
 from waiting import until
 
-from fedlab.core import Config, ParameterError
-from fedlab.workbench import Runner, Sweep, side_by_side, values
+from fedlab.core import ParameterError, Settings
+from fedlab.workbench import Experiment, Runner, Sweep, side_by_side, values
 
-BASE = Config(seed=1)
+BASE = Settings(seed=1)
 
 
 def test_a_grid_tries_every_combination_once():
@@ -30,7 +30,7 @@ def test_a_random_search_draws_every_value_anew_within_its_range():
     assert 35 <= sum(r < 0.316 for r in rates) <= 65  # by ratios: half in half the decades
     assert all(isinstance(c, int) and 5 <= c <= 600 for c in cohorts)
     assert sweep.trials(BASE) == trials
-    assert sweep.trials(Config(seed=2)) != trials
+    assert sweep.trials(Settings(seed=2)) != trials
     names = {t.weighting for t in Sweep({"weighting": ["equal", "examples"]}, "loss", "min",
                                         20).trials(BASE)}
     assert names == {"equal", "examples"}
@@ -50,12 +50,26 @@ def test_a_wrong_sweep_is_refused_before_it_trains(over, count, message):
         Sweep(over, "loss", "min", count).trials(BASE)
 
 
+def test_a_trial_has_what_it_does_not_read_as_usual():
+    def unread(settings):
+        return Experiment(settings).unread()
+    base = Settings(clip=0.5, noise=2.0, uplink="clip + gaussian noise", cohort=5)
+    stages = ["none", "clip", "clip + gaussian noise"]
+    trials = Sweep({"uplink": stages, "cohort": [5, 6]}, "loss", "min").trials(base, unread)
+    assert [(t.uplink, t.cohort, t.clip, t.noise) for t in trials[:3]] == [
+        ("none", 5, 1.0, 1.0), ("clip", 5, 0.5, 1.0), ("clip + gaussian noise", 5, 0.5, 2.0)]
+    with pytest.raises(ParameterError, match=r"noise=3.0: nothing in this run reads it; gaussian "
+                       "noise, local noise would, in the run uplink=none, noise=3.0"):
+        Sweep({"uplink": stages, "noise": [3.0]}, "loss", "min").trials(base, unread)
+
+
 def test_values_are_read_from_text():
-    assert values(BASE, "local_lr", "0.1, 1e-2,,3") == [0.1, 0.01, 3.0]
-    assert values(BASE, "cohort", "4, 8") == [4, 8]
-    assert values(BASE, "weighting", " equal ") == ["equal"]
+    assert values("local_lr", "0.1, 1e-2,,3") == [0.1, 0.01, 3.0]
+    assert values("cohort", "4, 8") == [4, 8]
+    assert values("weighting", " equal ") == ["equal"]
+    assert values("uplink", "none, clip + gaussian noise") == ["none", "clip + gaussian noise"]
     with pytest.raises(ParameterError, match="no such parameter"):
-        values(BASE, "cohrt", "4")
+        values("cohrt", "4")
 
 
 def test_jobs_take_turns_and_one_that_fails_ends_alone():

@@ -15,10 +15,10 @@ import pytest
 from waiting import until
 
 from fedlab.algorithms import federate
-from fedlab.core import Config, ParameterError, measured
-from fedlab.workbench import Workbench
+from fedlab.core import ParameterError, Settings, described, measured
+from fedlab.workbench import Workbench, better, stream
 
-SMALL = Config(rounds=6, cohort=4)
+SMALL = Settings(rounds=6, cohort=4)
 TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": (0, 9),
         "weighting": None}
 
@@ -26,14 +26,13 @@ TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": 
 @pytest.fixture(scope="module")
 def live(build, clicks):
     model = build("matrix factorisation", clicks.train)
-    return lambda config: measured(federate(model, clicks, config),
+    return lambda settings: measured(federate(model, clicks, settings),
                                    lambda done: {"number": float(done.number)})
 
 
 @pytest.fixture
 def bench(live):
-    made = Workbench(live, SMALL, TURN, {"number": "max"}, presets={"two": replace(SMALL,
-                                                                                   cohort=2)})
+    made = Workbench(live, SMALL, TURN, {"number": "max"}, presets={"two": SMALL.replace(cohort=2)})
     yield made
     made.session.runner.stop()
     made.close()
@@ -111,12 +110,12 @@ def test_knobs_of_the_next_run_stay_as_the_run_started(bench):
     bench.values = bench.values | {"seed": 5}
     tell(bench, "step")
     until(lambda: len(bench.rounds) == 2)
-    assert {r.config.seed for r in bench.rounds} == {0}
+    assert {r.settings.seed for r in bench.rounds} == {0}
     tell(bench, "stop")
     ends(bench, "stopped")
     tell(bench, "step")
     until(lambda: bench.state == "paused")
-    assert bench.rounds[0].config.seed == 5
+    assert bench.rounds[0].settings.seed == 5
 
 
 def test_reset_stops_and_puts_everything_back(bench):
@@ -142,8 +141,8 @@ def test_an_ended_run_keeps_its_parameters_until_the_next_begins(bench):
 
 
 def test_only_one_run_is_active(live):
-    def endless(config):
-        yield from live(lambda: replace(config(), rounds=10_000))
+    def endless(ask):
+        yield from live(lambda: ask().replace(rounds=10_000))
     first, second = (Workbench(endless, SMALL, {}) for _ in range(2))
     for one in (first, second):
         tell(one, "start")
@@ -160,14 +159,14 @@ def test_an_error_shows_in_the_status_and_the_rounds_before_it_stay(bench):
     bench.values = bench.values | {"rounds": 300}
     tell(bench, "start")
     until(lambda: bench.rounds)
-    bench.session.config = replace(SMALL, cohort=999, rounds=300)
+    bench.session.settings = SMALL.replace(cohort=999, rounds=300)
     ends(bench, "failed")
     assert bench.message.startswith("ParameterError: cohort=999: the federation has 671 clients")
     tell(bench, "pin", bench.table[0]["id"], True)  # whatever else is done, it does not vanish
     assert bench.message.startswith("ParameterError: cohort=999")
     assert bench.rounds
     assert bench.table[0]["error"].startswith("ParameterError")
-    bench.session.config = SMALL
+    bench.session.settings = SMALL
     tell(bench, "start")
     ends(bench)
 
@@ -187,34 +186,38 @@ def test_a_bad_value_is_put_back_and_explained(bench, value, message):
     assert bench.notice.startswith(message)
     bench.values = bench.values | {"cohort": 7}
     assert bench.notice == ""
-    assert bench.session.config.cohort == 7
+    assert bench.session.settings.cohort == 7
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ('{"fedlab": 1, "settings": {"cohort": 5, "rouds": 2}}', "rouds=2: no such parameter; did you mean rounds?"),
-    ('{"fedlab": 1, "settings": {"cohort": 5, "local_lr": 1e9}}', "local_lr=1000000000.0: choose a number from 0"),
-    ('{"fedlab": 2, "settings": {"cohort": 5}}', "fedlab=2: these settings are of another version"),
+    ('{"fedlab": 2, "settings": {"cohort": 5, "rouds": 2}}',
+     "rouds=2: no such parameter; did you mean rounds?"),
+    ('{"fedlab": 2, "settings": {"cohort": 5, "local_lr": 1e9}}',
+     "local_lr=1000000000.0: choose a number from 0"),
+    ('{"fedlab": 2, "settings": {"uplink": "clip + nois"}}',
+     "uplink='clip + nois': choose none, or some of clip"),
+    ('{"fedlab": 1, "settings": {"cohort": 5}}', "fedlab=1: these settings are of another version"),
     ("cohort: 5", "settings='cohort: 5': not JSON (Expecting value in line 1)"),
-    ("[1]", 'settings=[1]: write {"fedlab": 1'),
+    ("[1]", 'settings=[1]: write {"fedlab": 2'),
 ])
 def test_pasted_settings_that_are_wrong_touch_nothing(bench, text, message):
     bench.values = bench.values | {"rounds": 300}
     tell(bench, "start")
     until(lambda: bench.rounds)
-    before = bench.session.config
+    before = bench.session.settings
     tell(bench, "settings", text)
     assert bench.notice.startswith(message)
-    assert bench.session.config == before
+    assert bench.session.settings == before
     assert bench.state == "running"
 
 
 def test_settings_and_presets_are_taken_whole(bench):
-    tell(bench, "settings", '{"fedlab": 1, "settings": {"cohort": 5, "memory_mb": 64}}')
+    tell(bench, "settings", '{"fedlab": 2, "settings": {"cohort": 5, "memory_mb": 64}}')
     assert bench.values["cohort"] == 5
-    assert bench.session.config.memory_mb == 64                        # also what has no knob here
+    assert bench.session.settings.memory_mb == 64                      # also what has no knob here
     assert json.loads(bench.text)["settings"]["memory_mb"] == 64
     tell(bench, "preset", "two")
-    assert bench.session.config == replace(SMALL, cohort=2)
+    assert bench.session.settings == SMALL.replace(cohort=2)
     tell(bench, "preset", "three")
     assert bench.notice.startswith("three='three': no such parameter")
 
@@ -269,7 +272,7 @@ def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monk
     assert bench.table == []
 
 
-def test_knobs_come_from_the_config_and_bad_sliders_are_refused(live):
+def test_knobs_come_from_the_settings_and_bad_sliders_are_refused(live):
     bench = Workbench(live, SMALL, {"local_lr": (0.1, 1.0), "optimizer": None, "rounds": None})
     rate, rule, rounds = bench.spec["knobs"]
     assert (rate["label"], rate["whole"], rate["log"], rate["kind"]) == ("local learning rate",
@@ -278,7 +281,7 @@ def test_knobs_come_from_the_config_and_bad_sliders_are_refused(live):
     assert (rule["kind"], rule["choices"]) == ("choice", ["sgd", "adamw"])
     assert (rounds["low"], rounds["high"]) == (5, 300)
     bench.close()
-    assert len(Workbench(live, SMALL).spec["knobs"]) == len(Config.__dataclass_fields__)
+    assert len(Workbench(live, SMALL).spec["knobs"]) == len(described())
     with pytest.raises(ParameterError,
                        match=r"local_rate=\(0, 1\): no such parameter; did you mean local_lr"):
         Workbench(live, SMALL, {"local_rate": (0, 1)})
@@ -292,11 +295,47 @@ def test_knobs_come_from_the_config_and_bad_sliders_are_refused(live):
     gc.collect()
 
 
+def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
+    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0, "clip": 0.5,
+                                "teaching_seed": 0, "delta": 0.01})
+    bench = Workbench(stream, start, metrics=better())
+    assert {"trim", "alpha", "weighting", "buffer"} <= set(bench.unread)
+    assert not {"noise", "clip", "delta", "cohort"} & set(bench.unread)
+    bench.values = bench.values | {"uplink": "clip", "server_optimizer": "adam",
+                                   "server_momentum": 0.5}
+    assert bench.unread["noise"].endswith("reads it; gaussian noise, local noise would")
+    assert bench.values["noise"] == 2.0                                # it waits for its part
+    assert json.loads(bench.text)["settings"].keys() & {"noise", "clip", "server_momentum"} == {
+        "clip", "server_momentum"}
+    tell(bench, "start")
+    ends(bench)
+    assert bench.session.members[-1].settings == tiny_settings | {
+        "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5,
+        "teaching_seed": 0}
+    tell(bench, "step")
+    until(lambda: bench.state == "paused")
+    bench.values = bench.values | {"server_optimizer": "sgd"}         # on the way, in a run
+    assert bench.unread["server_momentum"].startswith("server step does not read it")
+    tell(bench, "start")
+    ends(bench)
+    assert bench.session.members[-1].used()["server_momentum"] == [0.5, 0.9]
+    tell(bench, "sweep", {"uplink": "none, clip + gaussian noise"}, "ndcg@10", 0)
+    ends(bench)
+    assert [run.settings.get("noise") for run in bench.session.members] == [None, 2.0]
+    assert bench.heat["over"] == [{"name": "uplink", "values": ["none", "clip + gaussian noise"]}]
+    assert {cell["state"] for cell in bench.heat["cells"]} == {"done"}
+    bench.close()
+
+
+def test_of_a_stream_of_your_own_every_knob_is_shown_as_it_is(bench):
+    assert bench.unread == {}
+
+
 def test_a_diverged_loss_leaves_a_gap_and_not_a_broken_message(live):
-    def broken(config):
-        for done in live(config):
+    def broken(ask):
+        for done in live(ask):
             yield replace(done, losses=done.losses * float("nan")) if done.number == 2 else done
-    bench = Workbench(broken, replace(SMALL, rounds=3), {})
+    bench = Workbench(broken, SMALL.replace(rounds=3), {})
     tell(bench, "start")
     ends(bench)
     losses = bench.picture["lines"][0]["series"]["loss"][1]
@@ -305,22 +344,24 @@ def test_a_diverged_loss_leaves_a_gap_and_not_a_broken_message(live):
     bench.close()
 
 
-def test_the_example_of_the_page_trains(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("own_parts")
+def test_the_examples_of_the_page_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "workbench.md").read_text()
-    (example,) = re.findall(r"```python\n(.+?)```", page, re.S)
-    found: dict = {}
-    exec(compile(example, "workbench.md", "exec"), found)
-    bench = found["bench"]
-    tell(bench, "start")
-    until(lambda: len(bench.rounds) >= 3)
-    bench.session.runner.stop()
+    for example in re.findall(r"```python\n(.+?)```", page, re.S):
+        found: dict = {"__name__": "page"}
+        exec(compile(example, "workbench.md", "exec"), found)
+        bench = found["bench"]
+        tell(bench, "start")
+        until(lambda bench=bench: len(bench.rounds) >= 3)
+        bench.session.runner.stop()
+        bench.close()
+    assert bench.session.members[-1].settings == {"uplink": "dropped + clip", "kept": 0.2}
     assert len(list(tmp_path.glob("runs/*.jsonl"))) == 1
-    bench.close()
 
 
 def test_a_long_run_is_drawn_in_bounded_size(live):
-    bench = Workbench(live, replace(SMALL, rounds=1000, cohort=1), {})
+    bench = Workbench(live, SMALL.replace(rounds=1000, cohort=1), {})
     tell(bench, "start")
     until(lambda: bench.state == "done", 60)
     rounds, losses = bench.picture["lines"][0]["series"]["loss"]

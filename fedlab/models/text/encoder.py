@@ -28,8 +28,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
 
 from fedlab.core import ParameterError, require
 from fedlab.data import DATA, Catalogue, cache_folder, from_wheel
@@ -154,6 +152,8 @@ def encoder(name: str = MINILM, pooling: str = "mean",
     pooling: 'mean' or 'last', as in `Encoder`. Raises `ParameterError`, with the ways to get a
     model, when it cannot be loaded.
     """
+    from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - takes seconds
+    from transformers.utils import logging  # noqa: PLC0415
     require(pooling in ("mean", "last"), "pooling", pooling, "choose one of mean, last")
     place, more = _place(name)
     logging.disable_progress_bar()

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedlab.core import Key, Lookup, Score, Tree, below, require
+from fedlab.core import Key, Lookup, Score, Tree, below, require, to
 from fedlab.data import Federation, Ratings, from_latest
 from fedlab.models import Model
 
@@ -204,6 +204,7 @@ def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096
     scored at a time.
     """
     device = next(iter(params.values())).device
+    constants = to(model.constants, device)
     predict: Callable[[Tree, Tree], Tensor] = model.predict
 
     def score(users: Tensor, items: Tensor) -> Tensor:
@@ -212,6 +213,6 @@ def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096
                              strict=True):
             batch = {"history": films[who][None].to(device), "item": what[None].to(device)}
             with torch.no_grad():
-                found.append(predict(params | model.constants, batch)[0].cpu())
+                found.append(predict(params | constants, batch)[0].cpu())
         return torch.cat(found).view(users.shape)
     return score

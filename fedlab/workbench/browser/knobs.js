@@ -4,18 +4,23 @@
 /** @param {Model} model @param {Knob} spec */
 function knob(model, spec) {
   const set = (v) => { model.set("values", { ...model.get("values"), [spec.name]: v }); model.save_changes(); };
-  const { fields, show } = ({ number: numberFields, choice: choiceField, text: textField })[spec.kind](spec, set);
+  const kinds = { number: numberFields, choice: choiceField, several: severalField, text: textField };
+  const { fields, show } = kinds[spec.kind](spec, set);
   const unit = spec.unit && spec.unit !== spec.label ? ` (${spec.unit})` : "";
   const label = labelOf(fields[0], spec.label, make("small", {}, unit));
   const used = make("span", { class: "used", "data-used": spec.name });
+  const node = make("div", { class: `knob ${spec.kind}` }, label, ...fields, used);
   const draw = () => {
-    const now = model.get("values")[spec.name], last = model.get("used")[spec.name];
+    const now = model.get("values")[spec.name], last = model.get("used")[spec.name], why = model.get("unread")[spec.name];
     show(now);
-    const waiting = last !== undefined && last !== now;
-    used.textContent = last === undefined || !(spec.live || waiting) ? "" : `in use: ${format(last)}`;
+    const waiting = why === undefined && last !== undefined && last !== now;
+    used.textContent = why ?? (last === undefined || !(spec.live || waiting) ? "" : `in use: ${format(last)}`);
     used.classList.toggle("pending", waiting);
+    node.classList.toggle("unread", why !== undefined);
+    node.title = why === undefined ? spec.meaning : `${spec.meaning}: ${why}`;
+    for (const field of fields) field.disabled = why !== undefined;
   };
-  return { node: make("div", { class: `knob ${spec.kind}`, title: spec.meaning }, label, ...fields, used), draw };
+  return { node, draw };
 }
 
 /** @param {Knob} spec @param {(value: number) => void} set */
@@ -53,11 +58,26 @@ function choiceField(spec, set) {
   return { fields: [field], show: (now) => { field.value = now; } };
 }
 
-/** @param {Knob} spec @param {(value: string) => void} set */
+/** Any text, with what is known as suggestions. @param {Knob} spec @param {(value: string) => void} set */
 function textField(spec, set) {
-  const field = make("input", { type: "text", name: spec.name });
+  const known = make("datalist", {}, ...spec.choices.map((o) => make("option", { value: o })));
+  known.id = `fedlab-${Math.random().toString(36).slice(2)}`;
+  const field = make("input", { type: "text", name: spec.name, ...(spec.choices.length ? { list: known.id } : {}) });
   field.addEventListener("change", () => set(field.value));
-  return { fields: [field], show: (now) => { if (document.activeElement !== field) field.value = now; } };
+  return { fields: spec.choices.length ? [field, known] : [field],
+    show: (now) => { if (document.activeElement !== field) field.value = now; } };
+}
+
+/** Names joined by ' + ', written or added one after another. @param {Knob} spec @param {(value: string) => void} set */
+function severalField(spec, set) {
+  const field = make("input", { type: "text", name: spec.name });
+  const more = select(["add", "none", ...spec.choices], { "aria-label": `add to ${spec.label}` });
+  field.addEventListener("change", () => set(field.value));
+  more.addEventListener("change", () => {
+    set(more.value === "none" || field.value === "none" ? more.value : `${field.value} + ${more.value}`);
+    more.selectedIndex = 0;
+  });
+  return { fields: [field, more], show: (now) => { if (document.activeElement !== field) field.value = now; } };
 }
 
 /** @param {Model} model */

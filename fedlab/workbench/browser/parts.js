@@ -2,7 +2,7 @@
 // Parts of the live view: elements, numbers, ticks. The files of this folder are joined into one module, in the
 // order that workbench.py names. Text is always set as text, never as HTML.
 
-/** @typedef {{name: string, label: string, kind: "number" | "choice" | "text", low: number, high: number,
+/** @typedef {{name: string, label: string, kind: "number" | "choice" | "several" | "text", low: number, high: number,
  *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, group: string, default: any, choices: string[]}} Knob */
 /** @typedef {[number[], (number | null)[]]} Line  rounds and values */
 /** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>}} Shown */

@@ -69,14 +69,15 @@ function heatMap(model) {
 
 /** Four values between the ends of a knob, or its choices. @param {Knob} spec */
 function proposed({ kind, choices, low, high, log, whole }) {
-  if (kind === "choice") return choices.join(", ");
+  if (kind === "several") return ["none", ...choices].join(", ");
+  if (kind !== "number") return choices.join(", ");
   const at = [0.2, 0.4, 0.6, 0.8].map((t) => log ? low * (high / low) ** t : low + t * (high - low));
   return [...new Set(at.map((v) => whole ? Math.round(v) : Number(v.toPrecision(1))))].join(", ");
 }
 
 /** @param {Model} model */
 function sweepPanel(model) {
-  const spec = model.get("spec"), knobs = spec.knobs.filter((k) => k.kind !== "text"), map = heatMap(model);
+  const spec = model.get("spec"), knobs = spec.knobs.filter((k) => k.kind === "number" || k.choices.length), map = heatMap(model);
   const names = knobs.map((k) => k.name), pick = names.filter((n) => n.endsWith("_lr"));
   const axis = (label, first, options) => {
     const name = select(options), values = make("input", { type: "text", "aria-label": `values ${label}` });

@@ -54,13 +54,13 @@ function grouped(described, knobs) {
       make("div", { class: "knobs" }, ...nodes(group, false))] : [])];
   const folded = [...new Set(described.map((spec) => spec.group))].filter((group) => group).map((group) => {
     const summary = make("summary");
-    const draw = (values) => {
-      const turned = described.filter((k) => k.group === group && values[k.name] !== k.default);
+    const draw = (values, unread) => {
+      const turned = described.filter((k) => k.group === group && values[k.name] !== k.default && !(k.name in unread));
       summary.textContent = [group, turned.map((k) => `${k.label} ${format(values[k.name])}`).join(", ")].filter((x) => x).join(": ");
     };
     return { node: make("details", { class: "group" }, summary, ...section(group)), draw };
   });
-  return { nodes: [...section(""), ...folded.map((f) => f.node)], draw: (values) => folded.forEach((f) => f.draw(values)) };
+  return { nodes: [...section(""), ...folded.map((f) => f.node)], draw: (values, unread) => folded.forEach((f) => f.draw(values, unread)) };
 }
 
 /** @param {{model: Model, el: HTMLElement}} place */
@@ -90,10 +90,10 @@ function render({ model, el }) {
     notice.textContent = model.get("notice");
     news.textContent = model.get("news");
   };
-  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values")); };
+  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
-  const watch = { values: showKnobs, used: showKnobs, state: showState, message: showState, notice: showState,
+  const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
     text: settings.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
