@@ -64,9 +64,12 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
                                           / found["plain_ndcg10"] for found in every],
                   "bytes_ratio": [found["plain_bytes"] / found[f"{name}_bytes"] for found in every]}
         for measure, each in values.items():
-            table[f"{name}_{measure}"] = entry(
-                mean(each), "times" if measure == "bytes_ratio" else "share", GOALS.get(f"{name}_{measure}"),
-                higher=measure == "bytes_ratio", seeds=len(each), note=f"from {min(each):.3f} to {max(each):.3f}{note}")
+            table[f"{name}_{measure}"] = entry(mean(each),
+                                               "times" if measure == "bytes_ratio" else "share",
+                                               GOALS.get(f"{name}_{measure}"),
+                                               higher=measure == "bytes_ratio", seeds=len(each),
+                                               note=f"from {min(each):.3f} to "
+                                               f"{max(each):.3f}{note}")
     record("privacy", table, quick)
 
 

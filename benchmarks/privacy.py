@@ -247,7 +247,7 @@ def mechanisms(quick: bool) -> None:
     for name in ("central", "adaptive", "local"):
         rows[f"{name}_over_plain_round"] = entry(
             took[name] / took["plain"], "ratio", 1.25, higher=False, seeds=1,
-            note=f"lesson 2's model, 9,066 films, {took['plain'] * 1e3:.0f} ms for 100 clients{note}")
+            note=f"lesson 2's model, 9,066 films, {took['plain'] * 1e3:.0f} ms for 100 " f"clients{note}")
     rows["secagg_server_s_50x100k"] = entry(
         server_seconds(50, 1000 if quick else 100_000), "s", 2, higher=False, seeds=1,
         note=f"50 clients, 100,000 numbers, 10 dropped out, one core{note}")

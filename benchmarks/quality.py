@@ -223,8 +223,10 @@ def main(quick: bool) -> None:
                                          ("clean", setting.clients, 0.60, False)):
             values = [pfedrec(setting, data, s, candidates(setting.split, "test",
                                                            seed=s)) for s in seeds]
-            found[f"ml100k_pfedrec_{name}_hr10"] = entry(mean(values), "share", goal, higher=higher, seeds=len(seeds),
-                                                         note=f"personal item vectors, {name} training negatives{note}")
+            found[f"ml100k_pfedrec_{name}_hr10"] = entry(mean(values), "share", goal, higher=higher,
+                                                         seeds=len(seeds),
+                                                         note=f"personal item vectors, {name} "
+                                                         f"training negatives{note}")
     record("quality", dict(sorted(found.items())), quick)
 
 

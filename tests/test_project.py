@@ -95,9 +95,11 @@ def test_the_examples_of_the_readme_train(example, capsys):
     assert losses[-1] < losses[0]
 
 
-LINKS = [(page, link) for page in ("README.md", "data/README.md", "docs/performance.md", "docs/workbench.md",
-                                  "docs/architecture.md", "docs/extend.md")
-         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())]
+LINKS = [(page, link) for page in ("README.md", "data/README.md", "docs/performance.md",
+                                   "docs/workbench.md", "docs/architecture.md",
+                                   "docs/extend.md") for link in re.findall(r"\]\(([^)#:]+)\)",
+                                                                            (ROOT
+                                                                             / page).read_text())]
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

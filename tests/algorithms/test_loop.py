@@ -356,7 +356,7 @@ def thin(updates, server):
     (filled(float("inf")), "its delta is not finite although"),
     (narrow, r"narrow='w1 \(1, 3, 1\)': its delta has a name or shape that the server has not"),
     (unknown, r"unknown='w3 \(1,\)': its delta has a name or shape that the server has not; return "
-              "tensors like w1, b1, w2, b2"),
+              r"w1 \(1, 3, 4\), b1 \(1, 4\)"),
 ])
 def test_an_aggregation_that_returns_no_delta_is_refused(rule, message):
     with pytest.raises(ParameterError, match=message):

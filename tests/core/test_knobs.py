@@ -241,4 +241,4 @@ def test_a_part_that_is_not_announced_has_no_knobs():
         level: float = 0.5
     assert knobs(Own) == {}
     assert knobs(int) == {}
-    assert Own().name == "a part of your own"
+    assert Own().name == "own"

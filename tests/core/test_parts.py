@@ -113,7 +113,7 @@ def test_a_fact_that_another_part_took_away_is_named_with_that_part():
     ([Participation(early=0.1), Buffered()], r"buffered: needs the same clients in every round "
                                              r"\(late=0 and early=0\), which participation"),
     ([Participation(sampler=sample), Buffered()],
-     "buffered: needs cohorts whose chances are known, which participation"),
+     "buffered: needs cohorts whose chances are known, as of no sampler of your own, which"),
     ([Participation(sampler=sample), Clip(), GaussianNoise()],
      "gaussian noise: needs cohorts whose chances are known"),
     ([Participation(sampling="poisson"), Buffered()],
