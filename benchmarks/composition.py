@@ -29,7 +29,7 @@ import torch
 from fedlab.core import REGISTRY, Knob, ParameterError, Round, Settings, described, knobs
 from fedlab.workbench import Choices, Experiment, stream
 
-BASE = {"rounds": 3, "cohort": 8, "measure_every": 3}
+BASE = {"rounds": 4, "cohort": 8, "measure_every": 4}
 # knobs that are set where something reads them, so that runs are small and can be repeated
 SMALL = {"dim": 4, "platforms": 12, "buffer": 6, "batch_size": 8, "negatives": 2, "against": 20,
          "teaching_seed": 0, "liars": 0.5, "bound": 0.01, "clip": 0.1, "trim": 0.3,
@@ -104,14 +104,14 @@ class Counts:
 
 @cache
 def folder() -> str:
-    """30 users and 130 films as files: 10 to 14 ratings each, of some genres more than others."""
+    """26 users and 130 films as files: 10 to 14 ratings each, of some genres more than others."""
     where = Path(tempfile.mkdtemp(prefix="fedlab"))
     atexit.register(shutil.rmtree, where)
     genres = ("Comedy", "Drama", "Comedy|Drama", "Horror")
     films = [f'{i},"Film {i} ({1930 + i % 70})",{genres[i % 4]}' for i in range(130)]
     (where / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
     rated = [f"{u},{(u * 13 + k * (u % 5 + 3)) % 130},{(u + k * k) % 9 / 2 + .5},{100 * k + u}"
-             for u in range(30) for k in range(10 + u % 5)]
+             for u in range(26) for k in range(10 + u % 5)]
     (where / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rated]))
     return str(where)
 
@@ -185,9 +185,11 @@ def moved(knob: Knob, kind: type, default: Any) -> list[Any]:
 
 
 @cache
-def homes() -> list[dict[str, Any]]:
+def homes(heavy_too: bool) -> list[dict[str, Any]]:
     """Models and tasks in which a part may be at home, the usual ones first."""
-    models = [{"model": title} for title, cls in REGISTRY["model"].items() if not heavy(cls)]
+    titles = sorted(REGISTRY["model"], key=lambda title: heavy(REGISTRY["model"][title]))
+    models = [{"model": title} for title in titles
+              if heavy_too or not heavy(REGISTRY["model"][title])]
     ratings = {"task": "ratings"}
     return [{}, *models, ratings, *(ratings | model for model in models)]
 
@@ -231,7 +233,7 @@ def variants(heavy_too: bool = False) -> tuple[list[Variant], list[str]]:
         if way.kind == "model" and heavy(REGISTRY["model"][way.part]) and not heavy_too:
             continue
         why = ""
-        for home, each in itertools.product(homes(), ways):
+        for home, each in itertools.product(homes(heavy_too), ways):
             if any(name in home for name, _ in each.change):
                 continue
             whole = result(settings_of([each], home))
