@@ -30,7 +30,8 @@ from fedlab import (
 )
 from fedlab.communication import LowRank, Quantised, RandomK, TopK
 
-CODES = {"int8": Quantised(8), "int4": Quantised(4), "int2": Quantised(2), "sign": Quantised(1), "top10": TopK(0.1),
+CODES = {"int8": Quantised(8), "int4": Quantised(4), "int2": Quantised(2), "sign": Quantised(1),
+         "top10": TopK(0.1),
          "random10": RandomK(0.1), "rank1": LowRank(1), "rank1_int4": LowRank(1, then=Quantised(4))}
 GOALS = {"int4_ndcg_loss": 0.01, "int4_bytes_ratio": 7.5, "int4_over_plain_round": 1.25}
 
@@ -64,9 +65,12 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
                                           / found["plain_ndcg10"] for found in every],
                   "bytes_ratio": [found["plain_bytes"] / found[f"{name}_bytes"] for found in every]}
         for measure, each in values.items():
-            table[f"{name}_{measure}"] = entry(
-                mean(each), "times" if measure == "bytes_ratio" else "share", GOALS.get(f"{name}_{measure}"),
-                higher=measure == "bytes_ratio", seeds=len(each), note=f"from {min(each):.3f} to {max(each):.3f}{note}")
+            table[f"{name}_{measure}"] = entry(mean(each),
+                                               "times" if measure == "bytes_ratio" else "share",
+                                               GOALS.get(f"{name}_{measure}"),
+                                               higher=measure == "bytes_ratio", seeds=len(each),
+                                               note=f"from {min(each):.3f} to "
+                                               f"{max(each):.3f}{note}")
     record("privacy", table, quick)
 
 

@@ -101,7 +101,8 @@ def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bo
     """
     seeds = range(1 if quick else 5)
     every: list[Found] = []
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
         for found in pool.map(job, seeds, [quick] * len(seeds)):
             every.append(found)
             report(every, quick)

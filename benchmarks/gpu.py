@@ -254,7 +254,8 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
             yield f"minilm_{name}_mb", peak, "MB", f"{what}, peak on the device"
         looped = seconds(lambda n, train=train: [train(c, n) for c in everyone.split(1)], device, 1,
                          1)
-        yield f"minilm_{name}_vs_loop", looped / stacked, "ratio", f"{what}, stacked against shop by shop"
+        note = f"{what}, stacked against shop by shop"
+        yield f"minilm_{name}_vs_loop", looped / stacked, "ratio", note
 
 
 def lora_loop(net: nn.Module, start: dict, data: Columns, settings: Settings, number: int,

@@ -154,7 +154,8 @@ def main(quick: bool) -> None:
         gaps = [a - b for a, b in zip(warm[name], warm["id"], strict=True)]
         found[f"mlsmall_{name}_minus_id_ndcg10"] = entry(
             mean(gaps), "NDCG", 0.0 if name == "hybrid" else None, higher=True, seeds=len(seeds),
-            note=f"paired, better in {sum(g > 0 for g in gaps)} of {len(gaps)}; by id {mean(warm['id']):.3f}{note}")
+            note=f"paired, better in {sum(g > 0 for g in gaps)} of {len(gaps)}; by id "
+                 f"{mean(warm['id']):.3f}{note}")
     record("quality", dict(sorted(found.items())), quick)
     ratio = kept_or_encoded(load(), 1 if quick else 5)
     record("language", {"cached_vs_encode_round": entry(

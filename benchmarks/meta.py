@@ -192,18 +192,22 @@ def report(every: list[dict[str, dict]], quick: bool) -> None:
         wins = sum(a < b for a, b in zip(ridge, count, strict=True))
         table[f"ml100k_newuser_rmse_k{k}"] = entry(
             mean(ridge), "stars", GOALS.get(k), higher=False, seeds=len(every),
-            note=f"mean of {len(every)} folds of users; counting {mean(count):.3f}, better in {wins}{note}")
+            note=f"mean of {len(every)} folds of users; counting {mean(count):.3f}, better in "
+                 f"{wins}{note}")
     for task, unit in (("ratings", "stars"), ("clicks", "nats")):
         limit = len(every[0][task]["fedavg"])
         for name in every[0][task]:
             last = [found[task][name][-1] ** (0.5 if task == "ratings" else 1) for found in every]
-            ended[f"{task}_{name}"] = entry(mean(last), unit, None, higher=False, seeds=len(every), note=(
-                f"newcomers with ten after {limit} rounds, {min(last):.3f} to {max(last):.3f}{note}"))
+            ended[f"{task}_{name}"] = entry(mean(last), unit, None, higher=False, seeds=len(every),
+                                            note=(
+                f"newcomers with ten after {limit} rounds, {min(last):.3f} to "
+                f"{max(last):.3f}{note}"))
             if name not in BASELINES:
                 each = [earlier(found[task]["fedavg"], found[task][name]) for found in every]
                 rounds[f"rounds_fedavg_over_{name}_{task}"] = entry(
                     mean(each), "ratio", None, higher=True, seeds=len(every),
-                    note=f"to fine-tuned FedAvg's least loss; by fold {', '.join(f'{x:.2f}' for x in each)}{note}")
+                    note=f"to fine-tuned FedAvg's least loss; by fold "
+                         f"{', '.join(f'{x:.2f}' for x in each)}{note}")
     best = max(rounds, key=lambda name: rounds[name]["value"])
     rounds["rounds_fedavg_over_meta"] = rounds[best] | {"goal": 2.8,
                                                         "note": f"{best}: {rounds[best]['note']}"}
@@ -256,7 +260,8 @@ def times(quick: bool) -> None:
             note=f"a round of 100 sines, three inner steps, 2 hidden layers{note}"),
         "adapt_1000_vs_loop": entry(
             took["loop"] / took["at once"], "ratio", 20, higher=True, seeds=1,
-            note=f"three steps on ten points each, {took['at once'] * 1e3:.0f} ms at once{note}")}, quick)
+            note=f"three steps on ten points each, {took['at once'] * 1e3:.0f} ms at once{note}")},
+                quick)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ import numpy as np
 from common import ROOT, entry, is_quick, record
 
 HERE, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "benchmarks" / ".peers"
-PINS = {"flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"], "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
+PINS = {"flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
+        "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
         # fedjax 0.0.17 calls jax.tree_map, which later versions of jax no longer have
-        "fedjax": ["jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.12", "optax==0.2.3", "numpy<2", "fedjax==0.0.17"]}
+        "fedjax": ["jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.12", "optax==0.2.3", "numpy<2",
+                   "fedjax==0.0.17"]}
 PEERS = {   # script, environment (None: this one), further arguments
     "fedlab": ("ours.py", None, []), "fedlab compiled": ("ours.py", None, ["compiled"]),
     "loop": ("loop.py", None, []), "student's loop": ("student.py", None, []),
@@ -178,8 +180,9 @@ def compare(kind: str, cohort: int, rounds: int, names: list[str]) -> dict[str, 
             table[peer.name] = {"seconds": median(peer.seconds[1:]), "first": peer.first,
                                 "mb": peer.peak, "loss": loss(held, final), "moved": moved}
     for name, row in table.items():
-        print(f"{kind} {cohort:3} {name:16} {row['seconds']:8.4f} s  first {row['first']:6.1f} s  {row['mb']:6.0f} MB"
-              f"  loss {row['loss']:.4f}  moved {row['moved']:.3f}", flush=True)
+        print(f"{kind} {cohort:3} {name:16} {row['seconds']:8.4f} s  first {row['first']:6.1f} s  "
+              f"{row['mb']:6.0f} MB" f"  loss {row['loss']:.4f}  moved {row['moved']:.3f}",
+              flush=True)
     for what, spread in (("loss", 1.05), ("moved", 1.25)):
         values = {name: row[what] for name, row in table.items()}
         same = max(values.values()) < spread * min(values.values())
@@ -219,8 +222,10 @@ def main(quick: bool) -> None:
         else:
             print(f"{label} not measured: {missing[name]}")
     if "Flower" in names:
-        results["memory_vs_flower"] = entry(ours["fedlab"]["mb"] / ours["Flower"]["mb"], "ratio", 0.25, higher=False,
-                                            seeds=1, note="peak memory of the process tree, 100 of 100 clients, MLP")
+        results["memory_vs_flower"] = entry(ours["fedlab"]["mb"] / ours["Flower"]["mb"], "ratio",
+                                            0.25, higher=False, seeds=1,
+                                            note="peak memory of the process tree, 100 of "
+                                            "100 clients, MLP")
     record("peers", results, quick)
 
 

@@ -221,7 +221,7 @@ def row_leak(seed: int) -> dict[str, float]:
 
 
 def server_seconds(clients: int, length: int) -> float:
-    """Median seconds of the server's part of a secure sum of which a fifth of the clients drops out."""
+    """Median seconds of the server's part of a secure sum with a fifth of the clients gone."""
     chance, run, taken = np.random.default_rng(0), os.urandom(16), []
     vectors = {k + 1: chance.integers(0, 2**32, length, dtype=np.uint32) for k in range(clients)}
     members = {k: Member(k, run) for k in vectors}
@@ -247,7 +247,8 @@ def mechanisms(quick: bool) -> None:
     for name in ("central", "adaptive", "local"):
         rows[f"{name}_over_plain_round"] = entry(
             took[name] / took["plain"], "ratio", 1.25, higher=False, seeds=1,
-            note=f"lesson 2's model, 9,066 films, {took['plain'] * 1e3:.0f} ms for 100 clients{note}")
+            note=f"lesson 2's model, 9,066 films, {took['plain'] * 1e3:.0f} ms for 100 "
+                 f"clients{note}")
     rows["secagg_server_s_50x100k"] = entry(
         server_seconds(50, 1000 if quick else 100_000), "s", 2, higher=False, seeds=1,
         note=f"50 clients, 100,000 numbers, 10 dropped out, one core{note}")

@@ -112,7 +112,8 @@ def lesson(setting: Setting, seed: int, validation: Candidates,
     yield "local", at_k(alone_ranks(model, clients, alone, test, seed=seed))
 
 
-def federated(setting: Setting, settings: Settings, share: float, seed: int, seen: Callable[[Score], None]) -> Tree:
+def federated(setting: Setting, settings: Settings, share: float, seed: int,
+              seen: Callable[[Score], None]) -> Tree:
     """Federated iALS for all rounds of `settings`.
 
     `seen` looks at each round with the users' vectors solved anew.
@@ -171,7 +172,8 @@ def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dic
     found = {}
     for name, each in rows.items():
         for metric in each[0]:
-            values, key = [row[metric] for row in each], f"{prefix}_{name}_{metric.replace('@', '').replace(' ', '_')}"
+            values = [row[metric] for row in each]
+            key = f"{prefix}_{name}_{metric.replace('@', '').replace(' ', '_')}"
             spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
             found[key] = entry(mean(values), "share" if "hr" in metric else "NDCG", GOALS.get(key),
                                higher=True, seeds=len(values),
@@ -223,8 +225,10 @@ def main(quick: bool) -> None:
                                          ("clean", setting.clients, 0.60, False)):
             values = [pfedrec(setting, data, s, candidates(setting.split, "test",
                                                            seed=s)) for s in seeds]
-            found[f"ml100k_pfedrec_{name}_hr10"] = entry(mean(values), "share", goal, higher=higher, seeds=len(seeds),
-                                                         note=f"personal item vectors, {name} training negatives{note}")
+            found[f"ml100k_pfedrec_{name}_hr10"] = entry(mean(values), "share", goal, higher=higher,
+                                                         seeds=len(seeds),
+                                                         note=f"personal item vectors, {name} "
+                                                         f"training negatives{note}")
     record("quality", dict(sorted(found.items())), quick)
 
 

@@ -55,7 +55,8 @@ def report(every: list[dict[str, dict[str, float]]], quick: bool) -> None:
             wins = sum(found["both"][metric] > found[name][metric] for found in every)
             more = "" if name == "both" else f", text and rows better in {wins} of {len(every)}"
             measured[f"mlsmall_sequence_{name}_{metric.replace('@', '')}"] = entry(
-                mean(values), "share" if "hr" in metric else "NDCG", None, higher=True, seeds=len(every),
+                mean(values), "share" if "hr" in metric else "NDCG", None, higher=True,
+                seeds=len(every),
                 note=f"{label}, 99 negatives, {spread}{more}{', quick' if quick else ''}")
     record("quality", measured, quick)
 

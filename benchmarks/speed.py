@@ -65,8 +65,8 @@ def interleaved(ways: dict[str, Way], repeats: int, settings: Settings) -> tuple
 
 def report(title: str, times: dict[str, float], worst: float) -> None:
     """Print a job's medians; differences above 1e-5 are an error."""
-    print(f"{title}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in times.items())}; difference {worst:.1e}",
-          flush=True)
+    print(f"{title}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in times.items())}; "
+          f"difference {worst:.1e}", flush=True)
     assert worst < 1e-5, title
 
 
@@ -117,7 +117,8 @@ def growth(repeats: int) -> tuple[float, float]:
     """Seconds for each client, at 100 and at 1,000 clients a round, taken in turn."""
     model, sizes = perceptron(WIDTH, WIDTH), (100, 1000)
     params, data = model.init(0), {n: vectors(n) for n in sizes}
-    steps = {n: from_params(model, data[n], Settings(cohort=n, local_lr=0.1), params) for n in sizes}
+    steps = {n: from_params(model, data[n], Settings(cohort=n, local_lr=0.1),
+                            params) for n in sizes}
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     for number in range(repeats + 1):
         for n in sizes:
@@ -226,8 +227,8 @@ def million(quick: bool) -> tuple[float, float]:
             process.communicate()
     seconds = {name: median(a["seconds"] for a in rows[1:]) for name, rows in answers.items()}
     peak = answers["large"][-1]["mb"]
-    print(f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: {seconds['small']:.3f} s; "
-          f"peak {peak:.0f} MB", flush=True)
+    print(f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: "
+          f"{seconds['small']:.3f} s; " f"peak {peak:.0f} MB", flush=True)
     return seconds["large"] / seconds["small"], peak
 
 
@@ -271,15 +272,19 @@ def main(quick: bool) -> None:
         return entry(slow / fast, "ratio", goal, higher=True, seeds=1, note=f"{note}; {tail}")
     net = mlp(repeats)
     results = {
-        "stacked_vs_loop_100": ratio(net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager", 15),
+        "stacked_vs_loop_100": ratio(net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager",
+            15),
         "compiled_vs_loop_100": ratio(net["loop"], net["compiled"], "the same, compiled", 25),
-        "module_vs_loop_100": ratio(net["loop"], net["module"], "the same as an nn.Module through vmap", 8),
+        "module_vs_loop_100": ratio(net["loop"], net["module"], "the same as an nn.Module through "
+                                                                "vmap", 8),
         "knob_delay_s": entry(knob_delay(), "s", 0.1, higher=False, seeds=1,
-                              note="worst first compiled round after a turned knob, less the round itself"),
+                              note="worst first compiled round after a turned knob, less the "
+                                   "round itself"),
     }
     few, many = growth(3 if quick else 9)
     results["per_client_1000_vs_100"] = entry(many / few, "ratio", 1.25, higher=False, seeds=1,
-                                              note=f"seconds for each client of a round, MLP; {tail}")
+                                              note="seconds for each client of a round, MLP; "
+                                              f"{tail}")
     small, large = tables(10_000, 1 if quick else 5), tables(50_000, 1 if quick else 3)
     results |= {"mf_vs_dense_10k": ratio(small["dense loop"], small["engine"],
                                          "matrix factorisation, 10,000 items, D=64", 30),
@@ -295,15 +300,21 @@ def main(quick: bool) -> None:
     whole = float(subprocess.run([sys.executable, __file__, "everybody"], check=True,
                                  capture_output=True, text=True).stdout)
     results |= {
-        "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, dense tables"),
-        "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over touched rows only"),
-        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note=f"lesson 2, everybody; {tail}"),
+        "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, "
+                                                                           "dense tables"),
+        "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over "
+            "touched rows only"),
+        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note=f"lesson "
+            f"2, everybody; {tail}"),
         "peak_mb_671": entry(whole, "MB", 1500, higher=False, seeds=1,
-                             note="process peak with torch, 3 rounds of all 671 users at 9,066 items"),
+                             note="process peak with torch, 3 rounds of all 671 users at 9,066 "
+                                  "items"),
         "million_vs_10k_users": entry(over, "ratio", 1.3, higher=False, seeds=1,
-                                      note="time of a round of 1,000 clients, 1,000,000 users on disk over 10,000"),
+                                      note="time of a round of 1,000 clients, 1,000,000 users on "
+                                           "disk over 10,000"),
         "million_users_peak_mb": entry(peak, "MB", 4096, higher=False, seeds=1,
-                                       note="process peak with torch, rounds of 1,000 of 1,000,000 users"),
+                                       note="process peak with torch, rounds of 1,000 of "
+                                            "1,000,000 users"),
     }
     record("speed", results, quick)
 

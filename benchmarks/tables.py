@@ -2,7 +2,9 @@
 
 And docs/peers.svg.
 
-python benchmarks/tables.py [--check]      --check writes nothing and fails when a table is not current
+python benchmarks/tables.py [--check]
+
+--check writes nothing and fails when a table is not current.
 """
 
 import json
@@ -45,13 +47,16 @@ SPEED = {"stacked_vs_loop_100": "MLP, 100 clients, against a loop over clients",
          "lesson2_vs_loop_100": "lesson 2, 100 users, against a loop with dense tables"}
 COST = {"mf_50k_over_10k": "time of a round at 5 times the items",
         "per_client_1000_vs_100": "time for each client, 1,000 clients a round against 100",
-        "million_vs_10k_users": "time of a round of 1,000 clients, from a million users on disk against 10,000",
+        "million_vs_10k_users": "time of a round of 1,000 clients, from a million users on disk "
+        "against 10,000",
         "million_users_peak_mb": "peak memory of the process, from a million users",
-        "round_s_671": "a round of all 671 users of lesson 2", "peak_mb_671": "peak memory of the process, the same",
+        "round_s_671": "a round of all 671 users of lesson 2",
+        "peak_mb_671": "peak memory of the process, the same",
         "knob_delay_s": "worst delay of the first compiled round after a turned knob"}
 PEERS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
-LIVE = {"lab_key_to_visible_ms": "from a key on a slider to the new value in use, on the screen, JupyterLab",
-        "voila_key_to_visible_ms": "the same, Voilà", "stop_ms": "Stop, beyond the round under way, the longest",
+LIVE = {"lab_key_to_visible_ms": "from a key on a slider to the new value in use, on the screen, "
+        "JupyterLab", "voila_key_to_visible_ms": "the same, Voilà",
+        "stop_ms": "Stop, beyond the round under way, the longest",
         "redraws_per_s": "redraws while training", "blank_frames": "frames with an empty chart",
         "redraw_kernel_ms": "kernel time of a redraw",
         "live_vs_headless": "rounds per second, over those without a view"}
@@ -83,15 +88,17 @@ def quality() -> str:
         return f"{row['value']:.3f}" if row else "-"
     seeds, metrics = held["mlsmall_fedavg_hr10"]["seeds"], ("hr10", "ndcg10", "full_hr10",
                                                             "full_ndcg10")
-    parts = [f"Leave-one-out by time, clean negatives, ties against us, fit on train, mean of {seeds} seeds:"]
+    parts = ["Leave-one-out by time, clean negatives, ties against us, fit on train, mean of "
+             f"{seeds} seeds:"]
     for data, title in DATASETS.items():
         head = (title, "HR@10", "NDCG@10", "HR@10, full ranking", "NDCG@10, full ranking")
         parts.append(table(head, ([label, *(cell(data, name, m) for m in metrics)] for name,
                                   label in QUALITY.items())))
     leaky, clean = (held[f"ml100k_pfedrec_{name}_hr10"]["value"] for name in ("leaky", "clean"))
-    parts.append(f"Beware of leaks: a personal model in the manner of PFedRec has an HR@10 of {leaky:.3f} on "
-                 f"MovieLens-100K when its training negatives avoid the held-out films, and {clean:.3f} when they do "
-                 "not (lesson 3).")
+    parts.append("Beware of leaks: a personal model in the manner of PFedRec has an HR@10 of "
+                 f"{leaky:.3f} on "
+                 "MovieLens-100K when its training negatives avoid the held-out films, and "
+                 f"{clean:.3f} when they do " "not (lesson 3).")
     return "\n\n".join(parts)
 
 
@@ -102,13 +109,14 @@ def language() -> str:
             for name, label in COLD.items())
     gain, ratio = held["mlsmall_hybrid_minus_id_ndcg10"], measured("language")[
         "cached_vs_encode_round"]
-    return "\n\n".join([
-        "A fifth of MovieLens-100K's films hidden from the federation, ranked among themselves, mean of "
-        f"{held['ml100k_cold_text_auc']['seeds']} seeds:",
-        table(("the server knows of a film", "AUC", "NDCG@10"), rows),
-        f"On ml-latest-small, half of what texts say added to rows of ratings gains {gain['value']:+.3f} NDCG@10 "
-        f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as fast as one in which each "
-        "client encodes its texts."])
+    return "\n\n".join(
+        ["A fifth of MovieLens-100K's films hidden from the federation, ranked among themselves, "
+         "mean of " f"{held['ml100k_cold_text_auc']['seeds']} seeds:",
+         table(("the server knows of a film", "AUC", "NDCG@10"), rows),
+         "On ml-latest-small, half of what texts say added to rows of ratings gains "
+         f"{gain['value']:+.3f} NDCG@10 "
+         f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as fast "
+         "as one in which each " "client encodes its texts."])
 
 
 def tuning() -> str:
@@ -117,11 +125,12 @@ def tuning() -> str:
     rows = ((label, f"{held[f'tuned_{name}_ndcg10']['value']:.3f}",
              held[f"tuned_{name}_ndcg10"]["note"]) for name, label in TUNED.items())
     gain, sent = held["lora_gain_share"], held["lora_bytes_share"]
-    return "\n\n".join([
-        f"Ten shops fine-tune MiniLM on 'title (year)' alone; ml-latest-small, films rated 25 times or more, mean of "
-        f"{gain['seeds']} seeds:", table(("what is trained and sent", "NDCG@10", ""), rows),
-        f"LoRA sends {sent['value']:.1%} of the bytes of full fine-tuning ({sent['note']}) and keeps "
-        f"{gain['value']:.2f} of its gain ({gain['note']})."])
+    return "\n\n".join(
+        ["Ten shops fine-tune MiniLM on 'title (year)' alone; ml-latest-small, films rated 25 "
+         "times or more, mean of " f"{gain['seeds']} seeds:", table(("what is trained and sent",
+                                                                     "NDCG@10", ""), rows),
+         f"LoRA sends {sent['value']:.1%} of the bytes of full fine-tuning ({sent['note']}) and "
+         "keeps " f"{gain['value']:.2f} of its gain ({gain['note']})."])
 
 
 def sequences() -> str:
@@ -131,10 +140,10 @@ def sequences() -> str:
                                                                    "ndcg10")] for name in SEQUENCES}
     rows = ((label, *(f"{row['value']:.3f}" for row in found[name]),
              found[name][1]["note"].split("negatives, ")[1]) for name, label in SEQUENCES.items())
-    return "\n\n".join([
-        "A Transformer over the last 20 films, trained among five platforms; ml-latest-small, leave-one-out with 99 "
-        f"negatives as above, mean of {found['both'][0]['seeds']} seeds:",
-        table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows)])
+    return "\n\n".join(
+        ["A Transformer over the last 20 films, trained among five platforms; ml-latest-small, "
+         "leave-one-out with 99 " f"negatives as above, mean of {found['both'][0]['seeds']} seeds:",
+         table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows)])
 
 
 def newcomers() -> str:
@@ -149,16 +158,18 @@ def newcomers() -> str:
                       digits in ((f"{task}_{name}", 3), (f"rounds_fedavg_over_{name}_{task}", 2))))
             for name, label in WAYS.items()]
     second, many = meta["second_vs_first_order_time"], meta["adapt_1000_vs_loop"]
-    return "\n\n".join([
-        "A fifth of MovieLens-100K's users are new; 20 random ratings of each arrive, all others judge. RMSE in stars, "
-        "the users' vectors solved by ridge regression from films that were learned for it:",
-        table(("", "RMSE", "goal", ""), rows),
-        "Who starts from films that know nothing, and has ten ratings of a newcomer, or ten clicks: the error after 60 "
-        "rounds, and FedAvg's rounds to its least error over a way's own (0 in a fold where that never gets there; "
-        f"mean of {meta['ratings_fedavg']['seeds']} folds):",
-        table(("", "ratings, RMSE", "rounds", "clicks, cross-entropy", "rounds"), ways),
-        f"A second-order round takes {second['value']:.2f} times a first-order one; a thousand newcomers adapt "
-        f"{many['value']:.0f} times faster at once than one by one."])
+    return "\n\n".join(
+        ["A fifth of MovieLens-100K's users are new; 20 random ratings of each arrive, all others "
+         "judge. RMSE in stars, "
+         "the users' vectors solved by ridge regression from films that were learned for it:",
+         table(("", "RMSE", "goal", ""), rows),
+         "Who starts from films that know nothing, and has ten ratings of a newcomer, or ten "
+         "clicks: the error after 60 "
+         "rounds, and FedAvg's rounds to its least error over a way's own (0 in a fold where that "
+         "never gets there; " f"mean of {meta['ratings_fedavg']['seeds']} folds):",
+         table(("", "ratings, RMSE", "rounds", "clicks, cross-entropy", "rounds"), ways),
+         f"A second-order round takes {second['value']:.2f} times a first-order one; a thousand "
+         "newcomers adapt " f"{many['value']:.0f} times faster at once than one by one."])
 
 
 def privacy() -> str:
@@ -176,17 +187,26 @@ def privacy() -> str:
                      label in (("central", "with noise at the server"),
                                ("adaptive", "with a clip that follows a quantile")))
     return "\n\n".join([
-        "HR@10 under user-level differential privacy, delta 1e-4, every user of MovieLens-100K in each sum, protocol "
+        "HR@10 under user-level differential privacy, delta 1e-4, every user of MovieLens-100K in "
+        "each sum, protocol "
         f"as above, mean of {held['ml100k_dp_eps8_hr10']['seeds']} seeds:", table(head, rows),
-        f"Texts and one's own history alone, which release nothing, reach {cell('own')}; popularity without noise "
-        f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 clients takes {slow}.",
+        f"Texts and one's own history alone, which release nothing, reach {cell('own')}; "
+        "popularity without noise "
+        f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 "
+        f"clients takes {slow}.",
         "Which films a client's user rated, read from one plain upload: precision "
-        f"{held['rowleak_plain_precision']['value']:.2f}, recall {held['rowleak_plain_recall']['value']:.2f}; under "
-        f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum takes the server "
-        f"{held['secagg_server_s_50x100k']['value']:.2f} s ({held['secagg_server_s_50x100k']['note']}).",
-        f"One client in a hundred that pushes a film's bias shows it to {held['aimed_mean_er10']['value']:.0%} of the "
-        f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm bound, and to "
-        f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. Deltas of rank one in four bits take "
+        f"{held['rowleak_plain_precision']['value']:.2f}, recall "
+        f"{held['rowleak_plain_recall']['value']:.2f}; under "
+        f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum "
+        "takes the server "
+        f"{held['secagg_server_s_50x100k']['value']:.2f} s "
+        f"({held['secagg_server_s_50x100k']['note']}).",
+        f"One client in a hundred that pushes a film's bias shows it to "
+        f"{held['aimed_mean_er10']['value']:.0%} of the "
+        f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm bound, "
+        "and to "
+        f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. Deltas of rank one in "
+        "four bits take "
         f"{held['rank1_int4_bytes_ratio']['value']:.0f} times fewer bytes up, at a loss of "
         f"{max(0.0, held['rank1_int4_ndcg_loss']['value']):.1%} of NDCG@10."])
 
@@ -211,8 +231,10 @@ def attacks() -> str:
     right = min(held[f"words_of_{n}_precision"]["value"] for n in (1, 4))
     return "\n\n".join([
         table(("ER@10 / HR@10", "boosted, 1%", "aimed, 1%", "aimed, 5%", "flipped, 10%"), rows),
-        table(("members told apart by lesson 9's score", "epsilon", "AUC", "found at 5% mistaken"), told),
-        f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} clients' words; of one and "
+        table(("members told apart by lesson 9's score", "epsilon", "AUC", "found at 5% mistaken"),
+            told),
+        f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} "
+        "clients' words; of one and "
         f"of four, {right:.0%} of those read are right."])
 
 
@@ -232,7 +254,9 @@ def codes() -> str:
 
 def goal(row: dict) -> str:
     """What a figure was to reach."""
-    return "" if row["goal"] is None else f"{'at least' if row['higher_is_better'] else 'at most'} {row['goal']:g}"
+    if row["goal"] is None:
+        return ""
+    return f"{'at least' if row['higher_is_better'] else 'at most'} {row['goal']:g}"
 
 
 def speed() -> str:

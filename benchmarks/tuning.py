@@ -94,16 +94,20 @@ def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) ->
     for name in ("frozen", "head", "full", "lora"):
         values = [found[name][0]["ndcg@10"] for found in every]
         spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
-        more = f", over the frozen encoder in {sum(g > 0 for g in gains[name, 'ndcg@10'])} of {len(every)}"
-        measured[f"tuned_{name}_ndcg10"] = entry(mean(values), "NDCG@10", None, higher=True, seeds=len(every),
-                                                note=f"ten shops, {spread}{'' if name == 'frozen' else more}{note}")
-    share, other = (mean(gains["lora", metric]) / mean(gains["full", metric]) for metric in ("auc", "ndcg@10"))
+        won = sum(g > 0 for g in gains[name, "ndcg@10"])
+        more = f", over the frozen encoder in {won} of {len(every)}"
+        measured[f"tuned_{name}_ndcg10"] = entry(mean(values), "NDCG@10", None, higher=True,
+            seeds=len(every), note=f"ten shops, {spread}{'' if name == 'frozen' else more}{note}")
+    share, other = (mean(gains["lora", metric]) / mean(gains["full", metric])
+                    for metric in ("auc", "ndcg@10"))
     measured["lora_gain_share"] = entry(
         share, "of full fine-tuning", 0.95, higher=True, seeds=len(every),
-        note=f"gain in test AUC over the frozen encoder with a trained head, {mean(gains['full', 'auc']):.3f} in full; "
+        note=f"gain in test AUC over the frozen encoder with a trained head, "
+             f"{mean(gains['full', 'auc']):.3f} in full; "
              f"of the gain in NDCG@10 {other:.2f}{note}")
     measured["lora_bytes_share"] = entry(
-        mean(found["lora"][1] / found["full"][1] for found in every), "of full fine-tuning", 0.02, higher=False,
+        mean(found["lora"][1] / found["full"][1] for found in every), "of full fine-tuning", 0.02,
+        higher=False,
         seeds=len(every), note=f"bytes up of the whole run, 120 rounds against 60{note}")
     record("language", measured, quick)
 

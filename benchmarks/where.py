@@ -30,7 +30,8 @@ from fedlab.evaluation import figures
 STAGES = {   # what is timed, and the name of its share of a round
     "fedlab.engine.cohort.chunks": "draw examples",
     "fedlab.engine.cohort.arrange": "cut into batches",
-    "fedlab.engine.cohort.holdings": "find the rows", "predict": "predict", "gradients": "gradients",
+    "fedlab.engine.cohort.holdings": "find the rows", "predict": "predict",
+    "gradients": "gradients",
     "rule": "update", "fedlab.engine.cohort.run": "look up, loss",
     "fedlab.aggregation.mean.Sums.add": "aggregate", "fedlab.algorithms.gate.norms": "norms",
     "fedlab.algorithms.gate.reasons": "gate",
@@ -140,9 +141,11 @@ def main(quick: bool) -> None:
     counts = data.counts.double().mean() * 100 * (1 + settings.negatives)
     floors = {
         "mlp_products_ms": (product_floor(), "matrix products alone, 2 a step"),
-        "mlp_bytes_ms": (must_move(CLIENTS) / rate, "as a copy: weights in and out each step, inputs in twice"),
+        "mlp_bytes_ms": (must_move(CLIENTS) / rate, "as a copy: weights in and out each step, "
+                                                    "inputs in twice"),
         "lesson2_bytes_ms": (float(counts) * 4 * (4 * model.init(0)["item"].shape[1] + 10) / rate,
-                             "each example's two rows read and written once, its columns read, as a copy"),
+                             "each example's two rows read and written once, its columns read, as "
+                             "a copy"),
     }
     for name, (value, note) in floors.items():
         results[name] = entry(value * 1e3, "ms", None, higher=False, seeds=1, note=note)

@@ -47,7 +47,7 @@ def stamped(settings):
         stamps.append(time.perf_counter())
         yield done
 def taken_in_turn(settings, size=15):
-    """The live stream; after every `size` rounds as many of the same stream that nobody sees, both timed."""
+    """The live stream; after each `size` rounds as many of it that nobody sees, both timed."""
     blocks.clear()
     live, quiet = stream(settings), stream(settings)
     while True:
@@ -82,14 +82,16 @@ KEYS = """([slider, used, number]) => {
   }).observe(used, { childList: true, characterData: true, subtree: true });
 }"""
 FRAMES = """([bench, seconds]) => new Promise(resolve => {
-  const charts = [...bench.querySelectorAll('.charts svg')].filter(s => s.querySelector('path, rect')
+  const charts = [...bench.querySelectorAll('.charts svg')].filter(s =>
+      s.querySelector('path, rect')
     && s.style.display !== 'none');
   const line = bench.querySelector('svg[data-series="loss"] path'), began = performance.now();
   let redraws = 0, frames = 0, blank = 0;
   new MutationObserver(found => { redraws += 1; }).observe(line, { attributeFilter: ['d'] });
   const look = () => {
     frames += 1;
-    const empty = charts.some(s => { const box = s.querySelector('path, rect')?.getBoundingClientRect();
+    const empty = charts.some(s => { const box =
+        s.querySelector('path, rect')?.getBoundingClientRect();
       return !s.isConnected || !box || box.width + box.height === 0; });
     if (empty) blank += 1;
     if (performance.now() - began < seconds * 1000) requestAnimationFrame(look);
@@ -198,18 +200,23 @@ def main() -> None:
             in_voila = keys(page, bench, count)
 
     def milliseconds(values, worst, goal):
-        return entry(max(values) if worst else statistics.median(values), "ms", goal, higher=False, seeds=1,
-                     note=f"{len(values)} times, median {statistics.median(values):.0f}, worst {max(values):.0f}{note}")
+        return entry(max(values) if worst else statistics.median(values), "ms", goal, higher=False,
+                     seeds=1,
+                     note=f"{len(values)} times, median {statistics.median(values):.0f}, worst "
+                     f"{max(values):.0f}{note}")
     record("workbench", {
         "lab_key_to_visible_ms": milliseconds(in_lab, False, 150),
         "voila_key_to_visible_ms": milliseconds(in_voila, False, 150),
         "stop_ms": milliseconds(stopped, True, 200),
-        "redraws_per_s": entry(redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} s{note}"),
+        "redraws_per_s": entry(redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} "
+                                                                             f"s{note}"),
         "blank_frames": entry(blank, "frames", 0, higher=False, seeds=1, note=f"of {frames}{note}"),
         "redraw_kernel_ms": entry(statistics.median(draws), "ms", 5, higher=False, seeds=1,
-                                  note=f"processor time, {len(draws)} redraws, worst {max(draws):.1f}{note}"),
+                                  note=f"processor time, {len(draws)} redraws, worst "
+                                       f"{max(draws):.1f}{note}"),
         "live_vs_headless": entry(statistics.median(ratios), "ratio", 0.95, higher=True, seeds=1,
-                                  note=f"{len(ratios)} pairs, from {min(ratios):.2f} to {max(ratios):.2f}{note}"),
+                                  note=f"{len(ratios)} pairs, from {min(ratios):.2f} to "
+                                       f"{max(ratios):.2f}{note}"),
     }, quick)
 
 

@@ -156,7 +156,7 @@ def _sweep(words: argparse.Namespace) -> None:
 
 def _job(runs: Runs, settings: Settings, name: str) -> Job:
     """One run; it is not there before its first round is asked for."""
-    yield from follow(partial(stream, lambda: settings), runs.begin(settings, name), runs)
+    yield from follow(stream, lambda: settings, runs.begin(settings, name), runs)
 
 
 def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:

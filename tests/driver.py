@@ -172,16 +172,20 @@ IDLE = """() => { const w = window.jupyterapp?.shell.currentWidget;
 FINISHED = """() => { const cells = window.jupyterapp.shell.currentWidget.content.widgets;
   return cells.filter(c => c.model.type === 'code').every(c => c.model.executionState === 'idle'
     && c.model.executionCount !== null); }"""
-ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')
-  .flatMap(c => c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue))"""
+ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
+  .filter(c => c.model.type === 'code')
+  .flatMap(c => c.model.outputs.toJSON().filter(o => o.output_type === 'error')
+    .map(o => o.ename + ': ' + o.evalue))"""
 COMMAND = "name => window.jupyterapp.commands.execute(name)"
-ASK = """async code => { const kernel = window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel;
+ASK = """async code => {
+  const kernel = window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel;
   const reply = await kernel.requestExecute({ code: '', user_expressions: { x: code } }).done;
   return reply.content.user_expressions.x.data['text/plain']; }"""
 
 
 LIVE = """() => { const book = window.jupyterapp.shell.currentWidget.content;
-  book.activeCellIndex = book.widgets.findIndex(c => (c.model.getMetadata('tags') ?? []).includes('live')); }"""
+  book.activeCellIndex = book.widgets.findIndex(c =>
+    (c.model.getMetadata('tags') ?? []).includes('live')); }"""
 
 
 def run_all(page, address, timeout=60_000, *, to_live=False):

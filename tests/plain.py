@@ -38,7 +38,10 @@ def fedprox(w, cohorts, n, batches, loss, eta, mu):
 
 
 def scaffold(w, cohorts, n, batches, loss, eta):
-    """SCAFFOLD, option II. Karimireddy et al. 2020, algorithm 1; clients weigh by their examples."""
+    """SCAFFOLD, option II. Karimireddy et al. 2020, algorithm 1.
+
+    Clients weigh by their examples.
+    """
     c = {a: torch.zeros_like(v) for a, v in w.items()}
     own_c = {}
     for t, cohort in enumerate(cohorts, 1):

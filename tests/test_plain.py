@@ -87,7 +87,8 @@ def setting(kind, films):
     """(model, data) of each kind."""
     if kind == "factors":
         train = films.train
-        return matrix_factorisation(train.user_count, train.item_count, 6, private_users=False), films
+        return matrix_factorisation(train.user_count, train.item_count, 6,
+                                    private_users=False), films
     return (perceptron(4, 5) if kind == "perceptron" else from_module(Net(), {"x": X[:3]})), TABLE
 
 
@@ -137,7 +138,8 @@ def test_maml_is_the_papers():
     cohorts, w = start(rounds, model, settings)
 
     def tasks(t, k):
-        drawn = data.draw(torch.tensor([k]), 1, settings.negatives, Key(settings.seed, "examples", t))
+        drawn = data.draw(torch.tensor([k]), 1, settings.negatives, Key(settings.seed, "examples",
+                                                                        t))
         return [{n: c[drawn["query"] == part] for n, c in drawn.items()} for part in (0, 1)]
     twin = maml(w, cohorts, data.counts.tolist(), tasks, loss_of(model), settings.local_lr, 2,
                 settings.server_lr)

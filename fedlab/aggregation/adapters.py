@@ -1,6 +1,6 @@
 """Low-rank adapters: a large frozen layer, and a small product beside it that is trained and sent.
 
-    y = W x + b + (alpha / r) B A x,    A (r, in) drawn, B (out, r) zero: at the start the layer is as it was
+    y = W x + b + (alpha / r) B A x,    A (r, in) drawn, B (out, r) zero: starts as W x + b
 
 Through `fedlab.modules` each client has adapters of its own over one base that all share, so
 stacked clients cost their adapters and not their models.

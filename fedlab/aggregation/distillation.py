@@ -31,7 +31,8 @@ def ensemble(model: Model, members: Sequence[Tree],
     logit.
     """
     require(not model.private, "model", model.name,
-            "its private rows are trained beside one model's; an ensemble needs one without private rows")
+            "its private rows are trained beside one model's; an ensemble needs one without "
+            "private rows")
     share = torch.tensor(list(weights) if weights is not None else [1.0] * len(members),
                          dtype=torch.float32)
     fits = len(share) == len(members) > 0 and bool((share >= 0).all()) and float(share.sum()) > 0

@@ -86,6 +86,12 @@ class MeanOfHolders(Weighted):
         """Sums are kept, and no updates."""
         return True
 
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` where every client holds all."""
+        tables = any(kind not in ("one", "client") for _, kind in context.asked.values())
+        require(tables, "model", context.model.name, f"{self.name} needs a table of which clients "
+                "hold some rows; here all hold all, so take the weighted mean")
+
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The mean over holders."""
         sums, held = Sums(server), dict[str, Tensor]()

@@ -9,7 +9,7 @@ among platforms that do not share data (the best local model becomes the global 
 of a client follows its loss on data that is trusted).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,6 +154,10 @@ class BestModels(Judged):
     """
 
     keep: int = kept_models()
+
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """One model alone has no weight."""
+        return super().idle(facts) if self.keep > 1 else ("weighting",)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""

@@ -77,7 +77,7 @@ class Implicit(Local):
         model = context.model
         fits = model.rows.get("user") == "user" and model.rows.get("item") == "item"
         require(fits and context.data.task == "clicks", "model", model.name,
-                "implicit needs vectors `user` and `item`, on clicks")
+                "implicit needs vectors `user` and `item`, on clicks; take matrix factorisation")
 
     def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
         """The gradients of items, and the sum of p_u p_u'."""
@@ -97,7 +97,8 @@ class Implicit(Local):
             losses = rows.new_zeros(len(here)).index_add_(0, client, miss.square())
             losses += self.w0 * ((vectors @ gram) * vectors).sum(1)
             sent = {"item": Rows(miss[:, None] * mine - self.reg * rows, films, client),
-                    "gram": Rows(vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners), clients),
+                    "gram": Rows(vectors[:, :, None] * vectors[:, None],
+                                 torch.zeros_like(owners), clients),
                     "user": Rows(vectors - params["user"].index_select(0, owners), owners, clients)}
             ones = torch.ones_like(losses)
             yield Update(sent, ones, losses / torch.bincount(client), here, ones)
@@ -141,7 +142,7 @@ class Implicit(Local):
         client, user = clicks["client"], clicks["user"]
         owners = torch.zeros(int(client[-1]) + 1, dtype=torch.int64).index_copy_(0, client, user)
         require(bool((owners[client] == user).all()), "data", "platforms",
-                "each client must be one user")
+                "implicit solves one user at each client; set partition='one per user'")
         films, client, owners = (t.to(items.device) for t in (clicks["item"], client, owners))
         rows, counts = items.index_select(0, films), torch.bincount(client)
         weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(items.device)

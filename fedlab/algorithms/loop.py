@@ -157,7 +157,7 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     require(model.task == data.task, "task", model.task,
             f"model and federation differ; the federation has {data.task}")
     parts = in_order(local, uplink, aggregate, schedule, participation)
-    ask = settings if callable(settings) else lambda: settings or {}
+    ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
     asked = Settings(**told)
     pipe = pipeline(parts, asked, data)
@@ -223,6 +223,7 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)
     context.asked = pipe.local.asks(context)
+    pipe.aggregate.check(context)
     for stage in pipe.uplink:
         stage.begin(context)
     behind = next(part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side",

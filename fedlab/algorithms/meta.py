@@ -2,14 +2,14 @@
 
 MAML and its relatives, as what clients do in `federate`.
 
-    phi   = theta - a dL_support(theta) / dtheta        `local_epochs` times, a = `local_lr`: a client adapts
-    delta = - dL_query(phi) / dtheta                    what it sends; the server's step is as in every other lesson
+    phi   = theta - a dL_support(theta) / dtheta        `local_epochs` times, a = `local_lr`
+    delta = - dL_query(phi) / dtheta                    what it sends; the server steps as ever
 
 | method     | what it is |
 | ---        | --- |
-| `maml`     | as above, through the steps: second order (Finn et al., algorithm 1; in a federation, Per-FedAvg) |
+| `maml`     | as above, through the steps: 2nd order (Finn et al.; in a federation, Per-FedAvg) |
 | `fomaml`   | phi taken as theta plus a constant: first order |
-| `meta-sgd` | `maml` with a learned rate `a` for each number, see `with_rates` (Li et al., algorithm 1) |
+| `meta-sgd` | `maml` with a rate `a` learned for each number, see `with_rates` (Li) |
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
 

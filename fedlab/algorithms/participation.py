@@ -29,7 +29,7 @@ from fedlab.core import (
     stream,
 )
 from fedlab.data import Federation, Source
-from fedlab.privacy import NoiseSource, teaching_seed
+from fedlab.privacy import NoiseSource
 
 WORLD = "clients' world"
 
@@ -100,7 +100,6 @@ class Participation(Part):
                          live=False, usual=(0.0, 3.0), group=WORLD)
     delay: float = knob(2.0, 0.0, 1e6, "s, simulated", "mean time to send", live=False,
                         usual=(0.0, 60.0), group=WORLD)
-    teaching_seed: int = teaching_seed()
     members: Membership | None = None
     warm: bool = True
     sampler: Callable[..., Tensor] | None = None
@@ -142,8 +141,8 @@ class Participation(Part):
             cohort = longest_first(data, draw(data, self.cohort, context.number, there,
                                               seed=context.seed))
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
-        source = NoiseSource.of(self.teaching_seed if context.private else context.seed,
-                                "cohort", context.number)
+        seed = context.settings.teaching_seed if context.private else context.seed
+        source = NoiseSource.of(seed, "cohort", context.number)
         luck, size = source.uniform(count), min(self.cohort, count)
         rate = size / max(count, 1)
         fixed = self.sampling == "fixed"
@@ -163,7 +162,7 @@ class Participation(Part):
         return self.pace * speed * context.work(cohort) - self.delay * torch.log1p(-chance)
 
     def welcome(self, context: RoundContext) -> Tree:
-        """The parameters with this round's newcomers' private rows at the mean of members before."""
+        """The parameters, with newcomers' private rows at the mean of members before."""
         params, model, number = context.params, context.model, context.number
         members = self.membership(context)
         if not (members and self.warm and number > 1 and model.private):
@@ -197,7 +196,8 @@ class Synchronous(Schedule):
                 "there is no clock; choose a pace or a delay above 0")
         gone = torch.zeros(len(cohort), dtype=torch.bool)
         if who.drop_out:
-            gone = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0] < who.drop_out
+            chance = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0]
+            gone = chance < who.drop_out
         took = who.seconds(context, cohort, f"{context.number}")
         late = (took > self.deadline) & (self.deadline > 0)
         rejected = dict.fromkeys(cohort[late].tolist(), "late: its update came after the deadline")

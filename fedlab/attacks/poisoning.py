@@ -42,14 +42,14 @@ Craft = Callable[[Update, RoundContext], dict[str, Rows]]
 class Poison(Stage):
     """Some clients belong to an attacker, and send what it makes of what they learned.
 
-    clients: their numbers; a share `liars` of all, drawn once, without. craft(the attacker's
-    updates of a chunk, context) -> what they send: for attacks of your own, in the place of the
-    named one.
+    clients: their numbers; without, a share `liars` of all, in an order that is drawn once: more
+    liars are those before and others. craft(the attacker's updates of a chunk, context) -> what
+    they send: for attacks of your own, in the place of the named one.
     """
 
     attack: str = knob("flipped", 0, 0, "", "what clients send that belong to an attacker",
                        choices=("flipped", "noisy"), live=False, group=GROUP)
-    liars: float = knob(0.1, 0.0, 1.0, "of the clients", "belong to an attacker", live=False,
+    liars: float = knob(0.1, 0.0, 1.0, "of the clients", "belong to an attacker",
                         usual=(0.0, 0.5), group=GROUP)
     factor: float = knob(-5.0, -1e6, 1e6, "", "flipped: what they multiply their updates by",
                          usual=(-10.0, 10.0), group=GROUP)

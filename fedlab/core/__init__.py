@@ -3,6 +3,7 @@
 from fedlab.core.knobs import (
     MADE_ONCE,
     REGISTRY,
+    Knob,
     ParameterError,
     described,
     knob,
@@ -56,4 +57,11 @@ from fedlab.core.tree import (
     whole,
 )
 
-__all__ = ["MADE_ONCE", "REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key", "Local", "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan", "Recipe", "Round", "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings", "SparseTable", "Stage", "Tree", "Update", "arranged", "as_tensor", "below", "best_round", "check_read", "described", "differing", "joined", "knob", "knobs", "known", "like", "measured", "moved", "norms", "one_thread", "parsed", "pieces", "ramp", "read_settings", "register", "require", "several", "stop_early", "stream", "strict", "title_of", "to", "turned", "unread", "walk", "whole", "write_settings"]
+__all__ = ["MADE_ONCE", "REGISTRY", "VERSION", "Aggregation", "Dataset", "Delta", "Drawn", "Key",
+           "Knob", "Local", "Lookup", "Metric", "ParameterError", "Part", "Partition", "Plan",
+           "Recipe", "Round", "RoundContext", "Rows", "Schedule", "Score", "Sent", "Settings",
+           "SparseTable", "Stage", "Tree", "Update", "arranged", "as_tensor", "below", "best_round",
+           "check_read", "described", "differing", "joined", "knob", "knobs", "known", "like",
+           "measured", "moved", "norms", "one_thread", "parsed", "pieces", "ramp", "read_settings",
+           "register", "require", "several", "stop_early", "stream", "strict", "title_of", "to",
+           "turned", "unread", "walk", "whole", "write_settings"]

@@ -76,7 +76,8 @@ class Knob:
                            f"write a text: {self.meaning}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         whole = kind is not int or isinstance(value, int)
-        span = f"{'a whole number' if kind is int else 'a number'} from {self.low:g} to {self.high:g}"
+        a_number = "a whole number" if kind is int else "a number"
+        span = f"{a_number} from {self.low:g} to {self.high:g}"
         fits = number and whole and self.low <= value <= self.high  # type: ignore[operator]
         return require(fits, name, value, f"choose {span} ({self.unit or self.meaning})")
 

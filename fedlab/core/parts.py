@@ -171,6 +171,9 @@ class Aggregation(Part):
         """The delta by name; write this, or `delta`."""
         return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
 
+    def check(self, context: "RoundContext") -> None:
+        """Raise `ParameterError` for updates in which it would change nothing."""
+
     def given(self, context: "RoundContext") -> Tree:
         """What it is handed as `server`: tensors of the shapes of what clients send."""
         return context.server

@@ -37,4 +37,9 @@ from fedlab.data.split import (
     strictly_later,
 )
 
-__all__ = ["DATA", "ByActivity", "ByGenre", "Catalogue", "Columns", "Curves", "DataError", "Episodes", "Equal", "Federation", "ItemQueries", "LatestSmall", "OnePerUser", "Ratings", "Source", "Split", "Stored", "by_activity", "by_genre", "cache_folder", "clicks", "equal", "favourite_genre", "fingerprint", "from_latest", "from_wheel", "leave_one_out", "load", "of_users", "one_per_user", "own_rows", "rated_often", "read", "recent", "split_by_time", "standardise", "strictly_later", "synthesise", "unseen"]
+__all__ = ["DATA", "ByActivity", "ByGenre", "Catalogue", "Columns", "Curves", "DataError",
+           "Episodes", "Equal", "Federation", "ItemQueries", "LatestSmall", "OnePerUser", "Ratings",
+           "Source", "Split", "Stored", "by_activity", "by_genre", "cache_folder", "clicks",
+           "equal", "favourite_genre", "fingerprint", "from_latest", "from_wheel", "leave_one_out",
+           "load", "of_users", "one_per_user", "own_rows", "rated_often", "read", "recent",
+           "split_by_time", "standardise", "strictly_later", "synthesise", "unseen"]

@@ -62,7 +62,9 @@ class Episodes:
         # (C,)
         wanted = (least * (most / least) ** luck).round().long().minimum(self.counts[cohort] // 2)
         group = columns["client"] * epochs + columns["epoch"]
-        clicked = columns["target"] > 0 if self.task == "clicks" else torch.ones_like(group, dtype=torch.bool)
+        clicked = torch.ones_like(group, dtype=torch.bool)
+        if self.task == "clicks":
+            clicked = columns["target"] > 0
         each, support = torch.where(clicked, 1, negatives), wanted[columns["client"]]
         place = torch.where(clicked, _place(clicked, group), _place(~clicked, group))
         kept = place < (most + self.query) * each

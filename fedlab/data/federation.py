@@ -60,7 +60,8 @@ class Federation:
         if not len(self.train):
             raise DataError("an empty federation: train holds no ratings; hand it at least one")
         if len(self.owner) != self.train.user_count:
-            raise DataError(f"owner has {len(self.owner)} entries; give one for each of {self.train.user_count} users")
+            raise DataError(f"owner has {len(self.owner)} entries; give one for each of "
+                            f"{self.train.user_count} users")
         if len(empty := (self.counts == 0).nonzero()):
             raise DataError(
                 f"client {int(empty[0])} of {len(self)} holds no train ratings; use fewer clients")
@@ -193,8 +194,8 @@ def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_co
                    key.of("negatives").runs(cohort, counts * (epochs * negatives)))
     each = 1 + negatives                         # a click and its negatives lie side by side
     columns = {"user": users.index_select(0, row)[:, None].expand(-1, each),
-               "item": torch.cat([items.index_select(0, row)[:, None], drawn.view(len(row), negatives)],
-                                 1),
+               "item": torch.cat([items.index_select(0, row)[:, None], drawn.view(len(row),
+                                                                                  negatives)], 1),
                "target": torch.eye(1, each).expand(len(row), each)}
     luck = key.of("order").runs(cohort, counts * (epochs * each))
     order = shuffle(run.repeat_interleave(each), luck)

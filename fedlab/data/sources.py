@@ -58,7 +58,8 @@ class Columns:
         require(int(self.owner.min()) >= 0, "owner", int(self.owner.min()),
                 "clients are numbered from 0")
         if len(empty := (self.counts == 0).nonzero()):
-            raise DataError(f"client {int(empty[0])} of {len(self)} holds no rows; number the clients without gaps")
+            raise DataError(f"client {int(empty[0])} of {len(self)} holds no rows; number the "
+                            "clients without gaps")
 
     def __len__(self) -> int:
         """N, the number of clients."""
@@ -112,10 +113,11 @@ class Stored:
                 raise DataError(
                     f"{Path(self.folder) / name}: no such file; a folder needs {', '.join(FILES)}")
         if int(self.counts.sum()) != len(self._items):
-            raise DataError(f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} clicks, items.npy holds "
-                            f"{len(self._items)}; write both again")
+            raise DataError(f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} "
+                            "clicks, items.npy holds " f"{len(self._items)}; write both again")
         if not len(self) or int(self.counts.min()) < 1:
-            raise DataError(f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave the others out")
+            raise DataError(f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave "
+                            "the others out")
 
     def __len__(self) -> int:
         """N, the number of clients, each a user."""

@@ -106,7 +106,8 @@ def _tracing() -> Iterator[None]:
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).splitlines()[0]
-        raise ParameterError(f"engine='compiled': the model cannot be compiled ({reason}); choose 'eager'") from error
+        raise ParameterError(f"engine='compiled': the model cannot be compiled ({reason}); choose "
+                             "'eager'") from error
 
 
 _graphs: "dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]]" = {}
@@ -161,7 +162,10 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
 
 def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
              constants: Tree) -> "tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]":
-    """(graph, its input buffers in the order of `given`, its predictions, the constants it reads)."""
+    """(graph, its input buffers in the order of `given`, its predictions.
+
+    The constants it reads).
+    """
     buffers = [t.clone() for t in given]
     mine = {id(t): buffer for t, buffer in zip(given, buffers, strict=True)}
 

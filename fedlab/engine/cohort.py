@@ -239,7 +239,8 @@ def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, local: Loca
                                               corrected).tolist()):
             fits = not local.memory_mb or need <= budget
             require(fits, "memory_mb", local.memory_mb, f"client {int(block[k])} alone needs about "
-                    f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller batch_size")
+                    f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller "
+                    "batch_size")
             if used and used + need > budget:
                 held.append(_part(examples, ends, first, k, clients))
                 yield {name: joined([part[name] for part in held]) for name in held[0]}

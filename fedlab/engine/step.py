@@ -238,7 +238,8 @@ def loop(step: Step, tiny: Step, work: Work, constants: Tree,
                 tree in work.rows.items()}
         found.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
             held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
-            {name: as_tensor(column[number]) for name, column in columns.items()}, constants, weight, numbers[number]))
+            {name: as_tensor(column[number]) for name, column in columns.items()}, constants,
+            weight, numbers[number]))
     return torch.cat(found)
 
 

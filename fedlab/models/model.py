@@ -104,8 +104,8 @@ def drawn(seed: int, name: str, rows: int, columns: int) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """The sigmoid, with the same bits for a number wherever in a tensor it stands.
 
-    On a CPU torch's own takes 32 numbers at a time and the rest one by one, by another exp; so the rest
-    is filled up. (1 / (1 + exp(-x)) in single operations would cost 7% of a small round.)
+    On a CPU torch's own takes 32 numbers at a time and the rest one by one, by another exp; so the
+    rest is filled up. (1 / (1 + exp(-x)) in single operations would cost 7% of a small round.)
     """
     count, x = x.numel(), x.contiguous()
     if torch.compiler.is_compiling() or count % 32 == 0:

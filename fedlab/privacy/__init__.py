@@ -32,4 +32,10 @@ from fedlab.privacy.shamir import (
     weights_at_zero,
 )
 
-__all__ = ["DPSGD", "PRIME", "Clip", "FixedPoint", "GaussianNoise", "ItemCounts", "LocalNoise", "Member", "NoiseSource", "PairCounts", "Release", "SecureSum", "SecureSumError", "Spending", "adaptive_clip_noise", "affordable", "booked", "dense", "epsilon", "example_gradients", "expand_seed", "gaussian_epsilon", "item_counts", "joined_secret", "noise_for", "own_taste", "pair_counts", "plain_sum", "proven", "public_basis", "secure_sum", "smoothed", "split_secret", "standard", "table_score", "teaching_seed", "together", "unmasked", "weights_at_zero"]
+__all__ = ["DPSGD", "PRIME", "Clip", "FixedPoint", "GaussianNoise", "ItemCounts", "LocalNoise",
+           "Member", "NoiseSource", "PairCounts", "Release", "SecureSum", "SecureSumError",
+           "Spending", "adaptive_clip_noise", "affordable", "booked", "dense", "epsilon",
+           "example_gradients", "expand_seed", "gaussian_epsilon", "item_counts", "joined_secret",
+           "noise_for", "own_taste", "pair_counts", "plain_sum", "proven", "public_basis",
+           "secure_sum", "smoothed", "split_secret", "standard", "table_score", "teaching_seed",
+           "together", "unmasked", "weights_at_zero"]

@@ -188,7 +188,8 @@ class SecureSum(Stage):
     def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
         """The sum of updates in fixed point, exact to a unit of it for each client."""
         rows = [row for update in updates for row in torch.cat(
-            [value.flatten(1) for value in dense(update, context.server).values()], 1).double().cpu().numpy()]
+            [value.flatten(1) for value in dense(update, context.server).values()], 1
+        ).double().cpu().numpy()]
         fixed = FixedPoint(context.notes["clipped"] * (1 + 1e-6), max(1000, len(rows)))
         vectors = dict(enumerate((fixed.encode(row) for row in rows), 1))
         sizes = [value.numel() for value in context.server.values()]

@@ -2,8 +2,8 @@
 
 What a film is everybody may read, so only what people do with it costs epsilon.
 
-    count = sum_u x_u / |x_u| + noise           what is watched; the server smooths it over films with like texts
-    pairs = sum_u h_u h_u' / |h_u|^2 + noise    what goes together, with h_u = x_u' B in a basis B of public texts
+    count = sum_u x_u / |x_u| + noise           what is watched; smoothed over films of like texts
+    pairs = sum_u h_u h_u' / |h_u|^2 + noise    what goes together, h_u = x_u' B in texts' basis B
 
 A client clips to 1, so both are rounds of `federate_privately`. All else happens at a client, from
 its own history, which nobody sees: taste by likeness of texts, the last films first, costs nothing

@@ -275,12 +275,13 @@ def _candidates(part: type | None, name: str, own: Settings, against: int, seed:
     return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
 
 
-def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
+def stream(ask: Callable[[], Settings | Mapping[str, Any]],
+           start: Round | None = None) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation.
 
-    ask: gives the settings; it is asked before each round. A cohort larger than the federation is
-    all of it. Raises `ParameterError` or `DataError` on what cannot be built, and on a turned knob
-    that nothing reads.
+    ask: gives the settings; it is asked before each round. start: a Round to go on from. A cohort
+    larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot
+    be built, and on a turned knob that nothing reads.
     """
     first = Settings(**ask())
     made = Experiment(first)
@@ -298,7 +299,7 @@ def stream(ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
         return Settings(**kept | {"cohort": min(asked.cohort, clients)})
     rounds = federate(made.model, made.source, now, local=made.local, uplink=made.uplink,
                       aggregate=made.aggregation, schedule=made.schedule,
-                      device=made.choices.device)
+                      start=start, device=made.choices.device)
     return measured(rounds, made.measure, made.choices.measure_every)
 
 
@@ -323,8 +324,9 @@ PRESETS = {
     "implicit: users solve their own vectors": Settings(
         local="implicit", recency=1.0, rounds=20, cohort=671, server_lr=0.1,
         server_optimizer="adam", server_momentum=0.5, server_epsilon=1e-4),
-    "texts and clicks: what MiniLM says of a film": _USERS.replace(model="hybrid"),
-    "MiniLM fine-tuned by adapters": Settings(
+    "texts and clicks: what MiniLM says of a film": _USERS.replace(
+        model="hybrid", server_optimizer="adam", server_lr=0.03),
+    "MiniLM fine-tuned by adapters, minutes to begin": Settings(
         model="lora", partition="by genre", alpha=1.0, cohort=10, rounds=8, batch_size=16,
         local_lr=0.1, warm_up=4, server_optimizer="adam", server_lr=1e-3, server_epsilon=1e-6,
         measure_every=4),

@@ -63,18 +63,19 @@ class Runs:
             self._save_whole(run)
         return run
 
-    def add(self, run: Run, done: Round) -> None:
-        """Note a finished Round.
+    def add(self, run: Run, done: Round, asked: Settings) -> None:
+        """Note a finished Round. asked: the settings that it was given, of which it may read some.
 
         Parameters are dropped from the one before, so that memory does not fill.
         """
-        before = run.rounds[-1].settings if run.rounds else Settings(**run.settings)
+        before = run.now or Settings(**run.settings)
+        run.now = Settings(**dict(asked) | dict(done.settings))  # as its parts took them
         if run.rounds:
             run.rounds[-1] = run.rounds[-1].light()
         run.rounds.append(done)
         run.clock.append(time.monotonic())
         with self._lock:
-            run.records.append(record(done, before))
+            run.records.append(record(done, before, run.now))
             self._save(run, run.records[-1])
 
     def end(self, run: Run, state: str, error: str = "") -> None:

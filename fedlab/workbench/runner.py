@@ -13,12 +13,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
-from fedlab.core import Round, require
+from fedlab.core import Round, Settings, require
 from fedlab.workbench.run_store import Runs
 from fedlab.workbench.runs import Run
 
 Job = Generator[None, None, None]
+Live = Callable[[Callable[[], Any]], Iterator[Round]]
 _active: "Runner | None" = None
 _lock = threading.Lock()
 
@@ -144,12 +146,18 @@ def claim(runner: Runner | None) -> None:
         _active = runner
 
 
-def follow(live: Callable[[], Iterator[Round]], run: Run, runs: Runs) -> Job:
-    """A job: note each Round of a stream in `run`, and how it ended, whichever way that was."""
+def follow(live: Live, ask: Callable[[], Settings], run: Run, runs: Runs) -> Job:
+    """A job: note each Round of `live(ask)` in `run`, and how it ended, whichever way that was."""
     state, reason = "stopped", ""
+    asked = Settings()
+
+    def noted() -> Settings:
+        nonlocal asked
+        asked = ask()
+        return asked
     try:
-        for done in live():
-            runs.add(run, done)
+        for done in live(noted):
+            runs.add(run, done, asked)
             yield
         state = "done"
     except Exception as error:

@@ -46,6 +46,7 @@ class Run:
     pinned: bool = False
     records: list[Record] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
+    now: Settings | None = None  # of its last round
     # when the last rounds ended, s
     clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))
 
@@ -85,15 +86,14 @@ def usual(name: str) -> Any:
     return found.default if found else None
 
 
-def record(done: Round, before: Settings) -> Record:
+def record(done: Round, before: Settings, now: Settings) -> Record:
     """A Round as plain data, without the parameters.
 
-    What is not a finite number is None, as JSON has no NaN. before: the settings of the Round
-    before it, or of the run.
+    What is not a finite number is None, as JSON has no NaN. before, now: the settings of the Round
+    before it, or of the run, and of this one.
     """
-    names = dict.fromkeys([*before, *done.settings])
-    turned = {name: done.settings[name] for name in names
-              if described()[name].knob.live and done.settings[name] != before[name]}
+    turned = {name: now[name] for name in dict.fromkeys([*before, *now])
+              if described()[name].knob.live and now[name] != before[name]}
     found: Record = {"round": done.number, "loss": _finite(done.loss), "clients": len(done.cohort),
                      "bytes_up": done.bytes_up, "bytes_down": done.bytes_down,
                      "seconds": round(done.seconds, 4)}

@@ -7,19 +7,17 @@ See `runner` for the thread and `run_store` for what is kept.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from fedlab.core import Round, Settings, described, known, read_settings, require
+from fedlab.core import Settings, described, known, read_settings, require
 from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.run_store import Runs
-from fedlab.workbench.runner import Job, Runner, claim, follow, side_by_side
+from fedlab.workbench.runner import Job, Live, Runner, claim, follow, side_by_side
 from fedlab.workbench.runs import Run
 from fedlab.workbench.sweep import Sweep
 
-Live = Callable[[Callable[[], Any]], Iterator[Round]]
 WIDTH = 4                # runs of a sweep that train side by side
 
 
@@ -161,7 +159,7 @@ class Session:
                 old.rounds = [done.light() for done in old.rounds]
         run = self.runs.begin(settings, name)
         self.members.append(run)
-        yield from follow(partial(self.live, ask), run, self.runs)
+        yield from follow(self.live, ask, run, self.runs)
 
 
 def _same(settings: Settings) -> Settings:

@@ -29,7 +29,8 @@ from fedlab.core import (
 from fedlab.workbench import view
 from fedlab.workbench.experiment import Choices
 from fedlab.workbench.export import KINDS, export, to_tensorboard
-from fedlab.workbench.session import Live, Session
+from fedlab.workbench.runner import Live
+from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep, values
 
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")

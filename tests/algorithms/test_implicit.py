@@ -90,7 +90,7 @@ def test_what_the_method_cannot_train_is_refused(split, clicks):
         return lambda: next(federate(model, data, settings, local=Implicit(), aggregate=aggregate))
     for call, message in [
             (run(Federation(split.train, by_activity(split.train, 5))),
-             "each client must be one user"),
+             "implicit solves one user at each client; set partition"),
             (run(model=linear(torch.zeros(9066, 1), torch.zeros(671, 1), task="clicks")),
              "model='linear': implicit needs vectors `user` and `item`, on clicks"),
             (run(proximal=0.1), "proximal=0.1: nothing in this run reads it beside implicit; sgd"),

@@ -77,7 +77,7 @@ def test_an_own_sampler_draws_in_the_place_of_the_usual(model, clicks):
     done = next(federate(model, clicks, FEW, participation=Participation(sampler=evens)))
     assert sorted(done.cohort.tolist()) == list(range(0, 24, 2))
     with pytest.raises(ParameterError,
-                       match="sampling='poisson': a sampler of your own decides how a cohort is drawn"):
+                       match="sampling='poisson': a sampler of your own decides how"):
         next(federate(model, clicks, FEW.replace(sampling="poisson"),
                       participation=Participation(sampler=evens)))
 

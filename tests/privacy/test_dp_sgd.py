@@ -133,7 +133,8 @@ def test_what_is_not_proven_is_refused(platforms, clicks):
             (run(model=own), "private={'user'}: dp-sgd: rows that stay would be trained without"),
             (run(model=apart), "private={'user'}"),
             (run(batch_size=0), "batch_size=0: dp-sgd: choose how many ratings"),
-            (run(optimizer="adamw"), "optimizer='adamw': nothing in this run reads it; sgd"),
+            (run(optimizer="adamw"), "optimizer='adamw': nothing in this run reads it beside "
+                                     "dp-sgd; sgd"),
             (run(noise=2.0), "noise=2.0: nothing in this run reads it; gaussian noise"),
             (run(weighting="equal", proximal=1.0), "proximal=1.0: nothing in this run reads it")]:
         with pytest.raises(ParameterError, match=message):

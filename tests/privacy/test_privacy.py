@@ -53,7 +53,7 @@ def scene(*stages, expected=4.0, shapes=SHAPES, clients=4, number=1, memory=None
                 Drawn(nobody, 0.5, "fixed", expected))
     data, start = SimpleNamespace(counts=torch.full((clients,), 9)), Settings()
     context = RoundContext(None, data, start, Round(number - 1, start, {}), {},
-                           {} if memory is None else memory, facts, asked, plan)
+                           {} if memory is None else memory, 0, facts, asked, plan)
     for stage in stages:
         stage.begin(context)
     context.notes["longest"] = context.notes.setdefault("clipped", 1.0)

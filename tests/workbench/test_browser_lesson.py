@@ -104,10 +104,11 @@ def test_lesson_4_trains_on_the_simulated_clock(page, tmp_path):
         expect(bench.locator(".status")).to_contain_text("s on the simulated clock")
         turn(page, bench, 6, buffer=40)  # live: the server waits for more of them
         stop(bench)
-        seconds, sizes = zip(*told(page, "(r.clock, len(r.cohort))"), strict=True)
+        found = told(page, "(r.clock, len(r.cohort), r.settings.buffer)")
+        seconds, sizes, buffers = zip(*found, strict=True)
         assert list(seconds) == sorted(seconds)
-        assert sizes[0] == 10
-        assert sizes[-1] == 40
+        assert sizes == buffers
+        assert sizes[0] < sizes[-1] == 40
         shoot(page, "lesson 4 buffer turned")
 
 
@@ -117,7 +118,10 @@ def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
         reach(page, bench, 4)
         turn(page, bench, 4, knows="genres and year")
         stop(bench)
-        found = told(page, "(r.config.knows, r.metrics.get('cold ndcg@10'))")
+        knows = "[used.get('knows', 'MiniLM') for used in run.settings_by_round()]"
+        ndcg = "[r.get('cold ndcg@10') for r in run.records]"
+        found = literal_eval(page.evaluate(
+            ASK, f"[list(zip({knows}, {ndcg})) for run in bench.session.members][-1]"))
         by = {name: [ndcg for knows, ndcg in found if knows == name and ndcg] for name, _ in found}
         assert min(by["MiniLM"][1:]) > max(by["genres and year"])       # one sees it drop
         shoot(page, "lesson 5 knows less")
@@ -129,7 +133,8 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
         reach(page, bench, 2)
         turn(page, bench, 2, adapters="products", cohort=4)
         stop(bench)
-        (first, many, sent), *_, (last, few, fewer) = told(page, "(r.config.adapters, len(r.cohort), r.bytes_up)")
+        (first, many, sent), *_, (last, few, fewer) = told(
+            page, "(r.settings.adapters, len(r.cohort), r.bytes_up)")
         assert (first, many, last, few) == ("factors", 10, "products", 4)
         assert fewer * many == sent * few  # adapters and head, of each shop in the round
         shoot(page, "lesson 6 adapters averaged")
@@ -144,7 +149,8 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         reach(page, bench, 3)
         turn(page, bench, 3, k=2, method="maml")
         stop(bench)
-        (method, many, low), *_, (other, few, high) = told(page, "(r.config.method, r.config.k, r.metrics['rmse'])")
+        (method, many, low), *_, (other, few, high) = told(
+            page, "(r.settings.method, r.settings.k, r.metrics['rmse'])")
         assert (method, many, other, few) == ("ridge", 10, "maml", 2)
         assert high > low  # two ratings tell less than ten
         handle = page.locator(".jupyter-widgets.widget-slider .noUi-handle").last
@@ -164,7 +170,7 @@ def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_p
         budget = round(told(page, "r.metrics['epsilon']")[-1] + 0.15, 2)
         set_number(bench, "budget", budget)
         expect(bench).not_to_have_attribute("data-state", "running", timeout=120_000)
-        found = told(page, "(r.config.noise, r.metrics['epsilon'])")
+        found = told(page, "(r.settings.noise, r.metrics['epsilon'])")
         spent = [epsilon for _, epsilon in found]
         steps = [(noise, after - before) for (_, before), (noise, after) in pairwise(found)]
         assert spent == sorted(spent)
@@ -183,7 +189,8 @@ def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp
         turn(page, bench, 8, noise=0.01)
         turn(page, bench, 8, liars=0.2)
         stop(bench)
-        found = told(page, "(r.config.liars, r.metrics['er@10'], r.metrics['members told'], r.metrics['epsilon'])")
+        found = told(page, "(r.settings.liars, r.metrics['er@10'], r.metrics['members told'],"
+                           " r.metrics['epsilon'])")
         honest, lied = ([row for row in found if bool(row[0]) == lying] for lying in (False, True))
         assert max(row[1] for row in honest) < 0.01
         assert lied[-1][1] > 0.5  # a clip alone does not stop them
@@ -200,7 +207,7 @@ def test_lesson_10_changes_the_code_while_it_trains(page, tmp_path):
         turn(page, bench, 3, code="4 bits")
         turn(page, bench, 3, code="rank 1 in 4 bits")
         stop(bench)
-        found = told(page, "(r.config.code, r.bytes_up / r.bytes_down, r.metrics['ndcg@10'])")
+        found = told(page, "(r.settings.code, r.bytes_up / r.bytes_down, r.metrics['ndcg@10'])")
         up = {code: [share for name, share, _ in found if name == code] for code, *_ in found}
         assert list(up) == ["plain", "4 bits", "rank 1 in 4 bits"]
         assert min(up["plain"]) > 7 * max(up["4 bits"])

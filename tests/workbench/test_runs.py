@@ -38,8 +38,8 @@ def trained(folder=None, name=""):
     kept = Runs(folder)
     run = kept.begin(START, name)
     for number in (1, 2, 3):
-        kept.add(run, finished(number, START if number == 1 else START.replace(cohort=7),
-                               **{"ndcg@10": number / 10}))
+        asked = START if number == 1 else START.replace(cohort=7)
+        kept.add(run, finished(number, asked, **{"ndcg@10": number / 10}), asked)
     kept.end(run, "done")
     return kept, run
 
@@ -92,13 +92,13 @@ def test_a_full_disk_does_not_stop_a_run_and_another_folder_gets_all_of_it(tmp_p
     run = kept.begin(START)
     (tmp_path / "full" / f"{run.id}.jsonl").unlink()
     (tmp_path / "full" / f"{run.id}.jsonl").symlink_to("/dev/full")
-    kept.add(run, finished(1))
+    kept.add(run, finished(1), START)
     assert kept.trouble.startswith("Not being saved: No space left on device")
-    kept.add(run, finished(2))
+    kept.add(run, finished(2), START)
     assert len(run.records) == 2
     kept.open(tmp_path / "other")
     assert kept.trouble == ""
-    kept.add(run, finished(3))
+    kept.add(run, finished(3), START)
     kept.end(run, "stopped")
     again = Runs(tmp_path / "other").get(run.id)
     assert (again.state, [r["round"] for r in again.records]) == ("stopped", [1, 2, 3])
@@ -134,7 +134,7 @@ def test_parameters_are_kept_of_the_last_round_only():
 
 
 def test_a_value_that_is_not_finite_is_none():
-    done = record(finished(1, **{"rmse": math.inf, "ndcg@10": math.nan}), START)
+    done = record(finished(1, **{"rmse": math.inf, "ndcg@10": math.nan}), START, START)
     assert done["rmse"] is done["ndcg@10"] is None
     json.dumps(done, allow_nan=False)
 

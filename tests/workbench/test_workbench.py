@@ -15,7 +15,7 @@ import pytest
 from waiting import until
 
 from fedlab.algorithms import federate
-from fedlab.core import ParameterError, Settings, described, measured
+from fedlab.core import ParameterError, Part, Settings, described, knob, knobs, measured, register
 from fedlab.workbench import Workbench, better, stream
 
 SMALL = Settings(rounds=6, cohort=4)
@@ -296,22 +296,21 @@ def test_knobs_come_from_the_settings_and_bad_sliders_are_refused(live):
 
 
 def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
-    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0, "clip": 0.5,
-                                "teaching_seed": 0, "delta": 0.01})
+    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0,
+                                        "clip": 0.5, "teaching_seed": 0, "delta": 0.01})
     bench = Workbench(stream, start, metrics=better())
     assert {"trim", "alpha", "weighting", "buffer"} <= set(bench.unread)
     assert not {"noise", "clip", "delta", "cohort"} & set(bench.unread)
     bench.values = bench.values | {"uplink": "clip", "server_optimizer": "adam",
                                    "server_momentum": 0.5}
-    assert bench.unread["noise"].endswith("reads it; gaussian noise, local noise would")
+    assert bench.unread["noise"].endswith("beside clip; gaussian noise, local noise would")
     assert bench.values["noise"] == 2.0                                # it waits for its part
     assert json.loads(bench.text)["settings"].keys() & {"noise", "clip", "server_momentum"} == {
         "clip", "server_momentum"}
     tell(bench, "start")
     ends(bench)
     assert bench.session.members[-1].settings == tiny_settings | {
-        "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5,
-        "teaching_seed": 0}
+        "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5}
     tell(bench, "step")
     until(lambda: bench.state == "paused")
     bench.values = bench.values | {"server_optimizer": "sgd"}         # on the way, in a run
@@ -324,6 +323,33 @@ def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
     assert [run.settings.get("noise") for run in bench.session.members] == [None, 2.0]
     assert bench.heat["over"] == [{"name": "uplink", "values": ["none", "clip + gaussian noise"]}]
     assert {cell["state"] for cell in bench.heat["cells"]} == {"done"}
+    bench.close()
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_what_a_stream_reads_itself_is_recorded_as_it_was_turned(live):
+    @register
+    class Lesson(Part):
+        """A knob that the loop never sees."""
+
+        kind = "lesson"
+        shift: float = knob(0.0, -9.0, 9.0, "", "what is added to a number")
+
+    def shifted(ask):
+        def training():
+            return ask().without(knobs(Lesson))
+        return measured(live(training), lambda done: {"number": done.number + ask().shift})
+    bench = Workbench(shifted, SMALL.replace(shift=2.0), {"shift": None, "rounds": None},
+                      {"number": "max"})
+    tell(bench, "step")
+    until(lambda: bench.state == "paused")
+    bench.values = bench.values | {"shift": -3.0}
+    tell(bench, "start")
+    ends(bench)
+    (run,) = bench.session.members
+    assert run.used()["shift"] == [2.0, -3.0]
+    assert [record["number"] for record in run.records] == [3.0, -1.0, 0.0, 1.0, 2.0, 3.0]
+    assert [used["shift"] for used in run.settings_by_round()] == [2.0] + [-3.0] * 5
     bench.close()
 
 

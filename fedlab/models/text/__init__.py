@@ -33,4 +33,9 @@ from fedlab.models.text.next_item import (
 from fedlab.models.text.recipes import Hybrid, Lora, NextItem, TextContent
 from fedlab.models.text.two_tower import GAIN, HEADS, TextEncoder, TwoTower
 
-__all__ = ["GAIN", "HEADS", "MINILM", "PAD", "SHIPPED", "SMOLLM2", "Backbone", "CrossEncoder", "Encoder", "Hybrid", "Lora", "NextItem", "SASRec", "Sequences", "TextContent", "TextEncoder", "TwoTower", "encoder", "fingerprint", "genre_kernel", "histories", "item_kernel", "item_texts", "kernel_ridge", "last_films", "make_pairs", "mean_state", "principal_components", "read_vectors", "sequence_scorer", "text_kernel", "tfidf", "tokens", "vectors", "write_vectors", "year_kernel"]
+__all__ = ["GAIN", "HEADS", "MINILM", "PAD", "SHIPPED", "SMOLLM2", "Backbone", "CrossEncoder",
+           "Encoder", "Hybrid", "Lora", "NextItem", "SASRec", "Sequences", "TextContent",
+           "TextEncoder", "TwoTower", "encoder", "fingerprint", "genre_kernel", "histories",
+           "item_kernel", "item_texts", "kernel_ridge", "last_films", "make_pairs", "mean_state",
+           "principal_components", "read_vectors", "sequence_scorer", "text_kernel", "tfidf",
+           "tokens", "vectors", "write_vectors", "year_kernel"]
