@@ -81,6 +81,8 @@ class MeanOfHolders(Weighted):
     Ding et al. 2022, eq. 5.
     """
 
+    refuses = (*Weighted.refuses, "dense")
+
     @property
     def streams(self) -> bool:
         """Sums are kept, and no updates."""

@@ -231,7 +231,7 @@ class Meta(Local):
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         known(list(model.rows), dict.fromkeys(self.only))
         require(not model.private, "private", set(model.private),
-                "nothing is kept from round to round here; name in `adapts` what adapts, with "
+                "meta keeps nothing from round to round; name in `adapts` what adapts, with "
                 "learn_start='no' what is never sent")
         rates = any(name.startswith(RATE) for name in model.rows)
         require(rates == (self.adaptation == "meta-sgd"), "adaptation", self.adaptation,

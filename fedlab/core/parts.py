@@ -38,6 +38,7 @@ FACTS = {
     "coded": "updates whose every number is sent in full",
     "second moments": "updates that are right number by number, not as a Gram matrix is",
     "counted": "nobody's length counted",
+    "dense": "updates that hold some rows of a table",
     "own sampler": "cohorts whose chances are known, as of no sampler of your own",
 }
 # a stage takes these facts away unless it declares that it keeps them

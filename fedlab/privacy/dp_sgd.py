@@ -13,6 +13,7 @@ Source: Abadi et al. 2016, "Deep learning with differential privacy", algorithm 
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,10 @@ class DPSGD(Local):
     local_epochs: int = like(LocalSettings, "local_epochs")
     batch_size: int = like(LocalSettings, "batch_size")
     local_lr: float = like(LocalSettings, "local_lr")
+
+    def adds(self) -> dict[str, Any]:
+        """Noise goes on all rows."""
+        return {"dense": True}
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for data or a model that it would not hide."""

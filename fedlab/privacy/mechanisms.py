@@ -139,8 +139,8 @@ class LocalNoise(Stage, Spending):
     noise: float = noise_multiplier()
 
     def adds(self) -> dict[str, Any]:
-        """What follows is private."""
-        return {"noised": True}
+        """What follows is private, and of all rows."""
+        return {"noised": True, "dense": True}
 
     def each(self, update: Update, context: RoundContext) -> Update:
         """Dense updates with noise."""

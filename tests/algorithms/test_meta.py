@@ -381,7 +381,7 @@ def test_what_does_not_fit_is_refused(stars):
             (lambda: Meta(learn_start="no"), "adapts='all': name what starts anew at each client"),
             (lambda: Meta(learn_start="never"), "learn_start='never': choose one of yes, no"),
             (run(Meta(), matrix_factorisation(3, 2000, 2, task="ratings")),
-             "private={'user'}: nothing is kept from round to round here"),
+             "private={'user'}: meta keeps nothing from round to round"),
             (run(Meta(adapts="head")), "head=None: no such parameter"),
             (run(Meta(adaptation="ridge", adapts="item")),
              r"adapts=\['item'\]: ridge solves for what a client has one"),
