@@ -118,6 +118,12 @@ def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate
              schedule: Schedule | None = None,
              participation: Participation | None = None) -> list[Part]:
     """All parts of a run in the order in which they act, the usual ones where none is given."""
+    for name, kind, part in (("local", Local, local), ("schedule", Schedule, schedule),
+                             ("participation", Participation, participation)):
+        require(part is None or isinstance(part, kind), name, part, f"give a {kind.__name__}")
+    require(isinstance(uplink, Sequence), "uplink", uplink, "give a list of stages")
+    for stage in uplink:
+        require(isinstance(stage, Stage), "uplink", stage, "its parts are stages")
     return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
 
@@ -285,6 +291,9 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
 
 def _check_delta(found: Delta, server: Tree, who: str) -> None:
     """Raise `ParameterError` for a delta that cannot be added to the server's parameters."""
+    missing = sorted(server.keys() - found.keys())
+    require(not missing, who, missing, "its delta lacks these names; return one for each of "
+                                       f"{', '.join(sorted(server))}")
     for name, delta in found.items():
         values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
         require(name in server and values.shape[table:] == server[name].shape[table:], who,
