@@ -291,9 +291,6 @@ def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update])
 
 def _check_delta(found: Delta, server: Tree, who: str) -> None:
     """Raise `ParameterError` for a delta that cannot be added to the server's parameters."""
-    missing = sorted(server.keys() - found.keys())
-    require(not missing, who, missing, "its delta lacks these names; return one for each of "
-                                       f"{', '.join(sorted(server))}")
     for name, delta in found.items():
         values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
         require(name in server and values.shape[table:] == server[name].shape[table:], who,
@@ -303,6 +300,9 @@ def _check_delta(found: Delta, server: Tree, who: str) -> None:
                 f"its delta is of another type; return {server[name].dtype}")
         require(bool(values.sum().isfinite()), who, name,
                 "its delta is not finite although every update was; look at its arithmetic")
+    missing = sorted(server.keys() - found.keys())
+    require(not missing, who, missing, "its delta lacks these names; return one for each of "
+                                       f"{', '.join(sorted(server))}")
 
 
 def _alike(update: Update) -> Update:
