@@ -5,10 +5,10 @@ READY := .venv/.ready
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab app test notebooks bench lint lock
+.PHONY: help lab app test test-all notebooks bench lint lock
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,11 +26,15 @@ app: $(READY)  ## serve the workbench alone, without a notebook around it
 test: $(READY) lint  ## make the environment and run all that CI runs
 	$(BIN)/python -m pytest
 
+test-all: test  ## all that `test` runs, and every pair of parts composed, which takes hours
+	$(BIN)/python benchmarks/composition.py
+
 notebooks: $(READY)  ## run every lesson from the top and store its outputs
 	$(BIN)/python tests/store_outputs.py
 
 bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmarks/results and the tables of the documents
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/architecture.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/where.py
 	$(BIN)/python benchmarks/gpu.py

@@ -63,6 +63,7 @@ def _own() -> argparse.ArgumentParser:
 
 def _register(given: Sequence[str] | None) -> None:
     for path in _own().parse_known_args(given)[0].parts:
+        require(Path(path).is_file(), "--parts", path, "no such file; name a Python file")
         runpy.run_path(path, run_name=Path(path).stem)
 
 

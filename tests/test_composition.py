@@ -73,7 +73,7 @@ class Broken(Stage):
 
 
 class Endless(Stage):
-    """A stage behind the gate that makes updates too large for the server's step."""
+    """A stage behind the gate that makes updates too large to be added up."""
 
     side = "server"
 
@@ -137,7 +137,7 @@ def test_every_kind_that_acts_in_a_run_is_there(every):
 @pytest.mark.parametrize(("cls", "column", "said"), [
     (Silent, "silent", "silent changes nothing"),
     (Deaf, "ignored", "unasked of deaf changes nothing"), (Forgetful, "unequal", "forgetful"),
-    (Broken, "raw", "KeyError: 'weights'"), (Endless, "raw", "the model is not finite")])
+    (Broken, "raw", "KeyError: 'weights'"), (Endless, "unclear", "its delta is not finite")])
 def test_what_does_not_compose_is_found(cls, column, said):
     register(cls)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fedlab.workbench  # noqa: F401 - its own part is registered before the page's
 from fedlab.core import REGISTRY, Settings, described
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()

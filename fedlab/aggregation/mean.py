@@ -188,7 +188,7 @@ class Function(Aggregation):
 
 def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
     """An aggregation, or a function (updates, server) -> delta as one."""
-    require(callable(rule), "aggregate", rule,
+    require(callable(rule) and not isinstance(rule, type), "aggregate", rule,
             "give an Aggregation, or a function (updates, server) -> delta; stages go into uplink")
     return rule if isinstance(rule, Aggregation) else Function(rule)
 

@@ -94,7 +94,11 @@ def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Sta
 
 def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
     """What leaves a stage; raises `ParameterError` for one that changes names or shapes."""
-    found = stage.each(update, context)
+    found, clients = stage.each(update, context), len(update.cohort)
+    require(isinstance(found, Update), stage.name, found, "a stage returns an Update")
+    counted = found.bytes_up
+    require(counted is None or (counted.shape == (clients,) and bool((counted >= 0).all())),
+            stage.name, counted, f"bytes_up has a number from 0 for each of {clients} clients")
     require(found.deltas.keys() == update.deltas.keys(), stage.name, sorted(found.deltas),
             f"a stage hands on the names that it is given: {', '.join(sorted(update.deltas))}")
     for name, rows in found.deltas.items():

@@ -118,6 +118,12 @@ def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate
              schedule: Schedule | None = None,
              participation: Participation | None = None) -> list[Part]:
     """All parts of a run in the order in which they act, the usual ones where none is given."""
+    for name, kind, part in (("local", Local, local), ("schedule", Schedule, schedule),
+                             ("participation", Participation, participation)):
+        require(part is None or isinstance(part, kind), name, part, f"give a {kind.__name__}")
+    require(isinstance(uplink, Sequence), "uplink", uplink, "give a list of stages")
+    for stage in uplink:
+        require(isinstance(stage, Stage), "uplink", stage, "its parts are stages")
     return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
             *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
 
@@ -294,6 +300,9 @@ def _check_delta(found: Delta, server: Tree, who: str) -> None:
                 f"its delta is of another type; return {server[name].dtype}")
         require(bool(values.sum().isfinite()), who, name,
                 "its delta is not finite although every update was; look at its arithmetic")
+    missing = sorted(server.keys() - found.keys())
+    require(not missing, who, missing, "its delta lacks these names; return one for each of "
+                                       f"{', '.join(sorted(server))}")
 
 
 def _alike(update: Update) -> Update:

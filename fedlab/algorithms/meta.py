@@ -11,7 +11,7 @@ MAML and its relatives, as what clients do in `federate`.
 | `fomaml`   | phi taken as theta plus a constant: first order |
 | `meta-sgd` | `maml` with a rate `a` learned for each number, see `with_rates` (Li) |
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
-| `reptile`  | delta = phi - theta on all examples; at server_lr=1 the mean of locally trained models |
+| `reptile`  | delta = phi - theta on all examples; at server_lr=1 their mean |
 
 `adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' that is
 never sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its

@@ -197,6 +197,7 @@ def register(cls: type[T]) -> type[T]:
                 "no default", "give it one, so that the part can be made from settings alone")
         if "knob" in f.metadata:
             _check_knob(title, f.name, f.metadata["knob"], f.type, f.default, others)
+            f.metadata["knob"].check(f"{title}.{f.name}", f.default, f.type)
             require(kind not in MADE_ONCE or not f.metadata["knob"].live, f"{title}.{f.name}",
                     "live", f"a {kind} stays while a run lasts; describe the knob with live=False")
     REGISTRY.setdefault(kind, {})[title] = made

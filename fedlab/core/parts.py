@@ -125,6 +125,12 @@ class Stage(Part):
     side: ClassVar[str] = "client"
     keeps: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls) -> None:
+        """Name it; a stage that acts nowhere is none."""
+        super().__init_subclass__()
+        require(cls.side in BEHIND, f"{cls.__name__}.side", cls.side,
+                f"choose one of {', '.join(BEHIND)}")
+
     def each(self, update: Update, context: "RoundContext") -> Update:
         """What leaves this stage of a chunk: the same names, rows and shapes."""
         return update
@@ -374,9 +380,12 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
     """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
     for fact in part.needs:
         if fact not in facts:
-            makers = " or ".join(_makers(fact)) or "a part that gives it"
-            way = (f"{cause[fact]} took it away: change their order, or leave one of them out"
-                   if fact in cause else f"put {makers} in front of it")
+            makers = _makers(fact)
+            way = f"no registered part adds {fact!r}; known facts are {', '.join(FACTS)}"
+            if fact in cause:
+                way = f"{cause[fact]} took it away: change their order, or leave one of them out"
+            elif makers:
+                way = f"put {' or '.join(makers)} in front of it"
             raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:

@@ -333,6 +333,54 @@ def test_a_stage_that_changes_names_or_shapes_is_refused(side, change, message):
         next(federate(NET, TABLE, Settings(cohort=3), uplink=[Bent(change, side)]))
 
 
+class Counting(Stage):
+    """Says how many bytes its clients send."""
+
+    name = "counting"
+
+    def __init__(self, *counts):
+        self.counts = counts
+
+    def each(self, update, context):
+        return replace(update, bytes_up=torch.tensor(self.counts))
+
+
+def test_a_stage_counts_bytes_for_each_client():
+    counted = next(federate(NET, TABLE, Settings(cohort=3), uplink=[Counting(7.0, 8.0, 9.0)]))
+    assert counted.bytes_up == 24
+    for wrong in ((7.0,), (7.0, 8.0, -1.0)):
+        with pytest.raises(ParameterError, match=r"bytes_up has a number from 0 for each of 3"):
+            next(federate(NET, TABLE, Settings(cohort=3), uplink=[Counting(*wrong)]))
+
+
+class Silent(Stage):
+    """Returns nothing."""
+
+    name = "silent"
+
+    def each(self, update, context):
+        context.notes["seen"] = update
+
+
+@pytest.mark.parametrize(("parts", "message"), [
+    ({"local": WeightedMean()}, "local=.*: give a Local"),
+    ({"schedule": SGD()}, "schedule=.*: give a Schedule"),
+    ({"participation": SGD()}, "participation=.*: give a Participation"),
+    ({"uplink": Clip()}, "uplink=.*: give a list of stages"),
+    ({"uplink": [WeightedMean()]}, "uplink=.*: its parts are stages"),
+    ({"aggregate": WeightedMean}, "aggregate=.*: give an Aggregation, or a function"),
+    ({"uplink": [Silent()]}, "silent=None: a stage returns an Update"),
+])
+def test_a_part_in_the_place_of_another_kind_is_refused(parts, message):
+    with pytest.raises(ParameterError, match=message):
+        next(federate(NET, TABLE, Settings(cohort=3), **parts))
+
+
+def test_a_stage_that_acts_nowhere_is_refused():
+    with pytest.raises(ParameterError, match=r"Typo\.side='clients': choose one of client, server"):
+        type("Typo", (Stage,), {"side": "clients"})
+
+
 def filled(value):
     def rule(updates, server):
         return {name: torch.full_like(like, value) for name, like in server.items()}
@@ -347,6 +395,10 @@ def unknown(updates, server):
     return {"w3": torch.zeros(1)}
 
 
+def partial(updates, server):
+    return {n: d for n, d in WeightedMean()(updates, server).items() if n != "b1"}
+
+
 def thin(updates, server):
     return {"w1": Rows(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]))}
 
@@ -357,6 +409,7 @@ def thin(updates, server):
     (narrow, r"narrow='w1 \(1, 3, 1\)': its delta has a name or shape that the server has not"),
     (unknown, r"unknown='w3 \(1,\)': its delta has a name or shape that the server has not; return "
               r"w1 \(1, 3, 4\), b1 \(1, 4\)"),
+    (partial, r"partial=\['b1'\]: its delta lacks these names; return one for each of b1, b2, w1"),
 ])
 def test_an_aggregation_that_returns_no_delta_is_refused(rule, message):
     with pytest.raises(ParameterError, match=message):

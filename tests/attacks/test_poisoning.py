@@ -7,11 +7,11 @@ import torch
 from conftest import tiny
 
 from fedlab.aggregation import Krum, MeanOfHolders, NormBound, RowBound, TrimmedMean, WeightedMean
-from fedlab.algorithms import SGD, Buffered, federate, sample
+from fedlab.algorithms import Buffered, federate, sample
 from fedlab.attacks import Poison, aimed, exposure, noisy, scaled, with_clicks
 from fedlab.core import ParameterError, Round, RoundContext, Rows, Settings, Update
 from fedlab.data import Federation, one_per_user
-from fedlab.engine import updates
+from fedlab.engine import SGD, updates
 from fedlab.evaluation import scorer
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise
@@ -26,7 +26,8 @@ def scene(server, number=1, seed=0):
     """What a stage knows of a round."""
     asked = {name: (value, "item") for name, value in server.items()}
     start = Settings(seed=seed)
-    return RoundContext(None, None, start, Round(number - 1, start, {}), {}, {}, asked=asked)
+    return RoundContext(None, None, start, Round(number - 1, start, {}), {}, {}, seed=seed,
+                        asked=asked)
 
 
 @pytest.mark.parametrize("craft", [scaled(-3.0), noisy(0.5), aimed(7, 2.0)])

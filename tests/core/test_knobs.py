@@ -173,6 +173,14 @@ def without_range():
         siege_strength: float = knob(1.0, 1.0, 1.0, "", "how strong it is")
 
 
+def out_of_range():
+    @register
+    class Siege(Stage):
+        """Has a default that its own range has not."""
+
+        siege_strength: float = knob(9.0, 0.0, 5.0, "", "how strong it is")
+
+
 def of_no_type():
     @register
     class Siege(Stage):
@@ -218,6 +226,7 @@ def of_no_kind():
     (taken_elsewhere, "register='clip': .* has this name; choose another"),
     (without_range,
      r"siege.siege_strength=\(1.0, 1.0\): give the lowest and the highest value, growing"),
+    (out_of_range, r"siege.siege_strength=9.0: choose a number from 0 to 5"),
     (of_no_type, "siege.siege_strength=<class 'list'>: annotate a knob as int, float or str"),
     (otherwise,
      "siege.local_lr=0.5: sgd.* describes this knob otherwise; choose another name, or the same"),

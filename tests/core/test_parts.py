@@ -76,7 +76,7 @@ def test_a_missing_fact_is_named_with_the_parts_that_give_it():
                              r"clip in front of it$"):
         walk([GaussianNoise()], {})
     with pytest.raises(ParameterError,
-                       match="own: needs a moon; put a part that gives it in front"):
+                       match="own: needs a moon; no registered part adds 'a moon'; known"):
         walk([Own("own", needs=("a moon",))], {})
 
 

@@ -147,11 +147,11 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         expect(shown).to_have_text("".join(literal_eval(page.evaluate(ASK, first.format(0)))))
         press(bench, "Start")
         reach(page, bench, 3)
-        turn(page, bench, 3, k=2, method="maml")
+        turn(page, bench, 3, k=2, adaptation="maml")
         stop(bench)
-        (method, many, low), *_, (other, few, high) = told(
-            page, "(r.settings.method, r.settings.k, r.metrics['rmse'])")
-        assert (method, many, other, few) == ("ridge", 10, "maml", 2)
+        (way, many, low), *_, (other, few, high) = told(
+            page, "(r.settings.adaptation, r.settings.k, r.metrics['rmse'])")
+        assert (way, many, other, few) == ("ridge", 10, "maml", 2)
         assert high > low  # two ratings tell less than ten
         handle = page.locator(".jupyter-widgets.widget-slider .noUi-handle").last
         handle.focus()
