@@ -165,6 +165,23 @@ def test_an_attack_goes_through_privacy_as_well(model, clicks):
     assert float(done.params["bias"][3] - start[3]) == pytest.approx(1.0, abs=0.01)
 
 
+def test_more_clients_lie_from_the_next_round_on_those_before_among_them(model, clicks):
+    everybody = Settings(rounds=3, cohort=len(clicks), local_lr=0.1)
+    shares, pushed = iter([0.0, 0.1, 0.3]), []
+
+    def craft(mine, context):
+        pushed.append((context.number, set(mine.cohort.tolist())))
+        return aimed(3, 50.0)(mine, context)
+    rounds = federate(model, clicks, lambda: everybody.replace(liars=next(shares, 0.3)),
+                      uplink=[Poison(craft=craft)])
+    assert [done.settings.liars for done in rounds] == [0.0, 0.1, 0.3]
+    second, third = (set().union(*(who for at, who in pushed if at == number))
+                     for number in (2, 3))
+    assert {number for number, _ in pushed} == {2, 3}
+    assert (len(second), len(third)) == (round(0.1 * len(clicks)), round(0.3 * len(clicks)))
+    assert second < third
+
+
 def test_who_lies_behind_the_clip_is_found_at_the_gate(model, clicks):
     asked = Settings(rounds=1, cohort=20, clip=0.1, factor=1000.0, weighting="examples", liars=0.5)
     (done,) = federate(model, clicks, asked, uplink=[Clip(), Poison()])
