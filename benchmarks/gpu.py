@@ -223,17 +223,18 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
 
     (name, value, unit, what it is) of each figure.
     """
-    from fedlab import Federation, equal, load  # noqa: PLC0415 - a bare machine with a GPU has no transformers
+    from fedlab import Federation, equal, load  # noqa: PLC0415 - for machines without it
     from fedlab.data import ItemQueries, rated_often  # noqa: PLC0415
-    from fedlab.models import adapted  # noqa: PLC0415
-    from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors  # noqa: PLC0415
+    from fedlab.models import adapted, text  # noqa: PLC0415
 
     every = load()
     ratings, kept = rated_often(every, 25)
-    texts = TextEncoder(encoder(), item_texts(ratings.catalogue, "{title} ({year})"), length=12)
-    full = TwoTower(texts, ratings, vectors(item_texts(every.catalogue), progress=False)[kept])
-    data, everyone = ItemQueries(Federation(ratings, equal(ratings, shops)), 16,
-                                 64), torch.arange(shops)
+    titles = text.item_texts(ratings.catalogue, "{title} ({year})")
+    texts = text.TextEncoder(text.encoder(), titles, length=12)
+    known = text.vectors(text.item_texts(every.catalogue), progress=False)[kept]
+    full = text.TwoTower(texts, ratings, known)
+    data = ItemQueries(Federation(ratings, equal(ratings, shops)), 16, 64)
+    everyone = torch.arange(shops)
     local = SGD(batch_size=16, local_lr=0.1, memory_mb=PLENTY)
     tokens = shops * 16 * texts.kept.shape[1]
     lora = adapted(full, ("query", "key", "value", "dense"), train=("head", "user"))

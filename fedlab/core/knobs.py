@@ -158,7 +158,8 @@ def described() -> dict[str, Description]:
             for f in fields(cls):
                 if "knob" in f.metadata:
                     before = found[f.name].readers if f.name in found else ()
-                    found[f.name] = Description(f.metadata["knob"], f.type, f.default,  # type: ignore[arg-type]
+                    found[f.name] = Description(f.metadata["knob"], f.type,  # type: ignore[arg-type]
+                                                f.default,
                                                 (*before, title))
     return found
 

@@ -64,7 +64,7 @@ def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float
         if not done.number % every:
             with one_thread():  # the others are for a browser that looks on
                 found = measure(done)
-            done = replace(done, metrics=done.metrics | found)  # noqa: PLW2901 - the same Round, with more in it
+            done = replace(done, metrics=done.metrics | found)  # noqa: PLW2901 - the same Round
         yield done
 
 

@@ -105,7 +105,7 @@ class Runner:
                 if not self._may_go_on():
                     break
             state = "stopped" if self._stopping else "done"
-        except Exception as error:  # noqa: BLE001 - a thread's error must reach the status line, whatever it is
+        except Exception as error:  # noqa: BLE001 - for the status line
             self.error = f"{type(error).__name__}: {error}"
         finally:
             job.close()
