@@ -147,12 +147,20 @@ def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path
         expect(shown).to_have_text("".join(literal_eval(page.evaluate(ASK, first.format(0)))))
         press(bench, "Start")
         reach(page, bench, 3)
-        turn(page, bench, 3, k=2, adaptation="maml")
+        turn(page, bench, 3, k=2)
         stop(bench)
-        (way, many, low), *_, (other, few, high) = told(
-            page, "(r.settings.adaptation, r.settings.k, r.metrics['rmse'])")
-        assert (way, many, other, few) == ("ridge", 10, "maml", 2)
+        k = "[used.get('k', 10) for used in run.settings_by_round()]"
+        (many, low), *_, (few, high) = literal_eval(page.evaluate(
+            ASK, f"[list(zip({k}, [r['rmse'] for r in run.records]))"
+                 " for run in bench.session.members][-1]"))
+        assert (many, few) == (10, 2)
         assert high > low  # two ratings tell less than ten
+        # takes effect in the next run
+        bench.get_by_label("adaptation", exact=True).select_option("maml")
+        press(bench, "Start")
+        reach(page, bench, 3)
+        stop(bench)
+        assert told(page, "r.settings.adaptation")[0] == "maml"
         handle = page.locator(".jupyter-widgets.widget-slider .noUi-handle").last
         handle.focus()
         for _ in range(5):
@@ -192,7 +200,7 @@ def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp
         found = told(page, "(r.settings.liars, r.metrics['er@10'], r.metrics['members told'],"
                            " r.metrics['epsilon'])")
         honest, lied = ([row for row in found if bool(row[0]) == lying] for lying in (False, True))
-        assert max(row[1] for row in honest) < 0.01
+        assert max(row[1] for row in honest) < 0.05
         assert lied[-1][1] > 0.5  # a clip alone does not stop them
         assert honest[-1][2] > 0.55  # without noise to speak of, members are told
         spent = [row[3] for row in found]
