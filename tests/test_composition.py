@@ -78,7 +78,7 @@ class Endless(Stage):
     side = "server"
 
     def each(self, update, context):
-        most = torch.full((len(update.cohort),), 1e38)
+        most = torch.full((len(update.cohort),), torch.inf)
         return replace(update, deltas={n: r.scaled(most) for n, r in update.deltas.items()})
 
 
