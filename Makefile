@@ -53,6 +53,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 lock: $(READY)  ## write down the versions in .venv, so that every install gets the same

@@ -46,15 +46,23 @@ def main(quick: bool) -> None:
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
     losses = judge(model, HeldOut.clicks(candidates(split, "validation", count=9)), data.owner)
-    rules = {"mean": WeightedMean(), "given weights": OwnWeights([1.0] * len(data)),
-             "mean of holders": MeanOfHolders(), "norm bound": NormBound(),
-             "coordinate median": CoordinateMedian(), "trimmed mean": TrimmedMean(),
-             "krum": Krum(byzantine=10), "by quality": ByQuality(judge=losses),
-             "selection": BestModels(judge=losses)}
+    rules = {
+        "mean": WeightedMean(),
+        "given weights": OwnWeights([1.0] * len(data)),
+        "mean of holders": MeanOfHolders(),
+        "norm bound": NormBound(),
+        "coordinate median": CoordinateMedian(),
+        "trimmed mean": TrimmedMean(),
+        "krum": Krum(byzantine=10),
+        "by quality": ByQuality(judge=losses),
+        "selection": BestModels(judge=losses),
+    }
     base = Settings(rounds=10_000, cohort=100)
     streams = {name: federate(model, data, base, aggregate=rule) for name, rule in rules.items()}
-    streams |= {name: federate(model, data, base.replace(server_optimizer=name, server_lr=0.01))
-                for name in ("momentum", "adam", "yogi", "adagrad")}
+    streams |= {
+        name: federate(model, data, base.replace(server_optimizer=name, server_lr=0.01))
+        for name in ("momentum", "adam", "yogi", "adagrad")
+    }
     streams["fedprox"] = federate(model, data, base.replace(proximal=0.1))
     streams["scaffold"] = federate(model, data, base, local=Scaffold())
     for rounds in streams.values():
@@ -65,14 +73,22 @@ def main(quick: bool) -> None:
             began = time.perf_counter()
             next(rounds)
             seconds[name].append(time.perf_counter() - began)
-    found = {"mean_round_s": entry(median(seconds["mean"]), "s", None, higher=False, seeds=1,
-                                   note="100 clients")}
+    found = {
+        "mean_round_s": entry(
+            median(seconds["mean"]), "s", None, higher=False, seeds=1, note="100 clients"
+        )
+    }
     for name in streams:
         if name != "mean":
             ratio = median(a / b for a, b in zip(seconds[name], seconds["mean"], strict=True))
             found[f"{name.replace(' ', '_')}_over_mean"] = entry(
-                ratio, "ratio", None if name in STATED else 1.1, higher=False, seeds=1,
-                note=f"of a round{', quick' if quick else ''}")
+                ratio,
+                "ratio",
+                None if name in STATED else 1.1,
+                higher=False,
+                seeds=1,
+                note=f"of a round{', quick' if quick else ''}",
+            )
     record("aggregation", found, quick)
 
 

@@ -29,20 +29,26 @@ import fedlab
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "fedlab"
-LINES = 383          # of edition 0.5.0, counted in the same way
+LINES = 383  # of edition 0.5.0, counted in the same way
 JOBS = ("mlp", "module", "factors 10k", "factors 50k", "lesson 2")
 
 
 def statements(folder: Path) -> int:
     """Statements of all Python files, by `ast`."""
-    return sum(isinstance(node, ast.stmt) for path in folder.rglob("*.py")
-               for node in ast.walk(ast.parse(path.read_text())))
+    return sum(
+        isinstance(node, ast.stmt)
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
 
 
 def long_lines() -> int:
     """Lines of more than 100 characters in the code and the notebooks' code cells."""
-    texts = [path.read_text() for folder in ("fedlab", "tests", "benchmarks", "data")
-             for path in (ROOT / folder).rglob("*.py")]
+    texts = [
+        path.read_text()
+        for folder in ("fedlab", "tests", "benchmarks", "data")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -62,6 +68,7 @@ def passed_through() -> tuple[set[str], int]:
         if event == "line":
             lines.add((frame.f_code.co_filename, frame.f_lineno))
         return look
+
     sys.settrace(look)
     next(rounds)
     sys.settrace(None)
@@ -75,8 +82,13 @@ def job(name: str) -> tuple[Any, Any, dict[str, Any]]:
     if name == "lesson 2":
         train = fedlab.leave_one_out(fedlab.load()).train
         model = fedlab.matrix_factorisation(train.user_count, train.item_count, 32)
-        settings = {"rounds": 10_000, "cohort": 64, "local_lr": 1.0, "server_lr": 50.0,
-                    "weighting": "equal"}
+        settings = {
+            "rounds": 10_000,
+            "cohort": 64,
+            "local_lr": 1.0,
+            "server_lr": 50.0,
+            "weighting": "equal",
+        }
         return model, fedlab.Federation(train, fedlab.one_per_user(train)), settings
     x = torch.randn(20_000, 64, generator=generator)
     target = (x[:, 0] > 0).float()
@@ -108,9 +120,16 @@ def serve(name: str) -> None:
 def ratio(name: str, against: Path, repeats: int) -> float:
     """Speed over that of another checkout: rounds in turn, the median of the ratios of pairs."""
     words = [sys.executable, __file__, "serve", name]
-    both = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": str(root)}) for root in (against,
-                                                                                      ROOT)]
+    both = [
+        subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )
+        for root in (against, ROOT)
+    ]
     pairs = []
     for _ in range(repeats):
         took = []
@@ -131,16 +150,28 @@ def measured(against: Path | None, quick: bool) -> None:
     files, lines = passed_through()
     names = [path.name for path in HOUSE.iterdir() if path.name != "__pycache__"]
     print("a round passes through", *sorted(str(Path(f).relative_to(HOUSE)) for f in files))
-    counts = {"files_in_a_round": (len(files), 10), "lines_in_a_round": (lines, LINES),
-              "long_lines": (long_lines(), 0), "names_in_package": (len(names), 16),
-              "statements": (statements(HOUSE), 6137)}
-    found = {name: entry(value, "", goal, higher=False, seeds=1, note="counted")
-             for name, (value, goal) in counts.items()}
+    counts = {
+        "files_in_a_round": (len(files), 10),
+        "lines_in_a_round": (lines, LINES),
+        "long_lines": (long_lines(), 0),
+        "names_in_package": (len(names), 16),
+        "statements": (statements(HOUSE), 6137),
+    }
+    found = {
+        name: entry(value, "", goal, higher=False, seeds=1, note="counted")
+        for name, (value, goal) in counts.items()
+    }
     if against:
         ratios = {name: ratio(name, against, 5 if quick else 41) for name in JOBS}
         each = ", ".join(f"{name} {value:.2f}" for name, value in ratios.items())
-        found["speed_vs_0_5"] = entry(min(ratios.values()), "ratio", 0.9, higher=True, seeds=1,
-                                      note=f"the least of {each}{', quick' if quick else ''}")
+        found["speed_vs_0_5"] = entry(
+            min(ratios.values()),
+            "ratio",
+            0.9,
+            higher=True,
+            seeds=1,
+            note=f"the least of {each}{', quick' if quick else ''}",
+        )
     record("architecture", found, quick)
 
 
@@ -148,10 +179,11 @@ def composed(quick: bool) -> Any:
     """What all pairs come to, each process at pairs of its own."""
     from composition import Counts, pairs, tried, variants  # noqa: PLC0415
 
-    every = pairs(variants(heavy_too=not quick)[0])[::40 if quick else 1]
+    every = pairs(variants(heavy_too=not quick)[0])[:: 40 if quick else 1]
     total = Counts()
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads,
-                             (1,)) as pool:
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
         for number, found in enumerate(pool.map(tried, every, chunksize=4), 1):
             total.add(found)
             for line in found.findings:
@@ -165,17 +197,28 @@ def report(found: Any, quick: bool) -> None:
     """Record the counts of `composed`."""
     from common import entry, record  # noqa: PLC0415
 
-    note = (f"{found.combinations} combinations, {found.works} work, {found.refused} are refused, "
-            f"{found.knobs} knobs turned{', quick' if quick else ''}")
-    lists = {"composition_silent": (found.silent, "a part without effect"),
-             "composition_raw_errors": (found.raw + found.unclear,
-                                        "no ParameterError that names parts and a way out"),
-             "knobs_ignored": (found.ignored, "turned, and nothing changes or is said"),
-             "resume_unequal": (found.unequal, "other bits after going on from a Round")}
-    record("architecture", {"composition_pairs": entry(found.pairs, "pairs", None, higher=True,
-                                                       seeds=1, note=note)}
-           | {name: entry(len(lines), "", 0, higher=False, seeds=1, note=said)
-              for name, (lines, said) in lists.items()}, quick)
+    note = (
+        f"{found.combinations} combinations, {found.works} work, {found.refused} are refused, "
+        f"{found.knobs} knobs turned{', quick' if quick else ''}"
+    )
+    lists = {
+        "composition_silent": (found.silent, "a part without effect"),
+        "composition_raw_errors": (
+            found.raw + found.unclear,
+            "no ParameterError that names parts and a way out",
+        ),
+        "knobs_ignored": (found.ignored, "turned, and nothing changes or is said"),
+        "resume_unequal": (found.unequal, "other bits after going on from a Round"),
+    }
+    record(
+        "architecture",
+        {"composition_pairs": entry(found.pairs, "pairs", None, higher=True, seeds=1, note=note)}
+        | {
+            name: entry(len(lines), "", 0, higher=False, seeds=1, note=said)
+            for name, (lines, said) in lists.items()
+        },
+        quick,
+    )
 
 
 def main() -> None:

@@ -41,22 +41,31 @@ def main(quick: bool) -> None:
 
     def ways(seed: int) -> dict[str, tuple[Iterator[Round], int]]:
         """Name -> (its stream, steps between measurements)."""
+
         def sync(**given: float) -> Iterator[Round]:
-            return federate(model, data, Settings(rounds=200, server_lr=400.0, seed=seed, **LOCAL,
-                                                  **given))
+            return federate(
+                model, data, Settings(rounds=200, server_lr=400.0, seed=seed, **LOCAL, **given)
+            )
 
         def later(**given) -> Iterator[Round]:
-            return federate(model, data, Settings(rounds=8000, seed=seed, **LOCAL | given),
-                            schedule=Buffered())
-        return {"sync": (sync(), 1), "deadline": (sync(deadline=20.0), 1),
-                "fedbuff": (later(buffer=10, server_lr=80.0), 6),
-                "fedasync": (later(method="fedasync", server_lr=1.0, local_lr=16.0), AT_ONCE)}
+            return federate(
+                model, data, Settings(rounds=8000, seed=seed, **LOCAL | given), schedule=Buffered()
+            )
+
+        return {
+            "sync": (sync(), 1),
+            "deadline": (sync(deadline=20.0), 1),
+            "fedbuff": (later(buffer=10, server_lr=80.0), 6),
+            "fedasync": (later(method="fedasync", server_lr=1.0, local_lr=16.0), AT_ONCE),
+        }
 
     def reach(rounds: Iterator[Round], every: int, seed: int) -> float:
         validation = candidates(split, "validation", seed=seed)
         for done in rounds:
-            if not done.number % every and ranking(scorer(model, done.params),
-                                                   validation)["ndcg@10"] >= TARGET:
+            if (
+                not done.number % every
+                and ranking(scorer(model, done.params), validation)["ndcg@10"] >= TARGET
+            ):
                 return done.clock
         raise SystemExit(f"seed {seed}: the target was not reached")
 
@@ -68,14 +77,29 @@ def main(quick: bool) -> None:
     found, note = {}, f"to validation NDCG@10 {TARGET}{', quick' if quick else ''}"
     for name, values in times.items():
         spread = f"sd {stdev(values):.0f}" if len(values) > 1 else "one seed"
-        found[f"{name}_seconds"] = entry(mean(values), "s, simulated", None, higher=False,
-                                         seeds=len(values), note=f"{note}, {spread}")
-    for name, against, goal in (("fedbuff", "sync", 1 / 3), ("fedbuff", "deadline", None),
-                                ("fedasync", "sync", None), ("deadline", "sync", None)):
+        found[f"{name}_seconds"] = entry(
+            mean(values),
+            "s, simulated",
+            None,
+            higher=False,
+            seeds=len(values),
+            note=f"{note}, {spread}",
+        )
+    for name, against, goal in (
+        ("fedbuff", "sync", 1 / 3),
+        ("fedbuff", "deadline", None),
+        ("fedasync", "sync", None),
+        ("deadline", "sync", None),
+    ):
         ratios = [a / b for a, b in zip(times[name], times[against], strict=True)]
         found[f"{name}_vs_{against}_time"] = entry(
-            mean(ratios), "ratio", goal, higher=False, seeds=len(ratios),
-            note=f"{note}, from {min(ratios):.3f} to {max(ratios):.3f} over seeds")
+            mean(ratios),
+            "ratio",
+            goal,
+            higher=False,
+            seeds=len(ratios),
+            note=f"{note}, from {min(ratios):.3f} to {max(ratios):.3f} over seeds",
+        )
     record("asynchronous", found, quick)
 
 

@@ -59,10 +59,14 @@ from fedlab.engine import updates
 from fedlab.models import from_module
 from fedlab.models.text import Backbone, TextEncoder, encoder, item_texts, mean_state
 
-RULES = {"mean": WeightedMean(weighting="equal"), "normbound": NormBound(bound=1.5,
-                                                                         weighting="equal"),
-         "trimmed": TrimmedMean(), "median": CoordinateMedian(), "krum": Krum(byzantine=2, keep=32),
-         "rowbound": RowBound(bound=0.05, weighting="equal")}
+RULES = {
+    "mean": WeightedMean(weighting="equal"),
+    "normbound": NormBound(bound=1.5, weighting="equal"),
+    "trimmed": TrimmedMean(),
+    "median": CoordinateMedian(),
+    "krum": Krum(byzantine=2, keep=32),
+    "rowbound": RowBound(bound=0.05, weighting="equal"),
+}
 LAYER = "layer.0.attention.self.query"
 
 
@@ -74,18 +78,25 @@ def pushed(split: Split, seed: int, quick: bool) -> dict[str, float]:
     target = int(rare[torch.randint(len(rare), (1,), generator=draw)])
     order = torch.randperm(train.user_count, generator=draw)
     model = matrix_factorisation(train.user_count, train.item_count, 32)
-    settings = Settings(rounds=6 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
-                        seed=seed)
+    settings = Settings(
+        rounds=6 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0, seed=seed
+    )
     aim = aimed(target, 100.0)
-    for attack, share, lie in (("clean", 0.0, aim), ("boosted", 0.01, scaled(50.0)), ("aimed", 0.01,
-                                                                                      aim),
-                               ("aimed5", 0.05, aim), ("flipped", 0.1, scaled(-5.0))):
-        liars = order[:round(share * train.user_count)]
-        data = Federation(with_clicks(train, liars, target) if attack == "boosted" else train,
-                          owner)
+    for attack, share, lie in (
+        ("clean", 0.0, aim),
+        ("boosted", 0.01, scaled(50.0)),
+        ("aimed", 0.01, aim),
+        ("aimed5", 0.05, aim),
+        ("flipped", 0.1, scaled(-5.0)),
+    ):
+        liars = order[: round(share * train.user_count)]
+        data = Federation(
+            with_clicks(train, liars, target) if attack == "boosted" else train, owner
+        )
         for name, rule in RULES.items() if share else [("mean", RULES["mean"])]:
-            *_, done = federate(model, data, settings, uplink=[Poison(clients=liars, craft=lie)],
-                                aggregate=rule)
+            *_, done = federate(
+                model, data, settings, uplink=[Poison(clients=liars, craft=lie)], aggregate=rule
+            )
             score = scorer(model, done.params)
             found[f"{attack}_{name}_er10"] = exposure(score, train, target)
             found[f"{attack}_{name}_hr10"] = ranking(score, test)["hr@10"]
@@ -101,8 +112,16 @@ def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
     plain = Settings(rounds=3 if quick else 20, cohort=200, local_lr=15.0, seed=seed)
     noisy = plain.replace(clip=5.0, sampling="poisson", teaching_seed=seed)
     runs = {"plain": federate(model, data, plain.replace(weighting="equal"), participation=half)}
-    runs |= {f"z{z}": federate(model, data, noisy.replace(noise=z), participation=half,
-                               uplink=[Clip(), GaussianNoise()]) for z in (0.3, 1, 3)}
+    runs |= {
+        f"z{z}": federate(
+            model,
+            data,
+            noisy.replace(noise=z),
+            participation=half,
+            uplink=[Clip(), GaussianNoise()],
+        )
+        for z in (0.3, 1, 3)
+    }
     watched, found = rated_items(data, torch.arange(len(data))), {}
     for name, rounds in runs.items():
         *_, done = rounds
@@ -132,9 +151,10 @@ def read(split: Split, seed: int) -> dict[str, float]:
     The share of theirs, and of those the right.
     """
     torch.manual_seed(seed)
-    titles, data = item_texts(split.train.catalogue, "{title}"), Federation(split.train,
-                                                                            one_per_user(
-        split.train))
+    titles, data = (
+        item_texts(split.train.catalogue, "{title}"),
+        Federation(split.train, one_per_user(split.train)),
+    )
     net, body, found = Stars(titles), Backbone(encoder()), {}
     for name, weight in net.named_parameters():
         weight.requires_grad_(name.startswith("head") or name.endswith(f"{LAYER}.weight"))
@@ -143,16 +163,21 @@ def read(split: Split, seed: int) -> dict[str, float]:
     quiet = data.counts.argsort(stable=True)[torch.randperm(100, generator=stream(seed, "quiet"))]
     for count in (1, 4, 16):
         clients = quiet[:count][data.counts[quiet[:count]].argsort(descending=True)]
-        parts = updates(model, data, start, clients, SGD(local_lr=0.1, negatives=0, batch_size=8),
-                        seed=seed)
-        total = sum(part.deltas[f"text.body.model.encoder.{LAYER}.weight"].values.sum(0)
-                    for part in parts)
+        parts = updates(
+            model, data, start, clients, SGD(local_lr=0.1, negatives=0, batch_size=8), seed=seed
+        )
+        total = sum(
+            part.deltas[f"text.body.model.encoder.{LAYER}.weight"].values.sum(0) for part in parts
+        )
         outside, _ = recover_tokens(total, body, LAYER, 12)
         items = split.train.items[torch.isin(split.train.users, clients)].tolist()
-        theirs = encoder().tokenizer([titles[i] for i in items], truncation=True,
-                                     max_length=12)["input_ids"]
-        got, true = set((outside < 0.01).nonzero()[:, 0].tolist()), {word for ids in theirs
-                                                                     for word in ids}
+        theirs = encoder().tokenizer([titles[i] for i in items], truncation=True, max_length=12)[
+            "input_ids"
+        ]
+        got, true = (
+            set((outside < 0.01).nonzero()[:, 0].tolist()),
+            {word for ids in theirs for word in ids},
+        )
         found[f"words_of_{count}_recall"] = len(got & true) / len(true)
         found[f"words_of_{count}_precision"] = len(got & true) / max(1, len(got))
     return found
@@ -171,17 +196,39 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
     table, note = {}, ", quick" if quick else ""
 
     def row(name: str, values: list[float], unit: str, goal: float | None, *, higher: bool) -> None:
-        table[name] = entry(mean(values), unit, goal, higher=higher, seeds=len(values),
-                            note=f"from {min(values):.3f} to {max(values):.3f}{note}")
+        table[name] = entry(
+            mean(values),
+            unit,
+            goal,
+            higher=higher,
+            seeds=len(values),
+            note=f"from {min(values):.3f} to {max(values):.3f}{note}",
+        )
+
     for name in every[0]:
-        row(name, [found[name] for found in every],
-            "epsilon" if name.endswith("epsilon") else "share", None, higher=name.endswith("hr10"))
+        row(
+            name,
+            [found[name] for found in every],
+            "epsilon" if name.endswith("epsilon") else "share",
+            None,
+            higher=name.endswith("hr10"),
+        )
     for attack, rule in (("boosted", "normbound"), ("aimed", "rowbound")):
         name = f"promotion_{rule}"
-        row(f"{name}_er10", [found[f"{attack}_{rule}_er10"] for found in every], "share", 0.01,
-            higher=False)
-        row(f"{name}_hr_loss", [1 - found[f"{attack}_{rule}_hr10"] / found["clean_mean_hr10"]
-                                for found in every], "share", 0.05, higher=False)
+        row(
+            f"{name}_er10",
+            [found[f"{attack}_{rule}_er10"] for found in every],
+            "share",
+            0.01,
+            higher=False,
+        )
+        row(
+            f"{name}_hr_loss",
+            [1 - found[f"{attack}_{rule}_hr10"] / found["clean_mean_hr10"] for found in every],
+            "share",
+            0.05,
+            higher=False,
+        )
     record("privacy", table, quick)
 
 

@@ -30,9 +30,16 @@ from fedlab import (
 )
 from fedlab.communication import LowRank, Quantised, RandomK, TopK
 
-CODES = {"int8": Quantised(8), "int4": Quantised(4), "int2": Quantised(2), "sign": Quantised(1),
-         "top10": TopK(0.1),
-         "random10": RandomK(0.1), "rank1": LowRank(1), "rank1_int4": LowRank(1, then=Quantised(4))}
+CODES = {
+    "int8": Quantised(8),
+    "int4": Quantised(4),
+    "int2": Quantised(2),
+    "sign": Quantised(1),
+    "top10": TopK(0.1),
+    "random10": RandomK(0.1),
+    "rank1": LowRank(1),
+    "rank1_int4": LowRank(1, then=Quantised(4)),
+}
 GOALS = {"int4_ndcg_loss": 0.01, "int4_bytes_ratio": 7.5, "int4_over_plain_round": 1.25}
 
 
@@ -41,11 +48,19 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
     split = leave_one_out(load())
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
-    config = Settings(rounds=4 if quick else 60, cohort=64, local_lr=1.0, server_lr=50.0,
-                      weighting="equal", seed=seed)
+    config = Settings(
+        rounds=4 if quick else 60,
+        cohort=64,
+        local_lr=1.0,
+        server_lr=50.0,
+        weighting="equal",
+        seed=seed,
+    )
     ways = {"plain": []} | {name: [ErrorFeedback(own=code)] for name, code in CODES.items()}
-    ways |= {f"{name}_forgotten": [ErrorFeedback(own=code, feedback="off")]
-             for name, code in CODES.items()}
+    ways |= {
+        f"{name}_forgotten": [ErrorFeedback(own=code, feedback="off")]
+        for name, code in CODES.items()
+    }
     found = {}
     for name, way in ways.items():
         rounds = list(federate(model, data, config, uplink=way))
@@ -59,18 +74,22 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
     """Write what the seeds so far say."""
     table, note = {}, ", quick" if quick else ""
     for name in CODES:
-        values = {"ndcg_loss": [1 - found[f"{name}_ndcg10"] / found["plain_ndcg10"]
-                                for found in every],
-                  "ndcg_loss_forgotten": [1 - found[f"{name}_forgotten_ndcg10"]
-                                          / found["plain_ndcg10"] for found in every],
-                  "bytes_ratio": [found["plain_bytes"] / found[f"{name}_bytes"] for found in every]}
+        values = {
+            "ndcg_loss": [1 - found[f"{name}_ndcg10"] / found["plain_ndcg10"] for found in every],
+            "ndcg_loss_forgotten": [
+                1 - found[f"{name}_forgotten_ndcg10"] / found["plain_ndcg10"] for found in every
+            ],
+            "bytes_ratio": [found["plain_bytes"] / found[f"{name}_bytes"] for found in every],
+        }
         for measure, each in values.items():
-            table[f"{name}_{measure}"] = entry(mean(each),
-                                               "times" if measure == "bytes_ratio" else "share",
-                                               GOALS.get(f"{name}_{measure}"),
-                                               higher=measure == "bytes_ratio", seeds=len(each),
-                                               note=f"from {min(each):.3f} to "
-                                               f"{max(each):.3f}{note}")
+            table[f"{name}_{measure}"] = entry(
+                mean(each),
+                "times" if measure == "bytes_ratio" else "share",
+                GOALS.get(f"{name}_{measure}"),
+                higher=measure == "bytes_ratio",
+                seeds=len(each),
+                note=f"from {min(each):.3f} to {max(each):.3f}{note}",
+            )
     record("privacy", table, quick)
 
 
@@ -85,7 +104,8 @@ def times(quick: bool) -> None:
         for keep in ("on", "off"):
             way = ErrorFeedback(own=CODES[name], feedback=keep)
             streams[f"{name}{'' if keep == 'on' else '_forgotten'}"] = federate(
-                model, data, config, uplink=[way])
+                model, data, config, uplink=[way]
+            )
     taken = defaultdict(list)
     for number in range(6 if quick else 30):
         for name, rounds in streams.items():
@@ -94,10 +114,22 @@ def times(quick: bool) -> None:
             if number > 2:
                 taken[name].append(time.perf_counter() - began)
     plain = median(taken.pop("plain"))
-    record("privacy", {f"{name}_over_plain_round": entry(
-        median(each) / plain, "ratio", GOALS.get(f"{name}_over_plain_round"), higher=False, seeds=1,
-        note=f"lesson 2's model, {plain * 1e3:.0f} ms for 100 clients{', quick' if quick else ''}")
-        for name, each in taken.items()}, quick)
+    record(
+        "privacy",
+        {
+            f"{name}_over_plain_round": entry(
+                median(each) / plain,
+                "ratio",
+                GOALS.get(f"{name}_over_plain_round"),
+                higher=False,
+                seeds=1,
+                note=f"lesson 2's model, {plain * 1e3:.0f} ms for 100 clients"
+                + (", quick" if quick else ""),
+            )
+            for name, each in taken.items()
+        },
+        quick,
+    )
 
 
 if __name__ == "__main__":

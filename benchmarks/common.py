@@ -34,8 +34,9 @@ def parameters(lesson: str) -> dict:
 
     book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
-    return {line.targets[0].id: ast.literal_eval(line.value)
-            for line in ast.parse(cell.source).body}
+    return {
+        line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body
+    }
 
 
 def ml100k() -> Path:
@@ -50,18 +51,32 @@ def ml100k() -> Path:
     return from_wheel("recbole==1.2.1", "recbole/dataset_example/ml-100k")
 
 
-def entry(value: float, unit: str, goal: float | None, *, higher: bool, seeds: int,
-          note: str) -> dict:
+def entry(
+    value: float, unit: str, goal: float | None, *, higher: bool, seeds: int, note: str
+) -> dict:
     """One measured figure in the format of the results files."""
-    return {"value": round(float(value), 4), "unit": unit, "goal": goal, "higher_is_better": higher,
-            "seeds": seeds, "note": note}
+    return {
+        "value": round(float(value), 4),
+        "unit": unit,
+        "goal": goal,
+        "higher_is_better": higher,
+        "seeds": seeds,
+        "note": note,
+    }
 
 
 def processor() -> str:
     """The processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -71,30 +86,42 @@ def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") 
     On the whole run.
     """
     for key, row in measured.items():
-        goal = "" if row[
-            "goal"] is None else f"goal {'>=' if row['higher_is_better'] else '<='} {row['goal']:g}"
+        goal = (
+            ""
+            if row["goal"] is None
+            else f"goal {'>=' if row['higher_is_better'] else '<='} {row['goal']:g}"
+        )
         print(f"{key:28} {row['value']:>10.4g} {row['unit']:<12} {goal:<16} {row['note']}")
     path = RESULTS / (f"{name}.quick.json" if quick else f"{name}.json")
     kept = json.loads(path.read_text())["measured"] if path.exists() else {}
-    versions = {"python": platform.python_version(), "torch": torch.__version__,
-                "numpy": numpy.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
     machine = {"cpu": processor(), "threads": 1, "system": platform.system()}
     path.parent.mkdir(exist_ok=True)
-    whole = {"measured": kept | measured, "machine": machine, "versions": versions,
-             "date": datetime.now(UTC).date().isoformat()} | ({"remark": remark} if remark else {})
+    whole = {
+        "measured": kept | measured,
+        "machine": machine,
+        "versions": versions,
+        "date": datetime.now(UTC).date().isoformat(),
+    } | ({"remark": remark} if remark else {})
     print(remark)
     path.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
 
 
-def from_params(model: Model, data: Source, settings: Settings, params: Tree,
-                **parts: Any) -> Callable[[int], Round]:
+def from_params(
+    model: Model, data: Source, settings: Settings, params: Tree, **parts: Any
+) -> Callable[[int], Round]:
     """Number -> the round of this number from these parameters; parts: as `federate` takes them."""
     pipe = pipeline(in_order(**parts), settings, data)
     return lambda number: one_round(pipe, model, data, Round(number - 1, settings, params))
 
 
-def by_seed(job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None],
-            quick: bool) -> None:
+def by_seed(
+    job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None], quick: bool
+) -> None:
     """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process.
 
     Report all so far after each.

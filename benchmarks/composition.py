@@ -31,16 +31,30 @@ from fedlab.workbench import Choices, Experiment, stream
 
 BASE = {"rounds": 4, "cohort": 8, "measure_every": 4}
 # knobs that are set where something reads them, so that runs are small and can be repeated
-SMALL = {"dim": 4, "platforms": 12, "buffer": 6, "batch_size": 8, "negatives": 2, "against": 20,
-         "teaching_seed": 0, "liars": 0.5, "bound": 0.01, "clip": 0.1, "trim": 0.3,
-         "server_lr": 0.1, "codec": "largest tenth"}
+SMALL = {
+    "dim": 4,
+    "platforms": 12,
+    "buffer": 6,
+    "batch_size": 8,
+    "negatives": 2,
+    "against": 20,
+    "teaching_seed": 0,
+    "liars": 0.5,
+    "bound": 0.01,
+    "clip": 0.1,
+    "trim": 0.3,
+    "server_lr": 0.1,
+    "codec": "largest tenth",
+}
 ALWAYS = ("participation", "server", "schedule")  # kinds whose usual part has variants of its own
 # knobs that by design leave no trace in a run: how it is computed, and when it would end
-NO_TRACE = {"memory_mb": "how many clients are in memory together",
-            "micro_batch": "how many of a batch are worked out at a time",
-            "engine": "how steps are compiled",
-            "precision": "of matrix products, if a model has any",
-            "budget": "ends a run, and begins none"}
+NO_TRACE = {
+    "memory_mb": "how many clients are in memory together",
+    "micro_batch": "how many of a batch are worked out at a time",
+    "engine": "how steps are compiled",
+    "precision": "of matrix products, if a model has any",
+    "budget": "ends a run, and begins none",
+}
 # (knob, the part beside it) -> why the knob rightly changes nothing there
 EXPLAINED = {("trim", "item counts"): "holders of an item all send 1, whoever is cut off"}
 
@@ -63,8 +77,11 @@ class Variant:
     @property
     def words(self) -> set[str]:
         """By which a message may name it."""
-        return {self.part, *(name for name, _ in self.change),
-                *(value for _, value in self.change if isinstance(value, str))}
+        return {
+            self.part,
+            *(name for name, _ in self.change),
+            *(value for _, value in self.change if isinstance(value, str)),
+        }
 
 
 @dataclass(frozen=True)
@@ -110,8 +127,11 @@ def folder() -> str:
     genres = ("Comedy", "Drama", "Comedy|Drama", "Horror")
     films = [f'{i},"Film {i} ({1930 + i % 70})",{genres[i % 4]}' for i in range(130)]
     (where / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
-    rated = [f"{u},{(u * 13 + k * (u % 5 + 3)) % 130},{(u + k * k) % 9 / 2 + .5},{100 * k + u}"
-             for u in range(26) for k in range(10 + u % 5)]
+    rated = [
+        f"{u},{(u * 13 + k * (u % 5 + 3)) % 130},{(u + k * k) % 9 / 2 + 0.5},{100 * k + u}"
+        for u in range(26)
+        for k in range(10 + u % 5)
+    ]
     (where / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rated]))
     return str(where)
 
@@ -121,8 +141,9 @@ def completed(asked: dict[str, Any]) -> Settings:
     settings = Settings(data=folder(), **BASE | asked)
     made = Experiment(settings)
     names = {name for part in made.parts for name in knobs(type(part))} - made.unread().keys()
-    return settings.replace(**{name: value for name, value in SMALL.items()
-                               if name in names and name not in asked})
+    return settings.replace(
+        **{name: value for name, value in SMALL.items() if name in names and name not in asked}
+    )
 
 
 def mark(rounds: Sequence[Round]) -> str:
@@ -132,9 +153,17 @@ def mark(rounds: Sequence[Round]) -> str:
         for name in sorted(done.params):
             found.update(name.encode() + done.params[name].contiguous().numpy().tobytes())
         metrics = {name: value for name, value in done.metrics.items() if name != "secure_s"}
-        books = (done.cohort.tolist(), done.norms.tolist(), done.losses.tolist(), done.bytes_down,
-                 done.bytes_up, sorted(done.rejected.items()), done.skipped, done.clock,
-                 sorted(metrics.items()))
+        books = (
+            done.cohort.tolist(),
+            done.norms.tolist(),
+            done.losses.tolist(),
+            done.bytes_down,
+            done.bytes_up,
+            sorted(done.rejected.items()),
+            done.skipped,
+            done.clock,
+            sorted(metrics.items()),
+        )
         found.update(repr(books).encode())
     return found.hexdigest()
 
@@ -188,8 +217,9 @@ def moved(knob: Knob, kind: type, default: Any) -> list[Any]:
 def homes(heavy_too: bool) -> list[dict[str, Any]]:
     """Models and tasks in which a part may be at home, the usual ones first."""
     titles = sorted(REGISTRY["model"], key=lambda title: heavy(REGISTRY["model"][title]))
-    models = [{"model": title} for title in titles
-              if heavy_too or not heavy(REGISTRY["model"][title])]
+    models = [
+        {"model": title} for title in titles if heavy_too or not heavy(REGISTRY["model"][title])
+    ]
     ratings = {"task": "ratings"}
     return [{}, *models, ratings, *(ratings | model for model in models)]
 
@@ -201,8 +231,10 @@ def heavy(cls: type) -> bool:
 
 def with_needs(stage: str) -> tuple[str, ...]:
     """A stage behind those that give it what it needs."""
-    needed = [next((title for title, cls in REGISTRY["stage"].items() if fact in cls().adds()), "")
-              for fact in REGISTRY["stage"][stage].needs]
+    needed = [
+        next((title for title, cls in REGISTRY["stage"].items() if fact in cls().adds()), "")
+        for fact in REGISTRY["stage"][stage].needs
+    ]
     return (*dict.fromkeys(title for title in needed if title), stage)
 
 
@@ -220,8 +252,10 @@ def offered() -> Iterator[list[Variant]]:
             continue
         for name in knobs(REGISTRY[kind][title]):
             about = described()[name]
-            ways = [Variant(kind, title, ((name, value),))
-                    for value in moved(about.knob, about.kind, about.default)]
+            ways = [
+                Variant(kind, title, ((name, value),))
+                for value in moved(about.knob, about.kind, about.default)
+            ]
             yield from ([way] for way in ways) if about.knob.options else [ways]
 
 
@@ -239,8 +273,9 @@ def variants(heavy_too: bool = False) -> tuple[list[Variant], list[str]]:
             whole = result(settings_of([each], home))
             without = result(settings_of([], home) | uplink(each.stages[:-1]))
             if whole.mark and whole.mark != without.mark:
-                found.append(Variant(each.kind, each.part, each.change, each.stages,
-                                     tuple(home.items())))
+                found.append(
+                    Variant(each.kind, each.part, each.change, each.stages, tuple(home.items()))
+                )
                 break
             why = why or whole.refused or whole.raw or "it changes nothing"
         else:
@@ -303,15 +338,17 @@ def resumes(settings: Settings) -> bool:
     return not rest.refused and not rest.raw and mark(again) == mark(whole[1:])
 
 
-def ignored(part: Variant, beside: Variant, asked: dict[str, Any], first: Outcome
-            ) -> tuple[list[str], int]:
+def ignored(
+    part: Variant, beside: Variant, asked: dict[str, Any], first: Outcome
+) -> tuple[list[str], int]:
     """(knobs of a part that change nothing and raise nothing, how many were tried)."""
     cls = REGISTRY.get(part.kind, {}).get(part.part)
     if cls is None or (part.kind in ALWAYS and part.change[0][0] != part.kind):
         return [], 0  # it is a knob itself
     settings, lines = completed(asked), []
-    names = {name for name in knobs(cls).keys() - NO_TRACE.keys()
-             if (name, beside.part) not in EXPLAINED}
+    names = {
+        name for name in knobs(cls).keys() - NO_TRACE.keys() if (name, beside.part) not in EXPLAINED
+    }
     for name in sorted(names):
         about = described()[name]
         values = moved(about.knob, about.kind, settings[name])
@@ -322,8 +359,11 @@ def ignored(part: Variant, beside: Variant, asked: dict[str, Any], first: Outcom
 
 def pairs(every: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     """Pairs that can be asked for: not two parts in one place, nor two values of a knob."""
-    return [(a, b) for a, b in itertools.combinations(every, 2)
-            if not dict(a.change).keys() & dict(b.change).keys()]
+    return [
+        (a, b)
+        for a, b in itertools.combinations(every, 2)
+        if not dict(a.change).keys() & dict(b.change).keys()
+    ]
 
 
 def tried(pair: tuple[Variant, Variant]) -> Counts:

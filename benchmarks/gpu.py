@@ -33,7 +33,7 @@ from fedlab.core import to
 from fedlab.engine import updates
 
 EXAMPLES, WIDTH, BATCH = 200, 64, 32
-PLENTY = 10_000_000                              # memory_mb: everybody at once
+PLENTY = 10_000_000  # memory_mb: everybody at once
 
 
 def sync(device: torch.device) -> None:
@@ -42,8 +42,9 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[int], object], device: torch.device, repeats: int,
-            warm: int = 3) -> float:
+def seconds(
+    work: Callable[[int], object], device: torch.device, repeats: int, warm: int = 3
+) -> float:
     """Median seconds of work(number), after warm-up."""
     times = []
     for number in range(warm + repeats):
@@ -60,8 +61,10 @@ def vectors(clients: int, device: torch.device, width: int = WIDTH) -> Columns:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clients * EXAMPLES, width, generator=generator)
     target = (x @ torch.randn(width, generator=generator) > 0).float()
-    return Columns({"x": x.to(device), "target": target.to(device)},
-                   torch.arange(clients).repeat_interleave(EXAMPLES))
+    return Columns(
+        {"x": x.to(device), "target": target.to(device)},
+        torch.arange(clients).repeat_interleave(EXAMPLES),
+    )
 
 
 def clicks(clients: int, items: int, device: torch.device) -> Columns:
@@ -70,8 +73,9 @@ def clicks(clients: int, items: int, device: torch.device) -> Columns:
     owner = torch.arange(clients).repeat_interleave(EXAMPLES)
     item = torch.randint(items, (len(owner),), generator=generator)
     target = (torch.rand(len(owner), generator=generator) < 0.2).float()
-    return Columns({n: c.to(device) for n, c in (("user", owner), ("item", item),
-                                                 ("target", target))}, owner)
+    return Columns(
+        {n: c.to(device) for n, c in (("user", owner), ("item", item), ("target", target))}, owner
+    )
 
 
 class Adapted(nn.Module):
@@ -79,8 +83,9 @@ class Adapted(nn.Module):
 
     def __init__(self, width: int, layers: int, rank: int) -> None:
         super().__init__()
-        self.frozen = nn.ModuleList(nn.Linear(width,
-                                              width).requires_grad_(False) for _ in range(layers))
+        self.frozen = nn.ModuleList(
+            nn.Linear(width, width).requires_grad_(False) for _ in range(layers)
+        )
         self.down = nn.ParameterList(torch.randn(rank, width) / width**0.5 for _ in range(layers))
         self.up = nn.ParameterList(torch.zeros(width, rank) for _ in range(layers))
         self.head = nn.Linear(width, 1)
@@ -97,8 +102,9 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
 
 
-def rounds_of(model, data: Columns, settings: Settings,
-              device: torch.device) -> Callable[[int], object]:
+def rounds_of(
+    model, data: Columns, settings: Settings, device: torch.device
+) -> Callable[[int], object]:
     """A function that runs round `number` from the same start.
 
     Everything resident on the device.
@@ -114,9 +120,11 @@ def check(device: torch.device, engines: list[str], clients: int) -> None:
     Parameters and losses to 1e-5 in fp32, to 0.02 in bf16.
     """
     cpu = torch.device("cpu")
-    models = {"MLP": (perceptron(WIDTH, WIDTH), vectors), "module": (
-        from_module(network(), {"x": torch.zeros(2, WIDTH)}), vectors),
-        "tables": (matrix_factorisation(clients, 500, 16), lambda n, where: clicks(n, 500, where))}
+    models = {
+        "MLP": (perceptron(WIDTH, WIDTH), vectors),
+        "module": (from_module(network(), {"x": torch.zeros(2, WIDTH)}), vectors),
+        "tables": (matrix_factorisation(clients, 500, 16), lambda n, where: clicks(n, 500, where)),
+    }
     for name, (model, data) in models.items():
         settings = Settings(cohort=clients, local_lr=0.1)
         expected = rounds_of(model, data(clients, cpu), settings, cpu)(1)
@@ -124,10 +132,13 @@ def check(device: torch.device, engines: list[str], clients: int) -> None:
             for precision, bound in (("fp32", 1e-5), ("bf16", 0.02)):
                 here = settings.replace(engine=engine, precision=precision)
                 got = rounds_of(model, data(clients, device), here, device)(1)
-                worst = max(float((got.params[n].cpu() - p).abs().max()) for n,
-                            p in expected.params.items())
-                print(f"check {name:8} {engine:9} {precision}: largest difference {worst:.1e}",
-                      flush=True)
+                worst = max(
+                    float((got.params[n].cpu() - p).abs().max()) for n, p in expected.params.items()
+                )
+                print(
+                    f"check {name:8} {engine:9} {precision}: largest difference {worst:.1e}",
+                    flush=True,
+                )
                 assert worst < bound, (name, engine, precision, worst)
 
 
@@ -147,67 +158,112 @@ def must_move(clients: int) -> int:
     return 4 * clients * (2 * steps * weights + 2 * EXAMPLES * WIDTH)
 
 
-def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
-            repeats: int) -> dict[str, dict]:
+def measure(
+    device: torch.device, engines: list[str], sizes: tuple[int, ...], repeats: int
+) -> dict[str, dict]:
     """Every figure of this script as rows of a results file."""
     rows: dict[str, dict] = {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU rehearsal"
 
-    def note(key: str, value: float, unit: str, text: str, goal: float | None = None,
-             higher: bool = True) -> None:
-        rows[key] = entry(value, unit, goal, higher=higher, seeds=1,
-                          note=f"{text}; {name}, median of {repeats}")
+    def note(
+        key: str, value: float, unit: str, text: str, goal: float | None = None, higher: bool = True
+    ) -> None:
+        rows[key] = entry(
+            value, unit, goal, higher=higher, seeds=1, note=f"{text}; {name}, median of {repeats}"
+        )
+
     rate = copy_rate(device)
     note("copy_gb_s", rate / 1e9, "GB/s", "large copy, bytes read and written")
     took: dict[tuple[str, int], float] = {}
     for clients in sizes:
-        data, settings = vectors(clients, device), Settings(cohort=clients, local_lr=0.1,
-                                                        memory_mb=PLENTY)
-        ways = {e: rounds_of(perceptron(WIDTH, WIDTH), data, settings.replace(engine=e),
-                             device) for e in engines}
+        data, settings = (
+            vectors(clients, device),
+            Settings(cohort=clients, local_lr=0.1, memory_mb=PLENTY),
+        )
+        ways = {
+            e: rounds_of(perceptron(WIDTH, WIDTH), data, settings.replace(engine=e), device)
+            for e in engines
+        }
         module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
         ways["module"] = rounds_of(module, data, settings, device)
-        ways["bf16"] = rounds_of(perceptron(WIDTH, WIDTH), data, settings.replace(precision="bf16"),
-                                 device)
+        ways["bf16"] = rounds_of(
+            perceptron(WIDTH, WIDTH), data, settings.replace(precision="bf16"), device
+        )
         if clients <= 1000:
             start = to(module.init(0), device)
             ways["loop"] = lambda number, d=data, c=settings, s=start: module_loop(
-                lambda: network().to(device), s, d, c, number)
+                lambda: network().to(device), s, d, c, number
+            )
         for way, work in ways.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            took[way, clients] = seconds(work, device, 1 if way == "loop" else repeats,
-                                         1 if way == "loop" else 3)
-            note(f"{way}_{clients}_rounds_s", 1 / took[way, clients], "1/s",
-                 f"MLP, {clients} clients, {way}")
+            took[way, clients] = seconds(
+                work, device, 1 if way == "loop" else repeats, 1 if way == "loop" else 3
+            )
+            note(
+                f"{way}_{clients}_rounds_s",
+                1 / took[way, clients],
+                "1/s",
+                f"MLP, {clients} clients, {way}",
+            )
             share = must_move(clients) / took[way, clients] / rate
-            note(f"{way}_{clients}_of_copy", share, "share",
-                 "bytes that must move over time, against the copy")
+            note(
+                f"{way}_{clients}_of_copy",
+                share,
+                "share",
+                "bytes that must move over time, against the copy",
+            )
             if device.type == "cuda":
-                note(f"{way}_{clients}_mb", torch.cuda.max_memory_allocated(device) / 1e6, "MB",
-                     "peak on the device", higher=False)
+                note(
+                    f"{way}_{clients}_mb",
+                    torch.cuda.max_memory_allocated(device) / 1e6,
+                    "MB",
+                    "peak on the device",
+                    higher=False,
+                )
     few, many, most = sizes
     best = min(took[e, many] for e in engines)
-    note(f"vs_loop_{many}", took["loop", many] / best, "ratio",
-         "fastest engine against the loop on this device", 100)
+    note(
+        f"vs_loop_{many}",
+        took["loop", many] / best,
+        "ratio",
+        "fastest engine against the loop on this device",
+        100,
+    )
     growth = took["eager", most] / took["eager", many]
-    note("time_at_10_times_clients", growth, "ratio", f"{most} clients over {many}", 2,
-         higher=False)
+    note(
+        "time_at_10_times_clients", growth, "ratio", f"{most} clients over {many}", 2, higher=False
+    )
     if "captured" in engines:
-        note(f"captured_vs_eager_{few}", took["eager", few] / took["captured", few], "ratio",
-             f"{few} clients", 3)
+        note(
+            f"captured_vs_eager_{few}",
+            took["eager", few] / took["captured", few],
+            "ratio",
+            f"{few} clients",
+            3,
+        )
     for items in (10_000, 50_000):
-        model, settings = matrix_factorisation(few, items, WIDTH), Settings(cohort=few,
-                                                                        memory_mb=PLENTY)
+        model, settings = (
+            matrix_factorisation(few, items, WIDTH),
+            Settings(cohort=few, memory_mb=PLENTY),
+        )
         work = rounds_of(model, clicks(few, items, device), settings, device)
-        note(f"mf_{items}_rounds_s", 1 / seconds(work, device, repeats), "1/s",
-             f"matrix factorisation, {few} clients")
+        note(
+            f"mf_{items}_rounds_s",
+            1 / seconds(work, device, repeats),
+            "1/s",
+            f"matrix factorisation, {few} clients",
+        )
     net = Adapted(384, 6, 8)
     lora = from_module(net, {"x": torch.zeros(2, 384)})
     data, settings = vectors(few, device, 384), Settings(cohort=few, local_lr=0.1, memory_mb=PLENTY)
     stacked = seconds(rounds_of(lora, data, settings, device), device, repeats)
-    note("lora_rounds_s", 1 / stacked, "1/s",
-         f"rank 8 on 6 frozen layers of 384, {few} clients stacked")
+    note(
+        "lora_rounds_s",
+        1 / stacked,
+        "1/s",
+        f"rank 8 on 6 frozen layers of 384, {few} clients stacked",
+    )
     start = to(lora.init(0), device)
     looped = seconds(lambda n: lora_loop(net, start, data, settings, n, device), device, 1, 1)
     note("lora_vs_loop", looped / stacked, "ratio", "the same client by client")
@@ -217,8 +273,9 @@ def measure(device: torch.device, engines: list[str], sizes: tuple[int, ...],
     return rows
 
 
-def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tuple[str, float, str,
-                                                                                  str]]:
+def fine_tuning(
+    device: torch.device, shops: int, repeats: int
+) -> Iterator[tuple[str, float, str, str]]:
     """MiniLM among shops, a batch of 16 films each.
 
     (name, value, unit, what it is) of each figure.
@@ -245,6 +302,7 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
 
         def train(cohort: torch.Tensor, number: int, model=model, params=params) -> list:
             return list(updates(model, data, params, cohort, local, number=number))
+
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         stacked = seconds(lambda n, train=train: train(everyone, n), device, repeats, 1)
@@ -253,17 +311,25 @@ def fine_tuning(device: torch.device, shops: int, repeats: int) -> Iterator[tupl
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device) / 1e6
             yield f"minilm_{name}_mb", peak, "MB", f"{what}, peak on the device"
-        looped = seconds(lambda n, train=train: [train(c, n) for c in everyone.split(1)], device, 1,
-                         1)
+        looped = seconds(
+            lambda n, train=train: [train(c, n) for c in everyone.split(1)], device, 1, 1
+        )
         note = f"{what}, stacked against shop by shop"
         yield f"minilm_{name}_vs_loop", looped / stacked, "ratio", note
 
 
-def lora_loop(net: nn.Module, start: dict, data: Columns, settings: Settings, number: int,
-              device: torch.device) -> None:
+def lora_loop(
+    net: nn.Module,
+    start: dict,
+    data: Columns,
+    settings: Settings,
+    number: int,
+    device: torch.device,
+) -> None:
     """A round of the adapted network client by client."""
-    everything = start | {n: p.detach()[None].to(device) for n,
-                          p in net.named_parameters() if not p.requires_grad}
+    everything = start | {
+        n: p.detach()[None].to(device) for n, p in net.named_parameters() if not p.requires_grad
+    }
     module_loop(lambda: Adapted(384, 6, 8).to(device), everything, data, settings, number)
 
 
@@ -278,13 +344,21 @@ def main() -> None:
     elif sys.argv[1:]:
         raise SystemExit(f"unknown argument {sys.argv[1]!r}; the only one is --rehearse")
     elif not torch.cuda.is_available():
-        record("gpu", {}, quick=False,
-               remark="no GPU was available; run benchmarks/gpu.py where there is one")
+        record(
+            "gpu",
+            {},
+            quick=False,
+            remark="no GPU was available; run benchmarks/gpu.py where there is one",
+        )
     else:
         device, engines = torch.device("cuda"), ["eager", "compiled", "captured"]
         check(device, engines, 100)
-        record("gpu", measure(device, engines, (100, 1000, 10_000), 15), quick=False,
-               remark=torch.cuda.get_device_name(device))
+        record(
+            "gpu",
+            measure(device, engines, (100, 1000, 10_000), 15),
+            quick=False,
+            remark=torch.cuda.get_device_name(device),
+        )
 
 
 if __name__ == "__main__":

@@ -61,8 +61,12 @@ def kernels(ratings: Ratings) -> dict[str, Tensor]:
     about = ratings.catalogue
     texts, titles = item_texts(about), item_texts(about, TITLE)
     minilm = [vectors(texts, progress=False), vectors(titles, progress=False)]
-    return {"text": item_kernel(minilm, about), "minilm": item_kernel(minilm[:1], about, 0, 0),
-            "tfidf": item_kernel([tfidf(texts)], about), "genres": item_kernel([], about)}
+    return {
+        "text": item_kernel(minilm, about),
+        "minilm": item_kernel(minilm[:1], about, 0, 0),
+        "tfidf": item_kernel([tfidf(texts)], about),
+        "genres": item_kernel([], about),
+    }
 
 
 def cold(ratings: Ratings, seeds: range) -> dict[str, list[dict[str, float]]]:
@@ -77,8 +81,12 @@ def cold(ratings: Ratings, seeds: range) -> dict[str, list[dict[str, float]]]:
             rows[name].append(cold_ranking(scorer(model, told), ratings, hidden))
         rows["chance"].append(cold_ranking(chance(seed), ratings, hidden))
         rows["popularity"].append(cold_ranking(popularity(ratings), ratings, hidden))
-        print("cold", seed, {n: [round(v, 3) for v in r[-1].values()] for n, r in rows.items()},
-              flush=True)
+        print(
+            "cold",
+            seed,
+            {n: [round(v, 3) for v in r[-1].values()] for n, r in rows.items()},
+            flush=True,
+        )
     return rows
 
 
@@ -96,14 +104,18 @@ def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
     split = leave_one_out(ratings)
     train, found = split.train, defaultdict(list)
     warm = train.item_counts() > 0
-    rows = kernel_ridge(item_kernel([vectors(item_texts(train.catalogue), progress=False)],
-                                    train.catalogue), warm)
+    rows = kernel_ridge(
+        item_kernel([vectors(item_texts(train.catalogue), progress=False)], train.catalogue), warm
+    )
     for seed in seeds:
         model, clients, params = trained(train, WARM, seed)
         against = candidates(split, seed=seed)
         prior = rows @ params["item"][warm]
-        for name, item in (("id", params["item"]), ("hybrid", params["item"] + SHARE * prior),
-                           ("text", prior)):
+        for name, item in (
+            ("id", params["item"]),
+            ("hybrid", params["item"] + SHARE * prior),
+            ("text", prior),
+        ):
             score = scorer(model, WARM.personal(clients, params | {"item": item}))
             found[name].append(ranking(score, against)["ndcg@10"])
         print("hybrid", seed, {n: round(v[-1], 4) for n, v in found.items()}, flush=True)
@@ -129,7 +141,7 @@ def kept_or_encoded(ratings: Ratings, times: int) -> float:
         drawn = clients.draw(last.cohort, 1, settings.negatives, Key(0, "examples", number))
         films = (drawn["client"] * ratings.item_count + drawn["item"]).unique() % ratings.item_count
         began = time.perf_counter()
-        minilm([texts[i] for i in films.tolist()])           # a client has no other's vectors
+        minilm([texts[i] for i in films.tolist()])  # a client has no other's vectors
         ratios.append((time.perf_counter() - began + took) / took)
     return median(ratios)
 
@@ -143,24 +155,51 @@ def main(quick: bool) -> None:
             goal = {"text auc": 0.79, "text ndcg@10": 0.39}.get(f"{name} {metric}")
             spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
             key = f"ml100k_cold_{name}_{metric.replace('@', '')}"
-            found[key] = entry(mean(values), metric, goal, higher=True, seeds=len(seeds),
-                               note=f"a fifth of the films hidden, {spread}{note}")
+            found[key] = entry(
+                mean(values),
+                metric,
+                goal,
+                higher=True,
+                seeds=len(seeds),
+                note=f"a fifth of the films hidden, {spread}{note}",
+            )
     gaps = [a["ndcg@10"] - b["ndcg@10"] for a, b in zip(rows["text"], rows["tfidf"], strict=True)]
     found["ml100k_cold_text_minus_tfidf_ndcg10"] = entry(
-        mean(gaps), "NDCG", 0.0, higher=True, seeds=len(seeds),
-        note=f"paired, better in {sum(g > 0 for g in gaps)} of {len(gaps)}{note}")
+        mean(gaps),
+        "NDCG",
+        0.0,
+        higher=True,
+        seeds=len(seeds),
+        note=f"paired, better in {sum(g > 0 for g in gaps)} of {len(gaps)}{note}",
+    )
     warm = hybrid(load(), seeds)
     for name in ("hybrid", "text"):
         gaps = [a - b for a, b in zip(warm[name], warm["id"], strict=True)]
         found[f"mlsmall_{name}_minus_id_ndcg10"] = entry(
-            mean(gaps), "NDCG", 0.0 if name == "hybrid" else None, higher=True, seeds=len(seeds),
+            mean(gaps),
+            "NDCG",
+            0.0 if name == "hybrid" else None,
+            higher=True,
+            seeds=len(seeds),
             note=f"paired, better in {sum(g > 0 for g in gaps)} of {len(gaps)}; by id "
-                 f"{mean(warm['id']):.3f}{note}")
+            f"{mean(warm['id']):.3f}{note}",
+        )
     record("quality", dict(sorted(found.items())), quick)
     ratio = kept_or_encoded(load(), 1 if quick else 5)
-    record("language", {"cached_vs_encode_round": entry(
-        ratio, "ratio", 100, higher=True, seeds=1,
-        note=f"10 users, MiniLM, each its own films, drawn negatives included{note}")}, quick)
+    record(
+        "language",
+        {
+            "cached_vs_encode_round": entry(
+                ratio,
+                "ratio",
+                100,
+                higher=True,
+                seeds=1,
+                note=f"10 users, MiniLM, each its own films, drawn negatives included{note}",
+            )
+        },
+        quick,
+    )
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ class Plain(nn.Module):
 
     def __init__(self, users: int, items: int, dim: int) -> None:
         super().__init__()
-        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items,
-                                                                                 dim), nn.Embedding(
-            items, 1)
+        self.user, self.item, self.bias = (
+            nn.Embedding(users, dim),
+            nn.Embedding(items, dim),
+            nn.Embedding(items, 1),
+        )
 
     def forward(self, user, item):
         """Logits (B,)."""
@@ -31,8 +33,9 @@ def drawn(data, settings, number):
     Its examples in the order that the engine takes them.
     """
     cohort = sample(data, settings.cohort, number, seed=settings.seed)
-    examples = data.draw(cohort, settings.local_epochs, settings.negatives, Key(settings.seed,
-                                                                               "examples", number))
+    examples = data.draw(
+        cohort, settings.local_epochs, settings.negatives, Key(settings.seed, "examples", number)
+    )
     ends = torch.bincount(examples["client"]).tolist()
     return cohort, examples, ends
 
@@ -50,8 +53,11 @@ def table_loop(params, data, settings, number, dense: bool):
     resident = Plain(1, count, dim)
     for position in range(len(cohort)):
         user = int(users[position][0])
-        ids, places = ((torch.arange(count), items[position]) if dense
-                       else items[position].unique(return_inverse=True))
+        ids, places = (
+            (torch.arange(count), items[position])
+            if dense
+            else items[position].unique(return_inverse=True)
+        )
         model = resident if dense else Plain(1, len(ids), dim)
         with torch.no_grad():
             model.user.weight.copy_(params["user"][user])
@@ -65,14 +71,16 @@ def table_loop(params, data, settings, number, dense: bool):
             optimizer.step()
         with torch.no_grad():
             new_users[user] = model.user.weight[0]
-            if dense:                                        # whole tables, added as they are
+            if dense:  # whole tables, added as they are
                 mean["item"].add_(model.item.weight - params["item"], alpha=1 / len(cohort))
                 mean["bias"].add_(model.bias.weight[:, 0] - params["bias"], alpha=1 / len(cohort))
             else:
-                mean["item"].index_add_(0, ids,
-                                        (model.item.weight - params["item"][ids]) / len(cohort))
-                mean["bias"].index_add_(0, ids, (model.bias.weight[:, 0] - params["bias"][ids])
-                                        / len(cohort))
+                mean["item"].index_add_(
+                    0, ids, (model.item.weight - params["item"][ids]) / len(cohort)
+                )
+                mean["bias"].index_add_(
+                    0, ids, (model.bias.weight[:, 0] - params["bias"][ids]) / len(cohort)
+                )
     step = {name: params[name] + settings.server_lr * mean[name] for name in ("item", "bias")}
     return step | {"user": new_users}
 
@@ -95,8 +103,9 @@ def module_loop(build, params, data, settings, number):
         optimizer = torch.optim.SGD(resident.parameters(), lr=settings.local_lr)
         for cut in torch.arange(len(x)).split(settings.batch_size):
             optimizer.zero_grad()
-            binary_cross_entropy_with_logits(resident(x[cut]).squeeze(1),
-                                             targets[position][cut]).backward()
+            binary_cross_entropy_with_logits(
+                resident(x[cut]).squeeze(1), targets[position][cut]
+            ).backward()
             optimizer.step()
         with torch.no_grad():
             for name, weight in resident.named_parameters():

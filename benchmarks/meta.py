@@ -48,8 +48,9 @@ KS = 3, 5, 10, 20
 CUT = {"ratings": ((3, 100), 200), "clicks": ((3, 20), 40)}
 GOALS = {5: 0.975, 10: 0.952, 20: 0.932}
 BASELINES = "fedavg", "ditto", "pfedme", "fedper"
-SERVER = Settings(rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4,
-                  weight_decay=0.003)
+SERVER = Settings(
+    rounds=80, server_lr=0.005, server_optimizer="adam", server_epsilon=1e-4, weight_decay=0.003
+)
 
 
 def about(ratings: Ratings) -> Tensor:
@@ -64,11 +65,13 @@ def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[i
     Counting, and `ridge` with the mean of its last 20 rounds' parameters.
     """
     late, _ = new_users(ratings, fold).centred()
-    model = user_factor_model(ratings.item_count, 8, about(ratings), bias=item_means(late.train),
-                              spread=0.03)
+    model = user_factor_model(
+        ratings.item_count, 8, about(ratings), bias=item_means(late.train), spread=0.03
+    )
     tasks = Episodes(Federation(late.train, one_per_user(late.train), "ratings"), (3, 100), 200)
-    settings = SERVER.replace(server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks),
-                              seed=fold)
+    settings = SERVER.replace(
+        server_lr=0.01, rounds=4 if quick else 60, cohort=len(tasks), seed=fold
+    )
     meta, last = Meta(adaptation="ridge", adapts="user"), min(20, settings.rounds)
     total = defaultdict[str, Tensor | float](float)
     for done in federate(model, tasks, settings, local=meta):
@@ -76,9 +79,10 @@ def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[i
             for name, value in done.params.items():
                 total[name] = total[name] + value / last
     people, end = late.query.user_count, dict(total)
-    return {"ridge": {k: late.error(newcomers(meta, model, end, late.first(k),
-                                              people)) for k in KS},
-            "counting": {k: late.error(late.mean_baseline(k)) for k in KS}}
+    return {
+        "ridge": {k: late.error(newcomers(meta, model, end, late.first(k), people)) for k in KS},
+        "counting": {k: late.error(late.mean_baseline(k)) for k in KS},
+    }
 
 
 @dataclass(frozen=True)
@@ -110,18 +114,30 @@ def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
     def learner(settings: Settings, **given: Any) -> Way:
         """One method for those who train and for newcomers."""
         return Way(Meta(**given), settings, Meta(**given))
+
     found = {
         "fedavg": Way(average, plain, Meta(local_lr=tuned, **own)),
         "ditto": Way(average, plain, Meta(local_lr=tuned, proximal=near, **own)),
-        "pfedme": Way(Meta(adaptation="reptile", local_lr=head, local_epochs=envelope_epochs,
-                           proximal=near), plain, Meta(local_lr=near_rate, proximal=near, **own)),
-        "fedper": Way(SGD(local_lr=head, local_epochs=head_epochs), plain,
-                      Meta(adapts="user", local_lr=head, local_epochs=5)),
+        "pfedme": Way(
+            Meta(adaptation="reptile", local_lr=head, local_epochs=envelope_epochs, proximal=near),
+            plain,
+            Meta(local_lr=near_rate, proximal=near, **own),
+        ),
+        "fedper": Way(
+            SGD(local_lr=head, local_epochs=head_epochs),
+            plain,
+            Meta(adapts="user", local_lr=head, local_epochs=5),
+        ),
         "fedrecon": learner(decay, adaptation="fomaml", adapts="user", learn_start="no", **step),
-        "fomaml": learner(decay, adaptation="fomaml", **whole), "maml": learner(decay, **whole),
+        "fomaml": learner(decay, adaptation="fomaml", **whole),
+        "maml": learner(decay, **whole),
         "anil": learner(decay, adapts="user", **step),
-        "meta_sgd": Way(Meta(adaptation="meta-sgd", adapts="user", local_epochs=3), decay,
-                        Meta(adaptation="meta-sgd", adapts="user", local_epochs=3))}
+        "meta_sgd": Way(
+            Meta(adaptation="meta-sgd", adapts="user", local_epochs=3),
+            decay,
+            Meta(adaptation="meta-sgd", adapts="user", local_epochs=3),
+        ),
+    }
     ridge = learner(decay, adaptation="ridge", adapts="user")
     return found | ({"ridge": ridge} if task == "ratings" else {})
 
@@ -135,8 +151,10 @@ def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, lis
     late = late.centred()[0] if task == "ratings" else late
     tasks = Episodes(Federation(late.train, one_per_user(late.train), task), *(CUT[task]))
     known, found = about(ratings), defaultdict(list)
-    plain, private = (user_factor_model(ratings.item_count, 8, known, task=task, spread=0.03,
-                                        clients=n) for n in (0, len(tasks)))
+    plain, private = (
+        user_factor_model(ratings.item_count, 8, known, task=task, spread=0.03, clients=n)
+        for n in (0, len(tasks))
+    )
     judged = asked(late, task, fold)
     for name, way in ways(task, rounds, len(tasks), fold).items():
         rate = 0.3 if task == "ratings" else 3.0
@@ -154,20 +172,24 @@ def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree],
     Or to ten clicks with four negatives each.
     """
     people, first = late.query.user_count, late.given.take(torch.arange(len(late.given)) % 20 < 10)
-    columns = (torch.cat([getattr(part, name) for part in (late.given, late.query)])
-               for name in ("users", "items", "values", "times"))
-    support, judges = (Federation(part, one_per_user(part), task).draw(torch.arange(people), 1, 4,
-                                                                       Key(fold, name)) for name,
-                       part in (("given", first), ("query", Ratings(*columns,
-                                                                    late.query.catalogue))))
+    columns = (
+        torch.cat([getattr(part, name) for part in (late.given, late.query)])
+        for name in ("users", "items", "values", "times")
+    )
+    support, judges = (
+        Federation(part, one_per_user(part), task).draw(torch.arange(people), 1, 4, Key(fold, name))
+        for name, part in (("given", first), ("query", Ratings(*columns, late.query.catalogue)))
+    )
     known = torch.isin(judges["user"] * late.query.item_count + judges["item"], late.given.pairs())
     judges = {name: column[~known] for name, column in judges.items()}
 
     def loss(meta: Meta, model: Model, params: Tree) -> float:
         columns = {name: column for name, column in support.items() if name != "epoch"}
         score = newcomers(meta, model, params, columns, people)
-        return float(model.loss(score(judges["user"], judges["item"])[None],
-                                judges["target"][None]).mean())
+        return float(
+            model.loss(score(judges["user"], judges["item"])[None], judges["target"][None]).mean()
+        )
+
     return loss
 
 
@@ -177,8 +199,12 @@ def measured(fold: int, quick: bool) -> dict[str, dict]:
     found = {"newcomers": newcomer_table(ratings, fold, quick)}
     for task in CUT:
         found[task] = curves(ratings, task, fold, rounds)
-        print(fold, task, {name: [round(x, 4) for x in each[4::5]] for name,
-                           each in found[task].items()}, flush=True)
+        print(
+            fold,
+            task,
+            {name: [round(x, 4) for x in each[4::5]] for name, each in found[task].items()},
+            flush=True,
+        )
     print(fold, found["newcomers"], flush=True)
     return found
 
@@ -187,30 +213,50 @@ def report(every: list[dict[str, dict]], quick: bool) -> None:
     """Write what the folds so far say."""
     note, table, ended, rounds = ", quick" if quick else "", {}, {}, {}
     for k in KS:
-        ridge, count = ([found["newcomers"][name][k] for found in every] for name in ("ridge",
-                                                                                      "counting"))
+        ridge, count = (
+            [found["newcomers"][name][k] for found in every] for name in ("ridge", "counting")
+        )
         wins = sum(a < b for a, b in zip(ridge, count, strict=True))
         table[f"ml100k_newuser_rmse_k{k}"] = entry(
-            mean(ridge), "stars", GOALS.get(k), higher=False, seeds=len(every),
+            mean(ridge),
+            "stars",
+            GOALS.get(k),
+            higher=False,
+            seeds=len(every),
             note=f"mean of {len(every)} folds of users; counting {mean(count):.3f}, better in "
-                 f"{wins}{note}")
+            f"{wins}{note}",
+        )
     for task, unit in (("ratings", "stars"), ("clicks", "nats")):
         limit = len(every[0][task]["fedavg"])
         for name in every[0][task]:
             last = [found[task][name][-1] ** (0.5 if task == "ratings" else 1) for found in every]
-            ended[f"{task}_{name}"] = entry(mean(last), unit, None, higher=False, seeds=len(every),
-                                            note=(
-                f"newcomers with ten after {limit} rounds, {min(last):.3f} to "
-                f"{max(last):.3f}{note}"))
+            ended[f"{task}_{name}"] = entry(
+                mean(last),
+                unit,
+                None,
+                higher=False,
+                seeds=len(every),
+                note=(
+                    f"newcomers with ten after {limit} rounds, {min(last):.3f} to "
+                    f"{max(last):.3f}{note}"
+                ),
+            )
             if name not in BASELINES:
                 each = [earlier(found[task]["fedavg"], found[task][name]) for found in every]
                 rounds[f"rounds_fedavg_over_{name}_{task}"] = entry(
-                    mean(each), "ratio", None, higher=True, seeds=len(every),
+                    mean(each),
+                    "ratio",
+                    None,
+                    higher=True,
+                    seeds=len(every),
                     note=f"to fine-tuned FedAvg's least loss; by fold "
-                         f"{', '.join(f'{x:.2f}' for x in each)}{note}")
+                    f"{', '.join(f'{x:.2f}' for x in each)}{note}",
+                )
     best = max(rounds, key=lambda name: rounds[name]["value"])
-    rounds["rounds_fedavg_over_meta"] = rounds[best] | {"goal": 2.8,
-                                                        "note": f"{best}: {rounds[best]['note']}"}
+    rounds["rounds_fedavg_over_meta"] = rounds[best] | {
+        "goal": 2.8,
+        "note": f"{best}: {rounds[best]['note']}",
+    }
     record("quality", table, quick)
     record("meta", rounds | ended, quick)
 
@@ -229,7 +275,7 @@ def seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
         for name, call in calls.items():
             began = time.perf_counter()
             call()
-            if number:                                       # the first one warms up
+            if number:  # the first one warms up
                 taken[name].append(time.perf_counter() - began)
     return {name: median(each) for name, each in taken.items()}
 
@@ -242,26 +288,49 @@ def times(quick: bool) -> None:
     params, inner = model.init(0), {"local_lr": 0.02, "local_epochs": 3}
     note, everyone = ", quick" if quick else "", torch.arange(1000)
     drawn = data.draw(everyone, 1, 0, Key(0, "any"))
-    given = {name: column[drawn["query"] == 0] for name,
-             column in drawn.items() if name not in ("query", "epoch")}
-    parts = [{name: column[i * 10:(i + 1) * 10] for name,
-              column in given.items()} for i in range(1000)]
+    given = {
+        name: column[drawn["query"] == 0]
+        for name, column in drawn.items()
+        if name not in ("query", "epoch")
+    }
+    parts = [
+        {name: column[i * 10 : (i + 1) * 10] for name, column in given.items()} for i in range(1000)
+    ]
     parts = [part | {"client": torch.zeros(10, dtype=torch.int64)} for part in parts]
     settings, meta = Settings(cohort=100, rounds=10_000), Meta(**inner)
-    rounds = {method: federate(model, data, settings, local=Meta(adaptation=method, **inner))
-              for method in ("fomaml", "maml")}
+    rounds = {
+        method: federate(model, data, settings, local=Meta(adaptation=method, **inner))
+        for method in ("fomaml", "maml")
+    }
     calls = {method: partial(next, stream) for method, stream in rounds.items()}
-    calls |= {"at once": lambda: meta.adapt(model, params, given),
-              "loop": lambda: [meta.adapt(model, params, part) for part in parts]}
+    calls |= {
+        "at once": lambda: meta.adapt(model, params, given),
+        "loop": lambda: [meta.adapt(model, params, part) for part in parts],
+    }
     took = seconds(calls, 2 if quick else 9)
-    record("meta", {
-        "second_vs_first_order_time": entry(
-            took["maml"] / took["fomaml"], "ratio", 3, higher=False, seeds=1,
-            note=f"a round of 100 sines, three inner steps, 2 hidden layers{note}"),
-        "adapt_1000_vs_loop": entry(
-            took["loop"] / took["at once"], "ratio", 20, higher=True, seeds=1,
-            note=f"three steps on ten points each, {took['at once'] * 1e3:.0f} ms at once{note}")},
-                quick)
+    record(
+        "meta",
+        {
+            "second_vs_first_order_time": entry(
+                took["maml"] / took["fomaml"],
+                "ratio",
+                3,
+                higher=False,
+                seeds=1,
+                note=f"a round of 100 sines, three inner steps, 2 hidden layers{note}",
+            ),
+            "adapt_1000_vs_loop": entry(
+                took["loop"] / took["at once"],
+                "ratio",
+                20,
+                higher=True,
+                seeds=1,
+                note=f"three steps on ten points each, {took['at once'] * 1e3:.0f} ms at "
+                f"once{note}",
+            ),
+        },
+        quick,
+    )
 
 
 if __name__ == "__main__":

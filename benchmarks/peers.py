@@ -25,15 +25,26 @@ import numpy as np
 from common import ROOT, entry, is_quick, record
 
 HERE, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "benchmarks" / ".peers"
-PINS = {"flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
-        "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
-        # fedjax 0.0.17 calls jax.tree_map, which later versions of jax no longer have
-        "fedjax": ["jax==0.4.30", "jaxlib==0.4.30", "dm-haiku==0.0.12", "optax==0.2.3", "numpy<2",
-                   "fedjax==0.0.17"]}
-PEERS = {   # script, environment (None: this one), further arguments
-    "fedlab": ("ours.py", None, []), "fedlab compiled": ("ours.py", None, ["compiled"]),
-    "loop": ("loop.py", None, []), "student's loop": ("student.py", None, []),
-    "Flower": ("flower.py", "flower", []), "pfl": ("pfl_research.py", "pfl", []),
+PINS = {
+    "flower": ["torch==2.13.0", "flwr[simulation]==1.41.0"],
+    "pfl": ["torch==2.13.0", "pfl[pytorch]==0.6.0"],
+    # fedjax 0.0.17 calls jax.tree_map, which later versions of jax no longer have
+    "fedjax": [
+        "jax==0.4.30",
+        "jaxlib==0.4.30",
+        "dm-haiku==0.0.12",
+        "optax==0.2.3",
+        "numpy<2",
+        "fedjax==0.0.17",
+    ],
+}
+PEERS = {  # script, environment (None: this one), further arguments
+    "fedlab": ("ours.py", None, []),
+    "fedlab compiled": ("ours.py", None, ["compiled"]),
+    "loop": ("loop.py", None, []),
+    "student's loop": ("student.py", None, []),
+    "Flower": ("flower.py", "flower", []),
+    "pfl": ("pfl_research.py", "pfl", []),
     "fedjax": ("fedjax_peer.py", "fedjax", []),
 }
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
@@ -47,8 +58,12 @@ def environment(name: str) -> str:
         return ""
     print(f"building {folder}: {' '.join(pins)}", flush=True)
     venv.create(folder, with_pip=True, clear=True)
-    done = subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", *pins],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [folder / "bin" / "python", "-m", "pip", "install", "-q", *pins],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         return f"{pins[-1]} does not install here: {done.stderr.strip().splitlines()[-1]}"
     stamp.write_text(repr(pins))
@@ -62,24 +77,42 @@ def job(kind: str, cohort: int, path: Path) -> dict[str, np.ndarray]:
         x = rng.standard_normal((CLIENTS, EXAMPLES, WIDTH), np.float32)
         teacher = rng.standard_normal(WIDTH).astype(np.float32)
         columns = {"x": x, "target": (x @ teacher > 0).astype(np.float32)}
-        weights = {"first.weight": (WIDTH, WIDTH), "first.bias": (WIDTH,), "second.weight": (1,
-                                                                                             WIDTH),
-                   "second.bias": (1,)}
+        weights = {
+            "first.weight": (WIDTH, WIDTH),
+            "first.bias": (WIDTH,),
+            "second.weight": (1, WIDTH),
+            "second.bias": (1,),
+        }
         model, rate = "mlp", 0.1
     else:
         items = int(kind.removeprefix("mf"))
         item = rng.integers(items, size=(CLIENTS, EXAMPLES))
-        columns = {"user": np.repeat(np.arange(CLIENTS)[:, None], EXAMPLES, 1), "item": item,
-                   "target": (rng.random((CLIENTS, EXAMPLES)) < np.where(item % 5 == 0, 0.8,
-                                                                         0.05)).astype(np.float32)}
-        weights = {"user.weight": (CLIENTS, WIDTH), "item.weight": (items, WIDTH),
-                   "bias.weight": (items, 1)}
+        columns = {
+            "user": np.repeat(np.arange(CLIENTS)[:, None], EXAMPLES, 1),
+            "item": item,
+            "target": (rng.random((CLIENTS, EXAMPLES)) < np.where(item % 5 == 0, 0.8, 0.05)).astype(
+                np.float32
+            ),
+        }
+        weights = {
+            "user.weight": (CLIENTS, WIDTH),
+            "item.weight": (items, WIDTH),
+            "bias.weight": (items, 1),
+        }
         model, rate = "mf", 1.0
-    first = {name: rng.uniform(-1, 1, shape).astype(np.float32) / WIDTH**0.5 for name,
-             shape in weights.items()}
-    np.savez(path, model=model, cohort=cohort, batch=32, rate=rate, **{f"columns/{n}": c for n,
-                                                                       c in columns.items()},
-             **{f"weights/{n}": w for n, w in first.items()})
+    first = {
+        name: rng.uniform(-1, 1, shape).astype(np.float32) / WIDTH**0.5
+        for name, shape in weights.items()
+    }
+    np.savez(
+        path,
+        model=model,
+        cohort=cohort,
+        batch=32,
+        rate=rate,
+        **{f"columns/{n}": c for n, c in columns.items()},
+        **{f"weights/{n}": w for n, w in first.items()},
+    )
     return columns | first
 
 
@@ -101,19 +134,34 @@ class Peer:
         """Start it on a job."""
         script, env, more = PEERS[name]
         python = sys.executable if env is None else str(ENVIRONMENTS / env / "bin" / "python")
-        self.name, self.final, self.seconds, self.peak = name, path.with_name(
-            f"{name}.npz"), [], 0.0
-        variables = os.environ | {"PEER_JOB": str(path), "OMP_NUM_THREADS": "1",
-                                  "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore",
-                                  "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0",
-                                  "JAX_PLATFORMS": "cpu"}
+        self.name, self.final, self.seconds, self.peak = (
+            name,
+            path.with_name(f"{name}.npz"),
+            [],
+            0.0,
+        )
+        variables = os.environ | {
+            "PEER_JOB": str(path),
+            "OMP_NUM_THREADS": "1",
+            "RAY_DEDUP_LOGS": "0",
+            "PYTHONWARNINGS": "ignore",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "JAX_PLATFORMS": "cpu",
+        }
         if env is None:
             variables["PYTHONPATH"] = str(ROOT)
         self.log = path.with_name(f"{name}.log")
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
-            [python, HERE / script, path, self.final, *more], cwd=HERE, env=variables, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"))
+            [python, HERE / script, path, self.final, *more],
+            cwd=HERE,
+            env=variables,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+        )
         # threads that it starts later stay there too
         if name != "Flower" and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self.process.pid, {max(os.sched_getaffinity(0))})
@@ -177,12 +225,20 @@ def compare(kind: str, cohort: int, rounds: int, names: list[str]) -> dict[str, 
         for peer in peers:
             final = peer.end()
             moved = sum(float(np.square(final[n] - held[n]).sum()) for n in final) ** 0.5
-            table[peer.name] = {"seconds": median(peer.seconds[1:]), "first": peer.first,
-                                "mb": peer.peak, "loss": loss(held, final), "moved": moved}
+            table[peer.name] = {
+                "seconds": median(peer.seconds[1:]),
+                "first": peer.first,
+                "mb": peer.peak,
+                "loss": loss(held, final),
+                "moved": moved,
+            }
     for name, row in table.items():
-        print(f"{kind} {cohort:3} {name:16} {row['seconds']:8.4f} s  first {row['first']:6.1f} s  "
-              f"{row['mb']:6.0f} MB" f"  loss {row['loss']:.4f}  moved {row['moved']:.3f}",
-              flush=True)
+        print(
+            f"{kind} {cohort:3} {name:16} {row['seconds']:8.4f} s  first {row['first']:6.1f} s  "
+            f"{row['mb']:6.0f} MB"
+            f"  loss {row['loss']:.4f}  moved {row['moved']:.3f}",
+            flush=True,
+        )
     for what, spread in (("loss", 1.05), ("moved", 1.25)):
         values = {name: row[what] for name, row in table.items()}
         same = max(values.values()) < spread * min(values.values())
@@ -191,8 +247,9 @@ def compare(kind: str, cohort: int, rounds: int, names: list[str]) -> dict[str, 
 
 
 def main(quick: bool) -> None:
-    missing = {name: reason for name,
-               (_, env, _) in PEERS.items() if env and (reason := environment(env))}
+    missing = {
+        name: reason for name, (_, env, _) in PEERS.items() if env and (reason := environment(env))
+    }
     names = [name for name in PEERS if name not in missing]
     for name, reason in missing.items():
         print(f"{name}: {reason}")
@@ -200,21 +257,30 @@ def main(quick: bool) -> None:
     jobs = {"mlp_20": ("mlp", 20, rounds), "mlp_100": ("mlp", 100, rounds)}
     if not quick:
         jobs |= {"mf10k_20": ("mf10000", 20, 5), "mf50k_20": ("mf50000", 20, 3)}
-    tables = {key: compare(kind, cohort, count,
-                           [n for n in names if kind == "mlp" or n != "fedlab compiled"]) for key,
-              (kind, cohort, count) in jobs.items()}
+    tables = {
+        key: compare(
+            kind, cohort, count, [n for n in names if kind == "mlp" or n != "fedlab compiled"]
+        )
+        for key, (kind, cohort, count) in jobs.items()
+    }
     results = {}
     units = {"seconds": "s", "first": "s", "mb": "MB", "loss": "nats", "moved": "L2 norm"}
     for key, table in tables.items():
         note = f"{key}, median of {jobs[key][2]} rounds taken in turn{', quick' if quick else ''}"
         for name, row in table.items():
             label = name.lower().replace("'", "").replace(" ", "_")
-            results |= {f"{key}_{label}_{what}": entry(value, units[what], None, higher=False,
-                                                       seeds=1, note=note) for what,
-                        value in row.items()}
+            results |= {
+                f"{key}_{label}_{what}": entry(
+                    value, units[what], None, higher=False, seeds=1, note=note
+                )
+                for what, value in row.items()
+            }
     ours = tables["mlp_100"]
-    for name, label, goal in (("Flower", "vs_flower", 40), ("pfl", "vs_pfl", 15),
-                              ("fedjax", "vs_fedjax", 10)):
+    for name, label, goal in (
+        ("Flower", "vs_flower", 40),
+        ("pfl", "vs_pfl", 15),
+        ("fedjax", "vs_fedjax", 10),
+    ):
         if name in names:
             note = f"{PINS[PEERS[name][1]][-1]}, 100 of 100 clients, MLP, our eager engine"
             ratio = ours[name]["seconds"] / ours["fedlab"]["seconds"]
@@ -222,10 +288,14 @@ def main(quick: bool) -> None:
         else:
             print(f"{label} not measured: {missing[name]}")
     if "Flower" in names:
-        results["memory_vs_flower"] = entry(ours["fedlab"]["mb"] / ours["Flower"]["mb"], "ratio",
-                                            0.25, higher=False, seeds=1,
-                                            note="peak memory of the process tree, 100 of "
-                                            "100 clients, MLP")
+        results["memory_vs_flower"] = entry(
+            ours["fedlab"]["mb"] / ours["Flower"]["mb"],
+            "ratio",
+            0.25,
+            higher=False,
+            seeds=1,
+            note="peak memory of the process tree, 100 of 100 clients, MLP",
+        )
     record("peers", results, quick)
 
 

@@ -85,14 +85,22 @@ def kinds(split: Split) -> tuple[Tensor, Tensor, Tensor]:
 
 def released(data: Federation, model: Model, local: Local, noise: float, seed: int) -> Tree:
     """What the server has after all clients' contributions were summed once."""
-    settings = Settings(rounds=1, cohort=len(data), noise=noise, server_lr=float(len(data)),
-                        delta=DELTA, sampling="poisson", teaching_seed=seed)
+    settings = Settings(
+        rounds=1,
+        cohort=len(data),
+        noise=noise,
+        server_lr=float(len(data)),
+        delta=DELTA,
+        sampling="poisson",
+        teaching_seed=seed,
+    )
     (done,) = federate(model, data, settings, local=local, uplink=[Clip(), GaussianNoise()])
     return done.params
 
 
-def within(budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Tensor],
-           seed: int) -> tuple[Tensor, ...]:
+def within(
+    budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Tensor], seed: int
+) -> tuple[Tensor, ...]:
     """(U, I) scores by noisy counts, and by noisy pairs besides.
 
     Whose epsilon is the budget together; 0: no noise.
@@ -106,6 +114,7 @@ def within(budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Te
         count = released(data, item_counts(len(text)), ItemCounts(), noise, seed)["count"]
         popular = smoothed(count, text, noise)
         return popular, popular.log() + mine
+
     popular, scores = by_counts(noise)
     rest = (whole**-2 - noise**-2) ** -0.5 if budget else whole
     basis = public_basis(public, popular, 32)
@@ -118,8 +127,14 @@ def averaged(data: Federation, seed: int, quick: bool) -> Score:
     """DP-FedAvg of lesson 2's model at epsilon 8."""
     model = matrix_factorisation(data.train.user_count, data.train.item_count, 16)
     plan = [Release(1.0, AVERAGED["cohort"] / len(data), AVERAGED["rounds"])]
-    settings = Settings(**AVERAGED, noise=noise_for(8, DELTA, plan, method="rdp"), delta=DELTA,
-                        seed=seed, sampling="poisson", teaching_seed=seed)
+    settings = Settings(
+        **AVERAGED,
+        noise=noise_for(8, DELTA, plan, method="rdp"),
+        delta=DELTA,
+        seed=seed,
+        sampling="poisson",
+        teaching_seed=seed,
+    )
     *_, last = federate(model, data, settings, uplink=[Clip(), GaussianNoise()])
     assert last.metrics["epsilon"] <= 8
     return scorer(model, last.params)
@@ -130,12 +145,17 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
     split = leave_one_out(read(ml100k()))
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     alike = kinds(split)
-    scores = {"own": table_score(own_taste(split.train, [(1.0, alike[0]), (0.3, alike[1])])),
-              "popularity": popularity(split.train), "fedavg_eps8": averaged(data, seed, quick)}
+    scores = {
+        "own": table_score(own_taste(split.train, [(1.0, alike[0]), (0.3, alike[1])])),
+        "popularity": popularity(split.train),
+        "fedavg_eps8": averaged(data, seed, quick),
+    }
     for budget in (8, 2, 1, 0):
         tables = within(budget, data, alike, seed)
-        scores |= {f"{name}_eps{budget}": table_score(t) for name, t in zip(("counts", "pairs"),
-                                                                            tables, strict=True)}
+        scores |= {
+            f"{name}_eps{budget}": table_score(t)
+            for name, t in zip(("counts", "pairs"), tables, strict=True)
+        }
     found = {name: ranking(score, test)["hr@10"] for name, score in scores.items()}
     print(seed, {name: round(value, 3) for name, value in found.items()}, flush=True)
     return found
@@ -146,9 +166,14 @@ def report(every: list[dict[str, float]], quick: bool) -> None:
     table, note = {}, ", quick" if quick else ""
     for name in every[0]:
         values = [found[name] for found in every]
-        table[f"hr10_{name}"] = entry(mean(values), "share", None, higher=True, seeds=len(every),
-                                      note=(
-            f"99 negatives, {min(values):.3f} to {max(values):.3f}{note}"))
+        table[f"hr10_{name}"] = entry(
+            mean(values),
+            "share",
+            None,
+            higher=True,
+            seeds=len(every),
+            note=(f"99 negatives, {min(values):.3f} to {max(values):.3f}{note}"),
+        )
     for budget, goal in GOALS.items():
         row = table[f"hr10_{'counts' if budget == 1 else 'pairs'}_eps{budget}"]
         table[f"ml100k_dp_eps{budget}_hr10"] = row | {"goal": goal}
@@ -162,8 +187,9 @@ def worst(quick: bool) -> float:
     for row in rows:
         if row["id"].startswith("P"):
             kind = {"p": "poisson", "f": "fixed", "n": "all"}[row["sampling"][0]]
-            one = Release(float(row["sigma"]), 1.0 if kind == "all" else float(row["q"]),
-                          int(row["T"]), kind)
+            one = Release(
+                float(row["sigma"]), 1.0 if kind == "all" else float(row["q"]), int(row["T"]), kind
+            )
             found = epsilon([one], float(row["delta"]), relation=row["relation"], method="rdp")
             known = [float(row[name]) for name in ("opacus_rdp", "dpa_rdp") if row[name] != "n/a"]
             errors += [abs(found / value - 1) for value in known]
@@ -179,10 +205,12 @@ def times(repeats: int) -> dict[str, float]:
     plain = Settings(**common)
     private = plain.replace(clip=0.5, sampling="poisson")
     central = [Clip(), GaussianNoise()]
-    streams = {"plain": federate(model, data, plain),
-               "central": federate(model, data, private, uplink=central),
-               "adaptive": federate(model, data, private.replace(quantile=0.5), uplink=central),
-               "local": federate(model, data, private, uplink=[Clip(), LocalNoise()])}
+    streams = {
+        "plain": federate(model, data, plain),
+        "central": federate(model, data, private, uplink=central),
+        "adaptive": federate(model, data, private.replace(quantile=0.5), uplink=central),
+        "local": federate(model, data, private, uplink=[Clip(), LocalNoise()]),
+    }
     taken = defaultdict(list)
     for number in range(repeats + 2):
         for name, rounds in streams.items():
@@ -212,12 +240,15 @@ def row_leak(seed: int) -> dict[str, float]:
         seen.append(sign_scores(one, len(shared["bias"])))
         for row in dense(one, shared)["bias"]:
             number = len(words) + 1
-            words.append(masked_scores(members[number].masked(fixed.encode(row.double().numpy()),
-                                                              members)))
+            words.append(
+                masked_scores(members[number].masked(fixed.encode(row.double().numpy()), members))
+            )
     truth = rated_items(data, cohort)
-    return {f"{name}_{k}": v for name, scores in (("plain", torch.cat(seen)),
-                                                  ("masked", torch.stack(words))) for k,
-            v in reading_metrics(scores, truth).items()}
+    return {
+        f"{name}_{k}": v
+        for name, scores in (("plain", torch.cat(seen)), ("masked", torch.stack(words)))
+        for k, v in reading_metrics(scores, truth).items()
+    }
 
 
 def server_seconds(clients: int, length: int) -> float:
@@ -227,10 +258,11 @@ def server_seconds(clients: int, length: int) -> float:
     members = {k: Member(k, run) for k in vectors}
     keys = {k: member.keys() for k, member in members.items()}
     outbox = {k: member.encrypted_shares(keys, clients * 6 // 10) for k, member in members.items()}
-    there = list(vectors)[clients // 5:]
+    there = list(vectors)[clients // 5 :]
     sent = {k: members[k].masked(vectors[k], members) for k in there}
-    shares = {k: members[k].revealed_shares({n: outbox[n][k] for n in members}, there)
-              for k in there}
+    shares = {
+        k: members[k].revealed_shares({n: outbox[n][k] for n in members}, there) for k in there
+    }
     for _ in range(5):
         began = time.perf_counter()
         total = unmasked(sent, keys, members, shares, clients * 6 // 10, run)
@@ -242,22 +274,40 @@ def server_seconds(clients: int, length: int) -> float:
 def mechanisms(quick: bool) -> None:
     """Record what does not depend on seeds."""
     took, note = times(3 if quick else 15), ", quick" if quick else ""
-    rows = {"epsilon_max_rel_error": entry(worst(quick), "share", 0.005, higher=False, seeds=1,
-                                           note=f"of RDP, 36 settings{note}")}
+    rows = {
+        "epsilon_max_rel_error": entry(
+            worst(quick), "share", 0.005, higher=False, seeds=1, note=f"of RDP, 36 settings{note}"
+        )
+    }
     for name in ("central", "adaptive", "local"):
         rows[f"{name}_over_plain_round"] = entry(
-            took[name] / took["plain"], "ratio", 1.25, higher=False, seeds=1,
+            took[name] / took["plain"],
+            "ratio",
+            1.25,
+            higher=False,
+            seeds=1,
             note=f"lesson 2's model, 9,066 films, {took['plain'] * 1e3:.0f} ms for 100 "
-                 f"clients{note}")
+            f"clients{note}",
+        )
     rows["secagg_server_s_50x100k"] = entry(
-        server_seconds(50, 1000 if quick else 100_000), "s", 2, higher=False, seeds=1,
-        note=f"50 clients, 100,000 numbers, 10 dropped out, one core{note}")
+        server_seconds(50, 1000 if quick else 100_000),
+        "s",
+        2,
+        higher=False,
+        seeds=1,
+        note=f"50 clients, 100,000 numbers, 10 dropped out, one core{note}",
+    )
     leaks = [row_leak(seed) for seed in range(1 if quick else 5)]
     for name, goal in {"plain_precision": 0.99, "plain_recall": 0.99, "masked_auc": 0.52}.items():
         values = [found[name] for found in leaks]
         rows[f"rowleak_{name}"] = entry(
-            mean(values), "share", goal, higher=name != "masked_auc", seeds=len(values),
-            note=f"100 uploads of lesson 2's model, {min(values):.3f} to {max(values):.3f}{note}")
+            mean(values),
+            "share",
+            goal,
+            higher=name != "masked_auc",
+            seeds=len(values),
+            note=f"100 uploads of lesson 2's model, {min(values):.3f} to {max(values):.3f}{note}",
+        )
     record("privacy", rows, quick)
 
 

@@ -42,15 +42,24 @@ from fedlab.core import Score, Tree, turned
 from fedlab.data import Split
 from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
-SERVER = {"server_optimizer": "adam", "server_momentum": 0.5, "server_beta2": 0.99,
-          "server_epsilon": 1e-4}
+SERVER = {
+    "server_optimizer": "adam",
+    "server_momentum": 0.5,
+    "server_beta2": 0.99,
+    "server_epsilon": 1e-4,
+}
 ALL = Settings(rounds=30, server_lr=0.1, **SERVER)  # every client in every round
-TENTH = Settings(rounds=80, server_lr=0.02, **SERVER)                    # a tenth of them
+TENTH = Settings(rounds=80, server_lr=0.02, **SERVER)  # a tenth of them
 PFEDREC = Settings(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
-GOALS = {"mlsmall_fedavg_hr10": 0.66, "mlsmall_fedavg_ndcg10": 0.39,
-         "mlsmall_federated_hr10": 0.715, "mlsmall_federated_ndcg10": 0.465,
-         "ml100k_federated_hr10": 0.665, "ml100k_federated_ndcg10": 0.38,
-         "ml100k_pfedrec_leaky_hr10": 0.70}
+GOALS = {
+    "mlsmall_fedavg_hr10": 0.66,
+    "mlsmall_fedavg_ndcg10": 0.39,
+    "mlsmall_federated_hr10": 0.715,
+    "mlsmall_federated_ndcg10": 0.465,
+    "ml100k_federated_hr10": 0.665,
+    "ml100k_federated_ndcg10": 0.38,
+    "ml100k_pfedrec_leaky_hr10": 0.70,
+}
 Row = dict[str, float]
 
 
@@ -80,8 +89,9 @@ class Setting:
 
         Of `way`, such as recency=0.
         """
-        return scorer(self.model(self.dim), replace(self.way, **changed).personal(self.clients,
-                                                                                  params))
+        return scorer(
+            self.model(self.dim), replace(self.way, **changed).personal(self.clients, params)
+        )
 
 
 def report(split: Split, score: Score, against: Candidates) -> Row:
@@ -89,31 +99,50 @@ def report(split: Split, score: Score, against: Candidates) -> Row:
     return ranking(score, against) | at_k(full_ranks(split, score), prefix="full ")
 
 
-def lesson(setting: Setting, seed: int, validation: Candidates,
-           test: Candidates) -> Iterator[tuple[str, Row]]:
+def lesson(
+    setting: Setting, seed: int, validation: Candidates, test: Candidates
+) -> Iterator[tuple[str, Row]]:
     """Lesson 2's model with lesson 2's settings.
 
     In a federation, on pooled data, and each user alone.
     """
     given, clients, split = parameters("02_fedavg"), setting.clients, setting.split
-    together = Settings(rounds=given["ROUNDS"], cohort=len(clients), local_lr=given["LOCAL_LR"],
-                        seed=seed, server_lr=given["SERVER_LR"], batch_size=given["BATCH_SIZE"],
-                        weighting="equal")
-    pooled = Settings(rounds=given["CENTRAL_EPOCHS"], cohort=1, local_lr=given["CENTRAL_LR"],
-                      seed=seed, batch_size=given["CENTRAL_BATCH"])
+    together = Settings(
+        rounds=given["ROUNDS"],
+        cohort=len(clients),
+        local_lr=given["LOCAL_LR"],
+        seed=seed,
+        server_lr=given["SERVER_LR"],
+        batch_size=given["BATCH_SIZE"],
+        weighting="equal",
+    )
+    pooled = Settings(
+        rounds=given["CENTRAL_EPOCHS"],
+        cohort=1,
+        local_lr=given["CENTRAL_LR"],
+        seed=seed,
+        batch_size=given["CENTRAL_BATCH"],
+    )
     central = Federation(split.train, torch.zeros(split.train.user_count, dtype=torch.int64))
     model = setting.model(given["DIM"])
     for name, data, settings in (("fedavg", clients, together), ("pooled", central, pooled)):
-        run = measured(federate(model, data, settings),
-                       lambda r: ranking(scorer(model, r.params), validation), every=2)
+        run = measured(
+            federate(model, data, settings),
+            lambda r: ranking(scorer(model, r.params), validation),
+            every=2,
+        )
         yield name, report(split, scorer(model, best_round(run, "ndcg@10", "max").params), test)
-    alone = SGD(local_lr=given["LOCAL_LR"], batch_size=given["BATCH_SIZE"],
-                local_epochs=given["ALONE_EPOCHS"])
+    alone = SGD(
+        local_lr=given["LOCAL_LR"],
+        batch_size=given["BATCH_SIZE"],
+        local_epochs=given["ALONE_EPOCHS"],
+    )
     yield "local", at_k(alone_ranks(model, clients, alone, test, seed=seed))
 
 
-def federated(setting: Setting, settings: Settings, share: float, seed: int,
-              seen: Callable[[Score], None]) -> Tree:
+def federated(
+    setting: Setting, settings: Settings, share: float, seed: int, seen: Callable[[Score], None]
+) -> Tree:
     """Federated iALS for all rounds of `settings`.
 
     `seen` looks at each round with the users' vectors solved anew.
@@ -132,14 +161,15 @@ def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> 
     """
     model, settings = setting.model(32), PFEDREC.replace(cohort=len(data), seed=seed)
     (*_, last) = federate(model, data, settings)
-    own = fine_tuned(model, data, last.params, turned(SGD(), settings), seed=seed,
-                     number=last.number + 1)
+    own = fine_tuned(
+        model, data, last.params, turned(SGD(), settings), seed=seed, number=last.number + 1
+    )
     return ranking(own, test)["hr@10"]
 
 
-def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: dict[str,
-                                                                                     list[
-    list[float]]]) -> None:
+def measure(
+    setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: dict[str, list[list[float]]]
+) -> None:
     """Every method on one dataset, seed by seed; curves: validation NDCG@10 by round."""
     split = setting.split
     for seed in seeds:
@@ -148,23 +178,33 @@ def measure(setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: 
         found["popularity"] = report(split, popularity(split.train), test)
         found["ease"] = report(split, ease(split.train), test)
         found["ease_recent"] = report(split, ease(split.train, recency=0.5), test)
-        users, items = ials(split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg,
-                            seed=seed)
+        users, items = ials(
+            split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg, seed=seed
+        )
         found["central_plain"] = report(split, dot(users, items), test)
         both = setting.score(setting.model(setting.dim).init(seed) | {"user": users, "item": items})
         found["central"] = report(split, both, test)
         curves["central"].append([ranking(both, validation)["ndcg@10"]])
         for name, settings, share in (("federated", ALL, 1.0), ("federated_10pct", TENTH, 0.1)):
             curve: list[float] = []
-            params = federated(setting, settings, share, seed, lambda score, c=curve,
-                               v=validation: c.append(ranking(score, v)["ndcg@10"]))
+            params = federated(
+                setting,
+                settings,
+                share,
+                seed,
+                lambda score, c=curve, v=validation: c.append(ranking(score, v)["ndcg@10"]),
+            )
             found[name] = report(split, setting.score(params), test)
             found[f"{name}_plain"] = report(split, setting.score(params, recency=0.0), test)
             curves[name].append(curve)
         for name, row in found.items():
             rows[name].append(row)
-        print(setting.name, seed, {name: {k: round(v, 3) for k, v in row.items()} for name,
-                                   row in found.items()}, flush=True)
+        print(
+            setting.name,
+            seed,
+            {name: {k: round(v, 3) for k, v in row.items()} for name, row in found.items()},
+            flush=True,
+        )
 
 
 def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dict]:
@@ -175,21 +215,38 @@ def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dic
             values = [row[metric] for row in each]
             key = f"{prefix}_{name}_{metric.replace('@', '').replace(' ', '_')}"
             spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
-            found[key] = entry(mean(values), "share" if "hr" in metric else "NDCG", GOALS.get(key),
-                               higher=True, seeds=len(values),
-                               note=f"{'full ranking' if 'full' in metric else '99 negatives'}, "
-                               f"{spread}{note}")
+            found[key] = entry(
+                mean(values),
+                "share" if "hr" in metric else "NDCG",
+                GOALS.get(key),
+                higher=True,
+                seeds=len(values),
+                note=f"{'full ranking' if 'full' in metric else '99 negatives'}, {spread}{note}",
+            )
     for name in ("fedavg", "ease", "ease_recent", "central", "local", "federated_plain"):
-        gaps = [a["ndcg@10"] - b["ndcg@10"] for a, b in zip(rows["federated"], rows[name],
-                                                            strict=True)]
+        gaps = [
+            a["ndcg@10"] - b["ndcg@10"] for a, b in zip(rows["federated"], rows[name], strict=True)
+        ]
         found[f"{prefix}_federated_minus_{name}_ndcg10"] = entry(
-            mean(gaps), "NDCG", None, higher=True, seeds=len(gaps),
-            note=f"paired by seed, better in {sum(g > 0 for g in gaps)} of {len(gaps)}{note}")
-    wins = [f["ndcg@10"] > alone["ndcg@10"] for f, alone in zip(rows["fedavg"], rows["local"],
-                                                                strict=True)]
-    found[f"{prefix}_fedavg_beats_local"] = entry(mean(wins), "of seeds", 1.0, higher=True,
-                                                  seeds=len(wins),
-                                                  note=f"NDCG@10, paired by seed{note}")
+            mean(gaps),
+            "NDCG",
+            None,
+            higher=True,
+            seeds=len(gaps),
+            note=f"paired by seed, better in {sum(g > 0 for g in gaps)} of {len(gaps)}{note}",
+        )
+    wins = [
+        f["ndcg@10"] > alone["ndcg@10"]
+        for f, alone in zip(rows["fedavg"], rows["local"], strict=True)
+    ]
+    found[f"{prefix}_fedavg_beats_local"] = entry(
+        mean(wins),
+        "of seeds",
+        1.0,
+        higher=True,
+        seeds=len(wins),
+        note=f"NDCG@10, paired by seed{note}",
+    )
     return found
 
 
@@ -200,17 +257,20 @@ def rounds_to(curves: dict[str, list[list[float]]], name: str, share: float = 0.
     """
     wanted = share * mean(c[0] for c in curves["central"])
     means = [mean(each) for each in zip(*curves[name], strict=True)]
-    return next((number for number, value in enumerate(means, 1) if value >= wanted),
-                len(means) + 1)
+    return next(
+        (number for number, value in enumerate(means, 1) if value >= wanted), len(means) + 1
+    )
 
 
 def main(quick: bool) -> None:
     seeds, note = range(1 if quick else 5), ", quick" if quick else ""
     found = {}
-    for setting in (Setting("mlsmall", leave_one_out(load()), 32, Implicit(w0=0.1, reg=0.01,
-                                                                           recency=1.0)),
-                    Setting("ml100k", leave_one_out(read(ml100k())), 48, Implicit(w0=0.3, reg=0.015,
-                                                                                  recency=1.0))):
+    for setting in (
+        Setting("mlsmall", leave_one_out(load()), 32, Implicit(w0=0.1, reg=0.01, recency=1.0)),
+        Setting(
+            "ml100k", leave_one_out(read(ml100k())), 48, Implicit(w0=0.3, reg=0.015, recency=1.0)
+        ),
+    ):
         rows, curves = defaultdict[str, list[Row]](list), defaultdict[str, list[list[float]]](list)
         measure(setting, seeds, rows, curves)
         found |= figures(setting.name, rows, note)
@@ -218,17 +278,29 @@ def main(quick: bool) -> None:
             continue
         for name, goal, key in (("federated", 30, "all"), ("federated_10pct", 80, "10pct")):
             found[f"ml100k_rounds_to_97pct_{key}"] = entry(
-                rounds_to(curves, name), "rounds", goal, higher=False, seeds=len(seeds),
-                note=f"mean validation NDCG@10 over seeds at 97% of central iALS{note}")
+                rounds_to(curves, name),
+                "rounds",
+                goal,
+                higher=False,
+                seeds=len(seeds),
+                note=f"mean validation NDCG@10 over seeds at 97% of central iALS{note}",
+            )
         owner = one_per_user(setting.split.train)
-        for name, data, goal, higher in (("leaky", leaky(setting.split, owner), 0.70, True),
-                                         ("clean", setting.clients, 0.60, False)):
-            values = [pfedrec(setting, data, s, candidates(setting.split, "test",
-                                                           seed=s)) for s in seeds]
-            found[f"ml100k_pfedrec_{name}_hr10"] = entry(mean(values), "share", goal, higher=higher,
-                                                         seeds=len(seeds),
-                                                         note=f"personal item vectors, {name} "
-                                                         f"training negatives{note}")
+        for name, data, goal, higher in (
+            ("leaky", leaky(setting.split, owner), 0.70, True),
+            ("clean", setting.clients, 0.60, False),
+        ):
+            values = [
+                pfedrec(setting, data, s, candidates(setting.split, "test", seed=s)) for s in seeds
+            ]
+            found[f"ml100k_pfedrec_{name}_hr10"] = entry(
+                mean(values),
+                "share",
+                goal,
+                higher=higher,
+                seeds=len(seeds),
+                note=f"personal item vectors, {name} training negatives{note}",
+            )
     record("quality", dict(sorted(found.items())), quick)
 
 

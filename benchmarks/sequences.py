@@ -20,8 +20,9 @@ from fedlab.models import from_module
 from fedlab.models.text import SASRec, Sequences, item_texts, last_films, sequence_scorer, vectors
 
 PLATFORMS, LENGTH, DIM = 5, 20, 32
-SETTINGS = Settings(rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw",
-                    memory_mb=4000)
+SETTINGS = Settings(
+    rounds=8, cohort=PLATFORMS, batch_size=256, local_lr=0.003, optimizer="adamw", memory_mb=4000
+)
 WAYS = {"both": "text and rows", "ids": "rows alone", "text": "text alone"}
 
 
@@ -35,12 +36,18 @@ def watched(seed: int, quick: bool) -> dict[str, dict[str, float]]:
     found = {}
     for name in WAYS:
         torch.manual_seed(seed)
-        net = SASRec(train.item_count, None if name == "ids" else known, ids=name != "text",
-                     dim=DIM, length=LENGTH)
+        net = SASRec(
+            train.item_count,
+            None if name == "ids" else known,
+            ids=name != "text",
+            dim=DIM,
+            length=LENGTH,
+        )
         model = from_module(net, {"history": films[:3], "item": train.items[:3]})
         *_, last = federate(model, data, settings)
-        found[name] = ranking(sequence_scorer(model, last.params, films), candidates(split,
-                                                                                     seed=seed))
+        found[name] = ranking(
+            sequence_scorer(model, last.params, films), candidates(split, seed=seed)
+        )
         print(f"seed {seed} {name}: {found[name]}", flush=True)
     return found
 
@@ -55,9 +62,13 @@ def report(every: list[dict[str, dict[str, float]]], quick: bool) -> None:
             wins = sum(found["both"][metric] > found[name][metric] for found in every)
             more = "" if name == "both" else f", text and rows better in {wins} of {len(every)}"
             measured[f"mlsmall_sequence_{name}_{metric.replace('@', '')}"] = entry(
-                mean(values), "share" if "hr" in metric else "NDCG", None, higher=True,
+                mean(values),
+                "share" if "hr" in metric else "NDCG",
+                None,
+                higher=True,
                 seeds=len(every),
-                note=f"{label}, 99 negatives, {spread}{more}{', quick' if quick else ''}")
+                note=f"{label}, 99 negatives, {spread}{more}{', quick' if quick else ''}",
+            )
     record("quality", measured, quick)
 
 

@@ -40,11 +40,12 @@ from fedlab import (
 from fedlab.core import Round
 
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
-Way = Callable[[int], dict]                      # round number -> parameters
+Way = Callable[[int], dict]  # round number -> parameters
 
 
-def interleaved(ways: dict[str, Way], repeats: int, settings: Settings) -> tuple[dict[str, float],
-                                                                             float]:
+def interleaved(
+    ways: dict[str, Way], repeats: int, settings: Settings
+) -> tuple[dict[str, float], float]:
     """Median seconds of each way, taken in turn after one warm-up.
 
     The largest difference of their parameters.
@@ -58,15 +59,25 @@ def interleaved(ways: dict[str, Way], repeats: int, settings: Settings) -> tuple
             ends.append(way(number))
             if number:
                 seconds[name].append(time.perf_counter() - began)
-        worst = max(worst, *(float((end[n] - ends[0][n]).abs().max()) / settings.server_lr
-                             for end in ends[1:] for n in end if n in ends[0]))
+        worst = max(
+            worst,
+            *(
+                float((end[n] - ends[0][n]).abs().max()) / settings.server_lr
+                for end in ends[1:]
+                for n in end
+                if n in ends[0]
+            ),
+        )
     return {name: median(values) for name, values in seconds.items()}, worst
 
 
 def report(title: str, times: dict[str, float], worst: float) -> None:
     """Print a job's medians; differences above 1e-5 are an error."""
-    print(f"{title}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in times.items())}; "
-          f"difference {worst:.1e}", flush=True)
+    print(
+        f"{title}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in times.items())}; "
+        f"difference {worst:.1e}",
+        flush=True,
+    )
     assert worst < 1e-5, title
 
 
@@ -95,19 +106,29 @@ def mlp(repeats: int) -> dict[str, float]:
     settings = Settings(cohort=CLIENTS, local_lr=0.1)
     start = module.init(0)
     names = {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
-    first = {"w1": start["0.weight"].transpose(1, 2).contiguous(), "b1": start["0.bias"],
-             "w2": start["2.weight"][:, 0], "b2": start["2.bias"]}
+    first = {
+        "w1": start["0.weight"].transpose(1, 2).contiguous(),
+        "b1": start["0.bias"],
+        "w2": start["2.weight"][:, 0],
+        "b2": start["2.bias"],
+    }
 
     def renamed(p: dict) -> dict:
-        return {names[n]: v.transpose(1, 2) if n == "w1" else v[:, None] if n == "w2" else v for n,
-                v in p.items()}
+        return {
+            names[n]: v.transpose(1, 2) if n == "w1" else v[:, None] if n == "w2" else v
+            for n, v in p.items()
+        }
 
     def engine(how: str) -> Way:
         step = from_params(built, data, settings.replace(engine=how), first)
         return lambda number: renamed(step(number).params)
-    ways = {"loop": lambda number: module_loop(network, start, data, settings, number),
-            "eager": engine("eager"), "compiled": engine("compiled"),
-            "module": params_of(from_params(module, data, settings, start))}
+
+    ways = {
+        "loop": lambda number: module_loop(network, start, data, settings, number),
+        "eager": engine("eager"),
+        "compiled": engine("compiled"),
+        "module": params_of(from_params(module, data, settings, start)),
+    }
     times, worst = interleaved(ways, repeats, settings)
     report(f"MLP, {CLIENTS} clients", times, worst)
     return times
@@ -117,8 +138,9 @@ def growth(repeats: int) -> tuple[float, float]:
     """Seconds for each client, at 100 and at 1,000 clients a round, taken in turn."""
     model, sizes = perceptron(WIDTH, WIDTH), (100, 1000)
     params, data = model.init(0), {n: vectors(n) for n in sizes}
-    steps = {n: from_params(model, data[n], Settings(cohort=n, local_lr=0.1),
-                            params) for n in sizes}
+    steps = {
+        n: from_params(model, data[n], Settings(cohort=n, local_lr=0.1), params) for n in sizes
+    }
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     for number in range(repeats + 1):
         for n in sizes:
@@ -137,9 +159,17 @@ def knob_delay() -> float:
     now = Settings(cohort=CLIENTS, local_lr=0.1, engine="compiled")
     params = model.init(0)
     from_params(model, data, now, params)(0)
-    turned = [{"local_lr": 0.2}, {"cohort": 37}, {"batch_size": 20}, {"local_epochs": 2},
-              {"server_lr": 2.0}, {"weight_decay": 0.01}, {"weighting": "equal"}, {"seed": 1},
-              {"batch_size": 64, "cohort": 64}]
+    turned = [
+        {"local_lr": 0.2},
+        {"cohort": 37},
+        {"batch_size": 20},
+        {"local_epochs": 2},
+        {"server_lr": 2.0},
+        {"weight_decay": 0.01},
+        {"weighting": "equal"},
+        {"seed": 1},
+        {"batch_size": 64, "cohort": 64},
+    ]
     worst = 0.0
     for number, change in enumerate(turned, 1):
         now, seconds = now.replace(**change), []
@@ -161,14 +191,20 @@ def tables(items: int, repeats: int) -> dict[str, float]:
     item = torch.randint(items, (len(owner),), generator=generator)
     target = (torch.rand(len(owner), generator=generator) < 0.2).float()
     data = Columns({"user": owner, "item": item, "target": target}, owner)
-    model, settings = matrix_factorisation(CLIENTS, items, WIDTH), Settings(cohort=CLIENTS,
-                                                                        local_lr=1.0)
+    model, settings = (
+        matrix_factorisation(CLIENTS, items, WIDTH),
+        Settings(cohort=CLIENTS, local_lr=1.0),
+    )
     params = model.init(0)
 
     def loop(dense: bool) -> Way:
         return lambda number: table_loop(params, data, settings, number, dense)
-    ways = {"engine": params_of(from_params(model, data, settings, params)),
-            "dense loop": loop(True), "row loop": loop(False)}
+
+    ways = {
+        "engine": params_of(from_params(model, data, settings, params)),
+        "dense loop": loop(True),
+        "row loop": loop(False),
+    }
     times, worst = interleaved(ways, repeats, settings)
     report(f"matrix factorisation, {items:,} items", times, worst)
     return times
@@ -180,8 +216,13 @@ def lesson(cohort: int):
     train = leave_one_out(load()).train
     data = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, shown["DIM"])
-    settings = Settings(cohort=cohort, local_lr=shown["LOCAL_LR"], server_lr=shown["SERVER_LR"],
-                    weighting="equal", batch_size=shown["BATCH_SIZE"])
+    settings = Settings(
+        cohort=cohort,
+        local_lr=shown["LOCAL_LR"],
+        server_lr=shown["SERVER_LR"],
+        weighting="equal",
+        batch_size=shown["BATCH_SIZE"],
+    )
     return model, data, settings
 
 
@@ -191,12 +232,15 @@ def movielens(cohort: int, repeats: int) -> dict[str, float]:
     params = model.init(0)
     ways = {"engine": params_of(from_params(model, data, settings, params))}
     if cohort <= 256:
-        ways |= {name: lambda number, d=name == "dense loop": table_loop(params, data, settings,
-                                                                         number,
-                                                                         d)
-                 for name in ("dense loop", "row loop")}
-    times, worst = interleaved(ways | ({} if len(ways) > 1 else {"again": ways["engine"]}), repeats,
-                               settings)
+        ways |= {
+            name: lambda number, d=name == "dense loop": table_loop(
+                params, data, settings, number, d
+            )
+            for name in ("dense loop", "row loop")
+        }
+    times, worst = interleaved(
+        ways | ({} if len(ways) > 1 else {"again": ways["engine"]}), repeats, settings
+    )
     report(f"lesson 2, {cohort} users", times, worst)
     return times
 
@@ -210,15 +254,26 @@ def million(quick: bool) -> tuple[float, float]:
         large, small = Path(folder) / "large", Path(folder) / "small"
         began = time.perf_counter()
         synthesise(large, 20_000 if quick else 1_000_000, 100_000)
-        print(f"federation written in {time.perf_counter() - began:.0f} s, "
-              f"{sum(f.stat().st_size for f in large.iterdir()) / 1e6:.0f} MB", flush=True)
+        print(
+            f"federation written in {time.perf_counter() - began:.0f} s, "
+            f"{sum(f.stat().st_size for f in large.iterdir()) / 1e6:.0f} MB",
+            flush=True,
+        )
         synthesise(small, 10_000, 100_000)
-        ask = subprocess.Popen([sys.executable, __file__, "streamed", large], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)
-        other = subprocess.Popen([sys.executable, __file__, "streamed", small],
-                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ask = subprocess.Popen(
+            [sys.executable, __file__, "streamed", large],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        other = subprocess.Popen(
+            [sys.executable, __file__, "streamed", small],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         answers: dict[str, list[dict]] = {"large": [], "small": []}
-        for _ in range(3 if quick else 11):      # in turn, each in a process of its own
+        for _ in range(3 if quick else 11):  # in turn, each in a process of its own
             for name, process in (("large", ask), ("small", other)):
                 process.stdin.write("round\n")
                 process.stdin.flush()
@@ -227,8 +282,12 @@ def million(quick: bool) -> tuple[float, float]:
             process.communicate()
     seconds = {name: median(a["seconds"] for a in rows[1:]) for name, rows in answers.items()}
     peak = answers["large"][-1]["mb"]
-    print(f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: "
-          f"{seconds['small']:.3f} s; " f"peak {peak:.0f} MB", flush=True)
+    print(
+        f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: "
+        f"{seconds['small']:.3f} s; "
+        f"peak {peak:.0f} MB",
+        flush=True,
+    )
     return seconds["large"] / seconds["small"], peak
 
 
@@ -250,8 +309,16 @@ def peak_mb() -> float:
     """Peak memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss also remembers the process that started this one
-        return int(next(line.split()[1] for line in status.read_text().splitlines()
-                        if line.startswith("VmHWM"))) / 1024
+        return (
+            int(
+                next(
+                    line.split()[1]
+                    for line in status.read_text().splitlines()
+                    if line.startswith("VmHWM")
+                )
+            )
+            / 1024
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
@@ -270,51 +337,100 @@ def main(quick: bool) -> None:
 
     def ratio(slow: float, fast: float, note: str, goal: float | None = None) -> dict:
         return entry(slow / fast, "ratio", goal, higher=True, seeds=1, note=f"{note}; {tail}")
+
     net = mlp(repeats)
     results = {
-        "stacked_vs_loop_100": ratio(net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager",
-            15),
+        "stacked_vs_loop_100": ratio(
+            net["loop"], net["eager"], "MLP 64-64-1, 100 clients, eager", 15
+        ),
         "compiled_vs_loop_100": ratio(net["loop"], net["compiled"], "the same, compiled", 25),
-        "module_vs_loop_100": ratio(net["loop"], net["module"], "the same as an nn.Module through "
-                                                                "vmap", 8),
-        "knob_delay_s": entry(knob_delay(), "s", 0.1, higher=False, seeds=1,
-                              note="worst first compiled round after a turned knob, less the "
-                                   "round itself"),
+        "module_vs_loop_100": ratio(
+            net["loop"], net["module"], "the same as an nn.Module through vmap", 8
+        ),
+        "knob_delay_s": entry(
+            knob_delay(),
+            "s",
+            0.1,
+            higher=False,
+            seeds=1,
+            note="worst first compiled round after a turned knob, less the round itself",
+        ),
     }
     few, many = growth(3 if quick else 9)
-    results["per_client_1000_vs_100"] = entry(many / few, "ratio", 1.25, higher=False, seeds=1,
-                                              note="seconds for each client of a round, MLP; "
-                                              f"{tail}")
+    results["per_client_1000_vs_100"] = entry(
+        many / few,
+        "ratio",
+        1.25,
+        higher=False,
+        seeds=1,
+        note=f"seconds for each client of a round, MLP; {tail}",
+    )
     small, large = tables(10_000, 1 if quick else 5), tables(50_000, 1 if quick else 3)
-    results |= {"mf_vs_dense_10k": ratio(small["dense loop"], small["engine"],
-                                         "matrix factorisation, 10,000 items, D=64", 30),
-                "mf_vs_dense_50k": ratio(large["dense loop"], large["engine"],
-                                         "the same, 50,000 items", 80),
-                "mf_vs_rows_10k": ratio(small["row loop"], small["engine"],
-                                        "10,000 items, loop over touched rows only"),
-                "mf_50k_over_10k": entry(large["engine"] / small["engine"], "ratio", 1.5,
-                                         higher=False, seeds=1,
-                                         note=f"time of a round at 5 times the items; {tail}"),}
+    results |= {
+        "mf_vs_dense_10k": ratio(
+            small["dense loop"], small["engine"], "matrix factorisation, 10,000 items, D=64", 30
+        ),
+        "mf_vs_dense_50k": ratio(
+            large["dense loop"], large["engine"], "the same, 50,000 items", 80
+        ),
+        "mf_vs_rows_10k": ratio(
+            small["row loop"], small["engine"], "10,000 items, loop over touched rows only"
+        ),
+        "mf_50k_over_10k": entry(
+            large["engine"] / small["engine"],
+            "ratio",
+            1.5,
+            higher=False,
+            seeds=1,
+            note=f"time of a round at 5 times the items; {tail}",
+        ),
+    }
     films, everyone = movielens(100, 1 if quick else 9), movielens(671, 1 if quick else 5)
     over, peak = million(quick)
-    whole = float(subprocess.run([sys.executable, __file__, "everybody"], check=True,
-                                 capture_output=True, text=True).stdout)
+    whole = float(
+        subprocess.run(
+            [sys.executable, __file__, "everybody"], check=True, capture_output=True, text=True
+        ).stdout
+    )
     results |= {
-        "lesson2_vs_loop_100": ratio(films["dense loop"], films["engine"], "lesson 2, 100 users, "
-                                                                           "dense tables"),
-        "lesson2_vs_row_loop_100": ratio(films["row loop"], films["engine"], "lesson 2, loop over "
-            "touched rows only"),
-        "round_s_671": entry(everyone["engine"], "s", None, higher=False, seeds=1, note=f"lesson "
-            f"2, everybody; {tail}"),
-        "peak_mb_671": entry(whole, "MB", 1500, higher=False, seeds=1,
-                             note="process peak with torch, 3 rounds of all 671 users at 9,066 "
-                                  "items"),
-        "million_vs_10k_users": entry(over, "ratio", 1.3, higher=False, seeds=1,
-                                      note="time of a round of 1,000 clients, 1,000,000 users on "
-                                           "disk over 10,000"),
-        "million_users_peak_mb": entry(peak, "MB", 4096, higher=False, seeds=1,
-                                       note="process peak with torch, rounds of 1,000 of "
-                                            "1,000,000 users"),
+        "lesson2_vs_loop_100": ratio(
+            films["dense loop"], films["engine"], "lesson 2, 100 users, dense tables"
+        ),
+        "lesson2_vs_row_loop_100": ratio(
+            films["row loop"], films["engine"], "lesson 2, loop over touched rows only"
+        ),
+        "round_s_671": entry(
+            everyone["engine"],
+            "s",
+            None,
+            higher=False,
+            seeds=1,
+            note=f"lesson 2, everybody; {tail}",
+        ),
+        "peak_mb_671": entry(
+            whole,
+            "MB",
+            1500,
+            higher=False,
+            seeds=1,
+            note="process peak with torch, 3 rounds of all 671 users at 9,066 items",
+        ),
+        "million_vs_10k_users": entry(
+            over,
+            "ratio",
+            1.3,
+            higher=False,
+            seeds=1,
+            note="time of a round of 1,000 clients, 1,000,000 users on disk over 10,000",
+        ),
+        "million_users_peak_mb": entry(
+            peak,
+            "MB",
+            4096,
+            higher=False,
+            seeds=1,
+            note="process peak with torch, rounds of 1,000 of 1,000,000 users",
+        ),
     }
     record("speed", results, quick)
 

@@ -18,53 +18,98 @@ from fedlab.evaluation import figures
 
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/workbench.md")
 MARKS = re.compile(
-    r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S)
-QUALITY = {"local": "each user alone", "popularity": "popularity",
-           "fedavg": "FedAvg, every user a client", "pooled": "the same model on pooled data",
-           "federated": "**federated iALS, last clicks first, every user a client**",
-           "federated_plain": "the same, all clicks alike",
-           "federated_10pct": "last clicks first, a tenth of the clients a round",
-           "central": "iALS on pooled data, last clicks first",
-           "central_plain": "the same, all clicks alike",
-           "ease_recent": "EASE on pooled data, last clicks first",
-           "ease": "the same, all clicks alike"}
-COLD = {"chance": "nothing", "genres": "genres and year", "tfidf": "the same and words (TF-IDF)",
-        "minilm": "MiniLM of the text alone", "text": "**MiniLM of text and title, genres, year**",
-        "popularity": "how often they will be rated, which nobody knows"}
-TUNED = {"frozen": "the encoder frozen, a head on top", "head": "the head trained for longer",
-         "lora": "**LoRA on all linear layers, and the head**", "full": "all weights"}
+    r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S
+)
+QUALITY = {
+    "local": "each user alone",
+    "popularity": "popularity",
+    "fedavg": "FedAvg, every user a client",
+    "pooled": "the same model on pooled data",
+    "federated": "**federated iALS, last clicks first, every user a client**",
+    "federated_plain": "the same, all clicks alike",
+    "federated_10pct": "last clicks first, a tenth of the clients a round",
+    "central": "iALS on pooled data, last clicks first",
+    "central_plain": "the same, all clicks alike",
+    "ease_recent": "EASE on pooled data, last clicks first",
+    "ease": "the same, all clicks alike",
+}
+COLD = {
+    "chance": "nothing",
+    "genres": "genres and year",
+    "tfidf": "the same and words (TF-IDF)",
+    "minilm": "MiniLM of the text alone",
+    "text": "**MiniLM of text and title, genres, year**",
+    "popularity": "how often they will be rated, which nobody knows",
+}
+TUNED = {
+    "frozen": "the encoder frozen, a head on top",
+    "head": "the head trained for longer",
+    "lora": "**LoRA on all linear layers, and the head**",
+    "full": "all weights",
+}
 SEQUENCES = {"both": "**text and a row of its own**", "ids": "a row alone", "text": "text alone"}
-WAYS = {"fedavg": "FedAvg, fine-tuned", "ditto": "Ditto", "pfedme": "pFedMe", "fedper": "FedPer",
-        "fedrecon": "FedRecon", "fomaml": "FOMAML (Per-FedAvg)", "maml": "MAML", "anil": "ANIL",
-        "meta_sgd": "Meta-SGD of the user's vector", "ridge": "**ridge**"}
+WAYS = {
+    "fedavg": "FedAvg, fine-tuned",
+    "ditto": "Ditto",
+    "pfedme": "pFedMe",
+    "fedper": "FedPer",
+    "fedrecon": "FedRecon",
+    "fomaml": "FOMAML (Per-FedAvg)",
+    "maml": "MAML",
+    "anil": "ANIL",
+    "meta_sgd": "Meta-SGD of the user's vector",
+    "ridge": "**ridge**",
+}
 DATASETS = {"ml100k": "MovieLens-100K", "mlsmall": "ml-latest-small"}
-SPEED = {"stacked_vs_loop_100": "MLP, 100 clients, against a loop over clients",
-         "compiled_vs_loop_100": "the same, compiled",
-         "module_vs_loop_100": "the same as an `nn.Module` of your own",
-         "mf_vs_dense_10k": "matrix factorisation, 10,000 items, against a loop with dense tables",
-         "mf_vs_dense_50k": "the same, 50,000 items",
-         "mf_vs_rows_10k": "10,000 items, against a loop over touched rows only",
-         "lesson2_vs_loop_100": "lesson 2, 100 users, against a loop with dense tables"}
-COST = {"mf_50k_over_10k": "time of a round at 5 times the items",
-        "per_client_1000_vs_100": "time for each client, 1,000 clients a round against 100",
-        "million_vs_10k_users": "time of a round of 1,000 clients, from a million users on disk "
-        "against 10,000",
-        "million_users_peak_mb": "peak memory of the process, from a million users",
-        "round_s_671": "a round of all 671 users of lesson 2",
-        "peak_mb_671": "peak memory of the process, the same",
-        "knob_delay_s": "worst delay of the first compiled round after a turned knob"}
+SPEED = {
+    "stacked_vs_loop_100": "MLP, 100 clients, against a loop over clients",
+    "compiled_vs_loop_100": "the same, compiled",
+    "module_vs_loop_100": "the same as an `nn.Module` of your own",
+    "mf_vs_dense_10k": "matrix factorisation, 10,000 items, against a loop with dense tables",
+    "mf_vs_dense_50k": "the same, 50,000 items",
+    "mf_vs_rows_10k": "10,000 items, against a loop over touched rows only",
+    "lesson2_vs_loop_100": "lesson 2, 100 users, against a loop with dense tables",
+}
+COST = {
+    "mf_50k_over_10k": "time of a round at 5 times the items",
+    "per_client_1000_vs_100": "time for each client, 1,000 clients a round against 100",
+    "million_vs_10k_users": "time of a round of 1,000 clients, from a million users on disk "
+    "against 10,000",
+    "million_users_peak_mb": "peak memory of the process, from a million users",
+    "round_s_671": "a round of all 671 users of lesson 2",
+    "peak_mb_671": "peak memory of the process, the same",
+    "knob_delay_s": "worst delay of the first compiled round after a turned knob",
+}
 PEERS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
-LIVE = {"lab_key_to_visible_ms": "from a key on a slider to the new value in use, on the screen, "
-        "JupyterLab", "voila_key_to_visible_ms": "the same, Voilà",
-        "stop_ms": "Stop, beyond the round under way, the longest",
-        "redraws_per_s": "redraws while training", "blank_frames": "frames with an empty chart",
-        "redraw_kernel_ms": "kernel time of a redraw",
-        "live_vs_headless": "rounds per second, over those without a view"}
-JOBS = {"mlp_100": "MLP 64-64-1, 100 of 100 clients", "mlp_20": "MLP 64-64-1, 20 of 100 clients",
-        "mf10k_20": "matrix factorisation, 10,000 items, 20 of 100 clients",
-        "mf50k_20": "the same, 50,000 items"}
-STAGES = ("draw examples", "cut into batches", "find the rows", "look up, loss", "predict",
-          "gradients", "update", "aggregate", "norms", "rest", "round")
+LIVE = {
+    "lab_key_to_visible_ms": "from a key on a slider to the new value in use, on the screen, "
+    "JupyterLab",
+    "voila_key_to_visible_ms": "the same, Voilà",
+    "stop_ms": "Stop, beyond the round under way, the longest",
+    "redraws_per_s": "redraws while training",
+    "blank_frames": "frames with an empty chart",
+    "redraw_kernel_ms": "kernel time of a redraw",
+    "live_vs_headless": "rounds per second, over those without a view",
+}
+JOBS = {
+    "mlp_100": "MLP 64-64-1, 100 of 100 clients",
+    "mlp_20": "MLP 64-64-1, 20 of 100 clients",
+    "mf10k_20": "matrix factorisation, 10,000 items, 20 of 100 clients",
+    "mf50k_20": "the same, 50,000 items",
+}
+STAGES = (
+    "draw examples",
+    "cut into batches",
+    "find the rows",
+    "look up, loss",
+    "predict",
+    "gradients",
+    "update",
+    "aggregate",
+    "norms",
+    "rest",
+    "round",
+)
 
 
 def measured(name: str) -> dict:
@@ -86,90 +131,157 @@ def quality() -> str:
     def cell(data: str, name: str, metric: str) -> str:
         row = held.get(f"{data}_{name}_{metric}")
         return f"{row['value']:.3f}" if row else "-"
-    seeds, metrics = held["mlsmall_fedavg_hr10"]["seeds"], ("hr10", "ndcg10", "full_hr10",
-                                                            "full_ndcg10")
-    parts = ["Leave-one-out by time, clean negatives, ties against us, fit on train, mean of "
-             f"{seeds} seeds:"]
+
+    seeds, metrics = (
+        held["mlsmall_fedavg_hr10"]["seeds"],
+        ("hr10", "ndcg10", "full_hr10", "full_ndcg10"),
+    )
+    parts = [
+        "Leave-one-out by time, clean negatives, ties against us, fit on train, mean of "
+        f"{seeds} seeds:"
+    ]
     for data, title in DATASETS.items():
         head = (title, "HR@10", "NDCG@10", "HR@10, full ranking", "NDCG@10, full ranking")
-        parts.append(table(head, ([label, *(cell(data, name, m) for m in metrics)] for name,
-                                  label in QUALITY.items())))
+        parts.append(
+            table(
+                head,
+                (
+                    [label, *(cell(data, name, m) for m in metrics)]
+                    for name, label in QUALITY.items()
+                ),
+            )
+        )
     leaky, clean = (held[f"ml100k_pfedrec_{name}_hr10"]["value"] for name in ("leaky", "clean"))
-    parts.append("Beware of leaks: a personal model in the manner of PFedRec has an HR@10 of "
-                 f"{leaky:.3f} on "
-                 "MovieLens-100K when its training negatives avoid the held-out films, and "
-                 f"{clean:.3f} when they do " "not (lesson 3).")
+    parts.append(
+        "Beware of leaks: a personal model in the manner of PFedRec has an HR@10 of "
+        f"{leaky:.3f} on "
+        "MovieLens-100K when its training negatives avoid the held-out films, and "
+        f"{clean:.3f} when they do "
+        "not (lesson 3)."
+    )
     return "\n\n".join(parts)
 
 
 def language() -> str:
     """Hidden films by what is known of them, and what texts add to ratings."""
     held = measured("quality")
-    rows = ((label, *(f"{held[f'ml100k_cold_{name}_{m}']['value']:.3f}" for m in ("auc", "ndcg10")))
-            for name, label in COLD.items())
-    gain, ratio = held["mlsmall_hybrid_minus_id_ndcg10"], measured("language")[
-        "cached_vs_encode_round"]
+    rows = (
+        (label, *(f"{held[f'ml100k_cold_{name}_{m}']['value']:.3f}" for m in ("auc", "ndcg10")))
+        for name, label in COLD.items()
+    )
+    gain, ratio = (
+        held["mlsmall_hybrid_minus_id_ndcg10"],
+        measured("language")["cached_vs_encode_round"],
+    )
     return "\n\n".join(
-        ["A fifth of MovieLens-100K's films hidden from the federation, ranked among themselves, "
-         "mean of " f"{held['ml100k_cold_text_auc']['seeds']} seeds:",
-         table(("the server knows of a film", "AUC", "NDCG@10"), rows),
-         "On ml-latest-small, half of what texts say added to rows of ratings gains "
-         f"{gain['value']:+.3f} NDCG@10 "
-         f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as fast "
-         "as one in which each " "client encodes its texts."])
+        [
+            "A fifth of MovieLens-100K's films hidden from the federation, ranked among "
+            "themselves, mean of "
+            f"{held['ml100k_cold_text_auc']['seeds']} seeds:",
+            table(("the server knows of a film", "AUC", "NDCG@10"), rows),
+            "On ml-latest-small, half of what texts say added to rows of ratings gains "
+            f"{gain['value']:+.3f} NDCG@10 "
+            f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as "
+            "fast as one in which each client encodes its texts.",
+        ]
+    )
 
 
 def tuning() -> str:
     """What ten shops gain by fine-tuning, and what it takes to send."""
     held = measured("language")
-    rows = ((label, f"{held[f'tuned_{name}_ndcg10']['value']:.3f}",
-             held[f"tuned_{name}_ndcg10"]["note"]) for name, label in TUNED.items())
+    rows = (
+        (
+            label,
+            f"{held[f'tuned_{name}_ndcg10']['value']:.3f}",
+            held[f"tuned_{name}_ndcg10"]["note"],
+        )
+        for name, label in TUNED.items()
+    )
     gain, sent = held["lora_gain_share"], held["lora_bytes_share"]
     return "\n\n".join(
-        ["Ten shops fine-tune MiniLM on 'title (year)' alone; ml-latest-small, films rated 25 "
-         "times or more, mean of " f"{gain['seeds']} seeds:", table(("what is trained and sent",
-                                                                     "NDCG@10", ""), rows),
-         f"LoRA sends {sent['value']:.1%} of the bytes of full fine-tuning ({sent['note']}) and "
-         "keeps " f"{gain['value']:.2f} of its gain ({gain['note']})."])
+        [
+            "Ten shops fine-tune MiniLM on 'title (year)' alone; ml-latest-small, films rated 25 "
+            "times or more, mean of "
+            f"{gain['seeds']} seeds:",
+            table(("what is trained and sent", "NDCG@10", ""), rows),
+            f"LoRA sends {sent['value']:.1%} of the bytes of full fine-tuning ({sent['note']}) and "
+            "keeps "
+            f"{gain['value']:.2f} of its gain ({gain['note']}).",
+        ]
+    )
 
 
 def sequences() -> str:
     """What histories say of the next film."""
     held = measured("quality")
-    found = {name: [held[f"mlsmall_sequence_{name}_{m}"] for m in ("hr10",
-                                                                   "ndcg10")] for name in SEQUENCES}
-    rows = ((label, *(f"{row['value']:.3f}" for row in found[name]),
-             found[name][1]["note"].split("negatives, ")[1]) for name, label in SEQUENCES.items())
+    found = {
+        name: [held[f"mlsmall_sequence_{name}_{m}"] for m in ("hr10", "ndcg10")]
+        for name in SEQUENCES
+    }
+    rows = (
+        (
+            label,
+            *(f"{row['value']:.3f}" for row in found[name]),
+            found[name][1]["note"].split("negatives, ")[1],
+        )
+        for name, label in SEQUENCES.items()
+    )
     return "\n\n".join(
-        ["A Transformer over the last 20 films, trained among five platforms; ml-latest-small, "
-         "leave-one-out with 99 " f"negatives as above, mean of {found['both'][0]['seeds']} seeds:",
-         table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows)])
+        [
+            "A Transformer over the last 20 films, trained among five platforms; ml-latest-small, "
+            "leave-one-out with 99 "
+            f"negatives as above, mean of {found['both'][0]['seeds']} seeds:",
+            table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows),
+        ]
+    )
 
 
 def newcomers() -> str:
     """Errors of users whom the federation does not know, and what meta-learning takes."""
     held, meta = measured("quality"), measured("meta")
-    rows = [(f"after {k} ratings", f"{(row := held[f'ml100k_newuser_rmse_k{k}'])['value']:.3f}",
-             goal(row), row["note"]) for k in (3, 5, 10, 20)]
+    rows = [
+        (
+            f"after {k} ratings",
+            f"{(row := held[f'ml100k_newuser_rmse_k{k}'])['value']:.3f}",
+            goal(row),
+            row["note"],
+        )
+        for k in (3, 5, 10, 20)
+    ]
 
     def told(name: str, digits: int) -> str:
         return f"{meta[name]['value']:.{digits}f}" if name in meta else ""
-    ways = [(label, *(told(key, digits) for task in ("ratings", "clicks") for key,
-                      digits in ((f"{task}_{name}", 3), (f"rounds_fedavg_over_{name}_{task}", 2))))
-            for name, label in WAYS.items()]
+
+    ways = [
+        (
+            label,
+            *(
+                told(key, digits)
+                for task in ("ratings", "clicks")
+                for key, digits in ((f"{task}_{name}", 3), (f"rounds_fedavg_over_{name}_{task}", 2))
+            ),
+        )
+        for name, label in WAYS.items()
+    ]
     second, many = meta["second_vs_first_order_time"], meta["adapt_1000_vs_loop"]
     return "\n\n".join(
-        ["A fifth of MovieLens-100K's users are new; 20 random ratings of each arrive, all others "
-         "judge. RMSE in stars, "
-         "the users' vectors solved by ridge regression from films that were learned for it:",
-         table(("", "RMSE", "goal", ""), rows),
-         "Who starts from films that know nothing, and has ten ratings of a newcomer, or ten "
-         "clicks: the error after 60 "
-         "rounds, and FedAvg's rounds to its least error over a way's own (0 in a fold where that "
-         "never gets there; " f"mean of {meta['ratings_fedavg']['seeds']} folds):",
-         table(("", "ratings, RMSE", "rounds", "clicks, cross-entropy", "rounds"), ways),
-         f"A second-order round takes {second['value']:.2f} times a first-order one; a thousand "
-         "newcomers adapt " f"{many['value']:.0f} times faster at once than one by one."])
+        [
+            "A fifth of MovieLens-100K's users are new; 20 random ratings of each arrive, all "
+            "others judge. RMSE in stars, the users' vectors solved by ridge regression from films "
+            "that were learned for it:",
+            table(("", "RMSE", "goal", ""), rows),
+            "Who starts from films that know nothing, and has ten ratings of a newcomer, or ten "
+            "clicks: the error after 60 "
+            "rounds, and FedAvg's rounds to its least error over a way's own (0 in a fold where "
+            "that never gets there; "
+            f"mean of {meta['ratings_fedavg']['seeds']} folds):",
+            table(("", "ratings, RMSE", "rounds", "clicks, cross-entropy", "rounds"), ways),
+            f"A second-order round takes {second['value']:.2f} times a first-order one; a thousand "
+            "newcomers adapt "
+            f"{many['value']:.0f} times faster at once than one by one.",
+        ]
+    )
 
 
 def privacy() -> str:
@@ -179,36 +291,52 @@ def privacy() -> str:
     def cell(name: str) -> str:
         row = held.get(f"hr10_{name}")
         return f"{row['value']:.3f}" if row else ""
+
     head = ("epsilon", "counts and texts", "counts, pairs and texts", "goal")
-    rows = [(f"{budget}", cell(f"counts_eps{budget}"), cell(f"pairs_eps{budget}"),
-             goal(held[f"ml100k_dp_eps{budget}_hr10"])) for budget in (8, 2, 1)]
+    rows = [
+        (
+            f"{budget}",
+            cell(f"counts_eps{budget}"),
+            cell(f"pairs_eps{budget}"),
+            goal(held[f"ml100k_dp_eps{budget}_hr10"]),
+        )
+        for budget in (8, 2, 1)
+    ]
     rows.append(("no noise", cell("counts_eps0"), cell("pairs_eps0"), ""))
-    slow = ", ".join(f"{held[f'{name}_over_plain_round']['value']:.2f} times {label}" for name,
-                     label in (("central", "with noise at the server"),
-                               ("adaptive", "with a clip that follows a quantile")))
-    return "\n\n".join([
-        "HR@10 under user-level differential privacy, delta 1e-4, every user of MovieLens-100K in "
-        "each sum, protocol "
-        f"as above, mean of {held['ml100k_dp_eps8_hr10']['seeds']} seeds:", table(head, rows),
-        f"Texts and one's own history alone, which release nothing, reach {cell('own')}; "
-        "popularity without noise "
-        f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 "
-        f"clients takes {slow}.",
-        "Which films a client's user rated, read from one plain upload: precision "
-        f"{held['rowleak_plain_precision']['value']:.2f}, recall "
-        f"{held['rowleak_plain_recall']['value']:.2f}; under "
-        f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum "
-        "takes the server "
-        f"{held['secagg_server_s_50x100k']['value']:.2f} s "
-        f"({held['secagg_server_s_50x100k']['note']}).",
-        f"One client in a hundred that pushes a film's bias shows it to "
-        f"{held['aimed_mean_er10']['value']:.0%} of the "
-        f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm bound, "
-        "and to "
-        f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. Deltas of rank one in "
-        "four bits take "
-        f"{held['rank1_int4_bytes_ratio']['value']:.0f} times fewer bytes up, at a loss of "
-        f"{max(0.0, held['rank1_int4_ndcg_loss']['value']):.1%} of NDCG@10."])
+    slow = ", ".join(
+        f"{held[f'{name}_over_plain_round']['value']:.2f} times {label}"
+        for name, label in (
+            ("central", "with noise at the server"),
+            ("adaptive", "with a clip that follows a quantile"),
+        )
+    )
+    return "\n\n".join(
+        [
+            "HR@10 under user-level differential privacy, delta 1e-4, every user of MovieLens-100K "
+            "in each sum, protocol "
+            f"as above, mean of {held['ml100k_dp_eps8_hr10']['seeds']} seeds:",
+            table(head, rows),
+            f"Texts and one's own history alone, which release nothing, reach {cell('own')}; "
+            "popularity without noise "
+            f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 "
+            f"clients takes {slow}.",
+            "Which films a client's user rated, read from one plain upload: precision "
+            f"{held['rowleak_plain_precision']['value']:.2f}, recall "
+            f"{held['rowleak_plain_recall']['value']:.2f}; under "
+            f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum "
+            "takes the server "
+            f"{held['secagg_server_s_50x100k']['value']:.2f} s "
+            f"({held['secagg_server_s_50x100k']['note']}).",
+            f"One client in a hundred that pushes a film's bias shows it to "
+            f"{held['aimed_mean_er10']['value']:.0%} of the "
+            f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm "
+            "bound, and to "
+            f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. Deltas of rank one in "
+            "four bits take "
+            f"{held['rank1_int4_bytes_ratio']['value']:.0f} times fewer bytes up, at a loss of "
+            f"{max(0.0, held['rank1_int4_ndcg_loss']['value']):.1%} of NDCG@10.",
+        ]
+    )
 
 
 def attacks() -> str:
@@ -217,39 +345,79 @@ def attacks() -> str:
 
     def cell(attack: str, rule: str) -> str:
         return " / ".join(f"{held[f'{attack}_{rule}_{of}10']['value']:.3f}" for of in ("er", "hr"))
-    rules = {"mean": "mean", "normbound": "norm bound", "trimmed": "trimmed mean",
-             "median": "median", "krum": "Krum, half of them", "rowbound": "row bound"}
+
+    rules = {
+        "mean": "mean",
+        "normbound": "norm bound",
+        "trimmed": "trimmed mean",
+        "median": "median",
+        "krum": "Krum, half of them",
+        "rowbound": "row bound",
+    }
     rows = [("no attack, mean", *[cell("clean", "mean")] * 4)]
-    rows += [(label, *(cell(attack, rule) for attack in ("boosted", "aimed", "aimed5", "flipped")))
-             for rule, label in rules.items()]
+    rows += [
+        (label, *(cell(attack, rule) for attack in ("boosted", "aimed", "aimed5", "flipped")))
+        for rule, label in rules.items()
+    ]
     noises = {"plain": "no noise", "z0.3": "z = 0.3", "z1": "z = 1", "z3": "z = 3"}
-    told = [(label,
-             "none" if name == "plain" else f"{held[f'members_{name}_epsilon']['value']:.1f}",
-             *(f"{held[f'members_{name}_{of}']['value']:.3f}" for of in ("auc", "tpr"))) for name,
-            label in noises.items()]
+    told = [
+        (
+            label,
+            "none" if name == "plain" else f"{held[f'members_{name}_epsilon']['value']:.1f}",
+            *(f"{held[f'members_{name}_{of}']['value']:.3f}" for of in ("auc", "tpr")),
+        )
+        for name, label in noises.items()
+    ]
     words = ", ".join(f"{held[f'words_of_{n}_recall']['value']:.0%} of {n}" for n in (1, 4, 16))
     right = min(held[f"words_of_{n}_precision"]["value"] for n in (1, 4))
-    return "\n\n".join([
-        table(("ER@10 / HR@10", "boosted, 1%", "aimed, 1%", "aimed, 5%", "flipped, 10%"), rows),
-        table(("members told apart by lesson 9's score", "epsilon", "AUC", "found at 5% mistaken"),
-            told),
-        f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} "
-        "clients' words; of one and "
-        f"of four, {right:.0%} of those read are right."])
+    return "\n\n".join(
+        [
+            table(("ER@10 / HR@10", "boosted, 1%", "aimed, 1%", "aimed, 5%", "flipped, 10%"), rows),
+            table(
+                (
+                    "members told apart by lesson 9's score",
+                    "epsilon",
+                    "AUC",
+                    "found at 5% mistaken",
+                ),
+                told,
+            ),
+            f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} "
+            "clients' words; of one and "
+            f"of four, {right:.0%} of those read are right.",
+        ]
+    )
 
 
 def codes() -> str:
     """Bytes and quality of each code."""
     held = measured("privacy")
-    labels = {"int8": "8 bits", "int4": "4 bits", "int2": "2 bits", "sign": "signs",
-              "top10": "largest tenth", "random10": "random tenth", "rank1": "rank 1",
-              "rank1_int4": "rank 1 in 4 bits"}
+    labels = {
+        "int8": "8 bits",
+        "int4": "4 bits",
+        "int2": "2 bits",
+        "sign": "signs",
+        "top10": "largest tenth",
+        "random10": "random tenth",
+        "rank1": "rank 1",
+        "rank1_int4": "rank 1 in 4 bits",
+    }
 
     def share(name: str) -> str:
         return f"{held[name]['value']:.1%}"
-    return table(("code", "times fewer bytes up", "NDCG@10 lost", "without feedback"), (
-        (label, f"{held[f'{name}_bytes_ratio']['value']:.1f}", share(f"{name}_ndcg_loss"),
-         share(f"{name}_ndcg_loss_forgotten")) for name, label in labels.items()))
+
+    return table(
+        ("code", "times fewer bytes up", "NDCG@10 lost", "without feedback"),
+        (
+            (
+                label,
+                f"{held[f'{name}_bytes_ratio']['value']:.1f}",
+                share(f"{name}_ndcg_loss"),
+                share(f"{name}_ndcg_loss_forgotten"),
+            )
+            for name, label in labels.items()
+        ),
+    )
 
 
 def goal(row: dict) -> str:
@@ -262,9 +430,10 @@ def goal(row: dict) -> str:
 def speed() -> str:
     """How many times faster than loops."""
     held = measured("speed")
-    return table(("the engine, one CPU thread, fp32", "times faster", "goal"),
-                 ((label, f"{held[name]['value']:.1f}", goal(held[name])) for name,
-                  label in SPEED.items()))
+    return table(
+        ("the engine, one CPU thread, fp32", "times faster", "goal"),
+        ((label, f"{held[name]['value']:.1f}", goal(held[name])) for name, label in SPEED.items()),
+    )
 
 
 def amount(row: dict) -> str:
@@ -275,31 +444,43 @@ def amount(row: dict) -> str:
 def cost() -> str:
     """What grows and what does not."""
     held = measured("speed")
-    return table(("", "measured", "goal"),
-                 ((label, amount(held[n]), goal(held[n])) for n, label in COST.items()))
+    return table(
+        ("", "measured", "goal"),
+        ((label, amount(held[n]), goal(held[n])) for n, label in COST.items()),
+    )
 
 
 def live() -> str:
     """How the workbench answers."""
     held = measured("workbench")
-    return table(("", "measured", "goal", ""), (
-        (label, amount(held[n]), goal(held[n]), held[n]["note"])
-        for n, label in LIVE.items()))
+    return table(
+        ("", "measured", "goal", ""),
+        ((label, amount(held[n]), goal(held[n]), held[n]["note"]) for n, label in LIVE.items()),
+    )
 
 
 def aggregation() -> str:
     """What each way to aggregate adds to a round."""
     rows = measured("aggregation")
-    return table(("a round of 100 clients, over the round of the mean", "times", "goal"),
-                 ((name.removesuffix("_over_mean").replace("_", " "), f"{row['value']:.2f}",
-                   goal(row)) for name, row in rows.items() if name != "mean_round_s"))
+    return table(
+        ("a round of 100 clients, over the round of the mean", "times", "goal"),
+        (
+            (name.removesuffix("_over_mean").replace("_", " "), f"{row['value']:.2f}", goal(row))
+            for name, row in rows.items()
+            if name != "mean_round_s"
+        ),
+    )
 
 
 def asynchronous() -> str:
     """Simulated time to the target."""
-    return table(("", "measured", "goal", ""), ((name.replace("_", " "), amount(row), goal(row),
-                                                 row["note"]) for name,
-                                                row in measured("asynchronous").items()))
+    return table(
+        ("", "measured", "goal", ""),
+        (
+            (name.replace("_", " "), amount(row), goal(row), row["note"])
+            for name, row in measured("asynchronous").items()
+        ),
+    )
 
 
 def peers() -> str:
@@ -310,21 +491,42 @@ def peers() -> str:
         for name in PEERS:
             label = f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}"
             if f"{label}_seconds" in held:
-                value = {what: held[f"{label}_{what}"]["value"] for what in ("seconds", "first",
-                                                                             "mb", "loss")}
-                rows.append((name, f"{value['seconds'] * 1e3:.0f}", f"{value['first']:.1f}",
-                             f"{value['mb']:.0f}", f"{value['loss']:.3f}"))
+                value = {
+                    what: held[f"{label}_{what}"]["value"]
+                    for what in ("seconds", "first", "mb", "loss")
+                }
+                rows.append(
+                    (
+                        name,
+                        f"{value['seconds'] * 1e3:.0f}",
+                        f"{value['first']:.1f}",
+                        f"{value['mb']:.0f}",
+                        f"{value['loss']:.3f}",
+                    )
+                )
         head = (job, "a round, ms", "start to first round, s", "memory, MB", "loss at the end")
         parts.append(table(head, rows))
-    ratios = (("vs_flower", "Flower's simulation"), ("vs_pfl", "pfl-research"), ("vs_fedjax",
-                                                                                 "fedjax"))
-    rows = [(f"times faster than {label}", f"{held[name]['value']:.1f}", goal(held[name]))
-            for name, label in ratios if name in held]
+    ratios = (
+        ("vs_flower", "Flower's simulation"),
+        ("vs_pfl", "pfl-research"),
+        ("vs_fedjax", "fedjax"),
+    )
+    rows = [
+        (f"times faster than {label}", f"{held[name]['value']:.1f}", goal(held[name]))
+        for name, label in ratios
+        if name in held
+    ]
     if "memory_vs_flower" in held:
-        rows.append(("memory of our processes over Flower's",
-                     f"{held['memory_vs_flower']['value']:.2f}", goal(held["memory_vs_flower"])))
-    return "\n\n".join([table(("MLP, 100 of 100 clients, eager", "measured", "goal"), rows),
-                        *parts])
+        rows.append(
+            (
+                "memory of our processes over Flower's",
+                f"{held['memory_vs_flower']['value']:.2f}",
+                goal(held["memory_vs_flower"]),
+            )
+        )
+    return "\n\n".join(
+        [table(("MLP, 100 of 100 clients, eager", "measured", "goal"), rows), *parts]
+    )
 
 
 def picture() -> None:
@@ -332,18 +534,27 @@ def picture() -> None:
     held = measured("peers")
     with figures.panels(2, 4.8, 2.8) as (figure, axes):
         for axis, key in zip(axes, ("mlp_100", "mf50k_20"), strict=True):
-            found = {name: held.get(
-                f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}_seconds")
-                     for name in PEERS}
+            found = {
+                name: held.get(
+                    f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}_seconds"
+                )
+                for name in PEERS
+            }
             shown = {name: row["value"] * 1e3 for name, row in found.items() if row}
-            bars = axis.barh(list(shown), list(shown.values()),
-                             color=[figures.COLOURS[0 if name.startswith("fedlab") else 6]
-                                    for name in shown])
-            axis.bar_label(bars, [f"{value:.0f}" for value in shown.values()], padding=3,
-                           fontsize=9)
-            axis.set(title=JOBS[key].replace("the same", "matrix factorisation"),
-                     xlabel="milliseconds a round", xscale="log",
-                     xlim=(5, 10 * max(shown.values())))
+            bars = axis.barh(
+                list(shown),
+                list(shown.values()),
+                color=[figures.COLOURS[0 if name.startswith("fedlab") else 6] for name in shown],
+            )
+            axis.bar_label(
+                bars, [f"{value:.0f}" for value in shown.values()], padding=3, fontsize=9
+            )
+            axis.set(
+                title=JOBS[key].replace("the same", "matrix factorisation"),
+                xlabel="milliseconds a round",
+                xscale="log",
+                xlim=(5, 10 * max(shown.values())),
+            )
             axis.invert_yaxis()
         figure.savefig(ROOT / "docs" / "peers.svg", metadata={"Date": None})
 
@@ -355,13 +566,22 @@ def stages() -> str:
     def cell(key: str, stage: str) -> str:
         row = held.get(f"{key}_{stage.replace(',', '').replace(' ', '_')}_ms")
         return f"{row['value']:.2f}" if row else ""
+
     keys = ("mlp", "mlp_compiled", "lesson2")
-    floors = [(held[name]["note"], f"{held[name]['value']:.2f}") for name in held if name.endswith(
-        ("products_ms", "bytes_ms"))]
+    floors = [
+        (held[name]["note"], f"{held[name]['value']:.2f}")
+        for name in held
+        if name.endswith(("products_ms", "bytes_ms"))
+    ]
     head = ("milliseconds", "MLP, 100 clients", "the same, compiled", "lesson 2, 100 users")
-    return (table(head, ([stage, *(cell(k, stage) for k in keys)] for stage in STAGES)) + "\n\n"
-            + table((f"the least, at a copy of {held['copy_gb_s']['value']:.1f} GB/s",
-                     "milliseconds"), floors))
+    return (
+        table(head, ([stage, *(cell(k, stage) for k in keys)] for stage in STAGES))
+        + "\n\n"
+        + table(
+            (f"the least, at a copy of {held['copy_gb_s']['value']:.1f} GB/s", "milliseconds"),
+            floors,
+        )
+    )
 
 
 def gpu() -> str:
@@ -369,8 +589,11 @@ def gpu() -> str:
     path = RESULTS / "gpu.json"
     held = json.loads(path.read_text())
     rows = ((row["note"], amount(row), goal(row)) for row in held["measured"].values())
-    return f"{held['remark']}." if not held["measured"] else table((held["remark"], "measured",
-                                                                    "goal"), rows)
+    return (
+        f"{held['remark']}."
+        if not held["measured"]
+        else table((held["remark"], "measured", "goal"), rows)
+    )
 
 
 def filled(text: str) -> str:
@@ -386,7 +609,8 @@ if __name__ == "__main__":
         if sys.argv[1:] == ["--check"]:
             if new != old:
                 raise SystemExit(
-                    f"{document} is not what the results say; run python benchmarks/tables.py")
+                    f"{document} is not what the results say; run python benchmarks/tables.py"
+                )
         else:
             path.write_text(new)
     if not sys.argv[1:]:

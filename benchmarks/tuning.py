@@ -33,8 +33,15 @@ from fedlab.models import adapted, from_module, loaded
 from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors
 
 SHOPS, LEAST, LENGTH = 10, 25, 12
-HEAD = Settings(rounds=240, cohort=SHOPS, batch_size=128, local_lr=0.1, server_optimizer="adam",
-                server_lr=4e-3, server_epsilon=1e-6)
+HEAD = Settings(
+    rounds=240,
+    cohort=SHOPS,
+    batch_size=128,
+    local_lr=0.1,
+    server_optimizer="adam",
+    server_lr=4e-3,
+    server_epsilon=1e-6,
+)
 TUNE = HEAD.replace(rounds=60, batch_size=16, warm_up=10)
 LINEAR = ("query", "key", "value", "dense")
 
@@ -51,8 +58,9 @@ def figures(net: nn.Module, against: Candidates) -> dict[str, float]:
     """HR@10, NDCG@10, and the share of the negatives that rank behind."""
     score = net.scores()
     ranks = against.ranks(score).float()
-    return ranking(score,
-                   against) | {"auc": float(1 - (ranks - 1).mean() / against.negatives.shape[1])}
+    return ranking(score, against) | {
+        "auc": float(1 - (ranks - 1).mean() / against.negatives.shape[1])
+    }
 
 
 def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
@@ -65,16 +73,22 @@ def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
     clients = Federation(train, by_genre(train, SHOPS, 1.0, seed))
     texts, minilm = item_texts(ratings.catalogue, "{title} ({year})"), encoder()
     much, few = ItemQueries(clients, 128, 64), ItemQueries(clients, 16, 64)
-    head, tune = (each.replace(seed=seed, rounds=2 if quick else each.rounds)
-                  for each in (HEAD, TUNE))
+    head, tune = (
+        each.replace(seed=seed, rounds=2 if quick else each.rounds) for each in (HEAD, TUNE)
+    )
     frozen = TwoTower(TextEncoder(minilm, texts, top=0, length=LENGTH), train, known, seed=seed)
     start, _ = run(frozen, much, head)
     whole = TwoTower(TextEncoder(minilm, texts, length=LENGTH), train, known, seed=seed)
     whole.head, whole.user = start.head, start.user
-    ways = {"head": (start, much, tune.replace(server_lr=1e-3)),
-            "full": (whole.requires_grad_(True), few, tune.replace(server_lr=1.5e-4)),
-            "lora": (adapted(whole, LINEAR, 4, 128.0, train=("head", "user"), seed=seed), few,
-                     tune.replace(rounds=2 * tune.rounds, server_lr=2.5e-4))}
+    ways = {
+        "head": (start, much, tune.replace(server_lr=1e-3)),
+        "full": (whole.requires_grad_(True), few, tune.replace(server_lr=1.5e-4)),
+        "lora": (
+            adapted(whole, LINEAR, 4, 128.0, train=("head", "user"), seed=seed),
+            few,
+            tune.replace(rounds=2 * tune.rounds, server_lr=2.5e-4),
+        ),
+    }
     found = {"frozen": (figures(start, against), 0)}
     for name, (net, shops, settings) in ways.items():
         after, sent = run(net, shops, settings)
@@ -96,19 +110,35 @@ def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) ->
         spread = f"sd {stdev(values):.3f}" if len(values) > 1 else "one seed"
         won = sum(g > 0 for g in gains[name, "ndcg@10"])
         more = f", over the frozen encoder in {won} of {len(every)}"
-        measured[f"tuned_{name}_ndcg10"] = entry(mean(values), "NDCG@10", None, higher=True,
-            seeds=len(every), note=f"ten shops, {spread}{'' if name == 'frozen' else more}{note}")
-    share, other = (mean(gains["lora", metric]) / mean(gains["full", metric])
-                    for metric in ("auc", "ndcg@10"))
+        measured[f"tuned_{name}_ndcg10"] = entry(
+            mean(values),
+            "NDCG@10",
+            None,
+            higher=True,
+            seeds=len(every),
+            note=f"ten shops, {spread}{'' if name == 'frozen' else more}{note}",
+        )
+    share, other = (
+        mean(gains["lora", metric]) / mean(gains["full", metric]) for metric in ("auc", "ndcg@10")
+    )
     measured["lora_gain_share"] = entry(
-        share, "of full fine-tuning", 0.95, higher=True, seeds=len(every),
+        share,
+        "of full fine-tuning",
+        0.95,
+        higher=True,
+        seeds=len(every),
         note=f"gain in test AUC over the frozen encoder with a trained head, "
-             f"{mean(gains['full', 'auc']):.3f} in full; "
-             f"of the gain in NDCG@10 {other:.2f}{note}")
+        f"{mean(gains['full', 'auc']):.3f} in full; "
+        f"of the gain in NDCG@10 {other:.2f}{note}",
+    )
     measured["lora_bytes_share"] = entry(
-        mean(found["lora"][1] / found["full"][1] for found in every), "of full fine-tuning", 0.02,
+        mean(found["lora"][1] / found["full"][1] for found in every),
+        "of full fine-tuning",
+        0.02,
         higher=False,
-        seeds=len(every), note=f"bytes up of the whole run, 120 rounds against 60{note}")
+        seeds=len(every),
+        note=f"bytes up of the whole run, 120 rounds against 60{note}",
+    )
     record("language", measured, quick)
 
 

@@ -27,13 +27,16 @@ from fedlab import Settings, perceptron
 from fedlab.engine import sgd
 from fedlab.evaluation import figures
 
-STAGES = {   # what is timed, and the name of its share of a round
+STAGES = {  # what is timed, and the name of its share of a round
     "fedlab.engine.cohort.chunks": "draw examples",
     "fedlab.engine.cohort.arrange": "cut into batches",
-    "fedlab.engine.cohort.holdings": "find the rows", "predict": "predict",
+    "fedlab.engine.cohort.holdings": "find the rows",
+    "predict": "predict",
     "gradients": "gradients",
-    "rule": "update", "fedlab.engine.cohort.run": "look up, loss",
-    "fedlab.aggregation.mean.Sums.add": "aggregate", "fedlab.algorithms.gate.norms": "norms",
+    "rule": "update",
+    "fedlab.engine.cohort.run": "look up, loss",
+    "fedlab.aggregation.mean.Sums.add": "aggregate",
+    "fedlab.algorithms.gate.norms": "norms",
     "fedlab.algorithms.gate.reasons": "gate",
 }
 BATCH = 32
@@ -49,10 +52,12 @@ class Clock:
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The same function, timed; a generator function by each of its steps."""
+
         def measured(*args, **kwargs):
             with self.stage(name):
                 out = function(*args, **kwargs)
             return self.steps(name, out) if hasattr(out, "__next__") else out
+
         return measured
 
     def steps(self, name: str, stream_):
@@ -120,37 +125,48 @@ def main(quick: bool) -> None:
     repeats, shares = 3 if quick else 25, {}
     net = perceptron(WIDTH, WIDTH), vectors(CLIENTS), Settings(cohort=CLIENTS, local_lr=0.1)
     shares["MLP, 100 clients"] = stages(*net, repeats)
-    shares["the same, compiled"] = stages(net[0], net[1], net[2].replace(engine="compiled"),
-                                          repeats)
+    shares["the same, compiled"] = stages(
+        net[0], net[1], net[2].replace(engine="compiled"), repeats
+    )
     model, data, settings = lesson(100)
     shares["lesson 2, 100 users"] = stages(model, data, settings, repeats)
     rate, results = copy_rate(torch.device("cpu")), {}
     for label, parts in shares.items():
-        key = {"MLP, 100 clients": "mlp", "the same, compiled": "mlp_compiled"}.get(label,
-                                                                                    "lesson2")
+        key = {"MLP, 100 clients": "mlp", "the same, compiled": "mlp_compiled"}.get(
+            label, "lesson2"
+        )
         whole = sum(parts.values())
-        print(f"{label}: {whole * 1e3:.1f} ms;", ", ".join(f"{n} {s * 1e3:.2f}" for n,
-                                                           s in parts.items()), flush=True)
+        print(
+            f"{label}: {whole * 1e3:.1f} ms;",
+            ", ".join(f"{n} {s * 1e3:.2f}" for n, s in parts.items()),
+            flush=True,
+        )
         for name, value in parts.items():
             slug = name.replace(",", "").replace(" ", "_")
-            results[f"{key}_{slug}_ms"] = entry(value * 1e3, "ms", None, higher=False, seeds=1,
-                                                note=label)
-        results[f"{key}_round_ms"] = entry(whole * 1e3, "ms", None, higher=False, seeds=1,
-                                           note=f"{label}, all stages")
+            results[f"{key}_{slug}_ms"] = entry(
+                value * 1e3, "ms", None, higher=False, seeds=1, note=label
+            )
+        results[f"{key}_round_ms"] = entry(
+            whole * 1e3, "ms", None, higher=False, seeds=1, note=f"{label}, all stages"
+        )
     # examples of an average cohort
     counts = data.counts.double().mean() * 100 * (1 + settings.negatives)
     floors = {
         "mlp_products_ms": (product_floor(), "matrix products alone, 2 a step"),
-        "mlp_bytes_ms": (must_move(CLIENTS) / rate, "as a copy: weights in and out each step, "
-                                                    "inputs in twice"),
-        "lesson2_bytes_ms": (float(counts) * 4 * (4 * model.init(0)["item"].shape[1] + 10) / rate,
-                             "each example's two rows read and written once, its columns read, as "
-                             "a copy"),
+        "mlp_bytes_ms": (
+            must_move(CLIENTS) / rate,
+            "as a copy: weights in and out each step, inputs in twice",
+        ),
+        "lesson2_bytes_ms": (
+            float(counts) * 4 * (4 * model.init(0)["item"].shape[1] + 10) / rate,
+            "each example's two rows read and written once, its columns read, as a copy",
+        ),
     }
     for name, (value, note) in floors.items():
         results[name] = entry(value * 1e3, "ms", None, higher=False, seeds=1, note=note)
-    results["copy_gb_s"] = entry(rate / 1e9, "GB/s", None, higher=True, seeds=1,
-                                 note="large copy, read and written")
+    results["copy_gb_s"] = entry(
+        rate / 1e9, "GB/s", None, higher=True, seeds=1, note="large copy, read and written"
+    )
     record("round", results, quick)
     if not quick:
         picture(shares)
@@ -158,14 +174,20 @@ def main(quick: bool) -> None:
 
 def picture(shares: dict[str, dict[str, float]]) -> None:
     """docs/round.svg: a bar of stages for each job."""
-    names = sorted({n for parts in shares.values() for n in parts}, key=[*STAGES.values(),
-                                                                         "rest"].index)
+    names = sorted(
+        {n for parts in shares.values() for n in parts}, key=[*STAGES.values(), "rest"].index
+    )
     with figures.panels(1, 9, 2.8) as (figure, (axis,)):
         for place, name in enumerate(names):
             left = [sum(parts.get(n, 0) for n in names[:place]) * 1e3 for parts in shares.values()]
-            axis.barh(list(shares), [parts.get(name, 0) * 1e3 for parts in shares.values()],
-                      left=left, label=name, color=figures.COLOURS[place % len(figures.COLOURS)],
-                      alpha=1 if place < len(figures.COLOURS) else 0.5)
+            axis.barh(
+                list(shares),
+                [parts.get(name, 0) * 1e3 for parts in shares.values()],
+                left=left,
+                label=name,
+                color=figures.COLOURS[place % len(figures.COLOURS)],
+                alpha=1 if place < len(figures.COLOURS) else 0.5,
+            )
         axis.invert_yaxis()
         axis.set(title="where a round's time goes", xlabel="milliseconds, one CPU thread")
         figure.legend(loc="outside right center")

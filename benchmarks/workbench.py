@@ -113,8 +113,10 @@ def keys(page, bench, count):
     set_number(bench, "rounds", 300)
     set_number(bench, "cohort", 16)
     slider = bench.locator('input[type="range"][name="local_lr"]')
-    used, number = bench.locator('[data-used="local_lr"]'), bench.locator(
-        'input[type="number"][name="local_lr"]')
+    used, number = (
+        bench.locator('[data-used="local_lr"]'),
+        bench.locator('input[type="number"][name="local_lr"]'),
+    )
     page.evaluate(KEYS, [place.element_handle() for place in (slider, used, number)])
     press(bench, "Start")
     reach(page, bench, 3)
@@ -126,7 +128,7 @@ def keys(page, bench, count):
             slider.focus()
         page.keyboard.press("ArrowLeft" if number % 2 else "ArrowRight")
         page.wait_for_function("count => window.delays.length > count", arg=number)
-        page.wait_for_timeout(37 * (number % 7))                        # at every phase of a round
+        page.wait_for_timeout(37 * (number % 7))  # at every phase of a round
     press(bench, "Stop")
     expect(bench).to_have_attribute("data-state", "stopped")
     return page.evaluate("() => window.delays")
@@ -200,24 +202,47 @@ def main() -> None:
             in_voila = keys(page, bench, count)
 
     def milliseconds(values, worst, goal):
-        return entry(max(values) if worst else statistics.median(values), "ms", goal, higher=False,
-                     seeds=1,
-                     note=f"{len(values)} times, median {statistics.median(values):.0f}, worst "
-                     f"{max(values):.0f}{note}")
-    record("workbench", {
-        "lab_key_to_visible_ms": milliseconds(in_lab, False, 150),
-        "voila_key_to_visible_ms": milliseconds(in_voila, False, 150),
-        "stop_ms": milliseconds(stopped, True, 200),
-        "redraws_per_s": entry(redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} "
-                                                                             f"s{note}"),
-        "blank_frames": entry(blank, "frames", 0, higher=False, seeds=1, note=f"of {frames}{note}"),
-        "redraw_kernel_ms": entry(statistics.median(draws), "ms", 5, higher=False, seeds=1,
-                                  note=f"processor time, {len(draws)} redraws, worst "
-                                       f"{max(draws):.1f}{note}"),
-        "live_vs_headless": entry(statistics.median(ratios), "ratio", 0.95, higher=True, seeds=1,
-                                  note=f"{len(ratios)} pairs, from {min(ratios):.2f} to "
-                                       f"{max(ratios):.2f}{note}"),
-    }, quick)
+        return entry(
+            max(values) if worst else statistics.median(values),
+            "ms",
+            goal,
+            higher=False,
+            seeds=1,
+            note=f"{len(values)} times, median {statistics.median(values):.0f}, worst "
+            f"{max(values):.0f}{note}",
+        )
+
+    record(
+        "workbench",
+        {
+            "lab_key_to_visible_ms": milliseconds(in_lab, False, 150),
+            "voila_key_to_visible_ms": milliseconds(in_voila, False, 150),
+            "stop_ms": milliseconds(stopped, True, 200),
+            "redraws_per_s": entry(
+                redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} s{note}"
+            ),
+            "blank_frames": entry(
+                blank, "frames", 0, higher=False, seeds=1, note=f"of {frames}{note}"
+            ),
+            "redraw_kernel_ms": entry(
+                statistics.median(draws),
+                "ms",
+                5,
+                higher=False,
+                seeds=1,
+                note=f"processor time, {len(draws)} redraws, worst {max(draws):.1f}{note}",
+            ),
+            "live_vs_headless": entry(
+                statistics.median(ratios),
+                "ratio",
+                0.95,
+                higher=True,
+                seeds=1,
+                note=f"{len(ratios)} pairs, from {min(ratios):.2f} to {max(ratios):.2f}{note}",
+            ),
+        },
+        quick,
+    )
 
 
 if __name__ == "__main__":

@@ -24,19 +24,25 @@ def build(target: Path) -> None:
     item = np.searchsorted(movies["movieId"], table["movieId"])
     named = [g.split("|") if g != "(no genres listed)" else [] for g in movies["genres"]]
     genres = sorted({g for row in named for g in row})
-    columns = {"user": user.astype(np.uint16), "item": item.astype(np.uint16),
-               "half_stars": (table["rating"] * 2).to_numpy(np.uint8),
-               "time": table["timestamp"].to_numpy(np.int32), "user_id": user_id.astype(np.int32),
-               "item_id": movies["movieId"].to_numpy(np.int32),
-               "year": movies["year"].fillna(0).to_numpy(np.int16),
-               "genre_bits": np.array([sum(1 << genres.index(g) for g in row) for row in named],
-                                      np.uint32),
-               "titles": np.frombuffer("\n".join(movies["title"].fillna("(untitled)")).encode(),
-                                       np.uint8),
-               "genres": np.frombuffer("\n".join(genres).encode(), np.uint8),}
+    columns = {
+        "user": user.astype(np.uint16),
+        "item": item.astype(np.uint16),
+        "half_stars": (table["rating"] * 2).to_numpy(np.uint8),
+        "time": table["timestamp"].to_numpy(np.int32),
+        "user_id": user_id.astype(np.int32),
+        "item_id": movies["movieId"].to_numpy(np.int32),
+        "year": movies["year"].fillna(0).to_numpy(np.int16),
+        "genre_bits": np.array(
+            [sum(1 << genres.index(g) for g in row) for row in named], np.uint32
+        ),
+        "titles": np.frombuffer("\n".join(movies["title"].fillna("(untitled)")).encode(), np.uint8),
+        "genres": np.frombuffer("\n".join(genres).encode(), np.uint8),
+    }
     np.savez_compressed(target, **columns)
-    print(f"{target}: {len(user):,} ratings, {len(user_id)} users, {len(movies):,} movies, "
-          f"{target.stat().st_size / 1e6:.2f} MB")
+    print(
+        f"{target}: {len(user):,} ratings, {len(user_id)} users, {len(movies):,} movies, "
+        f"{target.stat().st_size / 1e6:.2f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -56,8 +56,13 @@ def main(given: Sequence[str] | None = None) -> int:
 def _own() -> argparse.ArgumentParser:
     """What is read first, as it adds to what the other words may be."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--parts", action="append", default=[], metavar="FILE.py",
-                     help="Python that registers parts of your own")
+    own.add_argument(
+        "--parts",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python that registers parts of your own",
+    )
     return own
 
 
@@ -68,28 +73,44 @@ def _register(given: Sequence[str] | None) -> None:
 
 
 def _words() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="python -m fedlab",
-                                    description="Train, sweep and compare federations.")
+    whole = argparse.ArgumentParser(
+        prog="python -m fedlab", description="Train, sweep and compare federations."
+    )
     parts = whole.add_subparsers(required=True)
-    for name, do, about in (("run", _run, "train one run"),
-                            ("sweep", _sweep, "train a run for every combination")):
+    for name, do, about in (
+        ("run", _run, "train one run"),
+        ("sweep", _sweep, "train a run for every combination"),
+    ):
         part = parts.add_parser(name, help=about, parents=[_own()])
-        part.add_argument("settings", nargs="?",
-                          help="JSON as the workbench shows it; the first preset without")
+        part.add_argument(
+            "settings", nargs="?", help="JSON as the workbench shows it; the first preset without"
+        )
         part.add_argument("--preset", choices=PRESETS, help="start from these settings")
-        part.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                          help="change one of them")
+        part.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", help="change one of them"
+        )
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
-    part.add_argument("--over", action="append", required=True, metavar="NAME=A,B,C",
-                      help="a setting and its values")
-    part.add_argument("--metric", default="ndcg@10", choices=["loss", *better()],
-                      help="what to compare (%(default)s)")
-    part.add_argument("--random", type=int, default=0, metavar="N",
-                      help="N random draws instead of the grid")
+    part.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="NAME=A,B,C",
+        help="a setting and its values",
+    )
+    part.add_argument(
+        "--metric",
+        default="ndcg@10",
+        choices=["loss", *better()],
+        help="what to compare (%(default)s)",
+    )
+    part.add_argument(
+        "--random", type=int, default=0, metavar="N", help="N random draws instead of the grid"
+    )
     parts.choices["run"].add_argument("--name", default="", help="what the run is called")
-    part = parts.add_parser("compare", help="the best of each run, and what differs",
-                            parents=[_own()])
+    part = parts.add_parser(
+        "compare", help="the best of each run, and what differs", parents=[_own()]
+    )
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
     return whole
@@ -143,15 +164,23 @@ def _run(words: argparse.Namespace) -> None:
 
 def _sweep(words: argparse.Namespace) -> None:
     (base, asked), pairs = _settings(words), dict(_pair(text) for text in words.over)
-    what = Sweep({name: values(name, text) for name, text in pairs.items()}, words.metric,
-                 better().get(words.metric, "min"), words.random)
+    what = Sweep(
+        {name: values(name, text) for name, text in pairs.items()},
+        words.metric,
+        better().get(words.metric, "min"),
+        words.random,
+    )
     trials = what.trials(base, _unread)
     _check_asked(base, [name for name in asked if name not in pairs], trials)
     runs = _kept(words)
     before = len(runs.listed())
     jobs = [partial(_job, runs, trial, what.name(trial)) for trial in trials]
-    _drive(side_by_side(jobs, WIDTH), sum(trial.rounds for trial in trials), runs,
-           lambda: f"{len(runs.listed()) - before} of {len(trials)} runs begun")
+    _drive(
+        side_by_side(jobs, WIDTH),
+        sum(trial.rounds for trial in trials),
+        runs,
+        lambda: f"{len(runs.listed()) - before} of {len(trials)} runs begun",
+    )
     _table(runs.listed()[before:])
 
 
@@ -173,14 +202,18 @@ def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:
 
 
 def _words_of(run: Run) -> str:
-    return ", ".join(f"{name} {run.records[-1][name]:.4g}" for name in metrics([run])
-                     if run.records[-1].get(name) is not None)
+    return ", ".join(
+        f"{name} {run.records[-1][name]:.4g}"
+        for name in metrics([run])
+        if run.records[-1].get(name) is not None
+    )
 
 
 def _compare(words: argparse.Namespace) -> None:
     if not Path(words.folder).is_dir():
         raise ParameterError(
-            f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in")
+            f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in"
+        )
     _table(_kept(words).listed())
 
 
@@ -193,9 +226,14 @@ def _table(runs: list[Run]) -> None:
     rows = [["run", "state", *(f"best {n}" for n in found), *names]]
     for row in shown:
         best = [row["best"][name] for name in found]
-        rows.append([row["name"], row["state"] + (f": {row['error']}" if row["error"] else ""),
-                     *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best),
-                     *(row["differs"].get(n, "") for n in names)])
+        rows.append(
+            [
+                row["name"],
+                row["state"] + (f": {row['error']}" if row["error"] else ""),
+                *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best),
+                *(row["differs"].get(n, "") for n in names),
+            ]
+        )
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         line = (text.ljust(width) for text, width in zip(cells, wide, strict=True))

@@ -27,14 +27,21 @@ def client_update(w: Parameters, batches: Iterable[Batch], loss: Loss, eta: floa
     for batch in batches:
         w = {name: value.detach().requires_grad_() for name, value in w.items()}
         gradients = torch.autograd.grad(loss(w, batch), list(w.values()))
-        w = {name: value.detach() - eta * gradient
-             for (name, value), gradient in zip(w.items(), gradients, strict=True)}
+        w = {
+            name: value.detach() - eta * gradient
+            for (name, value), gradient in zip(w.items(), gradients, strict=True)
+        }
     return w
 
 
-def federated_averaging(w: Parameters, cohorts: Iterable[Sequence[int]], n: Sequence[int],
-                        batches: Callable[[int, int], Iterable[Batch]], loss: Loss,
-                        eta: float) -> Iterator[Parameters]:
+def federated_averaging(
+    w: Parameters,
+    cohorts: Iterable[Sequence[int]],
+    n: Sequence[int],
+    batches: Callable[[int, int], Iterable[Batch]],
+    loss: Loss,
+    eta: float,
+) -> Iterator[Parameters]:
     """Yield the server's parameters after each round.
 
     cohorts: S for each round. n: examples of each client. batches(t, k): what client k trains on in
@@ -51,6 +58,8 @@ def federated_averaging(w: Parameters, cohorts: Iterable[Sequence[int]], n: Sequ
     for t, cohort in enumerate(cohorts, 1):
         total = sum(n[k] for k in cohort)
         trained = {k: client_update(w, batches(t, k), loss, eta) for k in cohort}
-        w = {name: sum((n[k] / total * trained[k][name] for k in cohort), torch.zeros(()))
-             for name in w}
+        w = {
+            name: sum((n[k] / total * trained[k][name] for k in cohort), torch.zeros(()))
+            for name in w
+        }
         yield w

@@ -25,9 +25,9 @@ from fedlab.models.text import encoder
 
 settings.register_profile("lab", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("lab")
-torch.set_num_threads(1)                      # as in a round; two on a busy machine take 13x longer
+torch.set_num_threads(1)  # as in a round; two on a busy machine take 13x longer
 
-read_once = cache(encoder)                    # SmolLM2 takes half a minute to read
+read_once = cache(encoder)  # SmolLM2 takes half a minute to read
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,7 @@ def stars(ratings):
 @pytest.fixture(scope="session")
 def build():
     """A small model of each kind, by name and task."""
+
     def make(name, train, task="clicks", **kwargs):
         sizes = train.user_count, train.item_count
         if name == "linear":
@@ -62,6 +63,7 @@ def build():
         if name == "interaction":
             return interaction(*sizes, 8, task=task, **kwargs)
         return matrix_factorisation(*sizes, 8, task=task, **kwargs)
+
     return make
 
 
@@ -71,9 +73,13 @@ def tiny(users, items, values=None, times=None, user_count=None, item_count=None
     user_count = user_count or int(users.max()) + 1
     item_count = item_count or int(items.max()) + 1
     catalogue = Catalogue(
-        tuple(f"u{u}" for u in range(user_count)), tuple(f"i{i}" for i in range(item_count)),
-        tuple(f"Film {i}" for i in range(item_count)), torch.full((item_count,), 1990),
-        torch.eye(2).bool()[torch.arange(item_count) % 2], ("Comedy", "Drama"))
+        tuple(f"u{u}" for u in range(user_count)),
+        tuple(f"i{i}" for i in range(item_count)),
+        tuple(f"Film {i}" for i in range(item_count)),
+        torch.full((item_count,), 1990),
+        torch.eye(2).bool()[torch.arange(item_count) % 2],
+        ("Comedy", "Drama"),
+    )
     values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
     times = torch.arange(len(users)) if times is None else torch.tensor(times)
     return Ratings(users, items, values, times, catalogue)
@@ -116,11 +122,14 @@ GENRES = ("Comedy", "Drama", "Horror", "Children")
 def tiny_settings(tmp_path_factory):
     """Settings of a tiny experiment, over 24 users and 40 films in a folder."""
     folder, luck = tmp_path_factory.mktemp("small"), random.Random(0)
-    films = [f"{i},Film {i} of the {GENRES[i % 4]} ({1980 + i}),{GENRES[i % 4]}"
-             for i in range(1, 41)]
-    ratings = [f"{user},{film},{luck.randint(1, 10) / 2},{1000 * user + place}"
-               for user in range(1, 25)
-               for place, film in enumerate(luck.sample(range(1, 41), 12))]
+    films = [
+        f"{i},Film {i} of the {GENRES[i % 4]} ({1980 + i}),{GENRES[i % 4]}" for i in range(1, 41)
+    ]
+    ratings = [
+        f"{user},{film},{luck.randint(1, 10) / 2},{1000 * user + place}"
+        for user in range(1, 25)
+        for place, film in enumerate(luck.sample(range(1, 41), 12))
+    ]
     (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *films]))
     (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *ratings]))
     return {"data": str(folder), "rounds": 2, "cohort": 8, "against": 20}

@@ -26,15 +26,30 @@ from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "tests" / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-LAB = ["-m", "jupyterlab", "--no-browser", "--ServerApp.port_retries=0",
-       "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
-       "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-       "--LabApp.extension_manager=readonly"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LAB = [
+    "-m",
+    "jupyterlab",
+    "--no-browser",
+    "--ServerApp.port_retries=0",
+    "--LabApp.expose_app_in_browser=True",
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+]
 # keep every cell in the page
-SETTINGS = {"notebook-extension/tracker": '{"windowingMode": "none"}',
-            "apputils-extension/notification": '{"fetchNews": "false"}'}
+SETTINGS = {
+    "notebook-extension/tracker": '{"windowingMode": "none"}',
+    "apputils-extension/notification": '{"fetchNews": "false"}',
+}
 expect.set_options(timeout=30_000)  # a busy machine is no failure
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -43,8 +58,9 @@ def chromium():
     """Path of the browser; skips without one, fails without one in CI."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
-        (pytest.fail if os.environ.get("CI")
-         else pytest.skip)("no Chromium: apt-get install chromium")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "no Chromium: apt-get install chromium"
+        )
     return found
 
 
@@ -52,12 +68,15 @@ def chromium():
 def browser():
     """A new Chromium with nothing remembered; closes at the end."""
     with sync_playwright() as tool, tempfile.TemporaryDirectory() as profile:
-        opened = tool.chromium.launch_persistent_context(profile, executable_path=chromium(),
-                                                         headless=True, args=FLAGS,
-                                                         viewport={"width": 1280, "height": 1000},
-                                                         permissions=["clipboard-read",
-                                                                      "clipboard-write"],
-                                                         accept_downloads=True)
+        opened = tool.chromium.launch_persistent_context(
+            profile,
+            executable_path=chromium(),
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 1000},
+            permissions=["clipboard-read", "clipboard-write"],
+            accept_downloads=True,
+        )
         yield opened
         opened.close()
 
@@ -80,10 +99,18 @@ def lab(home):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     port, token, books = free_port(), secrets.token_hex(16), copied(home)
-    words = [*LAB, "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}",
-             f"--ServerApp.root_dir={books}", *as_root()]
-    more = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    words = [
+        *LAB,
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={books}",
+        *as_root(),
+    ]
+    more = {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
     with serving(home, words, more, f"http://127.0.0.1:{port}/api/status?token={token}"):
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"  # with no tab of before
 
@@ -92,8 +119,16 @@ def lab(home):
 def voila(home, notebook, *words):
     """Address of a Voilà on 127.0.0.1 that serves one notebook of `home`/notebooks."""
     port, token, books = free_port(), secrets.token_hex(16), copied(home)
-    words = ["-m", "voila", str(books / notebook), "--no-browser", "--Voila.ip=127.0.0.1",
-             f"--port={port}", f"--token={token}", *words]
+    words = [
+        "-m",
+        "voila",
+        str(books / notebook),
+        "--no-browser",
+        "--Voila.ip=127.0.0.1",
+        f"--port={port}",
+        f"--token={token}",
+        *words,
+    ]
     with serving(home, words, {}, f"http://127.0.0.1:{port}/voila/static/voila.js?token={token}"):
         yield f"http://127.0.0.1:{port}/?token={token}"
 
@@ -101,8 +136,11 @@ def voila(home, notebook, *words):
 def copied(home):
     """The lessons, copied once: what a test does to them stays there."""
     if not (home / "notebooks").exists():
-        shutil.copytree(ROOT / "notebooks", home / "notebooks",
-                        ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
+        shutil.copytree(
+            ROOT / "notebooks",
+            home / "notebooks",
+            ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"),
+        )
     return home / "notebooks"
 
 
@@ -112,8 +150,9 @@ def set_parameters(home, name, values):
     book = nbformat.read(file, as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
     for parameter, value in values.items():
-        cell.source, found = re.subn(rf"(?m)^{parameter} = [^#\n]*", f"{parameter} = {value!r} ",
-                                     cell.source)
+        cell.source, found = re.subn(
+            rf"(?m)^{parameter} = [^#\n]*", f"{parameter} = {value!r} ", cell.source
+        )
         assert found == 1, parameter
     nbformat.write(book, file)
 
@@ -135,11 +174,13 @@ def serving(home, words, more, address):
 
     Its log is the message when it does not start.
     """
-    own = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA",
-                                                                        "RUNTIME")}
+    own = {
+        f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")
+    }
     with (home / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, *words], env=os.environ | own | more, stdout=log,
-                                  stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, *words], env=os.environ | own | more, stdout=log, stderr=log
+        )
     try:
         for _ in range(300):
             if server.poll() is not None or answers(address):
@@ -220,8 +261,11 @@ def rounds(bench):
 
 def reach(page, bench, count, timeout=60_000):
     """Wait until the view shows so many rounds."""
-    page.wait_for_function("([node, count]) => +node.dataset.rounds >= count",
-                           arg=[bench.element_handle(), count], timeout=timeout)
+    page.wait_for_function(
+        "([node, count]) => +node.dataset.rounds >= count",
+        arg=[bench.element_handle(), count],
+        timeout=timeout,
+    )
 
 
 def press(bench, *names):
@@ -233,9 +277,12 @@ def press(bench, *names):
 def violations(page):
     """What axe finds in the workbench that is serious or critical."""
     found = Axe().run(page, context=".fedlab-workbench").response
-    assert len(found["passes"]) > 10                                    # it did look
-    return [(v["id"], [n["html"] for n in v["nodes"]]) for v in found["violations"]
-            if v["impact"] in ("serious", "critical")]
+    assert len(found["passes"]) > 10  # it did look
+    return [
+        (v["id"], [n["html"] for n in v["nodes"]])
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
 
 
 def set_number(bench, label, value):

@@ -16,8 +16,9 @@ def forward(name, p, batch, features):
     """Predictions of each built-in model, written out again."""
     if name == "linear":
         item, user = features
-        x = torch.cat([item[batch["item"]], user[batch["user"]], torch.ones(len(batch["item"]), 1)],
-                      1)
+        x = torch.cat(
+            [item[batch["item"]], user[batch["user"]], torch.ones(len(batch["item"]), 1)], 1
+        )
         return x @ p["theta"][0, :, 0]
     h = p["user"][batch["user_row"]] * p["item"][batch["item_row"]]
     if name == "matrix factorisation":
@@ -34,27 +35,31 @@ def train_module(module, examples, local, inputs, task):
     """
     net, masks = copy.deepcopy(module), [n for n in examples if n.endswith(".keep")]
     rule = torch.optim.SGD if local.optimizer == "sgd" else torch.optim.AdamW
-    optimizer = rule([p for p in net.parameters() if p.requires_grad], lr=local.local_lr,
-                     weight_decay=local.weight_decay)
+    optimizer = rule(
+        [p for p in net.parameters() if p.requires_grad],
+        lr=local.local_lr,
+        weight_decay=local.weight_decay,
+    )
     parts, now, losses = dict(net.named_modules()), {}, []
     for name in masks:
         part = parts[name.removesuffix(".keep")]
         part.forward = lambda x, name=name, p=part.p: x * now[name] / (1 - p)
     for epoch in range(local.local_epochs):
         mine = {n: as_tensor(c)[examples["epoch"] == epoch] for n, c in examples.items()}
-        for cut in torch.arange(len(mine["target"])).split(local.batch_size
-                                                           or len(mine["target"])):
+        for cut in torch.arange(len(mine["target"])).split(local.batch_size or len(mine["target"])):
             now.update({n: mine[n][cut] for n in masks})
             optimizer.zero_grad()
             prediction = net(*(mine[n][cut] for n in inputs)).reshape(mine["target"][cut].shape)
             loss = (mse_loss if task == "ratings" else binary_cross_entropy_with_logits)(
-                prediction, mine["target"][cut])
+                prediction, mine["target"][cut]
+            )
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
     start = dict(module.named_parameters())
-    return {n: (p - start[n]).detach() for n,
-            p in net.named_parameters()}, sum(losses) / len(losses)
+    return {n: (p - start[n]).detach() for n, p in net.named_parameters()}, sum(losses) / len(
+        losses
+    )
 
 
 def train_one(model, params, examples, local, keep_rate=1.0, shift=None):
@@ -62,8 +67,11 @@ def train_one(model, params, examples, local, keep_rate=1.0, shift=None):
 
     shift: name -> whole tensors c - c_i that SCAFFOLD adds to each gradient.
     """
-    ids = {"user": examples["user"].unique(), "item": examples["item"].unique(),
-           "one": torch.zeros(1).long()}
+    ids = {
+        "user": examples["user"].unique(),
+        "item": examples["item"].unique(),
+        "one": torch.zeros(1).long(),
+    }
     held = {n: torch.nn.Parameter(params[n][ids[kind]].clone()) for n, kind in model.rows.items()}
     start = {n: p.detach().clone() for n, p in held.items()}
     rule = torch.optim.SGD if local.optimizer == "sgd" else torch.optim.AdamW
@@ -79,15 +87,18 @@ def train_one(model, params, examples, local, keep_rate=1.0, shift=None):
             optimizer.zero_grad()
             prediction = forward(model.name, held, batch, features)
             loss = (mse_loss if model.task == "ratings" else binary_cross_entropy_with_logits)(
-                prediction, batch["target"])
+                prediction, batch["target"]
+            )
             loss.backward()
             for n in held.keys() - model.private:
                 held[n].grad += local.proximal * (held[n].detach() - start[n])
                 held[n].grad += shift[n][ids[model.rows[n]]] if shift else 0
             optimizer.step()
             losses.append(float(loss.detach()))
-    delta = {n: dict(zip(ids[model.rows[n]].tolist(), p.detach() - start[n], strict=True))
-             for n, p in held.items()}
+    delta = {
+        n: dict(zip(ids[model.rows[n]].tolist(), p.detach() - start[n], strict=True))
+        for n, p in held.items()
+    }
     return delta, sum(losses) / len(losses)
 
 
@@ -95,8 +106,11 @@ def implicit_loss(table, users, items, w0, reg):
     """The loss of implicit matrix factorisation, term by term. table (U, I): 1 where clicked."""
     scores = users @ items.T
     own, others = table.sum(1) + w0 * table.shape[1], table.sum(0) + w0 * table.shape[0]
-    return ((table * (1 - scores).square()).sum() + w0 * scores.square().sum()
-            + reg * ((own * users.square().sum(1)).sum() + (others * items.square().sum(1)).sum()))
+    return (
+        (table * (1 - scores).square()).sum()
+        + w0 * scores.square().sum()
+        + reg * ((own * users.square().sum(1)).sum() + (others * items.square().sum(1)).sum())
+    )
 
 
 def weighed(train):

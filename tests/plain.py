@@ -19,8 +19,10 @@ def gradient(w, batch, loss):
 def mean(trees, weights):
     """The weighted mean of several trees."""
     total = sum(weights)
-    return {name: sum(a / total * tree[name] for a, tree in zip(weights, trees, strict=True))
-            for name in trees[0]}
+    return {
+        name: sum(a / total * tree[name] for a, tree in zip(weights, trees, strict=True))
+        for name in trees[0]
+    }
 
 
 def fedprox(w, cohorts, n, batches, loss, eta, mu):

@@ -15,8 +15,9 @@ def store(path: Path) -> float:
     book = nbformat.read(path, as_version=4)
     book.metadata.pop("widgets", None)
     began = time.perf_counter()
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": path.parent}},
-                   record_timing=False).execute()
+    NotebookClient(
+        book, timeout=300, resources={"metadata": {"path": path.parent}}, record_timing=False
+    ).execute()
     seconds = time.perf_counter() - began
     nbformat.validate(book)
     nbformat.write(book, path)

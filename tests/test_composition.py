@@ -33,7 +33,7 @@ class Loudest(Aggregation):
     def __call__(self, updates, server):
         found = {name: torch.zeros_like(server[name]) for name in updates[0].deltas}
         every = joined_updates(updates)
-        loud = norms(every.deltas, len(every.cohort)).argsort(descending=True)[:self.heard]
+        loud = norms(every.deltas, len(every.cohort)).argsort(descending=True)[: self.heard]
         weights = torch.zeros(len(every.cohort)).index_fill(0, loud, 1 / len(loud))
         for name, rows in every.deltas.items():
             rows.add_to(found[name], weights)
@@ -134,10 +134,16 @@ def test_every_kind_that_acts_in_a_run_is_there(every):
     assert {"deadline", "server_lr", "warm_up", "server_optimizer", "task", "personal"} <= turned
 
 
-@pytest.mark.parametrize(("cls", "column", "said"), [
-    (Silent, "silent", "silent changes nothing"),
-    (Deaf, "ignored", "unasked of deaf changes nothing"), (Forgetful, "unequal", "forgetful"),
-    (Broken, "raw", "KeyError: 'weights'"), (Endless, "unclear", "its delta is not finite")])
+@pytest.mark.parametrize(
+    ("cls", "column", "said"),
+    [
+        (Silent, "silent", "silent changes nothing"),
+        (Deaf, "ignored", "unasked of deaf changes nothing"),
+        (Forgetful, "unequal", "forgetful"),
+        (Broken, "raw", "KeyError: 'weights'"),
+        (Endless, "unclear", "its delta is not finite"),
+    ],
+)
 def test_what_does_not_compose_is_found(cls, column, said):
     register(cls)
     try:

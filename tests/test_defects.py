@@ -1,4 +1,4 @@
-"""What edition 0.5.0 said or ignored without a word, and does no more.
+"""What edition 0.5.0 said or ignored without a word, and no longer does.
 
 The letters and numbers of the tests are those of the list of defects: S1 says something false of
 privacy or of a result, S2 ignores what was asked for, S3 is a trap for who extends it, L is of the
@@ -73,8 +73,11 @@ PRIVATE = QUICK.replace(batch_size=32, noise=2.0)
 CENTRAL = (Clip(), GaussianNoise())
 SEALED = (Clip(), SecureSum(), GaussianNoise())
 LOCAL = (Clip(), LocalNoise())
-MEDIANS = {"coordinate median": CoordinateMedian(), "trimmed mean": TrimmedMean(),
-           "krum": Krum(byzantine=2, keep=3)}
+MEDIANS = {
+    "coordinate median": CoordinateMedian(),
+    "trimmed mean": TrimmedMean(),
+    "krum": Krum(byzantine=2, keep=3),
+}
 PLATFORM = 3 - torch.arange(20) % 4  # client 0 is of platform 3, none of 0..3 is of its own number
 
 
@@ -87,8 +90,9 @@ def films(users):
         count = 8 + user * 7 % 16
         odds = torch.ones(40) + 3 * (torch.arange(40) % 2 == user % 2)
         rows += [(user, item) for item in odds.multinomial(count, generator=generator).tolist()]
-    return tiny([u for u, _ in rows], [i for _, i in rows], [(u + i) % 5 for u, i in rows],
-                item_count=40)
+    return tiny(
+        [u for u, _ in rows], [i for _, i in rows], [(u + i) % 5 for u, i in rows], item_count=40
+    )
 
 
 @cache
@@ -102,8 +106,14 @@ def people(users=20, private=True):
 def platforms(ratings=40):
     """(model, federation): two platforms of five users each, and so many ratings of 30 films."""
     every = torch.arange(40)[:ratings]
-    table = tiny((every // 4).tolist(), (every * 7 % 30).tolist(), (every * 7 % 30 % 5).tolist(),
-                 every.tolist(), user_count=10, item_count=30)
+    table = tiny(
+        (every // 4).tolist(),
+        (every * 7 % 30).tolist(),
+        (every * 7 % 30 % 5).tolist(),
+        every.tolist(),
+        user_count=10,
+        item_count=30,
+    )
     return user_factor_model(30, 3), Federation(table, torch.arange(10) // 5, "ratings")
 
 
@@ -169,8 +179,9 @@ def test_s1_1b_members_that_come_are_booked_by_the_rates_that_were_used():
     drawn = [Release(2.0, 20 / n, 1, "fixed") for n in (45, 67, 92, 116)]
     by_hand = epsilon(drawn, 1e-4, relation="replace-one", method="rdp")
     assert eps(done) == pytest.approx(by_hand) == pytest.approx(5.552, abs=1e-3)
-    assert done.state["ledger"]["releases"] == {(2.0, 20 / n, "fixed"): 1
-                                                for n in (45, 67, 92, 116)}
+    assert done.state["ledger"]["releases"] == {
+        (2.0, 20 / n, "fixed"): 1 for n in (45, 67, 92, 116)
+    }
 
 
 def test_s1_1c_a_poisson_cohort_is_booked_by_its_chance():
@@ -186,26 +197,44 @@ def test_s1_1c_a_poisson_cohort_is_booked_by_its_chance():
 @pytest.mark.parametrize("asked", [{"clip": 0.01}, {"noise": 100.0}, {"budget": 0.001}])
 def test_s1_2a_privacy_without_its_stages_is_refused(asked):
     (name,) = asked
-    refused(rf"{name}=.*nothing in this run reads it.*(clip|gaussian noise)",
-            settings=QUICK.replace(**asked))
+    refused(
+        rf"{name}=.*nothing in this run reads it.*(clip|gaussian noise)",
+        settings=QUICK.replace(**asked),
+    )
     done = list(federate(*people(), QUICK.replace(clip=0.01, noise=100.0), uplink=CENTRAL))
     assert not equal(done[-1], last(*people(), QUICK))
     assert all(eps(each) > 0 for each in done)
 
 
-@pytest.mark.parametrize(("asked", "owner"), [
-    ({"buffer": 3}, "buffered"), ({"method": "fedasync"}, "buffered"), ({"liars": 0.5}, "poison"),
-    ({"codec": "signs"}, "error feedback"), ({"aggregation": "krum"}, "experiment"),
-    ({"schedule": "buffered"}, "experiment"), ({"uplink": "poison"}, "experiment"),
-    ({"byzantine": 3}, "krum"), ({"quantile": 0.5}, "clip")])
+@pytest.mark.parametrize(
+    ("asked", "owner"),
+    [
+        ({"buffer": 3}, "buffered"),
+        ({"method": "fedasync"}, "buffered"),
+        ({"liars": 0.5}, "poison"),
+        ({"codec": "signs"}, "error feedback"),
+        ({"aggregation": "krum"}, "experiment"),
+        ({"schedule": "buffered"}, "experiment"),
+        ({"uplink": "poison"}, "experiment"),
+        ({"byzantine": 3}, "krum"),
+        ({"quantile": 0.5}, "clip"),
+    ],
+)
 def test_s1_2b_a_knob_of_another_part_is_refused(asked, owner):
     (name,) = asked
     refused(rf"{name}=.*nothing in this run reads it.*{owner}", settings=QUICK.replace(**asked))
 
 
-@pytest.mark.parametrize(("asked", "how"), [
-    ({}, {"aggregate": Krum(byzantine=2)}), ({"liars": 0.5}, {"uplink": [Poison()]}),
-    ({}, {"uplink": [ErrorFeedback()]}), ({}, {"schedule": Buffered()}), ({"late": 0.5}, {})])
+@pytest.mark.parametrize(
+    ("asked", "how"),
+    [
+        ({}, {"aggregate": Krum(byzantine=2)}),
+        ({"liars": 0.5}, {"uplink": [Poison()]}),
+        ({}, {"uplink": [ErrorFeedback()]}),
+        ({}, {"schedule": Buffered()}),
+        ({"late": 0.5}, {}),
+    ],
+)
 def test_s1_2c_with_its_part_it_acts(asked, how):
     plain, done = last(*people(), QUICK), last(*people(), QUICK.replace(**asked), **how)
     assert not equal(plain, done)
@@ -216,8 +245,11 @@ def test_s1_2d_a_private_run_does_not_go_on_without_noise():
     before = last(*people(), poisson, uplink=CENTRAL)
     assert eps(before) == pytest.approx(2.533, abs=1e-3)
     for start in (before, replace(before, number=0)):
-        refused(r"start=.*epsilon of 2\.53.*noise", start=start, settings=QUICK.replace(
-            sampling="poisson"))
+        refused(
+            r"start=.*epsilon of 2\.53.*noise",
+            start=start,
+            settings=QUICK.replace(sampling="poisson"),
+        )
 
 
 # name -> settings, and how: made anew for each run, as a new process would
@@ -231,18 +263,30 @@ ROADS = {
     "meta": (Settings(rounds=4, cohort=20, negatives=2), lambda: {"local": Meta()}),
     "implicit": (Settings(rounds=4, cohort=10), lambda: {"local": Implicit()}),
     "buffered": (QUICK.replace(cohort=10, buffer=5), lambda: {"schedule": Buffered()}),
-    "private": (PRIVATE.replace(teaching_seed=0, cohort=9),
-                lambda: {"uplink": [Clip(), GaussianNoise()]}),
-    "adaptive clip": (PRIVATE.replace(teaching_seed=0, quantile=0.5, noise=1.0),
-                      lambda: {"uplink": [Clip(), GaussianNoise()]}),
-    "secure sum": (PRIVATE.replace(teaching_seed=0, cohort=5),
-                   lambda: {"uplink": [Clip(), SecureSum(), GaussianNoise()]}),
-    "local noise": (PRIVATE.replace(teaching_seed=0, cohort=5),
-                    lambda: {"uplink": [Clip(), LocalNoise()]}),
-    "noisy attack": (QUICK.replace(attack="noisy", liars=0.25, cohort=10),
-                     lambda: {"uplink": [Poison()]}),
-} | {codec: (QUICK.replace(codec=codec), lambda: {"uplink": [ErrorFeedback()]})
-     for codec in ("signs", "4 bits", "largest tenth")}
+    "private": (
+        PRIVATE.replace(teaching_seed=0, cohort=9),
+        lambda: {"uplink": [Clip(), GaussianNoise()]},
+    ),
+    "adaptive clip": (
+        PRIVATE.replace(teaching_seed=0, quantile=0.5, noise=1.0),
+        lambda: {"uplink": [Clip(), GaussianNoise()]},
+    ),
+    "secure sum": (
+        PRIVATE.replace(teaching_seed=0, cohort=5),
+        lambda: {"uplink": [Clip(), SecureSum(), GaussianNoise()]},
+    ),
+    "local noise": (
+        PRIVATE.replace(teaching_seed=0, cohort=5),
+        lambda: {"uplink": [Clip(), LocalNoise()]},
+    ),
+    "noisy attack": (
+        QUICK.replace(attack="noisy", liars=0.25, cohort=10),
+        lambda: {"uplink": [Poison()]},
+    ),
+} | {
+    codec: (QUICK.replace(codec=codec), lambda: {"uplink": [ErrorFeedback()]})
+    for codec in ("signs", "4 bits", "largest tenth")
+}
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -272,8 +316,9 @@ def same_state(one, other):
 
 
 def test_s1_3b_the_ledger_of_dp_sgd_is_in_the_round():
-    asked = Settings(rounds=4, cohort=2, batch_size=4, local_lr=0.1, example_noise=1.5,
-                     teaching_seed=0)
+    asked = Settings(
+        rounds=4, cohort=2, batch_size=4, local_lr=0.1, example_noise=1.5, teaching_seed=0
+    )
     whole = list(federate(*platforms(), asked, local=DPSGD()))
     again = last(*platforms(), asked, local=DPSGD(), start=whole[1])
     by_hand = epsilon([Release(1.5, 0.2, 20)], 1e-3, method="rdp")
@@ -315,8 +360,9 @@ def context_of():
 
 def test_s2_5a_warm_up_acts_beside_a_buffer():
     asked = QUICK.replace(cohort=10, buffer=5)
-    plain, warm = (last(*people(), asked.replace(warm_up=wait), schedule=Buffered())
-                   for wait in (0, 100))
+    plain, warm = (
+        last(*people(), asked.replace(warm_up=wait), schedule=Buffered()) for wait in (0, 100)
+    )
     assert not equal(plain, warm)
 
 
@@ -326,60 +372,96 @@ def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("films")
     films_ = [f"{i},Film {i} (19{i % 90 + 10}),{('Comedy', 'Drama')[i % 2]}" for i in range(130)]
     (where / "movies.csv").write_text("\n".join(["movieId,title,genres", *films_]))
-    rated = [f"{u},{(u * 13 + k * (u % 5 + 3)) % 130},{(u + k) % 5 + 1},{k}"
-             for u in range(24) for k in range(8 + u % 4)]
+    rated = [
+        f"{u},{(u * 13 + k * (u % 5 + 3)) % 130},{(u + k) % 5 + 1},{k}"
+        for u in range(24)
+        for k in range(8 + u % 4)
+    ]
     (where / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rated]))
     return str(where)
 
 
 @pytest.mark.parametrize("asked", [{"late": 0.5}, {"early": 0.5}])
 def test_s2_5b_the_workbench_refuses_members_beside_a_buffer(asked, folder):
-    settings = Settings(data=folder, rounds=2, schedule="buffered", buffer=3, cohort=6, dim=4,
-                        measure_every=9, **asked)
+    settings = Settings(
+        data=folder,
+        rounds=2,
+        schedule="buffered",
+        buffer=3,
+        cohort=6,
+        dim=4,
+        measure_every=9,
+        **asked,
+    )
     said = r"buffered: needs .*late=0 and early=0.*participation"
     with pytest.raises(ParameterError, match=said):
         list(stream(lambda: settings))
 
 
 def test_s2_5b_the_workbench_warms_up_beside_a_buffer(folder):
-    base = Settings(data=folder, rounds=2, schedule="buffered", buffer=3, cohort=6, dim=4,
-                    measure_every=9)
-    one, other = (list(stream(lambda asked=asked: asked))[-1]
-                  for asked in (base, base.replace(warm_up=9)))
+    base = Settings(
+        data=folder, rounds=2, schedule="buffered", buffer=3, cohort=6, dim=4, measure_every=9
+    )
+    one, other = (
+        list(stream(lambda asked=asked: asked))[-1] for asked in (base, base.replace(warm_up=9))
+    )
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize("asked", [
-    {"batch_size": 2}, {"precision": "bf16"}, {"engine": "compiled"}, {"micro_batch": 4},
-    {"optimizer": "adamw"}, {"weight_decay": 0.1}, {"local_epochs": 3}, {"local_lr": 0.01},
-    {"negatives": 0}, {"proximal": 1.0}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"batch_size": 2},
+        {"precision": "bf16"},
+        {"engine": "compiled"},
+        {"micro_batch": 4},
+        {"optimizer": "adamw"},
+        {"weight_decay": 0.1},
+        {"local_epochs": 3},
+        {"local_lr": 0.01},
+        {"negatives": 0},
+        {"proximal": 1.0},
+    ],
+)
 def test_s2_5c_implicit_refuses_what_it_does_not_read(asked):
     (name,) = asked
-    refused(rf"{name}=.*nothing in this run reads it beside .*implicit.*sgd", local=NeverImplicit(),
-            settings=Settings(cohort=20, **asked))
+    refused(
+        rf"{name}=.*nothing in this run reads it beside .*implicit.*sgd",
+        local=NeverImplicit(),
+        settings=Settings(cohort=20, **asked),
+    )
     assert last(*people(), Settings(rounds=1, cohort=20), local=Implicit()).number == 1
 
 
 def test_s2_5c_implicit_refuses_another_weighting():
-    refused(r"weighting='equal': weighted mean does not read it in this combination",
-            local=NeverImplicit(), settings=Settings(cohort=20, weighting="equal"))
+    refused(
+        r"weighting='equal': weighted mean does not read it in this combination",
+        local=NeverImplicit(),
+        settings=Settings(cohort=20, weighting="equal"),
+    )
 
 
-@pytest.mark.parametrize("asked", [{"batch_size": 2}, {"precision": "bf16"},
-                                   {"engine": "compiled"}, {"micro_batch": 4}])
+@pytest.mark.parametrize(
+    "asked", [{"batch_size": 2}, {"precision": "bf16"}, {"engine": "compiled"}, {"micro_batch": 4}]
+)
 def test_s2_5d_meta_refuses_what_it_does_not_read(asked):
     (name,) = asked
     model, data = people(private=False)
-    refused(rf"{name}=.*nothing in this run reads it beside .*meta.*sgd",
-            (model, Episodes(data, (1, 2), 3)), Settings(cohort=20, **asked), local=NeverMeta())
+    refused(
+        rf"{name}=.*nothing in this run reads it beside .*meta.*sgd",
+        (model, Episodes(data, (1, 2), 3)),
+        Settings(cohort=20, **asked),
+        local=NeverMeta(),
+    )
 
 
 def test_s2_5e_weighting_acts_beside_dp_sgd():
     asked = Settings(rounds=2, cohort=2, batch_size=4, local_lr=0.1, teaching_seed=0)
     uneven = platforms(30)
     assert uneven[1].counts.tolist() == [20, 10]
-    one, other = (last(*uneven, asked.replace(weighting=how), local=DPSGD())
-                  for how in ("examples", "equal"))
+    one, other = (
+        last(*uneven, asked.replace(weighting=how), local=DPSGD()) for how in ("examples", "equal")
+    )
     assert not equal(one, other)
 
 
@@ -394,19 +476,27 @@ def test_s2_5f_alone_refuses_control_variates():
 def test_s2_5g_an_engine_that_is_not_there_is_refused_everywhere():
     model, data = people()
     local, params = SGD(engine="captured"), model.init(0)
-    for run in (lambda: next(federate(model, data, QUICK, local=local)),
-                lambda: next(alone(model, data, local)),
-                lambda: fine_tuned(model, data, params, local)):
+    for run in (
+        lambda: next(federate(model, data, QUICK, local=local)),
+        lambda: next(alone(model, data, local)),
+        lambda: fine_tuned(model, data, params, local),
+    ):
         with pytest.raises(ParameterError, match=r"engine='captured'"):
             run()
 
 
 @pytest.mark.parametrize("name", MEDIANS)
 def test_s2_5h_rules_without_weights_refuse_weighting(name):
-    refused(rf"weighting='equal': nothing in this run reads it beside .*{name}.*weighted mean",
-            aggregate=MEDIANS[name], settings=QUICK.replace(weighting="equal"))
-    refused(r"weighting='equal': norm bound does not read it", settings=QUICK.replace(
-        weighting="equal"), aggregate=NormBound(then=MEDIANS[name]))
+    refused(
+        rf"weighting='equal': nothing in this run reads it beside .*{name}.*weighted mean",
+        aggregate=MEDIANS[name],
+        settings=QUICK.replace(weighting="equal"),
+    )
+    refused(
+        r"weighting='equal': norm bound does not read it",
+        settings=QUICK.replace(weighting="equal"),
+        aggregate=NormBound(then=MEDIANS[name]),
+    )
 
 
 @pytest.mark.parametrize("name", MEDIANS)
@@ -423,23 +513,39 @@ def test_s2_5j_a_sampler_of_ones_own_is_asked_or_refused():
     def mine(data, count, number, members, *, seed):
         calls.append(number)
         return sample(data, 5, 1, members)
+
     who = Participation(sampler=mine)
     done = last(*people(), PRIVATE, participation=who, uplink=LOCAL)
     assert calls == [1, 2, 3, 4]
     by_hand = epsilon([Release(2.0, 1.0, 4, "all")], 1e-4, relation="replace-one")
     assert eps(done) == pytest.approx(by_hand)
     assert int((done.state["ledger"]["drift"] > 0).sum()) == 5
-    refused(r"gaussian noise: needs .*sampler.*participation", participation=who, uplink=CENTRAL,
-            settings=PRIVATE)
+    refused(
+        r"gaussian noise: needs .*sampler.*participation",
+        participation=who,
+        uplink=CENTRAL,
+        settings=PRIVATE,
+    )
     refused(r"buffered: needs .*sampler.*participation", participation=who, schedule=Buffered())
     with pytest.raises(ParameterError, match=r"sampling='poisson': a sampler of your own decides"):
         Participation(sampler=mine, sampling="poisson")
 
 
-@pytest.mark.parametrize("asked", [
-    {"batch_size": 2}, {"precision": "bf16"}, {"micro_batch": 4}, {"optimizer": "adamw"},
-    {"weight_decay": 0.1}, {"local_epochs": 3}, {"local_lr": 0.01}, {"weighting": "equal"},
-    {"negatives": 0}, {"warm_up": 100}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"batch_size": 2},
+        {"precision": "bf16"},
+        {"micro_batch": 4},
+        {"optimizer": "adamw"},
+        {"weight_decay": 0.1},
+        {"local_epochs": 3},
+        {"local_lr": 0.01},
+        {"weighting": "equal"},
+        {"negatives": 0},
+        {"warm_up": 100},
+    ],
+)
 def test_s2_5k_these_knobs_act_in_plain_training(asked):
     assert not equal(last(*people(), QUICK), last(*people(), QUICK.replace(**asked)))
 
@@ -484,8 +590,10 @@ def test_s2_6a_the_control_follows_what_the_rule_kept():
 
 def test_s2_6b_liars_do_not_move_the_control_under_a_robust_rule():
     lies = Poison(clients=torch.arange(0, 116, 10), craft=scaled(-50.0))
-    honest, lied = (float(control(3, aggregate=Krum(byzantine=2), uplink=uplink).norm())
-                    for uplink in ([], [lies]))
+    honest, lied = (
+        float(control(3, aggregate=Krum(byzantine=2), uplink=uplink).norm())
+        for uplink in ([], [lies])
+    )
     assert honest > 0
     assert lied < 2 * honest
 
@@ -497,8 +605,9 @@ def test_s2_6c_the_control_is_made_of_what_arrives():
     asked = QUICK.replace(codec="signs")
     whole_run = list(federate(*people(), asked, local=Scaffold(), uplink=[ErrorFeedback()]))
     again = last(*people(), asked, local=Scaffold(), uplink=[ErrorFeedback()], start=whole_run[1])
-    one, other = (done.state["scaffold"]["control"].server["item"]
-                  for done in (whole_run[-1], again))
+    one, other = (
+        done.state["scaffold"]["control"].server["item"] for done in (whole_run[-1], again)
+    )
     assert torch.equal(one, other)
 
 
@@ -510,6 +619,7 @@ def test_s2_7a_platforms_are_judged_on_their_own_users():
         def of(self, users):
             asked.append(users.tolist())
             return super().of(users)
+
     ones = torch.ones(len(data.train))
     held = Asked(data.train.users, data.train.items, ones, ones)
     rule = Hierarchical(PLATFORM, outer=BestModels(judge=judge(model, held, data.owner, own=True)))
@@ -520,12 +630,20 @@ def test_s2_7a_platforms_are_judged_on_their_own_users():
 def test_s2_7b_weights_by_client_are_not_taken_for_weights_by_platform():
     alpha = torch.ones(20)
     with pytest.raises(ParameterError, match=r"alpha='platforms': weights are by client; .*inner"):
-        last(*people(), QUICK.replace(rounds=1),
-             aggregate=Hierarchical(PLATFORM, outer=OwnWeights(alpha)))
+        last(
+            *people(),
+            QUICK.replace(rounds=1),
+            aggregate=Hierarchical(PLATFORM, outer=OwnWeights(alpha)),
+        )
     heavy = alpha.index_fill(0, torch.tensor([0]), 1e6)
-    one, other = (last(*people(), QUICK.replace(rounds=1),
-                       aggregate=Hierarchical(PLATFORM, inner=OwnWeights(weights)))
-                  for weights in (alpha, heavy))
+    one, other = (
+        last(
+            *people(),
+            QUICK.replace(rounds=1),
+            aggregate=Hierarchical(PLATFORM, inner=OwnWeights(weights)),
+        )
+        for weights in (alpha, heavy)
+    )
     assert not equal(one, other)
 
 
@@ -561,9 +679,11 @@ class Chunks(SGD):
 def test_s3_8b_a_rule_may_stop_early():
     def first(sent, server):
         return WeightedMean()([next(iter(sent))], server)
+
     one = QUICK.replace(rounds=1)
-    mean, own = (last(*people(116), one, local=Chunks(), aggregate=rule)
-                 for rule in (WeightedMean(), first))
+    mean, own = (
+        last(*people(116), one, local=Chunks(), aggregate=rule) for rule in (WeightedMean(), first)
+    )
     assert not equal(mean, own)
     assert len(own.cohort) == 20
     for name in ("cohort", "losses", "norms"):
@@ -571,17 +691,22 @@ def test_s3_8b_a_rule_may_stop_early():
     assert (mean.bytes_up, mean.bytes_down) == (own.bytes_up, own.bytes_down)
 
 
-@pytest.mark.parametrize(("made", "match"), [
-    (lambda item: {"item": item * torch.nan}, r"mine='item': its delta is not finite"),
-    (lambda item: {"item": torch.zeros(7, 3)}, r"mine='item \(7, 3\)': .*item"),
-    (lambda item: {"film": item}, r"mine='film \(40, 4\)': .*item"),
-    (lambda item: {"item": item.long()}, r"mine='item torch.int64': .*float32"),
-    (lambda item: {"item": torch.zeros(4, 40).T.double()}, r"mine='item torch.float64'"),
-    (lambda item: item, r"mine=.*a delta by name"),
-    (lambda item: None, r"mine=.*a delta by name")])
+@pytest.mark.parametrize(
+    ("made", "match"),
+    [
+        (lambda item: {"item": item * torch.nan}, r"mine='item': its delta is not finite"),
+        (lambda item: {"item": torch.zeros(7, 3)}, r"mine='item \(7, 3\)': .*item"),
+        (lambda item: {"film": item}, r"mine='film \(40, 4\)': .*item"),
+        (lambda item: {"item": item.long()}, r"mine='item torch.int64': .*float32"),
+        (lambda item: {"item": torch.zeros(4, 40).T.double()}, r"mine='item torch.float64'"),
+        (lambda item: item, r"mine=.*a delta by name"),
+        (lambda item: None, r"mine=.*a delta by name"),
+    ],
+)
 def test_s3_8c_what_is_no_delta_is_said(made, match):
     def mine(sent, server):
         return made(server["item"])
+
     model, data = people()
     with pytest.raises(ParameterError, match=match):
         last(model, data, QUICK.replace(rounds=1), aggregate=mine)
@@ -597,14 +722,18 @@ def shared(count):
     return [replace(each, deltas={n: each.deltas[n] for n in server}) for each in sent], server
 
 
-@pytest.mark.parametrize("rule", [WeightedMean(), MeanOfHolders(), CoordinateMedian(),
-                                  TrimmedMean(), NormBound()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule",
+    [WeightedMean(), MeanOfHolders(), CoordinateMedian(), TrimmedMean(), NormBound()],
+    ids=lambda rule: rule.name,
+)
 def test_s3_9a_a_delta_is_of_one_kind(rule):
     for count in (1, 20):
         sent, server = shared(count)
         delta = rule(sent, server)
         assert {name: value.shape for name, value in delta.items()} == {
-            name: value.shape for name, value in server.items()}
+            name: value.shape for name, value in server.items()
+        }
 
 
 def geometric_median(sent, server):
@@ -633,8 +762,15 @@ class Mine(Local):
 
     def train(self, context, cohort):
         local = LocalSettings(local_lr=0.5, negatives=2, batch_size=8)
-        yield from updates(context.model, context.data, context.params, cohort, local,
-                           seed=context.seed, number=context.number)
+        yield from updates(
+            context.model,
+            context.data,
+            context.params,
+            cohort,
+            local,
+            seed=context.seed,
+            number=context.number,
+        )
 
 
 def test_s3_10a_a_local_method_of_ones_own_is_a_few_lines():
@@ -643,21 +779,30 @@ def test_s3_10a_a_local_method_of_ones_own_is_a_few_lines():
 
 
 def test_s3_10b_control_variates_are_named_in_their_own_file_alone():
-    found = [path.name for path in PACKAGE.rglob("*.py")
-             if re.search(r"control\s*:|\bControl\b", path.read_text())]
+    found = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"control\s*:|\bControl\b", path.read_text())
+    ]
     assert sorted(found) == ["__init__.py", "scaffold.py"]
 
 
 def test_s3_11a_noise_beside_a_buffer_names_both_parts():
-    refused(r"gaussian noise: .*buffered", uplink=CENTRAL, schedule=Buffered(),
-            settings=PRIVATE.replace(cohort=10))
+    refused(
+        r"gaussian noise: .*buffered",
+        uplink=CENTRAL,
+        schedule=Buffered(),
+        settings=PRIVATE.replace(cohort=10),
+    )
     assert {"clip", "noise", "budget", "delta", "quantile"} <= set(described())
     unread = Experiment(Settings(uplink="clip + gaussian noise")).unread()
     assert not {"clip", "noise", "budget", "delta"} & set(unread)
 
 
-@pytest.mark.parametrize(("asked", "how"), [
-    ({"codec": "signs"}, {"uplink": [ErrorFeedback()]}), ({"liars": 0.5}, {"uplink": [Poison()]})])
+@pytest.mark.parametrize(
+    ("asked", "how"),
+    [({"codec": "signs"}, {"uplink": [ErrorFeedback()]}), ({"liars": 0.5}, {"uplink": [Poison()]})],
+)
 def test_s3_11b_codes_and_attacks_act_beside_a_buffer(asked, how):
     base = QUICK.replace(cohort=10, buffer=5)
     plain = last(*people(), base, schedule=Buffered())
@@ -670,17 +815,24 @@ def test_s3_11b_meta_learning_beside_a_buffer():
     model, data = people(private=False)
     episodes = Episodes(data, (1, 2), 3)
     base = Settings(rounds=4, cohort=10, buffer=5, negatives=2)
-    plain, meta = (last(model, source, base, schedule=Buffered(), local=local)
-                   for source, local in ((data, SGD()), (episodes, Meta())))
+    plain, meta = (
+        last(model, source, base, schedule=Buffered(), local=local)
+        for source, local in ((data, SGD()), (episodes, Meta()))
+    )
     assert not equal(plain, meta)
     assert "staleness" in meta.metrics
 
 
-@pytest.mark.parametrize(("rule", "name"), [(Krum(), "krum"),
-                                            (Hierarchical(PLATFORM), "hierarchical")])
+@pytest.mark.parametrize(
+    ("rule", "name"), [(Krum(), "krum"), (Hierarchical(PLATFORM), "hierarchical")]
+)
 def test_s3_11b_rules_over_clients_beside_a_noisy_sum_name_both(rule, name):
-    refused(rf"{name}: needs every client's own update, which gaussian noise leaves no more",
-            uplink=CENTRAL, aggregate=rule, settings=PRIVATE)
+    refused(
+        rf"{name}: needs every client's own update, which gaussian noise takes away",
+        uplink=CENTRAL,
+        aggregate=rule,
+        settings=PRIVATE,
+    )
     assert eps(last(*people(), PRIVATE, uplink=LOCAL, aggregate=rule)) > 0  # with their own noise
 
 
@@ -718,14 +870,20 @@ class Laplace(Stage, Spending):
 
 
 def test_s3_12a_a_stage_between_clip_and_noise_has_a_say():
-    refused(r"gaussian noise: needs a bound on the length of every update; louder took it away",
-            uplink=[Clip(), Louder(), GaussianNoise()], settings=PRIVATE)
+    refused(
+        r"gaussian noise: needs a bound on the length of every update; louder took it away",
+        uplink=[Clip(), Louder(), GaussianNoise()],
+        settings=PRIVATE,
+    )
     done = last(*people(), PRIVATE.replace(rounds=1), uplink=[Clip(), Liar(), GaussianNoise()])
     assert len(done.rejected) > 5  # the gate believes no one
     assert all("longer than the clip" in reason for reason in done.rejected.values())
     assert float(done.norms.max()) <= 1 + 1e-5
-    refused(r"gaussian noise: needs .*laplace took it away",
-            uplink=[Clip(), Laplace(), GaussianNoise()], settings=PRIVATE)
+    refused(
+        r"gaussian noise: needs .*laplace took it away",
+        uplink=[Clip(), Laplace(), GaussianNoise()],
+        settings=PRIVATE,
+    )
 
 
 def test_s3_12b_the_noise_is_a_stage_like_any_other():
@@ -738,12 +896,14 @@ def test_s3_12b_the_noise_is_a_stage_like_any_other():
 
 def test_s3_12c_a_secure_sum_stands_behind_a_clip_or_is_refused():
     one = Settings(rounds=1, cohort=5)
-    plain, sealed = (last(*people(), one, uplink=uplink)
-                     for uplink in ([Clip()], [Clip(), SecureSum()]))
+    plain, sealed = (
+        last(*people(), one, uplink=uplink) for uplink in ([Clip()], [Clip(), SecureSum()])
+    )
     torch.testing.assert_close(sealed.params["item"], plain.params["item"], atol=1e-6, rtol=1e-5)
     assert "epsilon" not in sealed.metrics
-    refused(r"secure sum: needs a bound on the length of every update; put clip",
-            uplink=[SecureSum()])
+    refused(
+        r"secure sum: needs a bound on the length of every update; put clip", uplink=[SecureSum()]
+    )
     for wrong in ({"inner": SecureSum()}, {"outer": SecureSum()}):
         with pytest.raises(ParameterError, match=r"aggregate=.*[Ss]ecure ?[Ss]um"):
             Hierarchical(PLATFORM, **wrong)
@@ -758,12 +918,16 @@ def test_s3_12d_two_secure_sums_are_refused():
 def test_s3_13a_a_bound_holds_before_any_rule(name):
     model, data = people()
     start, one = model.init(0)["item"], QUICK.replace(rounds=1)
-    for how in ({"aggregate": NormBound(bound=1e-3, then=MEDIANS[name])},
-                {"aggregate": MEDIANS[name], "uplink": [Clip(clip=1e-3)]}):
+    for how in (
+        {"aggregate": NormBound(bound=1e-3, then=MEDIANS[name])},
+        {"aggregate": MEDIANS[name], "uplink": [Clip(clip=1e-3)]},
+    ):
         step = last(model, data, one, **how).params["item"] - start
         assert 0 < float(step.abs().max()) <= 1e-3 + 1e-7
-    assert float((last(model, data, one, aggregate=MEDIANS[name]).params["item"]
-                  - start).abs().max()) > 2e-3
+    assert (
+        float((last(model, data, one, aggregate=MEDIANS[name]).params["item"] - start).abs().max())
+        > 2e-3
+    )
 
 
 def test_s3_13b_one_word_for_and_then():
@@ -784,25 +948,37 @@ def test_s3_13b_one_word_for_and_then():
 def test_s3_14_errors_name_the_right_knob():
     with pytest.raises(ParameterError, match=r"correction='scaffold': no such parameter"):
         Settings(correction="scaffold")
-    refused(r"proximal=1.0: nothing in this run reads it beside .*implicit", local=NeverImplicit(),
-            settings=Settings(cohort=20, proximal=1.0))
+    refused(
+        r"proximal=1.0: nothing in this run reads it beside .*implicit",
+        local=NeverImplicit(),
+        settings=Settings(cohort=20, proximal=1.0),
+    )
 
 
-@pytest.mark.parametrize("rule", [WeightedMean(), MeanOfHolders(), *MEDIANS.values(), NormBound()],
-                         ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule",
+    [WeightedMean(), MeanOfHolders(), *MEDIANS.values(), NormBound()],
+    ids=lambda rule: rule.name,
+)
 def test_s3_14c_implicit_beside_a_rule_runs_or_names_both(rule):
     asked = Settings(rounds=2, cohort=20)
     if isinstance(rule, WeightedMean):
         assert len(last(*people(), asked, local=Implicit(), aggregate=rule).cohort) == 20
     else:
-        refused(rf"{rule.name}: needs .*Gram.*implicit", local=NeverImplicit(), aggregate=rule,
-                settings=asked)
+        refused(
+            rf"{rule.name}: needs .*Gram.*implicit",
+            local=NeverImplicit(),
+            aggregate=rule,
+            settings=asked,
+        )
 
 
 def test_s3_14d_implicit_beside_a_code_runs():
     asked = Settings(rounds=2, cohort=20)
-    plain, coded = (last(*people(), asked, local=Implicit(), uplink=uplink)
-                    for uplink in ([], [ErrorFeedback()]))
+    plain, coded = (
+        last(*people(), asked, local=Implicit(), uplink=uplink)
+        for uplink in ([], [ErrorFeedback()])
+    )
     assert not equal(plain, coded)
     assert coded.bytes_up < plain.bytes_up / 2
 
@@ -823,8 +999,12 @@ def begin_with(done):
 def test_l1_central_then_local_noise_add_up():
     before = last(*people(), PRIVATE, uplink=CENTRAL)
     assert eps(before) == pytest.approx(together(4, 0)) == pytest.approx(8.877, abs=1e-3)
-    refused(r"start=.*gaussian noise.*local noise", start=before, uplink=LOCAL,
-            settings=PRIVATE.replace(rounds=5))
+    refused(
+        r"start=.*gaussian noise.*local noise",
+        start=before,
+        uplink=LOCAL,
+        settings=PRIVATE.replace(rounds=5),
+    )
     done = last(*people(), PRIVATE.replace(rounds=1), uplink=LOCAL, start=begin_with(before))
     assert eps(done) == pytest.approx(together(4, 1)) == pytest.approx(10.231, abs=1e-3)
 
@@ -836,8 +1016,12 @@ def test_l2_a_budget_holds_over_placements_in_turn():
         done = last(*people(), asked, uplink=(LOCAL, CENTRAL)[number % 2], start=start)
         shown.append(eps(done))
     assert shown == pytest.approx([3.804, 5.773, 7.411, 8.877], abs=1e-3)
-    refused(r"budget=9.0: a round would bring epsilon from 8.88 to 10.2", settings=asked,
-            uplink=LOCAL, start=begin_with(done))
+    refused(
+        r"budget=9.0: a round would bring epsilon from 8.88 to 10.2",
+        settings=asked,
+        uplink=LOCAL,
+        start=begin_with(done),
+    )
     assert together(4, 4) == pytest.approx(13.884, abs=1e-3)
 
 
@@ -859,8 +1043,10 @@ def test_l5_who_had_a_teaching_seed_proves_nothing_for_good():
     refused(r"start=.*fixed", start=before, uplink=CENTRAL, settings=PRIVATE)
     done = last(*people(), PRIVATE.replace(rounds=1), uplink=CENTRAL, start=begin_with(before))
     assert done.state["ledger"]["no guarantee"] == said
-    assert "no guarantee" not in last(*people(), PRIVATE.replace(rounds=1),
-                                      uplink=CENTRAL).state["ledger"]
+    assert (
+        "no guarantee"
+        not in last(*people(), PRIVATE.replace(rounds=1), uplink=CENTRAL).state["ledger"]
+    )
 
 
 def turning(*by_round):
@@ -877,8 +1063,9 @@ class Counting(SGD):
         yield from super().train(context, cohort)
 
 
-@pytest.mark.parametrize(("name", "before", "after"), [("delta", 0.01, 0.4),
-                                                       ("sampling", "poisson", "fixed")])
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("delta", 0.01, 0.4), ("sampling", "poisson", "fixed")]
+)
 def test_l6_l7_what_epsilon_is_of_does_not_turn(name, before, after):
     TRAINED.clear()
     one, other = (PRIVATE.replace(**{name: value}) for value in (before, after))
@@ -913,6 +1100,7 @@ def moved_sum(lie):
     def run(how):
         made = type("Odd", (Odd,), {"lie": staticmethod(how)})
         return last(model, data, asked, local=made(), uplink=CENTRAL)
+
     with_it, without = run(lie), run(lambda mine: [])
     difference = [20 * (with_it.params[n] - without.params[n]).flatten() for n in ("item", "bias")]
     return float(torch.cat(difference).norm()), with_it
@@ -922,6 +1110,7 @@ def test_l11_a_client_counts_once_however_often_it_sends():
     def fifty(mine):
         long = {n: replace(r, values=r.values * 1e3) for n, r in mine.deltas.items()}
         return [replace(mine, deltas=long)] * 50
+
     far, done = moved_sum(fifty)
     assert far <= 1 + 1e-3
     assert done.cohort.tolist().count(0) == 1
@@ -933,28 +1122,46 @@ def test_l12_copies_of_a_row_are_refused():
         zeros = torch.zeros(10_000, dtype=torch.int64)
         item = Rows(torch.full((10_000, 4), 9.0), zeros, zeros)
         return [replace(mine, deltas=mine.deltas | {"item": item})]
+
     far, done = moved_sum(copies)
     assert far < 1e-3
     assert "do not grow" in done.rejected[0]
 
 
-@pytest.mark.parametrize(("turn", "shown"), [
-    ("noise and cohort", 3.841), ("cohort, fixed", 5.499), ("clip", 0.916),
-    ("adaptive clip", 3.154), ("drop-outs", 0.916), ("deadline", 0.916)])
+@pytest.mark.parametrize(
+    ("turn", "shown"),
+    [
+        ("noise and cohort", 3.841),
+        ("cohort, fixed", 5.499),
+        ("clip", 0.916),
+        ("adaptive clip", 3.154),
+        ("drop-outs", 0.916),
+        ("deadline", 0.916),
+    ],
+)
 def test_l14_what_the_ledger_did_right_stays_right(turn, shown):
     poisson, fixed, q = PRIVATE.replace(sampling="poisson"), PRIVATE, 20 / 116
     four = [Release(2.0, q, 4)]
     ask, by_hand, relation = {
-        "noise and cohort": (turning(poisson, poisson, poisson.replace(noise=1.0, cohort=40)),
-                             [Release(2.0, q, 2), Release(1.0, 40 / 116, 2)], "add-remove"),
-        "cohort, fixed": (turning(fixed, fixed, fixed.replace(cohort=45)),
-                          [Release(2.0, q, 2, "fixed"), Release(2.0, 45 / 116, 2, "fixed")],
-                          "replace-one"),
+        "noise and cohort": (
+            turning(poisson, poisson, poisson.replace(noise=1.0, cohort=40)),
+            [Release(2.0, q, 2), Release(1.0, 40 / 116, 2)],
+            "add-remove",
+        ),
+        "cohort, fixed": (
+            turning(fixed, fixed, fixed.replace(cohort=45)),
+            [Release(2.0, q, 2, "fixed"), Release(2.0, 45 / 116, 2, "fixed")],
+            "replace-one",
+        ),
         "clip": (turning(poisson, poisson, poisson.replace(clip=0.1)), four, "add-remove"),
-        "adaptive clip": (poisson.replace(noise=1.0, quantile=0.5), [Release(1.0, q, 4)],
-                          "add-remove"),
+        "adaptive clip": (
+            poisson.replace(noise=1.0, quantile=0.5),
+            [Release(1.0, q, 4)],
+            "add-remove",
+        ),
         "drop-outs": (poisson.replace(drop_out=0.5), four, "add-remove"),
-        "deadline": (poisson.replace(deadline=1.0), four, "add-remove")}[turn]
+        "deadline": (poisson.replace(deadline=1.0), four, "add-remove"),
+    }[turn]
     done = last(*people(116), ask, uplink=CENTRAL)
     by_hand = epsilon(by_hand, 1e-4, relation=relation, method="rdp")
     assert eps(done) == pytest.approx(by_hand) == pytest.approx(shown, abs=1e-3)
@@ -965,9 +1172,15 @@ def test_epsilon_never_falls_whatever_turns():
     for _ in range(6):
         uplink = luck.choice([CENTRAL, LOCAL])
         base = PRIVATE.replace(rounds=3, sampling=luck.choice(["fixed", "poisson"]))
-        asked = [base.replace(noise=luck.choice([0.5, 2.0, 50.0]), clip=luck.choice([0.1, 9.0]),
-                              cohort=luck.choice([5, 20]), drop_out=luck.choice([0.0, 0.9]))
-                 for _ in range(3)]
+        asked = [
+            base.replace(
+                noise=luck.choice([0.5, 2.0, 50.0]),
+                clip=luck.choice([0.1, 9.0]),
+                cohort=luck.choice([5, 20]),
+                drop_out=luck.choice([0.0, 0.9]),
+            )
+            for _ in range(3)
+        ]
         rounds = list(federate(*people(), turning(*asked), uplink=uplink))
         more = list(federate(*people(), base.replace(rounds=5), uplink=uplink, start=rounds[-1]))
         shown = [eps(done) for done in [*rounds, *more]]
@@ -990,7 +1203,9 @@ def test_x2_a_sampler_may_name_its_clients_in_any_order():
         def mine(data, count, number, members, *, seed):
             cohort = sample(data, 5, number, members, seed=seed)
             return cohort.flip(0) if flip else cohort
+
         return last(*people(), QUICK, participation=Participation(sampler=mine))
+
     assert equal(drawn(False), drawn(True))
 
 

@@ -30,10 +30,18 @@ def test_the_page_runs_and_its_parts_are_known(registry, capsys):
     for block in BLOCKS:
         exec(compile(block, "docs/extend.md", "exec"), space)
     new = {title for parts in registry.values() for title in parts} - before
-    assert new == {"geometric median", "sparsify", "normalised", "first comers", "squared distance",
-                   "every fourth"}
-    assert Settings(aggregation="geometric median", smoothing=7,
-                    uplink="sparsify + clip").smoothing == 7
+    assert new == {
+        "geometric median",
+        "sparsify",
+        "normalised",
+        "first comers",
+        "squared distance",
+        "every fourth",
+    }
+    assert (
+        Settings(aggregation="geometric median", smoothing=7, uplink="sparsify + clip").smoothing
+        == 7
+    )
     first, second = (line.split() for line in capsys.readouterr().out.splitlines())
     assert (first[0], second[0]) == ("1", "2")
 
@@ -45,8 +53,25 @@ def test_a_method_takes_about_twenty_lines():
 
 def test_a_part_in_a_file_is_a_choice_on_the_command_line(tmp_path):
     (tmp_path / "mine.py").write_text("\n".join(BLOCKS[:1]))
-    words = [sys.executable, "-m", "fedlab", "run", "--parts", str(tmp_path / "mine.py"),
-             "--folder", str(tmp_path / "runs"), "--set", "rounds=1", "--set", "cohort=4", "--set",
-             "aggregation=geometric median", "--set", "smoothing=2", "--set", "weighting=examples"]
+    words = [
+        sys.executable,
+        "-m",
+        "fedlab",
+        "run",
+        "--parts",
+        str(tmp_path / "mine.py"),
+        "--folder",
+        str(tmp_path / "runs"),
+        "--set",
+        "rounds=1",
+        "--set",
+        "cohort=4",
+        "--set",
+        "aggregation=geometric median",
+        "--set",
+        "smoothing=2",
+        "--set",
+        "weighting=examples",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "ndcg@10" in done.stdout

@@ -9,8 +9,10 @@ import pytest
 import fedlab
 
 HOUSE = Path(fedlab.__file__).parent
-MODULES = sorted(".".join(("fedlab", *path.relative_to(HOUSE).with_suffix("").parts))
-                 for path in HOUSE.rglob("*.py"))
+MODULES = sorted(
+    ".".join(("fedlab", *path.relative_to(HOUSE).with_suffix("").parts))
+    for path in HOUSE.rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

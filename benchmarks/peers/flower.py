@@ -26,8 +26,10 @@ def fit(message: Message, context: Context) -> Message:
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     train(model, read_job(PATH), int(context.node_config["partition-id"]))
     metrics = MetricRecord({"num-examples": read_job(PATH).examples})
-    return Message(content=RecordDict({"arrays": ArrayRecord(model.state_dict()),
-                                       "metrics": metrics}), reply_to=message)
+    return Message(
+        content=RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}),
+        reply_to=message,
+    )
 
 
 @server_app.main()
@@ -41,14 +43,23 @@ def main(grid: Grid, context: Context) -> None:
         if not commands.wait():
             model.load_state_dict(arrays.to_torch_state_dict())
             save(as_numpy(model))
-            os._exit(0)                         # a strategy has no other way to end early
-    FedAvg(fraction_train=read_job(PATH).cohort / read_job(PATH).clients,
-           fraction_evaluate=0.0).start(grid=grid, initial_arrays=ArrayRecord(model.state_dict()),
-                                        num_rounds=10_000, train_config=ConfigRecord({}),
-                                        evaluate_fn=after)
+            os._exit(0)  # a strategy has no other way to end early
+
+    FedAvg(
+        fraction_train=read_job(PATH).cohort / read_job(PATH).clients, fraction_evaluate=0.0
+    ).start(
+        grid=grid,
+        initial_arrays=ArrayRecord(model.state_dict()),
+        num_rounds=10_000,
+        train_config=ConfigRecord({}),
+        evaluate_fn=after,
+    )
 
 
 if __name__ == "__main__":
-    run_simulation(server_app=server_app, client_app=client_app,
-                   num_supernodes=read_job(PATH).clients,
-                   backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    run_simulation(
+        server_app=server_app,
+        client_app=client_app,
+        num_supernodes=read_job(PATH).clients,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )

@@ -27,9 +27,11 @@ class MF(nn.Module):
     def __init__(self, users: int, items: int, dim: int) -> None:
         """Weights come from the job."""
         super().__init__()
-        self.user, self.item, self.bias = nn.Embedding(users, dim), nn.Embedding(items,
-                                                                                 dim), nn.Embedding(
-            items, 1)
+        self.user, self.item, self.bias = (
+            nn.Embedding(users, dim),
+            nn.Embedding(items, dim),
+            nn.Embedding(items, 1),
+        )
 
     def forward(self, user, item):
         """Logits (B,)."""
@@ -39,8 +41,11 @@ class MF(nn.Module):
 def build(job) -> nn.Module:
     """The job's model with its first weights."""
     weights = {name: torch.from_numpy(value) for name, value in job.weights.items()}
-    model = MLP() if job.model == "mlp" else MF(len(weights["user.weight"]),
-                                                *weights["item.weight"].shape)
+    model = (
+        MLP()
+        if job.model == "mlp"
+        else MF(len(weights["user.weight"]), *weights["item.weight"].shape)
+    )
     model.load_state_dict(weights)
     return model
 

@@ -18,16 +18,29 @@ flat = {name: torch.from_numpy(c).flatten(0, 1) for name, c in job.columns.items
 data = Columns(flat, torch.arange(job.clients).repeat_interleave(job.examples))
 if job.model == "mlp":
     model = perceptron(64, 64)
-    first = {"w1": weights["first.weight"].T[None].contiguous(), "b1": weights["first.bias"][None],
-             "w2": weights["second.weight"], "b2": weights["second.bias"][None]}
+    first = {
+        "w1": weights["first.weight"].T[None].contiguous(),
+        "b1": weights["first.bias"][None],
+        "w2": weights["second.weight"],
+        "b2": weights["second.bias"][None],
+    }
 else:
-    model = matrix_factorisation(len(weights["user.weight"]), *weights["item.weight"].shape,
-                                 private_users=False)
-    first = {"user": weights["user.weight"], "item": weights["item.weight"],
-             "bias": weights["bias.weight"][:, 0]}
+    model = matrix_factorisation(
+        len(weights["user.weight"]), *weights["item.weight"].shape, private_users=False
+    )
+    first = {
+        "user": weights["user.weight"],
+        "item": weights["item.weight"],
+        "bias": weights["bias.weight"][:, 0],
+    }
 model = replace(model, init=lambda seed: first)
-settings = Settings(rounds=10_000, cohort=job.cohort, batch_size=job.batch, local_lr=job.rate,
-                    engine=sys.argv[3] if len(sys.argv) > 3 else "eager")
+settings = Settings(
+    rounds=10_000,
+    cohort=job.cohort,
+    batch_size=job.batch,
+    local_lr=job.rate,
+    engine=sys.argv[3] if len(sys.argv) > 3 else "eager",
+)
 rounds = federate(model, data, settings)
 latest = {}
 
@@ -41,8 +54,12 @@ def final() -> dict:
     """Weights under the names that the job gave them."""
     p = {name: value.numpy() for name, value in latest.items()}
     if job.model == "mlp":
-        return {"first.weight": p["w1"][0].T, "first.bias": p["b1"][0], "second.weight": p["w2"],
-                "second.bias": p["b2"][0]}
+        return {
+            "first.weight": p["w1"][0].T,
+            "first.bias": p["b1"][0],
+            "second.weight": p["w2"],
+            "second.bias": p["b2"][0],
+        }
     return {"user.weight": p["user"], "item.weight": p["item"], "bias.weight": p["bias"][:, None]}
 
 

@@ -18,8 +18,9 @@ torch.set_num_threads(1)
 job = read_job()
 net = build(job)
 net.loss = lambda *batch, **_: loss(net, *batch)
-net.metrics = lambda *batch, **_: {"loss": Weighted(float(loss(net, *batch)) * len(batch[-1]),
-                                                    len(batch[-1]))}
+net.metrics = lambda *batch, **_: {
+    "loss": Weighted(float(loss(net, *batch)) * len(batch[-1]), len(batch[-1]))
+}
 commands = Commands()
 
 
@@ -39,14 +40,25 @@ def dataset(user: int) -> PyTorchTensorDataset:
 
 
 users = FederatedDataset(dataset, get_user_sampler("random", list(range(job.clients))))
-model = PyTorchModel(net, local_optimizer_create=torch.optim.SGD,
-                     central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0))
+model = PyTorchModel(
+    net,
+    local_optimizer_create=torch.optim.SGD,
+    central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
+)
 commands.wait()
 FederatedAveraging().run(
-    algorithm_params=NNAlgorithmParams(central_num_iterations=10_000, evaluation_frequency=10_000,
-                                       train_cohort_size=job.cohort, val_cohort_size=None),
-    backend=SimulatedBackend(training_data=users, val_data=None), model=model,
-    model_train_params=NNTrainHyperParams(local_batch_size=job.batch, local_num_epochs=1,
-                                          local_learning_rate=job.rate),
-    callbacks=[OnCommand()], send_metrics_to_platform=False)
+    algorithm_params=NNAlgorithmParams(
+        central_num_iterations=10_000,
+        evaluation_frequency=10_000,
+        train_cohort_size=job.cohort,
+        val_cohort_size=None,
+    ),
+    backend=SimulatedBackend(training_data=users, val_data=None),
+    model=model,
+    model_train_params=NNTrainHyperParams(
+        local_batch_size=job.batch, local_num_epochs=1, local_learning_rate=job.rate
+    ),
+    callbacks=[OnCommand()],
+    send_metrics_to_platform=False,
+)
 save(as_numpy(net))

@@ -22,12 +22,20 @@ def read_job(path: str | None = None) -> SimpleNamespace:
     """The job named on the command line: model, cohort, batch, rate, columns and weights."""
     with np.load(path or sys.argv[1]) as file:
         held = {name: file[name] for name in file.files}
-    part = {kind: {n.split("/")[1]: v for n, v in held.items() if n.startswith(f"{kind}/")}
-            for kind in ("columns", "weights")}
+    part = {
+        kind: {n.split("/")[1]: v for n, v in held.items() if n.startswith(f"{kind}/")}
+        for kind in ("columns", "weights")
+    }
     clients, examples = part["columns"]["target"].shape
-    return SimpleNamespace(model=str(held["model"]), cohort=int(held["cohort"]),
-                           batch=int(held["batch"]), rate=float(held["rate"]), clients=clients,
-                           examples=examples, **part)
+    return SimpleNamespace(
+        model=str(held["model"]),
+        cohort=int(held["cohort"]),
+        batch=int(held["batch"]),
+        rate=float(held["rate"]),
+        clients=clients,
+        examples=examples,
+        **part,
+    )
 
 
 class Commands:

@@ -21,8 +21,9 @@ def step() -> None:
     for client in torch.randperm(job.clients)[: job.cohort].tolist():
         local = copy.deepcopy(server)
         optimizer = torch.optim.SGD(local.parameters(), lr=job.rate)
-        for batch in DataLoader(TensorDataset(*columns(job, client)), batch_size=job.batch,
-                                shuffle=True):
+        for batch in DataLoader(
+            TensorDataset(*columns(job, client)), batch_size=job.batch, shuffle=True
+        ):
             optimizer.zero_grad()
             loss(local, *batch).backward()
             optimizer.step()

@@ -30,8 +30,32 @@ from fedlab.aggregation.selection import (
 )
 from fedlab.aggregation.server_step import RULES, ServerStep
 
-__all__ = ["RULES", "BestModels", "ByQuality", "CoordinateMedian", "Distilled", "HeldOut",
-           "Hierarchical", "Judge", "Krum", "MeanOfHolders", "MeanOfProducts", "NoDeltaError",
-           "NormBound", "OwnWeights", "RowBound", "ServerStep", "TrimmedMean", "WeightedMean",
-           "as_aggregation", "as_update", "distil", "ensemble", "joined_updates", "judge",
-           "krum_scores", "local_models", "product_error"]
+__all__ = [
+    "RULES",
+    "BestModels",
+    "ByQuality",
+    "CoordinateMedian",
+    "Distilled",
+    "HeldOut",
+    "Hierarchical",
+    "Judge",
+    "Krum",
+    "MeanOfHolders",
+    "MeanOfProducts",
+    "NoDeltaError",
+    "NormBound",
+    "OwnWeights",
+    "RowBound",
+    "ServerStep",
+    "TrimmedMean",
+    "WeightedMean",
+    "as_aggregation",
+    "as_update",
+    "distil",
+    "ensemble",
+    "joined_updates",
+    "judge",
+    "krum_scores",
+    "local_models",
+    "product_error",
+]

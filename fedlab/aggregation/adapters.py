@@ -42,8 +42,12 @@ class MeanOfProducts(Aggregation):
         kept = list(updates)
         delta = dict(self.then(kept, server))
         pairs = [n for n in delta if n.endswith(".a") and f"{n[:-1]}b" in delta]
-        require(bool(pairs), self.name, sorted(delta),
-                "the model has no adapters that train both A and " "B; see fedlab.models.adapted")
+        require(
+            bool(pairs),
+            self.name,
+            sorted(delta),
+            "the model has no adapters that train both A and B; see fedlab.models.adapted",
+        )
         for name in pairs:
             other = f"{name[:-1]}b"
             mean = _mean_product(kept, server, name, other)
@@ -68,6 +72,7 @@ def product_error(updates: Iterable[Update], server: Tree, delta: Tree, constant
     def product(tree: Tree, a: str, b: str) -> Tensor:
         left, right = (whole[n] + tree[n] if n in tree else whole[n] for n in (b, a))
         return left[0] @ right[0]
+
     for b in (n for n in server if n.endswith(".b")):
         a = f"{b[:-1]}a"
         mean = _mean_product(kept, whole, a, b)
@@ -80,8 +85,10 @@ def _mean_product(updates: list[Update], server: Tree, a: str, b: str) -> Tensor
     """(out, in) the weighted mean of what clients' B A are after the round."""
     total, found = torch.cat([update.weights for update in updates]).sum(), torch.zeros(())
     for update in updates:
-        left, right = (server[n] + update.deltas[n].values if n in update.deltas else server[n]
-                       for n in (b, a))
-        found = found + torch.einsum("c,cor,cri->oi", update.weights / total, left,
-                                     right.expand(len(left), -1, -1))
+        left, right = (
+            server[n] + update.deltas[n].values if n in update.deltas else server[n] for n in (b, a)
+        )
+        found = found + torch.einsum(
+            "c,cor,cri->oi", update.weights / total, left, right.expand(len(left), -1, -1)
+        )
     return found

@@ -23,18 +23,24 @@ from fedlab.evaluation import scorer
 from fedlab.models import Model
 
 
-def ensemble(model: Model, members: Sequence[Tree],
-             weights: Sequence[float] | None = None) -> Score:
+def ensemble(
+    model: Model, members: Sequence[Tree], weights: Sequence[float] | None = None
+) -> Score:
     """The weighted mean of what K models predict: of chances for clicks, of values for ratings.
 
     weights (K,): 0 or more, all alike without. For clicks the score is that mean chance, as a
     logit.
     """
-    require(not model.private, "model", model.name,
-            "its private rows are trained beside one model's; an ensemble needs one without "
-            "private rows")
-    share = torch.tensor(list(weights) if weights is not None else [1.0] * len(members),
-                         dtype=torch.float32)
+    require(
+        not model.private,
+        "model",
+        model.name,
+        "its private rows are trained beside one model's; an ensemble needs one without "
+        "private rows",
+    )
+    share = torch.tensor(
+        list(weights) if weights is not None else [1.0] * len(members), dtype=torch.float32
+    )
     fits = len(share) == len(members) > 0 and bool((share >= 0).all()) and float(share.sum()) > 0
     require(fits, "weights", share.tolist(), f"give {len(members)} weights of 0 or more, not all 0")
     scores, clicks = [scorer(model, params) for params in members], model.task == "clicks"
@@ -43,19 +49,28 @@ def ensemble(model: Model, members: Sequence[Tree],
         given = torch.stack([s(users, items) for s in scores])  # (K, ...)
         mean = torch.tensordot(share / share.sum(), given.sigmoid() if clicks else given, 1)
         return mean.logit(eps=1e-7) if clicks else mean
+
     return score
 
 
-def distil(model: Model, start: Tree, teacher: Score, users: Tensor, items: Tensor,
-           local: LocalSettings, seed: int = 0) -> Tree:
+def distil(
+    model: Model,
+    start: Tree,
+    teacher: Score,
+    users: Tensor,
+    items: Tensor,
+    local: LocalSettings,
+    seed: int = 0,
+) -> Tree:
     """`start` trained to predict what `teacher` does on pairs (n,) of users and items.
 
     The pairs need no labels: any users and items that the server may know. local: how it trains.
     """
     soft = teacher(users[None], items[None])[0]
     targets = soft.sigmoid() if model.task == "clicks" else soft
-    data = Columns({"user": users, "item": items, "target": targets}, torch.zeros_like(users),
-                   model.task)
+    data = Columns(
+        {"user": users, "item": items, "target": targets}, torch.zeros_like(users), model.task
+    )
     with one_thread():
         trained = train(model, data, start, torch.tensor([0]), local, seed=seed, purpose="distil ")
         learned = joined_updates(trained)

@@ -46,8 +46,9 @@ class NoDeltaError(ParameterError):
 class Weighted(Aggregation):
     """An aggregation in which clients have weights."""
 
-    weighting: str = knob("examples", 0, 0, "", "weight of a client", choices=("examples", "equal"),
-                          group=GROUP)
+    weighting: str = knob(
+        "examples", 0, 0, "", "weight of a client", choices=("examples", "equal"), group=GROUP
+    )
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Behind a clip all weigh alike, as in front of a rule that asks for no weights."""
@@ -91,8 +92,13 @@ class MeanOfHolders(Weighted):
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` where every client holds all."""
         tables = any(kind not in ("one", "client") for _, kind in context.asked.values())
-        require(tables, "model", context.model.name, f"{self.name} needs a table of which clients "
-                "hold some rows; here all hold all, so take the weighted mean")
+        require(
+            tables,
+            "model",
+            context.model.name,
+            f"{self.name} needs a table of which clients "
+            "hold some rows; here all hold all, so take the weighted mean",
+        )
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The mean over holders."""
@@ -117,10 +123,18 @@ class OwnWeights(Aggregation):
         self.alpha = torch.as_tensor(alpha, dtype=torch.float32)
         self.then = weighing(self, then or WeightedMean())
         bad = (~((self.alpha >= 0) & self.alpha.isfinite())).nonzero()
-        require(not len(bad), "alpha", [float(self.alpha[k]) for k in bad[:1, 0]],
-                "choose finite weights of 0 or more")
-        require(bool(self.alpha.sum() > 0), "alpha", self.alpha.tolist()[:8],
-                "all are 0; give at least one client a weight")
+        require(
+            not len(bad),
+            "alpha",
+            [float(self.alpha[k]) for k in bad[:1, 0]],
+            "choose finite weights of 0 or more",
+        )
+        require(
+            bool(self.alpha.sum() > 0),
+            "alpha",
+            self.alpha.tolist()[:8],
+            "all are 0; give at least one client a weight",
+        )
 
     def given(self, context: RoundContext) -> Tree:
         """As what aggregates."""
@@ -128,10 +142,16 @@ class OwnWeights(Aggregation):
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name."""
+
         def weighed(update: Update) -> Update:
-            require(update.members is None, "alpha", "platforms",
-                    "weights are by client; give them to " "`inner`, where clients are aggregated")
+            require(
+                update.members is None,
+                "alpha",
+                "platforms",
+                "weights are by client; give them to `inner`, where clients are aggregated",
+            )
             return replace(update, weights=self.alpha[update.cohort].to(update.weights))
+
         return self.then([weighed(update) for update in updates], server)
 
 
@@ -143,8 +163,9 @@ class Hierarchical(Aggregation):
     algorithm 1 with one edge round.
     """
 
-    def __init__(self, platform: Tensor, inner: Aggregation | None = None,
-                 outer: Aggregation | None = None) -> None:
+    def __init__(
+        self, platform: Tensor, inner: Aggregation | None = None, outer: Aggregation | None = None
+    ) -> None:
         """inner, outer: what a platform and the server do, `WeightedMean()` without."""
         self.platform = platform
         self.inner = as_aggregation(inner or WeightedMean())
@@ -162,9 +183,16 @@ class Hierarchical(Aggregation):
         for number in mine.unique().tolist():
             own = every.only(mine == number)
             rows = {name: as_rows(d) for name, d in self.inner.delta([own], server).items()}
-            parts.append(Update(rows, own.weights.sum()[None], own.losses.mean()[None],
-                                torch.tensor([number]), own.steps.sum()[None], members=(own.cohort,
-                                                                                        )))
+            parts.append(
+                Update(
+                    rows,
+                    own.weights.sum()[None],
+                    own.losses.mean()[None],
+                    torch.tensor([number]),
+                    own.steps.sum()[None],
+                    members=(own.cohort,),
+                )
+            )
         return self.outer(parts, server)
 
 
@@ -179,25 +207,38 @@ class Function(Aggregation):
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
         found = self.rule(updates, server)
-        fits = isinstance(found, Mapping) and all(isinstance(d, Tensor | Rows)
-                                                  for d in found.values())
-        require(fits, self.name, type(found).__name__,
-                f"return a delta by name, say {{{next(iter(server))!r}: tensor}}")
+        fits = isinstance(found, Mapping) and all(
+            isinstance(d, Tensor | Rows) for d in found.values()
+        )
+        require(
+            fits,
+            self.name,
+            type(found).__name__,
+            f"return a delta by name, say {{{next(iter(server))!r}: tensor}}",
+        )
         return found
 
 
 def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
     """An aggregation, or a function (updates, server) -> delta as one."""
-    require(callable(rule) and not isinstance(rule, type), "aggregate", rule,
-            "give an Aggregation, or a function (updates, server) -> delta; stages go into uplink")
+    require(
+        callable(rule) and not isinstance(rule, type),
+        "aggregate",
+        rule,
+        "give an Aggregation, or a function (updates, server) -> delta; stages go into uplink",
+    )
     return rule if isinstance(rule, Aggregation) else Function(rule)
 
 
 def weighing(asker: Aggregation, then: Aggregation | Rule) -> Aggregation:
     """What aggregates with the weights of another; `ParameterError` where it asks for none."""
     found = as_aggregation(then)
-    require(found.weighs, asker.name, found.name,
-            "it asks for no weights, so they would change nothing; give one that does")
+    require(
+        found.weighs,
+        asker.name,
+        found.name,
+        "it asks for no weights, so they would change nothing; give one that does",
+    )
     return found
 
 
@@ -220,8 +261,10 @@ def joined_updates(updates: Iterable[Update]) -> Update:
         deltas.append({n: replace(d, client=d.client + first) for n, d in part.deltas.items()})
         first += len(part.cohort)
     members = None if parts[0].members is None else sum((p.members or () for p in parts), ())
-    weights, losses, cohort, steps = (torch.cat([getattr(part, name) for part in parts])
-                                      for name in ("weights", "losses", "cohort", "steps"))
+    weights, losses, cohort, steps = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("weights", "losses", "cohort", "steps")
+    )
     joined = {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}
     return Update(joined, weights, losses, cohort, steps, members=members)
 
@@ -259,9 +302,9 @@ class Sums:
         self.weights += update.weights.tolist()
         for name, delta in update.deltas.items():
             kept = self.rows.setdefault(name, [])
-            if name not in self.whole and len(delta.ids) + sum(len(r.ids)
-                                                               for r in kept) < len(
-                self.server[name]):
+            if name not in self.whole and len(delta.ids) + sum(len(r.ids) for r in kept) < len(
+                self.server[name]
+            ):
                 kept.append(delta.scaled(weights))
                 continue
             out = self.whole.setdefault(name, torch.zeros_like(self.server[name]))
@@ -280,11 +323,14 @@ class Sums:
 
         def over(name: str, values: Tensor, at: Tensor | slice) -> Tensor:
             divisor = by[name].to(values.device)
-            return values.div_((divisor if len(divisor) == 1 else divisor[at]).view((-1,) + (1,
-                                                                                             )
-                                                                                    * (values.dim()
-                                                                                       - 1)))
+            return values.div_(
+                (divisor if len(divisor) == 1 else divisor[at]).view(
+                    (-1,) + (1,) * (values.dim() - 1)
+                )
+            )
+
         few = {name: Rows.joined(kept) for name, kept in self.rows.items() if kept}
-        return ({name: Rows(over(name, rows.values, rows.ids), rows.ids, rows.client) for name,
-                 rows in few.items()} | {name: over(name, value, slice(None)) for name,
-                                         value in self.whole.items()})
+        return {
+            name: Rows(over(name, rows.values, rows.ids), rows.ids, rows.client)
+            for name, rows in few.items()
+        } | {name: over(name, value, slice(None)) for name, value in self.whole.items()}

@@ -28,16 +28,32 @@ GROUP = "aggregation"
 
 def kept_models() -> int:
     """The knob of rules that average the best clients."""
-    keep: int = knob(1, 1, 100_000, "clients", "krum and best models: how many are averaged",
-                     live=False, usual=(1, 20), group=GROUP)
+    keep: int = knob(
+        1,
+        1,
+        100_000,
+        "clients",
+        "krum and best models: how many are averaged",
+        live=False,
+        usual=(1, 20),
+        group=GROUP,
+    )
     return keep
 
 
 def length_bound() -> float:
     """The knob of rules that shorten what is long."""
-    bound: float = knob(1.0, 1e-6, 1e6, "",
-                        "norm bound, row bound: longest delta, or row of it (L2)", live=False,
-                        log=True, usual=(0.01, 10.0), group=GROUP)
+    bound: float = knob(
+        1.0,
+        1e-6,
+        1e6,
+        "",
+        "norm bound, row bound: longest delta, or row of it (L2)",
+        live=False,
+        log=True,
+        usual=(0.01, 10.0),
+        group=GROUP,
+    )
     return bound
 
 
@@ -55,8 +71,12 @@ class CoordinateMedian(Aggregation):
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The medians of the rows that somebody sent."""
-        return _by_row(updates, lambda sorted_: (sorted_[:, (sorted_.shape[1] - 1) // 2]
-                                                 + sorted_[:, sorted_.shape[1] // 2]) / 2)
+        return _by_row(
+            updates,
+            lambda sorted_: (
+                (sorted_[:, (sorted_.shape[1] - 1) // 2] + sorted_[:, sorted_.shape[1] // 2]) / 2
+            ),
+        )
 
 
 @register
@@ -66,8 +86,16 @@ class TrimmedMean(Aggregation):
     Rounded down.
     """
 
-    trim: float = knob(0.1, 0.0, 0.49, "of the clients", "trimmed mean: share cut off at each end",
-                       live=False, usual=(0.0, 0.45), group=GROUP)
+    trim: float = knob(
+        0.1,
+        0.0,
+        0.49,
+        "of the clients",
+        "trimmed mean: share cut off at each end",
+        live=False,
+        usual=(0.0, 0.45),
+        group=GROUP,
+    )
 
     @property
     def weighs(self) -> bool:
@@ -76,9 +104,11 @@ class TrimmedMean(Aggregation):
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The means of the rows that somebody sent."""
+
         def middle(values: Tensor) -> Tensor:
             cut = int(self.trim * values.shape[1])
-            return values[:, cut:values.shape[1] - cut].mean(1)
+            return values[:, cut : values.shape[1] - cut].mean(1)
+
         return _by_row(updates, middle)
 
 
@@ -91,8 +121,10 @@ def _by_row(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> De
     for name, rows in joined_updates(updates).deltas.items():
         order = rows.ids.argsort(stable=True)
         ids, holders = rows.ids[order].unique_consecutive(return_counts=True)
-        starts, values = holders.cumsum(0) - holders, rows.values.new_empty(len(ids),
-                                                                            *rows.values.shape[1:])
+        starts, values = (
+            holders.cumsum(0) - holders,
+            rows.values.new_empty(len(ids), *rows.values.shape[1:]),
+        )
         for count in holders.unique().tolist():
             here = (holders == count).nonzero()[:, 0]
             places = order[starts[here, None] + torch.arange(count, device=order.device)]  # (T, H)
@@ -108,9 +140,16 @@ class Krum(Aggregation):
     byzantine: f, how many bad clients it should stand; it needs C >= 2 f + 3.
     """
 
-    byzantine: int = knob(1, 0, 100_000, "clients",
-                          "krum: how many bad clients it should stand (f)", live=False,
-                          usual=(0, 20), group=GROUP)
+    byzantine: int = knob(
+        1,
+        0,
+        100_000,
+        "clients",
+        "krum: how many bad clients it should stand (f)",
+        live=False,
+        usual=(0, 20),
+        group=GROUP,
+    )
     keep: int = kept_models()
 
     @property
@@ -123,11 +162,13 @@ class Krum(Aggregation):
         every = joined_updates(updates)
         clients, needed = len(every.cohort), 2 * self.byzantine + 3
         if clients < needed:
-            raise NoDeltaError(f"byzantine={self.byzantine}: Krum needs {needed} clients and has "
-                               f"{clients}; choose a larger cohort, or expect fewer bad clients")
+            raise NoDeltaError(
+                f"byzantine={self.byzantine}: Krum needs {needed} clients and has "
+                f"{clients}; choose a larger cohort, or expect fewer bad clients"
+            )
         scores = krum_scores(every, self.byzantine)
         kept = torch.zeros(clients, dtype=torch.bool)
-        kept[scores.argsort(stable=True)[:self.keep].cpu()] = True
+        kept[scores.argsort(stable=True)[: self.keep].cpu()] = True
         alike = replace(every, weights=torch.ones_like(every.weights))
         return WeightedMean()([alike.only(kept)], server)
 
@@ -139,7 +180,7 @@ def krum_scores(update: Update, byzantine: int) -> Tensor:
     assert isinstance(products, Tensor)
     squares = products.diagonal()
     distances = (squares[:, None] + squares - 2 * products).clamp(min=0)
-    return distances.fill_diagonal_(torch.inf).sort(1).values[:, :clients - byzantine - 2].sum(1)
+    return distances.fill_diagonal_(torch.inf).sort(1).values[:, : clients - byzantine - 2].sum(1)
 
 
 def _products(rows: Rows, clients: int, chunk: int = 1024) -> Tensor:
@@ -151,8 +192,9 @@ def _products(rows: Rows, clients: int, chunk: int = 1024) -> Tensor:
     order = rows.ids.argsort(stable=True)
     ids, place = rows.ids[order].unique_consecutive(return_inverse=True)
     for first in range(0, len(ids), chunk):
-        low, high = torch.searchsorted(place, torch.tensor([first, first + chunk],
-                                                           device=place.device)).tolist()
+        low, high = torch.searchsorted(
+            place, torch.tensor([first, first + chunk], device=place.device)
+        ).tolist()
         here, at = order[low:high], place[low:high] - first
         dense = rows.values.new_zeros(clients, min(chunk, len(ids) - first), *rows.values.shape[1:])
         dense[rows.client[here], at] = rows.values[here]
@@ -183,10 +225,12 @@ class NormBound(Weighted):
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
+
         def cut(update: Update) -> Update:
             factor = (self.bound / norms(update.deltas, len(update.cohort))).clamp(max=1)
             factor = factor.to(update.weights)
             return replace(update, deltas={n: r.scaled(factor) for n, r in update.deltas.items()})
+
         bounded = (cut(update) for update in updates)
         return self.then.delta(bounded if self.then.streams else list(bounded), server)
 
@@ -216,9 +260,12 @@ class RowBound(Weighted):
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
         """The delta by name."""
+
         def cut(rows: Rows) -> Rows:
             factor = (self.bound / rows.lengths()).clamp(max=1)
-            return replace(rows, values=rows.values * factor.view(-1,
-                                                                  *[1] * (rows.values.dim() - 1)))
+            return replace(
+                rows, values=rows.values * factor.view(-1, *[1] * (rows.values.dim() - 1))
+            )
+
         bounded = (replace(u, deltas={n: cut(r) for n, r in u.deltas.items()}) for u in updates)
         return self.then.delta(bounded if self.then.streams else list(bounded), server)

@@ -64,8 +64,9 @@ class HeldOut:
     @classmethod
     def ratings(cls, held: Ratings) -> "HeldOut":
         """Held-out ratings with their values as targets."""
-        return cls(held.users, held.items, held.values,
-                   1 / torch.bincount(held.users)[held.users].float())
+        return cls(
+            held.users, held.items, held.values, 1 / torch.bincount(held.users)[held.users].float()
+        )
 
     def of(self, users: Tensor) -> "HeldOut":
         """The examples of some users."""
@@ -81,9 +82,10 @@ class HeldOut:
 def local_models(update: Update, server: Tree) -> Iterator[Tree]:
     """The parameters of each client of a cohort: the server's, with its own delta added."""
     for place in range(len(update.cohort)):
-        mine = {name: rows.only(torch.arange(len(update.cohort),
-                                             device=rows.client.device) == place) for name,
-                rows in update.deltas.items()}
+        mine = {
+            name: rows.only(torch.arange(len(update.cohort), device=rows.client.device) == place)
+            for name, rows in update.deltas.items()
+        }
         yield server | {name: moved(server[name], rows, 1.0) for name, rows in mine.items()}
 
 
@@ -97,15 +99,25 @@ def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = Non
     deltas = {}
     for name, value in server.items():
         ids = torch.arange(len(value), device=value.device)
-        deltas[name] = Rows(torch.cat([m[name] - value for m in every]), ids.repeat(count),
-                            torch.arange(count, device=value.device).repeat_interleave(len(value)))
+        deltas[name] = Rows(
+            torch.cat([m[name] - value for m in every]),
+            ids.repeat(count),
+            torch.arange(count, device=value.device).repeat_interleave(len(value)),
+        )
     ones = torch.ones(count)
-    return Update(deltas, ones if weights is None else weights, ones * torch.nan,
-                  torch.arange(count), ones)
+    return Update(
+        deltas, ones if weights is None else weights, ones * torch.nan, torch.arange(count), ones
+    )
 
 
-def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
-          score: Callable[[Tree], Score] | None = None) -> Judge:
+def judge(
+    model: Model,
+    held: HeldOut,
+    owner: Tensor,
+    *,
+    own: bool = False,
+    score: Callable[[Tree], Score] | None = None,
+) -> Judge:
     """The held-out loss of each sender's model: on everybody's examples, or on those of its users.
 
     owner (U,): client of each user. A sender without held-out examples has an infinite loss; where
@@ -120,6 +132,7 @@ def judge(model: Model, held: HeldOut, owner: Tensor, *, own: bool = False,
             mine = held.of(torch.isin(owner, clients).nonzero()[:, 0]) if own else held
             found.append(mine.loss(model, predict(params)) if len(mine.users) else torch.inf)
         return torch.tensor(found)
+
     return losses
 
 
@@ -142,7 +155,8 @@ class Judged(Weighted):
         if self.judge is None:
             raise ParameterError(
                 "judge=None: give the aggregation a judge, say judge(model, held_out, "
-                "federation.owner)")
+                "federation.owner)"
+            )
         return self.judge(update, server)
 
 
@@ -163,7 +177,7 @@ class BestModels(Judged):
         """The delta by name."""
         every = joined_updates(updates)
         chosen = torch.zeros(len(every.cohort), dtype=torch.bool)
-        chosen[self.losses(every, server).argsort(stable=True)[:self.keep]] = True
+        chosen[self.losses(every, server).argsort(stable=True)[: self.keep]] = True
         return WeightedMean().delta([every.only(chosen)], server)
 
 
@@ -175,9 +189,17 @@ class ByQuality(Judged):
     aggregates with these weights, `WeightedMean()` without.
     """
 
-    temperature: float = knob(0.1, 1e-6, 1e6, "",
-                              "by quality: small listens to the best client alone", live=False,
-                              log=True, usual=(0.01, 10.0), group=GROUP)
+    temperature: float = knob(
+        0.1,
+        1e-6,
+        1e6,
+        "",
+        "by quality: small listens to the best client alone",
+        live=False,
+        log=True,
+        usual=(0.01, 10.0),
+        group=GROUP,
+    )
     then: Aggregation = field(default_factory=WeightedMean)
 
     def __post_init__(self) -> None:

@@ -24,27 +24,69 @@ class ServerStep(Part):
     """The server's half of a round. Another optimizer than before starts with fresh moments."""
 
     kind = "server"
-    server_lr: float = knob(1.0, 0.0, 1_000.0, "", "how far the server follows the mean delta",
-                            log=True, usual=(0.1, 400.0))
-    warm_up: int = knob(0, 0, 10_000, "rounds", "how long step sizes grow to their full size",
-                        usual=(0, 20), group=GROUP)
-    server_optimizer: str = knob("sgd", 0, 0, "", "how the server follows the aggregated delta",
-                                 choices=("sgd", "momentum", "adam", "yogi", "adagrad"),
-                                 group=GROUP)
-    server_momentum: float = knob(0.9, 0.0, 0.9999, "",
-                                  "share of the last step that stays (beta 1); none in sgd",
-                                  usual=(0.0, 0.99), group=GROUP)
-    server_beta2: float = knob(0.99, 0.0, 0.999999, "",
-                               "share of the squares that stays (beta 2), adam and yogi",
-                               usual=(0.9, 0.9999), group=GROUP)
-    server_epsilon: float = knob(1e-3, 1e-12, 1e3, "",
-                                 "least root of the squares (tau): how adaptive the server is",
-                                 log=True, usual=(1e-6, 1.0), group=GROUP)
+    server_lr: float = knob(
+        1.0,
+        0.0,
+        1_000.0,
+        "",
+        "how far the server follows the mean delta",
+        log=True,
+        usual=(0.1, 400.0),
+    )
+    warm_up: int = knob(
+        0,
+        0,
+        10_000,
+        "rounds",
+        "how long step sizes grow to their full size",
+        usual=(0, 20),
+        group=GROUP,
+    )
+    server_optimizer: str = knob(
+        "sgd",
+        0,
+        0,
+        "",
+        "how the server follows the aggregated delta",
+        choices=("sgd", "momentum", "adam", "yogi", "adagrad"),
+        group=GROUP,
+    )
+    server_momentum: float = knob(
+        0.9,
+        0.0,
+        0.9999,
+        "",
+        "share of the last step that stays (beta 1); none in sgd",
+        usual=(0.0, 0.99),
+        group=GROUP,
+    )
+    server_beta2: float = knob(
+        0.99,
+        0.0,
+        0.999999,
+        "",
+        "share of the squares that stays (beta 2), adam and yogi",
+        usual=(0.9, 0.9999),
+        group=GROUP,
+    )
+    server_epsilon: float = knob(
+        1e-3,
+        1e-12,
+        1e3,
+        "",
+        "least root of the squares (tau): how adaptive the server is",
+        log=True,
+        usual=(1e-6, 1.0),
+        group=GROUP,
+    )
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Each optimizer reads its own numbers."""
-        unread = {"sgd": ("server_momentum", "server_beta2", "server_epsilon"),
-                  "momentum": ("server_beta2", "server_epsilon"), "adagrad": ("server_beta2",)}
+        unread = {
+            "sgd": ("server_momentum", "server_beta2", "server_epsilon"),
+            "momentum": ("server_beta2", "server_epsilon"),
+            "adagrad": ("server_beta2",),
+        }
         return unread.get(self.server_optimizer, ())
 
     def step(self, params: Tree, delta: Delta, memory: dict[str, Any]) -> Tree:
@@ -81,10 +123,12 @@ def _adaptive(squares: Callable[[Tensor, Tensor, ServerStep], Tensor]) -> Rule:
 
     The step is m / (sqrt(v) + tau), with v as `squares` has it.
     """
+
     def rule(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, Pair]:
         m = torch.lerp(delta, moments[0], knobs.server_momentum)
         v = squares(moments[1], delta.square(), knobs)
         return m / (v.sqrt() + knobs.server_epsilon), (m, v)
+
     return rule
 
 

@@ -8,6 +8,25 @@ from fedlab.algorithms.participation import Membership, Participation, Synchrono
 from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, newcomers
 from fedlab.algorithms.scaffold import Control, Scaffold
 
-__all__ = ["METHODS", "Buffered", "Control", "Implicit", "Membership", "Meta", "Participation",
-           "Scaffold", "Synchronous", "alone", "alone_ranks", "federate", "fine_tuned", "idle",
-           "in_order", "newcomers", "one_round", "pipeline", "sample", "with_rates"]
+__all__ = [
+    "METHODS",
+    "Buffered",
+    "Control",
+    "Implicit",
+    "Membership",
+    "Meta",
+    "Participation",
+    "Scaffold",
+    "Synchronous",
+    "alone",
+    "alone_ranks",
+    "federate",
+    "fine_tuned",
+    "idle",
+    "in_order",
+    "newcomers",
+    "one_round",
+    "pipeline",
+    "sample",
+    "with_rates",
+]

@@ -58,18 +58,47 @@ class Buffered(Schedule):
     """
 
     refuses = ("members", "poisson", "own sampler")
-    method: str = knob("fedbuff", 0, 0, "", "step after a buffer of deltas, or mix in each model",
-                       choices=("fedbuff", "fedasync"), live=False, group=GROUP)
-    buffer: int = knob(10, 1, 1_000_000, "updates",
-                       "FedBuff: how many make a step of the server (K)", log=True, usual=(1, 100),
-                       group=GROUP)
-    staleness: str = knob("polynomial", 0, 0, "",
-                          "how the weight of an update falls with its staleness",
-                          choices=("constant", "polynomial", "hinge"), group=GROUP)
-    staleness_a: float = knob(0.5, 0.0, 100.0, "", "exponent of polynomial, slope of hinge",
-                              usual=(0.0, 2.0), group=GROUP)
-    staleness_b: float = knob(4.0, 0.0, 1e6, "steps", "hinge: staleness that costs nothing",
-                              usual=(0.0, 20.0), group=GROUP)
+    method: str = knob(
+        "fedbuff",
+        0,
+        0,
+        "",
+        "step after a buffer of deltas, or mix in each model",
+        choices=("fedbuff", "fedasync"),
+        live=False,
+        group=GROUP,
+    )
+    buffer: int = knob(
+        10,
+        1,
+        1_000_000,
+        "updates",
+        "FedBuff: how many make a step of the server (K)",
+        log=True,
+        usual=(1, 100),
+        group=GROUP,
+    )
+    staleness: str = knob(
+        "polynomial",
+        0,
+        0,
+        "",
+        "how the weight of an update falls with its staleness",
+        choices=("constant", "polynomial", "hinge"),
+        group=GROUP,
+    )
+    staleness_a: float = knob(
+        0.5, 0.0, 100.0, "", "exponent of polynomial, slope of hinge", usual=(0.0, 2.0), group=GROUP
+    )
+    staleness_b: float = knob(
+        4.0,
+        0.0,
+        1e6,
+        "steps",
+        "hinge: staleness that costs nothing",
+        usual=(0.0, 20.0),
+        group=GROUP,
+    )
 
     def adds(self) -> dict[str, Any]:
         """Updates may be of an earlier step."""
@@ -98,15 +127,20 @@ class Buffered(Schedule):
         """Let clients start and arrive until the server has what a step takes."""
         self._check(context, who)
         memory = context.memory(self)
-        flight, arrived, rejected, clock = self._wait(context, who, memory.get("flight",
-                                                                               InFlight()))
+        flight, arrived, rejected, clock = self._wait(
+            context, who, memory.get("flight", InFlight())
+        )
         memory["flight"], now = flight, context.before.number
         fresh = [client for _, _, client, step in [*flight.under_way, *arrived] if step == now]
         if arrived:
             stale = [now - step for *_, step in arrived]
             context.metrics["staleness"] = sum(stale) / len(stale)
-        return Plan(longest_first(context.data, torch.tensor(fresh, dtype=torch.int64)),
-                    {client: step for _, _, client, step in arrived}, rejected, clock)
+        return Plan(
+            longest_first(context.data, torch.tensor(fresh, dtype=torch.int64)),
+            {client: step for _, _, client, step in arrived},
+            rejected,
+            clock,
+        )
 
     def land(self, sent: Iterator[Sent], context: RoundContext) -> Iterator[Sent]:
         """The updates that arrived, oldest first, times the weight of their staleness."""
@@ -131,8 +165,11 @@ class Buffered(Schedule):
         """
         if self.method == "fedbuff":
             return {}
-        return {name: context.params[name].index_select(0, rows.ids)
-                for name, rows in sent.update.deltas.items() if name in context.params}
+        return {
+            name: context.params[name].index_select(0, rows.ids)
+            for name, rows in sent.update.deltas.items()
+            if name in context.params
+        }
 
     def _landed(self, sent: Sent, anchor: Tree, factor: float, context: RoundContext) -> Sent:
         """The deltas against the parameters of now, scaled."""
@@ -144,8 +181,9 @@ class Buffered(Schedule):
             deltas[name] = Rows(values * factor, rows.ids, rows.client)
         return replace(sent, update=replace(update, deltas=deltas))
 
-    def _wait(self, context: RoundContext, who: Participation, flight: InFlight
-              ) -> tuple[InFlight, list[Arrival], dict[int, str], float]:
+    def _wait(
+        self, context: RoundContext, who: Participation, flight: InFlight
+    ) -> tuple[InFlight, list[Arrival], dict[int, str], float]:
         """(who still trains, who arrived, client -> why its update never will, the time)."""
         under_way, begun, clock = list(flight.under_way), flight.begun, context.before.clock
         arrived: list[Arrival] = []
@@ -176,13 +214,22 @@ class Buffered(Schedule):
         clients = len(context.data)
         for name, value in (("cohort", who.cohort), ("buffer", self.buffer)):
             idle_here = name == "buffer" and self.method == "fedasync"
-            require(value <= clients or idle_here, name, value,
-                    f"the federation has {clients} clients")
-        require(who.pace + who.delay > 0, "pace", who.pace,
-                "nobody would ever be stale; choose a pace or a delay above 0")
+            require(
+                value <= clients or idle_here, name, value, f"the federation has {clients} clients"
+            )
+        require(
+            who.pace + who.delay > 0,
+            "pace",
+            who.pace,
+            "nobody would ever be stale; choose a pace or a delay above 0",
+        )
         mixing = self.method == "fedbuff" or context.settings.server_lr <= 1
-        require(mixing, "server_lr", context.settings.server_lr,
-                "FedAsync mixes models; choose 1 or less")
+        require(
+            mixing,
+            "server_lr",
+            context.settings.server_lr,
+            "FedAsync mixes models; choose 1 or less",
+        )
 
 
 def idle(count: int, busy: set[int], seed: int, begun: int) -> int:

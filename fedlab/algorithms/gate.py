@@ -41,37 +41,47 @@ class Books:
 
     def keep(self, sent: Sent, length: Tensor) -> None:
         """Note what came through: without the numbers, but for the rows that stay with clients."""
-        light = Update({}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort",
-                                                                     "steps")))
+        light = Update(
+            {}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort", "steps"))
+        )
         self.kept.append(Sent(light, sent.own))
         self.norms.append(length.float())
         self.weight += float(sent.update.weights.sum())
 
     def private(self, params: Tree, names: Iterable[str]) -> Tree:
         """Everybody's private rows after what their clients learned."""
-        return {name: moved(params[name], Rows.joined([s.own[name] for s in self.kept]), 1.0)
-                for name in names if self.kept and name in self.kept[0].own}
+        return {
+            name: moved(params[name], Rows.joined([s.own[name] for s in self.kept]), 1.0)
+            for name in names
+            if self.kept and name in self.kept[0].own
+        }
 
     def columns(self) -> dict[str, Any]:
         """The fields of the Round."""
         none, updates = torch.empty(0), [sent.update for sent in self.kept]
-        return {"cohort": torch.cat([none.long(), *(u.cohort for u in updates)]),
-                "losses": torch.cat([none, *(u.losses.cpu() for u in updates)]),
-                "norms": torch.cat([none, *self.norms]), "rejected": self.rejected,
-                "bytes_down": self.down, "bytes_up": self.up}
+        return {
+            "cohort": torch.cat([none.long(), *(u.cohort for u in updates)]),
+            "losses": torch.cat([none, *(u.losses.cpu() for u in updates)]),
+            "norms": torch.cat([none, *self.norms]),
+            "rejected": self.rejected,
+            "bytes_down": self.down,
+            "bytes_up": self.up,
+        }
 
 
 def payload(update: Update, asked: Mapping[str, tuple[Tensor, str]]) -> tuple[int, int]:
     """(bytes down, bytes up): 4 for each number, and up 4 more for each row number of a table."""
     known = {name: rows for name, rows in update.deltas.items() if name in asked}
     floats = sum(FLOATS * rows.values.numel() for rows in known.values())
-    tables = {asked[name][1]: len(rows.ids) for name,
-              rows in known.items() if asked[name][1] != "one"}
+    tables = {
+        asked[name][1]: len(rows.ids) for name, rows in known.items() if asked[name][1] != "one"
+    }
     return floats, floats + FLOATS * sum(tables.values())
 
 
-def admitted(landed: Iterable[Sent], context: RoundContext, stages: Sequence[Stage],
-             books: Books) -> Iterator[Update]:
+def admitted(
+    landed: Iterable[Sent], context: RoundContext, stages: Sequence[Stage], books: Books
+) -> Iterator[Update]:
     """The updates that come through the gate, after the server's stages."""
     came: set[int] = set()
     for every in landed:
@@ -97,14 +107,26 @@ def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
     found, clients = stage.each(update, context), len(update.cohort)
     require(isinstance(found, Update), stage.name, found, "a stage returns an Update")
     counted = found.bytes_up
-    require(counted is None or (counted.shape == (clients,) and bool((counted >= 0).all())),
-            stage.name, counted, f"bytes_up has a number from 0 for each of {clients} clients")
-    require(found.deltas.keys() == update.deltas.keys(), stage.name, sorted(found.deltas),
-            f"a stage hands on the names that it is given: {', '.join(sorted(update.deltas))}")
+    require(
+        counted is None or (counted.shape == (clients,) and bool((counted >= 0).all())),
+        stage.name,
+        counted,
+        f"bytes_up has a number from 0 for each of {clients} clients",
+    )
+    require(
+        found.deltas.keys() == update.deltas.keys(),
+        stage.name,
+        sorted(found.deltas),
+        f"a stage hands on the names that it is given: {', '.join(sorted(update.deltas))}",
+    )
     for name, rows in found.deltas.items():
         shape, given = rows.values.shape[1:], update.deltas[name].values.shape[1:]
-        require(shape == given and len(rows.ids) == len(rows.values), stage.name, tuple(shape),
-                f"a stage keeps the shape of rows; those of {name!r} are {tuple(given)}")
+        require(
+            shape == given and len(rows.ids) == len(rows.values),
+            stage.name,
+            tuple(shape),
+            f"a stage keeps the shape of rows; those of {name!r} are {tuple(given)}",
+        )
     return found
 
 
@@ -120,6 +142,7 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     def refuse(places: Tensor, reason: str) -> None:
         for place in dict.fromkeys(places.flatten().tolist()):
             bad.setdefault(place, reason)
+
     for place, client in enumerate(update.cohort.tolist()):
         if client not in invited:
             bad[place] = "it was not invited"
@@ -131,8 +154,10 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
     refuse((~fits).nonzero(), f"its weight is not above 0 and at most {heaviest:g}")
     doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
     squares = (length + doubt).float().square()  # what cannot be squared cannot be added up, either
-    refuse((~squares.isfinite()).nonzero(),
-           "its delta or loss is not finite; lower local_lr, or look at its data")
+    refuse(
+        (~squares.isfinite()).nonzero(),
+        "its delta or loss is not finite; lower local_lr, or look at its data",
+    )
     longest = context.notes["longest"]
     refuse((length > longest * (1 + 1e-5)).nonzero(), f"it is longer than the clip of {longest:g}")
     _check_rows(update, context, refuse)
@@ -152,12 +177,16 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         server, _ = context.asked[name]
         values, height = rows.values, len(server)
         if values.shape[1:] != server.shape[1:]:
-            refuse(rows.client,
-                   f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's "
-                   f"have {tuple(server.shape[1:])}")
+            refuse(
+                rows.client,
+                f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's "
+                f"have {tuple(server.shape[1:])}",
+            )
         if values.dtype != torch.float32 or rows.ids.dtype != torch.int64:
-            refuse(rows.client,
-                   f"its {name!r} holds {values.dtype} at {rows.ids.dtype}; send float32 at int64")
+            refuse(
+                rows.client,
+                f"its {name!r} holds {values.dtype} at {rows.ids.dtype}; send float32 at int64",
+            )
             continue
         same = rows.ids.data_ptr(), len(rows.ids), height
         if same in grown or not len(rows.ids):
@@ -165,8 +194,10 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         grown.add(same)
         outside = (rows.ids < 0) | (rows.ids >= height)
         if outside.any():
-            refuse(rows.client[outside],
-                   f"its {name!r} has a row that is none of the server's {height}")
+            refuse(
+                rows.client[outside],
+                f"its {name!r} has a row that is none of the server's {height}",
+            )
         repeated = (rows.client[1:] == rows.client[:-1]) & (rows.ids[1:] <= rows.ids[:-1])
         if repeated.any():
             refuse(rows.client[1:][repeated], f"its row numbers of {name!r} do not grow")

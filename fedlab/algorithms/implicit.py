@@ -59,14 +59,36 @@ class Implicit(Local):
     such as adam; biases stay as they are.
     """
 
-    w0: float = knob(0.1, 1e-9, 1e3, "", "implicit: weight of an item that was not clicked",
-                     log=True, usual=(0.001, 1.0), group=GROUP)
-    reg: float = knob(0.01, 1e-9, 1e3, "", "implicit: strength of the regularisation", log=True,
-                      usual=(0.0001, 1.0), group=GROUP)
-    recency: float = knob(0.0, 0.0, 10.0, "",
-                          "implicit: a click weighs (1 + own clicks since) ** -recency "
-                          "where a client recommends; in training all weigh 1", usual=(0.0, 2.0),
-                          group=GROUP)
+    w0: float = knob(
+        0.1,
+        1e-9,
+        1e3,
+        "",
+        "implicit: weight of an item that was not clicked",
+        log=True,
+        usual=(0.001, 1.0),
+        group=GROUP,
+    )
+    reg: float = knob(
+        0.01,
+        1e-9,
+        1e3,
+        "",
+        "implicit: strength of the regularisation",
+        log=True,
+        usual=(0.0001, 1.0),
+        group=GROUP,
+    )
+    recency: float = knob(
+        0.0,
+        0.0,
+        10.0,
+        "",
+        "implicit: a click weighs (1 + own clicks since) ** -recency "
+        "where a client recommends; in training all weigh 1",
+        usual=(0.0, 2.0),
+        group=GROUP,
+    )
 
     def adds(self) -> dict[str, Any]:
         """All users weigh alike, and second moments are only right in a mean."""
@@ -76,8 +98,12 @@ class Implicit(Local):
         """Raise `ParameterError` for a model or data that has no such vectors."""
         model = context.model
         fits = model.rows.get("user") == "user" and model.rows.get("item") == "item"
-        require(fits and context.data.task == "clicks", "model", model.name,
-                "implicit needs vectors `user` and `item`, on clicks; take matrix factorisation")
+        require(
+            fits and context.data.task == "clicks",
+            "model",
+            model.name,
+            "implicit needs vectors `user` and `item`, on clicks; take matrix factorisation",
+        )
 
     def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
         """The gradients of items, and the sum of p_u p_u'."""
@@ -90,16 +116,20 @@ class Implicit(Local):
         params = context.params
         gram = params["item"].T @ params["item"]
         for here in cohort.split(GROUP_SIZE):
-            films, client, owners, rows, vectors = self._solved(_clicks(context.data, here),
-                                                                params["item"], gram)
+            films, client, owners, rows, vectors = self._solved(
+                _clicks(context.data, here), params["item"], gram
+            )
             mine = vectors.index_select(0, client)  # (n, D), as rows
             miss, clients = 1 - (mine * rows).sum(1), torch.arange(len(here), device=rows.device)
             losses = rows.new_zeros(len(here)).index_add_(0, client, miss.square())
             losses += self.w0 * ((vectors @ gram) * vectors).sum(1)
-            sent = {"item": Rows(miss[:, None] * mine - self.reg * rows, films, client),
-                    "gram": Rows(vectors[:, :, None] * vectors[:, None],
-                                 torch.zeros_like(owners), clients),
-                    "user": Rows(vectors - params["user"].index_select(0, owners), owners, clients)}
+            sent = {
+                "item": Rows(miss[:, None] * mine - self.reg * rows, films, client),
+                "gram": Rows(
+                    vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners), clients
+                ),
+                "user": Rows(vectors - params["user"].index_select(0, owners), owners, clients),
+            }
             ones = torch.ones_like(losses)
             yield Update(sent, ones, losses / torch.bincount(client), here, ones)
 
@@ -131,8 +161,9 @@ class Implicit(Local):
             users[owners] = vectors
         return params | {"user": users}
 
-    def _solved(self, clicks: Tree, items: Tensor, gram: Tensor,
-                weights: Tensor | None = None) -> tuple[Tensor, ...]:
+    def _solved(
+        self, clicks: Tree, items: Tensor, gram: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Of some clients.
 
         (films clicked (n,), client of each, user of each client (C,), films' rows, vectors).
@@ -141,20 +172,30 @@ class Implicit(Local):
         """
         client, user = clicks["client"], clicks["user"]
         owners = torch.zeros(int(client[-1]) + 1, dtype=torch.int64).index_copy_(0, client, user)
-        require(bool((owners[client] == user).all()), "data", "platforms",
-                "implicit solves one user at each client; set partition='one per user'")
+        require(
+            bool((owners[client] == user).all()),
+            "data",
+            "platforms",
+            "implicit solves one user at each client; set partition='one per user'",
+        )
         films, client, owners = (t.to(items.device) for t in (clicks["item"], client, owners))
         rows, counts = items.index_select(0, films), torch.bincount(client)
         weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(items.device)
-        place = client, torch.arange(len(client),
-                                     device=client.device) - (counts.cumsum(0) - counts)[client]
+        place = (
+            client,
+            torch.arange(len(client), device=client.device) - (counts.cumsum(0) - counts)[client],
+        )
         padded, weighted = rows.new_zeros(2, len(counts), int(counts.max()), rows.shape[1])
         padded[place], weighted[place] = rows, rows * weights[:, None]
         eye, total = torch.eye(rows.shape[1], device=rows.device), weights.new_zeros(len(counts))
         strength = self.reg * (total.index_add_(0, client, weights) + self.w0 * len(items))
-        left = torch.bmm(padded.transpose(1, 2), weighted) + self.w0 * gram + strength[:, None,
-                                                                                       None] * eye
+        left = (
+            torch.bmm(padded.transpose(1, 2), weighted)
+            + self.w0 * gram
+            + strength[:, None, None] * eye
+        )
         return films, client, owners, rows, torch.linalg.solve(left, weighted.sum(1))
+
 
 def _clicks(data: Source, here: Tensor) -> Tree:
     """What these clients clicked, client after client, items growing."""

@@ -60,8 +60,16 @@ class Run(Part):
 
     kind = "run"
     rounds: int = knob(40, 1, 10_000, "rounds", "when the run ends", usual=(5, 300))
-    seed: int = knob(0, 0, 2**31 - 1, "", "fixes every random draw", live=False, usual=(0, 100),
-                     group="machine and draws")
+    seed: int = knob(
+        0,
+        0,
+        2**31 - 1,
+        "",
+        "fixes every random draw",
+        live=False,
+        usual=(0, 100),
+        group="machine and draws",
+    )
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,15 @@ class Pipeline:
     @property
     def parts(self) -> list[Part]:
         """All of them."""
-        return [self.run, self.participation, self.schedule, self.local, *self.uplink,
-                self.aggregate, self.server]
+        return [
+            self.run,
+            self.participation,
+            self.schedule,
+            self.local,
+            *self.uplink,
+            self.aggregate,
+            self.server,
+        ]
 
     @property
     def spending(self) -> Spending | None:
@@ -110,22 +125,37 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
     run, who, schedule, local, *uplink, aggregate, server = cast(list[Any], own)
     equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
-    return Pipeline(run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts,
-                    equal)
+    return Pipeline(
+        run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts, equal
+    )
 
 
-def in_order(local: Local | None = None, uplink: Sequence[Stage] = (), aggregate: Any = None,
-             schedule: Schedule | None = None,
-             participation: Participation | None = None) -> list[Part]:
+def in_order(
+    local: Local | None = None,
+    uplink: Sequence[Stage] = (),
+    aggregate: Any = None,
+    schedule: Schedule | None = None,
+    participation: Participation | None = None,
+) -> list[Part]:
     """All parts of a run in the order in which they act, the usual ones where none is given."""
-    for name, kind, part in (("local", Local, local), ("schedule", Schedule, schedule),
-                             ("participation", Participation, participation)):
+    for name, kind, part in (
+        ("local", Local, local),
+        ("schedule", Schedule, schedule),
+        ("participation", Participation, participation),
+    ):
         require(part is None or isinstance(part, kind), name, part, f"give a {kind.__name__}")
     require(isinstance(uplink, Sequence), "uplink", uplink, "give a list of stages")
     for stage in uplink:
         require(isinstance(stage, Stage), "uplink", stage, "its parts are stages")
-    return [Run(), participation or Participation(), schedule or Synchronous(), local or SGD(),
-            *uplink, as_aggregation(aggregate or WeightedMean()), ServerStep()]
+    return [
+        Run(),
+        participation or Participation(),
+        schedule or Synchronous(),
+        local or SGD(),
+        *uplink,
+        as_aggregation(aggregate or WeightedMean()),
+        ServerStep(),
+    ]
 
 
 def draws_negatives(data: Any) -> bool:
@@ -136,10 +166,19 @@ def draws_negatives(data: Any) -> bool:
 Ask = Settings | Mapping[str, Any] | Callable[[], Settings | Mapping[str, Any]]
 
 
-def federate(model: Model, data: Source, settings: Ask | None = None, *, local: Local | None = None,
-             uplink: Sequence[Stage] = (), aggregate: Any = None, schedule: Schedule | None = None,
-             participation: Participation | None = None, start: Round | None = None,
-             device: str | torch.device = "cpu") -> Iterator[Round]:
+def federate(
+    model: Model,
+    data: Source,
+    settings: Ask | None = None,
+    *,
+    local: Local | None = None,
+    uplink: Sequence[Stage] = (),
+    aggregate: Any = None,
+    schedule: Schedule | None = None,
+    participation: Participation | None = None,
+    start: Round | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[Round]:
     """Yield one Round at a time, for as many rounds as the settings say.
 
     settings: knobs that are turned, or a function that gives them; it is asked before each round,
@@ -160,8 +199,12 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
     (3, 4)
     """
     check_device(device)
-    require(model.task == data.task, "task", model.task,
-            f"model and federation differ; the federation has {data.task}")
+    require(
+        model.task == data.task,
+        "task",
+        model.task,
+        f"model and federation differ; the federation has {data.task}",
+    )
     parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
@@ -186,8 +229,9 @@ def federate(model: Model, data: Source, settings: Ask | None = None, *, local: 
             asked, pipe = fresh, pipeline(parts, fresh, data)
 
 
-def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
-              first: bool = False) -> Round | None:
+def one_round(
+    pipe: Pipeline, model: Model, data: Source, before: Round, *, first: bool = False
+) -> Round | None:
     """One step of the server; None where it would exceed the budget of privacy.
 
     A client that drops out, is late or sends what is no update is rejected with a reason. When no
@@ -213,18 +257,36 @@ def one_round(pipe: Pipeline, model: Model, data: Source, before: Round, *,
         params = params | shared | books.private(params, model.private)
     for stage in pipe.uplink:
         stage.done(context)
-    columns = books.columns() | ({"bytes_up": context.notes["bytes_up"]}
-                                 if "bytes_up" in context.notes else {})
-    return Round(before.number + 1, pipe.settings, params, **columns, skipped=skipped,
-                 metrics=context.metrics, clock=context.plan.clock, state=context.state,
-                 seconds=time.perf_counter() - began)
+    columns = books.columns() | (
+        {"bytes_up": context.notes["bytes_up"]} if "bytes_up" in context.notes else {}
+    )
+    return Round(
+        before.number + 1,
+        pipe.settings,
+        params,
+        **columns,
+        skipped=skipped,
+        metrics=context.metrics,
+        clock=context.plan.clock,
+        state=context.state,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
     """What the parts may know of the next round, with its plan."""
     state = {name: dict(kept) for name, kept in before.state.items()}
-    context = RoundContext(model, data, pipe.settings, before, before.params, state, pipe.run.seed,
-                           pipe.facts, private=pipe.spending is not None)
+    context = RoundContext(
+        model,
+        data,
+        pipe.settings,
+        before,
+        before.params,
+        state,
+        pipe.run.seed,
+        pipe.facts,
+        private=pipe.spending is not None,
+    )
     context.work = lambda cohort: pipe.local.work(context, cohort)
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)
@@ -232,8 +294,9 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     pipe.aggregate.check(context)
     for stage in pipe.uplink:
         stage.begin(context)
-    behind = next(part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side",
-                                                                             "") != "client")
+    behind = next(
+        part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side", "") != "client"
+    )
     bounded = "clipped" in pipe.facts[behind.name]
     context.notes["longest"] = context.notes["clipped"] if bounded else float("inf")
     context.plan = pipe.schedule.plan(context, pipe.participation)
@@ -245,8 +308,9 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
     if pipe.spending is None:
         return True
     ledger = context.state.get("ledger", {})
-    spent = [each for part in pipe.parts if hasattr(part,
-                                                    "spends") for each in part.spends(context)]
+    spent = [
+        each for part in pipe.parts if hasattr(part, "spends") for each in part.spends(context)
+    ]
     after = booked(ledger, spent, len(context.data), pipe.spending.teaching_seed)
     if not affordable(pipe.spending, ledger, after, first):
         return False
@@ -293,16 +357,32 @@ def _check_delta(found: Delta, server: Tree, who: str) -> None:
     """Raise `ParameterError` for a delta that cannot be added to the server's parameters."""
     for name, delta in found.items():
         values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
-        require(name in server and values.shape[table:] == server[name].shape[table:], who,
-                f"{name} {tuple(values.shape)}", "its delta has a name or shape that the server "
-                f"has not; return {', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}")
-        require(values.dtype == server[name].dtype, who, f"{name} {values.dtype}",
-                f"its delta is of another type; return {server[name].dtype}")
-        require(bool(values.sum().isfinite()), who, name,
-                "its delta is not finite although every update was; look at its arithmetic")
+        require(
+            name in server and values.shape[table:] == server[name].shape[table:],
+            who,
+            f"{name} {tuple(values.shape)}",
+            "its delta has a name or shape that the server "
+            f"has not; return {', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}",
+        )
+        require(
+            values.dtype == server[name].dtype,
+            who,
+            f"{name} {values.dtype}",
+            f"its delta is of another type; return {server[name].dtype}",
+        )
+        require(
+            bool(values.sum().isfinite()),
+            who,
+            name,
+            "its delta is not finite although every update was; look at its arithmetic",
+        )
     missing = sorted(server.keys() - found.keys())
-    require(not missing, who, missing, "its delta lacks these names; return one for each of "
-                                       f"{', '.join(sorted(server))}")
+    require(
+        not missing,
+        who,
+        missing,
+        f"its delta lacks these names; return one for each of {', '.join(sorted(server))}",
+    )
 
 
 def _alike(update: Update) -> Update:
@@ -337,25 +417,46 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
 
     Raises `ParameterError` for a Round of another edition, other data, parts or fixed settings.
     """
-    fixed = {name: getattr(part, name) for part in pipe.parts for name,
-             knob in knobs(type(part)).items() if not knob.live}
-    own = {"edition": EDITION, "data": fingerprint(data), "model": model.name,
-           "parts": [part.name for part in pipe.parts], "fixed": fixed}
+    fixed = {
+        name: getattr(part, name)
+        for part in pipe.parts
+        for name, knob in knobs(type(part)).items()
+        if not knob.live
+    }
+    own = {
+        "edition": EDITION,
+        "data": fingerprint(data),
+        "model": model.name,
+        "parts": [part.name for part in pipe.parts],
+        "fixed": fixed,
+    }
     if spent := start.state.get("ledger"):
         before = proven(spent, start.settings.delta)
-        require(pipe.spending is not None, "start", "a private Round",
-                f"it has spent an epsilon of {before:.3g}, which a run without noise would void; "
-                "add stages such as Clip() and GaussianNoise()")
+        require(
+            pipe.spending is not None,
+            "start",
+            "a private Round",
+            f"it has spent an epsilon of {before:.3g}, which a run without noise would void; "
+            "add stages such as Clip() and GaussianNoise()",
+        )
     if start.number:
         theirs = start.state.get("run", {})
         for name, value in own.items():
-            require(theirs.get(name) == value, "start", f"a Round of other {name}",
-                    f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or "
-                    "begin anew from its parameters: start=Round(0, settings, params, "
-                    "state={'ledger': ...}), with its ledger where it has one")
+            require(
+                theirs.get(name) == value,
+                "start",
+                f"a Round of other {name}",
+                f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or "
+                "begin anew from its parameters: start=Round(0, settings, params, "
+                "state={'ledger': ...}), with its ledger where it has one",
+            )
     missing = sorted(set(model.rows) - set(start.params))
-    require(not missing, "start", f"parameters {sorted(start.params)}",
-            f"the model needs {missing}, too")
+    require(
+        not missing,
+        "start",
+        f"parameters {sorted(start.params)}",
+        f"the model needs {missing}, too",
+    )
     return {**start.state, "run": own}
 
 
@@ -364,9 +465,12 @@ def _check_live(before: Settings, now: Settings, pipe: Pipeline) -> None:
     for part in pipe.parts:
         for name, described in knobs(type(part)).items():
             same = described.live or before[name] == now[name]
-            require(same, name, now[name],
-                    f"it is fixed while a run lasts; keep {before[name]!r}, or "
-                    "begin another run")
+            require(
+                same,
+                name,
+                now[name],
+                f"it is fixed while a run lasts; keep {before[name]!r}, or begin another run",
+            )
 
 
 def check_device(device: str | torch.device) -> None:
@@ -376,4 +480,5 @@ def check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ParameterError(
-            f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'") from error
+            f"device={str(device)!r}: cannot be used here ({reason}); choose 'cpu'"
+        ) from error

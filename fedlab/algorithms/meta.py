@@ -65,13 +65,19 @@ def with_rates(model: Model, rate: float = 0.1) -> Model:
 
     For `meta-sgd`.
     """
+
     def init(seed: int) -> Tree:
         params = model.init(seed)
-        return params | {RATE + name: torch.full_like(value, rate) for name,
-                         value in params.items()}
-    return replace(model, init=init, rows={**model.rows, **{RATE + n: kind for n,
-                                                            kind in model.rows.items()}},
-                   pullback=None)
+        return params | {
+            RATE + name: torch.full_like(value, rate) for name, value in params.items()
+        }
+
+    return replace(
+        model,
+        init=init,
+        rows={**model.rows, **{RATE + n: kind for n, kind in model.rows.items()}},
+        pullback=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,11 @@ class Part:
 
     def leaves(self, model: Model, values: Tree) -> Tree:
         """The parameters of each example, looked up in the clients' rows (R, ...)."""
-        return {name: self.leaf(values[name], kind) for name,
-                kind in model.rows.items() if not name.startswith(RATE)}
+        return {
+            name: self.leaf(values[name], kind)
+            for name, kind in model.rows.items()
+            if not name.startswith(RATE)
+        }
 
     def leaf(self, value: Tensor, kind: str) -> Tensor:
         """One parameter's rows (R, ...) at the examples."""
@@ -107,8 +116,9 @@ class Part:
         return (losses * self.there).sum(1) / self.there.sum(1).clamp(min=1)
 
 
-def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[dict[str, RowIndex],
-                                                                                Tree, Part, Part]:
+def parted(
+    model: Model, params: Tree, examples: Tree, cohort: Tensor
+) -> tuple[dict[str, RowIndex], Tree, Part, Part]:
     """(which rows clients hold, these, their support, their query).
 
     Examples come client after client, with `query`.
@@ -116,14 +126,18 @@ def parted(model: Model, params: Tree, examples: Tree, cohort: Tensor) -> tuple[
     query = examples["query"] > 0
     support, asked = (_padded(examples, chosen, len(cohort)) for chosen in (~query, query))
     kinds = {kind for kind in model.rows.values() if kind in examples}
-    both = {kind: torch.cat([as_tensor(support[0][kind]), as_tensor(asked[0][kind])],
-                            1) for kind in kinds}
+    both = {
+        kind: torch.cat([as_tensor(support[0][kind]), as_tensor(asked[0][kind])], 1)
+        for kind in kinds
+    }
     everyone, cut = torch.arange(len(cohort), device=query.device), support[1].shape[1]
     held = holdings(model, params, Batches(both, support[1], everyone, [len(cohort)]), cohort)
     first = {kind: None if h.index is None else h.index[:, :cut] for kind, h in held.items()}
     second = {kind: None if h.index is None else h.index[:, cut:] for kind, h in held.items()}
-    values = {name: params[name].index_select(0, held[kind].ids).requires_grad_() for name,
-              kind in model.rows.items()}
+    values = {
+        name: params[name].index_select(0, held[kind].ids).requires_grad_()
+        for name, kind in model.rows.items()
+    }
     return held, values, Part(*support, first), Part(*asked, second)
 
 
@@ -139,9 +153,11 @@ def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]
     there = slot < count[:, None]
     own = (everyone.cumsum(0) - everyone)[:, None].expand_as(there).clone()
     own[there] = rows
-    columns = {name: arranged(c, own) for name, c in examples.items() if name not in ("client",
-                                                                                      "epoch",
-                                                                                      "query")}
+    columns = {
+        name: arranged(c, own)
+        for name, c in examples.items()
+        if name not in ("client", "epoch", "query")
+    }
     return {name: as_tensor(column) for name, column in columns.items()}, there.float()
 
 
@@ -154,18 +170,45 @@ class Meta(Local):
     adapts: names of the parameters that adapt, joined by ' + '.
     """
 
-    adaptation: str = knob("maml", 0, 0, "",
-                           "meta-learning: how a client adapts, and what it sends", choices=METHODS,
-                           live=False, group=GROUP)
-    adapts: str = knob("all", 0, 0, "",
-                       "meta-learning: names of the parameters that adapt, joined by ' + '",
-                       live=False, group=GROUP)
-    learn_start: str = knob("yes", 0, 0, "",
-                            "meta-learning: whether the start of what adapts is learned",
-                            choices=("yes", "no"), live=False, group=GROUP)
-    strength: float = knob(1.0, 1e-9, 1e9, "",
-                           "ridge: pull to the start, in squared units of the targets", log=True,
-                           usual=(0.01, 100.0), group=GROUP)
+    adaptation: str = knob(
+        "maml",
+        0,
+        0,
+        "",
+        "meta-learning: how a client adapts, and what it sends",
+        choices=METHODS,
+        live=False,
+        group=GROUP,
+    )
+    adapts: str = knob(
+        "all",
+        0,
+        0,
+        "",
+        "meta-learning: names of the parameters that adapt, joined by ' + '",
+        live=False,
+        group=GROUP,
+    )
+    learn_start: str = knob(
+        "yes",
+        0,
+        0,
+        "",
+        "meta-learning: whether the start of what adapts is learned",
+        choices=("yes", "no"),
+        live=False,
+        group=GROUP,
+    )
+    strength: float = knob(
+        1.0,
+        1e-9,
+        1e9,
+        "",
+        "ridge: pull to the start, in squared units of the targets",
+        log=True,
+        usual=(0.01, 100.0),
+        group=GROUP,
+    )
     local_epochs: int = like(LocalSettings, "local_epochs")
     local_lr: float = like(LocalSettings, "local_lr")
     negatives: int = like(LocalSettings, "negatives")
@@ -174,12 +217,24 @@ class Meta(Local):
 
     def __post_init__(self) -> None:
         """Check the names against the method."""
-        require(self.adaptation != "ridge" or bool(self.only), "adapts", self.adapts,
-                "name the parameters to solve for")
-        require(self.learn_start == "yes" or bool(self.only), "adapts", self.adapts,
-                "name what starts anew at each client")
-        require(self.adaptation != "reptile" or not self.only, "adapts", self.adapts,
-                "all of a model adapts in reptile")
+        require(
+            self.adaptation != "ridge" or bool(self.only),
+            "adapts",
+            self.adapts,
+            "name the parameters to solve for",
+        )
+        require(
+            self.learn_start == "yes" or bool(self.only),
+            "adapts",
+            self.adapts,
+            "name what starts anew at each client",
+        )
+        require(
+            self.adaptation != "reptile" or not self.only,
+            "adapts",
+            self.adapts,
+            "all of a model adapts in reptile",
+        )
 
     @property
     def only(self) -> frozenset[str]:
@@ -220,25 +275,50 @@ class Meta(Local):
         """
         reptile = self.adaptation == "reptile"
         local = LocalSettings(
-            local_epochs=self.local_epochs if reptile else 1, batch_size=0, local_lr=self.local_lr,
-            negatives=self.negatives, proximal=self.proximal, weight_decay=self.weight_decay)
+            local_epochs=self.local_epochs if reptile else 1,
+            batch_size=0,
+            local_lr=self.local_lr,
+            negatives=self.negatives,
+            proximal=self.proximal,
+            weight_decay=self.weight_decay,
+        )
         graphs = self.local_epochs + 1 if self.adaptation in ("maml", "meta-sgd") else 2
-        return updates(context.model, context.data, context.params, cohort, local,
-                       seed=context.seed, number=context.number,
-                       train=None if reptile else self._sent, graphs=graphs)
+        return updates(
+            context.model,
+            context.data,
+            context.params,
+            cohort,
+            local,
+            seed=context.seed,
+            number=context.number,
+            train=None if reptile else self._sent,
+            graphs=graphs,
+        )
 
     def check_model(self, model: Model) -> None:
         """Raise `ParameterError` where a model has not what the method adapts or learns."""
         known(list(model.rows), dict.fromkeys(self.only))
-        require(not model.private, "private", set(model.private),
-                "meta keeps nothing from round to round; name in `adapts` what adapts, with "
-                "learn_start='no' what is never sent")
+        require(
+            not model.private,
+            "private",
+            set(model.private),
+            "meta keeps nothing from round to round; name in `adapts` what adapts, with "
+            "learn_start='no' what is never sent",
+        )
         rates = any(name.startswith(RATE) for name in model.rows)
-        require(rates == (self.adaptation == "meta-sgd"), "adaptation", self.adaptation,
-                "rates are learned by 'meta-sgd' of a model from `with_rates`, and by nothing else")
+        require(
+            rates == (self.adaptation == "meta-sgd"),
+            "adaptation",
+            self.adaptation,
+            "rates are learned by 'meta-sgd' of a model from `with_rates`, and by nothing else",
+        )
         wide = [name for name in self.only if model.rows[name] not in ("one", "client")]
-        require(self.adaptation != "ridge" or not wide, "adapts", wide,
-                "ridge solves for what a client has one row of")
+        require(
+            self.adaptation != "ridge" or not wide,
+            "adapts",
+            wide,
+            "ridge solves for what a client has one row of",
+        )
 
     def score(self, model: Model, data: Any, done: Round) -> Score:
         """Each user's client adapts to all its own examples, then predicts."""
@@ -248,27 +328,43 @@ class Meta(Local):
         learned = self.adapt(model, done.params, support)
         return own_score(model, done.params, learned, everyone, data.owner)
 
-    def _sent(self, model: Model, params: Tree, examples: Tree, cohort: Tensor,
-              local: LocalSettings, correction: Correction | None) -> tuple[dict[str, Rows], Tensor,
-                                                                            Tensor]:
+    def _sent(
+        self,
+        model: Model,
+        params: Tree,
+        examples: Tree,
+        cohort: Tensor,
+        local: LocalSettings,
+        correction: Correction | None,
+    ) -> tuple[dict[str, Rows], Tensor, Tensor]:
         """(negative gradient of the query loss by the start, query loss.
 
         Inner steps) of each client.
         """
-        require("query" in examples, "data", sorted(examples),
-                "examples need a column `query`; see fedlab.data.Episodes")
+        require(
+            "query" in examples,
+            "data",
+            sorted(examples),
+            "examples need a column `query`; see fedlab.data.Episodes",
+        )
         held, values, support, query = parted(model, params, examples, cohort)
-        adapted = self._adapted(model, values, support, self.local_epochs,
-                                self.adaptation != "fomaml")
+        adapted = self._adapted(
+            model, values, support, self.local_epochs, self.adaptation != "fomaml"
+        )
         loss = query.loss(model, adapted)
         learned = {name: value for name, value in values.items() if self._sends(name)}
-        grads = torch.autograd.grad(loss.sum(), list(learned.values()), allow_unused=True,
-                                    materialize_grads=True)
+        grads = torch.autograd.grad(
+            loss.sum(), list(learned.values()), allow_unused=True, materialize_grads=True
+        )
         if self.weight_decay:
-            grads = tuple(grad + self.weight_decay * value.detach()
-                          for grad, value in zip(grads, learned.values(), strict=True))
-        deltas = {name: _rows(held[model.rows[name]], -grad)
-                  for name, grad in zip(learned, grads, strict=True)}
+            grads = tuple(
+                grad + self.weight_decay * value.detach()
+                for grad, value in zip(grads, learned.values(), strict=True)
+            )
+        deltas = {
+            name: _rows(held[model.rows[name]], -grad)
+            for name, grad in zip(learned, grads, strict=True)
+        }
         return deltas, loss.detach(), torch.full_like(loss.detach(), self.local_epochs)
 
     def _sends(self, name: str) -> bool:
@@ -289,11 +385,15 @@ class Meta(Local):
             return self._solved(model, values, support, names)
         now = dict(values)
         for _ in range(steps):
-            grads = torch.autograd.grad(support.loss(model, now).sum(),
-                                        [now[name] for name in names], create_graph=second)
-            now |= {name: now[name] - now.get(RATE + name, self.local_lr)
-                    * (grad + self.proximal * (now[name] - values[name]))
-                    for name, grad in zip(names, grads, strict=True)}
+            grads = torch.autograd.grad(
+                support.loss(model, now).sum(), [now[name] for name in names], create_graph=second
+            )
+            now |= {
+                name: now[name]
+                - now.get(RATE + name, self.local_lr)
+                * (grad + self.proximal * (now[name] - values[name]))
+                for name, grad in zip(names, grads, strict=True)
+            }
         return now
 
     def _solved(self, model: Model, values: Tree, support: Part, names: list[str]) -> Tree:
@@ -304,22 +404,29 @@ class Meta(Local):
         sizes, leaves = [values[name][0].numel() for name in names], support.leaves(model, values)
 
         def at(change: Tensor) -> Tensor:  # (D,) -> predictions (C, S) from w0 + change
-            moved = {name: values[name] + part.view(values[name].shape[1:])
-                     for name, part in zip(names, change.split(sizes), strict=True)}
+            moved = {
+                name: values[name] + part.view(values[name].shape[1:])
+                for name, part in zip(names, change.split(sizes), strict=True)
+            }
             ready = {name: support.leaf(value, model.rows[name]) for name, value in moved.items()}
             return support.predict(model, leaves | ready)
+
         there, every = support.there, torch.eye(sum(sizes), device=support.there.device)
         y = at(torch.zeros_like(every[0]))
         # (C, S, D), as the model is linear
         a = (vmap(at)(every) - y).permute(1, 2, 0) * there[..., None]
         gram = a.transpose(1, 2) @ a + self.strength * every
-        found = torch.linalg.solve(gram, torch.einsum("csd,cs->cd", a,
-                                                      support.columns["target"] - y))
-        return values | {name: values[name] + step.view_as(values[name])
-                         for name, step in zip(names, found.split(sizes, 1), strict=True)}
+        found = torch.linalg.solve(
+            gram, torch.einsum("csd,cs->cd", a, support.columns["target"] - y)
+        )
+        return values | {
+            name: values[name] + step.view_as(values[name])
+            for name, step in zip(names, found.split(sizes, 1), strict=True)
+        }
 
-    def adapt(self, model: Model, params: Tree, support: Tree,
-              steps: int | None = None) -> dict[str, Rows]:
+    def adapt(
+        self, model: Model, params: Tree, support: Tree, steps: int | None = None
+    ) -> dict[str, Rows]:
         """What clients learn from their support alone, all at once.
 
         Delta of each row that they hold.
@@ -334,16 +441,22 @@ class Meta(Local):
             return {n: Rows(params[n].index_select(0, none), none, none) for n in model.rows}
         for name, kind in model.rows.items():
             last = int(support[kind].max()) if kind in support else 0
-            require(last < len(params[name]), kind, last,
-                    f"{name!r} has rows 0 to {len(params[name]) - 1}; "
-                    "leave out what the model does not know")
+            require(
+                last < len(params[name]),
+                kind,
+                last,
+                f"{name!r} has rows 0 to {len(params[name]) - 1}; "
+                "leave out what the model does not know",
+            )
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}
         held, values, part, _ = parted(model, params, examples, cohort)
         steps = self.local_epochs if steps is None else steps
         after = self._adapted(model, values, part, steps, second=False) if steps else values
-        return {name: _rows(held[kind], (after[name] - values[name]).detach())
-                for name, kind in model.rows.items()}
+        return {
+            name: _rows(held[kind], (after[name] - values[name]).detach())
+            for name, kind in model.rows.items()
+        }
 
 
 def _rows(held: RowIndex, values: Tensor) -> Rows:

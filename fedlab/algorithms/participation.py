@@ -47,8 +47,9 @@ class Membership:
     last: Tensor
 
     @classmethod
-    def drawn(cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2,
-              seed: int = 0) -> "Membership":
+    def drawn(
+        cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2, seed: int = 0
+    ) -> "Membership":
         """A share `late` joins after the first round.
 
         And a share `early` leaves before the last.
@@ -82,37 +83,90 @@ class Participation(Part):
     """
 
     kind = "participation"
-    cohort: int = knob(64, 1, 1_000_000, "clients", "how many clients train in a round (C)",
-                       log=True, usual=(1, 671))
-    sampling: str = knob("fixed", 0, 0, "",
-                         "how a cohort is drawn: so many, or each by its own chance",
-                         choices=("fixed", "poisson"), live=False, group=WORLD)
-    drop_out: float = knob(0.0, 0.0, 1.0, "of the cohort",
-                           "chance that a client drops out of a round", usual=(0.0, 0.9),
-                           group=WORLD)
-    late: float = knob(0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False,
-                       group=WORLD)
-    early: float = knob(0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False,
-                        group=WORLD)
-    pace: float = knob(0.01, 0.0, 1e6, "s, simulated", "what an example takes a median client",
-                       live=False, usual=(0.0, 0.1), group=WORLD)
-    spread: float = knob(1.0, 0.0, 5.0, "", "how unlike clients' speeds are (sd of the log)",
-                         live=False, usual=(0.0, 3.0), group=WORLD)
-    delay: float = knob(2.0, 0.0, 1e6, "s, simulated", "mean time to send", live=False,
-                        usual=(0.0, 60.0), group=WORLD)
+    cohort: int = knob(
+        64,
+        1,
+        1_000_000,
+        "clients",
+        "how many clients train in a round (C)",
+        log=True,
+        usual=(1, 671),
+    )
+    sampling: str = knob(
+        "fixed",
+        0,
+        0,
+        "",
+        "how a cohort is drawn: so many, or each by its own chance",
+        choices=("fixed", "poisson"),
+        live=False,
+        group=WORLD,
+    )
+    drop_out: float = knob(
+        0.0,
+        0.0,
+        1.0,
+        "of the cohort",
+        "chance that a client drops out of a round",
+        usual=(0.0, 0.9),
+        group=WORLD,
+    )
+    late: float = knob(
+        0.0, 0.0, 1.0, "of the clients", "join after the first round", live=False, group=WORLD
+    )
+    early: float = knob(
+        0.0, 0.0, 1.0, "of the clients", "leave before the last round", live=False, group=WORLD
+    )
+    pace: float = knob(
+        0.01,
+        0.0,
+        1e6,
+        "s, simulated",
+        "what an example takes a median client",
+        live=False,
+        usual=(0.0, 0.1),
+        group=WORLD,
+    )
+    spread: float = knob(
+        1.0,
+        0.0,
+        5.0,
+        "",
+        "how unlike clients' speeds are (sd of the log)",
+        live=False,
+        usual=(0.0, 3.0),
+        group=WORLD,
+    )
+    delay: float = knob(
+        2.0,
+        0.0,
+        1e6,
+        "s, simulated",
+        "mean time to send",
+        live=False,
+        usual=(0.0, 60.0),
+        group=WORLD,
+    )
     members: Membership | None = None
     warm: bool = True
     sampler: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check that a sampler decides alone."""
-        require(not self.sampler or self.sampling == "fixed", "sampling", self.sampling,
-                "a sampler of your own decides how a cohort is drawn; leave one of both out")
+        require(
+            not self.sampler or self.sampling == "fixed",
+            "sampling",
+            self.sampling,
+            "a sampler of your own decides how a cohort is drawn; leave one of both out",
+        )
 
     def adds(self) -> dict[str, Any]:
         """Who may be drawn, and how."""
-        facts = {"members": self.members or self.late or self.early,
-                 "poisson": self.sampling == "poisson", "own sampler": self.sampler}
+        facts = {
+            "members": self.members or self.late or self.early,
+            "poisson": self.sampling == "poisson",
+            "own sampler": self.sampler,
+        }
         return {name: value for name, value in facts.items() if value}
 
     def idle(self, facts: Any) -> tuple[str, ...]:
@@ -134,12 +188,17 @@ class Participation(Part):
         members = self.membership(context)
         there = members(context.number) if members else None
         count, data = len(context.data) if there is None else len(there), context.data
-        require(self.cohort <= len(data), "cohort", self.cohort,
-                f"the federation has {len(data)} clients; choose from 1 to {len(data)}")
+        require(
+            self.cohort <= len(data),
+            "cohort",
+            self.cohort,
+            f"the federation has {len(data)} clients; choose from 1 to {len(data)}",
+        )
         if self.sampler or (self.sampling == "fixed" and not context.private):
             draw = self.sampler or sample
-            cohort = longest_first(data, draw(data, self.cohort, context.number, there,
-                                              seed=context.seed))
+            cohort = longest_first(
+                data, draw(data, self.cohort, context.number, there, seed=context.seed)
+            )
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         seed = context.settings.teaching_seed if context.private else context.seed
         source = NoiseSource.of(seed, "cohort", context.number)
@@ -170,8 +229,10 @@ class Participation(Part):
         before, fresh = members(number - 1), (members.first == number).nonzero()[:, 0]
         if not len(fresh) or not len(before):
             return params
-        rows = {"client": (before, fresh),
-                "user": tuple(users_of(context.data, who) for who in (before, fresh))}
+        rows = {
+            "client": (before, fresh),
+            "user": tuple(users_of(context.data, who) for who in (before, fresh)),
+        }
         found = dict(params)
         for name in model.private:
             old, new = rows[model.rows[name]]
@@ -184,16 +245,26 @@ class Participation(Part):
 class Synchronous(Schedule):
     """The server waits for the cohort of a round, or until a deadline."""
 
-    deadline: float = knob(0.0, 0.0, 1e9, "s, simulated",
-                           "how long the server waits for clients; 0 waits for all",
-                           usual=(0.0, 100.0), group=WORLD)
+    deadline: float = knob(
+        0.0,
+        0.0,
+        1e9,
+        "s, simulated",
+        "how long the server waits for clients; 0 waits for all",
+        usual=(0.0, 100.0),
+        group=WORLD,
+    )
 
     def plan(self, context: RoundContext, who: Participation) -> Plan:
         """A cohort, less those that drop out or come too late."""
         drawn = who.draw(context)
         cohort, clock = drawn.cohort, context.before.clock
-        require(not self.deadline or who.pace + who.delay > 0, "deadline", self.deadline,
-                "there is no clock; choose a pace or a delay above 0")
+        require(
+            not self.deadline or who.pace + who.delay > 0,
+            "deadline",
+            self.deadline,
+            "there is no clock; choose a pace or a delay above 0",
+        )
         gone = torch.zeros(len(cohort), dtype=torch.bool)
         if who.drop_out:
             chance = Key(context.seed, "drop out", context.number).uniform(cohort, 1)[:, 0]
@@ -220,14 +291,19 @@ def users_of(data: Source, clients: Tensor) -> Tensor:
     """The users that these clients hold."""
     while not isinstance(data, Federation) and hasattr(data, "data"):
         data = data.data
-    require(isinstance(data, Federation), "members", type(data).__name__,
-            "private user rows need to know who owns them; use a Federation, or warm=False")
+    require(
+        isinstance(data, Federation),
+        "members",
+        type(data).__name__,
+        "private user rows need to know who owns them; use a Federation, or warm=False",
+    )
     owner: Tensor = data.owner  # type: ignore[attr-defined]
     return torch.isin(owner, clients).nonzero()[:, 0]
 
 
-def sample(data: Source, count: int, number: int, members: Tensor | None = None, *,
-           seed: int = 0) -> Tensor:
+def sample(
+    data: Source, count: int, number: int, members: Tensor | None = None, *, seed: int = 0
+) -> Tensor:
     """(C,) the clients of a round, drawn without replacement; those with most ratings first.
 
     members: to draw from, everybody without; a cohort larger than they are is all of them. From a

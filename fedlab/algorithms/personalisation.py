@@ -19,8 +19,15 @@ from fedlab.evaluation import Candidates, own_score
 from fedlab.models import Model
 
 
-def fine_tuned(model: Model, data: Federation, params: Tree, local: LocalSettings, *, seed: int = 0,
-               number: int = 1) -> Score:
+def fine_tuned(
+    model: Model,
+    data: Federation,
+    params: Tree,
+    local: LocalSettings,
+    *,
+    seed: int = 0,
+    number: int = 1,
+) -> Score:
     """Predictions of each user's client after one more local training, which it keeps to itself.
 
     local: how it trains, from `params`. number: the round that it is, for the draws.
@@ -32,15 +39,17 @@ def fine_tuned(model: Model, data: Federation, params: Tree, local: LocalSetting
     return own_score(model, params, sent.deltas, order, data.owner)
 
 
-def newcomers(meta: Meta, model: Model, params: Tree, given: Tree, users: int,
-              steps: int | None = None) -> Score:
+def newcomers(
+    meta: Meta, model: Model, params: Tree, given: Tree, users: int, steps: int | None = None
+) -> Score:
     """Predictions of new users 0..users - 1, each after it adapted to its own ratings."""
     learned, everyone = meta.adapt(model, params, given, steps), torch.arange(users)
     return own_score(model, params, learned, everyone, everyone)
 
 
-def alone(model: Model, data: Federation, local: LocalSettings, *,
-          seed: int = 0) -> Iterator[tuple[Tensor, Score]]:
+def alone(
+    model: Model, data: Federation, local: LocalSettings, *, seed: int = 0
+) -> Iterator[tuple[Tensor, Score]]:
     """Train every client on its own data alone, as many at a time as the memory budget holds.
 
     Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as
@@ -56,8 +65,12 @@ def alone(model: Model, data: Federation, local: LocalSettings, *,
 
 def _check(local: LocalSettings) -> None:
     """Raise `ParameterError` for a method that is nothing without a server."""
-    require(not isinstance(local, Scaffold), "local", "scaffold",
-            "a client that is alone, or tunes for itself, has no control variates; give SGD(...)")
+    require(
+        not isinstance(local, Scaffold),
+        "local",
+        "scaffold",
+        "a client that is alone, or tunes for itself, has no control variates; give SGD(...)",
+    )
 
 
 def _next(trained: Iterator[Update]) -> Update | None:
@@ -65,8 +78,9 @@ def _next(trained: Iterator[Update]) -> Update | None:
         return next(trained, None)
 
 
-def alone_ranks(model: Model, data: Federation, local: LocalSettings, against: Candidates, *,
-                seed: int = 0) -> Tensor:
+def alone_ranks(
+    model: Model, data: Federation, local: LocalSettings, against: Candidates, *, seed: int = 0
+) -> Tensor:
     """(U,) rank of each user's held-out item under its own client's model.
 
     In the order of `against`.
@@ -74,6 +88,7 @@ def alone_ranks(model: Model, data: Federation, local: LocalSettings, against: C
     ranks = torch.zeros(len(against.users), dtype=torch.int64)
     for users, score in alone(model, data, local, seed=seed):
         here = torch.isin(against.users, users)
-        ranks[here] = Candidates(against.users[here], against.positives[here],
-                                 against.negatives[here]).ranks(score)
+        ranks[here] = Candidates(
+            against.users[here], against.positives[here], against.negatives[here]
+        ).ranks(score)
     return ranks

@@ -49,8 +49,10 @@ class Control:
     @classmethod
     def of(cls, shared: Tree) -> "Control":
         """Zeros. shared: the parameters that clients send."""
-        return cls({name: torch.zeros_like(value) for name, value in shared.items()},
-                   {name: {} for name in shared})
+        return cls(
+            {name: torch.zeros_like(value) for name, value in shared.items()},
+            {name: {} for name in shared},
+        )
 
     def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
         """(R.
@@ -69,11 +71,13 @@ class Control:
             passed = update.steps.to(rows.values) * local_lr  # (C,) K lr
             change = -rows.scaled(1 / passed).values - server.index_select(0, rows.ids)
             changes[name] = replace(rows, values=change)
-            table = self._of(name, update.cohort).index_add(0, rows.client * size + rows.ids,
-                                                            change)
+            table = self._of(name, update.cohort).index_add(
+                0, rows.client * size + rows.ids, change
+            )
             cuts = torch.bincount(table.ids // size, minlength=len(update.cohort)).tolist()
-            parts = zip(update.cohort.tolist(), table.ids.split(cuts), table.values.split(cuts),
-                        strict=True)
+            parts = zip(
+                update.cohort.tolist(), table.ids.split(cuts), table.values.split(cuts), strict=True
+            )
             for client, ids, values in parts:
                 # not a view, which would keep all
                 clients[name][client] = ids % size, values.clone()
@@ -83,8 +87,11 @@ class Control:
         """c_i of some clients, one after another: row i of the k-th of them is k * I + i."""
         size, kept = len(self.server[name]), self.clients[name]
         table = SparseTable.untouched(len(cohort) * size, torch.zeros_like(self.server[name][:1]))
-        found = [(place * size + kept[client][0], kept[client][1])
-                 for place, client in enumerate(cohort.tolist()) if client in kept]
+        found = [
+            (place * size + kept[client][0], kept[client][1])
+            for place, client in enumerate(cohort.tolist())
+            if client in kept
+        ]
         if not found:
             return table
         ids, values = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -99,10 +106,18 @@ class Scaffold(SGD):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` where control variates have no meaning."""
-        require(self.optimizer == "sgd", "optimizer", self.optimizer,
-                "SCAFFOLD's control variates are gradients of plain steps; set optimizer='sgd'")
-        require(self.local_lr > 0, "local_lr", self.local_lr,
-                "SCAFFOLD divides by it; choose a positive one")
+        require(
+            self.optimizer == "sgd",
+            "optimizer",
+            self.optimizer,
+            "SCAFFOLD's control variates are gradients of plain steps; set optimizer='sgd'",
+        )
+        require(
+            self.local_lr > 0,
+            "local_lr",
+            self.local_lr,
+            "SCAFFOLD divides by it; choose a positive one",
+        )
 
     def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
         """The parameters, and the change of the control variate of each."""
@@ -114,20 +129,32 @@ class Scaffold(SGD):
         shared = {name: context.params[name] for name, _ in super().asks(context).items()}
         memory = context.memory(self)
         control = memory.setdefault("control", Control.of(shared))
-        sent = updates(context.model, context.data, context.params, cohort, self, seed=context.seed,
-                       number=context.number, correction=control)
+        sent = updates(
+            context.model,
+            context.data,
+            context.params,
+            cohort,
+            self,
+            seed=context.seed,
+            number=context.number,
+            correction=control,
+        )
         for update in sent:
             after, changes = memory["control"].moved(update, self.local_lr)
             memory["control"] = after
-            yield replace(update, deltas=update.deltas | {CONTROL + n: rows for n,
-                                                          rows in changes.items()})
+            yield replace(
+                update, deltas=update.deltas | {CONTROL + n: rows for n, rows in changes.items()}
+            )
 
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
         """The deltas alone; the server's c follows the changes."""
         memory = context.memory(self)
         control: Control = memory["control"]
-        server = {name: c + context.share * whole(delta[CONTROL + name],
-                                                  c) if CONTROL + name in delta else c for name,
-                  c in control.server.items()}
+        server = {
+            name: c + context.share * whole(delta[CONTROL + name], c)
+            if CONTROL + name in delta
+            else c
+            for name, c in control.server.items()
+        }
         memory["control"] = replace(control, server=server)
         return {name: d for name, d in delta.items() if not name.startswith(CONTROL)}

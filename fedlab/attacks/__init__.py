@@ -17,7 +17,25 @@ from fedlab.attacks.upload_reading import (
     sign_scores,
 )
 
-__all__ = ["Poison", "aimed", "auc_standard_error", "clopper_pearson", "exposure", "layer_inputs",
-           "masked_scores", "membership_metrics", "membership_scores", "noisy", "rated_items",
-           "reading_metrics", "recover_inputs", "recover_tokens", "row_scores", "row_space",
-           "scaled", "sign_scores", "tpr_bound", "with_clicks"]
+__all__ = [
+    "Poison",
+    "aimed",
+    "auc_standard_error",
+    "clopper_pearson",
+    "exposure",
+    "layer_inputs",
+    "masked_scores",
+    "membership_metrics",
+    "membership_scores",
+    "noisy",
+    "rated_items",
+    "reading_metrics",
+    "recover_inputs",
+    "recover_tokens",
+    "row_scores",
+    "row_space",
+    "scaled",
+    "sign_scores",
+    "tpr_bound",
+    "with_clicks",
+]

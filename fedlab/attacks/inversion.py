@@ -37,10 +37,15 @@ def layer_inputs(body: Backbone, layer: str, length: int, chunk: int = 512) -> I
     it belongs to the first block, before attention mixes them. length: T. chunk: words in a block.
     Raises `ParameterError` unless exactly one layer has such a name.
     """
-    found = [part for name, part in body.named_modules()
-             if name == layer or name.endswith(f".{layer}")]
-    require(len(found) == 1, "layer", layer,
-            f"{len(found)} layers are called so; give the end of one name")
+    found = [
+        part for name, part in body.named_modules() if name == layer or name.endswith(f".{layer}")
+    ]
+    require(
+        len(found) == 1,
+        "layer",
+        layer,
+        f"{len(found)} layers are called so; give the end of one name",
+    )
     kept: list[Tensor] = []
 
     def keep(_: object, given: tuple[Tensor, ...]) -> None:
@@ -69,16 +74,21 @@ def row_space(delta: Tensor, noise: float = 0.0) -> Tensor:
     >>> row_space(torch.tensor([[2.0, 0.0, 0.0], [4.0, 0.0, 0.0]])).abs()
     tensor([[1., 0., 0.]])
     """
-    require(bool(delta.isfinite().all()), "delta", tuple(delta.shape),
-            "it has numbers that are not finite")
+    require(
+        bool(delta.isfinite().all()),
+        "delta",
+        tuple(delta.shape),
+        "it has numbers that are not finite",
+    )
     require(0 <= noise < float("inf"), "noise", noise, "choose 0 or more")
     _, singular, right = torch.linalg.svd(delta.double(), full_matrices=False)
     edge = noise * sum(side**0.5 for side in delta.shape)  # the longest direction of pure noise
     return right[singular > max(ROUNDING * float(singular[0]), edge)].to(delta.dtype)
 
 
-def recover_tokens(delta: Tensor, body: Backbone, layer: str, length: int = 16,
-                   noise: float = 0.0) -> tuple[Tensor, Tensor]:
+def recover_tokens(
+    delta: Tensor, body: Backbone, layer: str, length: int = 16, noise: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """For each word, its least distance (V,) to the delta's row space, and the position (V,) of it.
 
     Distances are relative to the length of the input; a word that was read has a distance near 0 at
@@ -107,6 +117,10 @@ def recover_inputs(weight: Tensor, bias: Tensor) -> Tensor:
     >>> recover_inputs(torch.outer(x, slope), slope)
     tensor([[1., 2.]])
     """
-    require(weight.shape[-1:] == bias.shape, "bias", tuple(bias.shape),
-            f"give {tuple(weight.shape[-1:])}")
+    require(
+        weight.shape[-1:] == bias.shape,
+        "bias",
+        tuple(bias.shape),
+        f"give {tuple(weight.shape[-1:])}",
+    )
     return (weight / bias).T.where(bias[:, None] != 0, torch.nan)

@@ -33,9 +33,13 @@ def membership_scores(moved: Tensor, watched: Tensor, popularity: Tensor) -> Ten
     >>> membership_scores(moved, torch.tensor([[True, False], [False, True]]), popularity)
     tensor([ 1., -1.])
     """
-    require(watched.shape[1:] == moved.shape == popularity.shape, "moved", tuple(moved.shape),
-            f"give a number for each of {watched.shape[1]} items, as popularity "
-            f"{tuple(popularity.shape)}")
+    require(
+        watched.shape[1:] == moved.shape == popularity.shape,
+        "moved",
+        tuple(moved.shape),
+        f"give a number for each of {watched.shape[1]} items, as popularity "
+        f"{tuple(popularity.shape)}",
+    )
     _, group = popularity.unique(return_inverse=True)
     usual = torch.zeros(int(group.max()) + 1).index_add_(0, group, moved) / torch.bincount(group)
     weight = 1 / (1 + popularity)
@@ -43,8 +47,9 @@ def membership_scores(moved: Tensor, watched: Tensor, popularity: Tensor) -> Ten
     return known @ ((moved - usual[group]) * weight) / (known @ weight).clamp(min=1e-12)
 
 
-def membership_metrics(scores: Tensor, inside: Tensor, *, level: float = 0.95,
-                       fpr: float = 0.05) -> dict[str, float]:
+def membership_metrics(
+    scores: Tensor, inside: Tensor, *, level: float = 0.95, fpr: float = 0.05
+) -> dict[str, float]:
     """How well scores (U,) find members: AUC and true positive rate, with intervals.
 
     inside (U,): true for members. level: of the two-sided intervals, between 0 and 1. fpr: the
@@ -59,14 +64,21 @@ def membership_metrics(scores: Tensor, inside: Tensor, *, level: float = 0.95,
     require(0 < level < 1, "level", level, "choose a share between 0 and 1, say 0.95")
     require(0 < fpr < 1, "fpr", fpr, "choose a share between 0 and 1, say 0.05")
     area, members = auc(scores, inside.float()), int(inside.sum())
-    half = float(norm.ppf(0.5 + level / 2)) * auc_standard_error(area, members,
-                                                                 len(inside) - members)
+    half = float(norm.ppf(0.5 + level / 2)) * auc_standard_error(
+        area, members, len(inside) - members
+    )
     others = scores[~inside].sort(descending=True).values
     threshold = others[math.floor(fpr * len(others))]
     found = int((scores[inside] > threshold).sum())
     low, high = clopper_pearson(found, members, level)
-    return {"auc": area, "auc_low": max(0.0, area - half), "auc_high": min(1.0, area + half),
-            "tpr": found / members, "tpr_low": low, "tpr_high": high}
+    return {
+        "auc": area,
+        "auc_low": max(0.0, area - half),
+        "auc_high": min(1.0, area + half),
+        "tpr": found / members,
+        "tpr_low": low,
+        "tpr_high": high,
+    }
 
 
 def auc_standard_error(area: float, members: int, others: int) -> float:
@@ -104,5 +116,6 @@ def tpr_bound(epsilon: float, delta: float, fpr: float) -> float:
     0.05
     """
     require(epsilon >= 0, "epsilon", epsilon, "choose 0 or more")
-    return min(1.0, math.exp(min(epsilon, 700.0)) * fpr + delta,
-               1 - math.exp(-epsilon) * (1 - delta - fpr))
+    return min(
+        1.0, math.exp(min(epsilon, 700.0)) * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr)
+    )

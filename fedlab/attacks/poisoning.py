@@ -47,14 +47,38 @@ class Poison(Stage):
     they send: for attacks of your own, in the place of the named one.
     """
 
-    attack: str = knob("flipped", 0, 0, "", "what clients send that belong to an attacker",
-                       choices=("flipped", "noisy"), live=False, group=GROUP)
-    liars: float = knob(0.1, 0.0, 1.0, "of the clients", "belong to an attacker",
-                        usual=(0.0, 0.5), group=GROUP)
-    factor: float = knob(-5.0, -1e6, 1e6, "", "flipped: what they multiply their updates by",
-                         usual=(-10.0, 10.0), group=GROUP)
-    deviation: float = knob(0.1, 1e-9, 1e6, "", "noisy: of the numbers that they make up", log=True,
-                            usual=(0.001, 10.0), group=GROUP)
+    attack: str = knob(
+        "flipped",
+        0,
+        0,
+        "",
+        "what clients send that belong to an attacker",
+        choices=("flipped", "noisy"),
+        live=False,
+        group=GROUP,
+    )
+    liars: float = knob(
+        0.1, 0.0, 1.0, "of the clients", "belong to an attacker", usual=(0.0, 0.5), group=GROUP
+    )
+    factor: float = knob(
+        -5.0,
+        -1e6,
+        1e6,
+        "",
+        "flipped: what they multiply their updates by",
+        usual=(-10.0, 10.0),
+        group=GROUP,
+    )
+    deviation: float = knob(
+        0.1,
+        1e-9,
+        1e6,
+        "",
+        "noisy: of the numbers that they make up",
+        log=True,
+        usual=(0.001, 10.0),
+        group=GROUP,
+    )
     clients: Tensor | None = None
     craft: Craft | None = None
 
@@ -69,8 +93,10 @@ class Poison(Stage):
         bad = torch.isin(update.cohort, self._clients(context)).to(update.weights.device)
         if not bad.any():
             return update
-        craft = self.craft or {"flipped": scaled(self.factor),
-                               "noisy": noisy(self.deviation)}[self.attack]
+        craft = (
+            self.craft
+            or {"flipped": scaled(self.factor), "noisy": noisy(self.deviation)}[self.attack]
+        )
         made = craft(update.only(bad), context)
         deltas = {name: _put(rows, made[name], bad) for name, rows in update.deltas.items()}
         return replace(update, deltas=deltas)
@@ -80,14 +106,18 @@ class Poison(Stage):
             return self.clients
         count = len(context.data)
         order = torch.randperm(count, generator=stream(context.seed, "liars"))
-        return order[:round(self.liars * count)]
+        return order[: round(self.liars * count)]
 
 
 def _put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
     """Rows of honest clients beside those that were made; bad (C,): whose are made."""
     honest, places = ~bad[rows.client], bad.nonzero()[:, 0]
-    every = Rows.joined([Rows(rows.values[honest], rows.ids[honest], rows.client[honest]),
-                         replace(made, client=places[made.client])])
+    every = Rows.joined(
+        [
+            Rows(rows.values[honest], rows.ids[honest], rows.client[honest]),
+            replace(made, client=places[made.client]),
+        ]
+    )
     order = every.client.argsort(stable=True)
     return Rows(every.values[order], every.ids[order], every.client[order])
 
@@ -100,8 +130,10 @@ def scaled(factor: float) -> Craft:
     require(abs(factor) < float("inf"), "factor", factor, "choose a finite number, say -1 or 50")
 
     def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
-        return {name: replace(rows, values=factor * rows.values) for name,
-                rows in mine.deltas.items()}
+        return {
+            name: replace(rows, values=factor * rows.values) for name, rows in mine.deltas.items()
+        }
+
     return craft
 
 
@@ -111,11 +143,17 @@ def noisy(deviation: float) -> Craft:
 
     def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
         def made(name: str, rows: Rows) -> Tensor:
-            drawn = [torch.randn(rows.values[rows.client == place].shape, generator=stream(
-                context.seed, f"attack {client} {name}", context.number))
-                for place, client in enumerate(mine.cohort.tolist())]
+            drawn = [
+                torch.randn(
+                    rows.values[rows.client == place].shape,
+                    generator=stream(context.seed, f"attack {client} {name}", context.number),
+                )
+                for place, client in enumerate(mine.cohort.tolist())
+            ]
             return deviation * torch.cat(drawn).to(rows.values)
+
         return {name: replace(rows, values=made(name, rows)) for name, rows in mine.deltas.items()}
+
     return craft
 
 
@@ -126,14 +164,21 @@ def aimed(target: int, size: float, name: str = "bias") -> Craft:
     def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
         server, count = context.server, len(mine.cohort)
         known(list(server), {name: target})
-        require(0 <= target < len(server[name]), "target", target,
-                f"choose from 0 to {len(server[name]) - 1}")
+        require(
+            0 <= target < len(server[name]),
+            "target",
+            target,
+            f"choose from 0 to {len(server[name]) - 1}",
+        )
         nothing = {n: Rows(r.values[:0], r.ids[:0], r.client[:0]) for n, r in mine.deltas.items()}
         like = server[name]
-        push = Rows(like.new_full((count, *like.shape[1:]), size),
-                    torch.full((count,), target, device=like.device),
-                    torch.arange(count, device=like.device))
+        push = Rows(
+            like.new_full((count, *like.shape[1:]), size),
+            torch.full((count,), target, device=like.device),
+            torch.arange(count, device=like.device),
+        )
         return nothing | {name: push}
+
     return craft
 
 
@@ -142,13 +187,17 @@ def with_clicks(train: Ratings, users: Tensor, target: int) -> Ratings:
 
     Profiles made up to promote it (shilling).
     """
-    require(0 <= target < train.item_count, "target", target,
-            f"choose from 0 to {train.item_count - 1}")
+    require(
+        0 <= target < train.item_count, "target", target, f"choose from 0 to {train.item_count - 1}"
+    )
     new = users[~seen([train], users)[:, target]]
-    return Ratings(torch.cat([train.users, new]), torch.cat([train.items, torch.full_like(new,
-                                                                                          target)]),
-                   torch.cat([train.values, train.values.max().expand(len(new))]),
-                   torch.cat([train.times, train.times.max().expand(len(new))]), train.catalogue)
+    return Ratings(
+        torch.cat([train.users, new]),
+        torch.cat([train.items, torch.full_like(new, target)]),
+        torch.cat([train.values, train.values.max().expand(len(new))]),
+        torch.cat([train.times, train.times.max().expand(len(new))]),
+        train.catalogue,
+    )
 
 
 def exposure(score: Score, train: Ratings, target: int, k: int = 10, chunk: int = 64) -> float:
@@ -163,8 +212,9 @@ def exposure(score: Score, train: Ratings, target: int, k: int = 10, chunk: int 
         known = seen([train], users)
         scores = score(users[:, None].expand_as(items), items).cpu().masked_fill(known, -torch.inf)
         open_ = ~known[:, target]
-        shown += int((scores.topk(min(k, train.item_count),
-                                  1).indices == target).any(1)[open_].sum())
+        shown += int(
+            (scores.topk(min(k, train.item_count), 1).indices == target).any(1)[open_].sum()
+        )
         free += int(open_.sum())
     require(free > 0, "target", target, "every user has seen it; choose another")
     return shown / free

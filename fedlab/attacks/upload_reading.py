@@ -42,7 +42,8 @@ def row_scores(update: Update, items: int, name: str = "bias") -> Tensor:
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]
     return torch.zeros(len(update.cohort), items).index_put_(
-        (rows.client, rows.ids), torch.ones(len(rows.ids)))
+        (rows.client, rows.ids), torch.ones(len(rows.ids))
+    )
 
 
 def masked_scores(vectors: NDArray[np.uint32]) -> Tensor:
@@ -79,13 +80,17 @@ def reading_metrics(scores: Tensor, truth: Tensor) -> dict[str, float]:
     >>> reading_metrics(torch.tensor([[1.0, 1.0, -1.0]]), truth)
     {'precision': 0.5, 'recall': 1.0, 'auc': 0.75}
     """
-    require(scores.shape == truth.shape, "scores", tuple(scores.shape),
-            f"give {tuple(truth.shape)}")
+    require(
+        scores.shape == truth.shape, "scores", tuple(scores.shape), f"give {tuple(truth.shape)}"
+    )
     some = truth.any(1) & ~truth.all(1)
     require(bool(some.any()), "truth", tuple(truth.shape), "no client rated some items and not all")
     scores, truth = scores[some], truth[some]
     guessed = scores > 0
     right = (guessed & truth).sum(1).float()
     areas = [auc(row, mine.float()) for row, mine in zip(scores, truth, strict=True)]
-    return {"precision": float((right / guessed.sum(1).clamp(min=1)).mean()),
-            "recall": float((right / truth.sum(1)).mean()), "auc": sum(areas) / len(areas)}
+    return {
+        "precision": float((right / guessed.sum(1).clamp(min=1)).mean()),
+        "recall": float((right / truth.sum(1)).mean()),
+        "auc": sum(areas) / len(areas),
+    }

@@ -12,5 +12,16 @@ from fedlab.communication.codecs import (
 )
 from fedlab.communication.error_feedback import CODECS, ErrorFeedback, row_bytes
 
-__all__ = ["CODECS", "REACH", "ErrorFeedback", "LowRank", "Plain", "Quantised", "RandomK", "TopK",
-           "packed", "row_bytes", "unpacked"]
+__all__ = [
+    "CODECS",
+    "REACH",
+    "ErrorFeedback",
+    "LowRank",
+    "Plain",
+    "Quantised",
+    "RandomK",
+    "TopK",
+    "packed",
+    "row_bytes",
+    "unpacked",
+]

@@ -48,8 +48,10 @@ class Plain:
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(the values, bytes (C,))."""
-        return (rows.values,
-                4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients))
+        return (
+            rows.values,
+            4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients),
+        )
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,15 @@ class Quantised:
             root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt()
             far = root.new_zeros(clients).scatter_reduce_(0, client, flat.abs().amax(1), "amax")
             scale = torch.minimum(far, REACH[self.bits] * root) / self.top_level
-            levels = (flat / scale.clamp(min=1e-30)[client, None]).round_().clamp_(
-                -self.top_level, self.top_level)
-        return (levels.mul_(scale[client, None]).view_as(rows.values),
-                (count * self.bits + 7) // 8 + 4 * (count > 0))
+            levels = (
+                (flat / scale.clamp(min=1e-30)[client, None])
+                .round_()
+                .clamp_(-self.top_level, self.top_level)
+            )
+        return (
+            levels.mul_(scale[client, None]).view_as(rows.values),
+            (count * self.bits + 7) // 8 + 4 * (count > 0),
+        )
 
 
 # in root mean squares; measured: about one in a thousand of lesson 2's numbers lies beyond 6
@@ -108,12 +115,12 @@ def packed(levels: np.ndarray[Any, np.dtype[np.int8]], bits: int) -> bytes:
     ('07e0', [-7, 0, 7])
     """
     codes = (levels > 0 if bits == 1 else levels + (2 ** (bits - 1) - 1)).astype(np.uint8)
-    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits:]).tobytes()
+    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits :]).tobytes()
 
 
 def unpacked(text: bytes, count: int, bits: int) -> np.ndarray[Any, np.dtype[np.int8]]:
     """The `count` levels that were packed."""
-    table = np.unpackbits(np.frombuffer(text, np.uint8))[:count * bits].reshape(count, bits)
+    table = np.unpackbits(np.frombuffer(text, np.uint8))[: count * bits].reshape(count, bits)
     codes = np.packbits(np.pad(table, ((0, 0), (8 - bits, 0))), axis=1)[:, 0].astype(np.int8)
     return 2 * codes - 1 if bits == 1 else codes - np.int8(2 ** (bits - 1) - 1)
 
@@ -135,8 +142,12 @@ class TopK:
 
     def __post_init__(self) -> None:
         """Check the share."""
-        require(0 < self.share <= 1, "share", self.share,
-                "choose a share of the numbers from above 0 to 1")
+        require(
+            0 < self.share <= 1,
+            "share",
+            self.share,
+            "choose a share of the numbers from above 0 to 1",
+        )
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(the values, zero where nothing was sent, bytes (C,))."""
@@ -144,8 +155,9 @@ class TopK:
         count = torch.bincount(rows.client, minlength=clients) * rows.values[:1].numel()
         kept = (count.double() * self.share).ceil().long()
         found = torch.zeros_like(flat)
-        parts = zip(flat.split(count.tolist()), found.split(count.tolist()), kept.tolist(),
-                    strict=True)
+        parts = zip(
+            flat.split(count.tolist()), found.split(count.tolist()), kept.tolist(), strict=True
+        )
         for part, out, k in parts:
             chosen = part.abs().topk(k, sorted=False).indices
             out[chosen] = part[chosen]
@@ -170,8 +182,12 @@ class RandomK:
 
     def __post_init__(self) -> None:
         """Check the share."""
-        require(0 < self.share <= 1, "share", self.share,
-                "choose a share of the numbers from above 0 to 1")
+        require(
+            0 < self.share <= 1,
+            "share",
+            self.share,
+            "choose a share of the numbers from above 0 to 1",
+        )
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
         """(the values, zero where nothing was sent, bytes (C,))."""
@@ -219,10 +235,13 @@ class LowRank:
         lefts, rights = zip(*(self._factors(table, start) for table in tables), strict=True)
         left, left_bytes = self._sent(lefts, every, draw)
         right, right_bytes = self._sent(rights, every, draw)
-        products = [a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(width),
-                                            strict=True)]
-        return (torch.cat(products).view_as(rows.values),
-                (left_bytes + right_bytes).where(counts > 0, 0))
+        products = [
+            a @ b.T for a, b in zip(left.split(counts.tolist()), right.split(width), strict=True)
+        ]
+        return (
+            torch.cat(products).view_as(rows.values),
+            (left_bytes + right_bytes).where(counts > 0, 0),
+        )
 
     def _factors(self, part: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Factors (R, r) and (D, r) of nearly the closest product, starting from right (D, r)."""
@@ -237,5 +256,6 @@ class LowRank:
         """What arrives of one factor of all clients, and its bytes (C,)."""
         heights = torch.tensor([len(factor) for factor in factors], device=every.device)
         owner = every.repeat_interleave(heights)
-        return self.then(Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1,
-                         draw)
+        return self.then(
+            Rows(torch.cat(factors), torch.zeros_like(owner), owner), len(every), 1, draw
+        )

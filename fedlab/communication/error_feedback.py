@@ -24,8 +24,13 @@ GROUP = "communication"
 # client -> (row ids, growing; what was left of each row)
 Kept = Mapping[int, tuple[Tensor, Tensor]]
 CODECS: dict[str, Codec] = {
-    "8 bits": Quantised(8), "4 bits": Quantised(4), "2 bits": Quantised(2), "signs": Quantised(1),
-    "largest tenth": TopK(0.1), "random tenth": RandomK(0.1), "rank 1": LowRank(1),
+    "8 bits": Quantised(8),
+    "4 bits": Quantised(4),
+    "2 bits": Quantised(2),
+    "signs": Quantised(1),
+    "largest tenth": TopK(0.1),
+    "random tenth": RandomK(0.1),
+    "rank 1": LowRank(1),
     "rank 1 in 4 bits": LowRank(1, then=Quantised(4)),
 }
 
@@ -38,10 +43,26 @@ class ErrorFeedback(Stage):
     does not tell them, as distances, see `row_bytes`.
     """
 
-    codec: str = knob("4 bits", 0, 0, "", "in what form updates are sent up", choices=tuple(CODECS),
-                      live=False, group=GROUP)
-    feedback: str = knob("on", 0, 0, "", "whether clients keep what was left out for later",
-                         choices=("on", "off"), live=False, group=GROUP)
+    codec: str = knob(
+        "4 bits",
+        0,
+        0,
+        "",
+        "in what form updates are sent up",
+        choices=tuple(CODECS),
+        live=False,
+        group=GROUP,
+    )
+    feedback: str = knob(
+        "on",
+        0,
+        0,
+        "",
+        "whether clients keep what was left out for later",
+        choices=("on", "off"),
+        live=False,
+        group=GROUP,
+    )
     own: Codec | None = None
 
     def adds(self) -> dict[str, Any]:
@@ -75,8 +96,11 @@ class ErrorFeedback(Stage):
 
 def _remembered(kept: Kept, cohort: Tensor, height: int) -> tuple[Tensor, Tensor] | None:
     """(growing keys `place in the cohort * height + row`, what was left) of these clients."""
-    found = [(place * height + kept[client][0], kept[client][1])
-             for place, client in enumerate(cohort.tolist()) if client in kept]
+    found = [
+        (place * height + kept[client][0], kept[client][1])
+        for place, client in enumerate(cohort.tolist())
+        if client in kept
+    ]
     return (torch.cat([k for k, _ in found]), torch.cat([v for _, v in found])) if found else None
 
 
@@ -118,8 +142,13 @@ def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
     first = torch.ones_like(client, dtype=torch.bool)
     first[1:] = client[1:] != client[:-1]
     apart = torch.where(first, ids + 1, ids - ids.roll(1))
-    require(bool((apart > 0).all()), "ids", ids[apart <= 0][:1].tolist(),
-            "a client's row numbers must grow")
+    require(
+        bool((apart > 0).all()),
+        "ids",
+        ids[apart <= 0][:1].tolist(),
+        "a client's row numbers must grow",
+    )
     each = 1 + sum((apart >> 7 * more > 0).long() for more in range(1, 5))
     return torch.zeros(clients, dtype=torch.int64, device=ids.device).index_add_(
-        0, client, torch.as_tensor(each))
+        0, client, torch.as_tensor(each)
+    )

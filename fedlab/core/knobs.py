@@ -65,15 +65,20 @@ class Knob:
     def check(self, name: str, value: object, kind: type) -> None:
         """Raise `ParameterError` unless `value` is a `kind` within the range."""
         if self.many:
-            return require(isinstance(value, str) and set(several(value)) <= set(self.options),
-                           name, value, "choose none, or some of "
-                           f"{', '.join(self.options)}, joined by ' + '")
+            return require(
+                isinstance(value, str) and set(several(value)) <= set(self.options),
+                name,
+                value,
+                f"choose none, or some of {', '.join(self.options)}, joined by ' + '",
+            )
         if self.options and not self.others:
-            return require(value in self.options, name, value,
-                           f"choose one of {', '.join(self.options)}")
+            return require(
+                value in self.options, name, value, f"choose one of {', '.join(self.options)}"
+            )
         if kind is str:
-            return require(isinstance(value, str) and value != "", name, value,
-                           f"write a text: {self.meaning}")
+            return require(
+                isinstance(value, str) and value != "", name, value, f"write a text: {self.meaning}"
+            )
         number = isinstance(value, int | float) and not isinstance(value, bool)
         whole = kind is not int or isinstance(value, int)
         a_number = "a whole number" if kind is int else "a number"
@@ -158,9 +163,12 @@ def described() -> dict[str, Description]:
             for f in fields(cls):
                 if "knob" in f.metadata:
                     before = found[f.name].readers if f.name in found else ()
-                    found[f.name] = Description(f.metadata["knob"], f.type,  # type: ignore[arg-type]
-                                                f.default,
-                                                (*before, title))
+                    found[f.name] = Description(
+                        f.metadata["knob"],
+                        f.type,  # type: ignore[arg-type]
+                        f.default,
+                        (*before, title),
+                    )
     return found
 
 
@@ -185,29 +193,44 @@ def register(cls: type[T]) -> type[T]:
     """
     made = strict(dataclass(frozen=True, kw_only=True, eq=False)(cls))
     title, kind = title_of(made), getattr(made, "kind", "")
-    require(bool(kind), "register", cls.__name__,
-            "derive the part from Local, Stage, Aggregation, Schedule or another kind of part")
+    require(
+        bool(kind),
+        "register",
+        cls.__name__,
+        "derive the part from Local, Stage, Aggregation, Schedule or another kind of part",
+    )
     for other in REGISTRY.values():
         same = other.get(title)
-        again = same is None or (same.__module__, same.__qualname__) == (made.__module__,
-                                                                         made.__qualname__)
+        again = same is None or (same.__module__, same.__qualname__) == (
+            made.__module__,
+            made.__qualname__,
+        )
         require(again, "register", title, f"{same} has this name; choose another")
     others = {name: found for name, found in described().items() if found.readers != (title,)}
     for f in fields(made):  # type: ignore[arg-type]
-        require(f.default is not MISSING or f.default_factory is not MISSING, f"{title}.{f.name}",
-                "no default", "give it one, so that the part can be made from settings alone")
+        require(
+            f.default is not MISSING or f.default_factory is not MISSING,
+            f"{title}.{f.name}",
+            "no default",
+            "give it one, so that the part can be made from settings alone",
+        )
         if "knob" in f.metadata:
             _check_knob(title, f.name, f.metadata["knob"], f.type, f.default, others)
             f.metadata["knob"].check(f"{title}.{f.name}", f.default, f.type)
-            require(kind not in MADE_ONCE or not f.metadata["knob"].live, f"{title}.{f.name}",
-                    "live", f"a {kind} stays while a run lasts; describe the knob with live=False")
+            require(
+                kind not in MADE_ONCE or not f.metadata["knob"].live,
+                f"{title}.{f.name}",
+                "live",
+                f"a {kind} stays while a run lasts; describe the knob with live=False",
+            )
     REGISTRY.setdefault(kind, {})[title] = made
     _described.clear()
     return made
 
 
-def _check_knob(title: str, name: str, own: Knob, kind: Any, default: Any,
-                others: Mapping[str, Description]) -> None:
+def _check_knob(
+    title: str, name: str, own: Knob, kind: Any, default: Any, others: Mapping[str, Description]
+) -> None:
     """Raise `ParameterError` for a knob without a range.
 
     Or one that means something else elsewhere.
@@ -219,5 +242,10 @@ def _check_knob(title: str, name: str, own: Knob, kind: Any, default: Any,
     if name in others:
         other = others[name]
         same = (other.knob, other.kind, other.default) == (own, kind, default)
-        require(same, where, default, f"{', '.join(other.readers)} describes this knob otherwise; "
-                "choose another name, or the same description")
+        require(
+            same,
+            where,
+            default,
+            f"{', '.join(other.readers)} describes this knob otherwise; "
+            "choose another name, or the same description",
+        )

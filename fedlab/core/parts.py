@@ -85,8 +85,11 @@ class Local(Part):
 
     def asks(self, context: "RoundContext") -> dict[str, tuple[Tensor, str]]:
         """Name -> (a tensor of its shape, kind of its rows) of all that a client sends."""
-        return {name: (context.params[name], kind) for name, kind in context.model.rows.items()
-                if name not in context.model.private}
+        return {
+            name: (context.params[name], kind)
+            for name, kind in context.model.rows.items()
+            if name not in context.model.private
+        }
 
     def train(self, context: "RoundContext", cohort: Tensor) -> Iterator[Update]:
         """What the clients (C,) send, chunk by chunk; private rows are among it and stay."""
@@ -128,8 +131,12 @@ class Stage(Part):
     def __init_subclass__(cls) -> None:
         """Name it; a stage that acts nowhere is none."""
         super().__init_subclass__()
-        require(cls.side in BEHIND, f"{cls.__name__}.side", cls.side,
-                f"choose one of {', '.join(BEHIND)}")
+        require(
+            cls.side in BEHIND,
+            f"{cls.__name__}.side",
+            cls.side,
+            f"choose one of {', '.join(BEHIND)}",
+        )
 
     def each(self, update: Update, context: "RoundContext") -> Update:
         """What leaves this stage of a chunk: the same names, rows and shapes."""
@@ -361,8 +368,9 @@ def walk(parts: Sequence[Part], facts: Mapping[str, Any]) -> dict[str, dict[str,
     now, found = dict(facts), dict[str, dict[str, Any]]()
     cause = dict.fromkeys(now, "the data")
     for part in parts:
-        require(part.name not in found, "parts", part.name,
-                "it is there twice; leave one of them out")
+        require(
+            part.name not in found, "parts", part.name, "it is there twice; leave one of them out"
+        )
         found[part.name] = dict(now)
         side = part.side if isinstance(part, Stage) else ""
         _check(part, side, now, cause)
@@ -390,14 +398,20 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:
             what = FACTS.get(fact, "to be without " + fact)
-            raise ParameterError(f"{part.name}: needs {what}, which {cause[fact]} leaves no more; "
-                                 "change their order, or leave one of them out")
+            raise ParameterError(
+                f"{part.name}: needs {what}, which {cause[fact]} takes away; "
+                "change their order, or leave one of them out"
+            )
 
 
 def _makers(fact: str) -> list[str]:
     """Names of the registered parts that add a fact."""
-    return [title for parts in REGISTRY.values() for title, cls in parts.items()
-            if issubclass(cls, Part) and fact in cls().adds()]
+    return [
+        title
+        for parts in REGISTRY.values()
+        for title, cls in parts.items()
+        if issubclass(cls, Part) and fact in cls().adds()
+    ]
 
 
 def turned(part: P, settings: Mapping[str, Any]) -> P:
@@ -406,8 +420,9 @@ def turned(part: P, settings: Mapping[str, Any]) -> P:
     return replace(part, **mine) if mine else part  # type: ignore[type-var]
 
 
-def unread(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
-           names: Iterable[str]) -> dict[str, str]:
+def unread(
+    parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]], names: Iterable[str]
+) -> dict[str, str]:
     """Of these knobs, those that nothing in this combination reads, by name -> why."""
     found = {}
     for name in names:
@@ -417,15 +432,18 @@ def unread(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
             others = described()[name].readers
             kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
             here = " and ".join(part.name for part in parts if part.kind in kinds)
-            found[name] = (f"nothing in this run reads it{here and ' beside ' + here}; "
-                           f"{', '.join(others)} would")
+            found[name] = (
+                f"nothing in this run reads it{here and ' beside ' + here}; "
+                f"{', '.join(others)} would"
+            )
         elif len(idle) == len(readers):
             found[name] = f"{' and '.join(idle)} does not read it in this combination"
     return found
 
 
-def check_read(parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]],
-               settings: Mapping[str, Any]) -> None:
+def check_read(
+    parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> None:
     """Raise `ParameterError` for a turned knob that nothing in this combination reads."""
     for name, why in unread(parts, facts, settings).items():
         require(False, name, settings[name], f"{why}; leave it as it was")

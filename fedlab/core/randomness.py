@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-WEYL = 0x9E3779B9, 0xBB67AE85      # what is added to the key from round to round
+WEYL = 0x9E3779B9, 0xBB67AE85  # what is added to the key from round to round
 WORD = 0xFFFFFFFF
 ROUNDS = 10
 AT_ONCE = 1 << 14  # counters at a time: 8 ns a word; with all at once 17, with 2^11 15
@@ -85,7 +85,7 @@ class Key:
         """
         blocks = (counts + 3) >> 2
         found = _blocks(client.repeat_interleave(blocks), ramp(blocks), self.halves).flatten()
-        spare = (blocks << 2) - counts           # words at the end of each client's last block
+        spare = (blocks << 2) - counts  # words at the end of each client's last block
         if bool(spare.any()):
             shift = (spare.cumsum(0) - spare).repeat_interleave(counts)
             shift += torch.arange(len(shift), device=shift.device)
@@ -172,7 +172,7 @@ def _blocks(client: Tensor, block: Tensor, key: tuple[int, int]) -> Tensor:
         if on_cpu:
             columns = [column.numpy() for column in columns]
         for lane, words in enumerate(philox(columns, key, np if on_cpu else torch)):
-            found[rows, lane] = torch.as_tensor(words)         # the lower 32 bits
+            found[rows, lane] = torch.as_tensor(words)  # the lower 32 bits
     return found
 
 

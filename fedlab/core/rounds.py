@@ -53,8 +53,9 @@ class Round:
         return replace(self, params={}, state={})
 
 
-def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]],
-             every: int = 1) -> Iterator[Round]:
+def measured(
+    rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]], every: int = 1
+) -> Iterator[Round]:
     """The same stream with metrics.
 
     `measure` sees every `every`-th Round and the others pass untouched.
@@ -68,8 +69,9 @@ def measured(rounds: Iterable[Round], measure: Callable[[Round], dict[str, float
         yield done
 
 
-def stop_early(rounds: Iterable[Round], metric: str, mode: str,
-               patience: int = 5) -> Iterator[Round]:
+def stop_early(
+    rounds: Iterable[Round], metric: str, mode: str, patience: int = 5
+) -> Iterator[Round]:
     """Pass Rounds on until `metric` has not improved for `patience` measured rounds; mode.
 
     'min' or 'max'.
@@ -96,6 +98,10 @@ def best_round(rounds: Iterable[Round], metric: str, mode: str) -> Round:
 
 
 def _sign(mode: str) -> int:
-    require(mode in ("min", "max"), "mode", mode,
-            "write 'min' if lower is better, as for errors, or 'max'")
+    require(
+        mode in ("min", "max"),
+        "mode",
+        mode,
+        "write 'min' if lower is better, as for errors, or 'max'",
+    )
     return -1 if mode == "min" else 1

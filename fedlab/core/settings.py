@@ -33,8 +33,9 @@ class Settings(Mapping[str, Any]):
         known(list(found), turned)
         for name, value in turned.items():
             found[name].knob.check(name, value, found[name].kind)
-        self.turned = {name: value for name, value in turned.items()
-                       if value != found[name].default}
+        self.turned = {
+            name: value for name, value in turned.items() if value != found[name].default
+        }
 
     def __getattr__(self, name: str) -> Any:
         """The value of a knob, turned or usual."""
@@ -88,8 +89,12 @@ def read_settings(text: str, base: Settings) -> Settings:
         require(False, "settings", found, reason)
     whole = isinstance(found, dict) and isinstance(found.get("settings"), dict)
     require(whole, "settings", found, f'write {{"fedlab": {VERSION}, "settings": {{...}}}}')
-    require(found.get("fedlab") == VERSION, "fedlab", found.get("fedlab"),
-            f"these settings are of another version; this one reads version {VERSION}")
+    require(
+        found.get("fedlab") == VERSION,
+        "fedlab",
+        found.get("fedlab"),
+        f"these settings are of another version; this one reads version {VERSION}",
+    )
     return base.replace(**found["settings"])
 
 
@@ -107,5 +112,6 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     if not settings:
         return []
     names = dict.fromkeys(name for each in settings for name in each)
-    return [name for name in names
-            if any(each.get(name) != settings[0].get(name) for each in settings)]
+    return [
+        name for name in names if any(each.get(name) != settings[0].get(name) for each in settings)
+    ]

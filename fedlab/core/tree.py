@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 Tree = dict[str, Tensor]
-CACHED = 1 << 16      # floats scaled at a time before they are added: what stays in a core's cache
-Score = Callable[[Tensor, Tensor], Tensor]   # (users, items) of one shape -> scores of that shape
+CACHED = 1 << 16  # floats scaled at a time before they are added: what stays in a core's cache
+Score = Callable[[Tensor, Tensor], Tensor]  # (users, items) of one shape -> scores of that shape
 
 
 def to(tree: Tree, device: str | torch.device) -> Tree:
@@ -68,8 +68,9 @@ class Rows:
 
     def lengths(self) -> Tensor:
         """(R,) L2 norm of each row."""
-        return torch.linalg.vector_norm(self.values.view(len(self.ids),
-                                                         self.values.shape[1:].numel()), dim=1)
+        return torch.linalg.vector_norm(
+            self.values.view(len(self.ids), self.values.shape[1:].numel()), dim=1
+        )
 
     def square_norms(self, clients: int) -> Tensor:
         """(C,) sum of squares of each client's rows."""
@@ -108,11 +109,17 @@ class Update:
     def only(self, chosen: Tensor) -> "Update":
         """Some of its clients: `chosen` (c,) true for those that stay."""
         mine = chosen.to(self.weights.device)
-        return Update({name: delta.only(mine) for name, delta in self.deltas.items()},
-                      self.weights[mine], self.losses[mine], self.cohort[chosen.cpu()],
-                      self.steps[mine], None if self.bytes_up is None else self.bytes_up[mine],
-                      None if self.members is None else tuple(
-                          m for m, kept in zip(self.members, chosen.tolist(), strict=True) if kept))
+        return Update(
+            {name: delta.only(mine) for name, delta in self.deltas.items()},
+            self.weights[mine],
+            self.losses[mine],
+            self.cohort[chosen.cpu()],
+            self.steps[mine],
+            None if self.bytes_up is None else self.bytes_up[mine],
+            None
+            if self.members is None
+            else tuple(m for m, kept in zip(self.members, chosen.tolist(), strict=True) if kept),
+        )
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
@@ -121,8 +128,9 @@ def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
     In float32 the squares of a thousand equal rows add up to a hundred-thousandth too much.
     """
     wide = [replace(d, values=d.values.double()) for d in deltas.values()]
-    return sum((d.square_norms(clients).cpu() for d in wide),
-               torch.zeros(clients, dtype=torch.float64)).sqrt()
+    return sum(
+        (d.square_norms(clients).cpu() for d in wide), torch.zeros(clients, dtype=torch.float64)
+    ).sqrt()
 
 
 def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
@@ -187,13 +195,17 @@ class SparseTable:
         ids, place = torch.cat([self.ids, rows]).unique(return_inverse=True)
         values = change.new_empty(len(ids), *change.shape[1:])
         values[place[: len(self.ids)]] = self.values
-        values[place[len(self.ids):]] = self.index_select(dim, rows) + change
+        values[place[len(self.ids) :]] = self.index_select(dim, rows) + change
         return replace(self, ids=ids, values=values)
 
     def to(self, device: str | torch.device) -> "SparseTable":
         """The same table on another device."""
-        return replace(self, first=self.first.to(device), ids=self.ids.to(device),
-                       values=self.values.to(device))
+        return replace(
+            self,
+            first=self.first.to(device),
+            ids=self.ids.to(device),
+            values=self.values.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -256,8 +268,9 @@ def as_tensor(column: Tensor) -> Tensor:
 def joined(parts: list[Tensor]) -> Tensor:
     """Several stretches of one column, end to end."""
     if len(parts) > 1 and isinstance(parts[0], Lookup):
-        return cast(Tensor, replace(parts[0],
-                                    rows=torch.cat([cast(Lookup, p).rows for p in parts])))
+        return cast(
+            Tensor, replace(parts[0], rows=torch.cat([cast(Lookup, p).rows for p in parts]))
+        )
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -1,5 +1,3 @@
 """What the lessons share."""
 
-
-
 __all__ = []

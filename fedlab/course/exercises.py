@@ -35,8 +35,10 @@ def factor_step(step: Callable[[Tensor, Tensor, float, float], Any]) -> None:
     p, q, y, lr = torch.randn(4, generator=draw), torch.randn(4, generator=draw), 1.5, 0.1
     leaf = p.clone().requires_grad_()
     ((leaf @ q - y) ** 2).backward()
-    _say(_equal(step(p, q, y, lr), (leaf - lr * torch.as_tensor(leaf.grad)).detach()),
-         "the derivative of (p . q - y)^2 by p is 2 (p . q - y) q; step against it, times lr")
+    _say(
+        _equal(step(p, q, y, lr), (leaf - lr * torch.as_tensor(leaf.grad)).detach()),
+        "the derivative of (p . q - y)^2 by p is 2 (p . q - y) q; step against it, times lr",
+    )
 
 
 def parameters(answer: object, features: int, clients: int) -> None:
@@ -45,8 +47,10 @@ def parameters(answer: object, features: int, clients: int) -> None:
     >>> parameters(3, features=3, clients=10)
     Not yet. Hint: each client has one number for each feature; count the features of x first
     """
-    _say(answer == features * clients,
-         "each client has one number for each feature; count the features of x first")
+    _say(
+        answer == features * clients,
+        "each client has one number for each feature; count the features of x first",
+    )
 
 
 def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
@@ -58,10 +62,12 @@ def fedavg(average: Callable[[Tensor, Tensor], Any]) -> None:
     draw = stream(0, "exercise")
     deltas, counts = torch.randn(5, 3, generator=draw), torch.tensor([1.0, 4.0, 2.0, 8.0, 5.0])
     answer = average(deltas, counts)
-    _say(_equal(answer, (counts / counts.sum()) @ deltas),
-         "that is the plain mean; a client with more examples must count more"
-         if _equal(answer, deltas.mean(0))
-         else "divide the counts by their sum, then add up share times delta over the clients")
+    _say(
+        _equal(answer, (counts / counts.sum()) @ deltas),
+        "that is the plain mean; a client with more examples must count more"
+        if _equal(answer, deltas.mean(0))
+        else "divide the counts by their sum, then add up share times delta over the clients",
+    )
 
 
 def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
@@ -74,11 +80,13 @@ def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
     """
     deltas = torch.randn(7, 3, generator=stream(0, "exercise"))
     answer = rule(deltas, 2)
-    _say(_equal(answer, deltas.sort(0).values[2:-2].mean(0)),
-         "sort each column first: its extremes are not those of another column"
-         if _equal(answer, deltas[2:-2].mean(0))
-         else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean "
-         "of the rest")
+    _say(
+        _equal(answer, deltas.sort(0).values[2:-2].mean(0)),
+        "sort each column first: its extremes are not those of another column"
+        if _equal(answer, deltas[2:-2].mean(0))
+        else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean "
+        "of the rest",
+    )
 
 
 def ensemble_download(answer: object, models: int, numbers: int) -> None:
@@ -87,8 +95,10 @@ def ensemble_download(answer: object, models: int, numbers: int) -> None:
     >>> ensemble_download(100, models=2, numbers=100)
     Not yet. Hint: every model predicts, so the user needs all of them, 4 bytes a number
     """
-    _say(answer == models * numbers * 4,
-         "every model predicts, so the user needs all of them, 4 bytes a number")
+    _say(
+        answer == models * numbers * 4,
+        "every model predicts, so the user needs all of them, 4 bytes a number",
+    )
 
 
 def staleness(weight: Callable[[float], Any]) -> None:
@@ -98,8 +108,10 @@ def staleness(weight: Callable[[float], Any]) -> None:
     Not yet. Hint: an update that is not late must weigh 1, one that is 3 steps late one half
     """
     steps = torch.tensor([0.0, 1.0, 3.0, 8.0])
-    _say(all(_equal(weight(float(s)), (1 + s) ** -0.5) for s in steps),
-         "an update that is not late must weigh 1, one that is 3 steps late one half")
+    _say(
+        all(_equal(weight(float(s)), (1 + s) ** -0.5) for s in steps),
+        "an update that is not late must weigh 1, one that is 3 steps late one half",
+    )
 
 
 def round_seconds(answer: object, seconds: list[float], deadline: float) -> None:
@@ -109,8 +121,10 @@ def round_seconds(answer: object, seconds: list[float], deadline: float) -> None
     Not yet. Hint: the server waits for the slowest, not beyond the deadline; who is later does not
     count
     """
-    _say(answer == (min(max(seconds), deadline), sum(s <= deadline for s in seconds)),
-         "the server waits for the slowest, not beyond the deadline; who is later does not count")
+    _say(
+        answer == (min(max(seconds), deadline), sum(s <= deadline for s in seconds)),
+        "the server waits for the slowest, not beyond the deadline; who is later does not count",
+    )
 
 
 def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
@@ -122,11 +136,13 @@ def pooled(mean: Callable[[Tensor, Tensor], Any]) -> None:
     states = torch.randn(6, 4, generator=stream(0, "exercise"))
     there = torch.tensor([1.0, 1, 1, 1, 0, 0])
     answer = mean(states, there)
-    _say(_equal(answer, states[:4].mean(0)),
-         "the padding got in: only tokens that are there may count"
-         if _equal(answer, states.mean(0))
-         else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are "
-         "there")
+    _say(
+        _equal(answer, states[:4].mean(0)),
+        "the padding got in: only tokens that are there may count"
+        if _equal(answer, states.mean(0))
+        else "multiply the states by `there[:, None]`, add them up, divide by how many tokens are "
+        "there",
+    )
 
 
 def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
@@ -143,10 +159,13 @@ def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> No
     near = torch.rand(5, generator=draw)
     kernel = x @ x.T
     answer = row(near, kernel, rows, 0.5)
-    _say(_equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
-         "that counts films that are like each other twice; solve with the kernel of the warm "
-         "films first" if _equal(answer, near @ rows)
-         else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that")
+    _say(
+        _equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
+        "that counts films that are like each other twice; solve with the kernel of the warm "
+        "films first"
+        if _equal(answer, near @ rows)
+        else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that",
+    )
 
 
 def upload(answer: object, rows: int, dim: int) -> None:
@@ -157,8 +176,10 @@ def upload(answer: object, rows: int, dim: int) -> None:
     >>> upload(4, rows=10, dim=8)
     Not yet. Hint: 4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item
     """
-    _say(answer == rows * (4 * (dim + 1) + 4),
-         "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item")
+    _say(
+        answer == rows * (4 * (dim + 1) + 4),
+        "4 bytes a float, dim + 1 floats an item, and 4 bytes to say which item",
+    )
 
 
 def adapter(count: Callable[[int, int, int], Any]) -> None:
@@ -168,9 +189,10 @@ def adapter(count: Callable[[int, int, int], Any]) -> None:
     Not yet. Hint: that is the layer itself
     """
     whole = count(30, 50, 4) == 30 * 50
-    _say(count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
-         "that is the layer itself" if whole
-         else "A is (r, inputs) and B is (outputs, r); add both")
+    _say(
+        count(30, 50, 4) == 4 * 80 and count(7, 5, 2) == 24,
+        "that is the layer itself" if whole else "A is (r, inputs) and B is (outputs, r); add both",
+    )
 
 
 def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
@@ -185,10 +207,12 @@ def mean_product(rule: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     expected = sum((w * y @ x for w, x, y in zip(share, a, b, strict=True)), torch.zeros(5, 6))
     answer = rule(a, b, share)
     mean_b, mean_a = torch.einsum("c,cor->or", share, b), torch.einsum("c,cri->ri", share, a)
-    _say(_equal(answer, expected),
-         "that is the product of the means; take each shop's product first"
-         if _equal(answer, mean_b @ mean_a)
-         else "multiply each shop's B by its A, then add them up, each times its share")
+    _say(
+        _equal(answer, expected),
+        "that is the product of the means; take each shop's product first"
+        if _equal(answer, mean_b @ mean_a)
+        else "multiply each shop's B by its A, then add them up, each times its share",
+    )
 
 
 def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
@@ -201,8 +225,12 @@ def inner_step(step: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None:
     w, x = torch.randn(3, generator=draw), torch.randn(6, 3, generator=draw)
     y = torch.randn(6, generator=draw)
     answer, gradient = step(w, x, y, 0.1), 2 * x.T @ (x @ w - y)
-    _say(_equal(answer, w - 0.1 * gradient / 6), "that is the sum over examples; take their mean"
-         if _equal(answer, w - 0.1 * gradient) else "w - rate * 2 * x.T @ (x @ w - y) / len(y)")
+    _say(
+        _equal(answer, w - 0.1 * gradient / 6),
+        "that is the sum over examples; take their mean"
+        if _equal(answer, w - 0.1 * gradient)
+        else "w - rate * 2 * x.T @ (x @ w - y) / len(y)",
+    )
 
 
 def inner_derivative(factor: Callable[[float, float], Any]) -> None:
@@ -212,11 +240,17 @@ def inner_derivative(factor: Callable[[float, float], Any]) -> None:
     Not yet. Hint: that is FOMAML, which takes the step for a constant; the step depends on w, too
     """
     answers = [factor(x, 0.1) for x in (0.0, 1.0, 3.0)]
-    right = all(_equal(a, torch.tensor(1 - 0.2 * x * x))
-                for a, x in zip(answers, (0.0, 1.0, 3.0), strict=True))
+    right = all(
+        _equal(a, torch.tensor(1 - 0.2 * x * x))
+        for a, x in zip(answers, (0.0, 1.0, 3.0), strict=True)
+    )
     first = all(_equal(a, torch.tensor(1.0)) for a in answers)
-    _say(right, "that is FOMAML, which takes the step for a constant; the step depends on w, too"
-         if first else "the step is rate * 2 x (w x - y); how does it change with w?")
+    _say(
+        right,
+        "that is FOMAML, which takes the step for a constant; the step depends on w, too"
+        if first
+        else "the step is rate * 2 x (w x - y); how does it change with w?",
+    )
 
 
 def clipped(clip: Callable[[Tensor, float], Any]) -> None:
@@ -229,9 +263,13 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
     answers = clip(long, 2.0), clip(short, 2.0)
     each = _equal(answers[0], long.clamp(-2, 2))
     grown = _equal(answers[1], short / short.norm() * 2)
-    hint = ("that bounds each number by itself; it is the length of the whole that counts" if each
-            else "a short delta stays as it is" if grown
-            else "delta * min(1, bound / delta.norm())")
+    hint = (
+        "that bounds each number by itself; it is the length of the whole that counts"
+        if each
+        else "a short delta stays as it is"
+        if grown
+        else "delta * min(1, bound / delta.norm())"
+    )
     _say(_equal(answers[0], long * 0.4) and _equal(answers[1], short), hint)
 
 
@@ -242,10 +280,12 @@ def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
     Not yet. Hint: that is the noise on the sum; the mean is the sum over the clients
     """
     answers = [deviation(z, c, n) for z, c, n in ((1.0, 0.5, 100), (2.0, 0.5, 50))]
-    _say(_equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
-         "that is the noise on the sum; the mean is the sum over the clients"
-         if _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
-         else "the sum has noise of z C, and is divided by the number of clients")
+    _say(
+        _equal(answers[0], torch.tensor(0.005)) and _equal(answers[1], torch.tensor(0.02)),
+        "that is the noise on the sum; the mean is the sum over the clients"
+        if _equal(answers[0], torch.tensor(0.5)) and _equal(answers[1], torch.tensor(1.0))
+        else "the sum has noise of z C, and is divided by the number of clients",
+    )
 
 
 def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
@@ -256,8 +296,12 @@ def unmasking(opened: Callable[[Tensor, Tensor], Any]) -> None:
     """
     masked, mask = torch.tensor([[2**32 - 1, 5], [3, 7], [9, 2**31]]), torch.tensor([7, 2**31 + 30])
     answer, expected = opened(masked, mask), masked.sum(0) - mask
-    _say(_equal(answer, expected % 2**32), "words wrap around: take all of it mod 2**32"
-         if _equal(answer, expected) else "add the rows up, take the mask off, then % 2**32")
+    _say(
+        _equal(answer, expected % 2**32),
+        "words wrap around: take all of it mod 2**32"
+        if _equal(answer, expected)
+        else "add the rows up, take the mask off, then % 2**32",
+    )
 
 
 def tpr_bound(bound: Callable[[float, float], Any]) -> None:
@@ -270,11 +314,13 @@ def tpr_bound(bound: Callable[[float, float], Any]) -> None:
     """
     answers = [bound(e, f) for e, f in ((0.0, 0.05), (1.0, 0.05), (5.0, 0.05))]
     expected = [0.05, 2.718281828 * 0.05, 1 - 0.95 * 0.006737947]
-    _say(all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
-         "a share above 1? The bound holds for those not found as well: "
-         "1 - tpr >= e**-epsilon * (1 - false)"
-         if _equal(answers[2], torch.tensor(148.4131591 * 0.05))
-         else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)")
+    _say(
+        all(_equal(a, torch.tensor(e)) for a, e in zip(answers, expected, strict=True)),
+        "a share above 1? The bound holds for those not found as well: "
+        "1 - tpr >= e**-epsilon * (1 - false)"
+        if _equal(answers[2], torch.tensor(148.4131591 * 0.05))
+        else "e**epsilon * false, and no more than 1 - e**-epsilon * (1 - false)",
+    )
 
 
 def levels(given: Callable[[Tensor, int], Any]) -> None:
@@ -289,10 +335,13 @@ def levels(given: Callable[[Tensor, int], Any]) -> None:
     numbers = torch.tensor([-0.8, 0.3, 0.1, 0.0])
     answers = given(numbers, 4), given(numbers, 2)
     expected = torch.tensor([-7.0, 3.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0, 0.0])
-    _say(all(_equal(a, e) for a, e in zip(answers, expected, strict=True)),
-         "levels are whole numbers; round them" if _equal(answers[0], numbers * 7 / 0.8)
-         else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); "
-         "then round")
+    _say(
+        all(_equal(a, e) for a, e in zip(answers, expected, strict=True)),
+        "levels are whole numbers; round them"
+        if _equal(answers[0], numbers * 7 / 0.8)
+        else "numbers / scale, where the scale is numbers.abs().max() / (2 ** (bits - 1) - 1); "
+        "then round",
+    )
 
 
 def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) -> None:
@@ -304,6 +353,9 @@ def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) 
     delta, left = torch.tensor([0.3, -1.2, 0.6]), torch.tensor([0.4, 0.1, 0.0])
     answer, alone = rest(delta, left, torch.round), delta - delta.round()
     forgotten = _equal(answer, alone) or _equal(answer, alone + left)
-    _say(_equal(answer, torch.tensor([-0.3, -0.1, -0.4])),
-         "what was left out before must be sent as well: code(delta + left)" if forgotten
-         else "delta + left - code(delta + left)")
+    _say(
+        _equal(answer, torch.tensor([-0.3, -0.1, -0.4])),
+        "what was left out before must be sent as well: code(delta + left)"
+        if forgotten
+        else "delta + left - code(delta + left)",
+    )

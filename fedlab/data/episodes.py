@@ -129,8 +129,9 @@ class Curves:
     def values(self, client: Tensor, x: Tensor) -> Tensor:
         """(n,) the curves of clients (n,) at x (n, F)."""
         own = self._own[client]
-        return (own * x).sum(1) if self.kind == "linear" else own[:, 0] * (x[:, 0] - own[:,
-                                                                                         1]).sin()
+        return (
+            (own * x).sum(1) if self.kind == "linear" else own[:, 0] * (x[:, 0] - own[:, 1]).sin()
+        )
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Fresh points of each client's curve: columns client, epoch, x (n, F), query, target.
@@ -140,9 +141,16 @@ class Curves:
         each = self.support + self.query
         place = torch.arange(len(cohort)).repeat_interleave(epochs * each)
         step = torch.arange(epochs * each).repeat(len(cohort))
-        numbers = epochs * each * self.inputs    # of a client
-        x = (key.normal(cohort, numbers) if self.kind == "linear"
-             else key.uniform(cohort, numbers).float() * 10 - 5).view(-1, self.inputs)
-        return {"client": place, "epoch": step // each, "x": x,
-                "query": (step % each >= self.support).float(), "target": self.values(cohort[place],
-                                                                                      x)}
+        numbers = epochs * each * self.inputs  # of a client
+        x = (
+            key.normal(cohort, numbers)
+            if self.kind == "linear"
+            else key.uniform(cohort, numbers).float() * 10 - 5
+        ).view(-1, self.inputs)
+        return {
+            "client": place,
+            "epoch": step // each,
+            "x": x,
+            "query": (step % each >= self.support).float(),
+            "target": self.values(cohort[place], x),
+        }

@@ -55,16 +55,20 @@ class Federation:
 
     def __post_init__(self) -> None:
         """Check the partition."""
-        require(self.task in ("clicks", "ratings"), "task", self.task,
-                "choose one of clicks, ratings")
+        require(
+            self.task in ("clicks", "ratings"), "task", self.task, "choose one of clicks, ratings"
+        )
         if not len(self.train):
             raise DataError("an empty federation: train holds no ratings; hand it at least one")
         if len(self.owner) != self.train.user_count:
-            raise DataError(f"owner has {len(self.owner)} entries; give one for each of "
-                            f"{self.train.user_count} users")
+            raise DataError(
+                f"owner has {len(self.owner)} entries; give one for each of "
+                f"{self.train.user_count} users"
+            )
         if len(empty := (self.counts == 0).nonzero()):
             raise DataError(
-                f"client {int(empty[0])} of {len(self)} holds no train ratings; use fewer clients")
+                f"client {int(empty[0])} of {len(self)} holds no train ratings; use fewer clients"
+            )
 
     def __len__(self) -> int:
         """N, the number of clients."""
@@ -78,8 +82,10 @@ class Federation:
     @cached_property
     def _by_client(self) -> tuple[Tensor, Tensor]:
         """Row numbers of the ratings by (client, user, item), and where each client starts."""
-        order = (self.owner[self.train.users] * self.train.user_count * self.train.item_count
-                 + self.train.pairs()).argsort()
+        order = (
+            self.owner[self.train.users] * self.train.user_count * self.train.item_count
+            + self.train.pairs()
+        ).argsort()
         return order, self.counts.cumsum(0) - self.counts
 
     @cached_property
@@ -151,8 +157,9 @@ def shuffled(columns: Tree, cohort: Tensor, counts: Tensor, epochs: int, key: Ke
 def told(counts: Tensor, epochs: int) -> Tree:
     """Columns client and epoch of clients that have counts (C,) rows in each epoch."""
     client = torch.arange(len(counts)).repeat_interleave(counts * epochs)
-    epoch = torch.arange(epochs).repeat(len(counts)).repeat_interleave(
-        counts.repeat_interleave(epochs))
+    epoch = (
+        torch.arange(epochs).repeat(len(counts)).repeat_interleave(counts.repeat_interleave(epochs))
+    )
     return {"client": client, "epoch": epoch}
 
 
@@ -170,8 +177,17 @@ def shuffle(run: Tensor, luck: Tensor) -> Tensor:
     return torch.from_numpy(found) & (1 << low) - 1
 
 
-def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_count: int,
-           epochs: int, negatives: int, key: Key, train: Tensor | None = None) -> Tree:
+def clicks(
+    cohort: Tensor,
+    client: Tensor,
+    users: Tensor,
+    items: Tensor,
+    item_count: int,
+    epochs: int,
+    negatives: int,
+    key: Key,
+    train: Tensor | None = None,
+) -> Tree:
     """Clicks (target 1), for each epoch and click `negatives` unseen items of its user (target 0).
 
     Shuffled.
@@ -185,22 +201,32 @@ def clicks(cohort: Tensor, client: Tensor, users: Tensor, items: Tensor, item_co
     if negatives and len(full):
         raise ParameterError(
             f"negatives={negatives}: user {int(users[full[0]])} has seen all {item_count} items; "
-            "set negatives=0")
+            "set negatives=0"
+        )
     own = torch.arange(len(users)) if train is None else train.nonzero()[:, 0]
     counts = torch.bincount(client.index_select(0, own), minlength=len(cohort))
     run, row = repeated(counts, epochs)
     row = own.index_select(0, row)
-    drawn = unseen(user_run, items, item_count, row.repeat_interleave(negatives),
-                   key.of("negatives").runs(cohort, counts * (epochs * negatives)))
-    each = 1 + negatives                         # a click and its negatives lie side by side
-    columns = {"user": users.index_select(0, row)[:, None].expand(-1, each),
-               "item": torch.cat([items.index_select(0, row)[:, None], drawn.view(len(row),
-                                                                                  negatives)], 1),
-               "target": torch.eye(1, each).expand(len(row), each)}
+    drawn = unseen(
+        user_run,
+        items,
+        item_count,
+        row.repeat_interleave(negatives),
+        key.of("negatives").runs(cohort, counts * (epochs * negatives)),
+    )
+    each = 1 + negatives  # a click and its negatives lie side by side
+    columns = {
+        "user": users.index_select(0, row)[:, None].expand(-1, each),
+        "item": torch.cat(
+            [items.index_select(0, row)[:, None], drawn.view(len(row), negatives)], 1
+        ),
+        "target": torch.eye(1, each).expand(len(row), each),
+    }
     luck = key.of("order").runs(cohort, counts * (epochs * each))
     order = shuffle(run.repeat_interleave(each), luck)
-    return told(counts * each, epochs) | {name: column.reshape(-1).index_select(0, order)
-                                          for name, column in columns.items()}
+    return told(counts * each, epochs) | {
+        name: column.reshape(-1).index_select(0, order) for name, column in columns.items()
+    }
 
 
 def _user_runs(client: Tensor, users: Tensor) -> Tensor:

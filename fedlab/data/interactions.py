@@ -62,24 +62,30 @@ class Ratings:
         """Check what all later code relies on."""
         sizes = {len(column) for column in (self.users, self.items, self.values, self.times)}
         if len(sizes) > 1:
-            raise DataError(f"columns users, items, values, times have lengths {sorted(sizes)}; "
-                            "make them equal")
-        for name, column, count in (("users", self.users, self.user_count),
-                                    ("items", self.items, self.item_count)):
+            raise DataError(
+                f"columns users, items, values, times have lengths {sorted(sizes)}; make them equal"
+            )
+        for name, column, count in (
+            ("users", self.users, self.user_count),
+            ("items", self.items, self.item_count),
+        ):
             bad = ((column < 0) | (column >= count)).nonzero()
             if len(bad):
                 raise DataError(
-                    f"{name}[{int(bad[0])}]={int(column[bad[0]])} is unknown; use 0 to {count - 1}")
+                    f"{name}[{int(bad[0])}]={int(column[bad[0]])} is unknown; use 0 to {count - 1}"
+                )
         bad = (~self.values.isfinite()).nonzero()
         if len(bad):
             raise DataError(
-                f"values[{int(bad[0])}]={float(self.values[bad[0]])} is not finite; remove the row")
+                f"values[{int(bad[0])}]={float(self.values[bad[0]])} is not finite; remove the row"
+            )
         pairs = self.pairs().sort().values
         twice = (pairs[1:] == pairs[:-1]).nonzero()
         if len(twice):
             user, item = divmod(int(pairs[twice[0]]), self.item_count)
             raise DataError(
-                f"user {user} rated item {item} more than once; keep one rating for each pair")
+                f"user {user} rated item {item} more than once; keep one rating for each pair"
+            )
 
     def __len__(self) -> int:
         return len(self.users)
@@ -100,8 +106,9 @@ class Ratings:
 
     def take(self, rows: Tensor) -> "Ratings":
         """The ratings at `rows`: a mask (n,) or row numbers."""
-        return Ratings(self.users[rows], self.items[rows], self.values[rows], self.times[rows],
-                       self.catalogue)
+        return Ratings(
+            self.users[rows], self.items[rows], self.values[rows], self.times[rows], self.catalogue
+        )
 
     def item_counts(self) -> Tensor:
         """The number of ratings of each item (I,), as floats: its popularity."""
@@ -117,22 +124,30 @@ def load(name: str = "ml-latest-small") -> Ratings:
     >>> load().catalogue.titles[0]
     'Toy Story'
     """
-    require(name == "ml-latest-small", "name", name,
-            "only 'ml-latest-small' comes along; use read(folder) for others")
+    require(
+        name == "ml-latest-small",
+        "name",
+        name,
+        "only 'ml-latest-small' comes along; use read(folder) for others",
+    )
     with np.load(DATA / f"{name}.npz") as file:
         column = {key: file[key] for key in file.files}
     genre_names = tuple(column["genres"].tobytes().decode().split("\n"))
     bits = torch.from_numpy(column["genre_bits"].astype(np.int64))
-    catalogue = Catalogue(user_ids=tuple(map(str, column["user_id"])),
-                          item_ids=tuple(map(str, column["item_id"])),
-                          titles=tuple(column["titles"].tobytes().decode().split("\n")),
-                          years=torch.from_numpy(column["year"].astype(np.int64)),
-                          genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(),
-                          genre_names=genre_names)
-    users, items, times = (torch.from_numpy(column[key].astype(np.int64))
-                           for key in ("user", "item", "time"))
-    return Ratings(users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times,
-                   catalogue)
+    catalogue = Catalogue(
+        user_ids=tuple(map(str, column["user_id"])),
+        item_ids=tuple(map(str, column["item_id"])),
+        titles=tuple(column["titles"].tobytes().decode().split("\n")),
+        years=torch.from_numpy(column["year"].astype(np.int64)),
+        genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(),
+        genre_names=genre_names,
+    )
+    users, items, times = (
+        torch.from_numpy(column[key].astype(np.int64)) for key in ("user", "item", "time")
+    )
+    return Ratings(
+        users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times, catalogue
+    )
 
 
 def read(folder: str | Path) -> Ratings:
@@ -155,15 +170,24 @@ def read(folder: str | Path) -> Ratings:
     user_ids, item_ids = _ordered(columns["user"]), _ordered(columns["item"])
     rows = [at[item] for item in item_ids]
     names = sorted({g for genres in columns["genres"] for g in genres})
-    catalogue = Catalogue(user_ids=user_ids, item_ids=item_ids,
-                          titles=tuple(columns["title"][r] for r in rows),
-                          years=torch.tensor([columns["year"][r] for r in rows]),
-                          genre_names=tuple(names),
-                          genres=torch.tensor([[g in columns["genres"][r] for g in names]
-                                               for r in rows], dtype=torch.bool))
+    catalogue = Catalogue(
+        user_ids=user_ids,
+        item_ids=item_ids,
+        titles=tuple(columns["title"][r] for r in rows),
+        years=torch.tensor([columns["year"][r] for r in rows]),
+        genre_names=tuple(names),
+        genres=torch.tensor(
+            [[g in columns["genres"][r] for g in names] for r in rows], dtype=torch.bool
+        ),
+    )
     users, items = _numbered(columns["user"], user_ids), _numbered(columns["item"], item_ids)
-    ratings = Ratings(users, items, torch.tensor(columns["rating"], dtype=torch.float32),
-                      torch.tensor(columns["time"]), catalogue)
+    ratings = Ratings(
+        users,
+        items,
+        torch.tensor(columns["rating"], dtype=torch.float32),
+        torch.tensor(columns["time"]),
+        catalogue,
+    )
     return ratings.take(torch.from_numpy(np.lexsort((ratings.times, users))))
 
 
@@ -187,25 +211,45 @@ def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
     True
     """
     kept = (ratings.item_counts() >= least).nonzero()[:, 0]
-    require(len(kept) > 0, "least", least,
-            f"no item has so many; choose {int(ratings.item_counts().max())} or fewer")
+    require(
+        len(kept) > 0,
+        "least",
+        least,
+        f"no item has so many; choose {int(ratings.item_counts().max())} or fewer",
+    )
     known = ratings.catalogue
     at = torch.full((ratings.item_count,), -1)
     at[kept] = torch.arange(len(kept))
-    fewer = replace(known, item_ids=tuple(known.item_ids[i] for i in kept), years=known.years[kept],
-                    titles=tuple(known.titles[i] for i in kept), genres=known.genres[kept])
+    fewer = replace(
+        known,
+        item_ids=tuple(known.item_ids[i] for i in kept),
+        years=known.years[kept],
+        titles=tuple(known.titles[i] for i in kept),
+        genres=known.genres[kept],
+    )
     rows = at[ratings.items] >= 0
-    return Ratings(ratings.users[rows], at[ratings.items[rows]], ratings.values[rows],
-                   ratings.times[rows], fewer), kept
+    return Ratings(
+        ratings.users[rows],
+        at[ratings.items[rows]],
+        ratings.values[rows],
+        ratings.times[rows],
+        fewer,
+    ), kept
 
 
 def of_users(ratings: Ratings, chosen: Tensor) -> Ratings:
     """The ratings of the chosen users (U,), who are numbered anew."""
     rows, at = chosen[ratings.users], chosen.cumsum(0) - 1
-    ids = tuple(name for name, mine in zip(ratings.catalogue.user_ids, chosen.tolist(), strict=True)
-                if mine)
-    return Ratings(at[ratings.users[rows]], ratings.items[rows], ratings.values[rows],
-                   ratings.times[rows], replace(ratings.catalogue, user_ids=ids))
+    ids = tuple(
+        name for name, mine in zip(ratings.catalogue.user_ids, chosen.tolist(), strict=True) if mine
+    )
+    return Ratings(
+        at[ratings.users[rows]],
+        ratings.items[rows],
+        ratings.values[rows],
+        ratings.times[rows],
+        replace(ratings.catalogue, user_ids=ids),
+    )
 
 
 @register

@@ -34,8 +34,12 @@ class ItemQueries:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require(self.data.task == "clicks", "task", self.data.task,
-                "shops know clicks; set task='clicks'")
+        require(
+            self.data.task == "clicks",
+            "task",
+            self.data.task,
+            "shops know clicks; set task='clicks'",
+        )
         require(self.items >= 1, "items", self.items, "choose 1 film or more")
         require(self.users >= 1, "users", self.users, "choose 1 user or more")
 
@@ -66,19 +70,31 @@ class ItemQueries:
         items, starts, parts = self.data.train.item_count, self.counts.cumsum(0) - self.counts, []
         films, users = key.of("items"), key.of("users")
         for place, client in enumerate(cohort.tolist()):
-            stock = self._stock[starts[client]:starts[client] + self.counts[client]] % items
+            stock = self._stock[starts[client] : starts[client] + self.counts[client]] % items
             people = (self.data.owner == client).nonzero()[:, 0]
-            mine = cohort[place:place + 1]
+            mine = cohort[place : place + 1]
             luck = films.uniform(mine, epochs * len(stock)).view(epochs, -1)
-            film = stock[luck.argsort(dim=1, stable=True)[:, :self.items]].flatten()
+            film = stock[luck.argsort(dim=1, stable=True)[:, : self.items]].flatten()
             asked = users.runs(mine, torch.tensor([len(film) * self.users]))
             who = people[below(asked, len(people))].view(-1, self.users)
-            parts.append((torch.full_like(film, place),
-                          torch.arange(epochs).repeat_interleave(len(film) // epochs), film, who))
+            parts.append(
+                (
+                    torch.full_like(film, place),
+                    torch.arange(epochs).repeat_interleave(len(film) // epochs),
+                    film,
+                    who,
+                )
+            )
         client, epoch, film, who = (torch.cat(column) for column in zip(*parts, strict=True))
         clicked = (self.data.rows(who, film[:, None]) >= 0).float()
-        return {"client": client, "epoch": epoch, "item": film, "who": who, "own": clicked,
-                "target": clicked}
+        return {
+            "client": client,
+            "epoch": epoch,
+            "item": film,
+            "who": who,
+            "own": clicked,
+            "target": clicked,
+        }
 
     def few(self) -> Tree:
         """The columns item, who and own of three examples.

@@ -21,8 +21,9 @@ GROUP = "partition"
 
 def platforms() -> int:
     """The knob of all partitions into platforms."""
-    count: int = knob(10, 1, 10_000, "clients", "how many platforms", live=False, usual=(2, 50),
-                      group=GROUP)
+    count: int = knob(
+        10, 1, 10_000, "clients", "how many platforms", live=False, usual=(2, 50), group=GROUP
+    )
     return count
 
 
@@ -79,8 +80,9 @@ def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) 
     4
     """
     _check(train, platforms)
-    require(0 < alpha < float("inf"), "alpha", alpha,
-            "choose a positive number, say from 0.05 to 100")
+    require(
+        0 < alpha < float("inf"), "alpha", alpha, "choose a positive number, say from 0.05 to 100"
+    )
     rng = np.random.default_rng(stream(seed, "partition").initial_seed() & (2**63 - 1))
     favourite = favourite_genre(train)
     shares = rng.dirichlet([alpha] * platforms, int(favourite.max()) + 1).cumsum(1)
@@ -101,15 +103,20 @@ def favourite_genre(train: Ratings) -> Tensor:
     """
     genres = train.catalogue.genres[train.items].float()
     watched = 1e-9 + torch.zeros(train.user_count, genres.shape[1]).index_add_(
-        0, train.users, genres)
+        0, train.users, genres
+    )
     lift = watched / watched.sum(1, keepdim=True) / (watched.sum(0) / watched.sum() + 0.01)
     return lift.argmax(1)
 
 
 def _check(train: Ratings, platforms: int) -> None:
     fits = isinstance(platforms, int) and 1 <= platforms <= train.user_count
-    require(fits, "platforms", platforms,
-            f"choose a whole number from 1 to {train.user_count}, the number of users")
+    require(
+        fits,
+        "platforms",
+        platforms,
+        f"choose a whole number from 1 to {train.user_count}, the number of users",
+    )
 
 
 @register
@@ -148,8 +155,17 @@ class ByGenre(Partition):
     """Platforms whose users differ in taste."""
 
     platforms: int = platforms()
-    alpha: float = knob(0.3, 0.001, 1_000.0, "", "by genre: how alike platforms are (Dirichlet)",
-                        live=False, log=True, usual=(0.05, 100.0), group=GROUP)
+    alpha: float = knob(
+        0.3,
+        0.001,
+        1_000.0,
+        "",
+        "by genre: how alike platforms are (Dirichlet)",
+        live=False,
+        log=True,
+        usual=(0.05, 100.0),
+        group=GROUP,
+    )
 
     def owner(self, train: Ratings, seed: int) -> Tensor:
         """(U,) the client of each user."""

@@ -48,17 +48,39 @@ class Format:
 
 
 FORMATS = (
-    Format("u.data", "u.item", "\t", {"user": 0, "item": 1, "rating": 2, "time": 3},
-           {"item": 0, "title": 1}, encoding="latin-1", item_separator="|", genre_flags=5),
-    Format("ratings.csv", "movies.csv", ",",
-           {"user": "userId", "item": "movieId", "rating": "rating", "time": "timestamp"},
-           {"item": "movieId", "title": "title", "genres": "genres"}),
-    Format("ratings.dat", "movies.dat", "::", {"user": 0, "item": 1, "rating": 2, "time": 3},
-           {"item": 0, "title": 1, "genres": 2}, encoding="latin-1"),
-    Format("*.inter", "*.item", "\t",
-           {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"},
-           {"item": "item_id", "title": "movie_title", "year": "release_year", "genres": "class"},
-           genre_separator=" "),
+    Format(
+        "u.data",
+        "u.item",
+        "\t",
+        {"user": 0, "item": 1, "rating": 2, "time": 3},
+        {"item": 0, "title": 1},
+        encoding="latin-1",
+        item_separator="|",
+        genre_flags=5,
+    ),
+    Format(
+        "ratings.csv",
+        "movies.csv",
+        ",",
+        {"user": "userId", "item": "movieId", "rating": "rating", "time": "timestamp"},
+        {"item": "movieId", "title": "title", "genres": "genres"},
+    ),
+    Format(
+        "ratings.dat",
+        "movies.dat",
+        "::",
+        {"user": 0, "item": 1, "rating": 2, "time": 3},
+        {"item": 0, "title": 1, "genres": 2},
+        encoding="latin-1",
+    ),
+    Format(
+        "*.inter",
+        "*.item",
+        "\t",
+        {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"},
+        {"item": "item_id", "title": "movie_title", "year": "release_year", "genres": "class"},
+        genre_separator=" ",
+    ),
 )
 
 
@@ -80,7 +102,8 @@ def read_columns(folder: str | Path) -> dict[str, list[Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(
-            f"folder={str(folder)!r} is not a folder; name the folder that holds the dataset")
+            f"folder={str(folder)!r} is not a folder; name the folder that holds the dataset"
+        )
     for form in FORMATS:
         found, items = sorted(folder.glob(form.ratings)), sorted(folder.glob(form.items))
         if found:
@@ -92,26 +115,33 @@ def read_columns(folder: str | Path) -> dict[str, list[Any]]:
     raise DataError(f"folder={str(folder)!r} holds no known dataset; expected one of: {names}")
 
 
-def _lines(path: Path, separator: str, encoding: str,
-           columns: dict[str, str | int]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
+def _lines(
+    path: Path, separator: str, encoding: str, columns: dict[str, str | int]
+) -> Iterator[tuple[str, dict[str, str], list[str]]]:
     """Yield (file:line, fields by column name, all fields); `DataError` if one is missing."""
     named = any(isinstance(where, str) for where in columns.values())
     with path.open(encoding=encoding, newline="") as file:
-        rows = (csv.reader(file) if separator == ","
-                else (line.rstrip("\r\n").split(separator) for line in file))
+        rows = (
+            csv.reader(file)
+            if separator == ","
+            else (line.rstrip("\r\n").split(separator) for line in file)
+        )
         first: list[str] = next(iter(rows), []) if named else []
         header = [name.split(":")[0].strip("\ufeff") for name in first]
         for wanted in columns.values():
             if isinstance(wanted, str) and wanted not in header:
                 raise DataError(
-                    f"{path.name}:1: no column {wanted!r} among {header}; add it to the header")
+                    f"{path.name}:1: no column {wanted!r} among {header}; add it to the header"
+                )
         index = {name: header.index(w) if isinstance(w, str) else w for name, w in columns.items()}
         need = max(index.values()) + 1
         for number, row in enumerate(rows, start=2 if named else 1):
             where = f"{path.name}:{number}"
             if len(row) < need:
-                raise DataError(f"{where}: {len(row)} fields where {need} are needed; complete or "
-                                "remove the line")
+                raise DataError(
+                    f"{where}: {len(row)} fields where {need} are needed; complete or "
+                    "remove the line"
+                )
             yield where, {name: row[i] for name, i in index.items()}, row
 
 
@@ -123,7 +153,8 @@ def _number(where: str, name: str, text: str, kind: type = float) -> Any:
         value = math.nan
     if not math.isfinite(value):
         raise DataError(
-            f"{where}: {name}={text!r} is not a finite number; correct or remove the line")
+            f"{where}: {name}={text!r} is not a finite number; correct or remove the line"
+        )
     return value
 
 
@@ -134,14 +165,21 @@ def _ratings(path: Path, form: Format, items: set[str]) -> dict[str, list[Any]]:
     for where, row, _ in _lines(path, form.separator, form.encoding, form.columns):
         pair = row["user"], row["item"]
         if pair in first:
-            raise DataError(f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at "
-                            f"{first[pair]}; keep one")
+            raise DataError(
+                f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at "
+                f"{first[pair]}; keep one"
+            )
         if row["item"] not in items:
-            raise DataError(f"{where}: item={row['item']!r} is not in the items file; add it there "
-                            "or remove the line")
+            raise DataError(
+                f"{where}: item={row['item']!r} is not in the items file; add it there "
+                "or remove the line"
+            )
         first[pair] = where
-        values = (*pair, _number(where, "rating", row["rating"]),
-                  _number(where, "time", row["time"], int))
+        values = (
+            *pair,
+            _number(where, "rating", row["rating"]),
+            _number(where, "time", row["time"], int),
+        )
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     if not first:
@@ -157,18 +195,22 @@ def _items(path: Path, form: Format) -> dict[str, list[Any]]:
     for where, row, everything in _lines(path, separator, form.encoding, form.item_columns):
         if row["item"] in seen:
             raise DataError(
-                f"{where}: item={row['item']!r} stands already at {seen[row['item']]}; keep one")
+                f"{where}: item={row['item']!r} stands already at {seen[row['item']]}; keep one"
+            )
         seen[row["item"]] = where
         match = TITLE_AND_YEAR.match(row["title"])
         year = row.get("year") or (match[2] if match else "0")
         if form.genre_flags:
-            flags = zip(ML100K_GENRES, everything[form.genre_flags:], strict=False)
+            flags = zip(ML100K_GENRES, everything[form.genre_flags :], strict=False)
             names = [genre for genre, flag in flags if flag == "1"]
         else:
             names = row["genres"].split(form.genre_separator)
-        values = (row["item"], match[1] if match else row["title"],
-                  _number(where, "year", year, int) if year.isdigit() else 0,
-                  tuple(g for g in names if g not in ("", "unknown", "(no genres listed)")))
+        values = (
+            row["item"],
+            match[1] if match else row["title"],
+            _number(where, "year", year, int) if year.isdigit() else 0,
+            tuple(g for g in names if g not in ("", "unknown", "(no genres listed)")),
+        )
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     return columns

@@ -43,23 +43,39 @@ class Columns:
 
     def __post_init__(self) -> None:
         """Check that every row has a client and every client a row."""
-        require(self.task in ("clicks", "ratings"), "task", self.task,
-                "choose one of clicks, ratings")
-        require("target" in self.columns, "columns", sorted(self.columns),
-                "add the column 'target'")
+        require(
+            self.task in ("clicks", "ratings"), "task", self.task, "choose one of clicks, ratings"
+        )
+        require(
+            "target" in self.columns, "columns", sorted(self.columns), "add the column 'target'"
+        )
         for name, column in self.columns.items():
             fits = len(column) == len(self.owner) > 0
-            require(fits, f"columns[{name!r}]", tuple(column.shape),
-                    f"give {len(self.owner)} rows, as owner has")
-            require(name not in ("client", "epoch"), "columns", name,
-                    "the engine uses this name; rename the column")
+            require(
+                fits,
+                f"columns[{name!r}]",
+                tuple(column.shape),
+                f"give {len(self.owner)} rows, as owner has",
+            )
+            require(
+                name not in ("client", "epoch"),
+                "columns",
+                name,
+                "the engine uses this name; rename the column",
+            )
             good = not column.is_floating_point() or bool(column.isfinite().all())
             require(good, f"columns[{name!r}]", "not finite", "remove rows with NaN or infinity")
-        require(int(self.owner.min()) >= 0, "owner", int(self.owner.min()),
-                "clients are numbered from 0")
+        require(
+            int(self.owner.min()) >= 0,
+            "owner",
+            int(self.owner.min()),
+            "clients are numbered from 0",
+        )
         if len(empty := (self.counts == 0).nonzero()):
-            raise DataError(f"client {int(empty[0])} of {len(self)} holds no rows; number the "
-                            "clients without gaps")
+            raise DataError(
+                f"client {int(empty[0])} of {len(self)} holds no rows; number the "
+                "clients without gaps"
+            )
 
     def __len__(self) -> int:
         """N, the number of clients."""
@@ -83,12 +99,16 @@ class Columns:
         """
         order, starts = self._by_client
         _, rows = own_rows(cohort, starts, self.counts)
-        drawn = shuffled({"row": order.index_select(0, rows)}, cohort, self.counts[cohort], epochs,
-                         key)
+        drawn = shuffled(
+            {"row": order.index_select(0, rows)}, cohort, self.counts[cohort], epochs, key
+        )
         row = drawn.pop("row")
-        return drawn | {name: column.index_select(0, row.to(column.device)) if column.dim() == 1
-                        else cast(Tensor, Lookup(column, row)) for name,
-                        column in self.columns.items()}
+        return drawn | {
+            name: column.index_select(0, row.to(column.device))
+            if column.dim() == 1
+            else cast(Tensor, Lookup(column, row))
+            for name, column in self.columns.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -111,13 +131,19 @@ class Stored:
         for name in FILES:
             if not (Path(self.folder) / name).is_file():
                 raise DataError(
-                    f"{Path(self.folder) / name}: no such file; a folder needs {', '.join(FILES)}")
+                    f"{Path(self.folder) / name}: no such file; a folder needs {', '.join(FILES)}"
+                )
         if int(self.counts.sum()) != len(self._items):
-            raise DataError(f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} "
-                            "clicks, items.npy holds " f"{len(self._items)}; write both again")
+            raise DataError(
+                f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} "
+                "clicks, items.npy holds "
+                f"{len(self._items)}; write both again"
+            )
         if not len(self) or int(self.counts.min()) < 1:
-            raise DataError(f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave "
-                            "the others out")
+            raise DataError(
+                f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave "
+                "the others out"
+            )
 
     def __len__(self) -> int:
         """N, the number of clients, each a user."""
@@ -150,13 +176,23 @@ class Stored:
         items = torch.from_numpy(self._items[rows.numpy()].astype(np.int64))
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.item_count:
             raise DataError(
-                f"{Path(self.folder) / 'items.npy'}: an item is not in 0 to {self.item_count - 1}")
-        return clicks(cohort, client, cohort[client], items, self.item_count, epochs, negatives,
-                      key)
+                f"{Path(self.folder) / 'items.npy'}: an item is not in 0 to {self.item_count - 1}"
+            )
+        return clicks(
+            cohort, client, cohort[client], items, self.item_count, epochs, negatives, key
+        )
 
 
-def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0, tastes: int = 50,
-               seed: int = 0, block: int = 20_000) -> Stored:
+def synthesise(
+    folder: str | Path,
+    users: int,
+    items: int,
+    *,
+    mean: float = 60.0,
+    tastes: int = 50,
+    seed: int = 0,
+    block: int = 20_000,
+) -> Stored:
     """Write a federation of any size to `folder`.
 
     Users with a taste, popular and rare items, few busy users.
@@ -167,12 +203,23 @@ def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0
     `block` users at a time, into a folder beside the final one that is renamed at the end, so
     nothing half-written stays.
     """
-    for name, value, low in (("users", users, 1), ("items", items, 2 * tastes), ("tastes", tastes,
-                                                                                 1)):
-        require(isinstance(value, int) and value >= low, name, value,
-                f"choose a whole number of {low} or more")
-    require(1 <= mean <= items / 10, "mean", mean,
-            f"choose from 1 to {items // 10}, a tenth of the items")
+    for name, value, low in (
+        ("users", users, 1),
+        ("items", items, 2 * tastes),
+        ("tastes", tastes, 1),
+    ):
+        require(
+            isinstance(value, int) and value >= low,
+            name,
+            value,
+            f"choose a whole number of {low} or more",
+        )
+    require(
+        1 <= mean <= items / 10,
+        "mean",
+        mean,
+        f"choose from 1 to {items // 10}, a tenth of the items",
+    )
     target = Path(folder)
     require(not target.exists(), "folder", str(folder), "it exists; choose a new one")
     draft = target.with_name(f".{target.name}.part")
@@ -181,25 +228,29 @@ def synthesise(folder: str | Path, users: int, items: int, *, mean: float = 60.0
     with (draft / "items.raw").open("wb") as raw:
         for place, first in enumerate(range(0, users, block)):
             key = stream(seed, "synthesise", place).initial_seed() & (2**63 - 1)
-            count, column = _clicks_of(min(block, users - first), items, mean, tastes,
-                                       np.random.default_rng(key))
+            count, column = _clicks_of(
+                min(block, users - first), items, mean, tastes, np.random.default_rng(key)
+            )
             counts.append(count)
             raw.write(column.astype(np.int32).tobytes())
     total = int(sum(c.sum() for c in counts))
-    column = np.lib.format.open_memmap(draft / "items.npy", mode="w+", dtype=np.int32, shape=(total,
-                                                                                              ))
+    column = np.lib.format.open_memmap(
+        draft / "items.npy", mode="w+", dtype=np.int32, shape=(total,)
+    )
     column[:] = np.memmap(draft / "items.raw", dtype=np.int32, mode="r")
     column.flush()
     np.save(draft / "counts.npy", np.concatenate(counts))
-    (draft / "about.json").write_text(json.dumps({"items": items, "users": users, "mean": mean,
-                                                  "seed": seed}))
+    (draft / "about.json").write_text(
+        json.dumps({"items": items, "users": users, "mean": mean, "seed": seed})
+    )
     (draft / "items.raw").unlink()
     draft.rename(target)
     return Stored(target)
 
 
-def _clicks_of(users: int, items: int, mean: float, tastes: int,
-               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _clicks_of(
+    users: int, items: int, mean: float, tastes: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(clicks of each user, their items user after user and growing).
 
     Repeated draws of an item counted once.
@@ -209,6 +260,7 @@ def _clicks_of(users: int, items: int, mean: float, tastes: int,
 
     def zipf(count: int) -> np.ndarray:  # ranks 0..count - 1, chance about 1 / (rank + 1)
         return np.minimum((count + 1.0) ** rng.random(len(user)) - 1, count - 1).astype(np.int64)
+
     own = zipf(items // tastes) * tastes + rng.integers(tastes, size=users)[user]
     item = np.where(rng.random(len(user)) < 0.5, own, zipf(items))
     keys = np.unique(user * items + item)

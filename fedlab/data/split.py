@@ -28,8 +28,8 @@ class Split:
     train: Ratings
     validation: Ratings
     test: Ratings
-    mean: float = 0.0   # subtracted from every value by `standardise`
-    std: float = 1.0    # every value was divided by it, so an RMSE times this is in stars
+    mean: float = 0.0  # subtracted from every value by `standardise`
+    std: float = 1.0  # every value was divided by it, so an RMSE times this is in stars
 
 
 def from_latest(ratings: Ratings) -> Tensor:
@@ -87,8 +87,10 @@ def leave_one_out(ratings: Ratings) -> Split:
     """
     few = (torch.bincount(ratings.users, minlength=ratings.user_count) < 3).nonzero()
     if len(few):
-        raise DataError(f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop "
-                        "such users first")
+        raise DataError(
+            f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop "
+            "such users first"
+        )
     later = from_latest(ratings)
     return Split(ratings.take(later > 1), ratings.take(later == 1), ratings.take(later == 0))
 
@@ -106,14 +108,18 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
     """
     for name, share in (("validation", validation), ("test", test)):
         require(0 <= share < 1, name, share, "choose a share from 0 to below 1")
-    require(validation + test < 1, "validation + test", validation + test,
-            "leave something to train on")
+    require(
+        validation + test < 1, "validation + test", validation + test, "leave something to train on"
+    )
     later = from_latest(ratings)
     own = torch.bincount(ratings.users, minlength=ratings.user_count)[ratings.users].double()
     last = (own * test).long()
     held = last + (own * validation).long()
-    return Split(ratings.take(later >= held), ratings.take((later >= last) & (later < held)),
-                 ratings.take(later < last))
+    return Split(
+        ratings.take(later >= held),
+        ratings.take((later >= last) & (later < held)),
+        ratings.take(later < last),
+    )
 
 
 def standardise(split: Split) -> Split:
@@ -126,11 +132,18 @@ def standardise(split: Split) -> Split:
     >>> abs(float(split.train.values.mean())) < 1e-4
     True
     """
-    require(len(split.train) > 1, "train", len(split.train),
-            "needs two ratings or more to have a spread")
+    require(
+        len(split.train) > 1,
+        "train",
+        len(split.train),
+        "needs two ratings or more to have a spread",
+    )
     mean, std = float(split.train.values.mean()), float(split.train.values.std())
-    require(std > 0, "train std", std,
-            "all train ratings are equal; there is nothing to standardise")
-    train, validation, test = (replace(part, values=(part.values - mean) / std)
-                               for part in (split.train, split.validation, split.test))
+    require(
+        std > 0, "train std", std, "all train ratings are equal; there is nothing to standardise"
+    )
+    train, validation, test = (
+        replace(part, values=(part.values - mean) / std)
+        for part in (split.train, split.validation, split.test)
+    )
     return Split(train, validation, test, mean * split.std + split.mean, std * split.std)

@@ -18,6 +18,22 @@ from fedlab.engine.cohort import (
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import gradients, hyper, sgd
 
-__all__ = ["BLOCK", "SGD", "Batches", "Correction", "LocalSettings", "RowIndex", "arrange",
-           "chunks", "client_bytes", "gradients", "holdings", "hyper", "padded", "sgd", "train",
-           "train_cohort", "updates"]
+__all__ = [
+    "BLOCK",
+    "SGD",
+    "Batches",
+    "Correction",
+    "LocalSettings",
+    "RowIndex",
+    "arrange",
+    "chunks",
+    "client_bytes",
+    "gradients",
+    "holdings",
+    "hyper",
+    "padded",
+    "sgd",
+    "train",
+    "train_cohort",
+    "updates",
+]

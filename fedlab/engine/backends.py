@@ -37,8 +37,15 @@ def other_steps(model: Model, work: Work, local: LocalSettings, eager: Step) -> 
     if local.engine == "captured":
         return _replay(eager, model, work, on_device, local)
     with _tracing():
-        fused = _fused(model.predict, model.pullback, model.task, tuple(model.rows.items()),
-                       local.optimizer, local.precision, local.micro_batch)
+        fused = _fused(
+            model.predict,
+            model.pullback,
+            model.task,
+            tuple(model.rows.items()),
+            local.optimizer,
+            local.precision,
+            local.micro_batch,
+        )
         return loop(fused, eager, work, model.constants, on_device)
 
 
@@ -46,8 +53,12 @@ def check_engine(engine: str, device: torch.device) -> None:
     """Raise `ParameterError` for an engine that this machine or device cannot run."""
     if engine == "compiled":
         found = _compiler(os.environ.get("PATH", ""), os.environ.get("CXX", "")) is not None
-        require(found, "engine", "compiled",
-                "no C++ compiler on this machine; install g++, or choose 'eager'")
+        require(
+            found,
+            "engine",
+            "compiled",
+            "no C++ compiler on this machine; install g++, or choose 'eager'",
+        )
     if engine == "captured":
         fix = f"CUDA graphs need device='cuda', not {device.type!r}; choose 'eager'"
         require(device.type == "cuda", "engine", "captured", fix)
@@ -55,13 +66,25 @@ def check_engine(engine: str, device: torch.device) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _compiler(path: str, named: str) -> str | None:
-    return next(filter(None, (shutil.which(name, path=path) for name in (named, "g++", "clang++",
-                                                                         "cl") if name)), None)
+    return next(
+        filter(
+            None,
+            (shutil.which(name, path=path) for name in (named, "g++", "clang++", "cl") if name),
+        ),
+        None,
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, str], ...],
-           optimizer: str, precision: str, micro: int) -> Step:
+def _fused(
+    predict: Predict,
+    pullback: Any,
+    task: str,
+    rows: tuple[tuple[str, str], ...],
+    optimizer: str,
+    precision: str,
+    micro: int,
+) -> Step:
     """The compiled step of a model.
 
     Kept for as long as the model's `predict` is the same function.
@@ -74,8 +97,14 @@ def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, st
     step = torch.compile(build(model, optimizer, precision, micro, multiply=True), fullgraph=True)
     fresh = [True]
 
-    def marked(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree,
-               constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
+    def marked(
+        held: Mapping[str, Tree],
+        index: Mapping[str, Tensor | None],
+        columns: Tree,
+        constants: Tree,
+        weight: Tensor,
+        numbers: Numbers,
+    ) -> Tensor:
         if fresh:  # clients, batch and rows may change; other sizes do not
             fresh.clear()
             for tree in held.values():
@@ -85,6 +114,7 @@ def _fused(predict: Predict, pullback: Any, task: str, rows: tuple[tuple[str, st
                 if grid is not None:
                     torch._dynamo.mark_dynamic(grid, (0, 1))
         return step(held, index, columns, constants, weight, numbers)
+
     return marked
 
 
@@ -99,15 +129,17 @@ def _tracing() -> Iterator[None]:
     Gradients inside it, and no two sizes taken for one by chance.
     """
     sizes = importlib.import_module("torch.fx.experimental._config").patch(use_duck_shape=False)
-    traced = importlib.import_module("torch._dynamo.config").patch(trace_autograd_ops=True,
-                                                                   recompile_limit=64)
+    traced = importlib.import_module("torch._dynamo.config").patch(
+        trace_autograd_ops=True, recompile_limit=64
+    )
     try:
         with sizes, traced:
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).splitlines()[0]
-        raise ParameterError(f"engine='compiled': the model cannot be compiled ({reason}); choose "
-                             "'eager'") from error
+        raise ParameterError(
+            f"engine='compiled': the model cannot be compiled ({reason}); choose 'eager'"
+        ) from error
 
 
 _graphs: "dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]]" = {}
@@ -119,15 +151,20 @@ def padded(work: Work, kinds: Mapping[str, str]) -> Work:
 
     So that its sizes come back round after round.
     """
-    room = {name: 1 << (len(v) - 1).bit_length() if work.index[kinds[name]] is not None else len(v)
-            for name, v in work.rows["values"].items()}
+    room = {
+        name: 1 << (len(v) - 1).bit_length() if work.index[kinds[name]] is not None else len(v)
+        for name, v in work.rows["values"].items()
+    }
 
     def widen(name: str, rows: Tensor) -> Tensor:
         return torch.cat([rows, rows.new_zeros(room[name] - len(rows), *rows.shape[1:])])
-    wide = {what: {name: widen(name, v) for name, v in tree.items()} for what,
-            tree in work.rows.items()}
-    return replace(work, rows=wide, live={name: [rows] * len(work.active) for name,
-                                          rows in room.items()})
+
+    wide = {
+        what: {name: widen(name, v) for name, v in tree.items()} for what, tree in work.rows.items()
+    }
+    return replace(
+        work, rows=wide, live={name: [rows] * len(work.active) for name, rows in room.items()}
+    )
 
 
 def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: LocalSettings) -> Tensor:
@@ -138,17 +175,25 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
     """
     if len(set(work.active)) > 1:
         return loop(eager, eager, work, model.constants, numbers)
-    wide = padded(replace(work, columns={name: as_tensor(c) for name, c in work.columns.items()}),
-                  model.rows)
+    wide = padded(
+        replace(work, columns={name: as_tensor(c) for name, c in work.columns.items()}), model.rows
+    )
     last = {"weight": wide.weight, "numbers": numbers}
     trees = (*wide.rows.values(), wide.index, wide.columns, last)
     given = [t for tree in trees for t in tree.values() if t is not None]
     fixed = tuple(c.data_ptr() for c in model.constants.values())
-    key = (model.predict, local.optimizer, local.precision, len(work.active), fixed,
-           *map(len, trees), *(t.shape for t in given))
+    key = (
+        model.predict,
+        local.optimizer,
+        local.precision,
+        len(work.active),
+        fixed,
+        *map(len, trees),
+        *(t.shape for t in given),
+    )
     if key not in _graphs:
         if len(_graphs) >= GRAPHS:
-            _graphs.pop(next(iter(_graphs)))                 # the oldest
+            _graphs.pop(next(iter(_graphs)))  # the oldest
         _graphs[key] = _capture(eager, wide, given, numbers, model.constants)
     graph, buffers, found, _ = _graphs[key]
     for buffer, tensor in zip(buffers, given, strict=True):
@@ -160,8 +205,9 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
     return found.clone()
 
 
-def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
-             constants: Tree) -> "tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]":
+def _capture(
+    eager: Step, wide: Work, given: list[Tensor], numbers: Tensor, constants: Tree
+) -> "tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]":
     """(graph, its input buffers in the order of `given`, its predictions.
 
     The constants it reads).
@@ -171,9 +217,14 @@ def _capture(eager: Step, wide: Work, given: list[Tensor], numbers: Tensor,
 
     def swap(tree: Mapping[str, Tensor | None]) -> dict[str, Any]:
         return {name: None if t is None else mine[id(t)] for name, t in tree.items()}
-    static = replace(wide, rows={what: swap(tree) for what, tree in wide.rows.items()},
-                     index=swap(wide.index), columns=swap(wide.columns),
-                     weight=mine[id(wide.weight)])
+
+    static = replace(
+        wide,
+        rows={what: swap(tree) for what, tree in wide.rows.items()},
+        index=swap(wide.index),
+        columns=swap(wide.columns),
+        weight=mine[id(wide.weight)],
+    )
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # warm up off the stream that is captured

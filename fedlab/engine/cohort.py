@@ -78,14 +78,15 @@ def arrange(examples: Tree, epochs: int, width: int) -> Batches:
     clients = int(client[-1]) + 1
     # of a client's epoch
     sizes = torch.bincount(client * epochs + epoch, minlength=clients * epochs)
-    cuts = (sizes + width - 1) // width                         # batches in each
-    total = cuts.view(clients, epochs).sum(1)                   # (C,) local steps S of each client
+    cuts = (sizes + width - 1) // width  # batches in each
+    total = cuts.view(clients, epochs).sum(1)  # (C,) local steps S of each client
     active = (total > torch.arange(int(total.max()), device=client.device)[:, None]).sum(1)
 
     def ramp(counts: Tensor) -> Tensor:  # 0, 1, ..., count - 1 for each count
         ends = counts.cumsum(0)
-        return torch.arange(int(ends[-1]),
-                            device=client.device) - (ends - counts).repeat_interleave(counts)
+        return torch.arange(int(ends[-1]), device=client.device) - (
+            ends - counts
+        ).repeat_interleave(counts)
 
     start = (sizes.cumsum(0) - sizes).repeat_interleave(cuts) + ramp(cuts) * width
     length = (sizes.repeat_interleave(cuts) - ramp(cuts) * width).clamp(max=width)
@@ -95,8 +96,11 @@ def arrange(examples: Tree, epochs: int, width: int) -> Batches:
     slot, length = torch.arange(width, device=client.device), length[order, None]
     # (M, B); padding repeats the last example
     places = start[order, None] + slot.minimum(length - 1)
-    columns = {name: arranged(column, places) for name,
-               column in examples.items() if name not in ("client", "epoch")}
+    columns = {
+        name: arranged(column, places)
+        for name, column in examples.items()
+        if name not in ("client", "epoch")
+    }
     return Batches(columns, (slot < length) / length, owner[order], active.tolist())
 
 
@@ -119,24 +123,34 @@ def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> di
     """For each kind of parameter rows, what the clients' examples touch."""
     clients = len(cohort)
     everyone = torch.arange(clients, device=cohort.device)
-    held = {"one": RowIndex(torch.zeros_like(cohort), everyone, None, batches.active),
-            "client": RowIndex(cohort, everyone, None, batches.active)}
+    held = {
+        "one": RowIndex(torch.zeros_like(cohort), everyone, None, batches.active),
+        "client": RowIndex(cohort, everyone, None, batches.active),
+    }
     for name, kind in model.rows.items():
         if kind not in held:
             size = len(params[name])
-            keys, index = torch.unique(batches.owner[:,
-                                                     None] * size
-                                       + as_tensor(batches.columns[kind]), return_inverse=True)
+            keys, index = torch.unique(
+                batches.owner[:, None] * size + as_tensor(batches.columns[kind]),
+                return_inverse=True,
+            )
             client = keys // size
             ends = torch.bincount(client, minlength=clients).cumsum(0)
             live = ends[torch.tensor(batches.active) - 1].tolist()
-            held[kind] = RowIndex(keys % size, client, None if len(keys) == clients else index,
-                                  live)
+            held[kind] = RowIndex(
+                keys % size, client, None if len(keys) == clients else index, live
+            )
     return held
 
 
-def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, local: LocalSettings,
-          correction: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+def train(
+    model: Model,
+    params: Tree,
+    batches: Batches,
+    cohort: Tensor,
+    local: LocalSettings,
+    correction: Correction | None = None,
+) -> tuple[dict[str, Rows], Tensor, Tensor]:
     """Train a cohort from `params`.
 
     (delta of each parameter, mean loss over its steps and their number, (C,) each).
@@ -147,26 +161,43 @@ def train(model: Model, params: Tree, batches: Batches, cohort: Tensor, local: L
     kinds = holdings(model, params, batches, cohort)
     held = {name: kinds[kind] for name, kind in model.rows.items()}
 
-    def sent(name: str) -> Tensor:                           # the rows as they came from the server
+    def sent(name: str) -> Tensor:  # the rows as they came from the server
         return params[name].index_select(0, held[name].ids)  # 6x faster here than params[name][ids]
+
     values = {name: sent(name) for name in held}
-    work = Work(_rows(values, held, batches, cohort, model, local, correction), {k: h.index for k,
-                                                                               h in kinds.items()},
-                batches.columns, batches.weight, batches.active, {name: h.live for name,
-                                                                  h in held.items()})
+    work = Work(
+        _rows(values, held, batches, cohort, model, local, correction),
+        {k: h.index for k, h in kinds.items()},
+        batches.columns,
+        batches.weight,
+        batches.active,
+        {name: h.live for name, h in held.items()},
+    )
     losses = run(model, work, local)
-    deltas = {name: Rows(values[name].sub_(params[name] if model.rows[name] == "one"
-                                           else sent(name)), h.ids, h.client) for name,
-              h in held.items()}
-    means = (losses * batches.weight).sum(1)                                 # (M,)
-    totals = means.new_zeros(2, len(cohort)).index_add_(1, batches.owner,
-                                                        torch.stack([means,
-                                                                     torch.ones_like(means)]))
+    deltas = {
+        name: Rows(
+            values[name].sub_(params[name] if model.rows[name] == "one" else sent(name)),
+            h.ids,
+            h.client,
+        )
+        for name, h in held.items()
+    }
+    means = (losses * batches.weight).sum(1)  # (M,)
+    totals = means.new_zeros(2, len(cohort)).index_add_(
+        1, batches.owner, torch.stack([means, torch.ones_like(means)])
+    )
     return deltas, totals[0] / totals[1], totals[1]
 
 
-def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Tensor, model: Model,
-          local: LocalSettings, correction: Correction | None) -> dict[str, Tree]:
+def _rows(
+    values: Tree,
+    held: dict[str, RowIndex],
+    batches: Batches,
+    cohort: Tensor,
+    model: Model,
+    local: LocalSettings,
+    correction: Correction | None,
+) -> dict[str, Tree]:
     """The trees of `Work.rows`.
 
     Besides the values, what AdamW or FedProx or SCAFFOLD need of each held row.
@@ -175,8 +206,10 @@ def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Ten
     sgd, late = local.optimizer == "sgd", puts_off(local, len(batches.active))
     for name, value in values.items():
         if not sgd:
-            rows["means"][name], rows["squares"][name] = torch.zeros_like(value), torch.zeros_like(
-                value)
+            rows["means"][name], rows["squares"][name] = (
+                torch.zeros_like(value),
+                torch.zeros_like(value),
+            )
         if name not in model.private and (local.proximal or correction):
             fixed = value * (local.local_lr * local.proximal) if sgd else value.clone()
             if correction is not None:
@@ -186,16 +219,29 @@ def _rows(values: Tree, held: dict[str, RowIndex], batches: Batches, cohort: Ten
     return rows
 
 
-Train = Callable[[Model, Tree, Tree, Tensor, LocalSettings, Correction | None],
-                 tuple[dict[str, Rows], Tensor, Tensor]]
-BLOCK = 256          # clients whose examples are drawn at once
+Train = Callable[
+    [Model, Tree, Tree, Tensor, LocalSettings, Correction | None],
+    tuple[dict[str, Rows], Tensor, Tensor],
+]
+BLOCK = 256  # clients whose examples are drawn at once
 # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 USUAL_MB = 128
 
 
-def updates(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings, *,
-            seed: int = 0, number: int = 1, purpose: str = "", correction: Correction | None = None,
-            train: Train | None = None, graphs: int = 1) -> Iterator[Update]:
+def updates(
+    model: Model,
+    data: Source,
+    params: Tree,
+    cohort: Tensor,
+    local: LocalSettings,
+    *,
+    seed: int = 0,
+    number: int = 1,
+    purpose: str = "",
+    correction: Correction | None = None,
+    train: Train | None = None,
+    graphs: int = 1,
+) -> Iterator[Update]:
     """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
 
     cohort (C,): client numbers. seed, number, purpose: of the run, the round, and what sets these
@@ -211,18 +257,29 @@ def updates(model: Model, data: Source, params: Tree, cohort: Tensor, local: Loc
         check_engine(local.engine, device)
     keys = tuple(Key(seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
     corrected = correction is not None
-    for examples in chunks(model, data, params, cohort, local, keys, graphs=graphs,
-                           corrected=corrected):
+    for examples in chunks(
+        model, data, params, cohort, local, keys, graphs=graphs, corrected=corrected
+    ):
         here = slice(first, first + int(examples["client"][-1]) + 1)
         on_device = {name: column.to(device) for name, column in examples.items()}
-        deltas, losses, steps = train(model, params, on_device, cohort[here].to(device), local,
-                                      correction)
+        deltas, losses, steps = train(
+            model, params, on_device, cohort[here].to(device), local, correction
+        )
         yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
 
 
-def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, local: LocalSettings,
-           keys: tuple[Key, ...], *, graphs: int = 1, corrected: bool = False) -> Iterator[Tree]:
+def chunks(
+    model: Model,
+    data: Source,
+    params: Tree,
+    cohort: Tensor,
+    local: LocalSettings,
+    keys: tuple[Key, ...],
+    *,
+    graphs: int = 1,
+    corrected: bool = False,
+) -> Iterator[Tree]:
     """Examples of the next clients, as many as fit the memory budget; keys.
 
     Of examples, of noise.
@@ -235,12 +292,18 @@ def chunks(model: Model, data: Source, params: Tree, cohort: Tensor, local: Loca
         sizes = torch.bincount(examples["client"], minlength=len(block))
         examples |= model.noise(block, sizes, keys[1])
         ends, first = [0, *sizes.cumsum(0).tolist()], 0
-        for k, need in enumerate(client_bytes(model, params, examples, sizes, local, graphs,
-                                              corrected).tolist()):
+        for k, need in enumerate(
+            client_bytes(model, params, examples, sizes, local, graphs, corrected).tolist()
+        ):
             fits = not local.memory_mb or need <= budget
-            require(fits, "memory_mb", local.memory_mb, f"client {int(block[k])} alone needs about "
-                    f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller "
-                    "batch_size")
+            require(
+                fits,
+                "memory_mb",
+                local.memory_mb,
+                f"client {int(block[k])} alone needs about "
+                f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller "
+                "batch_size",
+            )
             if used and used + need > budget:
                 held.append(_part(examples, ends, first, k, clients))
                 yield {name: joined([part[name] for part in held]) for name in held[0]}
@@ -256,12 +319,19 @@ def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -
 
     Who follow `before` others in their chunk.
     """
-    part = {name: column[ends[first]:ends[last]] for name, column in examples.items()}
+    part = {name: column[ends[first] : ends[last]] for name, column in examples.items()}
     return part | {"client": part["client"] + (before - first)}
 
 
-def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, local: LocalSettings,
-                 graphs: int = 1, corrected: bool = False) -> Tensor:
+def client_bytes(
+    model: Model,
+    params: Tree,
+    examples: Tree,
+    sizes: Tensor,
+    local: LocalSettings,
+    graphs: int = 1,
+    corrected: bool = False,
+) -> Tensor:
     """(C,) about what each client takes while it trains.
 
     Its rows and their copies, its examples, `graphs` steps.
@@ -285,8 +355,14 @@ def client_bytes(model: Model, params: Tree, examples: Tree, sizes: Tensor, loca
     return need + 8 * graphs * model.activity * kept
 
 
-def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, local: LocalSettings,
-                 correction: Correction | None = None) -> tuple[dict[str, Rows], Tensor, Tensor]:
+def train_cohort(
+    model: Model,
+    params: Tree,
+    examples: Tree,
+    cohort: Tensor,
+    local: LocalSettings,
+    correction: Correction | None = None,
+) -> tuple[dict[str, Rows], Tensor, Tensor]:
     """`client.train` in groups of clients whose batches are about equally wide.
 
     So that padding stays below half.
@@ -301,7 +377,7 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, loc
     for size in alike:
         last = first + size
         count = int(per_epoch[first:last].sum()) * local.local_epochs
-        group = {name: column[seen:seen + count] for name, column in examples.items()}
+        group = {name: column[seen : seen + count] for name, column in examples.items()}
         group["client"] = group["client"] - first
         batches = arrange(group, local.local_epochs, widths[first])
         delta, loss, taken = train(model, params, batches, cohort[first:last], local, correction)
@@ -309,12 +385,16 @@ def train_cohort(model: Model, params: Tree, examples: Tree, cohort: Tensor, loc
         losses.append(loss)
         steps.append(taken)
         first, seen = last, seen + count
-    return {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]}, torch.cat(
-        losses), torch.cat(steps)
+    return (
+        {name: Rows.joined([d[name] for d in deltas]) for name in deltas[0]},
+        torch.cat(losses),
+        torch.cat(steps),
+    )
 
 
-def _alike(model: Model, examples: Tree, per_epoch: Tensor,
-           local: LocalSettings) -> tuple[list[int], list[int]]:
+def _alike(
+    model: Model, examples: Tree, per_epoch: Tensor, local: LocalSettings
+) -> tuple[list[int], list[int]]:
     """(width of each client's batches (C,), sizes of the groups of neighbours that train alike).
 
     What sets groups apart is known from each client's own examples alone. per_epoch (C,): examples.
@@ -353,8 +433,9 @@ def single(model: Model, examples: Tree, clients: int) -> list[Tensor]:
     for kind in sorted(set(model.rows.values()) - {"one", "client"}):
         rows = as_tensor(examples[kind])
         change = ((rows[1:] != rows[:-1]) & inside).float()
-        found.append(torch.zeros(clients, device=client.device).index_add_(0, client[1:],
-                                                                           change) == 0)
+        found.append(
+            torch.zeros(clients, device=client.device).index_add_(0, client[1:], change) == 0
+        )
     return found
 
 
@@ -374,5 +455,12 @@ class SGD(LocalSettings, Local):
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Each client's delta, chunk by chunk."""
-        return updates(context.model, context.data, context.params, cohort, self,
-                       seed=context.seed, number=context.number)
+        return updates(
+            context.model,
+            context.data,
+            context.params,
+            cohort,
+            self,
+            seed=context.seed,
+            number=context.number,
+        )

@@ -30,10 +30,11 @@ from fedlab.core import Tree, as_tensor, pieces
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
-Numbers = tuple[float, ...] | Tensor                       # of one step: a row of `hyper`
-Moments = tuple[Tensor, Tensor] | None                     # first and second, (R, ...) each
-Step = Callable[[Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers],
-                Tensor]
+Numbers = tuple[float, ...] | Tensor  # of one step: a row of `hyper`
+Moments = tuple[Tensor, Tensor] | None  # first and second, (R, ...) each
+Step = Callable[
+    [Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor
+]
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -56,8 +57,14 @@ class Work:
     live: Mapping[str, list[int]]
 
 
-def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product,
-        numbers: Numbers, fixed: Tensor | None) -> None:
+def sgd(
+    values: Tensor,
+    moments: Moments,
+    index: Tensor | None,
+    grad: Tensor | Product,
+    numbers: Numbers,
+    fixed: Tensor | None,
+) -> None:
     """`w <- (1 - lr lambda) w - lr g`.
 
     The step scales the loss by -lr, so that `grad` is -lr g already.
@@ -73,16 +80,25 @@ def sgd(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | P
         _scatter(values, index, grad)
 
 
-def adamw(values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor | Product,
-          numbers: Numbers, fixed: Tensor | None) -> None:
+def adamw(
+    values: Tensor,
+    moments: Moments,
+    index: Tensor | None,
+    grad: Tensor | Product,
+    numbers: Numbers,
+    fixed: Tensor | None,
+) -> None:
     """AdamW on all rows a client holds, at each step, as moments fade.
 
     They are fresh each round.
     """
     assert moments is not None
     (b1, b2), (keep, rate, root, pull), (m, v) = BETAS, numbers, moments
-    g = multiplied(grad) if isinstance(grad, Product) else _scatter(torch.zeros_like(values), index,
-                                                                    grad)
+    g = (
+        multiplied(grad)
+        if isinstance(grad, Product)
+        else _scatter(torch.zeros_like(values), index, grad)
+    )
     if fixed is not None:
         g = g + (values - fixed) * pull
     m.lerp_(g, 1 - b1)
@@ -104,11 +120,9 @@ def hyper(local: LocalSettings, steps: int) -> list[tuple[float, ...]]:
         k = kept(local)
         if not puts_off(local, steps):  # no row is `later`, and k^t may leave the range of floats
             return [(keep, local.local_lr, k, 1.0, 0.0, 1.0)] * steps
-        return [(keep, local.local_lr, k, k**t, _series(k, t),
-                 k ** -(t + 1)) for t in range(steps)]
+        return [(keep, local.local_lr, k, k**t, _series(k, t), k ** -(t + 1)) for t in range(steps)]
     (b1, b2), count = BETAS, range(1, steps + 1)
-    return [(keep, local.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5,
-             local.proximal) for t in count]
+    return [(keep, local.local_lr / (1 - b1**t), (1 - b2**t) ** 0.5, local.proximal) for t in count]
 
 
 def kept(local: LocalSettings) -> float:
@@ -136,7 +150,7 @@ def settle(work: Work, local: LocalSettings) -> None:
     for name, later in work.rows["later"].items():
         values = work.rows["values"][name]
         for steps, (rows, rest) in enumerate(pairwise([*work.live[name], 0]), 1):
-            if rows > rest:                                # of the clients that end with this step
+            if rows > rest:  # of the clients that end with this step
                 values[rest:rows].mul_(k**steps).add_(later[rest:rows], alpha=_series(k, steps))
 
 
@@ -160,8 +174,9 @@ def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     if index is None:
         return values.add_(grad.view_as(values))
     flat = grad.flatten(0, 1)
-    return values.scatter_add_(0, index if flat.dim() == 1 else index[:, None].expand_as(flat),
-                               flat)
+    return values.scatter_add_(
+        0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat
+    )
 
 
 def _times(x: Tensor, factor: float | Tensor) -> Tensor:
@@ -172,8 +187,9 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
     return x + y * factor if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
-def build(model: Model, optimizer: str, precision: str, micro: int = 0,
-          multiply: bool = False) -> Step:
+def build(
+    model: Model, optimizer: str, precision: str, micro: int = 0, multiply: bool = False
+) -> Step:
     """The step of a model: trains `values` in place and returns its predictions before, (A, B).
 
     precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas
@@ -184,18 +200,26 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
 
     half = precision == "bf16"
 
-    def step(held: Mapping[str, Tree], index: Mapping[str, Tensor | None], columns: Tree,
-             constants: Tree, weight: Tensor, numbers: Numbers) -> Tensor:
+    def step(
+        held: Mapping[str, Tree],
+        index: Mapping[str, Tensor | None],
+        columns: Tree,
+        constants: Tree,
+        weight: Tensor,
+        numbers: Numbers,
+    ) -> Tensor:
         flat = {kind: None if rows is None else rows.flatten() for kind, rows in index.items()}
         leaves = {}
         for name, kind in kinds.items():
             rows, value = flat[kind], held["values"][name]
-            if rows is not None:                            # one row for each example
+            if rows is not None:  # one row for each example
                 leaf = value.index_select(0, rows)
                 if name in held["later"]:
-                    leaf = _plus(_times(leaf, numbers[3]), held["later"][name].index_select(0,
-                                                                                            rows),
-                                 numbers[4])
+                    leaf = _plus(
+                        _times(leaf, numbers[3]),
+                        held["later"][name].index_select(0, rows),
+                        numbers[4],
+                    )
                 leaf = leaf.view(*weight.shape, *value.shape[1:])
             else:  # a single row, broadcast over the examples
                 leaf = value.detach().unsqueeze(1) if kind in columns else value.detach()
@@ -203,8 +227,11 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
         # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where
         # it costs least
         share = weight * -numbers[1] if optimizer == "sgd" else weight
-        with torch.autocast(weight.device.type, torch.bfloat16,
-                            cache_enabled=False) if half else nullcontext():
+        with (
+            torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=False)
+            if half
+            else nullcontext()
+        ):
             each = frozenset(name for name, kind in kinds.items() if flat[kind] is not None)
             prediction, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
@@ -219,47 +246,63 @@ def build(model: Model, optimizer: str, precision: str, micro: int = 0,
             else:
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
         return prediction
+
     return step
 
 
-def loop(step: Step, tiny: Step, work: Work, constants: Tree,
-          numbers: list[tuple[float, ...]] | Tensor) -> Tensor:
+def loop(
+    step: Step, tiny: Step, work: Work, constants: Tree, numbers: list[tuple[float, ...]] | Tensor
+) -> Tensor:
     """Step after step; the predictions (M, B).
 
     `tiny` serves those where a size is 1, which torch.compile would treat apart.
     """
     found = []
-    index = {kind: rows if rows is None else rows.split(work.active) for kind,
-             rows in work.index.items()}
+    index = {
+        kind: rows if rows is None else rows.split(work.active) for kind, rows in work.index.items()
+    }
     columns = {name: pieces(column, work.active) for name, column in work.columns.items()}
     for number, weight in enumerate(work.weight.split(work.active)):
         live = {name: rows[number] for name, rows in work.live.items()}
-        held = {what: {name: rows[: live[name]] for name, rows in tree.items()} for what,
-                tree in work.rows.items()}
-        found.append((tiny if 1 in (*weight.shape, *live.values()) else step)(
-            held, {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
-            {name: as_tensor(column[number]) for name, column in columns.items()}, constants,
-            weight, numbers[number]))
+        held = {
+            what: {name: rows[: live[name]] for name, rows in tree.items()}
+            for what, tree in work.rows.items()
+        }
+        found.append(
+            (tiny if 1 in (*weight.shape, *live.values()) else step)(
+                held,
+                {kind: rows if rows is None else rows[number] for kind, rows in index.items()},
+                {name: as_tensor(column[number]) for name, column in columns.items()},
+                constants,
+                weight,
+                numbers[number],
+            )
+        )
     return torch.cat(found)
 
 
-def gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
-              share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+def gradients(
+    model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
+) -> tuple[Tensor, list[Tensor | Product]]:
     """(prediction of each example (A, B), gradient of the sum of `share` times loss by each leaf).
 
     By hand where known.
     """
     if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
-        two = [{name: torch.cat([value, value]) for name, value in tree.items()}
-               for tree in (leaves, columns)]
+        two = [
+            {name: torch.cat([value, value]) for name, value in tree.items()}
+            for tree in (leaves, columns)
+        ]
         found, grads = _gradients(model, two[0], constants, two[1], torch.cat([share, share]))
-        return found[:1], [Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1]
-                          for g in grads]
+        return found[:1], [
+            Product(g.left[:1], g.right[:1]) if isinstance(g, Product) else g[:1] for g in grads
+        ]
     return _gradients(model, leaves, constants, columns, share)
 
 
-def _gradients(model: Model, leaves: Tree, constants: Tree, columns: Tree,
-               share: Tensor) -> tuple[Tensor, list[Tensor | Product]]:
+def _gradients(
+    model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
+) -> tuple[Tensor, list[Tensor | Product]]:
     target = columns["target"]
     if model.pullback is not None:
         prediction, pull = model.pullback(leaves | constants, columns)
@@ -283,8 +326,15 @@ def multiplied(grad: Tensor | Product) -> Tensor:
     return torch.bmm(*grad)
 
 
-def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor,
-                each: frozenset[str], micro: int) -> tuple[Tensor, list[Tensor | Product]]:
+def accumulated(
+    model: Model,
+    leaves: Tree,
+    constants: Tree,
+    columns: Tree,
+    share: Tensor,
+    each: frozenset[str],
+    micro: int,
+) -> tuple[Tensor, list[Tensor | Product]]:
     """The same as `gradients`, `micro` examples of each client at a time.
 
     What is kept for the backward pass is theirs.
@@ -297,14 +347,18 @@ def accumulated(model: Model, leaves: Tree, constants: Tree, columns: Tree, shar
     predictions, found = [], list[list[Tensor]]()
     for first in range(0, share.shape[1], micro):
         cut = slice(first, first + micro)
-        mine = {name: leaf.detach()[:, cut] if name in each else leaf.detach() for name,
-                leaf in leaves.items()}
+        mine = {
+            name: leaf.detach()[:, cut] if name in each else leaf.detach()
+            for name, leaf in leaves.items()
+        }
         here = {name: column[:, cut] for name, column in columns.items()}
         prediction, grads = gradients(model, mine, constants, here, share[:, cut])
         predictions.append(prediction)
         every = [multiplied(grad) for grad in grads]
-        found = [[*old, new] if name in each or not old else [old[0] + new] for name, old,
-                 new in zip(leaves, found or [[] for _ in every], every, strict=True)]
+        found = [
+            [*old, new] if name in each or not old else [old[0] + new]
+            for name, old, new in zip(leaves, found or [[] for _ in every], every, strict=True)
+        ]
     return torch.cat(predictions, 1), [torch.cat(parts, 1) for parts in found]
 
 

@@ -28,7 +28,34 @@ from fedlab.evaluation.ranking import (
 )
 from fedlab.evaluation.scoring import own_score, scorer
 
-__all__ = ["Candidates", "Error", "NewUsers", "Ranking", "accuracy", "at_k", "auc", "candidates",
-           "clicked", "cold_ranking", "dot", "ease", "full_ranks", "hide_items", "hit_rate", "ials",
-           "item_means", "leaky", "mae", "mse", "ndcg", "new_users", "own_score", "popularity",
-           "rank", "ranking", "rmse", "scorer", "seen"]
+__all__ = [
+    "Candidates",
+    "Error",
+    "NewUsers",
+    "Ranking",
+    "accuracy",
+    "at_k",
+    "auc",
+    "candidates",
+    "clicked",
+    "cold_ranking",
+    "dot",
+    "ease",
+    "full_ranks",
+    "hide_items",
+    "hit_rate",
+    "ials",
+    "item_means",
+    "leaky",
+    "mae",
+    "mse",
+    "ndcg",
+    "new_users",
+    "own_score",
+    "popularity",
+    "rank",
+    "ranking",
+    "rmse",
+    "scorer",
+    "seen",
+]

@@ -51,8 +51,15 @@ def ease(train: Ratings, strength: float = 300.0, recency: float = 0.0) -> Score
     return lambda users, items: scores[users, items]
 
 
-def ials(train: Ratings, dim: int = 32, *, w0: float = 0.1, reg: float = 0.01, epochs: int = 20,
-         seed: int = 0) -> tuple[Tensor, Tensor]:
+def ials(
+    train: Ratings,
+    dim: int = 32,
+    *,
+    w0: float = 0.1,
+    reg: float = 0.01,
+    epochs: int = 20,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Vectors (U, D) of users and (I, D) of items by alternating least squares (iALS).
 
     The loss is that of `fedlab.algorithms.Implicit`. w0: weight of unobserved pairs, above 0. reg:
@@ -82,8 +89,9 @@ def _solved(table: Tensor, fixed: Tensor, w0: float, reg: float, chunk: int = 51
     for part in table.split(chunk):
         own = (part @ outer).view(-1, *gram.shape)
         strength = reg * (part.sum(1) + w0 * len(fixed))
-        found.append(torch.linalg.solve(own + w0 * gram + strength[:, None, None] * eye,
-                                        part @ fixed))
+        found.append(
+            torch.linalg.solve(own + w0 * gram + strength[:, None, None] * eye, part @ fixed)
+        )
     return torch.cat(found)
 
 
@@ -95,5 +103,8 @@ def dot(users: Tensor, items: Tensor) -> Score:
     >>> score(torch.tensor([0]), torch.tensor([0]))
     tensor([11.])
     """
-    return lambda who, what: (users.index_select(0, who.flatten())
-                              * items.index_select(0, what.flatten())).sum(1).view(who.shape)
+    return lambda who, what: (
+        (users.index_select(0, who.flatten()) * items.index_select(0, what.flatten()))
+        .sum(1)
+        .view(who.shape)
+    )

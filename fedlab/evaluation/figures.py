@@ -23,18 +23,30 @@ from fedlab.core import Round
 from fedlab.data import Federation
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-LOOK: Any = {"axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False,
-             "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
-             "axes.axisbelow": True, "axes.titleweight": "bold", "axes.titlesize": 11,
-             "axes.titlelocation": "left", "figure.dpi": 110, "figure.facecolor": "white",
-             "legend.frameon": False, "text.parse_math": False, "lines.linewidth": 2,
-             "font.size": 10}
+LOOK: Any = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "lines.linewidth": 2,
+    "font.size": 10,
+}
 Points = Sequence[tuple[float, float]]
 
 
 @contextmanager
-def panels(count: int, width: float = 4.2,
-           height: float = 3.2) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(
+    count: int, width: float = 4.2, height: float = 3.2
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """`count` axes in a row, with the look of the lessons; width and height of each in inches.
 
     >>> with panels(2) as (figure, axes):
@@ -42,18 +54,22 @@ def panels(count: int, width: float = 4.2,
     2
     """
     with plt.rc_context(LOOK):
-        figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained",
-                                    squeeze=False)
+        figure, axes = plt.subplots(
+            1, count, figsize=(width * count, height), layout="constrained", squeeze=False
+        )
         try:
             yield figure, list(axes[0])
         finally:
             plt.close(figure)
 
 
-def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (),
-           levels: Mapping[str, float] | None = None,
-           read: Mapping[str, Callable[[Round], float]] | None = None,
-           loss: bool = True) -> Figure:
+def curves(
+    runs: Mapping[str, Sequence[Round]],
+    metrics: Sequence[str] = (),
+    levels: Mapping[str, float] | None = None,
+    read: Mapping[str, Callable[[Round], float]] | None = None,
+    loss: bool = True,
+) -> Figure:
     """Loss and metrics against rounds, one line for each run.
 
     runs: name -> its Rounds. metrics: names of metrics of a Round. levels: 'metric: label' ->
@@ -61,16 +77,32 @@ def curves(runs: Mapping[str, Sequence[Round]], metrics: Sequence[str] = (),
     Round. loss: whether to show the mean local loss.
     """
     wanted: dict[str, Callable[[Round], float]] = (
-        {"mean local loss": lambda r: r.loss} if loss else {})
+        {"mean local loss": lambda r: r.loss} if loss else {}
+    )
     wanted |= {name: (lambda r, name=name: r.metrics[name]) for name in metrics} | dict(read or {})
-    return overlay({title: {name: [(r.number, value(r)) for r in rounds
-                                   if title not in metrics or title in r.metrics]
-                            for name, rounds in runs.items()}
-                    for title, value in wanted.items()}, levels)
+    return overlay(
+        {
+            title: {
+                name: [
+                    (r.number, value(r))
+                    for r in rounds
+                    if title not in metrics or title in r.metrics
+                ]
+                for name, rounds in runs.items()
+            }
+            for title, value in wanted.items()
+        },
+        levels,
+    )
 
 
-def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, float] | None = None,
-            xlabel: str = "round", width: float = 4.2, log: bool = False) -> Figure:
+def overlay(
+    series: Mapping[str, Mapping[str, Points]],
+    levels: Mapping[str, float] | None = None,
+    xlabel: str = "round",
+    width: float = 4.2,
+    log: bool = False,
+) -> Figure:
     """Panels of lines: title -> run -> its points (x, y).
 
     levels: as in `curves`. xlabel: what x is. width: of a panel, in inches. log: whether the x axis
@@ -86,9 +118,16 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
             for label, height in (levels or {}).items():
                 if label.startswith(f"{title}: "):
                     axis.axhline(height, color="#555555", linestyle="--", linewidth=1)
-                    axis.text(0.99, height, label.split(": ", 1)[1],
-                              transform=axis.get_yaxis_transform(), ha="right", va="bottom",
-                              fontsize=9, color="#555555")
+                    axis.text(
+                        0.99,
+                        height,
+                        label.split(": ", 1)[1],
+                        transform=axis.get_yaxis_transform(),
+                        ha="right",
+                        va="bottom",
+                        fontsize=9,
+                        color="#555555",
+                    )
             axis.set(title=title, xlabel=xlabel)
             if log:
                 axis.set_xscale("log")
@@ -99,8 +138,15 @@ def overlay(series: Mapping[str, Mapping[str, Points]], levels: Mapping[str, flo
     return figure
 
 
-def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
-          ylabel: str, log: bool = False) -> Figure:
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+) -> Figure:
     """Named series over one axis; `log` makes the x axis logarithmic.
 
     >>> lines([1, 2], {"a": [0.1, 0.2]}, title="t", xlabel="x", ylabel="y").axes[0].get_xlabel()
@@ -126,8 +172,11 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     """
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
-            drawn = axis.barh(list(named), list(named.values()),
-                              color=[COLOURS[i % len(COLOURS)] for i in range(len(named))])
+            drawn = axis.barh(
+                list(named),
+                list(named.values()),
+                color=[COLOURS[i % len(COLOURS)] for i in range(len(named))],
+            )
             axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
             axis.invert_yaxis()
             axis.margins(x=0.18)
@@ -137,8 +186,10 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figur
     return figure
 
 
-def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]],
-              levels: Mapping[str, float] | None = None) -> Figure:
+def intervals(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
     """Dots with whiskers: measure -> name -> (value, low, high).
 
     levels: measure -> position of a dashed line.
@@ -149,8 +200,14 @@ def intervals(values: Mapping[str, Mapping[str, tuple[float, float, float]]],
     with panels(len(values), 4.4, 0.42 * max(map(len, values.values())) + 1.0) as (figure, axes):
         for axis, (measure, named) in zip(axes, values.items(), strict=True):
             for place, (value, low, high) in enumerate(named.values()):
-                axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o",
-                              capsize=3, color=COLOURS[place % len(COLOURS)])
+                axis.errorbar(
+                    value,
+                    place,
+                    xerr=[[value - low], [high - value]],
+                    fmt="o",
+                    capsize=3,
+                    color=COLOURS[place % len(COLOURS)],
+                )
             axis.set_yticks(range(len(named)), list(named))
             axis.set_ylim(len(named) - 0.5, -0.5)
             if measure in (levels or {}):
@@ -168,8 +225,9 @@ def genre_lift(federations: Mapping[str, Federation]) -> Figure:
             table.index_add_(0, data.owner[data.train.users], genres)
             lift = table / table.sum(1, keepdim=True) / (table.sum(0) / table.sum())
             image = axis.imshow(lift.numpy(), cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
-            axis.set_xticks(range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90,
-                            fontsize=8)
+            axis.set_xticks(
+                range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90, fontsize=8
+            )
             axis.set_yticks(range(len(data)), [f"{n:,}" for n in data.counts.tolist()], fontsize=8)
             axis.set(title=name, ylabel="platform, by its ratings")
             axis.grid(visible=False)
@@ -183,16 +241,27 @@ def platforms(federations: Mapping[str, Federation]) -> Figure:
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
             users = torch.bincount(data.owner).tolist()
             drawn = axis.bar(range(len(data)), data.counts.tolist(), color=COLOURS[0])
-            axis.bar_label(drawn, [f"{n} users" for n in users], fontsize=8,
-                           rotation=90 if len(users) > 6 else 0, padding=2)
+            axis.bar_label(
+                drawn,
+                [f"{n} users" for n in users],
+                fontsize=8,
+                rotation=90 if len(users) > 6 else 0,
+                padding=2,
+            )
             axis.margins(y=0.35)
             axis.set(title=name, xlabel="platform", ylabel="train ratings", xticks=range(len(data)))
             axis.grid(visible=False)
     return figure
 
 
-def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
-              ylabel: str = "clients", bins: int = 30) -> Figure:
+def histogram(
+    groups: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str = "clients",
+    bins: int = 30,
+) -> Figure:
     """How a number is spread over clients, with one colour for each group.
 
     >>> histogram({"all": [1, 2, 2, 3]}, title="t", xlabel="x").axes[0].get_ylabel()
@@ -206,8 +275,9 @@ def histogram(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
     return figure
 
 
-def scatter(views: Mapping[str, Tensor], groups: Mapping[str, Tensor],
-            names: Mapping[int, str]) -> Figure:
+def scatter(
+    views: Mapping[str, Tensor], groups: Mapping[str, Tensor], names: Mapping[int, str]
+) -> Figure:
     """Points in the plane, one panel for each view of the same rows: title -> (n, 2).
 
     groups: name -> a mask (n,) of the points in its colour; the others are grey. names: row -> what

@@ -32,13 +32,23 @@ class Leaky(Federation):
         assert self.every is not None
         assert self.held is not None
         owner = self.owner[self.every.users]
-        order = (owner * self.every.user_count * self.every.item_count
-                 + self.every.pairs()).argsort()
+        order = (
+            owner * self.every.user_count * self.every.item_count + self.every.pairs()
+        ).argsort()
         counts = torch.bincount(owner, minlength=len(self))
         client, rows = own_rows(cohort, counts.cumsum(0) - counts, counts)
         rows = order[rows]
-        return clicks(cohort, client, self.every.users[rows], self.every.items[rows],
-                      self.every.item_count, epochs, negatives, key, train=~self.held[rows])
+        return clicks(
+            cohort,
+            client,
+            self.every.users[rows],
+            self.every.items[rows],
+            self.every.item_count,
+            epochs,
+            negatives,
+            key,
+            train=~self.held[rows],
+        )
 
 
 def leaky(split: Split, owner: Tensor) -> Leaky:
@@ -51,11 +61,18 @@ def leaky(split: Split, owner: Tensor) -> Leaky:
     >>> len(leaky(split, one_per_user(split.train)))
     671
     """
-    require(len(split.test) > 0, "split", len(split.test),
-            "there is nothing to leak without a test part")
+    require(
+        len(split.test) > 0,
+        "split",
+        len(split.test),
+        "there is nothing to leak without a test part",
+    )
     parts = (split.train, split.validation, split.test)
-    columns = {name: torch.cat([getattr(part, name) for part in parts])
-               for name in ("users", "items", "values", "times")}
+    columns = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("users", "items", "values", "times")
+    }
     held = torch.arange(sum(map(len, parts))) >= len(split.train)
-    return Leaky(split.train, owner, "clicks", Ratings(**columns, catalogue=split.train.catalogue),
-                 held)
+    return Leaky(
+        split.train, owner, "clicks", Ratings(**columns, catalogue=split.train.catalogue), held
+    )

@@ -64,8 +64,9 @@ def auc(scores: Tensor, target: Tensor) -> float:
     0.875
     """
     positives = int((target > 0.5).sum())
-    require(0 < positives < len(target), "target", positives,
-            "needs both classes: some 1s and some 0s")
+    require(
+        0 < positives < len(target), "target", positives, "needs both classes: some 1s and some 0s"
+    )
     _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - (counts.double() - 1) / 2
     u = middle[inverse][target > 0.5].sum() - positives * (positives + 1) / 2

@@ -44,8 +44,10 @@ class NewUsers:
     def centred(self) -> tuple["NewUsers", float]:
         """(the same users with the mean of train subtracted from all values, that mean)."""
         mean = float(self.train.values.mean())
-        train, given, query = (replace(part, values=part.values - mean)
-                               for part in (self.train, self.given, self.query))
+        train, given, query = (
+            replace(part, values=part.values - mean)
+            for part in (self.train, self.given, self.query)
+        )
         return NewUsers(train, given, query, self.left_out), mean
 
     def mean_baseline(self, k: int, strength: float = 5.0) -> Score:
@@ -56,7 +58,8 @@ class NewUsers:
         """
         means, first = item_means(self.train, strength), self.first(k)
         above = torch.zeros(self.query.user_count).index_add_(
-            0, first["user"], first["target"] - means[first["item"]])
+            0, first["user"], first["target"] - means[first["item"]]
+        )
         return lambda users, items: means[items] + above[users] / (k + strength)
 
     def error(self, score: Score) -> float:
@@ -77,8 +80,9 @@ def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
     return total / (train.item_counts() + strength)
 
 
-def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
-              seed: int = 0) -> NewUsers:
+def new_users(
+    ratings: Ratings, fold: int, folds: int = 5, support: int = 20, seed: int = 0
+) -> NewUsers:
     """Take one of `folds` random parts of the users as new users.
 
     Their ratings arrive in random order. fold: the part, 0 to folds - 1. support: ratings that are
@@ -90,8 +94,9 @@ def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
     >>> set(torch.bincount(found.given.users).tolist())
     {5}
     """
-    require(2 <= folds <= ratings.user_count, "folds", folds,
-            f"choose from 2 to {ratings.user_count}")
+    require(
+        2 <= folds <= ratings.user_count, "folds", folds, f"choose from 2 to {ratings.user_count}"
+    )
     require(0 <= fold < folds, "fold", fold, f"choose from 0 to {folds - 1}")
     require(support >= 1, "support", support, "choose 1 rating or more")
     generator = stream(seed, "new users")
@@ -103,5 +108,9 @@ def new_users(ratings: Ratings, fold: int, folds: int = 5, support: int = 20,
     mine = of_users(shuffled, (part == fold) & enough)
     place = _place(torch.ones_like(mine.users, dtype=torch.bool), mine.users)
     others, short = (part != fold) & (count > 0), (part == fold) & (count > 0) & ~enough
-    return NewUsers(of_users(shuffled, others), mine.take(place < support),
-                    mine.take(place >= support), int(short.sum()))
+    return NewUsers(
+        of_users(shuffled, others),
+        mine.take(place < support),
+        mine.take(place >= support),
+        int(short.sum()),
+    )

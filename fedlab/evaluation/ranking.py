@@ -71,8 +71,12 @@ def candidates(split: Split, part: str = "test", count: int = 99, seed: int = 0)
     held = _held(split, part)
     unseen = ~seen((split.train, split.validation, split.test), held.users)
     few = int(unseen.sum(1).min())
-    require(1 <= count <= few, "count", count,
-            f"choose from 1 to {few}, the unseen items of the busiest user")
+    require(
+        1 <= count <= few,
+        "count",
+        count,
+        f"choose from 1 to {few}, the unseen items of the busiest user",
+    )
     draw = torch.rand(unseen.shape, generator=stream(seed, f"candidates {part}"))
     negatives = draw.where(unseen, -1.0).topk(count, dim=1).indices
     return Candidates(held.users, held.items, negatives)
@@ -137,8 +141,12 @@ def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> d
     items = cold.nonzero()[:, 0]
     mine = seen([ratings], torch.arange(ratings.user_count))[:, items]  # (U, M)
     users = (mine.any(1) & ~mine.all(1)).nonzero()[:, 0]
-    require(len(users) > 0, "cold", len(items),
-            "nobody rated some of the cold items and not all; hide more")
+    require(
+        len(users) > 0,
+        "cold",
+        len(items),
+        "nobody rated some of the cold items and not all; hide more",
+    )
     gains = 1 / torch.log2(torch.arange(k) + 2.0)
     auc, ndcg = [], []
     for user in users.tolist():
@@ -178,6 +186,10 @@ def _held(split: Split, part: str) -> Ratings:
     """The held-out ratings of a part, after checking that there is one for each user."""
     require(part in ("validation", "test"), "part", part, "choose validation or test")
     held: Ratings = getattr(split, part)
-    require(0 < len(held) == len(held.users.unique()), "part", part,
-            "ranking needs one held-out item a user; split with leave_one_out")
+    require(
+        0 < len(held) == len(held.users.unique()),
+        "part",
+        part,
+        "ranking needs one held-out item a user; split with leave_one_out",
+    )
     return held

@@ -25,15 +25,26 @@ def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
     torch.Size([1, 2])
     """
     each = "client" in model.rows.values()
-    require(not each or owner is not None, "owner", owner,
-            "name the client of each user, say federation.owner")
+    require(
+        not each or owner is not None,
+        "owner",
+        owner,
+        "name the client of each user, say federation.owner",
+    )
     device = next(iter(params.values())).device
-    return pair_scorer(model, lambda name, rows, _: arranged(params[name], rows), owner, each=each,
-                       device=device)
+    return pair_scorer(
+        model, lambda name, rows, _: arranged(params[name], rows), owner, each=each, device=device
+    )
 
 
-def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor],
-                owner: Tensor | None, *, each: bool, device: str | torch.device = "cpu") -> Score:
+def pair_scorer(
+    model: Model,
+    look_up: Callable[[str, Tensor, Tensor], Tensor],
+    owner: Tensor | None,
+    *,
+    each: bool,
+    device: str | torch.device = "cpu",
+) -> Score:
     """A score made of `look_up(name, rows, clients of the rows)`, which returns parameter values.
 
     owner (U,): the client of each user, or None. each: whether every pair is asked as a client of
@@ -48,15 +59,19 @@ def pair_scorer(model: Model, look_up: Callable[[str, Tensor, Tensor], Tensor],
         batch = {"user": users.reshape(shape).to(device), "item": items.reshape(shape).to(device)}
         client = torch.zeros_like(batch["user"]) if holder is None else holder[batch["user"]]
         rows = batch | {"client": client[:, 0], "one": torch.zeros_like(client[:, 0])}
-        leaves = {name: look_up(name, rows[kind], client if kind in batch else client[:, 0])
-                  for name, kind in model.rows.items()}
+        leaves = {
+            name: look_up(name, rows[kind], client if kind in batch else client[:, 0])
+            for name, kind in model.rows.items()
+        }
         with torch.no_grad():
             return model.predict(leaves | constants, batch).view(users.shape).cpu()
+
     return score
 
 
-def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor,
-              owner: Tensor) -> Score:
+def own_score(
+    model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tensor, owner: Tensor
+) -> Score:
     """Predictions of each user's own client: server rows plus what that client learned.
 
     deltas: of `cohort` (C,), as `client.train` gives them. owner (U,): client of each user. The
@@ -64,14 +79,15 @@ def own_score(model: Model, params: Tree, deltas: dict[str, Rows], cohort: Tenso
     """
     position = torch.full((int(owner.max()) + 1,), -1)
     position[cohort] = torch.arange(len(cohort))
-    keys = {name: d.client * len(params[name]) + d.ids for name, d in deltas.items()}   # sorted
+    keys = {name: d.client * len(params[name]) + d.ids for name, d in deltas.items()}  # sorted
 
     def look_up(name: str, rows: Tensor, client: Tensor) -> Tensor:
         key = position[client] * len(params[name]) + rows
-        if not len(keys[name]):                              # nobody learned anything
+        if not len(keys[name]):  # nobody learned anything
             return params[name][rows]
         at = torch.searchsorted(keys[name], key).clamp(max=len(keys[name]) - 1)
         learned = deltas[name].values[at]
         held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
         return params[name][rows] + learned.where(held, 0.0)
+
     return pair_scorer(model, look_up, owner, each=True)

@@ -14,7 +14,27 @@ from fedlab.models.model import Model, Product, interaction, matrix_factorisatio
 from fedlab.models.modules import from_module, loaded
 from fedlab.models.recipes import Content, Interaction, Linear, MatrixFactorisation, UserFactors
 
-__all__ = ["Adapted", "Content", "Interaction", "Linear", "MatrixFactorisation", "Model", "Product",
-           "UserFactors", "adapted", "content", "from_module", "genre_profile", "history",
-           "interaction", "item_features", "linear", "loaded", "matrix_factorisation", "merged",
-           "perceptron", "user_factor_model", "user_features"]
+__all__ = [
+    "Adapted",
+    "Content",
+    "Interaction",
+    "Linear",
+    "MatrixFactorisation",
+    "Model",
+    "Product",
+    "UserFactors",
+    "adapted",
+    "content",
+    "from_module",
+    "genre_profile",
+    "history",
+    "interaction",
+    "item_features",
+    "linear",
+    "loaded",
+    "matrix_factorisation",
+    "merged",
+    "perceptron",
+    "user_factor_model",
+    "user_features",
+]

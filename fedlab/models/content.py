@@ -16,8 +16,9 @@ from fedlab.data import Catalogue, Ratings
 from fedlab.models.model import Model, check_sizes, drawn, perceptron
 
 
-def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings",
-           clients: int = 0) -> Model:
+def linear(
+    item_features: Tensor, user_features: Tensor, *, task: str = "ratings", clients: int = 0
+) -> Model:
     """Linear regression `y = theta . x` over x = (item features, user features, 1).
 
     item_features (I, F1), user_features (U, F2): floats. task: 'ratings' or 'clicks'. clients: 0
@@ -36,16 +37,23 @@ def linear(item_features: Tensor, user_features: Tensor, *, task: str = "ratings
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
-        x = torch.cat([item, user, torch.ones_like(item[..., :1])], -1)   # (..., B, F)
+        x = torch.cat([item, user, torch.ones_like(item[..., :1])], -1)  # (..., B, F)
         return (x @ p["theta"]).squeeze(-1)
 
-    return Model("linear", task, init, predict, {"theta": "client" if clients else "one"},
-                 frozenset({"theta"} if clients else ()),
-                 {"item_features": item_features, "user_features": user_features})
+    return Model(
+        "linear",
+        task,
+        init,
+        predict,
+        {"theta": "client" if clients else "one"},
+        frozenset({"theta"} if clients else ()),
+        {"item_features": item_features, "user_features": user_features},
+    )
 
 
-def content(item_features: Tensor, user_features: Tensor, hidden: int = 32, *,
-            task: str = "clicks") -> Model:
+def content(
+    item_features: Tensor, user_features: Tensor, hidden: int = 32, *, task: str = "clicks"
+) -> Model:
     """A perceptron `y = w2 . relu(W1 x + b1) + b2 + beta_i` over x = (item, user, their product).
 
     item_features (I, F) and user_features (U, F') with F' >= F: the first F columns of both are
@@ -59,8 +67,12 @@ def content(item_features: Tensor, user_features: Tensor, hidden: int = 32, *,
     """
     check_sizes(hidden=hidden)
     width = item_features.shape[1]
-    require(user_features.shape[1] >= width, "user_features", tuple(user_features.shape),
-            f"give {width} columns or more")
+    require(
+        user_features.shape[1] >= width,
+        "user_features",
+        tuple(user_features.shape),
+        f"give {width} columns or more",
+    )
     layers = perceptron(2 * width + user_features.shape[1], hidden, task=task)
 
     def init(seed: int) -> Tree:
@@ -71,9 +83,15 @@ def content(item_features: Tensor, user_features: Tensor, hidden: int = 32, *,
         x = torch.cat([item, user, item * user[..., :width]], -1)  # (A, B, F)
         return layers.predict(p, {"x": x}) + p["bias"]
 
-    return Model("content", task, init, predict, {**layers.rows, "bias": "item"},
-                 constants={"item_features": item_features, "user_features": user_features},
-                 activity=2 * hidden + 3 * width)
+    return Model(
+        "content",
+        task,
+        init,
+        predict,
+        {**layers.rows, "bias": "item"},
+        constants={"item_features": item_features, "user_features": user_features},
+        activity=2 * hidden + 3 * width,
+    )
 
 
 def item_features(catalogue: Catalogue) -> Tensor:
@@ -103,7 +121,8 @@ def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
     require(strength > 0, "strength", strength, "choose a positive number of imagined ratings")
     counts = torch.bincount(train.users, minlength=train.user_count).float()
     above = torch.zeros(train.user_count).index_add_(
-        0, train.users, train.values - train.values.mean())
+        0, train.users, train.values - train.values.mean()
+    )
     activity = counts.clamp(min=1).log()
     return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
 
@@ -136,18 +155,30 @@ def history(train: Ratings, vectors: Tensor) -> Tensor:
     >>> history(train, train.catalogue.genres.float()).shape
     torch.Size([671, 19])
     """
-    require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape),
-            f"give {train.item_count} rows")
+    require(
+        len(vectors) == train.item_count,
+        "vectors",
+        tuple(vectors.shape),
+        f"give {train.item_count} rows",
+    )
     counts = torch.bincount(train.users, minlength=train.user_count).clamp(min=1)
     clicked = vectors[train.items]
     total = torch.zeros(train.user_count, vectors.shape[1]).index_add_(
-        0, train.users, clicked - clicked.mean(0))
+        0, train.users, clicked - clicked.mean(0)
+    )
     return total / counts[:, None]
 
 
-def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
-                      bias: Tensor | None = None, task: str = "ratings", spread: float = 0.1,
-                      clients: int = 0) -> Model:
+def user_factor_model(
+    items: int,
+    dim: int = 8,
+    known: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    task: str = "ratings",
+    spread: float = 0.1,
+    clients: int = 0,
+) -> Model:
     """`y = c + b_i + w . x_i + s u_0 + (q_i + W x_i) . u`: item factors and one user vector.
 
     The user's vector (u_0, u) is shared until a client adapts it to its own ratings. No parameter
@@ -172,9 +203,14 @@ def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
 
     def init(seed: int) -> Tree:
         item = drawn(seed, "item", items, dim) * spread
-        return {"user": torch.zeros(clients or 1, dim + 1), "item": item,
-                "bias": bias.clone(), "offset": torch.zeros(1, 1), "scale": torch.full((1, 1), 0.5),
-                "told": torch.zeros(1, known.shape[1], dim + 1)}
+        return {
+            "user": torch.zeros(clients or 1, dim + 1),
+            "item": item,
+            "bias": bias.clone(),
+            "offset": torch.zeros(1, 1),
+            "scale": torch.full((1, 1), 0.5),
+            "told": torch.zeros(1, known.shape[1], dim + 1),
+        }
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         from_known = p["known"][batch["item"]] @ p["told"]  # (..., B, D + 1): w . x_i, then W x_i
@@ -182,7 +218,14 @@ def user_factor_model(items: int, dim: int = 8, known: Tensor | None = None, *,
         product = ((p["item"] + from_known[..., 1:]) * user[..., 1:]).sum(-1)
         return p["offset"] + p["bias"] + from_known[..., 0] + p["scale"] * user[..., 0] + product
 
-    rows = {"user": "client" if clients else "one", "item": "item", "bias": "item",
-            "offset": "one", "scale": "one", "told": "one"}
-    return Model("taste", task, init, predict, rows, frozenset({"user"} if clients else ()),
-                 {"known": known})
+    rows = {
+        "user": "client" if clients else "one",
+        "item": "item",
+        "bias": "item",
+        "offset": "one",
+        "scale": "one",
+        "told": "one",
+    }
+    return Model(
+        "taste", task, init, predict, rows, frozenset({"user"} if clients else ()), {"known": known}
+    )

@@ -39,8 +39,7 @@ class Adapted(nn.Module):
     True
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float,
-                 key: Key) -> None:
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, key: Key) -> None:
         """Draw A by the key and set B to zero.
 
         rank: r, from 1 to the smaller side of the layer. alpha: above 0; the product is scaled by
@@ -48,8 +47,9 @@ class Adapted(nn.Module):
         """
         super().__init__()
         low = min(base.in_features, base.out_features)
-        require(1 <= rank <= low, "rank", rank,
-                f"choose from 1 to {low}, the smaller side of the layer")
+        require(
+            1 <= rank <= low, "rank", rank, f"choose from 1 to {low}, the smaller side of the layer"
+        )
         require(alpha > 0, "alpha", alpha, "choose a positive number, say twice the rank")
         self.base, self.scale = base, alpha / rank
         bound = base.in_features**-0.5  # as kaiming_uniform_(a=5**0.5), which peft takes
@@ -62,8 +62,16 @@ class Adapted(nn.Module):
         return self.base(x) + (x @ self.a.T) @ self.b.T * self.scale
 
 
-def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float = 8.0, *,
-            train: Sequence[str] = (), freeze_a: bool = False, seed: int = 0) -> nn.Module:
+def adapted(
+    module: nn.Module,
+    names: Sequence[str],
+    rank: int = 4,
+    alpha: float = 8.0,
+    *,
+    train: Sequence[str] = (),
+    freeze_a: bool = False,
+    seed: int = 0,
+) -> nn.Module:
     """A frozen copy of the module with an adapter on every `nn.Linear` that `names` asks for.
 
     names: ends of layer names, such as ('query', 'value'). rank, alpha: as in `Adapted`. train:
@@ -84,11 +92,20 @@ def adapted(module: nn.Module, names: Sequence[str], rank: int = 4, alpha: float
             layer.a.requires_grad_(not freeze_a)
             setattr(net.get_submodule(parent), last, layer)
             found.add(end)
-    linear = sorted({path.rpartition(".")[2] for path, part in module.named_modules()
-                     if isinstance(part, nn.Linear)})
+    linear = sorted(
+        {
+            path.rpartition(".")[2]
+            for path, part in module.named_modules()
+            if isinstance(part, nn.Linear)
+        }
+    )
     for name in names:
-        require(name in found, "names", name,
-                f"no linear layer is called so; choose from {', '.join(linear)}")
+        require(
+            name in found,
+            "names",
+            name,
+            f"no linear layer is called so; choose from {', '.join(linear)}",
+        )
     for path, weight in net.named_parameters():
         if any(end in path.split(".") for end in train):
             weight.requires_grad_(True)

@@ -72,8 +72,9 @@ class Model:
         require(self.task in TASKS, "task", self.task, f"choose one of {', '.join(TASKS)}")
         for name in self.private:
             fits = self.rows.get(name) in ("user", "client")
-            require(fits, "private", name,
-                    "only parameters with rows by user or client can be private")
+            require(
+                fits, "private", name, "only parameters with rows by user or client can be private"
+            )
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Loss of each example: cross-entropy for clicks, squared error for ratings.
@@ -118,31 +119,46 @@ def sigmoid(x: Tensor) -> Tensor:
 def check_sizes(**sizes: int) -> None:
     """Raise `ParameterError` unless all are whole numbers of 1 or more."""
     for name, size in sizes.items():
-        require(isinstance(size, int) and size > 0, name, size,
-                "choose a whole number of 1 or more")
+        require(
+            isinstance(size, int) and size > 0, name, size, "choose a whole number of 1 or more"
+        )
 
 
-DISTINCT = 4096      # different first vectors among sparse users
+DISTINCT = 4096  # different first vectors among sparse users
 
 
-def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "clicks",
-                         private_users: bool = True, sparse_users: bool = False,
-                         spread: float = 0.1) -> Model:
+def matrix_factorisation(
+    users: int,
+    items: int,
+    dim: int = 32,
+    *,
+    task: str = "clicks",
+    private_users: bool = True,
+    sparse_users: bool = False,
+    spread: float = 0.1,
+) -> Model:
     """`y = p_u . q_i + beta_i`; `spread` is the standard deviation of the first vectors.
 
     sparse_users: store a private user vector once it has trained, for federations of very many
     users.
     """
     check_sizes(users=users, items=items, dim=dim)
-    require(private_users or not sparse_users, "sparse_users", sparse_users,
-            "only private users can be sparse")
+    require(
+        private_users or not sparse_users,
+        "sparse_users",
+        sparse_users,
+        "only private users can be sparse",
+    )
 
     def init(seed: int) -> Tree:
         first = drawn(seed, "user", min(users, DISTINCT) if sparse_users else users, dim) * spread
         # a SparseTable answers as a Tensor in all that is asked of private rows
         user = cast(Tensor, SparseTable.untouched(users, first)) if sparse_users else first
-        return {"user": user, "item": drawn(seed, "item", items, dim) * spread,
-                "bias": torch.zeros(items)}
+        return {
+            "user": user,
+            "item": drawn(seed, "item", items, dim) * spread,
+            "bias": torch.zeros(items),
+        }
 
     def predict(p: Tree, batch: Tree) -> Tensor:
         return (p["user"] * p["item"]).sum(-1) + p["bias"]
@@ -150,29 +166,45 @@ def matrix_factorisation(users: int, items: int, dim: int = 32, *, task: str = "
     def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
         user, item = p["user"], p["item"]  # (A, B, D), or (A, 1, D) of a client's one user
 
-        def pull(g: Tensor) -> Mapping[str, Tensor | Product]:                           # (A, B)
+        def pull(g: Tensor) -> Mapping[str, Tensor | Product]:  # (A, B)
             single = user.shape[1] == 1 and item.shape[2] > 1
             mine = torch.bmm(g.unsqueeze(1), item) if single else g.unsqueeze(-1) * item
-            if user.shape[1] == 1 and not single:        # a product of width 1 hangs on A
+            if user.shape[1] == 1 and not single:  # a product of width 1 hangs on A
                 mine = mine.sum(1, keepdim=True)
             return {"user": mine, "item": g.unsqueeze(-1) * user, "bias": g}
+
         return predict(p, batch), pull
 
-    return Model("matrix factorisation", task, init, predict, {"user": "user", "item": "item",
-                                                               "bias": "item"},
-                 frozenset({"user"} if private_users else ()), pullback=pullback)
+    return Model(
+        "matrix factorisation",
+        task,
+        init,
+        predict,
+        {"user": "user", "item": "item", "bias": "item"},
+        frozenset({"user"} if private_users else ()),
+        pullback=pullback,
+    )
 
 
-def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1,
-                task: str = "clicks", private_users: bool = True, spread: float = 0.1) -> Model:
+def interaction(
+    users: int,
+    items: int,
+    dim: int = 32,
+    *,
+    dropout: float = 0.1,
+    task: str = "clicks",
+    private_users: bool = True,
+    spread: float = 0.1,
+) -> Model:
     """`y = w . dropout(p_u * q_i) + b + beta_i`; a sigmoid of it is the chance of a click.
 
     dropout: share of the interaction's entries set to zero in training, from 0 to below 1.
     """
     check_sizes(users=users, items=items, dim=dim)
     require(0 <= dropout < 1, "dropout", dropout, "choose a share from 0 to below 1")
-    table = matrix_factorisation(users, items, dim, task=task, private_users=private_users,
-                                 spread=spread)
+    table = matrix_factorisation(
+        users, items, dim, task=task, private_users=private_users, spread=spread
+    )
 
     def init(seed: int) -> Tree:
         return table.init(seed) | {"dense": torch.ones(1, dim, 1), "offset": torch.zeros(1, 1)}
@@ -181,7 +213,7 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1,
         return {"keep": key.keep(client, counts, dim, dropout)} if dropout else {}
 
     def predict(p: Tree, batch: Tree) -> Tensor:
-        h = p["user"] * p["item"]                              # (..., B, D)
+        h = p["user"] * p["item"]  # (..., B, D)
         if "keep" in batch:
             h = h * batch["keep"] / (1 - dropout)
         return (h @ p["dense"]).squeeze(-1) + p["offset"] + p["bias"]
@@ -190,14 +222,22 @@ def interaction(users: int, items: int, dim: int = 32, *, dropout: float = 0.1,
     return Model("interaction", task, init, predict, rows, table.private, noise=noise)
 
 
-def hybrid(users: int, known: Tensor, dim: int = 32, *, task: str = "clicks",
-           private_users: bool = True, spread: float = 0.1) -> Model:
+def hybrid(
+    users: int,
+    known: Tensor,
+    dim: int = 32,
+    *,
+    task: str = "clicks",
+    private_users: bool = True,
+    spread: float = 0.1,
+) -> Model:
     """`y = p_u . (q_i + W x_i) + beta_i`: an item by its own row and by what is known of it.
 
     known: x (I, F), say narrowed text vectors. So an item that few have clicked is not without.
     """
-    table = matrix_factorisation(users, len(known), dim, task=task, private_users=private_users,
-                                 spread=spread)
+    table = matrix_factorisation(
+        users, len(known), dim, task=task, private_users=private_users, spread=spread
+    )
 
     def init(seed: int) -> Tree:
         return table.init(seed) | {"told": torch.zeros(1, known.shape[1], dim)}
@@ -206,8 +246,15 @@ def hybrid(users: int, known: Tensor, dim: int = 32, *, task: str = "clicks",
         item = p["item"] + p["known"][batch["item"]] @ p["told"]  # (..., B, D)
         return (p["user"] * item).sum(-1) + p["bias"]
 
-    return Model("hybrid", task, init, predict, {**table.rows, "told": "one"}, table.private,
-                 {"known": known})
+    return Model(
+        "hybrid",
+        task,
+        init,
+        predict,
+        {**table.rows, "told": "one"},
+        table.private,
+        {"known": known},
+    )
 
 
 def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
@@ -221,24 +268,42 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
         def uniform(name: str, fan: int, rows: int, columns: int) -> Tensor:
             luck = Key(seed, f"init {name}").uniform(torch.arange(rows), columns)
             return ((luck * 2 - 1) / fan**0.5).float()
-        return {"w1": uniform("w1", inputs, inputs, hidden)[None],
-                "b1": uniform("b1", inputs, 1, hidden), "w2": uniform("w2", hidden, 1, hidden),
-                "b2": uniform("b2", hidden, 1, 1)}
+
+        return {
+            "w1": uniform("w1", inputs, inputs, hidden)[None],
+            "b1": uniform("b1", inputs, 1, hidden),
+            "w2": uniform("w2", hidden, 1, hidden),
+            "b2": uniform("b2", hidden, 1, 1),
+        }
 
     def layers(p: Tree, batch: Tree) -> tuple[Tensor, Tensor]:
-        h = torch.baddbmm(p["b1"].unsqueeze(1), batch["x"], p["w1"]).relu_()        # (A, B, H)
+        h = torch.baddbmm(p["b1"].unsqueeze(1), batch["x"], p["w1"]).relu_()  # (A, B, H)
         # 4x faster here than a matrix product of width 1
         return (h * p["w2"].unsqueeze(1)).sum(-1) + p["b2"], h
 
     def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
         y, h = layers(p, batch)
 
-        def pull(g: Tensor) -> Mapping[str, Tensor | Product]:                           # (A, B)
+        def pull(g: Tensor) -> Mapping[str, Tensor | Product]:  # (A, B)
             gh = h.sign().mul_(p["w2"].unsqueeze(1)).mul_(g.unsqueeze(-1))
-            return {"w1": Product(batch["x"].transpose(1, 2), gh), "b1": gh.sum(1),
-                    "w2": torch.bmm(g.unsqueeze(1), h).squeeze(1), "b2": g.sum(1, keepdim=True)}
+            return {
+                "w1": Product(batch["x"].transpose(1, 2), gh),
+                "b1": gh.sum(1),
+                "w2": torch.bmm(g.unsqueeze(1), h).squeeze(1),
+                "b2": g.sum(1, keepdim=True),
+            }
+
         return y, pull
+
     def predict(p: Tree, batch: Tree) -> Tensor:
         return layers(p, batch)[0]
-    return Model("perceptron", task, init, predict, dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
-                 pullback=pullback, activity=2 * hidden)
+
+    return Model(
+        "perceptron",
+        task,
+        init,
+        predict,
+        dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
+        pullback=pullback,
+        activity=2 * hidden,
+    )

@@ -41,9 +41,15 @@ class KeyedDropout(nn.Module):
         return x * self.keep / (1 - self.p)
 
 
-def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = "clicks",
-                rows: Mapping[str, str] | None = None, private: frozenset[str] = frozenset(),
-                answers: int = 1) -> Model:
+def from_module(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    task: str = "clicks",
+    rows: Mapping[str, str] | None = None,
+    private: frozenset[str] = frozenset(),
+    answers: int = 1,
+) -> Model:
     """Make a model of `module(*inputs)`, which returns (B,) or (B, answers).
 
     It returns logits for clicks and values for ratings. inputs: the columns that the module takes,
@@ -61,12 +67,17 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     net, by_row = copy.deepcopy(module).train(), dict(rows or {})
     _refuse(net)
     _key_dropout(net)
-    drops = {f"{name}.keep": part for name, part in net.named_modules()
-             if isinstance(part, KeyedDropout)}
+    drops = {
+        f"{name}.keep": part for name, part in net.named_modules() if isinstance(part, KeyedDropout)
+    }
     weights = {name: p.detach() for name, p in net.named_parameters()}
     trained = [name for name, p in net.named_parameters() if p.requires_grad]
-    require(bool(trained), "module", type(module).__name__,
-            "no weight has requires_grad; there is nothing to train")
+    require(
+        bool(trained),
+        "module",
+        type(module).__name__,
+        "no weight has requires_grad; there is nothing to train",
+    )
     _check_rows(net, trained, by_row, inputs)
     fixed = {name: p for name, p in weights.items() if name not in trained}
     fixed |= {name: b.detach() for name, b in net.named_buffers() if name not in drops}
@@ -90,15 +101,28 @@ def from_module(module: nn.Module, inputs: Mapping[str, Tensor], *, task: str = 
     def noise(client: Tensor, counts: Tensor, key: Key) -> Tree:
         def masks(name: str, d: KeyedDropout) -> Tensor:
             return key.of(name).keep(client, counts, d.shape.numel(), d.p).view(-1, *d.shape)
+
         return {name: masks(name, d) for name, d in drops.items()}
 
     def init(seed: int) -> Tree:
-        return {name: weights[name].clone() if name in by_row else weights[name][None].clone()
-                for name in trained}
+        return {
+            name: weights[name].clone() if name in by_row else weights[name][None].clone()
+            for name in trained
+        }
 
     kinds = {name: by_row.get(name, "one") for name in trained}
-    return Model(type(module).__name__, task, init, predict, kinds, private, fixed, noise,
-                 activity=activity, module=net)
+    return Model(
+        type(module).__name__,
+        task,
+        init,
+        predict,
+        kinds,
+        private,
+        fixed,
+        noise,
+        activity=activity,
+        module=net,
+    )
 
 
 def loaded(module: nn.Module, params: Tree) -> nn.Module:
@@ -111,18 +135,23 @@ def loaded(module: nn.Module, params: Tree) -> nn.Module:
     [[2.0]]
     """
     net, weights = copy.deepcopy(module).eval(), dict(module.named_parameters())
-    state = {name: value if value.shape == weights[name].shape else value[0]
-             for name, value in params.items() if name in weights}
-    require(bool(state), "params", sorted(params),
-            f"{type(module).__name__} has none of these weights")
+    state = {
+        name: value if value.shape == weights[name].shape else value[0]
+        for name, value in params.items()
+        if name in weights
+    }
+    require(
+        bool(state), "params", sorted(params), f"{type(module).__name__} has none of these weights"
+    )
     net.load_state_dict(state, strict=False)
     return net
 
 
 def _places(column: Tensor, held: int) -> Tensor:
     """The row of each example: its own place, or 0 when the client holds one row for all."""
-    return (torch.zeros_like(column) if held == 1
-            else torch.arange(len(column), device=column.device))
+    return (
+        torch.zeros_like(column) if held == 1 else torch.arange(len(column), device=column.device)
+    )
 
 
 def _refuse(net: nn.Module) -> None:
@@ -130,31 +159,58 @@ def _refuse(net: nn.Module) -> None:
     for name, part in net.named_modules():
         kind, where = type(part).__name__, name or "itself"
         running = isinstance(part, _NormBase) and part.track_running_stats
-        require(not (isinstance(part, _BatchNorm) or running), f"module {where}", kind,
-                "its running statistics mix clients and outlive the round; use nn.GroupNorm or "
-                "nn.LayerNorm")
-        require(not isinstance(part, _DropoutNd) or type(part) is nn.Dropout, f"module {where}",
-                kind, "its draws cannot be keyed; use nn.Dropout")
+        require(
+            not (isinstance(part, _BatchNorm) or running),
+            f"module {where}",
+            kind,
+            "its running statistics mix clients and outlive the round; use nn.GroupNorm or "
+            "nn.LayerNorm",
+        )
+        require(
+            not isinstance(part, _DropoutNd) or type(part) is nn.Dropout,
+            f"module {where}",
+            kind,
+            "its draws cannot be keyed; use nn.Dropout",
+        )
         if isinstance(part, nn.Embedding):
-            require(part.max_norm is None and not part.sparse, f"module {where}", kind,
-                    "max_norm and sparse change tables in place; leave both out")
-    lazy = [name for name, weight in net.named_parameters()
-            if isinstance(weight, nn.parameter.UninitializedParameter)]
-    require(not lazy, "module", ", ".join(lazy),
-            "these weights have no shape yet; run the module once on a batch")
+            require(
+                part.max_norm is None and not part.sparse,
+                f"module {where}",
+                kind,
+                "max_norm and sparse change tables in place; leave both out",
+            )
+    lazy = [
+        name
+        for name, weight in net.named_parameters()
+        if isinstance(weight, nn.parameter.UninitializedParameter)
+    ]
+    require(
+        not lazy,
+        "module",
+        ", ".join(lazy),
+        "these weights have no shape yet; run the module once on a batch",
+    )
 
 
-def _check_rows(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
-                inputs: Mapping[str, Tensor]) -> None:
+def _check_rows(
+    net: nn.Module, trained: list[str], by_row: Mapping[str, str], inputs: Mapping[str, Tensor]
+) -> None:
     """Raise `ParameterError` unless each of `rows` is a trained table and looked up by an input."""
     known(trained, by_row)
     for name, column in by_row.items():
-        require(column in inputs, "inputs", column,
-                f"rows names this column; inputs has {', '.join(inputs)}")
+        require(
+            column in inputs,
+            "inputs",
+            column,
+            f"rows names this column; inputs has {', '.join(inputs)}",
+        )
         part = net.get_submodule(name.rpartition(".")[0])
-        require(not isinstance(part, nn.Embedding) or part.padding_idx is None,
-                f"rows[{name!r}]", column,
-                "padding_idx counts whole tables; leave it out or the row here")
+        require(
+            not isinstance(part, nn.Embedding) or part.padding_idx is None,
+            f"rows[{name!r}]",
+            column,
+            "padding_idx counts whole tables; leave it out or the row here",
+        )
 
 
 def _key_dropout(net: nn.Module) -> None:
@@ -165,9 +221,15 @@ def _key_dropout(net: nn.Module) -> None:
                 setattr(part, name, KeyedDropout(child.p))
 
 
-def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
-           inputs: Mapping[str, Tensor], predict: Callable[[Tree, Tree], Tensor], fixed: Tree,
-           answers: int) -> int:
+def _trial(
+    net: nn.Module,
+    trained: list[str],
+    by_row: Mapping[str, str],
+    inputs: Mapping[str, Tensor],
+    predict: Callable[[Tree, Tree], Tensor],
+    fixed: Tree,
+    answers: int,
+) -> int:
     """Compare the module with two stacked clients; return the floats it keeps for an example."""
     expected, activity = _by_itself(net, inputs, answers)
     named = dict(net.named_parameters())
@@ -178,8 +240,10 @@ def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
 
     try:
         leaves = {name: twice(name) for name in trained}
-        stacked = predict(leaves | fixed, {name: column.expand(2, *column.shape)
-                                           for name, column in inputs.items()})
+        stacked = predict(
+            leaves | fixed,
+            {name: column.expand(2, *column.shape) for name, column in inputs.items()},
+        )
         stacked.sum().backward()
         single = net(*(column[:1] for column in inputs.values())).detach()
     except (RuntimeError, IndexError) as error:
@@ -187,15 +251,22 @@ def _trial(net: nn.Module, trained: list[str], by_row: Mapping[str, str],
         raise ParameterError(
             f"module={type(net).__name__!r}: cannot be stacked over clients ({reason}); use "
             "operations that torch.func.vmap knows, nn.Dropout for chance, and in rows the column "
-            "that a table is looked up by") from error
-    require(torch.allclose(single.reshape(expected[:1].shape), expected[:1], rtol=1e-3, atol=1e-4),
-            "module", type(net).__name__,
-            "an example's prediction changes with the others of its batch; "
-            "batches are padded, so predict each by itself")
-    require(torch.allclose(stacked, expected.expand(2, *expected.shape), rtol=1e-3, atol=1e-4),
-            "rows", dict(by_row),
-            "stacked predictions differ from the module's own; a table in rows must be "
-            "looked up by its column and by nothing else")
+            "that a table is looked up by"
+        ) from error
+    require(
+        torch.allclose(single.reshape(expected[:1].shape), expected[:1], rtol=1e-3, atol=1e-4),
+        "module",
+        type(net).__name__,
+        "an example's prediction changes with the others of its batch; "
+        "batches are padded, so predict each by itself",
+    )
+    require(
+        torch.allclose(stacked, expected.expand(2, *expected.shape), rtol=1e-3, atol=1e-4),
+        "rows",
+        dict(by_row),
+        "stacked predictions differ from the module's own; a table in rows must be "
+        "looked up by its column and by nothing else",
+    )
     return activity
 
 
@@ -205,9 +276,12 @@ def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tu
     Raises `ParameterError` when the module changes its own state or returns an unexpected shape.
     """
     outputs: list[int] = []
-    hooks = [part.register_forward_hook(
-        lambda _, __, y: outputs.append(y.numel() if isinstance(y, Tensor) else 0))
-        for part in net.modules()]
+    hooks = [
+        part.register_forward_hook(
+            lambda _, __, y: outputs.append(y.numel() if isinstance(y, Tensor) else 0)
+        )
+        for part in net.modules()
+    ]
     before = {name: b.clone() for name, b in net.named_buffers()}
     count = len(next(iter(inputs.values())))
     with torch.no_grad():
@@ -215,9 +289,17 @@ def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tu
     for hook in hooks:
         hook.remove()
     shapes = ((count,), (count, 1)) if answers == 1 else ((count, answers),)
-    require(expected.shape in shapes, "module", tuple(expected.shape),
-            f"give answers={answers} for each of {count} examples: {' or '.join(map(str, shapes))}")
+    require(
+        expected.shape in shapes,
+        "module",
+        tuple(expected.shape),
+        f"give answers={answers} for each of {count} examples: {' or '.join(map(str, shapes))}",
+    )
     changed = [name for name, b in net.named_buffers() if not torch.equal(b, before[name])]
-    require(not changed, "module", ", ".join(changed),
-            "this buffer changes as it runs; clients cannot share it")
+    require(
+        not changed,
+        "module",
+        ", ".join(changed),
+        "this buffer changes as it runs; clients cannot share it",
+    )
     return expected.reshape(shapes[0]), sum(outputs) // count

@@ -15,8 +15,16 @@ from fedlab.models.model import Model, interaction, matrix_factorisation
 
 def dim() -> int:
     """The knob of all models with vectors."""
-    length: int = knob(32, 1, 1_024, "numbers", "length of a user's or an item's vector (D)",
-                       live=False, log=True, usual=(1, 128))
+    length: int = knob(
+        32,
+        1,
+        1_024,
+        "numbers",
+        "length of a user's or an item's vector (D)",
+        live=False,
+        log=True,
+        usual=(1, 128),
+    )
     return length
 
 
@@ -70,5 +78,6 @@ class UserFactors(Recipe):
 
     def build(self, train: Ratings, task: str) -> Model:
         """The model for these train ratings."""
-        return user_factor_model(train.item_count, self.dim, item_features(train.catalogue),
-                                 task=task)
+        return user_factor_model(
+            train.item_count, self.dim, item_features(train.catalogue), task=task
+        )

@@ -62,20 +62,42 @@ class Release:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(0 < self.noise < math.inf, "noise", self.noise,
-                "choose a positive number; without noise nothing holds")
-        require(0 < self.rate <= 1, "rate", self.rate,
-                "choose a share of the clients from above 0 to 1")
-        require(isinstance(self.times, int) and self.times >= 0, "times", self.times,
-                "choose a whole number, 0 or more")
-        require(self.sampling in SAMPLING, "sampling", self.sampling,
-                f"choose one of {', '.join(SAMPLING)}")
-        require(self.sampling != "all" or self.rate == 1, "rate", self.rate,
-                "where everybody is in a sum it is 1")
+        require(
+            0 < self.noise < math.inf,
+            "noise",
+            self.noise,
+            "choose a positive number; without noise nothing holds",
+        )
+        require(
+            0 < self.rate <= 1, "rate", self.rate, "choose a share of the clients from above 0 to 1"
+        )
+        require(
+            isinstance(self.times, int) and self.times >= 0,
+            "times",
+            self.times,
+            "choose a whole number, 0 or more",
+        )
+        require(
+            self.sampling in SAMPLING,
+            "sampling",
+            self.sampling,
+            f"choose one of {', '.join(SAMPLING)}",
+        )
+        require(
+            self.sampling != "all" or self.rate == 1,
+            "rate",
+            self.rate,
+            "where everybody is in a sum it is 1",
+        )
 
 
-def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-remove",
-            method: str = "tight") -> float:
+def epsilon(
+    releases: Sequence[Release],
+    delta: float,
+    *,
+    relation: str = "add-remove",
+    method: str = "tight",
+) -> float:
     """The smallest epsilon that the accountant proves for all releases together; 0 for no release.
 
     delta: between 0 and 1. relation: one of RELATIONS. method: 'tight' is at most 0.02 above the
@@ -84,8 +106,9 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
     >>> round(epsilon([Release(noise=1.0, sampling="all")], delta=1e-5), 2)
     4.38
     """
-    require(0 < delta < 1, "delta", delta,
-            "choose a number between 0 and 1, below one over the clients")
+    require(
+        0 < delta < 1, "delta", delta, "choose a number between 0 and 1, below one over the clients"
+    )
     require(relation in RELATIONS, "relation", relation, f"choose one of {', '.join(RELATIONS)}")
     require(method in METHODS, "method", method, f"choose one of {', '.join(METHODS)}")
     releases = [release for release in releases if release.times]
@@ -98,11 +121,16 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
         return gaussian_epsilon(math.sqrt(sum(r.times / r.noise**2 for r in releases)), delta)
     known = kinds <= ({"poisson", "all"} if relation == "add-remove" else {"fixed", "all"})
     if known and method == "rdp":
-        each = [[r.times * value for value in
-                 _divergences(r.noise, r.rate, r.sampling == "fixed" and r.rate < 1)]
-                for r in releases]
-        return min(_from_rdp(order, sum(parts), delta)
-                   for order, *parts in zip(ORDERS, *each, strict=True))
+        each = [
+            [
+                r.times * value
+                for value in _divergences(r.noise, r.rate, r.sampling == "fixed" and r.rate < 1)
+            ]
+            for r in releases
+        ]
+        return min(
+            _from_rdp(order, sum(parts), delta) for order, *parts in zip(ORDERS, *each, strict=True)
+        )
     if kinds == {"poisson"} and relation == "add-remove":
         from opacus.accountants import PRVAccountant  # noqa: PLC0415 - takes seconds
 
@@ -113,7 +141,8 @@ def epsilon(releases: Sequence[Release], delta: float, *, relation: str = "add-r
             return float(accountant.get_epsilon(delta=delta))
     raise ParameterError(
         f"sampling={'+'.join(sorted(kinds))!r}: no proof here for relation={relation!r} and "
-        f"method={method!r}; poisson goes with add-remove, fixed with replace-one and method='rdp'")
+        f"method={method!r}; poisson goes with add-remove, fixed with replace-one and method='rdp'"
+    )
 
 
 @lru_cache(maxsize=256)
@@ -126,8 +155,14 @@ def _divergences(noise: float, rate: float, fixed: bool) -> tuple[float, ...]:
     return tuple(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS).tolist())
 
 
-def noise_for(target: float, delta: float, releases: Sequence[Release], *,
-              relation: str = "add-remove", method: str = "tight") -> float:
+def noise_for(
+    target: float,
+    delta: float,
+    releases: Sequence[Release],
+    *,
+    relation: str = "add-remove",
+    method: str = "tight",
+) -> float:
     """The factor on the noise of all releases for which epsilon is at most `target`, and barely so.
 
     It is found to one part in a thousand. target: above 0. The other arguments are those of
@@ -139,13 +174,21 @@ def noise_for(target: float, delta: float, releases: Sequence[Release], *,
     require(0 < target < math.inf, "target", target, "choose a positive epsilon")
 
     def proven(factor: float) -> float:
-        return epsilon([replace(r, noise=factor * r.noise) for r in releases], delta,
-                       relation=relation, method=method)
+        return epsilon(
+            [replace(r, noise=factor * r.noise) for r in releases],
+            delta,
+            relation=relation,
+            method=method,
+        )
 
     low, high = 1 / 64, 1.0
     while proven(high) > target:
-        require(high < 2**20, "target", target,
-                "not even a million times the noise proves it; choose a larger one")
+        require(
+            high < 2**20,
+            "target",
+            target,
+            "not even a million times the noise proves it; choose a larger one",
+        )
         low, high = high, 2 * high
     while high / low > 1.001:
         middle = math.sqrt(low * high)
@@ -163,6 +206,7 @@ def gaussian_epsilon(drift: float, delta: float) -> float:
     >>> round(gaussian_epsilon(1.0, 1e-5), 2)
     4.38
     """
+
     def delta_at(e: float) -> float:  # Balle and Wang, theorem 8
         ends = torch.tensor([drift / 2 - e / drift, -drift / 2 - e / drift], dtype=torch.float64)
         near, far = torch.special.log_ndtr(ends).tolist()
@@ -189,8 +233,12 @@ def adaptive_clip_noise(noise: float, bit_noise: float) -> float:
     >>> round(adaptive_clip_noise(1.0, bit_noise=10.0), 4)
     1.0013
     """
-    require(2 * bit_noise > noise > 0, "bit_noise", bit_noise,
-            f"choose more than half of noise={noise:g}")
+    require(
+        2 * bit_noise > noise > 0,
+        "bit_noise",
+        bit_noise,
+        f"choose more than half of noise={noise:g}",
+    )
     return (noise**-2 - (2 * bit_noise) ** -2) ** -0.5
 
 
@@ -202,16 +250,19 @@ def fixed_size_rdp(rate: float, noise: float, order: float) -> float:
     """
     if order != int(order):  # (order - 1) times the divergence is convex in the order
         below, t = math.floor(order), order - math.floor(order)
-        return ((1 - t) * _log_moment(rate, noise, below)
-                + t * _log_moment(rate, noise, below + 1)) / (order - 1)
+        return (
+            (1 - t) * _log_moment(rate, noise, below) + t * _log_moment(rate, noise, below + 1)
+        ) / (order - 1)
     return _log_moment(rate, noise, int(order)) / (order - 1)
 
 
 def _log_moment(rate: float, noise: float, order: int) -> float:
     """(order - 1) times the divergence, for a whole order: Wang et al., theorem 27."""
     with localcontext(DIGITS):
-        terms = (Decimal(rate) ** j * math.comb(order, j) * term
-                 for j, term in enumerate(_terms(noise)[:order + 1]))
+        terms = (
+            Decimal(rate) ** j * math.comb(order, j) * term
+            for j, term in enumerate(_terms(noise)[: order + 1])
+        )
         return float(sum(terms, Decimal(0)).ln())
 
 
@@ -225,11 +276,16 @@ def _terms(noise: float) -> list[Decimal]:
         while column:
             differences.append(column[0])
             column = [b - a for a, b in pairwise(column)]
-        near = [4 * (differences[2 * (j // 2)] * differences[2 * ((j + 1) // 2)]).sqrt()
-                for j in range(3, largest + 1)]
-        return [Decimal(1), Decimal(0), min(4 * (moments[2] - 1), 2 * moments[2]),
-                *(min(bound, 2 * moment)
-                  for bound, moment in zip(near, moments[3:-2], strict=True))]
+        near = [
+            4 * (differences[2 * (j // 2)] * differences[2 * ((j + 1) // 2)]).sqrt()
+            for j in range(3, largest + 1)
+        ]
+        return [
+            Decimal(1),
+            Decimal(0),
+            min(4 * (moments[2] - 1), 2 * moments[2]),
+            *(min(bound, 2 * moment) for bound, moment in zip(near, moments[3:-2], strict=True)),
+        ]
 
 
 def _from_rdp(order: float, divergence: float, delta: float) -> float:

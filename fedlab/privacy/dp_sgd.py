@@ -46,15 +46,24 @@ def example_gradients(model: Model, params: Tree, columns: Tree) -> tuple[Tree, 
     nothing is shared.
     """
     single = {name: column.unsqueeze(1) for name, column in columns.items()}  # (E, 1, ...)
-    leaves = {name: (params[name].expand(len(columns["target"]),
-                                         *params[name].shape[1:]) if kind == "one"
-                     else params[name][columns[kind]]).detach().requires_grad_() for name,
-              kind in model.rows.items()}
-    ready = {name: leaf if kind == "one" else leaf.unsqueeze(1) for (name, leaf), kind in zip(
-        leaves.items(), model.rows.values(), strict=True)}
+    leaves = {
+        name: (
+            params[name].expand(len(columns["target"]), *params[name].shape[1:])
+            if kind == "one"
+            else params[name][columns[kind]]
+        )
+        .detach()
+        .requires_grad_()
+        for name, kind in model.rows.items()
+    }
+    ready = {
+        name: leaf if kind == "one" else leaf.unsqueeze(1)
+        for (name, leaf), kind in zip(leaves.items(), model.rows.values(), strict=True)
+    }
     losses = model.loss(model.predict(ready | model.constants, single), single["target"])[:, 0]
-    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True,
-                                materialize_grads=True)
+    grads = torch.autograd.grad(
+        losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(leaves, grads, strict=True)), losses.detach()
 
 
@@ -66,12 +75,26 @@ class DPSGD(Local):
     """
 
     title = "dp-sgd"
-    example_clip: float = knob(1.0, 1e-9, 1e9, "L2 norm",
-                               "dp-sgd: longest gradient of an example (C)", log=True,
-                               usual=(0.01, 10.0), group=GROUP)
-    example_noise: float = knob(1.0, 1e-6, 1e6, "of C",
-                                "dp-sgd: standard deviation of the noise (z)", log=True,
-                                usual=(0.1, 10.0), group=GROUP)
+    example_clip: float = knob(
+        1.0,
+        1e-9,
+        1e9,
+        "L2 norm",
+        "dp-sgd: longest gradient of an example (C)",
+        log=True,
+        usual=(0.01, 10.0),
+        group=GROUP,
+    )
+    example_noise: float = knob(
+        1.0,
+        1e-6,
+        1e6,
+        "of C",
+        "dp-sgd: standard deviation of the noise (z)",
+        log=True,
+        usual=(0.1, 10.0),
+        group=GROUP,
+    )
     teaching_seed: int = teaching_seed()
     local_epochs: int = like(LocalSettings, "local_epochs")
     batch_size: int = like(LocalSettings, "batch_size")
@@ -84,15 +107,31 @@ class DPSGD(Local):
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for data or a model that it would not hide."""
         model, task = context.model, context.data.task
-        require(task == "ratings", "task", task,
-                "dp-sgd: a click brings drawn negatives along; train on ratings")
-        require(not model.private, "private", set(model.private),
-                "dp-sgd: rows that stay would be trained "
-                "without noise, and tell of ratings through all others; share them")
-        require("client" not in model.rows.values(), "rows", "client",
-                "dp-sgd: give a model without rows by client")
-        require(self.batch_size > 0, "batch_size", self.batch_size,
-                "dp-sgd: choose how many ratings a batch shall have")
+        require(
+            task == "ratings",
+            "task",
+            task,
+            "dp-sgd: a click brings drawn negatives along; train on ratings",
+        )
+        require(
+            not model.private,
+            "private",
+            set(model.private),
+            "dp-sgd: rows that stay would be trained "
+            "without noise, and tell of ratings through all others; share them",
+        )
+        require(
+            "client" not in model.rows.values(),
+            "rows",
+            "client",
+            "dp-sgd: give a model without rows by client",
+        )
+        require(
+            self.batch_size > 0,
+            "batch_size",
+            self.batch_size,
+            "dp-sgd: choose how many ratings a batch shall have",
+        )
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Each platform's delta, one after another."""
@@ -103,12 +142,16 @@ class DPSGD(Local):
         """One platform's steps: fixed in number, however many ratings a batch has."""
         model, params = context.model, context.params
         source = NoiseSource.of(self.teaching_seed, f"examples of {client}", context.number)
-        mine = context.data.draw(torch.tensor([client]), 1, 0, Key(context.seed, "examples",
-                                                                   context.number))
+        mine = context.data.draw(
+            torch.tensor([client]), 1, 0, Key(context.seed, "examples", context.number)
+        )
         order = mine["item"].argsort(stable=True)
         device = next(iter(params.values())).device
-        columns = {name: column[order].to(device) for name, column in mine.items()
-                   if name not in ("client", "epoch")}
+        columns = {
+            name: column[order].to(device)
+            for name, column in mine.items()
+            if name not in ("client", "epoch")
+        }
         ratings, now = len(mine["target"]), {name: params[name].clone() for name in model.rows}
         rate = min(1.0, self.batch_size / ratings)
         steps, seen = self.local_epochs * math.ceil(1 / rate), []
@@ -136,29 +179,53 @@ class DPSGD(Local):
         if not len(batch["target"]):
             return total, batch["target"]
         grads, losses = example_gradients(model, params, batch)
-        squares = sum(grad.reshape(len(grad),
-                                   -1).double().square().sum(1) for grad in grads.values())
+        squares = sum(
+            grad.reshape(len(grad), -1).double().square().sum(1) for grad in grads.values()
+        )
         # a NaN counts 0
-        factor = (self.example_clip / torch.as_tensor(squares).sqrt()).clamp(max=1).nan_to_num(
-            0.0).float()
+        factor = (
+            (self.example_clip / torch.as_tensor(squares).sqrt())
+            .clamp(max=1)
+            .nan_to_num(0.0)
+            .float()
+        )
         for (name, grad), kind in zip(grads.items(), model.rows.values(), strict=True):
             scaled = (grad * factor.view(-1, *[1] * (grad.dim() - 1))).nan_to_num(0.0)
-            rows = torch.zeros(len(grad), dtype=torch.int64,
-                               device=grad.device) if kind == "one" else batch[kind]
+            rows = (
+                torch.zeros(len(grad), dtype=torch.int64, device=grad.device)
+                if kind == "one"
+                else batch[kind]
+            )
             total[name].index_add_(0, rows, scaled)
         return total, losses
 
-    def _update(self, params: Tree, now: Tree, losses: Tensor, steps: int, client: int,
-                weight: float) -> Update:
-        deltas = {name: Rows(value - params[name], torch.arange(len(value), device=value.device),
-                             torch.zeros(len(value), dtype=torch.int64, device=value.device))
-                  for name, value in now.items()}
+    def _update(
+        self, params: Tree, now: Tree, losses: Tensor, steps: int, client: int, weight: float
+    ) -> Update:
+        deltas = {
+            name: Rows(
+                value - params[name],
+                torch.arange(len(value), device=value.device),
+                torch.zeros(len(value), dtype=torch.int64, device=value.device),
+            )
+            for name, value in now.items()
+        }
         one = torch.ones(1, device=losses.device)
-        return Update(deltas, one * weight, one * losses.mean().nan_to_num(0.0),
-                      torch.tensor([client]), one * steps)
+        return Update(
+            deltas,
+            one * weight,
+            one * losses.mean().nan_to_num(0.0),
+            torch.tensor([client]),
+            one * steps,
+        )
 
     def spent(self, done: Round, delta: float, method: str = "rdp") -> dict[int, float]:
         """Client -> the epsilon of one of its ratings, so far."""
-        return {int(client): epsilon([Release(noise, rate, count) for (noise, rate),
-                                      count in counted.items()], delta, method=method) for client,
-                counted in done.state.get(self.name, {}).items()}
+        return {
+            int(client): epsilon(
+                [Release(noise, rate, count) for (noise, rate), count in counted.items()],
+                delta,
+                method=method,
+            )
+            for client, counted in done.state.get(self.name, {}).items()
+        }

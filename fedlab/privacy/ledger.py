@@ -38,11 +38,20 @@ class Spent:
 class Spending:
     """The knobs of parts that spend privacy."""
 
-    delta: float = knob(1e-4, 1e-15, 0.5, "",
-                        "chance that epsilon does not hold; below one over the clients", log=True,
-                        usual=(1e-6, 1e-2), live=False, group=GROUP)
-    budget: float = knob(0.0, 0.0, 1e6, "epsilon", "where the run ends; 0 for none",
-                         usual=(0.0, 20.0), group=GROUP)
+    delta: float = knob(
+        1e-4,
+        1e-15,
+        0.5,
+        "",
+        "chance that epsilon does not hold; below one over the clients",
+        log=True,
+        usual=(1e-6, 1e-2),
+        live=False,
+        group=GROUP,
+    )
+    budget: float = knob(
+        0.0, 0.0, 1e6, "epsilon", "where the run ends; 0 for none", usual=(0.0, 20.0), group=GROUP
+    )
     teaching_seed: int = teaching_seed()
 
     def check_delta(self, clients: int) -> None:
@@ -51,18 +60,28 @@ class Spending:
             warnings.warn(
                 f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
                 "one client's data whole would count as private; choose a smaller one",
-                stacklevel=3)
+                stacklevel=3,
+            )
 
 
 def noise_multiplier() -> float:
     """The knob z, which every part that adds noise reads."""
-    noise: float = knob(1.0, 1e-6, 1e6, "of C", "standard deviation of the noise (z)", log=True,
-                        usual=(0.1, 10.0), group=GROUP)
+    noise: float = knob(
+        1.0,
+        1e-6,
+        1e6,
+        "of C",
+        "standard deviation of the noise (z)",
+        log=True,
+        usual=(0.1, 10.0),
+        group=GROUP,
+    )
     return noise
 
 
-def booked(ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int,
-           teaching_seed: int = -1) -> dict[str, Any]:
+def booked(
+    ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int, teaching_seed: int = -1
+) -> dict[str, Any]:
     """The ledger with these releases in it, too. clients: N.
 
     `releases`: (noise, rate, sampling) -> how often; `drift` (N,): sum of 1 / z^2 of what each
@@ -81,8 +100,11 @@ def booked(ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int,
             drift = drift.index_add(0, each.clients, own)
     taught = f"the noise comes from teaching_seed={teaching_seed}" if teaching_seed >= 0 else ""
     said = ledger.get("no guarantee", taught)
-    return ({"releases": releases} | ({} if drift is None else {"drift": drift})
-            | ({"no guarantee": said} if said else {}))
+    return (
+        {"releases": releases}
+        | ({} if drift is None else {"drift": drift})
+        | ({"no guarantee": said} if said else {})
+    )
 
 
 def proven(ledger: Mapping[str, Any], delta: float) -> float:
@@ -92,23 +114,30 @@ def proven(ledger: Mapping[str, Any], delta: float) -> float:
     in one client's data (replace-one); a Poisson cohort for one client more or less (add-remove).
     Raises `ParameterError` for both together: no accountant here adds them up.
     """
-    releases = [Release(noise, rate, times, sampling)
-                for (noise, rate, sampling), times in ledger.get("releases", {}).items()]
+    releases = [
+        Release(noise, rate, times, sampling)
+        for (noise, rate, sampling), times in ledger.get("releases", {}).items()
+    ]
     poisson = any(r.sampling == "poisson" for r in releases)
     replaced = any(r.sampling == "fixed" for r in releases)
     if "drift" in ledger and float(ledger["drift"].max()) > 0:
         # of the client that released most; against any other that might have been in its place
         releases.append(Release(float(ledger["drift"].max()) ** -0.5, 1.0, 1, "all"))
         replaced = True
-    require(not (poisson and replaced), "sampling", "poisson and fixed",
-            "no accountant here adds up both; keep to one of them, or begin another run")
+    require(
+        not (poisson and replaced),
+        "sampling",
+        "poisson and fixed",
+        "no accountant here adds up both; keep to one of them, or begin another run",
+    )
     method = "tight" if all(release.rate == 1 for release in releases) else "rdp"
     relation = "replace-one" if replaced else "add-remove"
     return epsilon(releases, delta, relation=relation, method=method)
 
 
-def affordable(spending: Spending, ledger: Mapping[str, Any], after: Mapping[str, Any],
-               first: bool) -> bool:
+def affordable(
+    spending: Spending, ledger: Mapping[str, Any], after: Mapping[str, Any], first: bool
+) -> bool:
     """Whether the next round fits the budget.
 
     Raises `ParameterError` where not even the first does.
@@ -120,6 +149,8 @@ def affordable(spending: Spending, ledger: Mapping[str, Any], after: Mapping[str
         return True
     if first:
         before = proven(ledger, spending.delta) if ledger else 0.0
-        raise ParameterError(f"budget={spending.budget!r}: a round would bring epsilon from "
-                             f"{before:.3g} to {behind:.3g}; choose more, or more noise")
+        raise ParameterError(
+            f"budget={spending.budget!r}: a round would bring epsilon from "
+            f"{before:.3g} to {behind:.3g}; choose more, or more noise"
+        )
     return False

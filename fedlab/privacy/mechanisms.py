@@ -49,11 +49,25 @@ class Clip(Stage):
     of the round's privacy; the updates' own noise grows for it.
     """
 
-    clip: float = knob(1.0, 1e-9, 1e9, "L2 norm", "longest update that counts in full (C)",
-                       log=True, usual=(0.01, 10.0), group=GROUP)
-    quantile: float = knob(0.0, 0.0, 0.99, "of clients",
-                           "whose updates the clip shall not shorten; 0 keeps it", usual=(0.0, 0.9),
-                           group=GROUP)
+    clip: float = knob(
+        1.0,
+        1e-9,
+        1e9,
+        "L2 norm",
+        "longest update that counts in full (C)",
+        log=True,
+        usual=(0.01, 10.0),
+        group=GROUP,
+    )
+    quantile: float = knob(
+        0.0,
+        0.0,
+        0.99,
+        "of clients",
+        "whose updates the clip shall not shorten; 0 keeps it",
+        usual=(0.0, 0.9),
+        group=GROUP,
+    )
 
     def adds(self) -> dict[str, Any]:
         """The bound and equal weights; with a quantile, a count that wants noise."""
@@ -71,8 +85,11 @@ class Clip(Stage):
         length = norms(update.deltas, len(update.cohort))
         context.notes["short"] += float(torch.where(length <= clip, 0.5, -0.5).sum())
         factor = (clip / length).clamp(max=1).to(update.weights)
-        return replace(update, deltas={name: d.scaled(factor) for name, d in update.deltas.items()},
-                       weights=torch.ones_like(update.weights))
+        return replace(
+            update,
+            deltas={name: d.scaled(factor) for name, d in update.deltas.items()},
+            weights=torch.ones_like(update.weights),
+        )
 
     def done(self, context: RoundContext) -> None:
         """The clip of the next round."""
@@ -117,9 +134,13 @@ class GaussianNoise(Stage, Spending):
         Raises `ParameterError` where its noise leaves none for the count of the clip.
         """
         drawn, most = context.plan.drawn, 2 * bit_noise(context.expected)
-        require("counted" not in context.facts[self.name] or self.noise < most, "noise",
-                self.noise, f"the clip can follow a quantile below {most:g}; "
-                "set quantile=0, or choose a larger cohort")
+        require(
+            "counted" not in context.facts[self.name] or self.noise < most,
+            "noise",
+            self.noise,
+            f"the clip can follow a quantile below {most:g}; "
+            "set quantile=0, or choose a larger cohort",
+        )
         assert drawn is not None  # stale updates are refused
         return [Spent(Release(self.noise, drawn.rate, 1, drawn.sampling))]
 
@@ -181,15 +202,28 @@ class SecureSum(Stage):
     needs = ("clipped", "equal")
     refuses = ("summed", "coded", "stale", "noised")
     keeps = ("clipped", "equal")
-    answering: float = knob(0.6, 0.51, 1.0, "of the cohort",
-                            "secure sum: must answer, so that it opens", usual=(0.51, 1.0),
-                            group=GROUP)
+    answering: float = knob(
+        0.6,
+        0.51,
+        1.0,
+        "of the cohort",
+        "secure sum: must answer, so that it opens",
+        usual=(0.51, 1.0),
+        group=GROUP,
+    )
 
     def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
         """The sum of updates in fixed point, exact to a unit of it for each client."""
-        rows = [row for update in updates for row in torch.cat(
-            [value.flatten(1) for value in dense(update, context.server).values()], 1
-        ).double().cpu().numpy()]
+        rows = [
+            row
+            for update in updates
+            for row in torch.cat(
+                [value.flatten(1) for value in dense(update, context.server).values()], 1
+            )
+            .double()
+            .cpu()
+            .numpy()
+        ]
         fixed = FixedPoint(context.notes["clipped"] * (1 + 1e-6), max(1000, len(rows)))
         vectors = dict(enumerate((fixed.encode(row) for row in rows), 1))
         sizes = [value.numel() for value in context.server.values()]
@@ -199,8 +233,10 @@ class SecureSum(Stage):
             flat = torch.from_numpy(fixed.decode(told.total))
             context.notes["bytes_up"] = told.bytes_up
         context.metrics["secure_s"] = time.perf_counter() - began
-        return {name: part.view_as(like).to(like.device) for (name, like), part in
-                zip(context.server.items(), flat.split(sizes), strict=True)}
+        return {
+            name: part.view_as(like).to(like.device)
+            for (name, like), part in zip(context.server.items(), flat.split(sizes), strict=True)
+        }
 
 
 def dense(update: Update, server: Tree) -> Tree:

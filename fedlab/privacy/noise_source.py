@@ -44,8 +44,16 @@ class NoiseSource:
 
 def teaching_seed() -> int:
     """The knob of all parts that draw what privacy rests on."""
-    seed: int = knob(-1, -1, 2**31 - 1, "",
-                     "fixes noise and cohorts, so that a lesson can be repeated, and proves "
-                     "nothing; " "-1 draws them from the operating system", live=False,
-                     usual=(-1, 100), group="privacy")
+    seed: int = knob(
+        -1,
+        -1,
+        2**31 - 1,
+        "",
+        "fixes noise and cohorts, so that a lesson can be repeated, and proves "
+        "nothing; "
+        "-1 draws them from the operating system",
+        live=False,
+        usual=(-1, 100),
+        group="privacy",
+    )
     return seed

@@ -38,8 +38,13 @@ from fedlab.models import Model
 
 def item_counts(items: int) -> Model:
     """A model that is a number for each item, 0 at the start: what `ItemCounts` sums up."""
-    return Model("item counts", "clicks", lambda _: {"count": torch.zeros(items)},
-                 lambda p, batch: p["count"], {"count": "item"})
+    return Model(
+        "item counts",
+        "clicks",
+        lambda _: {"count": torch.zeros(items)},
+        lambda p, batch: p["count"],
+        {"count": "item"},
+    )
 
 
 def pair_counts(basis: Tensor) -> Model:
@@ -52,8 +57,15 @@ def pair_counts(basis: Tensor) -> Model:
     def predict(p: Tree, batch: Tree) -> Tensor:
         rows = p["basis"][batch["item"]]
         return torch.einsum("...bd,...de,...be->...b", rows, p["pairs"], rows)
-    return Model("pair counts", "clicks", lambda _: {"pairs": torch.zeros(1, dim, dim)}, predict,
-                 {"pairs": "one"}, constants={"basis": basis})
+
+    return Model(
+        "pair counts",
+        "clicks",
+        lambda _: {"pairs": torch.zeros(1, dim, dim)},
+        predict,
+        {"pairs": "one"},
+        constants={"basis": basis},
+    )
 
 
 @register
@@ -66,8 +78,12 @@ class ItemCounts(Local):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for another model."""
-        require("count" in context.model.rows, "model", context.model.name,
-                "item counts need their own model; " "see fedlab.privacy.item_counts")
+        require(
+            "count" in context.model.rows,
+            "model",
+            context.model.name,
+            "item counts need their own model; see fedlab.privacy.item_counts",
+        )
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Ones at the items of each client."""
@@ -89,8 +105,12 @@ class PairCounts(Local):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for another model."""
-        require("pairs" in context.model.rows, "model", context.model.name,
-                "pair counts need their own model; " "see fedlab.privacy.pair_counts")
+        require(
+            "pairs" in context.model.rows,
+            "model",
+            context.model.name,
+            "pair counts need their own model; see fedlab.privacy.pair_counts",
+        )
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """A matrix of norm 1 of each client."""
@@ -140,8 +160,9 @@ def _update(deltas: dict[str, Rows], cohort: Tensor) -> Update:
     return Update(deltas, torch.ones(len(cohort)), nothing, cohort, nothing + 1)
 
 
-def smoothed(count: Tensor, kernel: Tensor, noise: float, variance: float = 30.0,
-             least: float = 0.2) -> Tensor:
+def smoothed(
+    count: Tensor, kernel: Tensor, noise: float, variance: float = 30.0, least: float = 0.2
+) -> Tensor:
     """(I,) counts without most of their noise.
 
     The mean of a Gaussian process over likeness (I, I), `least` or more.
@@ -173,15 +194,18 @@ def together(noisy: Tensor, basis: Tensor, popularity: Tensor, noise: float) -> 
     values, directions = torch.linalg.eigh((noisy + noisy.T).double() / 2)
     kept = values > noise * (2 * len(noisy)) ** 0.5  # the largest eigenvalue of such noise alone
     kept[-1] = True
-    rows = basis @ (directions[:,
-                               kept]
-                    * values[kept].clamp(min=0).sqrt()).float() / popularity.sqrt()[:, None]
+    rows = (
+        basis
+        @ (directions[:, kept] * values[kept].clamp(min=0).sqrt()).float()
+        / popularity.sqrt()[:, None]
+    )
     rows = torch.nn.functional.normalize(rows)
     return rows @ rows.T
 
 
-def own_taste(train: Ratings, likeness: Sequence[tuple[float, Tensor]],
-              recency: float = 1.0) -> Tensor:
+def own_taste(
+    train: Ratings, likeness: Sequence[tuple[float, Tensor]], recency: float = 1.0
+) -> Tensor:
     """(U, I) how alike each item is to a user's own last ones.
 
     Weighted sum over kinds of (weight, (I, I)).

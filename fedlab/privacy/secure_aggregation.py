@@ -80,8 +80,10 @@ class Member:
 
     def keys(self) -> Keys:
         """Round 0: the public keys that the client tells everybody."""
-        return Keys(self._mask.public_key().public_bytes_raw(),
-                    self._encryption.public_key().public_bytes_raw())
+        return Keys(
+            self._mask.public_key().public_bytes_raw(),
+            self._encryption.public_key().public_bytes_raw(),
+        )
 
     def encrypted_shares(self, everyone: Mapping[int, Keys], threshold: int) -> dict[int, bytes]:
         """Round 1: for each client, the encrypted shares of this client's mask key and own seed.
@@ -90,11 +92,16 @@ class Member:
         """
         self._others = {number: keys for number, keys in everyone.items() if number != self.number}
         self._threshold = threshold
-        both = [split_secret(secret, max(everyone), threshold)
-                for secret in (self._mask.private_bytes_raw(), self._seed)]
-        return {number: self._sealed(number, b"".join(points[number - 1].to_bytes(66, "big")
-                                                      for points in both))
-                for number in everyone}
+        both = [
+            split_secret(secret, max(everyone), threshold)
+            for secret in (self._mask.private_bytes_raw(), self._seed)
+        ]
+        return {
+            number: self._sealed(
+                number, b"".join(points[number - 1].to_bytes(66, "big") for points in both)
+            )
+            for number in everyone
+        }
 
     def _sealed(self, to: int, text: bytes) -> bytes:
         nonce, label = os.urandom(12), self._label(self.number, to)
@@ -120,8 +127,7 @@ class Member:
                 found = found + mask if self.number < other else found - mask
         return found
 
-    def revealed_shares(self, inbox: Mapping[int, bytes],
-                        there: Iterable[int]) -> dict[int, int]:
+    def revealed_shares(self, inbox: Mapping[int, bytes], there: Iterable[int]) -> dict[int, int]:
         """Round 3: for each sender, one share.
 
         It is a share of the sender's own seed when the sender's vector arrived, else of its mask
@@ -133,10 +139,13 @@ class Member:
         if len(there) < self._threshold:
             raise SecureSumError(
                 f"{len(there)} vectors arrived, fewer than the threshold {self._threshold}: a sum "
-                "of so few says too much of each")
+                "of so few says too much of each"
+            )
         if self._arrived and self._arrived != there:
-            raise SecureSumError("asked for shares twice with different clients there: that would "
-                                 "open single vectors")
+            raise SecureSumError(
+                "asked for shares twice with different clients there: that would "
+                "open single vectors"
+            )
         self._arrived = there
         for sender, sealed in inbox.items():
             cipher, label = ChaCha20Poly1305(self._pair(sender)), self._label(sender, self.number)
@@ -145,13 +154,20 @@ class Member:
             except InvalidTag:
                 raise SecureSumError(
                     f"client {self.number}: the shares from client {sender} were changed, or "
-                    "belong to another run or pair") from None
+                    "belong to another run or pair"
+                ) from None
             found[sender] = int.from_bytes(text[66:] if sender in there else text[:66], "big")
         return found
 
 
-def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders: Iterable[int],
-             shares: Mapping[int, Mapping[int, int]], threshold: int, run: bytes) -> Words:
+def unmasked(
+    vectors: Mapping[int, Words],
+    everyone: Mapping[int, Keys],
+    senders: Iterable[int],
+    shares: Mapping[int, Mapping[int, int]],
+    threshold: int,
+    run: bytes,
+) -> Words:
     """The server's part: the sum (D,) of the vectors that arrived.
 
     vectors: client -> masked vector (D,). everyone: client -> its public keys. senders: the clients
@@ -161,7 +177,8 @@ def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders
     if len(vectors) < threshold or len(shares) < threshold:
         raise SecureSumError(
             f"{len(vectors)} vectors and {len(shares)} answers arrived; at least {threshold} of "
-            "each are needed, so nothing is opened")
+            "each are needed, so nothing is opened"
+        )
     weights = weights_at_zero(list(shares)[:threshold])
     length = len(next(iter(vectors.values())))
     total = np.zeros(length, dtype=np.uint32)
@@ -177,7 +194,8 @@ def unmasked(vectors: Mapping[int, Words], everyone: Mapping[int, Keys], senders
         key = X25519PrivateKey.from_private_bytes(secret)
         if key.public_key().public_bytes_raw() != everyone[sender].mask:
             raise SecureSumError(
-                f"the shares of client {sender}'s key do not fit together: one of them was changed")
+                f"the shares of client {sender}'s key do not fit together: one of them was changed"
+            )
         for other in vectors:
             mask = expand_seed(agreed_key(key, everyone[other].mask, b"mask" + run), length)
             total = total - mask if other < sender else total + mask
@@ -213,8 +231,12 @@ class FixedPoint:
     def encode(self, values: NDArray[np.float64]) -> Words:
         """Words of values; `ParameterError` for one beyond the bound, which could wrap around."""
         worst = float(np.abs(values).max(initial=0.0))
-        require(worst <= self.bound, "values", worst,
-                f"beyond the bound {self.bound:g} sums overflow; clip first")
+        require(
+            worst <= self.bound,
+            "values",
+            worst,
+            f"beyond the bound {self.bound:g} sums overflow; clip first",
+        )
         return np.rint(values / self.unit).astype(np.int64).astype(np.uint32)
 
     def decode(self, total: Words) -> NDArray[np.float64]:
@@ -230,8 +252,13 @@ class SecureSumResult:
     bytes_up: int
 
 
-def secure_sum(vectors: Mapping[int, Words], threshold: int, *, dropped_before: Iterable[int] = (),
-               dropped_after: Iterable[int] = ()) -> SecureSumResult:
+def secure_sum(
+    vectors: Mapping[int, Words],
+    threshold: int,
+    *,
+    dropped_before: Iterable[int] = (),
+    dropped_after: Iterable[int] = (),
+) -> SecureSumResult:
     """Run the whole protocol among clients 1, 2, ... and return the sum of the vectors that arrive.
 
     vectors: client -> words (D,). threshold: t, more than half of the clients. dropped_before:
@@ -245,21 +272,33 @@ def secure_sum(vectors: Mapping[int, Words], threshold: int, *, dropped_before: 
     [3, 3, 3]
     """
     count = len(vectors)
-    require(sorted(vectors) == list(range(1, count + 1)), "vectors", sorted(vectors)[:8],
-            "number clients 1, 2, ...")
-    require(count // 2 < threshold <= count, "threshold", threshold,
-            f"choose more than half of the {count} clients, so that no two halves can open both "
-            "secrets of one")
+    require(
+        sorted(vectors) == list(range(1, count + 1)),
+        "vectors",
+        sorted(vectors)[:8],
+        "number clients 1, 2, ...",
+    )
+    require(
+        count // 2 < threshold <= count,
+        "threshold",
+        threshold,
+        f"choose more than half of the {count} clients, so that no two halves can open both "
+        "secrets of one",
+    )
     run = os.urandom(16)
     members = {number: Member(number, run) for number in vectors}
     everyone = {number: member.keys() for number, member in members.items()}
-    outbox = {number: member.encrypted_shares(everyone, threshold)
-              for number, member in members.items()}
+    outbox = {
+        number: member.encrypted_shares(everyone, threshold) for number, member in members.items()
+    }
     there = [number for number in members if number not in set(dropped_before)]
     sent = {number: members[number].masked(vectors[number], members) for number in there}
     inbox = {to: {sender: sealed[to] for sender, sealed in outbox.items()} for to in members}
-    shares = {number: members[number].revealed_shares(inbox[number], there)
-              for number in there if number not in set(dropped_after)}
+    shares = {
+        number: members[number].revealed_shares(inbox[number], there)
+        for number in there
+        if number not in set(dropped_after)
+    }
     total = unmasked(sent, everyone, members, shares, threshold, run)
     up = 64 * count + sum(len(text) for sealed in outbox.values() for text in sealed.values())
     up += sum(4 * len(vector) for vector in sent.values())

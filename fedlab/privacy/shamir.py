@@ -25,8 +25,10 @@ def split_secret(secret: bytes, count: int, threshold: int) -> list[int]:
     >>> joined_secret(chosen, weights_at_zero(chosen)) == bytes(32)
     True
     """
-    terms = [int.from_bytes(secret, "big"),
-             *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
+    terms = [
+        int.from_bytes(secret, "big"),
+        *(secrets.randbelow(PRIME) for _ in range(threshold - 1)),
+    ]
     points = []
     for x in range(1, count + 1):
         value = 0

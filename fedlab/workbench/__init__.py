@@ -10,6 +10,24 @@ from fedlab.workbench.sweep import Sweep, values
 from fedlab.workbench.view import table
 from fedlab.workbench.widget import Workbench
 
-__all__ = ["PRESETS", "WIDTH", "Choices", "Experiment", "Job", "Run", "Runner", "Runs", "Sweep",
-           "Workbench", "better", "export", "follow", "metrics", "record", "side_by_side", "stream",
-           "table", "values"]
+__all__ = [
+    "PRESETS",
+    "WIDTH",
+    "Choices",
+    "Experiment",
+    "Job",
+    "Run",
+    "Runner",
+    "Runs",
+    "Sweep",
+    "Workbench",
+    "better",
+    "export",
+    "follow",
+    "metrics",
+    "record",
+    "side_by_side",
+    "stream",
+    "table",
+    "values",
+]

@@ -63,33 +63,92 @@ class Choices(Part):
 
     title = "experiment"
     kind = "experiment"
-    data: str = knob("ml-latest-small", 0, 0, "",
-                     "a registered data set, or a folder that `fedlab.read` takes", live=False,
-                     parts="data", others=True)
-    task: str = knob("clicks", 0, 0, "", "rank items by clicked or not, or predict ratings",
-                     live=False, choices=("clicks", "ratings"))
-    partition: str = knob("one per user", 0, 0, "",
-                          "who is a client: every user, or platforms of users", live=False,
-                          parts="partition")
+    data: str = knob(
+        "ml-latest-small",
+        0,
+        0,
+        "",
+        "a registered data set, or a folder that `fedlab.read` takes",
+        live=False,
+        parts="data",
+        others=True,
+    )
+    task: str = knob(
+        "clicks",
+        0,
+        0,
+        "",
+        "rank items by clicked or not, or predict ratings",
+        live=False,
+        choices=("clicks", "ratings"),
+    )
+    partition: str = knob(
+        "one per user",
+        0,
+        0,
+        "",
+        "who is a client: every user, or platforms of users",
+        live=False,
+        parts="partition",
+    )
     model: str = knob("matrix factorisation", 0, 0, "", "what predicts", live=False, parts="model")
     local: str = knob("sgd", 0, 0, "", "what a client does in a round", live=False, parts="local")
-    uplink: str = knob("none", 0, 0, "", "stages on the way up, joined by ' + ', in the order in "
-                       "which they act; none for none", live=False, parts="stage", many=True)
-    aggregation: str = knob("weighted mean", 0, 0, "", "how deltas become one", live=False,
-                            parts="aggregation")
-    schedule: str = knob("synchronous", 0, 0, "",
-                         "wait for a whole cohort, or step as updates come", live=False,
-                         parts="schedule", group="asynchronous")
-    personal: str = knob("off", 0, 0, "",
-                         "whether users predict after one more local training of their own",
-                         live=False, choices=("off", "fine tuned"), group="local step")
-    measure_every: int = knob(1, 1, 1_000, "rounds",
-                              "how often the validation metrics are worked out", live=False,
-                              usual=(1, 20))
-    against: int = knob(99, 1, 100_000, "items", "how many unseen items a held-out click is ranked "
-                        "against", live=False, log=True, usual=(9, 999), group="measuring")
-    device: str = knob("cpu", 0, 0, "", "where to train: cpu or cuda", live=False,
-                       group="machine and draws")
+    uplink: str = knob(
+        "none",
+        0,
+        0,
+        "",
+        "stages on the way up, joined by ' + ', in the order in which they act; none for none",
+        live=False,
+        parts="stage",
+        many=True,
+    )
+    aggregation: str = knob(
+        "weighted mean", 0, 0, "", "how deltas become one", live=False, parts="aggregation"
+    )
+    schedule: str = knob(
+        "synchronous",
+        0,
+        0,
+        "",
+        "wait for a whole cohort, or step as updates come",
+        live=False,
+        parts="schedule",
+        group="asynchronous",
+    )
+    personal: str = knob(
+        "off",
+        0,
+        0,
+        "",
+        "whether users predict after one more local training of their own",
+        live=False,
+        choices=("off", "fine tuned"),
+        group="local step",
+    )
+    measure_every: int = knob(
+        1,
+        1,
+        1_000,
+        "rounds",
+        "how often the validation metrics are worked out",
+        live=False,
+        usual=(1, 20),
+    )
+    against: int = knob(
+        99,
+        1,
+        100_000,
+        "items",
+        "how many unseen items a held-out click is ranked against",
+        live=False,
+        log=True,
+        usual=(9, 999),
+        group="measuring",
+    )
+    device: str = knob(
+        "cpu", 0, 0, "", "where to train: cpu or cuda", live=False, group="machine and draws"
+    )
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Clicks are ranked; who is fine-tuned takes gradient steps, on a federation's examples."""
@@ -118,13 +177,25 @@ class Experiment:
         """Kind and name of every part that reads settings, in the order in which they act."""
         names = self.choices
         data = [("data", names.data)] if names.data in REGISTRY["data"] else []
-        metrics = [("metric", title) for title, cls in REGISTRY["metric"].items()
-                   if cast(type[Metric], cls).task == names.task]
-        return [("experiment", "experiment"), *data, ("partition", names.partition),
-                ("model", names.model), ("run", "run"), ("participation", "participation"),
-                ("schedule", names.schedule), ("local", names.local),
-                *(("stage", name) for name in several(names.uplink)),
-                ("aggregation", names.aggregation), ("server", "server step"), *metrics]
+        metrics = [
+            ("metric", title)
+            for title, cls in REGISTRY["metric"].items()
+            if cast(type[Metric], cls).task == names.task
+        ]
+        return [
+            ("experiment", "experiment"),
+            *data,
+            ("partition", names.partition),
+            ("model", names.model),
+            ("run", "run"),
+            ("participation", "participation"),
+            ("schedule", names.schedule),
+            ("local", names.local),
+            *(("stage", name) for name in several(names.uplink)),
+            ("aggregation", names.aggregation),
+            ("server", "server step"),
+            *metrics,
+        ]
 
     def part(self, kind: str, name: str) -> Any:
         """A part with its knobs turned."""
@@ -213,16 +284,20 @@ class Experiment:
     @cached_property
     def model(self) -> Model:
         """The model for this data."""
-        return cast(Model, self.local.learns(self.recipe.build(self.split.train,
-                                                               self.choices.task)))
+        return cast(
+            Model, self.local.learns(self.recipe.build(self.split.train, self.choices.task))
+        )
 
     def judge(self) -> Judge:
         """The held-out loss of clients' models, on the validation part.
 
         Which metrics are of as well.
         """
-        held = (HeldOut.clicks(self.candidates) if self.choices.task == "clicks"
-                else HeldOut.ratings(self.split.validation))
+        held = (
+            HeldOut.clicks(self.candidates)
+            if self.choices.task == "clicks"
+            else HeldOut.ratings(self.split.validation)
+        )
         return judge(self.model, held, self.federation.owner, score=self._predicts)
 
     def _predicts(self, params: Tree) -> Score:
@@ -234,9 +309,14 @@ class Experiment:
         """How a Round predicts for the users."""
         here = replace(done, params=to(done.params, "cpu"))  # clients' own turns are small
         if self.choices.personal == "fine tuned":
-            return fine_tuned(self.model, self.federation, here.params,
-                              cast(LocalSettings, self.local), seed=self.settings.seed,
-                              number=done.number)
+            return fine_tuned(
+                self.model,
+                self.federation,
+                here.params,
+                cast(LocalSettings, self.local),
+                seed=self.settings.seed,
+                number=done.number,
+            )
         own: Score | None = self.local.score(self.model, self.federation, here)
         return own or self._predicts(done.params)
 
@@ -253,8 +333,11 @@ class Experiment:
 
 def better() -> dict[str, str]:
     """Name of each metric -> 'max' or 'min', what is better."""
-    modes = {name: mode for cls in REGISTRY["metric"].values()
-             for name, mode in cast(type[Metric], cls).modes.items()}
+    modes = {
+        name: mode
+        for cls in REGISTRY["metric"].values()
+        for name, mode in cast(type[Metric], cls).modes.items()
+    }
     return modes | {"staleness": "min", "epsilon": "min"}
 
 
@@ -270,13 +353,13 @@ def _split(part: type | None, name: str, own: Settings, task: str) -> Split:
 
 
 @lru_cache(maxsize=2)
-def _candidates(part: type | None, name: str, own: Settings, against: int, seed: int
-                ) -> Candidates:
+def _candidates(part: type | None, name: str, own: Settings, against: int, seed: int) -> Candidates:
     return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
 
 
-def stream(ask: Callable[[], Settings | Mapping[str, Any]],
-           start: Round | None = None) -> Iterator[Round]:
+def stream(
+    ask: Callable[[], Settings | Mapping[str, Any]], start: Round | None = None
+) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation.
 
     ask: gives the settings; it is asked before each round. start: a Round to go on from. A cohort
@@ -293,43 +376,87 @@ def stream(ask: Callable[[], Settings | Mapping[str, Any]],
     def now() -> Settings:
         asked = Settings(**ask())
         for name in own:
-            require(asked[name] == first[name], name, asked[name],
-                    f"it is fixed while a run lasts; keep {first[name]!r}, or begin another run")
+            require(
+                asked[name] == first[name],
+                name,
+                asked[name],
+                f"it is fixed while a run lasts; keep {first[name]!r}, or begin another run",
+            )
         kept = {name: value for name, value in asked.items() if name not in own}
         return Settings(**kept | {"cohort": min(asked.cohort, clients)})
-    rounds = federate(made.model, made.source, now, local=made.local, uplink=made.uplink,
-                      aggregate=made.aggregation, schedule=made.schedule,
-                      start=start, device=made.choices.device)
+
+    rounds = federate(
+        made.model,
+        made.source,
+        now,
+        local=made.local,
+        uplink=made.uplink,
+        aggregate=made.aggregation,
+        schedule=made.schedule,
+        start=start,
+        device=made.choices.device,
+    )
     return measured(rounds, made.measure, made.choices.measure_every)
 
 
 _USERS = Settings(rounds=60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal")
-_PLATFORMS = Settings(rounds=60, partition="by genre", cohort=10, local_lr=20.0, server_lr=2.0,
-                      batch_size=256)
+_PLATFORMS = Settings(
+    rounds=60, partition="by genre", cohort=10, local_lr=20.0, server_lr=2.0, batch_size=256
+)
 PRESETS = {
     "671 users, matrix factorisation": _USERS,
     "few clients: 8 users a round": _USERS.replace(rounds=200, cohort=8, server_lr=5.0),
     "10 platforms that differ in taste": _PLATFORMS.replace(alpha=0.1),
     "practice: 10 e-commerce platforms, averaged": _PLATFORMS,
     "practice: 5 video platforms, the best model selected": Settings(
-        partition="by activity", platforms=5, cohort=5, rounds=30, local_lr=1.0, local_epochs=2,
-        batch_size=256, model="content", aggregation="best models"),
+        partition="by activity",
+        platforms=5,
+        cohort=5,
+        rounds=30,
+        local_lr=1.0,
+        local_epochs=2,
+        batch_size=256,
+        model="content",
+        aggregation="best models",
+    ),
     "asynchronous: a buffer of 10": _USERS.replace(
-        schedule="buffered", rounds=300, server_lr=80.0, dim=16, measure_every=6),
+        schedule="buffered", rounds=300, server_lr=80.0, dim=16, measure_every=6
+    ),
     "private: a clip, and noise on the sum": _USERS.without(["weighting"]).replace(
-        uplink="clip + gaussian noise", sampling="poisson", clip=0.5, noise=0.5, delta=1e-3),
+        uplink="clip + gaussian noise", sampling="poisson", clip=0.5, noise=0.5, delta=1e-3
+    ),
     "a tenth of the bytes up: 4 bits a number": _USERS.replace(uplink="error feedback"),
     "under attack: one in ten lies, the median holds": _USERS.without(["weighting"]).replace(
-        uplink="poison", aggregation="coordinate median"),
+        uplink="poison", aggregation="coordinate median"
+    ),
     "implicit: users solve their own vectors": Settings(
-        local="implicit", recency=1.0, rounds=20, cohort=671, server_lr=0.1,
-        server_optimizer="adam", server_momentum=0.5, server_epsilon=1e-4),
+        local="implicit",
+        recency=1.0,
+        rounds=20,
+        cohort=671,
+        server_lr=0.1,
+        server_optimizer="adam",
+        server_momentum=0.5,
+        server_epsilon=1e-4,
+    ),
     "texts and clicks: what MiniLM says of a film": _USERS.replace(
-        model="hybrid", server_optimizer="adam", server_lr=0.03),
+        model="hybrid", server_optimizer="adam", server_lr=0.03
+    ),
     "MiniLM fine-tuned by adapters, minutes to begin": Settings(
-        model="lora", partition="by genre", alpha=1.0, cohort=10, rounds=8, batch_size=16,
-        local_lr=0.1, warm_up=4, server_optimizer="adam", server_lr=1e-3, server_epsilon=1e-6,
-        measure_every=4),
-    "stars, not clicks": Settings(task="ratings", model="linear", rounds=60, cohort=64,
-                                  local_lr=0.01),
+        model="lora",
+        partition="by genre",
+        alpha=1.0,
+        cohort=10,
+        rounds=8,
+        batch_size=16,
+        local_lr=0.1,
+        warm_up=4,
+        server_optimizer="adam",
+        server_lr=1e-3,
+        server_epsilon=1e-6,
+        measure_every=4,
+    ),
+    "stars, not clicks": Settings(
+        task="ratings", model="linear", rounds=60, cohort=64, local_lr=0.01
+    ),
 }

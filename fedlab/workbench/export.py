@@ -34,19 +34,27 @@ def to_csv(runs: Sequence[Run]) -> bytes:
 
 def to_json(runs: Sequence[Run]) -> bytes:
     """Everything that is kept of the runs."""
-    whole = [run.header() | {"state": run.state, "error": run.error,
-                             "records": run.records} for run in runs]
+    whole = [
+        run.header() | {"state": run.state, "error": run.error, "records": run.records}
+        for run in runs
+    ]
     return json.dumps({"fedlab": VERSION, "runs": whole}, indent=1).encode()
 
 
 def to_png(runs: Sequence[Run]) -> bytes:
     """The loss and every metric against rounds, a line a run, by `plots`."""
     names = [run.name for run in runs]
-    own = {run.id: f" {run.name}" if names.count(run.name) == 1 else f" {run.name} ({run.id[-4:]})"
-           for run in runs}
-    series = {name: {own[run.id]: [(r["round"],
-                                    r[name]) for r in run.records if r.get(name) is not None]
-                     for run in runs} for name in metrics(list(runs))}
+    own = {
+        run.id: f" {run.name}" if names.count(run.name) == 1 else f" {run.name} ({run.id[-4:]})"
+        for run in runs
+    }
+    series = {
+        name: {
+            own[run.id]: [(r["round"], r[name]) for r in run.records if r.get(name) is not None]
+            for run in runs
+        }
+        for name in metrics(list(runs))
+    }
     picture = io.BytesIO()
     figures.overlay(series).savefig(picture, format="png", dpi=160)
     return picture.getvalue()
@@ -71,11 +79,12 @@ def to_tensorboard(runs: Sequence[Run], folder: str | Path) -> Path:
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
     for run in runs:
         own = Path(folder, f"{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('-.')}-{run.id}")
-        shutil.rmtree(own, ignore_errors=True)                          # written again as a whole
+        shutil.rmtree(own, ignore_errors=True)  # written again as a whole
         with writer(str(own)) as out:
             out.add_text("settings", json.dumps(run.settings, indent=1))
             for record in run.records:
-                for name in [n for n in record if n not in ("round",
-                                                            "turned") and record[n] is not None]:
+                for name in [
+                    n for n in record if n not in ("round", "turned") and record[n] is not None
+                ]:
                     out.add_scalar(name.replace("@", "_at_"), record[name], record["round"])
     return Path(folder)

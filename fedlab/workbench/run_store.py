@@ -134,8 +134,10 @@ class Runs:
         self._save(run, run.header(), *run.records, *ended, mode="w")
 
     def _failed(self, error: OSError) -> None:
-        self.trouble = (f"Not being saved: {error.strerror} ({self.folder}). Runs stay in memory: "
-                        "export them, or choose another folder.")
+        self.trouble = (
+            f"Not being saved: {error.strerror} ({self.folder}). Runs stay in memory: "
+            "export them, or choose another folder."
+        )
 
 
 def _drop_cut_line(path: Path) -> None:

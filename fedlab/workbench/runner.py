@@ -39,7 +39,7 @@ class Runner:
         self.changed = changed
         self.state, self.error = "ready", ""
         self._turn = threading.Condition()
-        self._allowed = math.inf                 # rounds that may still begin
+        self._allowed = math.inf  # rounds that may still begin
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -155,6 +155,7 @@ def follow(live: Live, ask: Callable[[], Settings], run: Run, runs: Runs) -> Job
         nonlocal asked
         asked = ask()
         return asked
+
     try:
         for done in live(noted):
             runs.add(run, done, asked)

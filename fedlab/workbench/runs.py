@@ -22,8 +22,18 @@ from typing import Any
 from fedlab.core import VERSION, ParameterError, Round, Settings, described, require
 
 Record = dict[str, Any]
-PLAIN = ("round", "loss", "clients", "bytes_up", "bytes_down", "seconds", "turned", "rejected",
-         "skipped", "simulated s")     # what is no metric
+PLAIN = (
+    "round",
+    "loss",
+    "clients",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+    "turned",
+    "rejected",
+    "skipped",
+    "simulated s",
+)  # what is no metric
 
 
 @dataclass(eq=False)
@@ -39,7 +49,8 @@ class Run:
     name: str
     settings: dict[str, Any]
     id: str = field(
-        default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}")
+        default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+    )
     started: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     state: str = "running"
     error: str = ""
@@ -76,8 +87,13 @@ class Run:
 
     def header(self) -> Record:
         """The first line of its file."""
-        return {"fedlab": VERSION, "run": self.id, "name": self.name, "started": self.started,
-                "settings": self.settings}
+        return {
+            "fedlab": VERSION,
+            "run": self.id,
+            "name": self.name,
+            "started": self.started,
+            "settings": self.settings,
+        }
 
 
 def usual(name: str) -> Any:
@@ -92,19 +108,30 @@ def record(done: Round, before: Settings, now: Settings) -> Record:
     What is not a finite number is None, as JSON has no NaN. before, now: the settings of the Round
     before it, or of the run, and of this one.
     """
-    turned = {name: now[name] for name in dict.fromkeys([*before, *now])
-              if described()[name].knob.live and now[name] != before[name]}
-    found: Record = {"round": done.number, "loss": _finite(done.loss), "clients": len(done.cohort),
-                     "bytes_up": done.bytes_up, "bytes_down": done.bytes_down,
-                     "seconds": round(done.seconds, 4)}
+    turned = {
+        name: now[name]
+        for name in dict.fromkeys([*before, *now])
+        if described()[name].knob.live and now[name] != before[name]
+    }
+    found: Record = {
+        "round": done.number,
+        "loss": _finite(done.loss),
+        "clients": len(done.cohort),
+        "bytes_up": done.bytes_up,
+        "bytes_down": done.bytes_down,
+        "seconds": round(done.seconds, 4),
+    }
     if done.clock:
         found["simulated s"] = round(done.clock, 3)
     if done.rejected:
         found["rejected"] = {str(client): why for client, why in done.rejected.items()}
     if done.skipped:
         found["skipped"] = done.skipped
-    return found | {n: _finite(v) for n, v in done.metrics.items()} | ({"turned": turned} if turned
-                                                                       else {})
+    return (
+        found
+        | {n: _finite(v) for n, v in done.metrics.items()}
+        | ({"turned": turned} if turned else {})
+    )
 
 
 def end(run: Run) -> Record:
@@ -127,10 +154,19 @@ def read(path: str | Path) -> Run:
         try:
             line = json.loads(text)
             if run is None:
-                require(line["fedlab"] == VERSION, "fedlab", line["fedlab"],
-                        f"{path}: this reads version {VERSION}")
-                run = Run(line["name"], dict(line["settings"]), line["run"], line["started"],
-                          "interrupted")
+                require(
+                    line["fedlab"] == VERSION,
+                    "fedlab",
+                    line["fedlab"],
+                    f"{path}: this reads version {VERSION}",
+                )
+                run = Run(
+                    line["name"],
+                    dict(line["settings"]),
+                    line["run"],
+                    line["started"],
+                    "interrupted",
+                )
             elif "end" in line:
                 run.state, run.error = line["end"], line["error"]
             elif "round" in line:
@@ -139,8 +175,12 @@ def read(path: str | Path) -> Run:
                 run.name = line["name"]
         except (json.JSONDecodeError, TypeError, KeyError):
             where = f"{path}:{number}"
-            require(run is not None and number == len(lines), where, text[:40],
-                    "not a line of a run; remove the file")
+            require(
+                run is not None and number == len(lines),
+                where,
+                text[:40],
+                "not a line of a run; remove the file",
+            )
     if run is None:
         raise ParameterError(f"{path}: an empty file; remove it")
     return run

@@ -18,7 +18,7 @@ from fedlab.workbench.runner import Job, Live, Runner, claim, follow, side_by_si
 from fedlab.workbench.runs import Run
 from fedlab.workbench.sweep import Sweep
 
-WIDTH = 4                # runs of a sweep that train side by side
+WIDTH = 4  # runs of a sweep that train side by side
 
 
 class Session:
@@ -30,22 +30,32 @@ class Session:
     of state, from the thread.
     """
 
-    def __init__(self, live: Live, settings: Settings, metrics: Mapping[str, str],
-                 folder: str | Path | None, presets: Mapping[str, Settings],
-                 changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        live: Live,
+        settings: Settings,
+        metrics: Mapping[str, str],
+        folder: str | Path | None,
+        presets: Mapping[str, Settings],
+        changed: Callable[[], None],
+    ) -> None:
         """Stop what ran in this kernel before, so that running a cell again starts afresh."""
         self.metrics = {"loss": "min"} | dict(metrics)
         for name, mode in self.metrics.items():
-            require(mode in ("min", "max"), f"metrics[{name!r}]", mode,
-                    "write 'min' if lower is better, or 'max'")
+            require(
+                mode in ("min", "max"),
+                f"metrics[{name!r}]",
+                mode,
+                "write 'min' if lower is better, or 'max'",
+            )
         self.presets = presets
         claim(None)
         self.live, self.runs, self.runner = live, Runs(folder), Runner(changed)
         self.changed = changed
-        self.members: list[Run] = []         # what the last start or sweep trains
+        self.members: list[Run] = []  # what the last start or sweep trains
         self.trying: Sweep | None = None
-        self.planned = 1                     # runs of the sweep
-        self.began = 0.0                     # when it was started, monotonic seconds
+        self.planned = 1  # runs of the sweep
+        self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
         self._first = self._settings = settings
         self._lock = threading.Lock()
@@ -77,8 +87,10 @@ class Session:
     @property
     def progress(self) -> float:
         """Share of the rounds that are done, of all runs of a sweep."""
-        return min(sum(len(run.records) for run in self.members) / (self.settings.rounds
-                                                                    * self.planned), 1.0)
+        return min(
+            sum(len(run.records) for run in self.members) / (self.settings.rounds * self.planned),
+            1.0,
+        )
 
     def shown(self) -> list[Run]:
         """What belongs into a chart: the runs that train, or the last one, and those pinned."""
@@ -112,15 +124,20 @@ class Session:
 
     def sweep(self, what: Sweep) -> None:
         """Train every trial of a sweep, some side by side."""
-        require(what.metric in self.metrics, "metric", what.metric,
-                f"choose one of {', '.join(self.metrics)}")
+        require(
+            what.metric in self.metrics,
+            "metric",
+            what.metric,
+            f"choose one of {', '.join(self.metrics)}",
+        )
         trials = what.trials(self.settings, self.unread)
         claim(None)
         self.in_use = None
         self.trying, self.members, self.planned = what, [], len(trials)
         self.began = time.monotonic()
-        jobs = [partial(self._job, trial, partial(_same, trial),
-                        what.name(trial)) for trial in trials]
+        jobs = [
+            partial(self._job, trial, partial(_same, trial), what.name(trial)) for trial in trials
+        ]
         self.runner.start(side_by_side(jobs, WIDTH))
 
     def pin(self, id_: str, on: bool) -> None:
@@ -149,6 +166,7 @@ class Session:
                 self.in_use = settings
                 self.changed()
             return settings
+
         return ask
 
     def _job(self, settings: Settings, ask: Callable[[], Settings], name: str = "") -> Job:

@@ -14,7 +14,7 @@ import torch
 from fedlab.core import Settings, described, known, parsed, require, stream
 from fedlab.workbench.runs import Run
 
-MOST = 200      # runs in a sweep
+MOST = 200  # runs in a sweep
 Unread = Callable[[Settings], Mapping[str, str]]
 
 
@@ -39,22 +39,34 @@ class Sweep:
         of `base` as usual, and a setting that is tried must be read.
         """
         known(list(described()), self.over)
-        require(len(self.over) in (1, 2), "over", list(self.over),
-                "choose one or two different settings")
+        require(
+            len(self.over) in (1, 2),
+            "over",
+            list(self.over),
+            "choose one or two different settings",
+        )
         for name, values in self.over.items():
             require(len(values) > 0, name, list(values), "give at least one value")
             for value in values:
-                base.replace(**{name: value})              # refuses what the knob refuses
+                base.replace(**{name: value})  # refuses what the knob refuses
         points = self._drawn(base) if self.count else self._grid()
-        require(len(points) <= MOST, "runs", len(points),
-                f"a sweep has at most {MOST}; try fewer values")
+        require(
+            len(points) <= MOST,
+            "runs",
+            len(points),
+            f"a sweep has at most {MOST}; try fewer values",
+        )
         return [self._read(base.replace(**point), unread) for point in points]
 
     def _read(self, trial: Settings, unread: Unread) -> Settings:
         why = unread(trial)
         for name in self.over:
-            require(name not in why or name not in trial, name, trial[name],
-                    f"{why.get(name)}, in the run {self.name(trial)}")
+            require(
+                name not in why or name not in trial,
+                name,
+                trial[name],
+                f"{why.get(name)}, in the run {self.name(trial)}",
+            )
         return trial.without(why)
 
     def _grid(self) -> list[dict[str, Any]]:
@@ -80,13 +92,18 @@ class Sweep:
                 value = math.exp(math.log(low) + luck * (math.log(high) - math.log(low)))
             else:
                 value = low + luck * (high - low)
-            return round(value) if all(isinstance(v,
-                                                  int) for v in values) else float(f"{value:.3g}")
+            return (
+                round(value) if all(isinstance(v, int) for v in values) else float(f"{value:.3g}")
+            )
+
         luck = torch.rand(self.count, len(self.over), generator=draw).tolist()
-        return [{name: one(name, values, share) for (name, values), share in zip(self.over.items(),
-                                                                                 row,
-                                                                                 strict=True)}
-                for row in luck]
+        return [
+            {
+                name: one(name, values, share)
+                for (name, values), share in zip(self.over.items(), row, strict=True)
+            }
+            for row in luck
+        ]
 
     def name(self, settings: Settings) -> str:
         """What a run of it is called."""
@@ -95,10 +112,15 @@ class Sweep:
     def cell(self, run: Run) -> dict[str, Any]:
         """What the map shows of a run: where it lies, what it reached so far, how far it is."""
         best = run.best(self.metric, self.mode)
-        return {"run": run.id, "name": run.name,
-                "at": [Settings(**run.settings)[name] for name in self.over],
-                "value": None if best is None else best[self.metric], "state": run.state,
-                "error": run.error, "round": len(run.records)}
+        return {
+            "run": run.id,
+            "name": run.name,
+            "at": [Settings(**run.settings)[name] for name in self.over],
+            "value": None if best is None else best[self.metric],
+            "state": run.state,
+            "error": run.error,
+            "round": len(run.records),
+        }
 
 
 def values(name: str, text: str) -> list[Any]:

@@ -23,14 +23,16 @@ from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep
 
 POINTS, BINS, ROWS = 300, 24, 100
-TRAFFIC = ("MB up", "MB down", "seconds")                         # sums over the run so far
+TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
 CLOCK = "simulated s"  # a line as well, where the run has a clock
-SPREADS = {"loss by client": "mean local loss", "norm by client": "L2 norm of what a client sent",
-           "rounds by client": "rounds taken part in"}
+SPREADS = {
+    "loss by client": "mean local loss",
+    "norm by client": "L2 norm of what a client sent",
+    "rounds by client": "rounds taken part in",
+}
 
 
-def describe_knob(name: str, span: tuple[Any, ...] | None,
-                  folded: bool = False) -> dict[str, Any]:
+def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False) -> dict[str, Any]:
     """What the view needs to know of a knob: no knob has code of its own there.
 
     span: (lowest, highest) of its slider, or the choices; None for the usual. folded: away with
@@ -42,17 +44,35 @@ def describe_knob(name: str, span: tuple[Any, ...] | None,
         for value in span or ():
             knob.check(name, value, str)
         closed = "choice" if knob.options and not knob.others else "text"
-        ends: dict[str, Any] = {"choices": list(span or knob.options),
-                                "kind": "several" if knob.many else closed}
+        ends: dict[str, Any] = {
+            "choices": list(span or knob.options),
+            "kind": "several" if knob.many else closed,
+        }
     else:
         low, high = span or knob.usual or (knob.low, knob.high)
-        require(knob.low <= low < high <= knob.high, f"turn[{name!r}]", span,
-                f"choose two growing numbers from {knob.low:g} to {knob.high:g}")
-        ends = {"low": low, "high": high, "whole": kind is int, "log": knob.log and low > 0,
-                "kind": "number"}
+        require(
+            knob.low <= low < high <= knob.high,
+            f"turn[{name!r}]",
+            span,
+            f"choose two growing numbers from {knob.low:g} to {knob.high:g}",
+        )
+        ends = {
+            "low": low,
+            "high": high,
+            "whole": kind is int,
+            "log": knob.log and low > 0,
+            "kind": "number",
+        }
     label = re.sub(r"lr$", "learning rate", name).replace("_", " ")
-    return {"name": name, "label": label, "unit": knob.unit, "meaning": knob.meaning,
-            "live": knob.live, "group": knob.group if folded else "", "default": default} | ends
+    return {
+        "name": name,
+        "label": label,
+        "unit": knob.unit,
+        "meaning": knob.meaning,
+        "live": knob.live,
+        "group": knob.group if folded else "",
+        "default": default,
+    } | ends
 
 
 def check_turn(shown: Mapping[str, Any], value: object) -> None:
@@ -79,17 +99,21 @@ class Trace:
 
     def lines(self, wanted: Iterable[str]) -> dict[str, tuple[list[int], list[float | None]]]:
         """Series -> (rounds, values), None where a value was not finite."""
-        for record in self.run.records[self.done:]:
+        for record in self.run.records[self.done :]:
             self._add(record)
             self.done += 1
         return {name: _thin(*self.points.get(name, ([], []))) for name in wanted}
 
     def _add(self, record: Mapping[str, Any]) -> None:
-        for name, key, unit in zip(TRAFFIC, ("bytes_up", "bytes_down", "seconds"), (1e-6, 1e-6, 1),
-                                   strict=True):
+        for name, key, unit in zip(
+            TRAFFIC, ("bytes_up", "bytes_down", "seconds"), (1e-6, 1e-6, 1), strict=True
+        ):
             self.sums[name] += record[key] * unit
-        series = {n: v for n,
-                  v in record.items() if n not in PLAIN} | {"loss": record["loss"]} | self.sums
+        series = (
+            {n: v for n, v in record.items() if n not in PLAIN}
+            | {"loss": record["loss"]}
+            | self.sums
+        )
         series |= {CLOCK: record[CLOCK]} if CLOCK in record else {}
         for name, value in series.items():
             rounds, values = self.points.setdefault(name, ([], []))
@@ -123,14 +147,22 @@ def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
     low, high = float(values.min()), float(values.max())
     if whole or low == high:
         low, high = low - 0.5, high + 0.5
-    counts = torch.histc(values, min(BINS, int(high - low)) if whole else BINS, low,
-                         high).int().tolist()
-    return {"low": low, "high": high, "counts": counts, "median": float(values.median()),
-            "clients": len(values), "whole": whole}
+    counts = (
+        torch.histc(values, min(BINS, int(high - low)) if whole else BINS, low, high).int().tolist()
+    )
+    return {
+        "low": low,
+        "high": high,
+        "counts": counts,
+        "median": float(values.median()),
+        "clients": len(values),
+        "whole": whole,
+    }
 
 
-def table(runs: list[Run], shown: Mapping[str, int],
-          metrics: Mapping[str, str]) -> list[dict[str, Any]]:
+def table(
+    runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """A row a run: name, state, best of each metric and its round, and the settings that differ.
 
     shown: run id -> colour of those in the charts; settings are compared among these, or among all
@@ -138,17 +170,27 @@ def table(runs: list[Run], shown: Mapping[str, int],
     """
     used = {run.id: run.used() for run in runs}
     turned = dict.fromkeys(name for each in used.values() for name in each)
-    used = {id_: {name: each.get(name, [usual(name)]) for name in turned}
-            for id_, each in used.items()}
+    used = {
+        id_: {name: each.get(name, [usual(name)]) for name in turned} for id_, each in used.items()
+    }
     names = differing([each for id_, each in used.items() if len(shown) < 2 or id_ in shown])
 
     def row(run: Run) -> dict[str, Any]:
         best = {metric: run.best(metric, mode) for metric, mode in metrics.items()}
-        return {"id": run.id, "name": run.name, "state": run.state, "error": run.error,
-                "pinned": run.pinned, "colour": shown.get(run.id), "rounds": len(run.records),
-                "best": {m: None if r is None else [r[m], r["round"]] for m, r in best.items()},
-                "differs": {n: " → ".join(map(show, used[run.id][n])) for n in names
-                            if n in used[run.id]}}
+        return {
+            "id": run.id,
+            "name": run.name,
+            "state": run.state,
+            "error": run.error,
+            "pinned": run.pinned,
+            "colour": shown.get(run.id),
+            "rounds": len(run.records),
+            "best": {m: None if r is None else [r[m], r["round"]] for m, r in best.items()},
+            "differs": {
+                n: " → ".join(map(show, used[run.id][n])) for n in names if n in used[run.id]
+            },
+        }
+
     return [row(run) for run in runs]
 
 
@@ -166,8 +208,9 @@ class Pens:
         self._traces: dict[str, Trace] = {}
         self._listed: object = None
 
-    def picture(self, shown: list[Run], last: Run | None, charts: list[str], rounds: int,
-                progress: float) -> dict[str, Any]:
+    def picture(
+        self, shown: list[Run], last: Run | None, charts: list[str], rounds: int, progress: float
+    ) -> dict[str, Any]:
         """The charts: lines of the shown runs, spreads of the last one.
 
         A run keeps its colour while it is shown.
@@ -182,12 +225,21 @@ class Pens:
         self._traces = {run.id: self._traces.get(run.id) or Trace(run) for run in shown}
         seen = list(last.rounds) if last else []
         lines = [name for name in charts if name not in SPREADS]
-        return {"total": max([rounds, *(len(run.records) for run in shown)]),
-                "done": len(last.records) if last else 0, "progress": progress,
-                "lines": [{"id": run.id, "name": run.name, "colour": kept[run.id],
-                           "series": self._traces[run.id].lines(lines)} for run in shown],
-                "spreads": {name: spread(name, seen) for name in charts if name in SPREADS
-                            and seen}}
+        return {
+            "total": max([rounds, *(len(run.records) for run in shown)]),
+            "done": len(last.records) if last else 0,
+            "progress": progress,
+            "lines": [
+                {
+                    "id": run.id,
+                    "name": run.name,
+                    "colour": kept[run.id],
+                    "series": self._traces[run.id].lines(lines),
+                }
+                for run in shown
+            ],
+            "spreads": {name: spread(name, seen) for name in charts if name in SPREADS and seen},
+        }
 
     def changed(self, listed: list[Run]) -> bool:
         """Whether the table must be made again."""
@@ -197,17 +249,25 @@ class Pens:
 
     def sums(self, run: Run | None) -> Mapping[str, float]:
         """What a run sent and took so far."""
-        return self._traces[run.id].sums if run and run.id in self._traces else dict.fromkeys(
-            TRAFFIC, 0.0)
+        return (
+            self._traces[run.id].sums
+            if run and run.id in self._traces
+            else dict.fromkeys(TRAFFIC, 0.0)
+        )
 
 
 def heat(sweep: Sweep | None, runs: list[Run], planned: int) -> dict[str, Any]:
     """The map of a sweep: its two settings with their values, and a cell for each run begun."""
     if sweep is None:
         return {}
-    return {"over": [{"name": name, "values": list(values)} for name, values in sweep.over.items()],
-            "random": sweep.count > 0, "metric": sweep.metric, "mode": sweep.mode,
-            "planned": planned, "cells": [sweep.cell(run) for run in runs]}
+    return {
+        "over": [{"name": name, "values": list(values)} for name, values in sweep.over.items()],
+        "random": sweep.count > 0,
+        "metric": sweep.metric,
+        "mode": sweep.mode,
+        "planned": planned,
+        "cells": [sweep.cell(run) for run in runs],
+    }
 
 
 def status(session: Session, sums: Mapping[str, float]) -> str:
@@ -226,13 +286,15 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
         return text + (left if state == "running" else "")
     run = session.members[-1] if session.members else None
     if run is None or not run.records:
-        return {"running": "Starting: the first round is under way.",
-                "ready": "Press Start."}.get(state, f"{state.capitalize()}.")
+        return {"running": "Starting: the first round is under way.", "ready": "Press Start."}.get(
+            state, f"{state.capitalize()}."
+        )
     last, ends, total = run.records[-1], list(run.clock), session.settings.rounds
     pace = statistics.median([b - a for a, b in pairwise(ends)] or [last["seconds"]])
     left = max(total - last["round"], 0)
-    device = next((f" on {p.device}" for p in run.rounds[-1].params.values()),
-                  "") if run.rounds else ""
+    device = (
+        next((f" on {p.device}" for p in run.rounds[-1].params.values()), "") if run.rounds else ""
+    )
     text = f"{state.capitalize()}: round {last['round']} of {total}, {pace:.2f} s a round{device}"
     text += f", about {left * pace:.0f} s left" if state == "running" and left else ""
     text += f"; {sums['MB up']:.1f} MB up, {sums['MB down']:.1f} MB down"

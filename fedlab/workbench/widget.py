@@ -40,8 +40,10 @@ Turn = Mapping[str, tuple[Any, ...] | None]
 
 
 def _files(*names: str) -> str:
-    return "\n".join(Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8")
-                     for name in names)
+    return "\n".join(
+        Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8")
+        for name in names
+    )
 
 
 class Workbench(anywidget.AnyWidget):
@@ -61,37 +63,52 @@ class Workbench(anywidget.AnyWidget):
     _esm = _files(*FILES)
     _css = _files("workbench.css")
     spec: Any = traitlets.Dict().tag(sync=True)  # what never changes: knobs, series, presets
-    values: Any = traitlets.Dict().tag(sync=True)                       # where the knobs stand
+    values: Any = traitlets.Dict().tag(sync=True)  # where the knobs stand
     used: Any = traitlets.Dict().tag(sync=True)  # where they stood when the last round began
     unread: Any = traitlets.Dict().tag(sync=True)  # knobs without effect as the others stand -> why
-    charts: Any = traitlets.List().tag(sync=True)                       # names of those on show
+    charts: Any = traitlets.List().tag(sync=True)  # names of those on show
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
-    notice = traitlets.Unicode("").tag(sync=True)                       # why something was refused
+    notice = traitlets.Unicode("").tag(sync=True)  # why something was refused
     news = traitlets.Unicode("").tag(sync=True)  # what was done and cannot be seen
     saving = traitlets.Unicode("").tag(sync=True)  # where runs are kept, or why not
-    text = traitlets.Unicode("").tag(sync=True)                         # all settings as JSON
-    picture: Any = traitlets.Dict().tag(sync=True)                      # the lines and spreads
-    table: Any = traitlets.List().tag(sync=True)                        # the runs
-    heat: Any = traitlets.Dict().tag(sync=True)                         # the map of a sweep
+    text = traitlets.Unicode("").tag(sync=True)  # all settings as JSON
+    picture: Any = traitlets.Dict().tag(sync=True)  # the lines and spreads
+    table: Any = traitlets.List().tag(sync=True)  # the runs
+    heat: Any = traitlets.Dict().tag(sync=True)  # the map of a sweep
 
-    def __init__(self, live: Live, settings: Settings, turn: Turn | None = None,
-                 metrics: Mapping[str, str] | None = None, *, folder: str | Path | None = None,
-                 presets: Mapping[str, Settings] | None = None) -> None:
+    def __init__(
+        self,
+        live: Live,
+        settings: Settings,
+        turn: Turn | None = None,
+        metrics: Mapping[str, str] | None = None,
+        *,
+        folder: str | Path | None = None,
+        presets: Mapping[str, Settings] | None = None,
+    ) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
         every = dict.fromkeys([*knobs(Choices), *described()])  # the choices first
         known(list(every), turn or {})
-        shown = [view.describe_knob(name, span, folded=turn is None)
-                 for name, span in (every if turn is None else turn).items()]
+        shown = [
+            view.describe_knob(name, span, folded=turn is None)
+            for name, span in (every if turn is None else turn).items()
+        ]
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Settings | None = None
         self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
-        super().__init__(spec={"knobs": shown, "metrics": self.session.metrics,
-                               "presets": list(self.session.presets), "exports": list(KINDS),
-                               "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
-                               "spreads": view.SPREADS}, charts=[*self.session.metrics,
-                                                                 "loss by client"])
+        super().__init__(
+            spec={
+                "knobs": shown,
+                "metrics": self.session.metrics,
+                "presets": list(self.session.presets),
+                "exports": list(KINDS),
+                "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
+                "spreads": view.SPREADS,
+            },
+            charts=[*self.session.metrics, "loss by client"],
+        )
         self._show_knobs()
         self.draw()
         self.observe(self._turned, "values")
@@ -136,17 +153,22 @@ class Workbench(anywidget.AnyWidget):
     def _told(self, _: object, content: dict[str, Any], __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
         session = self.session
-        commands: dict[str, Callable[..., None]] = {"start": session.start,
-                                                    "pause": session.runner.pause,
-                                                    "step": session.step, "stop": session.stop,
-                                                    "reset": session.reset, "pin": session.pin,
-                                                    "preset": session.preset,
-                                                    "settings": session.paste,
-                                                    "rename": session.runs.rename,
-                                                    "delete": session.runs.delete,
-                                                    "folder": session.runs.open,
-                                                    "sweep": self._sweep, "export": self._export,
-                                                    "tensorboard": self._tensorboard}
+        commands: dict[str, Callable[..., None]] = {
+            "start": session.start,
+            "pause": session.runner.pause,
+            "step": session.step,
+            "stop": session.stop,
+            "reset": session.reset,
+            "pin": session.pin,
+            "preset": session.preset,
+            "settings": session.paste,
+            "rename": session.runs.rename,
+            "delete": session.runs.delete,
+            "folder": session.runs.open,
+            "sweep": self._sweep,
+            "export": self._export,
+            "tensorboard": self._tensorboard,
+        }
         name, notice = content.get("command"), ""
         with self._guard:
             self.news = ""
@@ -168,8 +190,9 @@ class Workbench(anywidget.AnyWidget):
         self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
 
     def _tensorboard(self) -> None:
-        folder = to_tensorboard(self.session.shown(), Path(self.session.runs.folder or "runs",
-                                                           "tensorboard"))
+        folder = to_tensorboard(
+            self.session.shown(), Path(self.session.runs.folder or "runs", "tensorboard")
+        )
         with self._guard:
             self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
@@ -190,15 +213,20 @@ class Workbench(anywidget.AnyWidget):
             self._drawn, self._in_use = time.monotonic(), session.in_use
             last = session.members[-1] if session.members else None
             shown, listed = session.shown(), runs.listed()
-            self.picture = self._pens.picture(shown, last, self.charts, session.settings.rounds,
-                                              session.progress)
+            self.picture = self._pens.picture(
+                shown, last, self.charts, session.settings.rounds, session.progress
+            )
             if self._pens.changed(listed):
-                self.table = view.table(listed[: -view.ROWS - 1 : -1], self._pens.colours,
-                                        session.metrics)
+                self.table = view.table(
+                    listed[: -view.ROWS - 1 : -1], self._pens.colours, session.metrics
+                )
             self.heat = view.heat(session.trying, session.members, session.planned)
             in_use = session.in_use
             self.used = {name: in_use[name] for name in self.values} if in_use else {}
-            self.saving = runs.trouble or (f"Runs are kept in {runs.folder}" if runs.folder
-                                           else "Runs are kept in memory, until the kernel ends")
+            self.saving = runs.trouble or (
+                f"Runs are kept in {runs.folder}"
+                if runs.folder
+                else "Runs are kept in memory, until the kernel ends"
+            )
             self.message = session.runner.error or view.status(session, self._pens.sums(last))
             self.state = session.runner.state

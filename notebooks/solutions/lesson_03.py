@@ -3,7 +3,7 @@
 
 def trimmed(deltas, cut):
     """The mean of each column of (C, D) without its `cut` largest and smallest numbers."""
-    return deltas.sort(0).values[cut:len(deltas) - cut].mean(0)
+    return deltas.sort(0).values[cut : len(deltas) - cut].mean(0)
 
 
 def ensemble_bytes(models, numbers):

@@ -35,13 +35,20 @@ def test_distilling_finds_the_model_that_predicts_as_the_ensemble():
     assert value(Distilled(**pairs)([SENT], SERVER)) == pytest.approx(7 / 3, abs=1e-2)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: ensemble(LINE, [SERVER], [-1.0]), "weights=.*give 1 weights of 0 or more"),
-    (lambda: ensemble(LINE, [], []), "weights="),
-    (lambda: ensemble(LINE, [SERVER], [0.0]), "not all 0"),
-    (lambda: ensemble(Model("x", "clicks", dict, dict, {"user": "user"}, frozenset({"user"})),
-                      [SERVER]), "private rows"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ensemble(LINE, [SERVER], [-1.0]), "weights=.*give 1 weights of 0 or more"),
+        (lambda: ensemble(LINE, [], []), "weights="),
+        (lambda: ensemble(LINE, [SERVER], [0.0]), "not all 0"),
+        (
+            lambda: ensemble(
+                Model("x", "clicks", dict, dict, {"user": "user"}, frozenset({"user"})), [SERVER]
+            ),
+            "private rows",
+        ),
+    ],
+)
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

@@ -25,8 +25,10 @@ from fedlab.core import ParameterError, Rows
 def full(given):
     """Every client holds every row: given (C, I, D) as one update."""
     clients, items = given.shape[:2]
-    client, ids = (t.flatten() for t in torch.meshgrid(torch.arange(clients), torch.arange(items),
-                                                       indexing="ij"))
+    client, ids = (
+        t.flatten()
+        for t in torch.meshgrid(torch.arange(clients), torch.arange(items), indexing="ij")
+    )
     return sent({"w": Rows(given.flatten(0, 1), ids, client)}, torch.ones(clients))
 
 
@@ -35,12 +37,20 @@ def random(clients, items=7, dim=3, seed=0):
 
 
 def test_median_and_trimmed_mean_ask_the_holders_of_a_row():
-    deltas = {"w": Rows(torch.tensor([1.0, 5.0, 9.0, 100.0, 4.0, 2.0, -7.0])[:, None],
-                        torch.tensor([0, 1, 0, 0, 1, 0, 2]), torch.tensor([0, 0, 1, 2, 2, 3, 3]))}
+    deltas = {
+        "w": Rows(
+            torch.tensor([1.0, 5.0, 9.0, 100.0, 4.0, 2.0, -7.0])[:, None],
+            torch.tensor([0, 1, 0, 0, 1, 0, 2]),
+            torch.tensor([0, 0, 1, 2, 2, 3, 3]),
+        )
+    }
     updates, server = sent(deltas, torch.ones(4)), {"w": torch.zeros(5, 1)}
     # row 0: 1, 9, 100, 2; row 1: 5, 4; row 2: -7; rows 3 and 4: nobody
-    for rule, first in ((CoordinateMedian(), 5.5), (TrimmedMean(trim=0.25), 5.5),
-                        (TrimmedMean(trim=0.24), 28.0)):
+    for rule, first in (
+        (CoordinateMedian(), 5.5),
+        (TrimmedMean(trim=0.25), 5.5),
+        (TrimmedMean(trim=0.24), 28.0),
+    ):
         found = dense(rule, updates, server)["w"][:, 0].tolist()
         assert found == [first, 4.5, -7.0, 0.0, 0.0]
 
@@ -51,9 +61,10 @@ def test_median_and_trimmed_mean_equal_numpy(clients):
     middle = dense(CoordinateMedian(), full(given), server)["w"]
     np.testing.assert_allclose(middle, np.median(given, axis=0), atol=1e-6)
     cut = int(0.3 * clients)
-    expected = np.sort(given.numpy(), axis=0)[cut:clients - cut].mean(0)
-    np.testing.assert_allclose(dense(TrimmedMean(trim=0.3), full(given), server)["w"], expected,
-                               atol=1e-6)
+    expected = np.sort(given.numpy(), axis=0)[cut : clients - cut].mean(0)
+    np.testing.assert_allclose(
+        dense(TrimmedMean(trim=0.3), full(given), server)["w"], expected, atol=1e-6
+    )
 
 
 def test_krum_by_hand():
@@ -75,11 +86,14 @@ def test_krum_counts_a_row_that_is_not_held_as_zero():
     nearest = torch.cdist(flat, flat).square().sort(1).values[:, 1:4].sum(1)  # C - f - 2 = 3 others
     torch.testing.assert_close(krum_scores(update, 1), nearest)
     import fedlab.aggregation.robust as module
+
     torch.testing.assert_close(module._products(update.deltas["w"], 6, chunk=7), flat @ flat.T)
 
 
-@pytest.mark.parametrize("rule", [CoordinateMedian(), TrimmedMean(trim=0.25), Krum(byzantine=2),
-                                  Krum(byzantine=2, keep=5)])
+@pytest.mark.parametrize(
+    "rule",
+    [CoordinateMedian(), TrimmedMean(trim=0.25), Krum(byzantine=2), Krum(byzantine=2, keep=5)],
+)
 def test_two_liars_among_nine_do_not_steer(rule):
     given = 1 + 0.1 * random(9)
     given[:2] = -1000
@@ -107,21 +121,27 @@ def test_one_client_and_equal_clients_are_taken_as_they_are(clients, seed):
         torch.testing.assert_close(step, one[0])
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: TrimmedMean(trim=0.5), "trim=0.5: choose a number from 0 to 0.49"),
-    (lambda: TrimmedMean(trim=-0.1), "trim=-0.1"), (lambda: Krum(byzantine=-1), "byzantine=-1"),
-    (lambda: Krum(keep=0), "keep=0"), (lambda: NormBound(bound=0.0), "bound=0.0"),
-    (lambda: NormBound(bound=float("inf")), "bound=inf"),
-    (lambda: RowBound(bound=-1.0), "bound=-1.0"),
-    (lambda: Krum(keeps=2), "keeps=2: no such parameter; did you mean keep?"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TrimmedMean(trim=0.5), "trim=0.5: choose a number from 0 to 0.49"),
+        (lambda: TrimmedMean(trim=-0.1), "trim=-0.1"),
+        (lambda: Krum(byzantine=-1), "byzantine=-1"),
+        (lambda: Krum(keep=0), "keep=0"),
+        (lambda: NormBound(bound=0.0), "bound=0.0"),
+        (lambda: NormBound(bound=float("inf")), "bound=inf"),
+        (lambda: RowBound(bound=-1.0), "bound=-1.0"),
+        (lambda: Krum(keeps=2), "keeps=2: no such parameter; did you mean keep?"),
+    ],
+)
 def test_settings_without_meaning_are_refused(build, message):
     with pytest.raises(ParameterError, match=message):
         build()
 
 
-@pytest.mark.parametrize("rule", [WeightedMean(), CoordinateMedian(), TrimmedMean(), Krum(),
-                                  NormBound(), RowBound()])
+@pytest.mark.parametrize(
+    "rule", [WeightedMean(), CoordinateMedian(), TrimmedMean(), Krum(), NormBound(), RowBound()]
+)
 def test_nobody_makes_no_delta(rule):
     with pytest.raises(NoDeltaError, match="no client is left"):
         rule(iter(()), SERVER)
@@ -133,9 +153,14 @@ def test_too_few_clients_for_krum():
 
 
 def test_row_bound_by_hand_and_with_a_norm_bound_after():
-    deltas = {"w": Rows(torch.tensor([[3.0, 4.0], [0.3, 0.4], [6.0, 8.0]]), torch.tensor([0, 1, 0]),
-                        torch.tensor([0, 0, 1])), "b": Rows(torch.tensor([2.0]), torch.tensor([1]),
-                                                            torch.tensor([1]))}
+    deltas = {
+        "w": Rows(
+            torch.tensor([[3.0, 4.0], [0.3, 0.4], [6.0, 8.0]]),
+            torch.tensor([0, 1, 0]),
+            torch.tensor([0, 0, 1]),
+        ),
+        "b": Rows(torch.tensor([2.0]), torch.tensor([1]), torch.tensor([1])),
+    }
     updates, server = sent(deltas, torch.ones(2)), {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
     found = dense(RowBound(bound=1.0), updates, server)
     # (.6 + .6, .8 + .8) / 2
@@ -154,10 +179,12 @@ def test_a_bound_hands_a_list_to_what_walks_its_updates_twice():
         first, second = list(updates), list(updates)
         assert len(first) == len(second) == 1
         return WeightedMean()(second, server)
+
     updates = sent(DELTAS, torch.ones(2))
     for rule in (NormBound, RowBound):
         assert rule().streams
         again = rule(bound=100.0, then=as_aggregation(twice))
         assert not again.streams
-        torch.testing.assert_close(dense(again, updates, SERVER),
-                                   dense(WeightedMean(), updates, SERVER))
+        torch.testing.assert_close(
+            dense(again, updates, SERVER), dense(WeightedMean(), updates, SERVER)
+        )

@@ -21,8 +21,13 @@ from fedlab.models import linear
 LINE = linear(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(4, 0))
 SERVER = {"theta": torch.tensor([[[1.0], [0.0]]])}
 DELTAS = torch.tensor([[[1.0], [0.0]], [[4.0], [0.0]], [[2.0], [0.0]]])  # models w = 2, 5, 3
-SENT = Update({"theta": Rows(DELTAS, torch.zeros(3).long(), torch.arange(3))},
-              torch.tensor([1.0, 1.0, 2.0]), torch.zeros(3), torch.tensor([0, 1, 2]), torch.ones(3))
+SENT = Update(
+    {"theta": Rows(DELTAS, torch.zeros(3).long(), torch.arange(3))},
+    torch.tensor([1.0, 1.0, 2.0]),
+    torch.zeros(3),
+    torch.tensor([0, 1, 2]),
+    torch.ones(3),
+)
 OWNER = torch.tensor([0, 1, 2, 2])
 # user 0 and 1 hold w = 2, user 2 and 3 hold w = 3
 HELD = HeldOut.ratings(tiny([0, 1, 2, 3], [1, 1, 1, 2], [4.0, 4.0, 6.0, 9.0]))
@@ -49,13 +54,15 @@ def test_clicks_weigh_positive_and_negatives_alike():
 
 
 def test_selection_by_hand():
-    assert value(BestModels(judge=SHARED)([SENT], SERVER)) == 2.0                            # w = 3
+    assert value(BestModels(judge=SHARED)([SENT], SERVER)) == 2.0  # w = 3
     assert value(BestModels(judge=SHARED, keep=2)([SENT], SERVER)) == pytest.approx((1 + 2 * 2) / 3)
     assert value(BestModels(judge=OWN)([SENT], SERVER)) == 1.0  # a tie: the first
     everybody = BestModels(judge=SHARED, keep=9)([SENT], SERVER)
     assert value(everybody) == value(WeightedMean()([SENT], SERVER))
-    parts = [SENT.only(torch.tensor([True, False, False])),
-             SENT.only(torch.tensor([False, True, True]))]
+    parts = [
+        SENT.only(torch.tensor([True, False, False])),
+        SENT.only(torch.tensor([False, True, True])),
+    ]
     assert value(BestModels(judge=SHARED)(parts, SERVER)) == 2.0
 
 
@@ -85,12 +92,18 @@ def test_a_broken_platform_harms_the_mean_and_not_the_selection():
     assert value(ByQuality(judge=losses)([models], SERVER)) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: BestModels(judge=SHARED, keep=0), "keep=0"),
-    (lambda: ByQuality(judge=SHARED, temperature=0.0), "temperature=0.0"),
-    (lambda: BestModels()([SENT], SERVER), "judge=None: give the aggregation a judge, say judge"),
-    (lambda: ByQuality()([SENT], SERVER), "judge=None"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: BestModels(judge=SHARED, keep=0), "keep=0"),
+        (lambda: ByQuality(judge=SHARED, temperature=0.0), "temperature=0.0"),
+        (
+            lambda: BestModels()([SENT], SERVER),
+            "judge=None: give the aggregation a judge, say judge",
+        ),
+        (lambda: ByQuality()([SENT], SERVER), "judge=None"),
+    ],
+)
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()
@@ -100,6 +113,7 @@ def test_an_experiment_brings_the_judge_that_none_was_given():
     class Experiment:
         def judge(self):
             return SHARED
+
     assert value(BestModels().ready(Experiment())([SENT], SERVER)) == 2.0
     own = BestModels(judge=OWN)
     assert own.ready(Experiment()) is own

@@ -32,8 +32,11 @@ def by_hand(name, deltas, c):
                 continue
             m = c.server_momentum * m + (1 - c.server_momentum) * d
             sign = (v > d * d) - (v < d * d)
-            v = {"adagrad": v + d * d, "adam": c.server_beta2 * v + (1 - c.server_beta2) * d * d,
-                 "yogi": v - (1 - c.server_beta2) * d * d * sign}[name]
+            v = {
+                "adagrad": v + d * d,
+                "adam": c.server_beta2 * v + (1 - c.server_beta2) * d * d,
+                "yogi": v - (1 - c.server_beta2) * d * d * sign,
+            }[name]
             x += c.server_lr * m / (v**0.5 + c.server_epsilon)
         found.append([x])
     return torch.tensor(found)
@@ -57,8 +60,9 @@ def test_sgd_needs_no_memory_and_another_optimizer_starts_afresh():
     assert memory == {}
     server("yogi").step(params, {"w": DELTAS[1]}, memory)
     fresh = server("adam").step(params, {"w": DELTAS[0]}, memory)
-    torch.testing.assert_close(fresh["w"], by_hand("adam", DELTAS[:1], server("adam")), atol=1e-7,
-                               rtol=1e-6)
+    torch.testing.assert_close(
+        fresh["w"], by_hand("adam", DELTAS[:1], server("adam")), atol=1e-7, rtol=1e-6
+    )
     assert list(memory["moments"]) == ["adam w"]
     server("sgd").step(params, {"w": DELTAS[0]}, memory)
     assert memory == {}
@@ -77,9 +81,15 @@ def test_a_resumed_run_keeps_the_moments(name, build, clicks):
     assert not torch.equal(other.params["item"], whole[1].params["item"])
 
 
-@pytest.mark.parametrize(("name", "knob"), [("sgd", "server_momentum"), ("sgd", "server_epsilon"),
-                                            ("momentum", "server_beta2"),
-                                            ("adagrad", "server_beta2")])
+@pytest.mark.parametrize(
+    ("name", "knob"),
+    [
+        ("sgd", "server_momentum"),
+        ("sgd", "server_epsilon"),
+        ("momentum", "server_beta2"),
+        ("adagrad", "server_beta2"),
+    ],
+)
 def test_an_optimizer_refuses_numbers_that_it_does_not_read(name, knob, build, clicks):
     turned = Settings(cohort=2, server_optimizer=name, **{knob: 0.5})
     with pytest.raises(ParameterError, match=f"{knob}=0.5: server step does not read it"):

@@ -11,8 +11,16 @@ from fedlab.core import ParameterError, Settings, moved, stream, turned
 from fedlab.engine import SGD, updates
 from fedlab.models import item_features, linear, user_features
 
-USUAL = Settings(rounds=6, cohort=12, buffer=4, batch_size=0, local_lr=0.05, local_epochs=2,
-                 weighting="equal", delay=1.0)
+USUAL = Settings(
+    rounds=6,
+    cohort=12,
+    buffer=4,
+    batch_size=0,
+    local_lr=0.05,
+    local_epochs=2,
+    weighting="equal",
+    delay=1.0,
+)
 buffered = partial(federate, schedule=Buffered())
 
 
@@ -40,9 +48,13 @@ def simulate(model, data, settings):
         while len(came) < needed:
             while len(training) < settings.cohort:
                 generator = stream(settings.seed, "start", begun)
-                client = next(c for c in iter(lambda g=generator: int(torch.randint(len(data), (),
-                                                                                    generator=g)),
-                                              None) if c not in busy)
+                client = next(
+                    c
+                    for c in iter(
+                        lambda g=generator: int(torch.randint(len(data), (), generator=g)), None
+                    )
+                    if c not in busy
+                )
                 took = float(who.seconds(round_, torch.tensor([client]), f"start {begun}"))
                 copy = {n: p.clone() for n, p in params.items()}
                 training.append((clock + took, client, step, copy))
@@ -56,8 +68,11 @@ def simulate(model, data, settings):
         for _, client, at, copy in came:
             (sent,) = updates(model, data, copy, torch.tensor([client]), local)
             late, a, b = step - at, settings.staleness_a, settings.staleness_b
-            weight = {"constant": 1.0, "polynomial": (1 + late) ** -a,
-                      "hinge": 1.0 if late <= b else 1 / (a * (late - b) + 1)}[settings.staleness]
+            weight = {
+                "constant": 1.0,
+                "polynomial": (1 + late) ** -a,
+                "hinge": 1.0 if late <= b else 1 / (a * (late - b) + 1),
+            }[settings.staleness]
             for n, rows in sent.deltas.items():
                 own = moved(copy[n], rows, 1.0)
                 change = own - params[n] if settings.method == "fedasync" else own - copy[n]
@@ -70,11 +85,17 @@ def simulate(model, data, settings):
 MIXED = {"method": "fedasync", "buffer": 10, "server_lr": 0.6, "rounds": 15}
 
 
-@pytest.mark.parametrize("changed", [
-    {}, {"staleness": "constant"}, {"buffer": 1}, MIXED,
-    {"staleness": "hinge", "staleness_a": 2.0, "staleness_b": 1.0},
-    {**MIXED, "staleness": "hinge", "staleness_b": 2.0},
-])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"staleness": "constant"},
+        {"buffer": 1},
+        MIXED,
+        {"staleness": "hinge", "staleness_a": 2.0, "staleness_b": 1.0},
+        {**MIXED, "staleness": "hinge", "staleness_b": 2.0},
+    ],
+)
 def test_stacked_clients_equal_one_after_another(model, stars, changed):
     settings = USUAL.replace(**changed)
     rounds = list(buffered(model, stars, settings))
@@ -150,8 +171,10 @@ def test_an_earlier_round_can_be_gone_on_from_twice(factors, clicks):
     first, second = (list(buffered(factors, clicks, settings, start=whole[1])) for _ in range(2))
     for a, b, c in zip(whole[2:], first, second, strict=True):
         assert a.clock == b.clock == c.clock
-        assert all(torch.equal(a.params[n], b.params[n]) and torch.equal(a.params[n], c.params[n])
-                   for n in a.params)
+        assert all(
+            torch.equal(a.params[n], b.params[n]) and torch.equal(a.params[n], c.params[n])
+            for n in a.params
+        )
 
 
 def test_nobody_trains_twice_at_a_time_and_old_updates_are_forgotten(factors, clicks):
@@ -162,20 +185,36 @@ def test_nobody_trains_twice_at_a_time_and_old_updates_are_forgotten(factors, cl
         assert set(flight.trained) == {step for *_, step in flight.under_way}
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"deadline": 1.0},
-     "deadline=1.0: nothing in this run reads it beside buffered; synchronous would"),
-    ({"cohort": 700}, "cohort=700: the federation has 671"), ({"buffer": 700}, "buffer=700"),
-    ({"method": "fedasync", "buffer": 10, "server_lr": 1.5},
-     "server_lr=1.5: FedAsync mixes models"),
-    ({"method": "fedasync"}, "buffer=4: buffered does not read it in this combination"),
-    ({"staleness_b": 3.0}, "staleness_b=3.0: buffered does not read it"),
-    ({"staleness": "constant", "staleness_a": 3.0}, "staleness_a=3.0: buffered does not read it"),
-    ({"pace": 0.0, "delay": 0.0}, "pace=0.0: nobody would ever be stale; choose a pace or a delay"),
-    ({"late": 0.5},
-     "buffered: needs the same clients in every round .*, which participation leaves no"),
-    ({"sampling": "poisson"}, "buffered: needs a cohort of fixed size .*, which participation"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"deadline": 1.0},
+            "deadline=1.0: nothing in this run reads it beside buffered; synchronous would",
+        ),
+        ({"cohort": 700}, "cohort=700: the federation has 671"),
+        ({"buffer": 700}, "buffer=700"),
+        (
+            {"method": "fedasync", "buffer": 10, "server_lr": 1.5},
+            "server_lr=1.5: FedAsync mixes models",
+        ),
+        ({"method": "fedasync"}, "buffer=4: buffered does not read it in this combination"),
+        ({"staleness_b": 3.0}, "staleness_b=3.0: buffered does not read it"),
+        (
+            {"staleness": "constant", "staleness_a": 3.0},
+            "staleness_a=3.0: buffered does not read it",
+        ),
+        (
+            {"pace": 0.0, "delay": 0.0},
+            "pace=0.0: nobody would ever be stale; choose a pace or a delay",
+        ),
+        (
+            {"late": 0.5},
+            "buffered: needs the same clients in every round .*, which participation leaves no",
+        ),
+        ({"sampling": "poisson"}, "buffered: needs a cohort of fixed size .*, which participation"),
+    ],
+)
 def test_settings_without_meaning_are_refused(factors, clicks, wrong, message):
     with pytest.raises(ParameterError, match=message):
         next(buffered(factors, clicks, USUAL.replace(**wrong)))
@@ -185,12 +224,14 @@ def test_members_and_methods_of_one_round_are_refused(factors, clicks):
     there = Participation(members=Membership.drawn(671, 5))
     with pytest.raises(ParameterError, match="buffered: needs the same clients in every round"):
         next(buffered(factors, clicks, USUAL, participation=there))
-    with pytest.raises(ParameterError,
-                       match="scaffold: needs updates of this very round, which buffered"):
+    with pytest.raises(
+        ParameterError, match="scaffold: needs updates of this very round, which buffered"
+    ):
         next(buffered(factors, clicks, USUAL, local=Scaffold()))
 
 
 def test_knobs_of_the_schedule_need_the_schedule(factors, clicks):
-    with pytest.raises(ParameterError,
-                       match="buffer=4: nothing in this run reads it beside synchronous"):
+    with pytest.raises(
+        ParameterError, match="buffer=4: nothing in this run reads it beside synchronous"
+    ):
         next(federate(factors, clicks, Settings(cohort=8, buffer=4)))

@@ -16,7 +16,7 @@ from fedlab.models import matrix_factorisation, perceptron
 from fedlab.privacy import Clip
 
 FEW = Settings(rounds=1, cohort=12)
-VICTIM = 2                                                     # place in the cohort
+VICTIM = 2  # place in the cohort
 OTHERS = torch.arange(12) != VICTIM
 
 
@@ -27,53 +27,67 @@ def model(build, clicks):
 
 def sending(change):
     """Local training whose updates are changed before they are sent."""
+
     class Bent(SGD):
         """Sends what nobody asked for."""
 
         def train(self, context, cohort):
             for sent in super().train(context, cohort):
                 yield change(sent)
+
     return Bent()
 
 
 def column(name, value):
     """A change of one number of the victim's."""
+
     def change(sent):
         values = getattr(sent, name).clone()
         values[VICTIM] = value
         return replace(sent, **{name: values})
+
     return change
 
 
 def rows(change, name="item"):
     """A change of the victim's rows: (values, ids) -> (values, ids)."""
+
     def changed(sent):
         every = sent.deltas[name]
         mine = every.client == VICTIM
         values, ids = change(every.values[mine].clone(), every.ids[mine].clone())
         own = torch.full_like(ids, VICTIM)
-        joined = Rows(torch.cat([every.values[~mine], values]), torch.cat([every.ids[~mine], ids]),
-                      torch.cat([every.client[~mine], own]))
+        joined = Rows(
+            torch.cat([every.values[~mine], values]),
+            torch.cat([every.ids[~mine], ids]),
+            torch.cat([every.client[~mine], own]),
+        )
         order = joined.client.argsort(stable=True)
-        deltas = sent.deltas | {name: Rows(*(getattr(joined, n)[order] for n in ("values", "ids",
-                                                                                "client")))}
+        deltas = sent.deltas | {
+            name: Rows(*(getattr(joined, n)[order] for n in ("values", "ids", "client")))
+        }
         return replace(sent, deltas=deltas)
+
     return changed
 
 
 def put(at, value):
     """A change that sets one number of the values."""
+
     def change(values, ids):
         values.view(-1)[at] = value
         return values, ids
+
     return rows(change)
 
 
 def number(at, value):
     """A change that sets one row number."""
+
     def change(values, ids):
         ids[at] = value
         return values, ids
+
     return rows(change)
 
 
@@ -92,27 +106,33 @@ def repeated(values, ids):
     return torch.cat([values[:1], values]), torch.cat([ids[:1], ids])
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (extra, "nobody asked for 'spy'"),
-    (number(-1, 9066), "its 'item' has a row that is none of the server's 9066"),
-    (number(0, -1), "its 'item' has a row that is none of the server's 9066"),
-    (rows(repeated), "its row numbers of 'item' do not grow"),
-    (rows(swapped), "its row numbers of 'item' do not grow"),
-    (column("weights", 0.0), "its weight is not above 0 and at most 2389"),
-    (column("weights", -1.0), "its weight is not above 0"),
-    (column("weights", float("nan")), "its weight is not above 0"),
-    (column("weights", float("inf")), "its weight is not above 0"),
-    (column("weights", 2390.0), "its weight is not above 0 and at most 2389"),
-    (column("losses", float("nan")),
-     "its delta or loss is not finite; lower local_lr, or look at its data"),
-    (column("losses", float("inf")), "its delta or loss is not finite"),
-    (put(3, float("nan")), "its delta or loss is not finite"),
-    (put(0, float("inf")), "its delta or loss is not finite"),
-    (put(-1, -float("inf")), "its delta or loss is not finite"),
-    (put(0, 3e38), "its delta or loss is not finite"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (extra, "nobody asked for 'spy'"),
+        (number(-1, 9066), "its 'item' has a row that is none of the server's 9066"),
+        (number(0, -1), "its 'item' has a row that is none of the server's 9066"),
+        (rows(repeated), "its row numbers of 'item' do not grow"),
+        (rows(swapped), "its row numbers of 'item' do not grow"),
+        (column("weights", 0.0), "its weight is not above 0 and at most 2389"),
+        (column("weights", -1.0), "its weight is not above 0"),
+        (column("weights", float("nan")), "its weight is not above 0"),
+        (column("weights", float("inf")), "its weight is not above 0"),
+        (column("weights", 2390.0), "its weight is not above 0 and at most 2389"),
+        (
+            column("losses", float("nan")),
+            "its delta or loss is not finite; lower local_lr, or look at its data",
+        ),
+        (column("losses", float("inf")), "its delta or loss is not finite"),
+        (put(3, float("nan")), "its delta or loss is not finite"),
+        (put(0, float("inf")), "its delta or loss is not finite"),
+        (put(-1, -float("inf")), "its delta or loss is not finite"),
+        (put(0, 3e38), "its delta or loss is not finite"),
+    ],
+)
 def test_who_sends_no_update_is_refused_and_the_others_count_as_if_it_were_not_there(
-        model, clicks, change, reason):
+    model, clicks, change, reason
+):
     clean = next(federate(model, clicks, FEW))
     done = next(federate(model, clicks, FEW, local=sending(change)))
     victim = int(clean.cohort[VICTIM])
@@ -136,6 +156,7 @@ def cast(dtype, ids=torch.int64):
         item = sent.deltas["item"]
         other = Rows(item.values.to(dtype), item.ids.to(ids), item.client)
         return replace(sent, deltas=sent.deltas | {"item": other})
+
     return change
 
 
@@ -143,16 +164,28 @@ def without(name):
     return lambda sent: replace(sent, deltas={n: d for n, d in sent.deltas.items() if n != name})
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda sent: replace(sent, deltas={}), "'item' is missing"),
-    (without("item"), "'item' is missing"), (without("bias"), "'bias' is missing"),
-    (narrow, "its 'item' has rows of shape (1,), the server's have (8,)"),
-    (cast(torch.float64), "its 'item' holds torch.float64 at torch.int64; send float32 at int64"),
-    (cast(torch.float16), "its 'item' holds torch.float16 at torch.int64; send float32 at int64"),
-    (cast(torch.int64), "its 'item' holds torch.int64 at torch.int64; send float32 at int64"),
-    (cast(torch.float32, torch.int32),
-     "its 'item' holds torch.float32 at torch.int32; send float32 at int64"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda sent: replace(sent, deltas={}), "'item' is missing"),
+        (without("item"), "'item' is missing"),
+        (without("bias"), "'bias' is missing"),
+        (narrow, "its 'item' has rows of shape (1,), the server's have (8,)"),
+        (
+            cast(torch.float64),
+            "its 'item' holds torch.float64 at torch.int64; send float32 at int64",
+        ),
+        (
+            cast(torch.float16),
+            "its 'item' holds torch.float16 at torch.int64; send float32 at int64",
+        ),
+        (cast(torch.int64), "its 'item' holds torch.int64 at torch.int64; send float32 at int64"),
+        (
+            cast(torch.float32, torch.int32),
+            "its 'item' holds torch.float32 at torch.int32; send float32 at int64",
+        ),
+    ],
+)
 def test_what_is_wrong_with_all_of_a_chunk_skips_the_round(model, clicks, change, reason):
     clean = next(federate(model, clicks, FEW))
     done = next(federate(model, clicks, FEW, local=sending(change)))
@@ -169,8 +202,10 @@ def test_a_missing_name_of_one_chunk_costs_that_chunk_alone(model, clicks):
     def change(sent):
         chunks.append(sent.cohort)
         return without("item")(sent) if len(chunks) == 2 else sent
-    done = next(federate(model, clicks, Settings(rounds=1, cohort=60, memory_mb=3),
-                         local=sending(change)))
+
+    done = next(
+        federate(model, clicks, Settings(rounds=1, cohort=60, memory_mb=3), local=sending(change))
+    )
     assert len(chunks) > 2
     assert sorted(done.rejected) == sorted(chunks[1].tolist())
     assert len(done.cohort) == 60 - len(chunks[1])
@@ -199,6 +234,7 @@ def test_a_client_counts_once(model, clicks):
             for sent in super().train(context, cohort):
                 yield sent
                 yield sent
+
     twice = next(federate(model, clicks, FEW, local=Again()))
     assert set(twice.rejected.values()) == {"it has already sent an update"}
     assert sorted(twice.rejected) == sorted(clean.cohort.tolist())
@@ -227,8 +263,9 @@ def test_who_is_longer_than_the_clip_is_refused(model, clicks):
 
 def test_a_clip_that_does_not_hold_any_more_bounds_nobody(model, clicks):
     settings = FEW.replace(clip=0.01, factor=50.0)
-    done = next(federate(model, clicks, settings,
-                         uplink=[Clip(), Poison(clients=torch.arange(671))]))
+    done = next(
+        federate(model, clicks, settings, uplink=[Clip(), Poison(clients=torch.arange(671))])
+    )
     assert done.rejected == {}
     assert float(done.norms.max()) > 0.4
 
@@ -241,18 +278,28 @@ def test_honest_updates_pass(kind, build, clicks, stars):
         assert len(done.cohort) == 12
 
 
-@pytest.mark.parametrize("run", [
-    {"local": Scaffold()}, {"local": Implicit()}, {"schedule": Buffered()},
-    {"uplink": [ErrorFeedback(), Clip()]}, {"uplink": [Clip(quantile=0.5)]},
-    {"participation": Participation(sampling="poisson")},
-])
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"local": Scaffold()},
+        {"local": Implicit()},
+        {"schedule": Buffered()},
+        {"uplink": [ErrorFeedback(), Clip()]},
+        {"uplink": [Clip(quantile=0.5)]},
+        {"participation": Participation(sampling="poisson")},
+    ],
+)
 def test_honest_updates_of_every_method_pass(run, clicks):
     model = matrix_factorisation(671, clicks.train.item_count, 4)
     for done in federate(model, clicks, Settings(rounds=2, cohort=12), **run):
         assert done.rejected == {}
         assert len(done.cohort) > 3
-    for done in federate(perceptron(1, 4, task="ratings"), Curves(20, 5, 5), Settings(
-            rounds=2, cohort=5, local_lr=0.01), local=Meta()):
+    for done in federate(
+        perceptron(1, 4, task="ratings"),
+        Curves(20, 5, 5),
+        Settings(rounds=2, cohort=5, local_lr=0.01),
+        local=Meta(),
+    ):
         assert done.rejected == {}
 
 
@@ -261,8 +308,9 @@ def test_one_decision_hangs_on_no_other_client(model, clicks):
 
     def change(sent):
         weights = sent.weights.clone()
-        weights[:len(bad)] = torch.tensor(bad)
+        weights[: len(bad)] = torch.tensor(bad)
         return replace(sent, weights=weights)
+
     clean = next(federate(model, clicks, FEW))
     done = next(federate(model, clicks, FEW, local=sending(change)))
     assert sorted(done.rejected) == sorted(int(clean.cohort[k]) for k in (0, 2, 3, 4))
@@ -278,12 +326,22 @@ def test_the_books_count_all_that_came_and_keep_what_came_through(model, clicks)
     def spy(sent):
         held.append(sent)
         return sent
+
     again = next(federate(model, clicks, FEW, local=sending(spy)))
     floats = sum(d.values.numel() for sent in held for n, d in sent.deltas.items() if n != "user")
-    ids = sum(len(sent.deltas["item"].ids) for sent in held)   # a bias has the rows of its vector
+    ids = sum(len(sent.deltas["item"].ids) for sent in held)  # a bias has the rows of its vector
     assert (again.bytes_down, again.bytes_up) == (4 * floats, 4 * floats + 4 * ids)
-    expected = sum(sum(d.values[d.client == 0].square().sum() for n, d in sent.deltas.items()
-                       if n != "user") for sent in held[:1]) ** 0.5
+    expected = (
+        sum(
+            sum(
+                d.values[d.client == 0].square().sum()
+                for n, d in sent.deltas.items()
+                if n != "user"
+            )
+            for sent in held[:1]
+        )
+        ** 0.5
+    )
     assert float(again.norms[0]) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -303,9 +361,16 @@ def test_a_code_tells_its_own_bytes(model, clicks):
 def test_nothing_sent_costs_nothing():
     nobody = torch.empty(0)
     assert payload(Update({}, nobody, nobody, nobody.long(), nobody), {}) == (0, 0)
-    one = Update({"w": Rows(torch.zeros(2, 3), torch.tensor([0, 4]), torch.tensor([0, 0])),
-                  "b": Rows(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]))},
-                 torch.ones(1), torch.zeros(1), torch.tensor([0]), torch.ones(1))
+    one = Update(
+        {
+            "w": Rows(torch.zeros(2, 3), torch.tensor([0, 4]), torch.tensor([0, 0])),
+            "b": Rows(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0])),
+        },
+        torch.ones(1),
+        torch.zeros(1),
+        torch.tensor([0]),
+        torch.ones(1),
+    )
     asked = {"w": (torch.zeros(9, 3), "item"), "b": (torch.zeros(1, 2), "one")}
     assert payload(one, asked) == (4 * 8, 4 * 8 + 4 * 2)
 
@@ -323,7 +388,9 @@ def test_private_rows_that_are_not_finite_are_refused_as_well(model, clicks):
         values = user.values.clone()
         values[user.client == VICTIM] = float("nan")
         return replace(sent, deltas=sent.deltas | {"user": replace(user, values=values)})
+
     done = next(federate(model, clicks, FEW, local=sending(change)))
-    assert list(done.rejected.values()) == ["its delta or loss is not finite; lower local_lr, or "
-                                            "look at its data"]
+    assert list(done.rejected.values()) == [
+        "its delta or loss is not finite; lower local_lr, or look at its data"
+    ]
     assert bool(done.params["user"].isfinite().all())

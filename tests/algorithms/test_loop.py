@@ -28,18 +28,23 @@ def model(build, clicks):
 
 
 def same(a, b):
-    tensors = all(torch.equal(getattr(a, name), getattr(b, name))
-                  for name in ("cohort", "losses", "norms"))
-    others = all(getattr(a, name) == getattr(b, name) for name in
-                 ("number", "settings", "bytes_up", "bytes_down", "clock", "rejected", "metrics"))
+    tensors = all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in ("cohort", "losses", "norms")
+    )
+    others = all(
+        getattr(a, name) == getattr(b, name)
+        for name in ("number", "settings", "bytes_up", "bytes_down", "clock", "rejected", "metrics")
+    )
     return tensors and others and all(torch.equal(a.params[n], b.params[n]) for n in a.params)
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction"])
 def test_same_seed_gives_the_same_bits(name, build, clicks):
     model = build(name, clicks.train)
-    assert all(same(a, b) for a, b in zip(federate(model, clicks, FEW), federate(model, clicks,
-                                                                                 FEW), strict=True))
+    assert all(
+        same(a, b)
+        for a, b in zip(federate(model, clicks, FEW), federate(model, clicks, FEW), strict=True)
+    )
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(model, clicks):
@@ -62,14 +67,23 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
         def spied(*key, seed=seed):
             drawn.setdefault(key[1:], {})[seed] = Key(*key).uniform(torch.arange(1), 4)[0]
             return Key(*key)
+
         monkeypatch.setattr("fedlab.algorithms.participation.stream", spy)
         for place in ("algorithms.participation", "engine.cohort", "models.model"):
             monkeypatch.setattr(f"fedlab.{place}.Key", spied)
         list(federate(model, clicks, FEW.replace(rounds=2, seed=seed, drop_out=0.1)))
     _slowness.cache_clear()
     assert {purpose for purpose, *_ in drawn} == {
-        "init user", "init item", "cohort", "speeds", "delay 1", "delay 2", "drop out", "examples",
-        "noise"}
+        "init user",
+        "init item",
+        "cohort",
+        "speeds",
+        "delay 1",
+        "delay 2",
+        "drop out",
+        "examples",
+        "noise",
+    }
     assert all(not torch.equal(pair[0], pair[1]) for pair in drawn.values())
     values = [tuple(pair[0].tolist()) for pair in drawn.values()]
     assert len(set(values)) == len(values)
@@ -79,8 +93,9 @@ def test_another_seed_changes_every_stream(build, clicks, monkeypatch):
 def test_a_warm_up_shortens_the_first_steps(server, turned, model, clicks):
     settings = FEW.replace(rounds=4, warm_up=4, server_optimizer=server)
     first, *_, last = federate(model, clicks, settings)
-    short = next(federate(model, clicks, settings.replace(warm_up=0,
-                                                          **{turned: settings[turned] / 4})))
+    short = next(
+        federate(model, clicks, settings.replace(warm_up=0, **{turned: settings[turned] / 4}))
+    )
     assert all(torch.equal(first.params[n], short.params[n]) for n in first.params)
     assert first.settings == last.settings == settings
     before = list(federate(model, clicks, settings.replace(rounds=3)))[-1]
@@ -102,8 +117,9 @@ def test_a_knob_that_is_not_live_stops_the_run_when_it_is_turned(turned):
     rounds = federate(NET, TABLE, lambda: now[-1])
     next(rounds)
     now.append(now[0].replace(**turned))
-    with pytest.raises(ParameterError,
-                       match=f"{name}={value!r}: it is fixed while a run lasts; keep"):
+    with pytest.raises(
+        ParameterError, match=f"{name}={value!r}: it is fixed while a run lasts; keep"
+    ):
         next(rounds)
 
 
@@ -112,14 +128,16 @@ def test_a_knob_of_another_part_is_refused_when_it_is_turned_on_the_way():
     rounds = federate(NET, TABLE, lambda: now[-1])
     next(rounds)
     now.append(now[0].replace(clip=2.0))
-    with pytest.raises(ParameterError,
-                       match=r"clip=2\.0: nothing in this run reads it; clip would"):
+    with pytest.raises(
+        ParameterError, match=r"clip=2\.0: nothing in this run reads it; clip would"
+    ):
         next(rounds)
 
 
 def test_a_round_tells_what_all_parts_were_set_to():
-    done = next(federate(NET, TABLE, Settings(cohort=3, clip=2.0), local=SGD(local_lr=0.1),
-                         uplink=[Clip()]))
+    done = next(
+        federate(NET, TABLE, Settings(cohort=3, clip=2.0), local=SGD(local_lr=0.1), uplink=[Clip()])
+    )
     assert done.settings == Settings(cohort=3, clip=2.0, local_lr=0.1)
     plain = next(federate(NET, TABLE, {"cohort": 3}))
     assert plain.settings == Settings(cohort=3)
@@ -133,9 +151,10 @@ def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
     captured = {}
 
     def spy(updates, server):
-        update, = updates
+        (update,) = updates
         captured.update(deltas=update.deltas, weights=update.weights)
         return WeightedMean()([update], server)
+
     list(federate(model, clicks, settings, aggregate=spy))
     share = clicks.counts[both.cohort].float()
     assert torch.equal(captured["weights"], share)
@@ -145,8 +164,9 @@ def test_a_round_is_the_weighted_mean_of_its_clients(build, clicks):
 
 
 def test_server_learning_rate_scales_the_step(model, clicks):
-    one, two = (next(federate(model, clicks, FEW.replace(rounds=1, server_lr=lr)))
-                for lr in (1.0, 2.0))
+    one, two = (
+        next(federate(model, clicks, FEW.replace(rounds=1, server_lr=lr))) for lr in (1.0, 2.0)
+    )
     start = model.init(0)["item"]
     torch.testing.assert_close(two.params["item"] - start, 2 * (one.params["item"] - start))
 
@@ -158,10 +178,13 @@ def test_private_rows_stay_with_their_clients(model, clicks):
 
 
 def test_shared_user_vectors_are_averaged_and_cost_bytes(build, clicks):
-    private, shared = (build("matrix factorisation", clicks.train, private_users=p)
-                       for p in (True, False))
-    a, b = (next(federate(m, clicks, FEW.replace(rounds=1, weighting="equal")))
-            for m in (private, shared))
+    private, shared = (
+        build("matrix factorisation", clicks.train, private_users=p) for p in (True, False)
+    )
+    a, b = (
+        next(federate(m, clicks, FEW.replace(rounds=1, weighting="equal")))
+        for m in (private, shared)
+    )
     # one vector of 8 floats and its row, each client
     assert b.bytes_up - a.bytes_up == 10 * (8 * 4 + 4)
     start = private.init(0)["user"]
@@ -197,7 +220,7 @@ def test_training_lowers_the_loss_and_beats_chance(model, clicks, split):
     rounds = list(federate(model, clicks, settings))
     assert rounds[-1].loss < 0.7 * rounds[0].loss
     score = ranking(scorer(model, rounds[-1].params), candidates(split, "validation"))
-    assert score["hr@10"] > 0.4                                  # chance is 0.1
+    assert score["hr@10"] > 0.4  # chance is 0.1
 
 
 def test_bad_arguments_name_the_fix(model, clicks, stars):
@@ -206,8 +229,9 @@ def test_bad_arguments_name_the_fix(model, clicks, stars):
     with pytest.raises(ParameterError, match="task='clicks'"):
         next(federate(model, stars))
     for device in ("gpu", "cuda:99"):
-        with pytest.raises(ParameterError,
-                           match=f"device='{device}': cannot be used here .*; choose 'cpu'"):
+        with pytest.raises(
+            ParameterError, match=f"device='{device}': cannot be used here .*; choose 'cpu'"
+        ):
             next(federate(model, clicks, FEW, device=device))
     with pytest.raises(ParameterError, match=r"rounds=0: choose a whole number from 1 to 10000"):
         next(federate(model, clicks, {"rounds": 0}))
@@ -225,8 +249,9 @@ def test_with_a_private_theta_nothing_is_sent_and_each_client_trains_alone(stars
     for position, user in enumerate(done.cohort.tolist()):
         own = {n: c[examples["client"] == position] for n, c in examples.items()}
         delta, _ = train_one(shared, shared.init(0), own, local)
-        torch.testing.assert_close(done.params["theta"][user], delta["theta"][0], atol=1e-5,
-                                   rtol=1e-5)
+        torch.testing.assert_close(
+            done.params["theta"][user], delta["theta"][0], atol=1e-5, rtol=1e-5
+        )
         who = torch.full_like(items, user)
         alone = scorer(shared, {"theta": done.params["theta"][user][None]})(who, items)
         torch.testing.assert_close(score(who, items), alone)
@@ -245,17 +270,24 @@ def test_a_start_from_parameters_alone_begins_anew(model, clicks):
 OTHER = Columns({"x": X, "target": TABLE.columns["target"]}, torch.arange(60) % 5)
 
 
-@pytest.mark.parametrize(("other", "message"), [
-    ({"settings": Settings(rounds=3, cohort=3, seed=1)},
-     "start='a Round of other fixed': it has .*'seed': 0"),
-    ({"settings": Settings(rounds=3, cohort=3, sampling="poisson")}, "a Round of other fixed"),
-    ({"data": OTHER}, "start='a Round of other data'"),
-    ({"model": replace(NET, name="another")},
-     "start='a Round of other model': it has 'perceptron', this run 'another'"),
-    ({"uplink": [Clip()]}, "start='a Round of other parts'.*begin anew from its parameters"),
-    ({"local": Scaffold()}, "start='a Round of other parts'"),
-    ({"schedule": Buffered()}, "start='a Round of other parts'"),
-])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"settings": Settings(rounds=3, cohort=3, seed=1)},
+            "start='a Round of other fixed': it has .*'seed': 0",
+        ),
+        ({"settings": Settings(rounds=3, cohort=3, sampling="poisson")}, "a Round of other fixed"),
+        ({"data": OTHER}, "start='a Round of other data'"),
+        (
+            {"model": replace(NET, name="another")},
+            "start='a Round of other model': it has 'perceptron', this run 'another'",
+        ),
+        ({"uplink": [Clip()]}, "start='a Round of other parts'.*begin anew from its parameters"),
+        ({"local": Scaffold()}, "start='a Round of other parts'"),
+        ({"schedule": Buffered()}, "start='a Round of other parts'"),
+    ],
+)
 def test_a_start_of_another_run_is_refused_and_changes_nothing(other, message):
     now = Settings(rounds=3, cohort=3)
     start = next(federate(NET, TABLE, now))
@@ -272,8 +304,9 @@ def test_a_start_of_another_edition_or_without_a_run_is_refused():
     now = Settings(rounds=3, cohort=3)
     start = next(federate(NET, TABLE, now))
     old = replace(start, state=start.state | {"run": start.state["run"] | {"edition": 1}})
-    with pytest.raises(ParameterError,
-                       match="start='a Round of other edition': it has 1, this run 2"):
+    with pytest.raises(
+        ParameterError, match="start='a Round of other edition': it has 1, this run 2"
+    ):
         next(federate(NET, TABLE, now, start=old))
     with pytest.raises(ParameterError, match="start='a Round of other edition': it has None"):
         next(federate(NET, TABLE, now, start=replace(start, state={})))
@@ -292,8 +325,10 @@ def test_earlier_rounds_keep_their_state(model, clicks):
     rounds = list(federate(model, clicks, FEW.replace(server_optimizer="adam")))
     moments = [done.state["server step"]["moments"]["adam item"][0] for done in rounds]
     again = list(federate(model, clicks, FEW.replace(server_optimizer="adam")))
-    assert all(torch.equal(m, a.state["server step"]["moments"]["adam item"][0])
-               for m, a in zip(moments, again, strict=True))
+    assert all(
+        torch.equal(m, a.state["server step"]["moments"]["adam item"][0])
+        for m, a in zip(moments, again, strict=True)
+    )
     assert not torch.equal(moments[0], moments[1])
 
 
@@ -322,12 +357,17 @@ def fewer(deltas):
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-@pytest.mark.parametrize(("change", "message"), [
-    (without,
-     r"bent=\['b2', 'w1', 'w2'\]: a stage hands on the names that it is given: b1, b2, w1, w2"),
-    (short, r"bent=\(3, 1\): a stage keeps the shape of rows; those of 'w1' are \(3, 4\)"),
-    (fewer, "bent=.*a stage keeps the shape of rows"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            without,
+            r"bent=\['b2', 'w1', 'w2'\]: a stage hands on the names that it is given: b1, b2, w1,",
+        ),
+        (short, r"bent=\(3, 1\): a stage keeps the shape of rows; those of 'w1' are \(3, 4\)"),
+        (fewer, "bent=.*a stage keeps the shape of rows"),
+    ],
+)
 def test_a_stage_that_changes_names_or_shapes_is_refused(side, change, message):
     with pytest.raises(ParameterError, match=message):
         next(federate(NET, TABLE, Settings(cohort=3), uplink=[Bent(change, side)]))
@@ -362,15 +402,18 @@ class Silent(Stage):
         context.notes["seen"] = update
 
 
-@pytest.mark.parametrize(("parts", "message"), [
-    ({"local": WeightedMean()}, "local=.*: give a Local"),
-    ({"schedule": SGD()}, "schedule=.*: give a Schedule"),
-    ({"participation": SGD()}, "participation=.*: give a Participation"),
-    ({"uplink": Clip()}, "uplink=.*: give a list of stages"),
-    ({"uplink": [WeightedMean()]}, "uplink=.*: its parts are stages"),
-    ({"aggregate": WeightedMean}, "aggregate=.*: give an Aggregation, or a function"),
-    ({"uplink": [Silent()]}, "silent=None: a stage returns an Update"),
-])
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"local": WeightedMean()}, "local=.*: give a Local"),
+        ({"schedule": SGD()}, "schedule=.*: give a Schedule"),
+        ({"participation": SGD()}, "participation=.*: give a Participation"),
+        ({"uplink": Clip()}, "uplink=.*: give a list of stages"),
+        ({"uplink": [WeightedMean()]}, "uplink=.*: its parts are stages"),
+        ({"aggregate": WeightedMean}, "aggregate=.*: give an Aggregation, or a function"),
+        ({"uplink": [Silent()]}, "silent=None: a stage returns an Update"),
+    ],
+)
 def test_a_part_in_the_place_of_another_kind_is_refused(parts, message):
     with pytest.raises(ParameterError, match=message):
         next(federate(NET, TABLE, Settings(cohort=3), **parts))
@@ -384,6 +427,7 @@ def test_a_stage_that_acts_nowhere_is_refused():
 def filled(value):
     def rule(updates, server):
         return {name: torch.full_like(like, value) for name, like in server.items()}
+
     return rule
 
 
@@ -403,14 +447,26 @@ def thin(updates, server):
     return {"w1": Rows(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0]))}
 
 
-@pytest.mark.parametrize(("rule", "message"), [
-    (filled(float("nan")), "rule='w1': its delta is not finite although every update was; look at"),
-    (filled(float("inf")), "its delta is not finite although"),
-    (narrow, r"narrow='w1 \(1, 3, 1\)': its delta has a name or shape that the server has not"),
-    (unknown, r"unknown='w3 \(1,\)': its delta has a name or shape that the server has not; return "
-              r"w1 \(1, 3, 4\), b1 \(1, 4\)"),
-    (partial, r"partial=\['b1'\]: its delta lacks these names; return one for each of b1, b2, w1"),
-])
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            filled(float("nan")),
+            "rule='w1': its delta is not finite although every update was; look at",
+        ),
+        (filled(float("inf")), "its delta is not finite although"),
+        (narrow, r"narrow='w1 \(1, 3, 1\)': its delta has a name or shape that the server has not"),
+        (
+            unknown,
+            r"unknown='w3 \(1,\)': its delta has a name or shape that the server has not; return "
+            r"w1 \(1, 3, 4\), b1 \(1, 4\)",
+        ),
+        (
+            partial,
+            r"partial=\['b1'\]: its delta lacks these names; return one for each of b1, b2, w1",
+        ),
+    ],
+)
 def test_an_aggregation_that_returns_no_delta_is_refused(rule, message):
     with pytest.raises(ParameterError, match=message):
         next(federate(NET, TABLE, Settings(cohort=3), aggregate=rule))
@@ -447,8 +503,15 @@ def twice(updates, server):
 
 
 def books(done):
-    return (done.cohort.tolist(), done.losses.tolist(), done.norms.tolist(), done.bytes_up,
-            done.bytes_down, done.rejected, done.clock)
+    return (
+        done.cohort.tolist(),
+        done.losses.tolist(),
+        done.norms.tolist(),
+        done.bytes_up,
+        done.bytes_down,
+        done.rejected,
+        done.clock,
+    )
 
 
 def test_who_walks_its_updates_twice_or_stops_early_leaves_the_books_whole(model, clicks):

@@ -38,22 +38,24 @@ def sent(meta, model, params, data=SINES, cohort=None):
 def outer(model, params, examples, meta, client):
     """The query loss of one client after it adapted, written out again in plain tensors."""
     mine = {n: c[examples["client"] == client][None] for n, c in examples.items()}
-    support, query = ({n: c[:, mine["query"][0] == part] for n, c in mine.items()} for part in (0,
-                                                                                                1))
+    support, query = (
+        {n: c[:, mine["query"][0] == part] for n, c in mine.items()} for part in (0, 1)
+    )
     now = dict(params)
     for _ in range(meta.local_epochs):
         loss = (model.predict(now, support) - support["target"]).square().mean()
         grads = torch.autograd.grad(loss, [now[n] for n in model.rows], create_graph=True)
         keep = (lambda g: g.detach()) if meta.adaptation == "fomaml" else (lambda g: g)
-        now |= {n: now[n] - meta.local_lr * keep(g)
-                for n, g in zip(model.rows, grads, strict=True)}
+        now |= {n: now[n] - meta.local_lr * keep(g) for n, g in zip(model.rows, grads, strict=True)}
     return (model.predict(now, query) - query["target"]).square().mean()
 
 
 @pytest.mark.parametrize("method", ["maml", "fomaml"])
 def test_stacked_clients_equal_one_at_a_time(method):
-    model, meta = perceptron(1, 8, task="ratings"), Meta(adaptation=method, local_epochs=3,
-                                                         local_lr=0.02)
+    model, meta = (
+        perceptron(1, 8, task="ratings"),
+        Meta(adaptation=method, local_epochs=3, local_lr=0.02),
+    )
     params = model.init(1)
     update = sent(meta, model, params)
     examples = SINES.draw(torch.arange(4), 1, 4, Key(0, "examples", 1))
@@ -80,15 +82,18 @@ def test_second_order_gradients_are_those_of_finite_differences(learned_rates):
         moved = params | {name: params[name].clone()}
         moved[name].view(-1)[at] += change
         return float(sent(meta, model, moved, data, cohort).losses[0])
+
     update = sent(meta, model, params, data, cohort)
     for name, delta in update.deltas.items():
         for at in range(0, delta.values.numel(), 2):
             slope = (loss(name, at, 1e-5) - loss(name, at, -1e-5)) / 2e-5
             assert -float(delta.values.view(-1)[at]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
-    if not learned_rates:                                               # it is another gradient
+    if not learned_rates:  # it is another gradient
         first = sent(Meta(adaptation="fomaml", **steps), model, params, data, cohort)
-        assert not all(torch.allclose(first.deltas[n].values, d.values, rtol=1e-3)
-                       for n, d in update.deltas.items())
+        assert not all(
+            torch.allclose(first.deltas[n].values, d.values, rtol=1e-3)
+            for n, d in update.deltas.items()
+        )
 
 
 @pytest.mark.parametrize("order", ["maml", "fomaml"])
@@ -107,12 +112,13 @@ def test_the_gradient_is_that_of_an_independent_library(order):
             for _ in range(meta.local_epochs):
                 inner.step((adapting(support["x"])[:, 0] - support["target"]).square().mean())
             loss = (adapting(query["x"])[:, 0] - query["target"]).square().mean()
-            grads = torch.autograd.grad(loss,
-                                        list(adapting.parameters(time=0 if order == "maml" else
-                                                                 -1)))
+            grads = torch.autograd.grad(
+                loss, list(adapting.parameters(time=0 if order == "maml" else -1))
+            )
         for (name, _), grad in zip(net.named_parameters(), grads, strict=True):
-            torch.testing.assert_close(of(update.deltas[name], client)[0], -grad, atol=1e-5,
-                                       rtol=1e-4)
+            torch.testing.assert_close(
+                of(update.deltas[name], client)[0], -grad, atol=1e-5, rtol=1e-4
+            )
 
 
 class Double:
@@ -125,8 +131,9 @@ class Double:
         return len(self.data)
 
     def draw(self, *given):
-        return {n: c.double() if c.is_floating_point() else c for n,
-                c in self.data.draw(*given).items()}
+        return {
+            n: c.double() if c.is_floating_point() else c for n, c in self.data.draw(*given).items()
+        }
 
 
 def test_one_step_of_a_line_by_hand():
@@ -140,9 +147,14 @@ def test_one_step_of_a_line_by_hand():
             return 1
 
         def draw(self, *given):
-            return {"client": torch.zeros(2).long(), "epoch": torch.zeros(2).long(),
-                    "x": torch.tensor([[1.0], [3.0]]), "target": torch.tensor([4.0, 5.0]),
-                    "query": torch.tensor([0.0, 1.0])}
+            return {
+                "client": torch.zeros(2).long(),
+                "epoch": torch.zeros(2).long(),
+                "x": torch.tensor([[1.0], [3.0]]),
+                "target": torch.tensor([4.0, 5.0]),
+                "query": torch.tensor([0.0, 1.0]),
+            }
+
     # phi = 2 + 0.1 * 2 * (4 - 2) = 2.4; d phi / d w = 1 - 0.1 * 2; query: 2 * (7.2 - 5) * 3 * d phi
     # / d w
     for method, chain in (("maml", 0.8), ("fomaml", 1.0)):
@@ -167,17 +179,19 @@ def test_reptile_at_rate_one_is_the_mean_of_locally_trained_models():
 def stars(ratings):
     few = ratings.take((ratings.users < 40) & (ratings.items < 2000))
     found = new_users(few, 0, 3, 5)
-    return found, Episodes(Federation(found.train, one_per_user(found.train), "ratings"), (2, 6),
-                           20)
+    return found, Episodes(
+        Federation(found.train, one_per_user(found.train), "ratings"), (2, 6), 20
+    )
 
 
 def filmed(items, dim=3):
-    model = user_factor_model(items, dim, torch.randn(items, 4,
-                                                      generator=torch.Generator().manual_seed(0)))
+    model = user_factor_model(
+        items, dim, torch.randn(items, 4, generator=torch.Generator().manual_seed(0))
+    )
     params = model.init(0)
-    return model, params | {"told": torch.randn(params["told"].shape, generator=stream(0,
-                                                                                       "told"))
-                            * 0.1}
+    return model, params | {
+        "told": torch.randn(params["told"].shape, generator=stream(0, "told")) * 0.1
+    }
 
 
 def test_ridge_is_least_squares_with_a_pull(stars):
@@ -188,25 +202,32 @@ def test_ridge_is_least_squares_with_a_pull(stars):
     delta = meta.adapt(model, params, given)["user"]
     told = model.constants["known"] @ params["told"][0]
     for client in range(int(given["client"].max()) + 1):
-        mine, target = given["item"][given["client"] == client], given["target"][
-            given["client"] == client]
-        design = torch.cat([params["scale"].expand(len(mine), 1), params["item"][mine] + told[mine,
-                                                                                              1:]],
-                           1)
+        mine, target = (
+            given["item"][given["client"] == client],
+            given["target"][given["client"] == client],
+        )
+        design = torch.cat(
+            [params["scale"].expand(len(mine), 1), params["item"][mine] + told[mine, 1:]], 1
+        )
         base = params["offset"][0, 0] + params["bias"][mine] + told[mine, 0]
         grown = torch.cat([design, 2.0**0.5 * torch.eye(4)])
         right = torch.cat([target - base, 2.0**0.5 * params["user"][0]])
         expected = torch.linalg.lstsq(grown, right[:, None], driver="gelsd").solution[:, 0]
-        torch.testing.assert_close(of(delta, client)[0] + params["user"][0], expected, atol=1e-4,
-                                   rtol=1e-3)
+        torch.testing.assert_close(
+            of(delta, client)[0] + params["user"][0], expected, atol=1e-4, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("method", ["maml", "ridge"])
 def test_a_thousand_adapt_as_one_by_one(method, stars):
     found, _ = stars
     model, params = filmed(found.train.item_count)
-    meta = Meta(adaptation=method, adapts="user" if method == "ridge" else "all", local_epochs=4,
-                local_lr=0.1)
+    meta = Meta(
+        adaptation=method,
+        adapts="user" if method == "ridge" else "all",
+        local_epochs=4,
+        local_lr=0.1,
+    )
     given = found.first(5)
     every = meta.adapt(model, params, given)
     for client in range(int(given["client"].max()) + 1):
@@ -221,8 +242,12 @@ def test_every_method_learns_films_that_new_users_gain_from(method, stars):
     found, tasks = stars
     model = user_factor_model(found.train.item_count, 2)
     model = with_rates(model, 0.1) if method == "meta-sgd" else model
-    meta = Meta(adaptation=method, adapts="user" if method == "ridge" else "all", local_epochs=2,
-                local_lr=0.1)
+    meta = Meta(
+        adaptation=method,
+        adapts="user" if method == "ridge" else "all",
+        local_epochs=2,
+        local_lr=0.1,
+    )
     rate = {} if method == "reptile" else {"server_lr": 0.05, "server_optimizer": "adam"}
     settings = Settings(rounds=12, cohort=len(tasks), **rate)
     rounds = list(federate(model, tasks, settings, local=meta))
@@ -263,13 +288,16 @@ def test_pfedme_of_one_local_round_sends_the_gradient_of_the_envelope():
     params, data = model.init(1), Fixed(20, 5, 7)
     update = sent(meta, model, params, data, torch.tensor([5]))
     examples = data.draw(torch.tensor([5]), 1, 4, Key(0, "any"))
-    theta = {n: (v + update.deltas[n].values.view_as(v)).requires_grad_() for n,
-             v in params.items()}
+    theta = {
+        n: (v + update.deltas[n].values.view_as(v)).requires_grad_() for n, v in params.items()
+    }
     loss = (model.predict(theta, {"x": examples["x"][None]}) - examples["target"]).square().mean()
-    for (name, value), grad in zip(theta.items(), torch.autograd.grad(loss, list(theta.values())),
-                                   strict=True):
-        torch.testing.assert_close(grad, -20.0 * (value - params[name]).detach(), atol=2e-3,
-                                   rtol=2e-3)
+    for (name, value), grad in zip(
+        theta.items(), torch.autograd.grad(loss, list(theta.values())), strict=True
+    ):
+        torch.testing.assert_close(
+            grad, -20.0 * (value - params[name]).detach(), atol=2e-3, rtol=2e-3
+        )
 
 
 class Fixed(Curves):
@@ -296,25 +324,35 @@ def test_fedper_keeps_what_reptile_would_average(stars):
 
 def test_items_that_nobody_rated_yet_are_taken_and_those_of_no_catalogue_refused(stars):
     found, tasks = stars
-    model = user_factor_model(found.train.item_count, 3, torch.randn(found.train.item_count, 4),
-                              spread=0.1)
+    model = user_factor_model(
+        found.train.item_count, 3, torch.randn(found.train.item_count, 4), spread=0.1
+    )
     ridge = Meta(adaptation="ridge", adapts="user")
     settings = Settings(rounds=3, cohort=len(tasks), server_lr=0.05, server_optimizer="adam")
     *_, last = federate(model, tasks, settings, local=ridge)
     fresh = (found.train.item_counts() == 0).nonzero()[:2, 0]
     assert len(fresh) == 2
-    given = {"client": torch.tensor([0, 0]), "user": torch.tensor([0, 0]), "item": fresh,
-             "target": torch.tensor([2.0, 2.0])}
+    given = {
+        "client": torch.tensor([0, 0]),
+        "user": torch.tensor([0, 0]),
+        "item": fresh,
+        "target": torch.tensor([2.0, 2.0]),
+    }
     for meta in (ridge, Meta(local_lr=0.1)):
-        before, after = (newcomers(meta, model, last.params, given, 1, steps)(
-            torch.zeros(2).long(), fresh) for steps in (0, 5))
+        before, after = (
+            newcomers(meta, model, last.params, given, 1, steps)(torch.zeros(2).long(), fresh)
+            for steps in (0, 5)
+        )
         assert bool(after.isfinite().all())
         assert bool((after > before).all())  # it heard that they are liked
-        with pytest.raises(ParameterError,
-                           match="item=2000: 'item' has rows 0 to 1999; leave out what the model"):
-            meta.adapt(model, {**last.params, **{n: last.params[n][:2000] for n in ("item",
-                                                                                    "bias")}},
-                       given | {"item": torch.tensor([3, 2000])})
+        with pytest.raises(
+            ParameterError, match="item=2000: 'item' has rows 0 to 1999; leave out what the model"
+        ):
+            meta.adapt(
+                model,
+                {**last.params, **{n: last.params[n][:2000] for n in ("item", "bias")}},
+                given | {"item": torch.tensor([3, 2000])},
+            )
 
 
 def test_memory_is_planned_for_the_steps_that_second_order_keeps(monkeypatch):
@@ -325,6 +363,7 @@ def test_memory_is_planned_for_the_steps_that_second_order_keeps(monkeypatch):
         meta = Meta(adaptation=method, local_epochs=steps, local_lr=0.01)
         round_ = context(perceptron(1, 40, task="ratings"), many, local=meta)
         return len(list(meta.train(round_, torch.arange(600))))
+
     assert chunks("maml", 8) > 2 * chunks("maml", 1)
     assert chunks("fomaml", 8) == chunks("fomaml", 1) <= chunks("maml", 1)
 
@@ -353,14 +392,21 @@ def test_a_user_is_scored_by_what_its_client_learns_from_all_it_has(stars):
     meta = Meta(adaptation="ridge", adapts="user")
     (done,) = federate(model, tasks, Settings(rounds=1, cohort=3), local=meta)
     score, everyone = meta.score(model, tasks.data, done), torch.arange(len(tasks))
-    given = {"client": tasks.data.owner[found.train.users], "user": found.train.users,
-             "item": found.train.items, "target": found.train.values}
+    given = {
+        "client": tasks.data.owner[found.train.users],
+        "user": found.train.users,
+        "item": found.train.items,
+        "target": found.train.values,
+    }
     order = given["client"].argsort(stable=True)
     alone = newcomers(meta, model, done.params, {n: c[order] for n, c in given.items()}, len(tasks))
     films = torch.arange(20).expand(len(tasks), -1)
-    torch.testing.assert_close(score(everyone[:, None].expand_as(films), films),
-                               alone(everyone[:, None].expand_as(films), films), atol=1e-4,
-                               rtol=1e-3)
+    torch.testing.assert_close(
+        score(everyone[:, None].expand_as(films), films),
+        alone(everyone[:, None].expand_as(films), films),
+        atol=1e-4,
+        rtol=1e-3,
+    )
 
 
 def test_what_does_not_fit_is_refused(stars):
@@ -369,34 +415,51 @@ def test_what_does_not_fit_is_refused(stars):
 
     def run(meta, model=model, data=tasks, **turned):
         return lambda: next(federate(model, data, Settings(cohort=2, **turned), local=meta))
+
     rates = "adaptation='{}': rates are learned by 'meta-sgd' of a model from `with_rates`"
     for call, message in [
-            (lambda: Meta(adaptation="mamal"),
-             "adaptation='mamal': choose one of maml, fomaml, meta-sgd, ridge, reptile"),
-            (lambda: Meta(adaptation="ridge"), "adapts='all': name the parameters to solve for"),
-            (lambda: Meta(adaptation="ridge", adapts="user", strength=0.0),
-             "strength=0.0: choose a number"),
-            (lambda: Meta(adaptation="reptile", adapts="user"),
-             "adapts='user': all of a model adapts in"),
-            (lambda: Meta(learn_start="no"), "adapts='all': name what starts anew at each client"),
-            (lambda: Meta(learn_start="never"), "learn_start='never': choose one of yes, no"),
-            (run(Meta(), matrix_factorisation(3, 2000, 2, task="ratings")),
-             "private={'user'}: meta keeps nothing from round to round"),
-            (run(Meta(adapts="head")), "head=None: no such parameter"),
-            (run(Meta(adaptation="ridge", adapts="item")),
-             r"adapts=\['item'\]: ridge solves for what a client has one"),
-            (run(Meta(adaptation="meta-sgd")), rates.format("meta-sgd")),
-            (run(Meta(), with_rates(model)), rates.format("maml")),
-            (run(Meta(), optimizer="adamw"),
-             "optimizer='adamw': nothing in this run reads it beside meta"),
-            (run(Meta(), batch_size=4), "batch_size=4: nothing in this run reads it"),
-            (run(Meta(), strength=4.0), "strength=4.0: meta does not read it in this combination"),
-            (run(Meta(adaptation="ridge", adapts="user"), local_lr=0.1),
-             "local_lr=0.1: meta does not read"),
-            (run(Meta(adaptation="meta-sgd"), with_rates(model), local_lr=0.1),
-             "local_lr=0.1: meta does not"),
-            (run(Meta(), negatives=2), "negatives=2: meta does not read it"),
-            (run(Meta(), data=tasks.data),
-             "examples need a column `query`; see fedlab.data.Episodes")]:
+        (
+            lambda: Meta(adaptation="mamal"),
+            "adaptation='mamal': choose one of maml, fomaml, meta-sgd, ridge, reptile",
+        ),
+        (lambda: Meta(adaptation="ridge"), "adapts='all': name the parameters to solve for"),
+        (
+            lambda: Meta(adaptation="ridge", adapts="user", strength=0.0),
+            "strength=0.0: choose a number",
+        ),
+        (
+            lambda: Meta(adaptation="reptile", adapts="user"),
+            "adapts='user': all of a model adapts in",
+        ),
+        (lambda: Meta(learn_start="no"), "adapts='all': name what starts anew at each client"),
+        (lambda: Meta(learn_start="never"), "learn_start='never': choose one of yes, no"),
+        (
+            run(Meta(), matrix_factorisation(3, 2000, 2, task="ratings")),
+            "private={'user'}: meta keeps nothing from round to round",
+        ),
+        (run(Meta(adapts="head")), "head=None: no such parameter"),
+        (
+            run(Meta(adaptation="ridge", adapts="item")),
+            r"adapts=\['item'\]: ridge solves for what a client has one",
+        ),
+        (run(Meta(adaptation="meta-sgd")), rates.format("meta-sgd")),
+        (run(Meta(), with_rates(model)), rates.format("maml")),
+        (
+            run(Meta(), optimizer="adamw"),
+            "optimizer='adamw': nothing in this run reads it beside meta",
+        ),
+        (run(Meta(), batch_size=4), "batch_size=4: nothing in this run reads it"),
+        (run(Meta(), strength=4.0), "strength=4.0: meta does not read it in this combination"),
+        (
+            run(Meta(adaptation="ridge", adapts="user"), local_lr=0.1),
+            "local_lr=0.1: meta does not read",
+        ),
+        (
+            run(Meta(adaptation="meta-sgd"), with_rates(model), local_lr=0.1),
+            "local_lr=0.1: meta does not",
+        ),
+        (run(Meta(), negatives=2), "negatives=2: meta does not read it"),
+        (run(Meta(), data=tasks.data), "examples need a column `query`; see fedlab.data.Episodes"),
+    ]:
         with pytest.raises(ParameterError, match=message):
             call()

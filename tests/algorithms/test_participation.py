@@ -40,7 +40,7 @@ def test_a_cohort_is_of_different_clients_the_busiest_first_and_drawn_anew(click
 
 def test_every_client_is_as_likely_as_another():
     data = Columns({"target": torch.zeros(300)}, torch.arange(300))
-    for count in (3, 20):                       # drawn by number, and by a whole order
+    for count in (3, 20):  # drawn by number, and by a whole order
         drawn = torch.cat([sample(data, count, number) for number in range(6000 // count)])
         times = torch.bincount(drawn, minlength=300)
         assert float(times.float().std()) == pytest.approx(20**0.5, rel=0.2)
@@ -60,8 +60,12 @@ def test_a_poisson_cohort_takes_each_client_by_its_own_chance(clicks):
     assert spread == pytest.approx((100 * 571 / 671) ** 0.5, rel=0.2)
     assert float(times.std()) == pytest.approx((200 * 100 / 671 * 571 / 671) ** 0.5, rel=0.2)
     fixed = Participation(cohort=100).draw(context(None, clicks, params={}, local=Nobody()))
-    assert (fixed.sampling, fixed.expected, fixed.rate, len(fixed.cohort)) == ("fixed", 100.0,
-                                                                               100 / 671, 100)
+    assert (fixed.sampling, fixed.expected, fixed.rate, len(fixed.cohort)) == (
+        "fixed",
+        100.0,
+        100 / 671,
+        100,
+    )
 
 
 class Nobody(SGD):
@@ -74,12 +78,20 @@ class Nobody(SGD):
 def test_an_own_sampler_draws_in_the_place_of_the_usual(model, clicks):
     def evens(data, count, number, members=None, *, seed=0):
         return torch.arange(0, 2 * count, 2)
+
     done = next(federate(model, clicks, FEW, participation=Participation(sampler=evens)))
     assert sorted(done.cohort.tolist()) == list(range(0, 24, 2))
-    with pytest.raises(ParameterError,
-                       match="sampling='poisson': a sampler of your own decides how"):
-        next(federate(model, clicks, FEW.replace(sampling="poisson"),
-                      participation=Participation(sampler=evens)))
+    with pytest.raises(
+        ParameterError, match="sampling='poisson': a sampler of your own decides how"
+    ):
+        next(
+            federate(
+                model,
+                clicks,
+                FEW.replace(sampling="poisson"),
+                participation=Participation(sampler=evens),
+            )
+        )
 
 
 def test_time_follows_speed_examples_and_delay(model, clicks):
@@ -118,8 +130,10 @@ def test_a_round_lasts_as_long_as_its_slowest_client_or_the_deadline(model, clic
 def test_who_drops_out_is_not_waited_for_and_who_is_late_is_told_apart(model, clicks):
     who = Participation(cohort=100, drop_out=0.5, pace=0.0, delay=1.0)
     plan = Synchronous(deadline=0.5).plan(context(model, clicks), who)
-    reasons = {why: {c for c, reason in plan.rejected.items() if reason == why}
-               for why in plan.rejected.values()}
+    reasons = {
+        why: {c for c, reason in plan.rejected.items() if reason == why}
+        for why in plan.rejected.values()
+    }
     late, gone = reasons["late: its update came after the deadline"], reasons["dropped out"]
     assert set(plan.late.tolist()) == late
     assert not late & gone
@@ -157,8 +171,11 @@ def test_wrong_settings_stop_a_run_and_lost_clients_do_not(model, clicks):
     settings = FEW.replace(cohort=8)
     with pytest.raises(NoDeltaError, match="byzantine=3: Krum needs 9 clients and has 8"):
         next(federate(model, clicks, settings, aggregate=Krum(byzantine=3)))
-    done = list(federate(model, clicks, settings.replace(cohort=10, drop_out=0.3),
-                         aggregate=Krum(byzantine=3)))
+    done = list(
+        federate(
+            model, clicks, settings.replace(cohort=10, drop_out=0.3), aggregate=Krum(byzantine=3)
+        )
+    )
     assert any("Krum needs 9 clients" in r.skipped for r in done)
 
 
@@ -167,14 +184,14 @@ def test_members_come_and_go_and_only_they_train(model, clicks):
     assert 0.4 < float((members.first > 1).float().mean()) < 0.6
     assert 0.3 < float((members.last < 6).float().mean()) < 0.5
     assert bool((members.first <= members.last).all())
-    for done in federate(model, clicks, Settings(rounds=6, cohort=300),
-                         participation=Participation(members=members)):
+    for done in federate(
+        model, clicks, Settings(rounds=6, cohort=300), participation=Participation(members=members)
+    ):
         here = members(done.number)
         assert bool(torch.isin(done.cohort, here).all())
         assert len(done.cohort) == min(300, len(here))
     nobody = Membership(torch.full((671,), 2), torch.full((671,), 2))
-    first, second, third = federate(
-        model, clicks, FEW, participation=Participation(members=nobody))
+    first, second, third = federate(model, clicks, FEW, participation=Participation(members=nobody))
     assert first.skipped
     assert not second.skipped
     assert third.skipped
@@ -184,18 +201,29 @@ def test_newcomers_start_at_the_mean_of_the_members(model, clicks):
     first = torch.ones(671, dtype=torch.int64)
     first[100:110] = 3
     members = Membership(first, torch.full((671,), 9))
-    runs = {warm: list(federate(model, clicks, FEW, participation=Participation(members=members,
-                                                                                warm=warm)))
-            for warm in (True, False)}
+    runs = {
+        warm: list(
+            federate(model, clicks, FEW, participation=Participation(members=members, warm=warm))
+        )
+        for warm in (True, False)
+    }
     before = runs[True][1].params["user"]
     mean = before[first == 1].mean(0)
     resting = [u for u in range(100, 110) if u not in runs[True][2].cohort.tolist()]
     torch.testing.assert_close(runs[True][2].params["user"][resting], mean.expand(len(resting), -1))
     assert torch.equal(runs[False][2].params["user"][resting], before[resting])
-    again = list(federate(model, clicks, FEW.replace(rounds=4), start=runs[True][2],
-                          participation=Participation(members=members)))
-    assert torch.equal(again[0].params["user"][resting[:1]],
-                       runs[True][2].params["user"][resting[:1]])
+    again = list(
+        federate(
+            model,
+            clicks,
+            FEW.replace(rounds=4),
+            start=runs[True][2],
+            participation=Participation(members=members),
+        )
+    )
+    assert torch.equal(
+        again[0].params["user"][resting[:1]], runs[True][2].params["user"][resting[:1]]
+    )
 
 
 def test_members_may_be_drawn_by_the_settings(model, clicks):
@@ -204,8 +232,14 @@ def test_members_may_be_drawn_by_the_settings(model, clicks):
     for done in federate(model, clicks, settings):
         assert sorted(done.cohort.tolist()) == members(done.number).tolist()
     chosen = torch.arange(671) % 5 == 0
-    only = next(federate(model, clicks, FEW.replace(cohort=671),
-                         participation=Participation(members=Membership.only(chosen))))
+    only = next(
+        federate(
+            model,
+            clicks,
+            FEW.replace(cohort=671),
+            participation=Participation(members=Membership.only(chosen)),
+        )
+    )
     assert sorted(only.cohort.tolist()) == chosen.nonzero()[:, 0].tolist()
 
 
@@ -220,15 +254,18 @@ def test_platforms_bring_all_their_users(split, build):
     assert torch.equal(warm[~mine], params[~mine])
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (lambda: Participation(pace=-1.0), "pace=-1.0"),
-    (lambda: Participation(delay=float("inf")), "delay=inf"),
-    (lambda: Membership.drawn(3, 1), "rounds=1"),
-    (lambda: Membership.drawn(3, 5, late=2.0), "late=2.0"),
-    (lambda: Settings(drop_out=1.5), "drop_out=1.5"),
-    (lambda: Settings(deadline=-1.0), "deadline=-1.0"),
-    (lambda: Participation(chort=3), "chort=3: no such parameter; did you mean cohort?"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Participation(pace=-1.0), "pace=-1.0"),
+        (lambda: Participation(delay=float("inf")), "delay=inf"),
+        (lambda: Membership.drawn(3, 1), "rounds=1"),
+        (lambda: Membership.drawn(3, 5, late=2.0), "late=2.0"),
+        (lambda: Settings(drop_out=1.5), "drop_out=1.5"),
+        (lambda: Settings(deadline=-1.0), "deadline=-1.0"),
+        (lambda: Participation(chort=3), "chort=3: no such parameter; did you mean cohort?"),
+    ],
+)
 def test_settings_without_meaning_are_refused(wrong, message):
     with pytest.raises(ParameterError, match=message):
         wrong()
@@ -250,15 +287,29 @@ def test_newcomers_without_users_of_their_own_are_refused(build, clicks):
 
         def draw(self, *given):
             return clicks.draw(*given)
+
     members = Membership(torch.tensor([1] * 670 + [2]), torch.full((671,), 9))
-    with pytest.raises(ParameterError,
-                       match="members='Hidden': private user rows need to know who"):
-        list(federate(build("matrix factorisation", clicks.train), Hidden(), FEW,
-                      participation=Participation(members=members)))
+    with pytest.raises(
+        ParameterError, match="members='Hidden': private user rows need to know who"
+    ):
+        list(
+            federate(
+                build("matrix factorisation", clicks.train),
+                Hidden(),
+                FEW,
+                participation=Participation(members=members),
+            )
+        )
 
 
 def test_members_need_no_private_rows():
     members = Membership(torch.tensor([1, 1, 2, 1]), torch.full((4,), 9))
-    rounds = list(federate(perceptron(1, 4, task="ratings"), Curves(4, 3, 3), Settings(
-        rounds=2, cohort=4), participation=Participation(members=members)))
+    rounds = list(
+        federate(
+            perceptron(1, 4, task="ratings"),
+            Curves(4, 3, 3),
+            Settings(rounds=2, cohort=4),
+            participation=Participation(members=members),
+        )
+    )
     assert [len(done.cohort) for done in rounds] == [3, 4]

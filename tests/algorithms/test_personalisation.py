@@ -32,8 +32,9 @@ def test_alone_scores_as_each_client_trained_by_itself(build, stars):
             batch = {"item": items, "user": who, "item_row": items, "user_row": who}
             expected = forward(name, mine, batch, tuple(model.constants.values()))
             torch.testing.assert_close(score(who, items), expected, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(score(who.view(8, 5), items.view(8, 5)), expected.view(8, 5),
-                                       atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                score(who.view(8, 5), items.view(8, 5)), expected.view(8, 5), atol=1e-5, rtol=0
+            )
 
 
 def test_groups_do_not_change_who_is_ranked(build, split, clicks):
@@ -41,7 +42,7 @@ def test_groups_do_not_change_who_is_ranked(build, split, clicks):
     ranks = alone_ranks(model, clicks, SGD(), candidates(split))
     assert int(ranks.min()) >= 1
     assert int(ranks.max()) <= 100
-    assert hit_rate(ranks) < 0.2                                # nobody knows films they never met
+    assert hit_rate(ranks) < 0.2  # nobody knows films they never met
 
 
 def test_platforms_train_alone_with_all_their_users(build):

@@ -48,13 +48,15 @@ def upload(stars, titles):
                 weight.requires_grad_(name.endswith((f"{LAYER}.weight", "head.weight")))
         model = from_module(tuned, {"item": torch.arange(3)}, task="ratings")
         chosen = torch.tensor(clients)[stars.counts[list(clients)].argsort(descending=True)]
-        sent = list(updates(model, stars, model.init(0), chosen,
-                            LocalSettings(local_lr=0.1, **steps)))
+        sent = list(
+            updates(model, stars, model.init(0), chosen, LocalSettings(local_lr=0.1, **steps))
+        )
         items = stars.train.items[torch.isin(stars.owner[stars.train.users], chosen)]
         name = next(n for n in sent[0].deltas if n.endswith((f"{LAYER}.weight", f"{LAYER}.a")))
         words = tokens(read_once(MINILM), [titles[i] for i in items.tolist()], 12)
         delta = sum(part.deltas[name].values.sum(0) for part in sent)
         return delta, set(words.unique().tolist()) - {-1}
+
     return made
 
 
@@ -113,8 +115,9 @@ def test_features_come_out_of_a_first_layer():
     x = torch.randn(1, 6, generator=torch.Generator().manual_seed(3))
     data = Columns({"x": x, "target": torch.ones(1)}, torch.tensor([0]))
     model = perceptron(6, 8)
-    (sent,) = updates(model, data, model.init(0), torch.tensor([0]),
-                      LocalSettings(batch_size=0, local_lr=1.0))
+    (sent,) = updates(
+        model, data, model.init(0), torch.tensor([0]), LocalSettings(batch_size=0, local_lr=1.0)
+    )
     found = recover_inputs(sent.deltas["w1"].values[0], sent.deltas["b1"].values[0])
     active = found[found.isfinite().all(1)]
     assert 1 <= len(active) < 8

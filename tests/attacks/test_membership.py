@@ -43,8 +43,15 @@ def test_intervals_by_scipy():
 
     def area(a, b):
         return mannwhitneyu(a, b).statistic / (len(a) * len(b))
-    theirs = bootstrap((members.numpy(), others.numpy()), area, vectorized=False, n_resamples=400,
-                       rng=0, method="percentile").confidence_interval
+
+    theirs = bootstrap(
+        (members.numpy(), others.numpy()),
+        area,
+        vectorized=False,
+        n_resamples=400,
+        rng=0,
+        method="percentile",
+    ).confidence_interval
     assert found["auc"] == pytest.approx(area(members.numpy(), others.numpy()))
     interval = found["auc_low"], found["auc_high"]
     assert interval == pytest.approx((theirs.low, theirs.high), abs=0.02)
@@ -63,7 +70,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 def test_found_at_a_rate_of_mistakes():
     scores, inside = torch.arange(40.0), torch.arange(40) % 2 == 1  # others at 0, 2, ..., 38
     found = membership_metrics(scores, inside, fpr=0.1)  # two others may pass: 38 and 36
-    assert found["tpr"] == 3 / 20                                           # members at 35, 37, 39
+    assert found["tpr"] == 3 / 20  # members at 35, 37, 39
     assert membership_metrics(torch.zeros(40), inside)["tpr"] == 0  # all alike: nobody is found
     assert membership_metrics(torch.zeros(40), inside)["auc"] == 0.5
 
@@ -95,10 +102,18 @@ def test_noise_hides_who_took_part(clicks, split):
     found = []
     for noise in (1e-6, 1.0):
         # of about 335 members each takes part with chance .45, as of 671 clients 300 did
-        asked = Settings(rounds=6, sampling="poisson", cohort=150, local_lr=15.0, clip=5.0,
-                         noise=noise, teaching_seed=0)
-        *_, last = federate(model, clicks, asked, participation=who,
-                            uplink=[Clip(), GaussianNoise()])
+        asked = Settings(
+            rounds=6,
+            sampling="poisson",
+            cohort=150,
+            local_lr=15.0,
+            clip=5.0,
+            noise=noise,
+            teaching_seed=0,
+        )
+        *_, last = federate(
+            model, clicks, asked, participation=who, uplink=[Clip(), GaussianNoise()]
+        )
         assert inside[last.cohort].all()
         scores = membership_scores(last.params["bias"], watched, split.train.item_counts())
         found.append(membership_metrics(scores, inside))
@@ -106,16 +121,26 @@ def test_noise_hides_who_took_part(clicks, split):
     assert found[1]["auc_low"] < found[1]["auc"] < found[0]["auc_low"]
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: membership_scores(torch.zeros(3), torch.zeros(2, 4).bool(), torch.zeros(4)),
-     r"moved=\(3,\): give a number for each"),
-    (lambda: membership_metrics(torch.zeros(4), torch.arange(4) < 2, level=1.0),
-     "level=1.0: choose a share"),
-    (lambda: membership_metrics(torch.zeros(4), torch.arange(4) < 2, fpr=0.0),
-     "fpr=0.0: choose a share"),
-    (lambda: membership_metrics(torch.zeros(4), torch.ones(4).bool()), "needs both classes"),
-    (lambda: clopper_pearson(3, 2), "found=3: choose from 0 to 2"),
-    (lambda: tpr_bound(-1.0, 0.0, 0.1), "epsilon=-1.0: choose 0 or more")])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: membership_scores(torch.zeros(3), torch.zeros(2, 4).bool(), torch.zeros(4)),
+            r"moved=\(3,\): give a number for each",
+        ),
+        (
+            lambda: membership_metrics(torch.zeros(4), torch.arange(4) < 2, level=1.0),
+            "level=1.0: choose a share",
+        ),
+        (
+            lambda: membership_metrics(torch.zeros(4), torch.arange(4) < 2, fpr=0.0),
+            "fpr=0.0: choose a share",
+        ),
+        (lambda: membership_metrics(torch.zeros(4), torch.ones(4).bool()), "needs both classes"),
+        (lambda: clopper_pearson(3, 2), "found=3: choose from 0 to 2"),
+        (lambda: tpr_bound(-1.0, 0.0, 0.1), "epsilon=-1.0: choose 0 or more"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

@@ -90,12 +90,14 @@ def test_reading_metrics_by_hand():
 def test_bad_asks_are_refused(upload, clicks):
     sent, _ = upload
     truth = rated_items(clicks, sent.cohort)
-    for call, message in [(lambda: sign_scores(sent, 5, "theta"),
-                           "name='theta': the clients sent item, bias"),
-                          (lambda: row_scores(sent, 5, "theta"), "name='theta'"),
-                          (lambda: reading_metrics(torch.zeros(3, 4), truth),
-                           r"scores=\(3, 4\): give \(40, "),
-                          (lambda: reading_metrics(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
-                           "no client rated some items and not all")]:
+    for call, message in [
+        (lambda: sign_scores(sent, 5, "theta"), "name='theta': the clients sent item, bias"),
+        (lambda: row_scores(sent, 5, "theta"), "name='theta'"),
+        (lambda: reading_metrics(torch.zeros(3, 4), truth), r"scores=\(3, 4\): give \(40, "),
+        (
+            lambda: reading_metrics(torch.zeros(2, 4), torch.zeros(2, 4).bool()),
+            "no client rated some items and not all",
+        ),
+    ]:
         with pytest.raises(ParameterError, match=message):
             call()

@@ -45,8 +45,11 @@ def test_bytes_are_those_of_the_packed_levels(bits):
     code = Quantised(bits)
     arrives, size = coded(code, values, torch.zeros(37, dtype=torch.int64), 1)
     root = float(values.square().mean().sqrt())
-    scale = (values.abs().mean() if bits == 1
-             else min(float(values.abs().max()), REACH[bits] * root) / code.top_level)
+    scale = (
+        values.abs().mean()
+        if bits == 1
+        else min(float(values.abs().max()), REACH[bits] * root) / code.top_level
+    )
     levels = (arrives / scale).round().to(torch.int8).flatten().numpy()
     text = packed(levels, bits)
     assert len(text) + 4 == int(size)
@@ -74,7 +77,7 @@ def test_random_numbers_are_the_same_for_all_clients():
     assert torch.equal(there[:10], there[10:])
     assert torch.equal(arrives[there], values[there])
     assert size.tolist() == [4 * int(there[:10].sum())] * 2
-    assert 100 < int(there[:10].sum()) < 200                                # of 500
+    assert 100 < int(there[:10].sum()) < 200  # of 500
     biases, size = coded(RandomK(0.3), values[:, 0], client, 2, ids)
     assert size.tolist() == [4 * int((biases[:10] != 0).sum())] * 2
     column, _ = coded(RandomK(0.3), values[:10], torch.zeros(10, dtype=torch.int64), 1, ids[:10])
@@ -89,8 +92,9 @@ def test_a_product_is_nearly_the_best_of_its_rank():
         mine = values[client == number]
         left, length, right = torch.linalg.svd(mine, full_matrices=False)
         best = left[:, :3] * length[:3] @ right[:3]
-        error, least = ((found - mine).square().sum()
-                        for found in (arrives[client == number], best))
+        error, least = (
+            (found - mine).square().sum() for found in (arrives[client == number], best)
+        )
         assert least <= error + 1e-3
         assert error <= 1.02 * least
     assert size.tolist() == [4 * 3 * (60 + 20), 0, 4 * 3 * (30 + 20)]
@@ -98,17 +102,20 @@ def test_a_product_is_nearly_the_best_of_its_rank():
 
 def test_a_product_is_exact_where_the_rank_is_enough():
     torch.manual_seed(0)
-    values, client = torch.randn(40, 2) @ torch.randn(2,
-                                                      20), torch.tensor([0] * 25 + [1] * 14 + [2])
+    values, client = (
+        torch.randn(40, 2) @ torch.randn(2, 20),
+        torch.tensor([0] * 25 + [1] * 14 + [2]),
+    )
     arrives, _ = coded(LowRank(2), values, client, 3)  # the third client holds a single row
     torch.testing.assert_close(arrives, values, atol=1e-4, rtol=1e-4)
 
 
 def test_weights_that_all_hold_are_tables_and_biases_are_not():
     torch.manual_seed(0)
-    weights, client = torch.einsum("co,ci->coi", torch.randn(3, 12), torch.randn(3,
-                                                                                 8)), torch.arange(
-        3)
+    weights, client = (
+        torch.einsum("co,ci->coi", torch.randn(3, 12), torch.randn(3, 8)),
+        torch.arange(3),
+    )
     arrives, size = coded(LowRank(1), weights, client, 3)
     torch.testing.assert_close(arrives, weights, atol=1e-5, rtol=1e-4)
     assert size.tolist() == [4 * (12 + 8)] * 3
@@ -132,12 +139,17 @@ def test_plain_takes_four_bytes_a_number():
     assert size.tolist() == [16, 8, 0]
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: Quantised(3), "bits=3: choose 1, 2, 4 or 8"),
-    (lambda: TopK(0.0), "share=0.0: choose a share"),
-    (lambda: TopK(1.5), "share=1.5"), (lambda: RandomK(0.0), "share=0.0: choose a share"),
-    (lambda: LowRank(0), "rank=0: choose 1 or more"),
-    (lambda: LowRank(1, steps=0), "steps=0: choose 1 or more")])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Quantised(3), "bits=3: choose 1, 2, 4 or 8"),
+        (lambda: TopK(0.0), "share=0.0: choose a share"),
+        (lambda: TopK(1.5), "share=1.5"),
+        (lambda: RandomK(0.0), "share=0.0: choose a share"),
+        (lambda: LowRank(0), "rank=0: choose 1 or more"),
+        (lambda: LowRank(1, steps=0), "steps=0: choose 1 or more"),
+    ],
+)
 def test_what_makes_no_code_is_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

@@ -29,9 +29,11 @@ def test_row_numbers_are_sent_as_distances():
 
     def leb(number):  # 7 bits a byte, the highest bit for 'more follows'
         return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + leb(number // 128)
+
     gaps = {0: [1, 126, 1, 173, 19_700], 1: [], 2: [6, 2_099_995]}
-    assert row_bytes(ids, client, 3).tolist() == [sum(len(leb(gap)) for gap in found)
-                                                  for found in gaps.values()]
+    assert row_bytes(ids, client, 3).tolist() == [
+        sum(len(leb(gap)) for gap in found) for found in gaps.values()
+    ]
     with pytest.raises(ParameterError, match=r"ids=\[3\]: a client's row numbers must grow"):
         row_bytes(torch.tensor([4, 3]), torch.tensor([0, 0]), 1)
 
@@ -39,21 +41,32 @@ def test_row_numbers_are_sent_as_distances():
 def scene(number=1, state=None):
     """What a stage knows of a round: one table of items, four rows of five numbers."""
     asked, start = {"item": (torch.zeros(4, 5), "item")}, Settings()
-    return RoundContext(None, None, start, Round(number - 1, start, {}), {},
-                        {} if state is None else state, asked=asked)
+    return RoundContext(
+        None,
+        None,
+        start,
+        Round(number - 1, start, {}),
+        {},
+        {} if state is None else state,
+        asked=asked,
+    )
 
 
 def update(values, cohort):
     """The same delta of each client: values (4, 5)."""
     count = len(cohort)
-    rows = Rows(values.repeat(count, 1), torch.arange(4).repeat(count),
-                torch.arange(count).repeat_interleave(4))
+    rows = Rows(
+        values.repeat(count, 1),
+        torch.arange(4).repeat(count),
+        torch.arange(count).repeat_interleave(4),
+    )
     one = torch.ones(count)
     return Update({"item": rows}, one, one, torch.tensor(cohort), one)
 
 
-@pytest.mark.parametrize("code", [Quantised(1), Quantised(2), Quantised(4), TopK(0.2), RandomK(0.3),
-                                  LowRank(1)])
+@pytest.mark.parametrize(
+    "code", [Quantised(1), Quantised(2), Quantised(4), TopK(0.2), RandomK(0.3), LowRank(1)]
+)
 def test_with_feedback_nothing_is_lost_for_good(code):
     torch.manual_seed(0)
     values = torch.randn(4, 5)
@@ -121,8 +134,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(codec, schedule, split, clicks):
     asked = Settings(rounds=4, cohort=10, codec=codec)
 
     def run(start=None):
-        return list(federate(model, clicks, asked, uplink=[ErrorFeedback()], start=start,
-                             schedule=schedule))
+        return list(
+            federate(model, clicks, asked, uplink=[ErrorFeedback()], start=start, schedule=schedule)
+        )
+
     whole = run()
     again = run(whole[1])
     for name, value in whole[-1].params.items():
@@ -132,13 +147,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(codec, schedule, split, clicks):
 
 def test_a_code_goes_before_the_clip_and_its_bytes_are_counted(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 16)
-    asked = Settings(rounds=1, cohort=300, local_lr=2.0, clip=0.1, noise=1e-6, teaching_seed=0,
-                     sampling="poisson")
+    asked = Settings(
+        rounds=1,
+        cohort=300,
+        local_lr=2.0,
+        clip=0.1,
+        noise=1e-6,
+        teaching_seed=0,
+        sampling="poisson",
+    )
     coded = ErrorFeedback(own=LowRank(1, then=Quantised(4)))
     (done,) = federate(model, clicks, asked, uplink=[coded, Clip(), GaussianNoise()])
     (plain,) = federate(model, clicks, asked, uplink=[Clip(), GaussianNoise()])
     assert plain.bytes_up / done.bytes_up > 25  # 16 numbers a row become one, of half a byte
-    assert float(done.norms.max()) <= 0.1 * (1 + 1e-4)                     # measured in float32
+    assert float(done.norms.max()) <= 0.1 * (1 + 1e-4)  # measured in float32
     assert torch.equal(plain.cohort, done.cohort)
     assert plain.metrics["epsilon"] == done.metrics["epsilon"]
 
@@ -150,16 +172,29 @@ class Never(SGD):
         raise AssertionError("somebody trained")
 
 
-@pytest.mark.parametrize(("uplink", "message"), [
-    ([ErrorFeedback(), Clip(), LocalNoise()],
-     "local noise: needs updates whose every number is sent in full, which error feedback leaves"),
-    ([ErrorFeedback(), Clip(), SecureSum()],
-     "secure sum: needs updates whose every number is sent in full, which error feedback leaves"),
-    ([Clip(), ErrorFeedback(), GaussianNoise()],
-     "gaussian noise: needs a bound on the length of every update; error feedback took it away"),
-    ([Clip(), GaussianNoise(), ErrorFeedback()], "error feedback: needs updates that are still "
-     "with their clients, which gaussian noise leaves no more"),
-    ([ErrorFeedback(), ErrorFeedback()], "parts='error feedback': it is there twice")])
+@pytest.mark.parametrize(
+    ("uplink", "message"),
+    [
+        (
+            [ErrorFeedback(), Clip(), LocalNoise()],
+            "local noise: needs updates whose every number is sent in full, which error feedback",
+        ),
+        (
+            [ErrorFeedback(), Clip(), SecureSum()],
+            "secure sum: needs updates whose every number is sent in full, which error feedback",
+        ),
+        (
+            [Clip(), ErrorFeedback(), GaussianNoise()],
+            "gaussian noise: needs a bound on the length of every update; error feedback took it",
+        ),
+        (
+            [Clip(), GaussianNoise(), ErrorFeedback()],
+            "error feedback: needs updates that are still "
+            "with their clients, which gaussian noise takes away",
+        ),
+        ([ErrorFeedback(), ErrorFeedback()], "parts='error feedback': it is there twice"),
+    ],
+)
 def test_where_a_code_has_no_place_it_is_refused(uplink, message, split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 2)
     with pytest.raises(ParameterError, match=message):
@@ -169,13 +204,28 @@ def test_where_a_code_has_no_place_it_is_refused(uplink, message, split, clicks)
 def test_with_a_code_of_ones_own_no_name_is_read(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 2)
     with pytest.raises(ParameterError, match="codec='signs': error feedback does not read it"):
-        next(federate(model, clicks, Settings(cohort=5, codec="signs"),
-                      uplink=[ErrorFeedback(own=TopK(0.5))]))
+        next(
+            federate(
+                model,
+                clicks,
+                Settings(cohort=5, codec="signs"),
+                uplink=[ErrorFeedback(own=TopK(0.5))],
+            )
+        )
 
 
 def test_random_codes_do_not_depend_on_memory(split, clicks):
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 4)
-    found = [list(federate(model, clicks, Settings(rounds=2, cohort=60, memory_mb=mb),
-                           uplink=[ErrorFeedback(own=RandomK(0.2))]))[-1] for mb in (3, 500)]
+    found = [
+        list(
+            federate(
+                model,
+                clicks,
+                Settings(rounds=2, cohort=60, memory_mb=mb),
+                uplink=[ErrorFeedback(own=RandomK(0.2))],
+            )
+        )[-1]
+        for mb in (3, 500)
+    ]
     assert found[0].bytes_up == found[1].bytes_up
     torch.testing.assert_close(found[0].params["item"], found[1].params["item"])

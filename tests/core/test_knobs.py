@@ -27,18 +27,21 @@ def strength(default=0.5, high=1.0, meaning="how strong it is"):
     return knob(default, 0.0, high, "", meaning)
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ({"local_lr": -1.0}, r"local_lr=-1\.0: choose a number from 0 to 100"),
-    ({"local_lr": float("nan")}, "local_lr=nan"),
-    ({"local_lr": "fast"}, "local_lr='fast'"),
-    ({"local_epochs": 0}, "local_epochs=0: choose a whole number from 1 to 100"),
-    ({"local_epochs": 2.5}, "local_epochs=2.5"),
-    ({"local_epochs": True}, "local_epochs=True"),
-    ({"batch_size": -1}, "batch_size=-1"),
-    ({"optimizer": "adam"}, "optimizer='adam': choose one of sgd, adamw"),
-    ({"learning_rate": 1}, "learning_rate=1: no such parameter"),
-    ({"local_epoch": 1}, "local_epoch=1: no such parameter; did you mean local_epochs?"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"local_lr": -1.0}, r"local_lr=-1\.0: choose a number from 0 to 100"),
+        ({"local_lr": float("nan")}, "local_lr=nan"),
+        ({"local_lr": "fast"}, "local_lr='fast'"),
+        ({"local_epochs": 0}, "local_epochs=0: choose a whole number from 1 to 100"),
+        ({"local_epochs": 2.5}, "local_epochs=2.5"),
+        ({"local_epochs": True}, "local_epochs=True"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"optimizer": "adam"}, "optimizer='adam': choose one of sgd, adamw"),
+        ({"learning_rate": 1}, "learning_rate=1: no such parameter"),
+        ({"local_epoch": 1}, "local_epoch=1: no such parameter; did you mean local_epochs?"),
+    ],
+)
 def test_a_part_and_the_settings_refuse_the_same_and_name_parameter_value_and_fix(bad, message):
     for made in (SGD, LocalSettings, Settings):
         with pytest.raises(ParameterError, match=message):
@@ -102,11 +105,13 @@ def test_a_registered_part_is_known_everywhere(registry):
     assert Settings(siege_strength=0.25).siege_strength == 0.25
     assert Settings().siege_strength == 0.5
     assert described()["siege_strength"].readers == ("siege",)
-    with pytest.raises(ParameterError,
-                       match=r"siege_strength=2\.0: choose a number from 0 to 1 \(how strong"):
+    with pytest.raises(
+        ParameterError, match=r"siege_strength=2\.0: choose a number from 0 to 1 \(how strong"
+    ):
         Siege(siege_strength=2.0)
-    with pytest.raises(ParameterError,
-                       match=r"siege_strenth=0\.1: .*; did you mean siege_strength\?"):
+    with pytest.raises(
+        ParameterError, match=r"siege_strenth=0\.1: .*; did you mean siege_strength\?"
+    ):
         Settings(siege_strenth=0.1)
     with pytest.raises(AttributeError):
         Siege().siege_strength = 1.0
@@ -120,11 +125,13 @@ def test_the_fixture_forgets_what_a_test_announced():
 
 def test_running_a_cell_again_replaces_its_part(registry):
     for default in (0.5, 0.75):
+
         @register
         class Siege(Stage):
             """The same cell, with another default."""
 
             siege_strength: float = strength(default)
+
         assert registry["stage"]["siege"] is Siege
         assert Settings().siege_strength == default
 
@@ -135,6 +142,7 @@ def test_a_knob_may_be_shared_by_parts_that_describe_it_alike(registry):
         """Reads a knob of others."""
 
         local_lr: float = like(LocalSettings, "local_lr")
+
     assert described()["local_lr"].readers[-1] == "siege"
     assert Siege(local_lr=0.1).local_lr == 0.1
 
@@ -146,6 +154,7 @@ def test_a_part_may_have_fields_that_are_no_knobs(registry):
 
         siege_strength: float = strength()
         friend: object = None
+
     assert list(knobs(Siege)) == ["siege_strength"]
     assert "friend" not in described()
     assert Siege(friend=3).friend == 3
@@ -202,8 +211,9 @@ def another_default():
     class Siege(Stage):
         """Has a knob of others, with another default."""
 
-        local_lr: float = knob(0.1, 0.0, 100.0, "", "step size on the clients", log=True,
-                               usual=(0.01, 10.0))
+        local_lr: float = knob(
+            0.1, 0.0, 100.0, "", "step size on the clients", log=True, usual=(0.01, 10.0)
+        )
 
 
 def without_default():
@@ -220,20 +230,32 @@ def of_no_kind():
         """Is no part."""
 
 
-@pytest.mark.parametrize(("announce", "message"), [
-    (taken,
-     "register='clip': <class 'fedlab.privacy.mechanisms.Clip'> has this name; choose another"),
-    (taken_elsewhere, "register='clip': .* has this name; choose another"),
-    (without_range,
-     r"siege.siege_strength=\(1.0, 1.0\): give the lowest and the highest value, growing"),
-    (out_of_range, r"siege.siege_strength=9.0: choose a number from 0 to 5"),
-    (of_no_type, "siege.siege_strength=<class 'list'>: annotate a knob as int, float or str"),
-    (otherwise,
-     "siege.local_lr=0.5: sgd.* describes this knob otherwise; choose another name, or the same"),
-    (another_default, "siege.local_lr=0.1: sgd.* describes this knob otherwise"),
-    (without_default, "siege.friend='no default': give it one, so that the part can be made from"),
-    (of_no_kind, "register='Siege': derive the part from Local, Stage, Aggregation, Schedule or"),
-])
+@pytest.mark.parametrize(
+    ("announce", "message"),
+    [
+        (taken, "register='clip': <class 'fedlab.privacy.mechanisms.Clip'> has this name; choose"),
+        (taken_elsewhere, "register='clip': .* has this name; choose another"),
+        (
+            without_range,
+            r"siege.siege_strength=\(1.0, 1.0\): give the lowest and the highest value, growing",
+        ),
+        (out_of_range, r"siege.siege_strength=9.0: choose a number from 0 to 5"),
+        (of_no_type, "siege.siege_strength=<class 'list'>: annotate a knob as int, float or str"),
+        (
+            otherwise,
+            "siege.local_lr=0.5: sgd.* describes this knob otherwise; choose another name, or",
+        ),
+        (another_default, "siege.local_lr=0.1: sgd.* describes this knob otherwise"),
+        (
+            without_default,
+            "siege.friend='no default': give it one, so that the part can be made from",
+        ),
+        (
+            of_no_kind,
+            "register='Siege': derive the part from Local, Stage, Aggregation, Schedule or",
+        ),
+    ],
+)
 def test_what_cannot_be_announced_is_refused_and_leaves_no_trace(registry, announce, message):
     before, known = {kind: dict(parts) for kind, parts in registry.items()}, dict(described())
     with pytest.raises(ParameterError, match=message):
@@ -248,6 +270,7 @@ def test_a_part_that_is_not_announced_has_no_knobs():
         """Used as it is."""
 
         level: float = 0.5
+
     assert knobs(Own) == {}
     assert knobs(int) == {}
     assert Own().name == "own"

@@ -15,12 +15,21 @@ from fedlab.models.text import Sequences
 
 # of Random123 1.14, tests/kat_vectors: philox4x32 10, counter, key, answer
 KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000",
-     "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
-     "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
-     "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -76,12 +85,12 @@ def test_uniform_numbers_are_uniform_and_clients_and_indexes_are_not_related():
     assert u.dtype == torch.float64
     assert 0 <= float(u.min()) < float(u.max()) < 1
     counts = torch.histc(u, 50, 0, 1)
-    assert float(((counts - 2000).square() / 2000).sum()) < 94     # chi^2, 49 of freedom, p 1e-4
+    assert float(((counts - 2000).square() / 2000).sum()) < 94  # chi^2, 49 of freedom, p 1e-4
     for other in (u.roll(1, 0), u.roll(1, 1), u.roll(4, 1)):
         assert abs(float(torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1])) < 0.013
     bits = Key(1, "bits").runs(torch.arange(1000), torch.full((1000,), 100))
     for bit in range(32):
-        assert abs(float((bits >> bit & 1).double().mean()) - 0.5) < 0.0065     # 4 deviations
+        assert abs(float((bits >> bit & 1).double().mean()) - 0.5) < 0.0065  # 4 deviations
 
 
 def test_normal_numbers_masks_and_whole_numbers():
@@ -93,7 +102,7 @@ def test_normal_numbers_masks_and_whole_numbers():
     expected = torch.special.ndtr(edges)
     found = torch.stack([(z < edge).float().mean() for edge in edges])
     torch.testing.assert_close(found, expected, atol=0.006, rtol=0)
-    assert float(torch.corrcoef(z[:, :2].T)[0, 1].abs()) < 0.08           # the two of a pair
+    assert float(torch.corrcoef(z[:, :2].T)[0, 1].abs()) < 0.08  # the two of a pair
     counts = torch.tensor([3, 4000])
     masks = key.keep(torch.tensor([4, 9]), counts, 9, 0.25)
     assert masks.shape == (4003, 9)
@@ -116,20 +125,29 @@ def parts(columns, cohort):
     found = {}
     for place, client in enumerate(cohort.tolist()):
         mine = columns["client"] == place
-        found[client] = {name: as_tensor(column)[mine] for name, column in columns.items()
-                         if name != "client"}
+        found[client] = {
+            name: as_tensor(column)[mine] for name, column in columns.items() if name != "client"
+        }
     return found
 
 
-@pytest.mark.parametrize("kind", ["clicks", "ratings", "leaky", "episodes", "shops", "queries",
-                                  "sequences", "curves", "lines"])
+@pytest.mark.parametrize(
+    "kind",
+    ["clicks", "ratings", "leaky", "episodes", "shops", "queries", "sequences", "curves", "lines"],
+)
 def test_a_client_draws_the_same_whoever_else_is_in_the_cohort(kind, clicks, stars, split):
     shops = Federation(split.train, by_activity(split.train, 30))
-    data = {"clicks": clicks, "ratings": stars, "leaky": leaky(split, clicks.owner),
-            "episodes": Episodes(clicks), "shops": shops, "queries": ItemQueries(shops, 8, 5),
-            "sequences": Sequences(clicks, 6), "curves": Curves(30),
-            "lines": Curves(30, kind="linear"),
-            }[kind]
+    data = {
+        "clicks": clicks,
+        "ratings": stars,
+        "leaky": leaky(split, clicks.owner),
+        "episodes": Episodes(clicks),
+        "shops": shops,
+        "queries": ItemQueries(shops, 8, 5),
+        "sequences": Sequences(clicks, 6),
+        "curves": Curves(30),
+        "lines": Curves(30, kind="linear"),
+    }[kind]
     key, cohort = Key(0, "examples", 4), torch.tensor([3, 17, 0, 29, 8])
     whole = parts(data.draw(cohort, 2, 2, key), cohort)
     for other in (cohort.flip(0), cohort[1:2], torch.tensor([8, 11, 3])):
@@ -137,8 +155,11 @@ def test_a_client_draws_the_same_whoever_else_is_in_the_cohort(kind, clicks, sta
             if client in whole:
                 assert all(torch.equal(own[name], whole[client][name]) for name in own)
     once = parts(data.draw(cohort, 1, 2, Key(0, "examples", 5)), cohort)
-    assert any(len(once[3][n]) * 2 != len(whole[3][n]) or not torch.equal(
-        once[3][n], whole[3][n][:len(once[3][n])]) for n in once[3])
+    assert any(
+        len(once[3][n]) * 2 != len(whole[3][n])
+        or not torch.equal(once[3][n], whole[3][n][: len(once[3][n])])
+        for n in once[3]
+    )
 
 
 def test_a_first_epoch_is_the_same_however_many_follow(clicks):
@@ -155,9 +176,11 @@ def test_a_run_has_the_same_bits_in_any_order_and_under_any_budget(name, build, 
 
     def another_order(data, count, number, members=None, *, seed=0):
         return sample(data, count, number, members, seed=seed).flip(0)
+
     runs = [federate(model, clicks, settings.replace(memory_mb=mb)) for mb in (4, 30, 10_000)]
-    runs.append(federate(model, clicks, settings,
-                         participation=Participation(sampler=another_order)))
+    runs.append(
+        federate(model, clicks, settings, participation=Participation(sampler=another_order))
+    )
     for run in runs:
         *_, other = run
         assert torch.equal(once.losses, other.losses)

@@ -31,7 +31,7 @@ def test_rounds_without_the_metric_do_not_stop_a_run():
 def test_a_round_may_be_kept_without_its_weight():
     (done,) = rounds(1)
     assert (done.light().params, done.light().state, done.light().number) == ({}, {}, 1)
-    assert done.loss != done.loss                             # nobody trained
+    assert done.loss != done.loss  # nobody trained
     losses = Round(1, Settings(), {}, losses=torch.tensor([1.0, 3.0]))
     assert losses.loss == 2.0
 

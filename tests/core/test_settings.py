@@ -45,13 +45,21 @@ def test_settings_survive_a_copy():
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ({"rounds": 0}, "rounds=0: choose a whole number from 1 to 10000"),
-    ({"cohort": 0}, "cohort=0"), ({"seed": -1}, "seed=-1"), ({"rounds": 2.5}, "rounds=2.5"),
-    ({"learning_rate": 1}, "learning_rate=1: no such parameter"),
-    ({"cohorts": 1}, "cohorts=1: no such parameter; did you mean cohort?"),
-    ({"server_optimizer": "lamb"}, "server_optimizer='lamb': choose one of sgd, momentum, adam"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"rounds": 0}, "rounds=0: choose a whole number from 1 to 10000"),
+        ({"cohort": 0}, "cohort=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"rounds": 2.5}, "rounds=2.5"),
+        ({"learning_rate": 1}, "learning_rate=1: no such parameter"),
+        ({"cohorts": 1}, "cohorts=1: no such parameter; did you mean cohort?"),
+        (
+            {"server_optimizer": "lamb"},
+            "server_optimizer='lamb': choose one of sgd, momentum, adam",
+        ),
+    ],
+)
 def test_a_wrong_knob_is_named_with_its_value_and_the_fix(bad, message):
     with pytest.raises(ParameterError, match=message):
         Settings(**bad)
@@ -68,22 +76,35 @@ def test_a_name_that_no_part_has_is_no_attribute():
 def test_json_holds_the_turned_knobs_and_gives_them_back():
     settings = Settings(rounds=3, local_lr=0.25, server_optimizer="adam")
     text = write_settings(settings)
-    assert json.loads(text) == {"fedlab": 2, "settings": {"rounds": 3, "local_lr": 0.25,
-                                                          "server_optimizer": "adam"}}
+    assert json.loads(text) == {
+        "fedlab": 2,
+        "settings": {"rounds": 3, "local_lr": 0.25, "server_optimizer": "adam"},
+    }
     assert read_settings(text, Settings()) == settings
     assert read_settings(text, Settings(cohort=5, rounds=9)) == settings.replace(cohort=5)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("{rounds: 3}", "settings='{rounds: 3}': not JSON .* in line 1.; paste what `settings` shows"),
-    ("[1]", r"settings=\[1\]: write {\"fedlab\": 2, \"settings\": {...}}"),
-    ('{"fedlab": 2}', "settings=.*write"),
-    ('{"fedlab": 1, "settings": {}}',
-     "fedlab=1: these settings are of another version; this one reads version 2"),
-    ('{"settings": {}}', "fedlab=None"),
-    ('{"fedlab": 2, "settings": {"rounds": 0}}', "rounds=0: choose a whole number"),
-    ('{"fedlab": 2, "settings": {"round": 3}}', "round=3: no such parameter; did you mean rounds?"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{rounds: 3}",
+            "settings='{rounds: 3}': not JSON .* in line 1.; paste what `settings` shows",
+        ),
+        ("[1]", r"settings=\[1\]: write {\"fedlab\": 2, \"settings\": {...}}"),
+        ('{"fedlab": 2}', "settings=.*write"),
+        (
+            '{"fedlab": 1, "settings": {}}',
+            "fedlab=1: these settings are of another version; this one reads version 2",
+        ),
+        ('{"settings": {}}', "fedlab=None"),
+        ('{"fedlab": 2, "settings": {"rounds": 0}}', "rounds=0: choose a whole number"),
+        (
+            '{"fedlab": 2, "settings": {"round": 3}}',
+            "round=3: no such parameter; did you mean rounds?",
+        ),
+    ],
+)
 def test_wrong_json_is_named_and_nothing_is_taken(text, message):
     with pytest.raises(ParameterError, match=message):
         read_settings(text, Settings())
@@ -95,7 +116,7 @@ def test_words_become_the_values_of_their_knobs():
     assert parsed("local_lr", "3") == 3.0
     assert isinstance(parsed("local_lr", "3"), float)
     assert parsed("optimizer", "adamw") == "adamw"
-    assert parsed("rounds", "many") == "many"                 # refused later, with its name
+    assert parsed("rounds", "many") == "many"  # refused later, with its name
     assert parsed("no such knob", "3") == "3"
 
 

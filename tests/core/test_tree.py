@@ -18,7 +18,7 @@ from fedlab.core import (
     whole,
 )
 
-FIRST = torch.arange(6.0).view(3, 2)                          # rows 0, 3, 6, ... start as FIRST[0]
+FIRST = torch.arange(6.0).view(3, 2)  # rows 0, 3, 6, ... start as FIRST[0]
 
 
 def every_row(table):
@@ -26,13 +26,19 @@ def every_row(table):
 
 
 def rows():
-    return Rows(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 2, 2]),
-                torch.tensor([0, 0, 1]))
+    return Rows(
+        torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]),
+        torch.tensor([0, 2, 2]),
+        torch.tensor([0, 0, 1]),
+    )
 
 
 def test_rows_by_hand():
-    assert rows().add_to(torch.ones(3, 2), torch.tensor([2.0, 0.5])).tolist() == [[7, 9], [1, 1],
-                                                                                  [3, 2]]
+    assert rows().add_to(torch.ones(3, 2), torch.tensor([2.0, 0.5])).tolist() == [
+        [7, 9],
+        [1, 1],
+        [3, 2],
+    ]
     dense = Rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 0]), torch.tensor([0, 1]))
     assert dense.add_to(torch.zeros(1, 2), torch.tensor([1.0, 10.0])).tolist() == [[31, 42]]
     assert rows().square_norms(2).tolist() == [26, 4]
@@ -48,9 +54,15 @@ def test_groups_of_clients_join_in_order():
 
 
 def test_some_clients_of_an_update_are_counted_anew():
-    update = Update({"a": rows()}, torch.tensor([1.0, 2.0]), torch.zeros(2), torch.tensor([7, 9]),
-                    torch.ones(2), bytes_up=torch.tensor([3, 4]),
-                    members=(torch.tensor([0]), torch.tensor([1, 2])))
+    update = Update(
+        {"a": rows()},
+        torch.tensor([1.0, 2.0]),
+        torch.zeros(2),
+        torch.tensor([7, 9]),
+        torch.ones(2),
+        bytes_up=torch.tensor([3, 4]),
+        members=(torch.tensor([0]), torch.tensor([1, 2])),
+    )
     mine = update.only(torch.tensor([False, True]))
     assert (mine.cohort.tolist(), mine.weights.tolist()) == ([9], [2.0])
     assert mine.bytes_up.tolist() == [4]
@@ -74,8 +86,11 @@ def test_a_sparse_table_is_a_tensor_that_changes_by_rows(rounds):
     for number, rows in enumerate(rounds):
         ids = torch.tensor(sorted(rows))
         change = torch.full((len(ids), 2), number + 1.0)
-        before, sparse, dense = sparse, sparse.index_add(0, ids, change), dense.index_add(0, ids,
-                                                                                          change)
+        before, sparse, dense = (
+            sparse,
+            sparse.index_add(0, ids, change),
+            dense.index_add(0, ids, change),
+        )
         assert torch.equal(every_row(sparse), dense)
         # the old table still answers
         assert torch.equal(every_row(before) + (dense - every_row(before)), dense)

@@ -37,13 +37,14 @@ def test_an_empty_or_wrong_answer_gets_a_hint(answer, capsys):
     exercises.fedavg(lambda deltas, counts: answer)
     exercises.upload(answer, 300, 32)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "Not yet. Hint"] * 4
+        "Not yet. Hint"
+    ] * 4
 
 
 def test_a_near_miss_gets_its_own_hint(capsys):
     exercises.fedavg(lambda deltas, counts: deltas.mean(0))
     assert "plain mean" in capsys.readouterr().out
-    exercises.factor_step(lambda p, q, y, lr: p - lr * (p @ q - y) * q)     # the 2 forgotten
+    exercises.factor_step(lambda p, q, y, lr: p - lr * (p @ q - y) * q)  # the 2 forgotten
     assert "2 (p . q - y) q" in capsys.readouterr().out
 
 
@@ -54,20 +55,27 @@ def test_lesson_3_and_4_know_right_from_wrong(capsys):
     def said(call, *args, **kwargs):
         call(*args, **kwargs)
         return capsys.readouterr().out
+
     for right, wrong in (
-            ((exercises.trimmed, three.trimmed), (exercises.trimmed, lambda d, c: d[c:-c].mean(0))),
-            ((exercises.staleness, four.weight), (exercises.staleness, lambda s: 1 / (1 + s)))):
+        ((exercises.trimmed, three.trimmed), (exercises.trimmed, lambda d, c: d[c:-c].mean(0))),
+        ((exercises.staleness, four.weight), (exercises.staleness, lambda s: 1 / (1 + s))),
+    ):
         assert said(*right) == "Right.\n"
         assert said(*wrong).startswith("Not yet. Hint: ")
     assert "sort each column first" in said(exercises.trimmed, lambda d, c: d[c:-c].mean(0))
-    assert said(exercises.ensemble_download, three.ensemble_bytes(5, 100), models=5,
-                numbers=100) == "Right.\n"
+    assert (
+        said(exercises.ensemble_download, three.ensemble_bytes(5, 100), models=5, numbers=100)
+        == "Right.\n"
+    )
     assert said(exercises.ensemble_download, 400, models=5, numbers=100).startswith("Not yet")
-    assert said(exercises.round_seconds, four.round_time(times, 60), seconds=times,
-                deadline=60) == "Right.\n"
+    assert (
+        said(exercises.round_seconds, four.round_time(times, 60), seconds=times, deadline=60)
+        == "Right.\n"
+    )
     for guess in ((200, 4), (60, 4), ...):
-        assert said(exercises.round_seconds, guess, seconds=times,
-                    deadline=60).startswith("Not yet")
+        assert said(exercises.round_seconds, guess, seconds=times, deadline=60).startswith(
+            "Not yet"
+        )
     for call in (exercises.trimmed, exercises.staleness):
         assert said(call, lambda *_: ...).startswith("Not yet")
 

@@ -30,7 +30,7 @@ def test_a_folder_of_a_wheel_is_unpacked_once(index):
     assert found == cache_folder() / "tiny_set" / "data"
     assert sorted(f.name for f in found.iterdir()) == ["a.csv", "b.csv"]
     assert [f.name for f in found.parent.iterdir()] == ["data"]
-    (index / "tiny_set-1.0-py3-none-any.whl").unlink()       # without a network from then on
+    (index / "tiny_set-1.0-py3-none-any.whl").unlink()  # without a network from then on
     assert from_wheel("tiny-set==1.0", "tiny_set/data") == found
 
 

@@ -65,8 +65,9 @@ def test_unseen_items_are_equally_likely():
     run, items = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 4])
     luck = Key(0, "x").runs(torch.tensor([1]), torch.tensor([60_000]))
     drawn = unseen(run, items, 5, torch.ones(60_000).long(), luck)  # of the second user
-    assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx([0, 20_000, 20_000, 20_000,
-                                                                         0], abs=600)
+    assert torch.bincount(drawn, minlength=5).tolist() == pytest.approx(
+        [0, 20_000, 20_000, 20_000, 0], abs=600
+    )
 
 
 def test_draw_shuffles_within_clients_and_epochs(clicks):
@@ -80,8 +81,12 @@ def test_draw_shuffles_within_clients_and_epochs(clicks):
 
 def test_partitions_cover_all_users_with_no_empty_platform(split):
     train = split.train
-    for owner in (equal(train, 7), by_activity(train, 7), by_genre(train, 7, 0.05),
-                  by_genre(train, 7)):
+    for owner in (
+        equal(train, 7),
+        by_activity(train, 7),
+        by_genre(train, 7, 0.05),
+        by_genre(train, 7),
+    ):
         assert owner.shape == (671,)
         assert sorted(owner.unique().tolist()) == list(range(7))
         assert len(Federation(split.train, owner)) == 7
@@ -95,10 +100,12 @@ def test_activity_sorts_platforms_and_alpha_sets_their_taste(split):
 
     def spread(alpha):
         owner, taste = by_genre(split.train, 5, alpha, seed=3), favourite_genre(split.train)
-        table = torch.zeros(5, int(taste.max()) + 1).index_put_((owner, taste), torch.tensor(1.0),
-                                                                accumulate=True)
+        table = torch.zeros(5, int(taste.max()) + 1).index_put_(
+            (owner, taste), torch.tensor(1.0), accumulate=True
+        )
         shares = table / table.sum(1, keepdim=True)
         return float((shares - table.sum(0) / 671).abs().sum(1).mean())
+
     assert spread(0.05) > 2 * spread(100)
     assert torch.equal(by_genre(split.train, 5, 0.3, 1), by_genre(split.train, 5, 0.3, 1))
     assert not torch.equal(by_genre(split.train, 5, 0.3, 1), by_genre(split.train, 5, 0.3, 2))
@@ -118,7 +125,9 @@ def test_bad_federations_are_refused(split):
         by_genre(train, 3, -1)
     with pytest.raises(ParameterError, match="task='likes'"):
         Federation(train, one_per_user(train), "likes")
-    with pytest.raises(ParameterError,
-                       match="negatives=1: user 0 has seen all 2 items; set negatives=0"):
-        Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(torch.tensor([0]), 1, 1,
-                                                                 Key(0, "x"))
+    with pytest.raises(
+        ParameterError, match="negatives=1: user 0 has seen all 2 items; set negatives=0"
+    ):
+        Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(
+            torch.tensor([0]), 1, 1, Key(0, "x")
+        )

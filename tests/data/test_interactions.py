@@ -32,8 +32,13 @@ def test_ml_latest_small_is_whole(ratings):
     assert ratings.catalogue.titles[toy_story] == "Toy Story"
     assert int(ratings.catalogue.years[toy_story]) == 1995
     assert int((ratings.items == toy_story).sum()) == 247
-    named = [n for n, on in zip(ratings.catalogue.genre_names, ratings.catalogue.genres[toy_story],
-                                strict=True) if on]
+    named = [
+        n
+        for n, on in zip(
+            ratings.catalogue.genre_names, ratings.catalogue.genres[toy_story], strict=True
+        )
+        if on
+    ]
     assert named == ["Adventure", "Animation", "Children", "Comedy", "Fantasy"]
 
 
@@ -89,8 +94,11 @@ def test_what_came_last_weighs_most_and_the_same_second_alike():
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(0, 4), min_size=10, max_size=10, unique=False), st.floats(0, 0.4),
-       st.floats(0, 0.4))
+@given(
+    st.lists(st.integers(0, 4), min_size=10, max_size=10, unique=False),
+    st.floats(0, 0.4),
+    st.floats(0, 0.4),
+)
 def test_fractions_are_kept_for_each_user(times, validation, test):
     split = split_by_time(tiny([0] * 10, list(range(10)), times=times), validation, test)
     assert (len(split.validation), len(split.test)) == (int(10 * validation), int(10 * test))
@@ -108,14 +116,17 @@ def test_standardise_learns_from_train_alone(ratings):
         standardise(split_by_time(tiny([0] * 9, range(9))))
 
 
-@pytest.mark.parametrize(("columns", "message"), [
-    (([0, 1], [0]), "lengths"),
-    (([0, 7], [0, 0], None, None, 2, 2), r"users\[1\]=7 is unknown; use 0 to 1"),
-    (([0, 0], [0, 9], None, None, 2, 2), r"items\[1\]=9 is unknown"),
-    (([0, 0], [0, -1], None, None, 2, 2), r"items\[1\]=-1 is unknown"),
-    (([0, 0], [0, 1], [1.0, float("nan")]), r"values\[1\]=nan is not finite"),
-    (([0, 1, 0], [1, 0, 1]), "user 0 rated item 1 more than once"),
-])
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (([0, 1], [0]), "lengths"),
+        (([0, 7], [0, 0], None, None, 2, 2), r"users\[1\]=7 is unknown; use 0 to 1"),
+        (([0, 0], [0, 9], None, None, 2, 2), r"items\[1\]=9 is unknown"),
+        (([0, 0], [0, -1], None, None, 2, 2), r"items\[1\]=-1 is unknown"),
+        (([0, 0], [0, 1], [1.0, float("nan")]), r"values\[1\]=nan is not finite"),
+        (([0, 1, 0], [1, 0, 1]), "user 0 rated item 1 more than once"),
+    ],
+)
 def test_bad_columns_are_named(columns, message):
     with pytest.raises(DataError, match=message):
         tiny(*columns)

@@ -25,8 +25,9 @@ def test_columns_hand_each_client_its_own_rows_each_epoch():
     for epoch in (slice(0, 3), slice(3, 6)):
         assert sorted(as_tensor(examples["x"])[epoch, 0].tolist()) == [0, 4, 8]
     assert as_tensor(examples["x"])[6:].tolist() == [[6, 7]] * 2
-    assert torch.equal(as_tensor(examples["target"]),
-                       TARGET[(as_tensor(examples["x"])[:, 0] / 2).long()])
+    assert torch.equal(
+        as_tensor(examples["target"]), TARGET[(as_tensor(examples["x"])[:, 0] / 2).long()]
+    )
 
 
 def test_columns_train_a_perceptron():
@@ -37,15 +38,18 @@ def test_columns_train_a_perceptron():
     assert rounds[-1].loss < 0.4 * rounds[0].loss
 
 
-@pytest.mark.parametrize(("columns", "owner", "message"), [
-    ({"x": X}, OWNER, "columns=.*add the column 'target'"),
-    ({"x": X[:3], "target": TARGET}, OWNER, "columns\\['x'\\]=.*give 5 rows, as owner has"),
-    ({"epoch": TARGET, "target": TARGET}, OWNER, "columns='epoch': the engine uses this name"),
-    ({"target": TARGET / 0}, OWNER, "columns\\['target'\\]='not finite': remove rows with NaN"),
-    ({"target": TARGET}, OWNER - 1, "owner=-1: clients are numbered from 0"),
-    ({"target": TARGET}, OWNER + (OWNER > 1), "client 2 of 4 holds no rows"),
-    ({"target": TARGET[:0]}, OWNER[:0], "columns"),
-])
+@pytest.mark.parametrize(
+    ("columns", "owner", "message"),
+    [
+        ({"x": X}, OWNER, "columns=.*add the column 'target'"),
+        ({"x": X[:3], "target": TARGET}, OWNER, "columns\\['x'\\]=.*give 5 rows, as owner has"),
+        ({"epoch": TARGET, "target": TARGET}, OWNER, "columns='epoch': the engine uses this name"),
+        ({"target": TARGET / 0}, OWNER, "columns\\['target'\\]='not finite': remove rows with NaN"),
+        ({"target": TARGET}, OWNER - 1, "owner=-1: clients are numbered from 0"),
+        ({"target": TARGET}, OWNER + (OWNER > 1), "client 2 of 4 holds no rows"),
+        ({"target": TARGET[:0]}, OWNER[:0], "columns"),
+    ],
+)
 def test_bad_columns_are_refused(columns, owner, message):
     with pytest.raises((ParameterError, DataError), match=message):
         Columns(columns, owner)
@@ -67,8 +71,10 @@ def test_sparse_users_train_as_whole_ones(tmp_path):
     """With as many first vectors as users, only the storage differs."""
     stored = synthesise(tmp_path / "clicks", 30, 200, mean=12, tastes=4)
     few = Settings(rounds=3, cohort=10)
-    sparse, dense = (list(federate(matrix_factorisation(30, 200, 4, sparse_users=s), stored,
-                                   few))[-1].params for s in (True, False))
+    sparse, dense = (
+        list(federate(matrix_factorisation(30, 200, 4, sparse_users=s), stored, few))[-1].params
+        for s in (True, False)
+    )
     assert torch.equal(sparse["item"], dense["item"])
     assert torch.equal(sparse["user"][torch.arange(30)], dense["user"])
     with pytest.raises(ParameterError, match="sparse_users=True: only private users"):
@@ -80,7 +86,7 @@ def test_synthesised_clicks_have_tastes_popularity_and_busy_users(tmp_path):
     items = np.load(tmp_path / "clicks" / "items.npy")
     user = np.repeat(np.arange(2000), stored.counts.numpy())
     assert len(np.unique(user * 1000 + items)) == len(items)  # an item once for each user
-    assert (np.diff(items)[user[1:] == user[:-1]] > 0).all()                 # growing within each
+    assert (np.diff(items)[user[1:] == user[:-1]] > 0).all()  # growing within each
     counts = np.bincount(items, minlength=1000)
     assert counts[:50].sum() > 5 * counts[-50:].sum()  # popular items come first
     own = np.array([np.bincount(items[user == u] % 10, minlength=10).max() for u in range(100)])
@@ -88,7 +94,7 @@ def test_synthesised_clicks_have_tastes_popularity_and_busy_users(tmp_path):
     assert stored.counts.max() > 3 * stored.counts.double().median()
     again = synthesise(tmp_path / "again", 2000, 1000, mean=40, tastes=10, block=700)
     assert torch.equal(stored.counts, again.counts)
-    assert not list(tmp_path.glob(".*"))                                     # no draft stays
+    assert not list(tmp_path.glob(".*"))  # no draft stays
 
 
 def test_bad_folders_are_refused(tmp_path):
@@ -99,8 +105,10 @@ def test_bad_folders_are_refused(tmp_path):
         synthesise(tmp_path / "ok", 10, 200, mean=10, tastes=2)
     for name, bad in (("users", 0), ("items", 3), ("mean", 500.0)):
         with pytest.raises(ParameterError, match=f"{name}={bad}"):
-            synthesise(tmp_path / "new", **({"users": 10, "items": 200, "mean": 10,
-                                             "tastes": 2} | {name: bad}))
+            synthesise(
+                tmp_path / "new",
+                **({"users": 10, "items": 200, "mean": 10, "tastes": 2} | {name: bad}),
+            )
     with pytest.raises(ParameterError, match="task='ratings'"):
         Stored(tmp_path / "ok", "ratings")
     (tmp_path / "ok" / "about.json").write_text(json.dumps({"items": 3}))

@@ -15,8 +15,11 @@ from fedlab.engine import SGD, LocalSettings, arrange, hyper, train_cohort
 from fedlab.models import Model
 
 SETTINGS = {
-    "sgd": {}, "two epochs": {"local_epochs": 2}, "decay": {"weight_decay": 0.01, "local_lr": 0.1},
-    "fedsgd": {"batch_size": 0}, "odd batch": {"batch_size": 7},
+    "sgd": {},
+    "two epochs": {"local_epochs": 2},
+    "decay": {"weight_decay": 0.01, "local_lr": 0.1},
+    "fedsgd": {"batch_size": 0},
+    "odd batch": {"batch_size": 7},
     "adamw": {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.05},
     "fedprox": {"proximal": 0.5, "local_epochs": 2, "weight_decay": 0.01},
     "fedprox that overshoots": {"proximal": 3.0, "local_lr": 0.5},  # k < 0: nothing can be put off
@@ -26,8 +29,13 @@ SETTINGS = {
 
 def per_client(deltas, clients):
     """Rows as the oracle gives them: for each client {name: {row id: values}}."""
-    return [{n: dict(zip(d.ids[d.client == c].tolist(), d.values[d.client == c], strict=True))
-             for n, d in deltas.items()} for c in range(clients)]
+    return [
+        {
+            n: dict(zip(d.ids[d.client == c].tolist(), d.values[d.client == c], strict=True))
+            for n, d in deltas.items()
+        }
+        for c in range(clients)
+    ]
 
 
 def check_against_loop(model, data, local, clients=12, keep_rate=1.0, control=None):
@@ -42,9 +50,16 @@ def check_against_loop(model, data, local, clients=12, keep_rate=1.0, control=No
     assert steps.tolist() == [-(-n // width) * local.local_epochs for n in sizes.tolist()]
     for c, mine in enumerate(per_client(deltas, len(cohort))):
         own = {n: column[examples["client"] == c] for n, column in examples.items()}
-        shift = {n: control.shift(n, torch.arange(len(server)), torch.zeros(len(server)).long(),
-                                  cohort[c:c + 1]) for n,
-                 server in control.server.items()} if control else None
+        shift = (
+            {
+                n: control.shift(
+                    n, torch.arange(len(server)), torch.zeros(len(server)).long(), cohort[c : c + 1]
+                )
+                for n, server in control.server.items()
+            }
+            if control
+            else None
+        )
         expected, loss = train_one(model, params, own, local, keep_rate, shift)
         assert losses[c] == pytest.approx(loss, abs=1e-5)
         for name, rows in expected.items():
@@ -62,15 +77,18 @@ def test_stacked_cohort_equals_plain_loop_on_clicks(name, setting, clicks, build
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_stacked_cohort_equals_plain_loop_on_ratings(name, stars, build):
-    model = build(name, stars.train, "ratings",
-                  **({"dropout": 0.0} if name == "interaction" else {}))
+    model = build(
+        name, stars.train, "ratings", **({"dropout": 0.0} if name == "interaction" else {})
+    )
     check_against_loop(model, stars, LocalSettings(local_lr=0.05))
 
 
 @pytest.mark.parametrize("name", ["matrix factorisation", "linear"])
 def test_scaffold_equals_plain_loop(name, build, split):
-    data, local = Federation(split.train, by_activity(split.train, 9)), Scaffold(batch_size=2048,
-                                                                                 local_lr=0.05)
+    data, local = (
+        Federation(split.train, by_activity(split.train, 9)),
+        Scaffold(batch_size=2048, local_lr=0.05),
+    )
     model = build(name, split.train)
     (*_, done) = federate(model, data, Settings(rounds=2, cohort=9), local=local)
     control = done.state["scaffold"]["control"]
@@ -92,16 +110,19 @@ def test_platforms_with_many_users_equal_plain_loop(split, build):
 
 def test_parameters_that_share_a_gradient_do_not_disturb_each_other():
     """y = a_item + b_item: autograd may hand out one tensor for both."""
+
     def init(seed):
         return {"a": torch.zeros(3), "b": torch.zeros(3)}
 
-    model = Model("biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item",
-                                                                                "b": "item"})
+    model = Model(
+        "biases", "ratings", init, lambda p, batch: p["a"] + p["b"], {"a": "item", "b": "item"}
+    )
     data = Federation(tiny([0, 0, 0], [0, 1, 2], [3.0, 6.0, 9.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, Key(0, "x"))
-    deltas, _, _ = train_cohort(model, init(0), examples, torch.tensor([0]),
-                                LocalSettings(local_lr=0.5))
-    for name in ("a", "b"):                                             # 0.5 * 2 * y / 3 examples
+    deltas, _, _ = train_cohort(
+        model, init(0), examples, torch.tensor([0]), LocalSettings(local_lr=0.5)
+    )
+    for name in ("a", "b"):  # 0.5 * 2 * y / 3 examples
         assert deltas[name].values.tolist() == pytest.approx([1.0, 2.0, 3.0])
 
 
@@ -116,12 +137,16 @@ def test_batches_hold_every_example_once_and_pad_with_weight_zero():
 
 def test_one_sgd_step_by_hand(build):
     model = build("matrix factorisation", tiny([0], [0]), "ratings")
-    params = {"user": torch.full((1, 8), 0.5), "item": torch.full((1, 8), 0.25),
-              "bias": torch.zeros(1)}
+    params = {
+        "user": torch.full((1, 8), 0.5),
+        "item": torch.full((1, 8), 0.25),
+        "bias": torch.zeros(1),
+    }
     data = Federation(tiny([0], [0], [3.0]), torch.tensor([0]), "ratings")
     examples = data.draw(torch.tensor([0]), 1, 0, Key(0, "x"))
-    deltas, losses, _ = train_cohort(model, params, examples, torch.tensor([0]),
-                                     LocalSettings(local_lr=0.1))
+    deltas, losses, _ = train_cohort(
+        model, params, examples, torch.tensor([0]), LocalSettings(local_lr=0.1)
+    )
     # prediction 8 * 0.5 * 0.25 = 1, error -2, loss 4; d/dq = 2 * -2 * p = -2, d/dp = -1, d/db = -4
     assert losses.tolist() == [4.0]
     torch.testing.assert_close(deltas["item"].values, torch.full((1, 8), 0.2))
@@ -130,12 +155,29 @@ def test_one_sgd_step_by_hand(build):
 
 
 def test_fedprox_holds_clients_back():
-    two = Columns({"x": torch.tensor([1.0, 3.0]), "target": torch.tensor([1.0, 6.0])},
-                  torch.tensor([0, 1]), "ratings")
-    line = Model("line", "ratings", lambda seed: {"w": torch.zeros(1, 1)},
-                 lambda p, b: p["w"] * b["x"], {"w": "one"})
-    free, held = (next(federate(line, two, Settings(cohort=2), local=SGD(
-        local_epochs=20, local_lr=0.02, batch_size=0, proximal=mu))) for mu in (0.0, 10.0))
+    two = Columns(
+        {"x": torch.tensor([1.0, 3.0]), "target": torch.tensor([1.0, 6.0])},
+        torch.tensor([0, 1]),
+        "ratings",
+    )
+    line = Model(
+        "line",
+        "ratings",
+        lambda seed: {"w": torch.zeros(1, 1)},
+        lambda p, b: p["w"] * b["x"],
+        {"w": "one"},
+    )
+    free, held = (
+        next(
+            federate(
+                line,
+                two,
+                Settings(cohort=2),
+                local=SGD(local_epochs=20, local_lr=0.02, batch_size=0, proximal=mu),
+            )
+        )
+        for mu in (0.0, 10.0)
+    )
     assert (held.norms < free.norms).all()
 
 

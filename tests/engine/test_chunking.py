@@ -50,8 +50,11 @@ def test_chunks_keep_to_the_budget_and_to_the_order(build, clicks):
 def test_a_budget_too_small_for_one_client_says_how_much_is_needed(build, clicks):
     model = build("matrix factorisation", clicks.train)
     busy = Settings(cohort=671, local_epochs=20, memory_mb=2)
-    with pytest.raises(ParameterError, match=r"memory_mb=2: client \d+ alone needs about .* MB; "
-                                             r"choose \d+ or more"):
+    with pytest.raises(
+        ParameterError,
+        match=r"memory_mb=2: client \d+ alone needs about .* MB; "
+        r"choose \d+ or more",
+    ):
         list(federate(model, clicks, busy))
     # unstated: a large client goes alone
     assert len(cut(model, clicks, LocalSettings(local_epochs=20))) > 1
@@ -64,8 +67,10 @@ def test_adamw_and_more_epochs_are_counted(build, clicks):
     def need(**changed):
         local = LocalSettings(**changed)
         examples = clicks.draw(torch.arange(4), local.local_epochs, 4, Key(0, "x"))
-        return float(client_bytes(model, params, examples, torch.bincount(examples["client"]),
-                                  local).sum())
+        return float(
+            client_bytes(model, params, examples, torch.bincount(examples["client"]), local).sum()
+        )
+
     assert need(optimizer="adamw") > 1.4 * need()
     assert need(local_epochs=3) > 2 * need()
     assert need(batch_size=256) > need()

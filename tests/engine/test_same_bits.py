@@ -22,17 +22,26 @@ from fedlab.models import (
 
 G = stream(0, "same bits")
 USERS, ITEMS, CLIENTS = 60, 90, 40
-COUNTS = [1, 1, 2, 2, 3, 5, 8, 8, 13, 21, 29, 30, 31, 34, 60] * 4      # clicks of each user
+COUNTS = [1, 1, 2, 2, 3, 5, 8, 8, 13, 21, 29, 30, 31, 34, 60] * 4  # clicks of each user
 ORDERS = [torch.randperm(ITEMS, generator=G)[:count].tolist() for count in COUNTS]
-SEEN = tiny([u for u in range(USERS) for _ in range(COUNTS[u])], [i for own in ORDERS for i in own],
-            user_count=USERS, item_count=ITEMS)
+SEEN = tiny(
+    [u for u in range(USERS) for _ in range(COUNTS[u])],
+    [i for own in ORDERS for i in own],
+    user_count=USERS,
+    item_count=ITEMS,
+)
 ALONE = Federation(SEEN, one_per_user(SEEN))
 SHOPS = Federation(SEEN, (torch.arange(USERS) * 7 % 50).clamp(max=CLIENTS - 1))
 OWNER = torch.arange(CLIENTS).repeat_interleave(torch.tensor(COUNTS[:CLIENTS]))
 ROWS = len(OWNER)
-TABLE = Columns({"x": torch.randn(ROWS, 5, generator=G),
-                 "item": torch.randint(9, (ROWS,), generator=G),
-                 "target": (torch.rand(ROWS, generator=G) < 0.5).float()}, OWNER)
+TABLE = Columns(
+    {
+        "x": torch.randn(ROWS, 5, generator=G),
+        "item": torch.randint(9, (ROWS,), generator=G),
+        "target": (torch.rand(ROWS, generator=G) < 0.5).float(),
+    },
+    OWNER,
+)
 FEATURES = torch.randn(ITEMS, 6, generator=G), torch.randn(USERS, 7, generator=G)
 
 
@@ -53,8 +62,9 @@ class Net(nn.Module):
 def module():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return from_module(Net(), {n: TABLE.columns[n][:3] for n in ("x", "item")},
-                           rows={"item.weight": "item"})
+        return from_module(
+            Net(), {n: TABLE.columns[n][:3] for n in ("x", "item")}, rows={"item.weight": "item"}
+        )
 
 
 KINDS = {
@@ -70,9 +80,12 @@ KINDS = {
     "module": lambda: (module(), TABLE),
 }
 SETTINGS = {
-    "sgd": {}, "adamw": {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.1},
-    "whole epochs": {"batch_size": 0, "local_epochs": 2}, "batches of 10": {"batch_size": 10},
-    "one by one": {"batch_size": 1}, "proximal": {"proximal": 0.5, "local_epochs": 2},
+    "sgd": {},
+    "adamw": {"optimizer": "adamw", "local_lr": 0.01, "weight_decay": 0.1},
+    "whole epochs": {"batch_size": 0, "local_epochs": 2},
+    "batches of 10": {"batch_size": 10},
+    "one by one": {"batch_size": 1},
+    "proximal": {"proximal": 0.5, "local_epochs": 2},
     "little by little": {"micro_batch": 5},
 }
 
@@ -83,9 +96,10 @@ def deltas(model, data, cohort, local):
     cohort = longest_first(data, cohort)
     for update in updates(model, data, model.init(3), cohort, local, number=2):
         for place, client in enumerate(update.cohort.tolist()):
-            found[client] = {name: (d.ids[d.client == place], d.values[d.client == place])
-                             for name, d in update.deltas.items()} | {"loss": (
-                                 update.steps[place], update.losses[place])}
+            found[client] = {
+                name: (d.ids[d.client == place], d.values[d.client == place])
+                for name, d in update.deltas.items()
+            } | {"loss": (update.steps[place], update.losses[place])}
     return found
 
 
@@ -108,8 +122,9 @@ def test_a_client_trains_to_the_same_bits_alone_and_in_any_cohort(kind, setting)
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_no_bit_of_a_run(kind):
     model, data = KINDS[kind]()
-    settings = Settings(rounds=3, cohort=len(data) - 5, local_lr=0.3, server_optimizer="adam",
-                        server_lr=0.01)
+    settings = Settings(
+        rounds=3, cohort=len(data) - 5, local_lr=0.3, server_optimizer="adam", server_lr=0.01
+    )
     *_, once = federate(model, data, settings.replace(memory_mb=10_000))
     for mb in (0, 1, 2):
         *_, other = federate(model, data, settings.replace(memory_mb=mb))

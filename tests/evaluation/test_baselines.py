@@ -14,16 +14,19 @@ def test_central_ials_reaches_a_point_without_slope(small):
     slopes = torch.autograd.grad(implicit_loss(clicked(small).double(), u, i, 0.2, 0.05), [u, i])
     assert max(float(s.abs().max()) for s in slopes) < 1e-3
     assert dot(users, items)(torch.tensor([[2, 3]]), torch.tensor([[5, 1]])).tolist() == [
-        pytest.approx([float(users[2] @ items[5]), float(users[3] @ items[1])])]
+        pytest.approx([float(users[2] @ items[5]), float(users[3] @ items[1])])
+    ]
 
 
 def test_ease_is_the_least_squares_without_the_diagonal(small):
     table = clicked(small).double()
     score = ease(small, 2.0)
-    users, items = (t.flatten() for t in torch.meshgrid(torch.arange(15), torch.arange(11),
-                                                        indexing="ij"))
-    found, late = (s(users, items).view(15, 11).double() for s in (score, ease(small, 2.0,
-                                                                               recency=1.0)))
+    users, items = (
+        t.flatten() for t in torch.meshgrid(torch.arange(15), torch.arange(11), indexing="ij")
+    )
+    found, late = (
+        s(users, items).view(15, 11).double() for s in (score, ease(small, 2.0, recency=1.0))
+    )
     weighted = weighed(small).double()
     for item in range(11):  # a ridge regression on the other films, one film at a time
         others = torch.arange(11) != item
@@ -33,9 +36,10 @@ def test_ease_is_the_least_squares_without_the_diagonal(small):
         torch.testing.assert_close(late[:, item], weighted[:, others] @ b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: ease(None, 0.0), "strength=0.0"), (lambda: ials(None, reg=0.0), "reg=0.0"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [(lambda: ease(None, 0.0), "strength=0.0"), (lambda: ials(None, reg=0.0), "reg=0.0")],
+)
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

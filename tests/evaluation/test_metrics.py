@@ -38,10 +38,12 @@ def test_ranks_by_hand_and_ties_against_us():
 def test_auc_and_errors_equal_scikit_learn(rows):
     scores = torch.tensor([s for s, _ in rows])
     target = torch.tensor([float(t) for _, t in rows])
-    assert mse(scores, target) == pytest.approx(sk.mean_squared_error(target, scores), rel=1e-5,
-                                                abs=1e-7)
-    assert mae(scores, target) == pytest.approx(sk.mean_absolute_error(target, scores), rel=1e-5,
-                                                abs=1e-7)
+    assert mse(scores, target) == pytest.approx(
+        sk.mean_squared_error(target, scores), rel=1e-5, abs=1e-7
+    )
+    assert mae(scores, target) == pytest.approx(
+        sk.mean_absolute_error(target, scores), rel=1e-5, abs=1e-7
+    )
     assert accuracy(scores, target) == pytest.approx(sk.accuracy_score(target > 0.5, scores > 0))
     if 0 < target.sum() < len(target):
         assert auc(scores, target) == pytest.approx(sk.roc_auc_score(target, scores))

@@ -36,8 +36,9 @@ def test_an_ignorant_score_ranks_last_and_an_oracle_first(split):
     held = torch.full((671,), -1).index_copy(0, drawn.users, drawn.positives)
     assert ranking(lambda u, i: torch.zeros(i.shape), drawn) == {"hr@10": 0.0, "ndcg@10": 0.0}
     assert ranking(lambda u, i: (i == held[u]).float(), drawn) == {"hr@10": 1.0, "ndcg@10": 1.0}
-    chance = ranking(lambda u, i: torch.rand(i.shape, generator=torch.Generator().manual_seed(0)),
-                     drawn)
+    chance = ranking(
+        lambda u, i: torch.rand(i.shape, generator=torch.Generator().manual_seed(0)), drawn
+    )
     assert chance["hr@10"] == pytest.approx(0.1, abs=0.035)
 
 
@@ -85,11 +86,14 @@ def test_cold_ranking_equals_scikit_learn(ratings):
     mine, items = seen([few], torch.arange(25))[:, cold], cold.nonzero()[:, 0]
     users = [u for u in range(25) if mine[u].any()]
     auc = [roc_auc_score(mine[u], table[u, items]) for u in users]
-    own = torch.zeros_like(table).masked_scatter(seen([few], torch.arange(671)),
-                                                 torch.ones(len(few)))
+    own = torch.zeros_like(table).masked_scatter(
+        seen([few], torch.arange(671)), torch.ones(len(few))
+    )
     nudged = table - 1e-3 * own
     ndcg = [ndcg_score(mine[u].long()[None], nudged[u, items][None], k=10) for u in users]
-    assert found == {"auc": pytest.approx(sum(auc) / len(auc)),
-                     "ndcg@10": pytest.approx(sum(ndcg) / len(ndcg))}
+    assert found == {
+        "auc": pytest.approx(sum(auc) / len(auc)),
+        "ndcg@10": pytest.approx(sum(ndcg) / len(ndcg)),
+    }
     with pytest.raises(ParameterError, match="nobody rated some"):
         cold_ranking(lambda u, i: table[u, i], few, torch.zeros(9066).bool())

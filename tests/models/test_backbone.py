@@ -28,18 +28,21 @@ def test_a_body_gives_the_states_of_its_encoder(pretrained):
     body, ids = Backbone(pretrained), tokens(pretrained, TEXTS[:2])
     with torch.no_grad():
         states = body(ids)
-    torch.testing.assert_close(mean_state(states, ids != PAD), pretrained(TEXTS[:2]), atol=1e-4,
-                               rtol=1e-4)
+    torch.testing.assert_close(
+        mean_state(states, ids != PAD), pretrained(TEXTS[:2]), atol=1e-4, rtol=1e-4
+    )
     assert body.causal == (pretrained.name == SMOLLM2)
     assert states.shape == (*ids.shape, body.width)
 
 
 def test_what_enters_the_first_layer_is_known_for_every_word(pretrained):
     body, given, ids = Backbone(pretrained, 1), [], torch.tensor([[17, 4, 300]])
-    name = ("layer.0.attention.self.query" if pretrained.name == MINILM
-            else "layers.0.self_attn.q_proj")
+    name = (
+        "layer.0.attention.self.query" if pretrained.name == MINILM else "layers.0.self_attn.q_proj"
+    )
     hook = next(m for n, m in body.named_modules() if n.endswith(name)).register_forward_pre_hook(
-        lambda _, x: given.append(x[0][0]))
+        lambda _, x: given.append(x[0][0])
+    )
     with torch.no_grad():
         body(ids)
     hook.remove()
@@ -55,12 +58,15 @@ def test_layers_worked_out_again_give_the_same_gradient(pretrained):
         weights = {n: p.detach() for n, p in net.named_parameters()}
         trained = [n for n, p in net.named_parameters() if p.requires_grad]
         first = first or [weights[n] for n in trained]  # drawn by name, and these are longer ones
-        own = {n: start.expand(2, *start.shape).clone().requires_grad_()
-               for n, start in zip(trained, first, strict=True)}
+        own = {
+            n: start.expand(2, *start.shape).clone().requires_grad_()
+            for n, start in zip(trained, first, strict=True)
+        }
 
         def one(own, ids, net=net, weights=weights):
             return functional_call(net, weights | own, (ids,)).square().mean()
-        with sdpa_kernel(SDPBackend.MATH):                   # as `from_module` calls it
+
+        with sdpa_kernel(SDPBackend.MATH):  # as `from_module` calls it
             loss = vmap(one)(own, ids.expand(2, -1, -1))
             found.append(torch.autograd.grad(loss.sum(), list(own.values())))
     assert any(bool(grad.any()) for grad in found[0])
@@ -73,11 +79,12 @@ def test_less_is_kept_where_layers_are_worked_out_again():
     ids = tokens(minilm, TEXTS[:1]).expand(8, -1)
     for again in (False, True):
         body, sizes = Backbone(minilm, 4, checkpoint=again), []
-        weights = {p.data_ptr() for p in body.parameters()}          # these are there either way
+        weights = {p.data_ptr() for p in body.parameters()}  # these are there either way
 
         def noted(t, weights=weights, sizes=sizes):
             sizes.append(0 if t.data_ptr() in weights else t.numel())
             return t
+
         with torch.autograd.graph.saved_tensors_hooks(noted, lambda t: t):
             body(ids).sum()
         kept.append(sum(sizes))

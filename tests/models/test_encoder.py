@@ -24,8 +24,14 @@ from fedlab.models.text import (
 )
 from fedlab.models.text.encoder import ROOM
 
-ODD = ["", "a", "Amélie (2001). Comedy", "七人の侍", "The Usual Suspects (1995). Crime, Thriller",
-       "long " * 2000]
+ODD = [
+    "",
+    "a",
+    "Amélie (2001). Comedy",
+    "七人の侍",
+    "The Usual Suspects (1995). Crime, Thriller",
+    "long " * 2000,
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +46,20 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_text_has_title_year_and_genres():
-    catalogue = replace(tiny([0, 0], [0, 1]).catalogue, titles=("Usual Suspects, The", "Alien"),
-                        years=torch.tensor([1995, 0]),
-                        genres=torch.tensor([[True, True], [False, False]]))
-    assert item_texts(catalogue) == ["The Usual Suspects (1995). Comedy, Drama",
-                                     "Alien (year unknown). "]
+    catalogue = replace(
+        tiny([0, 0], [0, 1]).catalogue,
+        titles=("Usual Suspects, The", "Alien"),
+        years=torch.tensor([1995, 0]),
+        genres=torch.tensor([[True, True], [False, False]]),
+    )
+    assert item_texts(catalogue) == [
+        "The Usual Suspects (1995). Comedy, Drama",
+        "Alien (year unknown). ",
+    ]
     assert item_texts(catalogue, "{genres}: {title}") == [
-        "Comedy, Drama: The Usual Suspects", ": Alien"]
+        "Comedy, Drama: The Usual Suspects",
+        ": Alien",
+    ]
     with pytest.raises(ParameterError, match=r"template='\{plot\}': unknown field 'plot'"):
         item_texts(catalogue, "{plot}")
 
@@ -63,8 +76,9 @@ def test_a_vector_is_pooled_from_the_states_of_its_own_tokens(minilm, pooling):
     assert found.shape == (6, 384)
     assert bool(found.isfinite().all())
     for one, vector in zip(ODD, found, strict=True):  # one text at a time, no padding, no mask
-        ids = minilm.tokenizer(one, truncation=True, max_length=ROOM,
-                               return_tensors="pt")["input_ids"]
+        ids = minilm.tokenizer(one, truncation=True, max_length=ROOM, return_tensors="pt")[
+            "input_ids"
+        ]
         with torch.inference_mode():
             states = minilm.model(input_ids=ids).last_hidden_state[0]
         by_hand = states.mean(0) if pooling == "mean" else states[-1]
@@ -75,11 +89,12 @@ def test_a_vector_is_pooled_from_the_states_of_its_own_tokens(minilm, pooling):
 def test_the_vectors_that_come_along_are_those_of_the_model(ratings, minilm, cache):
     texts = item_texts(ratings.catalogue)
     shipped = vectors(texts)
-    assert not cache.exists()                                # looked up, not encoded
+    assert not cache.exists()  # looked up, not encoded
     assert shipped.shape == (9066, 384)
     some = torch.arange(0, 9066, 301)
-    torch.testing.assert_close(shipped[some], minilm([texts[i] for i in some]), atol=2e-3,
-                               rtol=2e-3)
+    torch.testing.assert_close(
+        shipped[some], minilm([texts[i] for i in some]), atol=2e-3, rtol=2e-3
+    )
     assert SHIPPED.stat().st_size <= 8_000_000
 
 
@@ -88,8 +103,11 @@ def test_vectors_are_kept_and_a_damaged_file_is_made_anew(cache, monkeypatch):
     first = vectors(texts, progress=False)
     (file,) = cache.iterdir()
     asked = []
-    monkeypatch.setattr(sys.modules["fedlab.models.text.encoder"], "encoder",
-                        lambda *given: asked.append(given) or encoder(*given))
+    monkeypatch.setattr(
+        sys.modules["fedlab.models.text.encoder"],
+        "encoder",
+        lambda *given: asked.append(given) or encoder(*given),
+    )
     assert torch.equal(vectors(texts, progress=False), first)
     assert asked == []
     whole = bytearray(file.read_bytes())
@@ -135,6 +153,7 @@ def test_a_gpt_type_model_without_a_pad_token_goes_the_same_way():
     bare.tokenizer.pad_token = None
     found = bare(ODD[1:5])
     assert found.shape == (4, 576)
-    torch.testing.assert_close(found, torch.cat([gpt([one]) for one in ODD[1:5]]), atol=1e-3,
-                               rtol=1e-3)
+    torch.testing.assert_close(
+        found, torch.cat([gpt([one]) for one in ODD[1:5]]), atol=1e-3, rtol=1e-3
+    )
     assert gpt.model.config.model_type == "llama"

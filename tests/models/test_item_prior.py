@@ -23,13 +23,16 @@ def test_cold_rows_are_kernel_ridge_and_warm_ones_leave_themselves_out():
         others[item] = False
         model = KernelRidge(alpha=0.5, kernel="precomputed")
         model.fit(kernel[others][:, others].numpy(), ROWS.double()[others].numpy())
-        expected = torch.from_numpy(model.predict(kernel[item:item + 1][:, others].numpy()))[0]
+        expected = torch.from_numpy(model.predict(kernel[item : item + 1][:, others].numpy()))[0]
         torch.testing.assert_close(found[item], expected)
 
 
 def test_a_kernel_by_hand():
-    catalogue = replace(tiny([0] * 3, [0, 1, 2]).catalogue, years=torch.tensor([1990, 1992, 0]),
-                        genres=torch.tensor([[True, False], [True, True], [False, False]]))
+    catalogue = replace(
+        tiny([0] * 3, [0, 1, 2]).catalogue,
+        years=torch.tensor([1990, 1992, 0]),
+        genres=torch.tensor([[True, False], [True, True], [False, False]]),
+    )
     x = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
     unit = x / x.norm(dim=1, keepdim=True)
     unit = unit - unit.mean(0)
@@ -45,13 +48,16 @@ def test_a_kernel_by_hand():
     torch.testing.assert_close(item_kernel([], catalogue), found - text_kernel(x))
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: text_kernel(TEXTS, 0.0), "width=0.0"),
-    (lambda: item_kernel([], None, 0, 0), "texts=0"),
-    (lambda: item_kernel([TEXTS], None, -1.0), "genres, years"),
-    (lambda: kernel_ridge(text_kernel(TEXTS), WARM, 0.0), "strength=0.0"),
-    (lambda: kernel_ridge(text_kernel(TEXTS), torch.arange(12) == 3), "warm=1"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: text_kernel(TEXTS, 0.0), "width=0.0"),
+        (lambda: item_kernel([], None, 0, 0), "texts=0"),
+        (lambda: item_kernel([TEXTS], None, -1.0), "genres, years"),
+        (lambda: kernel_ridge(text_kernel(TEXTS), WARM, 0.0), "strength=0.0"),
+        (lambda: kernel_ridge(text_kernel(TEXTS), torch.arange(12) == 3), "warm=1"),
+    ],
+)
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()

@@ -44,13 +44,15 @@ def test_an_adapter_is_that_of_peft():
     config = LoraConfig(r=2, lora_alpha=8, target_modules=["0", "2"])
     theirs = get_peft_model(copy.deepcopy(net), config)
     x = torch.randn(4, 6)
-    torch.testing.assert_close(ours(x), net(x))                           # B is zero at the start
+    torch.testing.assert_close(ours(x), net(x))  # B is zero at the start
     for name in ("0", "2"):
         mine, other = ours.get_submodule(name), theirs.get_submodule(f"base_model.model.{name}")
         assert mine.a.shape == other.lora_A["default"].weight.shape
         nn.init.normal_(mine.b)
-        other.lora_A["default"].weight.data, other.lora_B[
-            "default"].weight.data = mine.a.data, mine.b.data
+        other.lora_A["default"].weight.data, other.lora_B["default"].weight.data = (
+            mine.a.data,
+            mine.b.data,
+        )
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(merged(ours)(x), ours(x), atol=1e-5, rtol=1e-5)
     assert not any(isinstance(part, Adapted) for part in merged(ours).modules())
@@ -76,8 +78,10 @@ def test_stacked_adapters_equal_one_client_at_a_time(short):
     columns, net = short
     model = from_module(net, {"ids": columns["ids"][:2]})
     local = LocalSettings(batch_size=4, local_lr=0.05)
-    data, cohort = Columns({n: columns[n] for n in ("ids", "target")},
-                           columns["user"]), torch.arange(4)
+    data, cohort = (
+        Columns({n: columns[n] for n in ("ids", "target")}, columns["user"]),
+        torch.arange(4),
+    )
     examples = data.draw(cohort, 1, 0, Key(0, "examples", 1))
     params = model.init(0)
     deltas, losses, _ = train_cohort(model, params, examples, cohort, local)
@@ -86,41 +90,52 @@ def test_stacked_adapters_equal_one_client_at_a_time(short):
         expected, loss = train_module(net, own, local, ["ids"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-4)
         for name, delta in deltas.items():
-            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
-                                       atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(
+                delta.values[delta.client == client][0], expected[name], atol=1e-4, rtol=1e-3
+            )
 
 
 def update(server, a, b, weights):
     """What clients send whose adapters are a (C, r, in) and b (C, out, r) after a round."""
     clients = torch.arange(len(a))
     rows = {"x.a": a - server["x.a"], "x.b": b - server["x.b"]}
-    return Update({n: Rows(v, torch.zeros_like(clients), clients) for n, v in rows.items()},
-                  weights, torch.zeros(len(a)), clients, torch.ones(len(a)))
+    return Update(
+        {n: Rows(v, torch.zeros_like(clients), clients) for n, v in rows.items()},
+        weights,
+        torch.zeros(len(a)),
+        clients,
+        torch.ones(len(a)),
+    )
 
 
 def test_the_mean_of_factors_is_biased_and_the_mean_of_products_is_not():
     draw = torch.Generator().manual_seed(0)
-    server = {"x.a": torch.randn(1, 2, 6, generator=draw),
-              "x.b": torch.randn(1, 5, 2, generator=draw)}
+    server = {
+        "x.a": torch.randn(1, 2, 6, generator=draw),
+        "x.b": torch.randn(1, 5, 2, generator=draw),
+    }
     weights = torch.tensor([1.0, 3.0])
 
     def product(rule, a, b):
         delta = rule([update(server, a, b, weights)], server)
         return (server["x.b"] + delta["x.b"])[0] @ (server["x.a"] + delta["x.a"])[0]
+
     a, b = torch.randn(2, 2, 6, generator=draw), torch.randn(2, 5, 2, generator=draw)
     exact = (0.25 * b[0] @ a[0] + 0.75 * b[1] @ a[1]).double()
     left, size, right = torch.linalg.svd(exact)
     nearest = (left[:, :2] * size[:2]) @ right[:2]
-    torch.testing.assert_close(product(MeanOfProducts(), a, b).double(), nearest, atol=1e-5,
-                               rtol=1e-4)
+    torch.testing.assert_close(
+        product(MeanOfProducts(), a, b).double(), nearest, atol=1e-5, rtol=1e-4
+    )
     rules = MeanOfProducts(), WeightedMean()
     lost = [float((product(rule, a, b) - exact).norm()) for rule in rules]
     assert lost[0] < lost[1]
     sent = [update(server, a, b, weights)]
     far = float((exact - server["x.b"][0] @ server["x.a"][0]).norm())
     for rule, expected in zip(rules, lost, strict=True):
-        assert product_error(sent, server, rule(sent, server), {}) == pytest.approx(expected / far,
-                                                                                    rel=1e-3)
+        assert product_error(sent, server, rule(sent, server), {}) == pytest.approx(
+            expected / far, rel=1e-3
+        )
     only_b = [replace(sent[0], deltas={"x.b": sent[0].deltas["x.b"]})]
     half = {"x.b": server["x.b"]}
     delta = WeightedMean()(only_b, half)
@@ -145,24 +160,36 @@ def test_pairs_ask_about_a_film_that_is_not_in_the_history(ratings, minilm):
     assert torch.equal(again["ids"], found["ids"])
     assert set(found["target"].tolist()) <= {0.0, 1.0}
     held = ratings.take((ratings.users == 5).nonzero()[:2, 0])
-    late = make_pairs(ratings.take((ratings.users == 5).nonzero()[2:, 0]),
-                      item_texts(ratings.catalogue, "{title}"), minilm, 9, asked=held)
+    late = make_pairs(
+        ratings.take((ratings.users == 5).nonzero()[2:, 0]),
+        item_texts(ratings.catalogue, "{title}"),
+        minilm,
+        9,
+        asked=held,
+    )
     assert late["user"].tolist() == [5, 5]
     assert sorted(late["target"].tolist()) == sorted((held.values >= 4).float().tolist())
 
 
 def test_what_cannot_be_adapted_or_read_is_refused(minilm, ratings):
     net = nn.Sequential(nn.Linear(6, 5))
-    for call, message in [(lambda: adapted(net, ("query",)),
-                           "names='query': no linear layer is called so; choose from 0"),
-                          (lambda: adapted(net, ("0",), rank=6), "rank=6: choose from 1 to 5"),
-                          (lambda: adapted(net, ("0",), alpha=0.0), r"alpha=0\.0"),
-                          (lambda: CrossEncoder(minilm, layers=7),
-                           "layers=7: choose from 0, which means all, to 6"),
-                          (lambda: CrossEncoder(Encoder(SMOLLM2, None, nn.Linear(1, 1))),
-                           "encoder='SmolLM2.*it has no list of layers"),
-                          (lambda: make_pairs(ratings, [], minilm, 1, history=0), "history=0"),
-                          (lambda: make_pairs(ratings.take(ratings.users < 2), [], minilm, 1,
-                                              liked=9.0), r"liked=9\.0: nobody liked")]:
+    for call, message in [
+        (
+            lambda: adapted(net, ("query",)),
+            "names='query': no linear layer is called so; choose from 0",
+        ),
+        (lambda: adapted(net, ("0",), rank=6), "rank=6: choose from 1 to 5"),
+        (lambda: adapted(net, ("0",), alpha=0.0), r"alpha=0\.0"),
+        (lambda: CrossEncoder(minilm, layers=7), "layers=7: choose from 0, which means all, to 6"),
+        (
+            lambda: CrossEncoder(Encoder(SMOLLM2, None, nn.Linear(1, 1))),
+            "encoder='SmolLM2.*it has no list of layers",
+        ),
+        (lambda: make_pairs(ratings, [], minilm, 1, history=0), "history=0"),
+        (
+            lambda: make_pairs(ratings.take(ratings.users < 2), [], minilm, 1, liked=9.0),
+            r"liked=9\.0: nobody liked",
+        ),
+    ]:
         with pytest.raises(ParameterError, match=message):
             call()

@@ -26,15 +26,15 @@ from fedlab.models.model import sigmoid
 @pytest.mark.parametrize("name", ["matrix factorisation", "interaction", "linear"])
 def test_scores_do_not_depend_on_how_they_are_asked_for(name, build, split):
     model = build(name, split.train)
-    params = {n: torch.randn(p.shape, generator=stream(0, n)) for n,
-              p in model.init(0).items()}
+    params = {n: torch.randn(p.shape, generator=stream(0, n)) for n, p in model.init(0).items()}
     score = scorer(model, params)
     users, items = torch.arange(6).view(3, 2), torch.arange(10, 16).view(3, 2)
     grid = score(users, items)
     assert grid.shape == (3, 2)
     torch.testing.assert_close(grid.flatten(), score(users.flatten(), items.flatten()))
-    one = torch.stack([score(u[None], i[None])[0]
-                       for u, i in zip(users.flatten(), items.flatten(), strict=True)])
+    one = torch.stack(
+        [score(u[None], i[None])[0] for u, i in zip(users.flatten(), items.flatten(), strict=True)]
+    )
     torch.testing.assert_close(grid.flatten(), one)
 
 
@@ -65,15 +65,17 @@ def test_gradients_by_hand_equal_those_of_autograd(task):
 
     def draw(*shape):
         return torch.randn(shape, generator=g, dtype=torch.float64)
+
     tables, net = matrix_factorisation(5, 6, 4, task=task), perceptron(3, 7, task=task)
-    for model, leaves, batch in [(tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4),
-                                           "bias": draw(2, 8)}, {}),
-                                 (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4),
-                                           "bias": draw(2, 8)}, {}), (net, {"w1": draw(2, 3, 7),
-                                                                            "b1": draw(2, 7),
-                                                                            "w2": draw(2, 7),
-                                                                            "b2": draw(2, 1)},
-                                                                      {"x": draw(2, 8, 3)})]:
+    for model, leaves, batch in [
+        (tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
+        (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
+        (
+            net,
+            {"w1": draw(2, 3, 7), "b1": draw(2, 7), "w2": draw(2, 7), "b2": draw(2, 1)},
+            {"x": draw(2, 8, 3)},
+        ),
+    ]:
         batch |= {"target": (draw(2, 8) > 0).double()}
         share = draw(2, 8)
         found, by_hand = gradients(model, leaves, {}, batch, share)
@@ -103,18 +105,22 @@ def test_a_sigmoid_has_the_same_bits_wherever_it_stands():
     torch.testing.assert_close(whole, x.sigmoid())
     for first in (0, 1, 7, 40):
         for count in (*range(1, 70), 500):
-            assert torch.equal(sigmoid(x[first:first + count]), whole[first:first + count])
+            assert torch.equal(sigmoid(x[first : first + count]), whole[first : first + count])
 
 
 @pytest.mark.parametrize("name", ["user", "item"])
 def test_more_rows_move_no_other(name):
-    for make in (matrix_factorisation, interaction,
-                 partial(matrix_factorisation, sparse_users=True)):
+    for make in (
+        matrix_factorisation,
+        interaction,
+        partial(matrix_factorisation, sparse_users=True),
+    ):
         few, many = make(30, 40, 5).init(7), make(6000, 90, 5).init(7)
         count = len(few[name])
         assert torch.equal(few[name][torch.arange(count)], many[name][torch.arange(count)])
-        assert not torch.equal(few[name][torch.arange(count)],
-                               make(30, 40, 5).init(8)[name][torch.arange(count)])
+        assert not torch.equal(
+            few[name][torch.arange(count)], make(30, 40, 5).init(8)[name][torch.arange(count)]
+        )
     first = matrix_factorisation(6000, 90, 5).init(7)["user"]
     assert float(first.std()) == pytest.approx(0.1, rel=0.03)
     assert float(first.mean().abs()) < 0.003

@@ -48,8 +48,9 @@ def test_an_example_sees_what_came_before_and_nothing_later(split):
             mine = before[train.users == user]
             assert bool((mine == history[row]).all(1).any())
         assert item not in history[row].tolist()
-    assert torch.equal(as_tensor(data.draw(torch.tensor([3, 1]), 1, 2,
-                                           Key(0, "examples"))["history"]), history)
+    assert torch.equal(
+        as_tensor(data.draw(torch.tensor([3, 1]), 1, 2, Key(0, "examples"))["history"]), history
+    )
 
 
 @pytest.mark.parametrize("kind", ["ids", "texts", "both"])
@@ -57,13 +58,15 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
     few = split.train.take(split.train.users < 12)
     texts = torch.randn(few.item_count, 40, generator=stream(0, "texts"))
     torch.manual_seed(0)
-    net = SASRec(few.item_count, None if kind == "ids" else texts, dim=8, length=5,
-                 ids=kind != "texts")
+    net = SASRec(
+        few.item_count, None if kind == "ids" else texts, dim=8, length=5, ids=kind != "texts"
+    )
     owner = torch.arange(few.user_count) % 3
     data = Sequences(Federation(few, owner), 5)
     local = LocalSettings(batch_size=256, local_lr=0.1)
-    model = from_module(net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3),
-                              "item": torch.tensor([4, 5, 6])})
+    model = from_module(
+        net, {"history": torch.tensor([[1, 2, 3, 4, 5]] * 3), "item": torch.tensor([4, 5, 6])}
+    )
     cohort, params = torch.tensor([0, 1, 2]), model.init(0)
     cohort = cohort[data.counts.argsort(descending=True)]
     examples = data.draw(cohort, 1, 1, Key(0, "examples"))
@@ -73,8 +76,9 @@ def test_stacked_platforms_equal_one_at_a_time(kind, split):
         expected, loss = train_module(net, own, local, ["history", "item"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-5)
         for name, delta in deltas.items():
-            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
-                                       atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                delta.values[delta.client == client][0], expected[name], atol=1e-5, rtol=1e-4
+            )
 
 
 def test_training_tells_what_comes_next():
@@ -85,10 +89,12 @@ def test_training_tells_what_comes_next():
     torch.manual_seed(0)
     net = SASRec(12, dim=16, length=4)
     data = Sequences(Federation(ratings, one_per_user(ratings)), 4)
-    model = from_module(net, {"history": torch.tensor([[12, 12, 1, 2]] * 2),
-                              "item": torch.tensor([3, 4])})
-    settings = Settings(rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0,
-                        negatives=4)
+    model = from_module(
+        net, {"history": torch.tensor([[12, 12, 1, 2]] * 2), "item": torch.tensor([3, 4])}
+    )
+    settings = Settings(
+        rounds=40, cohort=60, local_lr=1.0, server_lr=1.0, batch_size=0, negatives=4
+    )
     (*_, done) = federate(model, data, settings)
     score = sequence_scorer(model, done.params, last_films(ratings, 4))
     everyone = torch.arange(60)

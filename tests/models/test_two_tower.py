@@ -51,8 +51,9 @@ def texts(few):
 def test_states_are_the_same_wherever_training_starts(name, few):
     item, some = torch.tensor([3, 0, 5]), few[1][:6]
     with torch.no_grad():
-        (whole, there), *others = (TextEncoder(read_once(name), some, top=top, length=10)(item)
-                                   for top in (None, 2, 0))
+        (whole, there), *others = (
+            TextEncoder(read_once(name), some, top=top, length=10)(item) for top in (None, 2, 0)
+        )
     for states, mask in others:
         assert torch.equal(mask, there)
         torch.testing.assert_close(states[there], whole[there], atol=1e-3, rtol=1e-3)
@@ -91,15 +92,17 @@ def test_a_shop_asks_its_own_users_about_films_that_they_know(few):
     drawn = shops.draw(torch.tensor([2, 0]), 2, 0, Key(0, "examples"))
     assert drawn["who"].shape == (2 * 2 * 7, 5)
     assert drawn["epoch"].tolist() == ([0] * 7 + [1] * 7) * 2
-    for client, item, who, target in zip(*(drawn[n] for n in ("client", "item", "who", "target")),
-                                         strict=True):
+    for client, item, who, target in zip(
+        *(drawn[n] for n in ("client", "item", "who", "target")), strict=True
+    ):
         shop = (2, 0)[int(client)]
         assert set(data.owner[who].tolist()) == {shop}
         assert [int(u) * 60 + int(item) in pairs for u in who] == target.bool().tolist()
         assert any(int(u) * 60 + int(item) in pairs for u in (data.owner == shop).nonzero()[:, 0])
     assert len(drawn["item"][:7].unique()) == 7
-    assert torch.equal(shops.draw(torch.tensor([2, 0]), 2, 0, Key(0, "examples"))["who"],
-                       drawn["who"])
+    assert torch.equal(
+        shops.draw(torch.tensor([2, 0]), 2, 0, Key(0, "examples"))["who"], drawn["who"]
+    )
     assert int(shops.counts[1]) == len(data.train.items[data.owner[data.train.users] == 1].unique())
 
 
@@ -123,19 +126,22 @@ def test_stacked_shops_equal_one_at_a_time(kind, few, texts):
         expected, loss = train_module(net, own, local, ["item", "who", "own"], "clicks")
         assert float(losses[client]) == pytest.approx(loss, abs=1e-4)
         for name, delta in deltas.items():
-            torch.testing.assert_close(delta.values[delta.client == client][0], expected[name],
-                                       atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(
+                delta.values[delta.client == client][0], expected[name], atol=1e-4, rtol=1e-3
+            )
 
 
 def test_a_batch_in_parts_gives_the_same_round(few, texts):
     data, titles = few
-    net = adapted(TwoTower(texts[None], data.train, vectors(titles), dim=8), ("query",), 2,
-                  train=("head",))
+    net = adapted(
+        TwoTower(texts[None], data.train, vectors(titles), dim=8), ("query",), 2, train=("head",)
+    )
     shops, rounds = ItemQueries(data, 8, 6), []
     for micro in (0, 3):
         model = from_module(net, shops.few(), answers=6)
-        settings = Settings(rounds=1, cohort=3, batch_size=8, micro_batch=micro,
-                            memory_mb=micro and 200)
+        settings = Settings(
+            rounds=1, cohort=3, batch_size=8, micro_batch=micro, memory_mb=micro and 200
+        )
         rounds.extend(federate(model, shops, settings))
     for name, value in rounds[0].params.items():
         torch.testing.assert_close(value, rounds[1].params[name], atol=1e-6, rtol=1e-5)
@@ -153,8 +159,9 @@ def test_training_the_heads_learns_and_a_round_goes_back_into_the_module(few, te
     after = loaded(net, last.params)
     torch.testing.assert_close(after.head.out.weight, last.params["head.out.weight"][0])
     assert not torch.equal(after.head.out.weight, net.head.out.weight)
-    with pytest.raises(ParameterError,
-                       match=r"params=.*'theta'.*: TwoTower has none of these weights"):
+    with pytest.raises(
+        ParameterError, match=r"params=.*'theta'.*: TwoTower has none of these weights"
+    ):
         loaded(net, {"theta": torch.zeros(1, 2)})
 
 
@@ -162,14 +169,18 @@ def test_what_makes_no_tower_or_shop_is_refused(few, texts, stars):
     data, titles = few
     known = vectors(titles)
     for call, message in [
-            (lambda: TextEncoder(encoder(), titles, top=6),
-             "top=6: choose from 0 to 5 layers, or None for all"),
-            (lambda: TwoTower(texts[0], data.train, known, head="lstm"),
-             "head='lstm': choose one of dense, convolution"),
-            (lambda: TwoTower(texts[0], data.train, known[:5]),
-             r"vectors=\(5, 384\): give 60 rows"),
-            (lambda: ItemQueries(stars), "task='ratings': shops know clicks"),
-            (lambda: ItemQueries(data, 0), "items=0"),
-            (lambda: ItemQueries(data, 1, 0), "users=0")]:
+        (
+            lambda: TextEncoder(encoder(), titles, top=6),
+            "top=6: choose from 0 to 5 layers, or None for all",
+        ),
+        (
+            lambda: TwoTower(texts[0], data.train, known, head="lstm"),
+            "head='lstm': choose one of dense, convolution",
+        ),
+        (lambda: TwoTower(texts[0], data.train, known[:5]), r"vectors=\(5, 384\): give 60 rows"),
+        (lambda: ItemQueries(stars), "task='ratings': shops know clicks"),
+        (lambda: ItemQueries(data, 0), "items=0"),
+        (lambda: ItemQueries(data, 1, 0), "users=0"),
+    ]:
         with pytest.raises(ParameterError, match=message):
             call()

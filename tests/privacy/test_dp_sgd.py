@@ -49,8 +49,10 @@ def test_a_table_gives_the_row_of_each_example(platforms):
     found, _ = example_gradients(model, params, batch)
     for place in range(3):
         own = {name: value.clone().requires_grad_() for name, value in params.items()}
-        ready = {name: own[name] if kind == "one" else own[name][batch["item"][place]][None, None]
-                 for name, kind in model.rows.items()}
+        ready = {
+            name: own[name] if kind == "one" else own[name][batch["item"][place]][None, None]
+            for name, kind in model.rows.items()
+        }
         one = {name: column[place][None, None] for name, column in batch.items()}
         model.loss(model.predict(ready | model.constants, one), one["target"]).sum().backward()
         torch.testing.assert_close(found["user"][place], own["user"].grad[0])
@@ -61,20 +63,25 @@ def test_one_example_moves_the_sum_by_the_clip_at_most(platforms):
     model = films(platforms)
     params = {name: value + 1 for name, value in model.init(0).items()}
     torch.manual_seed(0)
-    batch = {"item": torch.randint(0, 3000, (500,)).clamp(max=platforms.train.item_count - 1),
-             "target": torch.randn(500) * 100}
+    batch = {
+        "item": torch.randint(0, 3000, (500,)).clamp(max=platforms.train.item_count - 1),
+        "target": torch.randn(500) * 100,
+    }
     batch["target"][:4] = torch.tensor([math.nan, math.inf, -math.inf, 3e38])
     mechanism = DPSGD(example_clip=0.7, example_noise=1.0)
     for place in range(0, 500, 7):
-        one = {name: column[place:place + 1] for name, column in batch.items()}
+        one = {name: column[place : place + 1] for name, column in batch.items()}
         total, _ = mechanism.summed(model, params, one)
         length = math.sqrt(sum(float(value.double().square().sum()) for value in total.values()))
         assert length <= 0.7 * (1 + 1e-6)
     whole, _ = mechanism.summed(model, params, batch)
-    parts = [mechanism.summed(model, params, {n: c[i:i + 1] for n, c in batch.items()})[0]
-             for i in range(500)]
-    torch.testing.assert_close(whole["user"], sum(part["user"] for part in parts), atol=1e-3,
-                               rtol=1e-4)
+    parts = [
+        mechanism.summed(model, params, {n: c[i : i + 1] for n, c in batch.items()})[0]
+        for i in range(500)
+    ]
+    torch.testing.assert_close(
+        whole["user"], sum(part["user"] for part in parts), atol=1e-3, rtol=1e-4
+    )
 
 
 def test_a_wide_clip_and_hardly_noise_is_gradient_descent():
@@ -101,8 +108,9 @@ def test_platforms_learn_under_noise_and_account_for_one_rating(platforms):
     assert sorted(spent) == [0, 1, 2]
     for client, value in spent.items():
         rate = 200 / int(platforms.counts[client])
-        assert value == pytest.approx(epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5,
-                                              method="rdp"))
+        assert value == pytest.approx(
+            epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5, method="rdp")
+        )
     again, other = trained(platforms, teaching_seed=0), trained(platforms)
     assert torch.equal(again[-1].params["bias"], rounds[-1].params["bias"])
     assert not torch.equal(other[-1].params["bias"], rounds[-1].params["bias"])
@@ -122,27 +130,33 @@ def test_what_is_not_proven_is_refused(platforms, clicks):
 
     def run(data=platforms, model=model, **turned):
         return lambda: next(federate(model, data, Settings(cohort=3, **turned), local=DPSGD()))
-    own = matrix_factorisation(platforms.train.user_count, platforms.train.item_count, 2,
-                               task="ratings")
+
+    own = matrix_factorisation(
+        platforms.train.user_count, platforms.train.item_count, 2, task="ratings"
+    )
     apart = user_factor_model(platforms.train.item_count, 2, clients=3)
     clicked = matrix_factorisation(clicks.train.user_count, clicks.train.item_count, 2)
     for call, message in [
-            (lambda: DPSGD(example_clip=0.0), "example_clip=0.0: choose a number from 1e-09"),
-            (lambda: DPSGD(example_noise=math.nan), "example_noise=nan: choose a number"),
-            (run(clicks, clicked), "task='clicks': dp-sgd: a click brings drawn negatives along"),
-            (run(model=own), "private={'user'}: dp-sgd: rows that stay would be trained without"),
-            (run(model=apart), "private={'user'}"),
-            (run(batch_size=0), "batch_size=0: dp-sgd: choose how many ratings"),
-            (run(optimizer="adamw"), "optimizer='adamw': nothing in this run reads it beside "
-                                     "dp-sgd; sgd"),
-            (run(noise=2.0), "noise=2.0: nothing in this run reads it; gaussian noise"),
-            (run(weighting="equal", proximal=1.0), "proximal=1.0: nothing in this run reads it")]:
+        (lambda: DPSGD(example_clip=0.0), "example_clip=0.0: choose a number from 1e-09"),
+        (lambda: DPSGD(example_noise=math.nan), "example_noise=nan: choose a number"),
+        (run(clicks, clicked), "task='clicks': dp-sgd: a click brings drawn negatives along"),
+        (run(model=own), "private={'user'}: dp-sgd: rows that stay would be trained without"),
+        (run(model=apart), "private={'user'}"),
+        (run(batch_size=0), "batch_size=0: dp-sgd: choose how many ratings"),
+        (
+            run(optimizer="adamw"),
+            "optimizer='adamw': nothing in this run reads it beside dp-sgd; sgd",
+        ),
+        (run(noise=2.0), "noise=2.0: nothing in this run reads it; gaussian noise"),
+        (run(weighting="equal", proximal=1.0), "proximal=1.0: nothing in this run reads it"),
+    ]:
         with pytest.raises(ParameterError, match=message):
             call()
 
 
 def test_clients_weigh_as_the_aggregation_is_told(platforms):
-    one, other = (trained(platforms, teaching_seed=0, **more)[-1]
-                  for more in ({}, {"weighting": "equal"}))
+    one, other = (
+        trained(platforms, teaching_seed=0, **more)[-1] for more in ({}, {"weighting": "equal"})
+    )
     assert len(set(platforms.counts.tolist())) > 1
     assert not torch.equal(one.params["bias"], other.params["bias"])

@@ -46,14 +46,31 @@ CENTRAL = (Clip(), GaussianNoise())
 def scene(*stages, expected=4.0, shapes=SHAPES, clients=4, number=1, memory=None, counted=False):
     """What these stages know of a round in which some clients were invited."""
     asked = {name: (torch.zeros(shape), "item") for name, shape in shapes.items()}
-    facts = {stage.name: {"clipped": 1.0, "equal": True} | ({"counted": 0.5} if counted else {})
-             for stage in stages}
+    facts = {
+        stage.name: {"clipped": 1.0, "equal": True} | ({"counted": 0.5} if counted else {})
+        for stage in stages
+    }
     nobody = torch.empty(0, dtype=torch.int64)
-    plan = Plan(nobody, dict.fromkeys(range(clients), number), {}, 0.0,
-                Drawn(nobody, 0.5, "fixed", expected))
+    plan = Plan(
+        nobody,
+        dict.fromkeys(range(clients), number),
+        {},
+        0.0,
+        Drawn(nobody, 0.5, "fixed", expected),
+    )
     data, start = SimpleNamespace(counts=torch.full((clients,), 9)), Settings()
-    context = RoundContext(None, data, start, Round(number - 1, start, {}), {},
-                           {} if memory is None else memory, 0, facts, asked, plan)
+    context = RoundContext(
+        None,
+        data,
+        start,
+        Round(number - 1, start, {}),
+        {},
+        {} if memory is None else memory,
+        0,
+        facts,
+        asked,
+        plan,
+    )
     for stage in stages:
         stage.begin(context)
     context.notes["longest"] = context.notes.setdefault("clipped", 1.0)
@@ -79,8 +96,22 @@ def total(update):
     return plain_sum(admitted(landed, context, [], books), context.server), books.rejected
 
 
-ODD = [0.0, -0.0, 1e-45, 1e-30, 1e-8, 1.0, -1.0, 1e8, 1e19, 1e30, 3e38, math.nan, math.inf,
-       -math.inf]
+ODD = [
+    0.0,
+    -0.0,
+    1e-45,
+    1e-30,
+    1e-8,
+    1.0,
+    -1.0,
+    1e8,
+    1e19,
+    1e30,
+    3e38,
+    math.nan,
+    math.inf,
+    -math.inf,
+]
 NUMBERS = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.sampled_from(ODD)
 
 
@@ -91,8 +122,9 @@ def test_adding_one_client_moves_the_sum_by_the_clip_at_most(mine, weight, seed)
     both = sent(torch.cat([torch.tensor([mine]), others]), [weight, 1.0, 5.0, 0.1])
     without = both.only(torch.tensor([False, True, True, True]))
     (here, rejected), (gone, _) = total(both), total(without)
-    moved = math.sqrt(sum(float((here[n].double() - gone[n].double()).square().sum())
-                          for n in here))
+    moved = math.sqrt(
+        sum(float((here[n].double() - gone[n].double()).square().sum()) for n in here)
+    )
     assert moved <= 1 + 1e-6
     assert (0 in rejected) == (not all(map(math.isfinite, torch.tensor(mine).tolist())))
 
@@ -113,8 +145,9 @@ def test_ten_thousand_clients_each_within_the_clip():
     finite = values.isfinite().all(1)
     assert torch.equal(kept.cohort, finite.nonzero()[:, 0])
     long = values[finite].double().norm(dim=1) > 0.3
-    torch.testing.assert_close(lengths[long], torch.full_like(lengths[long], 0.3), rtol=1e-6,
-                               atol=0)
+    torch.testing.assert_close(
+        lengths[long], torch.full_like(lengths[long], 0.3), rtol=1e-6, atol=0
+    )
 
 
 def test_a_sum_by_hand():
@@ -132,14 +165,16 @@ def test_noise_has_the_deviation_that_is_accounted(seed):
     noise = stage.total(zeros, scene(clip, stage))["item"]
     assert float(noise.std()) == pytest.approx(1.5, rel=0.01)
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
-    assert float((noise.abs() > 3.0).double().mean()) == pytest.approx(math.erfc(math.sqrt(2)),
-                                                                       rel=0.05)
+    assert float((noise.abs() > 3.0).double().mean()) == pytest.approx(
+        math.erfc(math.sqrt(2)), rel=0.05
+    )
 
 
 def test_noise_is_on_every_row_and_fresh_without_a_teaching_seed():
     def drawn(seed, number=1):
         clip, stage = Clip(), GaussianNoise(teaching_seed=seed)
         return stage.total(plain_sum([], scene().server), scene(clip, stage, number=number))
+
     one, again = drawn(-1), drawn(-1)
     assert all(bool((value != 0).all()) for value in one.values())
     assert not torch.equal(one["item"], again["item"])
@@ -153,6 +188,7 @@ def test_local_noise_is_on_all_rows_of_every_client():
         stage = LocalNoise(noise=noise, teaching_seed=seed)
         update = sent(values)
         return stage.each(update, scene(Clip(clip=clip), stage, clients=len(update.cohort))).deltas
+
     two = noisy([[3.0, 0, 0, 4.0], [0, 0, 0, 0]], 1.0, 0.1)
     assert two["item"].values.shape == (10, 3)
     assert two["item"].ids.tolist() == [*range(5)] * 2
@@ -197,8 +233,9 @@ def films(split):
 def test_with_a_wide_clip_and_hardly_noise_it_is_fedavg(films, clicks):
     plain_settings = Settings(rounds=2, cohort=len(clicks), local_lr=0.5)
     *_, plain = federate(films, clicks, plain_settings.replace(weighting="equal"))
-    *_, quiet = federate(films, clicks, plain_settings,
-                         uplink=[Clip(clip=1e3), GaussianNoise(noise=1e-6)])
+    *_, quiet = federate(
+        films, clicks, plain_settings, uplink=[Clip(clip=1e3), GaussianNoise(noise=1e-6)]
+    )
     for name in ("item", "user"):
         torch.testing.assert_close(quiet.params[name], plain.params[name], atol=1e-5, rtol=1e-3)
 
@@ -209,16 +246,22 @@ def test_the_ledger_counts_and_the_budget_ends_the_run(films, clicks):
     spent = [done.metrics["epsilon"] for done in rounds]
     assert 1 <= len(rounds) < 30
     assert spent == sorted(spent)
-    assert spent[-1] <= 3.0 < epsilon([Release(1.0, 100 / 671, len(rounds) + 1)], 1e-4,
-                                      method="rdp")
-    assert spent[-1] == pytest.approx(epsilon([Release(1.0, 100 / 671, len(rounds))], 1e-4,
-                                              method="rdp"))
-    more = list(federate(films, clicks, asked.replace(budget=3.2), uplink=CENTRAL,
-                         start=rounds[-1]))
+    assert (
+        spent[-1] <= 3.0 < epsilon([Release(1.0, 100 / 671, len(rounds) + 1)], 1e-4, method="rdp")
+    )
+    assert spent[-1] == pytest.approx(
+        epsilon([Release(1.0, 100 / 671, len(rounds))], 1e-4, method="rdp")
+    )
+    more = list(
+        federate(films, clicks, asked.replace(budget=3.2), uplink=CENTRAL, start=rounds[-1])
+    )
     assert more[0].number == len(rounds) + 1
     assert more[0].metrics["epsilon"] > spent[-1]
-    with pytest.raises(ParameterError, match=r"budget=3.0: a round would bring epsilon from "
-                       r"2\.\d+ to 3\.\d+; choose more"):
+    with pytest.raises(
+        ParameterError,
+        match=r"budget=3.0: a round would bring epsilon from "
+        r"2\.\d+ to 3\.\d+; choose more",
+    ):
         next(federate(films, clicks, asked, uplink=CENTRAL, start=rounds[-1]))
 
 
@@ -228,19 +271,24 @@ def test_turned_knobs_are_accounted_as_they_were(films, clicks):
 
     def ask():
         return Settings(rounds=3, **QUICK | {"noise": turned["now"]})
-    *_, last = (turned.update(now=next(noises)) or done
-                for done in federate(films, clicks, ask, uplink=CENTRAL))
+
+    *_, last = (
+        turned.update(now=next(noises)) or done
+        for done in federate(films, clicks, ask, uplink=CENTRAL)
+    )
     q = 100 / 671
     assert last.metrics["epsilon"] == pytest.approx(
-        epsilon([Release(1.0, q, 2), Release(2.0, q, 1)], 1e-4, method="rdp"))
+        epsilon([Release(1.0, q, 2), Release(2.0, q, 1)], 1e-4, method="rdp")
+    )
 
 
 def test_fixed_cohorts_are_accounted_as_such(films, clicks):
     asked = Settings(rounds=2, **QUICK | {"sampling": "fixed"})
     *_, last = federate(films, clicks, asked, uplink=CENTRAL)
     assert len(last.cohort) == 100
-    assert last.metrics["epsilon"] == pytest.approx(epsilon(
-        [Release(1.0, 100 / 671, 2, "fixed")], 1e-4, relation="replace-one", method="rdp"))
+    assert last.metrics["epsilon"] == pytest.approx(
+        epsilon([Release(1.0, 100 / 671, 2, "fixed")], 1e-4, relation="replace-one", method="rdp")
+    )
 
 
 def test_sums_over_everybody_are_accounted_exactly(films, clicks):
@@ -251,8 +299,10 @@ def test_sums_over_everybody_are_accounted_exactly(films, clicks):
 
 def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
     asked = Settings(rounds=2, teaching_seed=0, **QUICK | {"cohort": 12})
-    plain, sealed = (list(federate(films, clicks, asked, uplink=uplink))
-                     for uplink in (CENTRAL, [Clip(), SecureSum(), GaussianNoise()]))
+    plain, sealed = (
+        list(federate(films, clicks, asked, uplink=uplink))
+        for uplink in (CENTRAL, [Clip(), SecureSum(), GaussianNoise()])
+    )
     for name, value in plain[-1].params.items():
         torch.testing.assert_close(value, sealed[-1].params[name], atol=1e-6, rtol=1e-5)
     assert not torch.equal(plain[-1].params["item"], sealed[-1].params["item"])  # it is fixed point
@@ -268,8 +318,10 @@ def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
 def test_a_secure_sum_keeps_tables_apart_whatever_their_order(films, clicks):
     model = replace(films, rows=dict(reversed(films.rows.items())))
     asked = Settings(rounds=1, teaching_seed=0, **QUICK | {"cohort": 6, "noise": 1e-6})
-    plain, sealed = (next(federate(model, clicks, asked, uplink=uplink)).params
-                     for uplink in (CENTRAL, [Clip(), SecureSum(), GaussianNoise()]))
+    plain, sealed = (
+        next(federate(model, clicks, asked, uplink=uplink)).params
+        for uplink in (CENTRAL, [Clip(), SecureSum(), GaussianNoise()])
+    )
     for name, value in plain.items():
         torch.testing.assert_close(value, sealed[name], atol=1e-6, rtol=1e-5)
 
@@ -278,8 +330,9 @@ def test_local_noise_is_accounted_for_the_client_that_sent_most(films, clicks):
     asked = Settings(rounds=3, **QUICK | {"noise": 50.0})
     rounds = list(federate(films, clicks, asked, uplink=[Clip(), LocalNoise()]))
     most = int(torch.bincount(torch.cat([done.cohort for done in rounds])).max())
-    assert rounds[-1].metrics["epsilon"] == pytest.approx(gaussian_epsilon(2 * math.sqrt(most) / 50,
-                                                                           1e-4))
+    assert rounds[-1].metrics["epsilon"] == pytest.approx(
+        gaussian_epsilon(2 * math.sqrt(most) / 50, 1e-4)
+    )
     rows = sum(value.numel() for name, value in rounds[0].params.items() if name != "user")
     assert rounds[0].bytes_up >= 4 * rows * len(rounds[0].cohort)  # every row of every client
 
@@ -301,8 +354,10 @@ def test_poisson_cohorts_have_the_size_of_chance_and_may_be_empty(films, clicks)
 
 def test_missing_clients_leave_the_denominator_as_it_is(films, clicks):
     fixed = Settings(rounds=1, teaching_seed=0, **QUICK | {"sampling": "fixed", "noise": 1e-6})
-    whole, half, late = (next(federate(films, clicks, fixed.replace(**more), uplink=CENTRAL))
-                         for more in ({}, {"drop_out": 0.5}, {"deadline": 5.0}))
+    whole, half, late = (
+        next(federate(films, clicks, fixed.replace(**more), uplink=CENTRAL))
+        for more in ({}, {"drop_out": 0.5}, {"deadline": 5.0})
+    )
     start = films.init(0)["item"]
     lengths = [float((done.params["item"] - start).norm()) for done in (whole, half, late)]
     assert 30 < len(half.cohort) < 70
@@ -314,24 +369,41 @@ def test_missing_clients_leave_the_denominator_as_it_is(films, clicks):
 
 def test_a_mean_under_noise_is_over_those_expected(films, clicks):
     # half of the clients dropped out: the sum of the others over 100, by hand
-    asked = Settings(rounds=1, drop_out=0.5, teaching_seed=0,
-                     **QUICK | {"sampling": "fixed", "noise": 1e-6, "clip": 1e3})
+    asked = Settings(
+        rounds=1,
+        drop_out=0.5,
+        teaching_seed=0,
+        **QUICK | {"sampling": "fixed", "noise": 1e-6, "clip": 1e3},
+    )
     (done,) = federate(films, clicks, asked, uplink=CENTRAL)
     here = done.cohort[clicks.counts[done.cohort].argsort(descending=True, stable=True)]
-    plain = asked.replace(drop_out=0.0, noise=1.0, clip=1.0, teaching_seed=-1, sampling="fixed",
-                          weighting="equal", cohort=len(here))
+    plain = asked.replace(
+        drop_out=0.0,
+        noise=1.0,
+        clip=1.0,
+        teaching_seed=-1,
+        sampling="fixed",
+        weighting="equal",
+        cohort=len(here),
+    )
     who = Participation(sampler=lambda *given, **named: here)
     (mean,) = federate(films, clicks, plain, participation=who)
     start = films.init(0)["bias"]
-    torch.testing.assert_close((done.params["bias"] - start) * 100,
-                               (mean.params["bias"] - start) * len(here), atol=2e-2, rtol=1e-3)
+    torch.testing.assert_close(
+        (done.params["bias"] - start) * 100,
+        (mean.params["bias"] - start) * len(here),
+        atol=2e-2,
+        rtol=1e-3,
+    )
 
 
 def test_the_same_teaching_seed_gives_the_same_bits_and_none_gives_others(films, clicks):
     def last(seed, uplink=CENTRAL):
-        *_, done = federate(films, clicks, Settings(rounds=2, teaching_seed=seed, **QUICK),
-                            uplink=uplink)
+        *_, done = federate(
+            films, clicks, Settings(rounds=2, teaching_seed=seed, **QUICK), uplink=uplink
+        )
         return done.params["item"], done.cohort.tolist()
+
     assert torch.equal(last(3)[0], last(3)[0])
     one, other = last(-1), last(-1)
     assert not torch.equal(one[0], other[0])
@@ -341,10 +413,16 @@ def test_the_same_teaching_seed_gives_the_same_bits_and_none_gives_others(films,
     assert torch.equal(last(3, local)[0], last(3, local)[0])
 
 
-@pytest.mark.parametrize("uplink", [CENTRAL, [Clip(quantile=0.5), GaussianNoise()],
-                                    [Clip(), LocalNoise()],
-                                    [Clip(), SecureSum(), GaussianNoise()]],
-                         ids=["central", "adaptive clip", "local", "secure sum"])
+@pytest.mark.parametrize(
+    "uplink",
+    [
+        CENTRAL,
+        [Clip(quantile=0.5), GaussianNoise()],
+        [Clip(), LocalNoise()],
+        [Clip(), SecureSum(), GaussianNoise()],
+    ],
+    ids=["central", "adaptive clip", "local", "secure sum"],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(uplink, films, clicks):
     asked = Settings(rounds=4, teaching_seed=0, **QUICK | {"cohort": 10})
     whole = list(federate(films, clicks, asked, uplink=uplink))
@@ -377,30 +455,51 @@ class Never(SGD):
         raise AssertionError("somebody trained")
 
 
-@pytest.mark.parametrize(("asked", "message"), [
-    ({"noise": 0.0}, "noise=0.0: choose a number from 1e-06"), ({"noise": -1.0}, "noise=-1.0"),
-    ({"noise": math.nan}, "noise=nan"), ({"clip": 0.0}, "clip=0.0"),
-    ({"clip": math.nan}, "clip=nan"), ({"clip": -1.0}, "clip=-1.0"),
-    ({"delta": 0.0}, "delta=0.0"), ({"budget": -1.0}, "budget=-1.0"),
-    ({"sampling": "shuffle"}, "sampling='shuffle'"), ({"answering": 0.5}, r"answering=0\.5"),
-    ({"cohort": 10_000}, "cohort=10000: the federation has 671 clients; choose from 1 to 671"),
-    ({"quantile": 0.5, "noise": 50.0}, "noise=50.0: the clip can follow a quantile below"),
-    ({"budget": 0.01}, "budget=0.01: a round would bring epsilon from 0 to")])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"noise": 0.0}, "noise=0.0: choose a number from 1e-06"),
+        ({"noise": -1.0}, "noise=-1.0"),
+        ({"noise": math.nan}, "noise=nan"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"clip": math.nan}, "clip=nan"),
+        ({"clip": -1.0}, "clip=-1.0"),
+        ({"delta": 0.0}, "delta=0.0"),
+        ({"budget": -1.0}, "budget=-1.0"),
+        ({"sampling": "shuffle"}, "sampling='shuffle'"),
+        ({"answering": 0.5}, r"answering=0\.5"),
+        ({"cohort": 10_000}, "cohort=10000: the federation has 671 clients; choose from 1 to 671"),
+        ({"quantile": 0.5, "noise": 50.0}, "noise=50.0: the clip can follow a quantile below"),
+        ({"budget": 0.01}, "budget=0.01: a round would bring epsilon from 0 to"),
+    ],
+)
 def test_bad_settings_are_refused(asked, message, films, clicks):
     with pytest.raises(ParameterError, match=message):
         next(federate(films, clicks, Settings(**QUICK | asked), local=Never(), uplink=CENTRAL))
 
 
-@pytest.mark.parametrize(("uplink", "message"), [
-    ([GaussianNoise()], "gaussian noise: needs a bound on the length of every update; put clip"),
-    ([LocalNoise()], "local noise: needs a bound on the length of every update; put clip"),
-    ([SecureSum()], "secure sum: needs a bound on the length of every update; put clip"),
-    ([Clip(), LocalNoise(), GaussianNoise()], "gaussian noise: .*; local noise took it away"),
-    ([Clip(), LocalNoise(), SecureSum()], "secure sum: .*; local noise took it away"),
-    ([Clip(quantile=0.5), LocalNoise()], "local noise: needs nobody's length counted, which clip"),
-    ([Clip(), GaussianNoise(), SecureSum()],
-     "secure sum: needs .*, which gaussian noise leaves no more"),
-    ([Clip(), GaussianNoise(), Clip()], "parts='clip': it is there twice")])
+@pytest.mark.parametrize(
+    ("uplink", "message"),
+    [
+        (
+            [GaussianNoise()],
+            "gaussian noise: needs a bound on the length of every update; put clip",
+        ),
+        ([LocalNoise()], "local noise: needs a bound on the length of every update; put clip"),
+        ([SecureSum()], "secure sum: needs a bound on the length of every update; put clip"),
+        ([Clip(), LocalNoise(), GaussianNoise()], "gaussian noise: .*; local noise took it away"),
+        ([Clip(), LocalNoise(), SecureSum()], "secure sum: .*; local noise took it away"),
+        (
+            [Clip(quantile=0.5), LocalNoise()],
+            "local noise: needs nobody's length counted, which clip",
+        ),
+        (
+            [Clip(), GaussianNoise(), SecureSum()],
+            "secure sum: needs .*, which gaussian noise takes away",
+        ),
+        ([Clip(), GaussianNoise(), Clip()], "parts='clip': it is there twice"),
+    ],
+)
 def test_stages_that_would_prove_nothing_are_refused(uplink, message, films, clicks):
     with pytest.raises(ParameterError, match=message):
         next(federate(films, clicks, Settings(cohort=5), local=Never(), uplink=uplink))

@@ -37,8 +37,14 @@ def three():
 
 
 def everybody(model, data, local, noise=1e-6):
-    asked = Settings(rounds=1, sampling="poisson", cohort=len(data), noise=noise,
-                     server_lr=float(len(data)), teaching_seed=0)
+    asked = Settings(
+        rounds=1,
+        sampling="poisson",
+        cohort=len(data),
+        noise=noise,
+        server_lr=float(len(data)),
+        teaching_seed=0,
+    )
     (done,) = federate(model, data, asked, local=local, uplink=[Clip(), GaussianNoise()])
     assert done.metrics["epsilon"] == pytest.approx(epsilon([Release(noise)], 1e-4))
     return done
@@ -48,8 +54,9 @@ def test_counts_by_hand(three):
     done = everybody(item_counts(three.train.item_count), three, ItemCounts())
     root = 0.5**0.5
     expected = torch.tensor([0.5, 0.5 + 1 + root, 0.5, 0.5, root])
-    torch.testing.assert_close(done.params["count"][:5], expected, atol=1e-4,
-                               rtol=0)  # each user's films together have length 1
+    torch.testing.assert_close(
+        done.params["count"][:5], expected, atol=1e-4, rtol=0
+    )  # each user's films together have length 1
     torch.testing.assert_close(done.norms.max(), torch.tensor(1.0))
 
 
@@ -72,8 +79,10 @@ def test_an_empty_cohort_sends_nothing(three):
 
 
 def test_counts_want_their_own_model(three):
-    for model, local, message in ((item_counts(5), PairCounts(), "pair counts need their own"),
-                                  (pair_counts(torch.eye(5)), ItemCounts(), "item counts need")):
+    for model, local, message in (
+        (item_counts(5), PairCounts(), "pair counts need their own"),
+        (pair_counts(torch.eye(5)), ItemCounts(), "item counts need"),
+    ):
         with pytest.raises(ParameterError, match=message):
             next(federate(model, three, Settings(cohort=3), local=local))
 
@@ -81,15 +90,20 @@ def test_counts_want_their_own_model(three):
 def test_smoothing_is_the_mean_of_a_gaussian_process():
     torch.manual_seed(0)
     kernel = text_kernel(torch.randn(30, 8), 0.7)
-    truth = torch.distributions.MultivariateNormal(torch.zeros(30),
-                                                   30 * kernel + 1e-4 * torch.eye(30)).sample() + 20
+    truth = (
+        torch.distributions.MultivariateNormal(
+            torch.zeros(30), 30 * kernel + 1e-4 * torch.eye(30)
+        ).sample()
+        + 20
+    )
     noisy = truth + 3 * torch.randn(30)
     found = smoothed(noisy, kernel, 3.0, variance=30.0, least=1e-9)
-    joint = torch.linalg.inv(torch.linalg.inv(30 * kernel.double()) + torch.eye(30,
-                                                                                dtype=torch.float64)
-                             / 9)
-    torch.testing.assert_close(found.double(), (joint @ noisy.double() / 9).clamp(min=1e-9),
-                               atol=1e-2, rtol=1e-3)
+    joint = torch.linalg.inv(
+        torch.linalg.inv(30 * kernel.double()) + torch.eye(30, dtype=torch.float64) / 9
+    )
+    torch.testing.assert_close(
+        found.double(), (joint @ noisy.double() / 9).clamp(min=1e-9), atol=1e-2, rtol=1e-3
+    )
     torch.testing.assert_close(smoothed(truth, kernel, 1e-3, least=1e-9), truth, atol=1e-2, rtol=0)
     assert float(smoothed(-truth, kernel, 3.0).max()) == pytest.approx(0.2)
     for bad in ({"noise": 0.0}, {"noise": 1.0, "variance": 0.0}, {"noise": 1.0, "least": 0.0}):
@@ -135,8 +149,11 @@ def test_noise_that_proves_two_leaves_more_than_popularity(ratings):
     text = text_kernel(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
     noisy = everybody(item_counts(len(text)), data, ItemCounts(), 1.735).params["count"]
     popular = smoothed(noisy, text, 1.735)
-    hits = [ranking(score, test)["hr@10"] for score in (popularity(split.train),
-                                                        table_score(popular.log()
-                                                                    + standard(
-        own_taste(split.train, [(1.0, text)]))))]
+    hits = [
+        ranking(score, test)["hr@10"]
+        for score in (
+            popularity(split.train),
+            table_score(popular.log() + standard(own_taste(split.train, [(1.0, text)]))),
+        )
+    ]
     assert hits[1] > hits[0] + 0.02

@@ -28,8 +28,9 @@ from fedlab.privacy import (
 
 def words(count, length, seed=0):
     chance = np.random.default_rng(seed)
-    return {number: chance.integers(0, 2**32, length, dtype=np.uint32)
-            for number in range(1, count + 1)}
+    return {
+        number: chance.integers(0, 2**32, length, dtype=np.uint32) for number in range(1, count + 1)
+    }
 
 
 def plain(vectors, there):
@@ -66,8 +67,9 @@ class Run:
         self.members = {n: Member(n, self.run) for n in self.vectors}
         self.keys = {n: m.keys() for n, m in self.members.items()}
         self.outbox = {n: m.encrypted_shares(self.keys, threshold) for n, m in self.members.items()}
-        self.inbox = {to: {n: written[to] for n, written in self.outbox.items()}
-                      for to in self.members}
+        self.inbox = {
+            to: {n: written[to] for n, written in self.outbox.items()} for to in self.members
+        }
 
     def masked(self, there):
         return {n: self.members[n].masked(self.vectors[n], self.members) for n in there}
@@ -89,24 +91,26 @@ def test_two_shares_below_the_threshold_say_nothing_and_three_say_all():
 
 
 def test_weights_at_zero_by_hand():
-    found = weights_at_zero((1, 2, 3))                             # f(0) = 3 f(1) - 3 f(2) + f(3)
+    found = weights_at_zero((1, 2, 3))  # f(0) = 3 f(1) - 3 f(2) + f(3)
     assert found == {1: comb(3, 1), 2: PRIME - comb(3, 2), 3: comb(3, 3)}
 
 
 def test_what_the_server_sees_of_one_client_is_chance():
     run = Run(length=20_000)
     for number in run.vectors:
-        run.vectors[number][:] = 7                                 # the plainest vector there is
+        run.vectors[number][:] = 7  # the plainest vector there is
     seen = run.masked([1])[1]
     assert stats.kstest(seen / 2**32, "uniform").pvalue > 1e-4
     again = Run(length=20_000)
     assert (expand_seed(os.urandom(32), 100) != expand_seed(os.urandom(32), 100)).any()
-    assert (again.masked([1])[1] != seen).mean() > 0.99            # fresh keys in each run
+    assert (again.masked([1])[1] != seen).mean() > 0.99  # fresh keys in each run
 
 
 def test_a_sum_whose_shares_were_changed_is_not_opened():
-    for spoil in (lambda text: text[:-1] + bytes([text[-1] ^ 1]),
-                  lambda text: bytes([text[0] ^ 1]) + text[1:]):
+    for spoil in (
+        lambda text: text[:-1] + bytes([text[-1] ^ 1]),
+        lambda text: bytes([text[0] ^ 1]) + text[1:],
+    ):
         run = Run()
         run.inbox[2][4] = spoil(run.inbox[2][4])
         with pytest.raises(SecureSumError, match="client 2: the shares from client 4 were changed"):
@@ -136,7 +140,7 @@ def test_a_changed_share_is_found():
 
 def test_nobody_tells_both_secrets_of_one_client():
     run = Run()
-    run.members[1].revealed_shares(run.inbox[1], [1, 2, 3, 4])              # of 5, its mask key
+    run.members[1].revealed_shares(run.inbox[1], [1, 2, 3, 4])  # of 5, its mask key
     with pytest.raises(SecureSumError, match="asked for shares twice with different clients there"):
         # and now its own seed: together they open it
         run.members[1].revealed_shares(run.inbox[1], [1, 2, 3, 4, 5])
@@ -148,29 +152,37 @@ def test_fixed_point_sums_do_not_overflow_and_are_close():
     count = 50
     fixed, chance = FixedPoint(2.0, count), np.random.default_rng(0)
     values = chance.uniform(-2, 2, (count, 1000))
-    values[:, 0], values[:, 1] = 2.0, -2.0                         # the worst that all can send
+    values[:, 0], values[:, 1] = 2.0, -2.0  # the worst that all can send
     total = plain({k + 1: fixed.encode(row) for k, row in enumerate(values)}, range(1, count + 1))
     assert np.abs(fixed.decode(total) - values.sum(0)).max() <= count * fixed.unit / 2 + 1e-12
     assert fixed.decode(total)[0] == pytest.approx(100)
-    with pytest.raises(ParameterError,
-                       match=r"values=2\.01: beyond the bound 2 sums overflow; clip first"):
+    with pytest.raises(
+        ParameterError, match=r"values=2\.01: beyond the bound 2 sums overflow; clip first"
+    ):
         fixed.encode(np.array([2.01]))
-    for bad, message in (((0.0, 5), "bound=0.0"), ((1.0, 0), "clients=0"),
-                         ((float("nan"), 5), "bound=nan")):
+    for bad, message in (
+        ((0.0, 5), "bound=0.0"),
+        ((1.0, 0), "clients=0"),
+        ((float("nan"), 5), "bound=nan"),
+    ):
         with pytest.raises(ParameterError, match=message):
             FixedPoint(*bad)
 
 
 def test_bytes_are_counted():
     found = secure_sum(words(4, 100), 3)
-    sealed = 12 + 2 * 66 + 16                                      # nonce, two shares, tag
+    sealed = 12 + 2 * 66 + 16  # nonce, two shares, tag
     assert found.bytes_up == 4 * 64 + 16 * sealed + 4 * 400 + 16 * 66
 
 
-@pytest.mark.parametrize(("vectors", "threshold", "message"), [
-    (words(4, 3), 2, "threshold=2: choose more than half of the 4 clients"),
-    (words(4, 3), 5, "threshold=5"),
-    ({2: words(4, 3)[1]}, 1, r"vectors=\[2\]: number clients 1, 2, ...")])
+@pytest.mark.parametrize(
+    ("vectors", "threshold", "message"),
+    [
+        (words(4, 3), 2, "threshold=2: choose more than half of the 4 clients"),
+        (words(4, 3), 5, "threshold=5"),
+        ({2: words(4, 3)[1]}, 1, r"vectors=\[2\]: number clients 1, 2, ..."),
+    ],
+)
 def test_bad_runs_are_refused(vectors, threshold, message):
     with pytest.raises(ParameterError, match=message):
         secure_sum(vectors, threshold)

@@ -74,8 +74,9 @@ def test_lesson_2_trains_live_and_hears_a_slider(page, tmp_path):
 
 
 def test_lesson_3_compares_two_ways_to_aggregate(page, tmp_path):
-    with lesson(page, tmp_path, "03_model_selection", ROUNDS=4, ALONE_ROUNDS=2,
-                LEAK_ROUNDS=2) as bench:
+    with lesson(
+        page, tmp_path, "03_model_selection", ROUNDS=4, ALONE_ROUNDS=2, LEAK_ROUNDS=2
+    ) as bench:
         press(bench, "Start")
         reach(page, bench, 3)
         slider = bench.get_by_label("local learning rate", exact=True)
@@ -120,10 +121,11 @@ def test_lesson_5_turns_what_the_server_knows_while_it_trains(page, tmp_path):
         stop(bench)
         knows = "[used.get('knows', 'MiniLM') for used in run.settings_by_round()]"
         ndcg = "[r.get('cold ndcg@10') for r in run.records]"
-        found = literal_eval(page.evaluate(
-            ASK, f"[list(zip({knows}, {ndcg})) for run in bench.session.members][-1]"))
+        found = literal_eval(
+            page.evaluate(ASK, f"[list(zip({knows}, {ndcg})) for run in bench.session.members][-1]")
+        )
         by = {name: [ndcg for knows, ndcg in found if knows == name and ndcg] for name, _ in found}
-        assert min(by["MiniLM"][1:]) > max(by["genres and year"])       # one sees it drop
+        assert min(by["MiniLM"][1:]) > max(by["genres and year"])  # one sees it drop
         shoot(page, "lesson 5 knows less")
 
 
@@ -134,7 +136,8 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
         turn(page, bench, 2, adapters="products", cohort=4)
         stop(bench)
         (first, many, sent), *_, (last, few, fewer) = told(
-            page, "(r.settings.adapters, len(r.cohort), r.bytes_up)")
+            page, "(r.settings.adapters, len(r.cohort), r.bytes_up)"
+        )
         assert (first, many, last, few) == ("factors", 10, "products", 4)
         assert fewer * many == sent * few  # adapters and head, of each shop in the round
         shoot(page, "lesson 6 adapters averaged")
@@ -142,17 +145,23 @@ def test_lesson_6_turns_how_adapters_are_averaged_while_shops_fine_tune(page, tm
 
 def test_lesson_7_turns_how_clients_adapt_and_asks_for_a_newcomer(page, tmp_path):
     with lesson(page, tmp_path, "07_fedmeta", SINE_ROUNDS=5, ROUNDS=5) as bench:
-        shown, first = page.locator(
-            ".widget-html-content").last, "recommended(rounds['ridge'][-1].params, {})[1]"
+        shown, first = (
+            page.locator(".widget-html-content").last,
+            "recommended(rounds['ridge'][-1].params, {})[1]",
+        )
         expect(shown).to_have_text("".join(literal_eval(page.evaluate(ASK, first.format(0)))))
         press(bench, "Start")
         reach(page, bench, 3)
         turn(page, bench, 3, k=2)
         stop(bench)
         k = "[used.get('k', 10) for used in run.settings_by_round()]"
-        (many, low), *_, (few, high) = literal_eval(page.evaluate(
-            ASK, f"[list(zip({k}, [r['rmse'] for r in run.records]))"
-                 " for run in bench.session.members][-1]"))
+        (many, low), *_, (few, high) = literal_eval(
+            page.evaluate(
+                ASK,
+                f"[list(zip({k}, [r['rmse'] for r in run.records]))"
+                " for run in bench.session.members][-1]",
+            )
+        )
         assert (many, few) == (10, 2)
         assert high > low  # two ratings tell less than ten
         # takes effect in the next run
@@ -184,21 +193,32 @@ def test_lesson_8_turns_noise_while_it_trains_and_ends_at_its_budget(page, tmp_p
         assert spent == sorted(spent)
         assert spent[-1] <= budget < spent[-1] + 0.05
         assert len(spent) < 60
-        assert max(step for noise, step in steps if noise == 4) < min(step for noise,
-                                                                      step in steps if noise == 1)
+        assert max(step for noise, step in steps if noise == 4) < min(
+            step for noise, step in steps if noise == 1
+        )
         shoot(page, "lesson 8 budget spent")
 
 
 def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp_path):
-    with lesson(page, tmp_path, "09_attacks_and_secure_aggregation", ROUNDS=3, PUSH_ROUNDS=12,
-                CLAIM_SEEDS=1, SUMS=[1, 2]) as bench:
+    with lesson(
+        page,
+        tmp_path,
+        "09_attacks_and_secure_aggregation",
+        ROUNDS=3,
+        PUSH_ROUNDS=12,
+        CLAIM_SEEDS=1,
+        SUMS=[1, 2],
+    ) as bench:
         press(bench, "Start")
         reach(page, bench, 1)
         turn(page, bench, 8, noise=0.01)
         turn(page, bench, 8, liars=0.2)
         stop(bench)
-        found = told(page, "(r.settings.liars, r.metrics['er@10'], r.metrics['members told'],"
-                           " r.metrics['epsilon'])")
+        found = told(
+            page,
+            "(r.settings.liars, r.metrics['er@10'], r.metrics['members told'],"
+            " r.metrics['epsilon'])",
+        )
         honest, lied = ([row for row in found if bool(row[0]) == lying] for lying in (False, True))
         assert max(row[1] for row in honest) < 0.05
         assert lied[-1][1] > 0.5  # a clip alone does not stop them
@@ -220,7 +240,7 @@ def test_lesson_10_changes_the_code_while_it_trains(page, tmp_path):
         assert list(up) == ["plain", "4 bits", "rank 1 in 4 bits"]
         assert min(up["plain"]) > 7 * max(up["4 bits"])
         assert min(up["4 bits"]) > 7 * max(up["rank 1 in 4 bits"])
-        assert found[-1][2] > 0.9 * found[9][2]                          # and it goes on learning
+        assert found[-1][2] > 0.9 * found[9][2]  # and it goes on learning
         shoot(page, "lesson 10 in few bits")
 
 
@@ -255,5 +275,5 @@ def steer(page, bench):
     expect(bench.locator(".notice")).to_have_text("")
     expect(bench.locator('[data-used="local_lr"]')).to_have_text("in use: 2")
     reach(page, bench, 25)
-    bench.screenshot(path=SHOTS / "workbench.png")                      # the picture of the README
+    bench.screenshot(path=SHOTS / "workbench.png")  # the picture of the README
     stop(bench)

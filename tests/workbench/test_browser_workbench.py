@@ -28,7 +28,8 @@ from driver import (
     write_notebook,
 )
 
-FAILING = ('''
+FAILING = (
+    """
 from fedlab import *
 from fedlab.workbench import Workbench
 train = leave_one_out(load()).train
@@ -39,10 +40,12 @@ def live(settings):
         yield done
         if done.number == 3:
             raise RuntimeError("<b>out</b> of memory, said the GPU")
-''', '''
+""",
+    """
 bench = Workbench(live, Settings(rounds=50, cohort=8), {"cohort": (1, 671)}, folder="/proc/no/runs")
 bench
-''')
+""",
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +110,15 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
     chosen = bench.locator('input[type="number"][name="cohort"]').input_value()
     assert int(chosen) > 16
     used(bench, "cohort", chosen)
-    set_number(bench, "local learning rate", 0.4)                       # a number
+    set_number(bench, "local learning rate", 0.4)  # a number
     used(bench, "local_lr", "0.4")
     # folded away, but not what it says
     expect(bench.get_by_label("weighting", exact=True)).to_be_hidden()
-    expect(bench.locator(".group summary",
-                         has_text="server step")).to_have_text("server step: weighting equal")
+    expect(bench.locator(".group summary", has_text="server step")).to_have_text(
+        "server step: weighting equal"
+    )
     unfold(bench, "server step")
-    bench.get_by_label("weighting", exact=True).select_option("examples")           # a choice
+    bench.get_by_label("weighting", exact=True).select_option("examples")  # a choice
     expect(bench.locator(".group summary", has_text="server step")).to_have_text("server step")
     used(bench, "weighting", "examples")
     # a text, and a knob of the next run
@@ -137,7 +141,8 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
     press(bench, "Start")  # the next run takes what was written
     state(bench, "failed")
     expect(bench.locator(".status")).to_contain_text(
-        "DataError: folder='/somewhere/else' is not a folder")
+        "DataError: folder='/somewhere/else' is not a folder"
+    )
 
 
 def test_what_nothing_reads_is_greyed_out_and_stages_are_added(bench, page):
@@ -145,7 +150,8 @@ def test_what_nothing_reads_is_greyed_out_and_stages_are_added(bench, page):
     slider = bench.get_by_label("clip (L2 norm)", exact=True)
     expect(slider).to_be_disabled()
     expect(bench.locator('[data-used="clip"]')).to_have_text(
-        "nothing in this run reads it; clip would")
+        "nothing in this run reads it; clip would"
+    )
     expect(bench.locator('[data-used="noise"]')).to_contain_text("gaussian noise, local noise")
     add = bench.get_by_label("add to uplink")
     add.select_option("clip")
@@ -209,7 +215,8 @@ def test_pause_step_resume_stop_and_reset(bench, page):
     press(bench, "Reset")
     state(bench, "ready")
     expect(bench.locator('svg[data-series="loss"]')).to_have_attribute(
-        "aria-label", "loss by round: no rounds yet")
+        "aria-label", "loss by round: no rounds yet"
+    )
     expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("64")
     assert page.evaluate(ERRORS) == []
 
@@ -266,7 +273,7 @@ def test_a_sweep_fills_its_map_a_cell_pins_its_run_and_cancel_keeps_what_is_done
     bench.get_by_label("values up").fill("5, 20, 50")
     press(bench, "Run the sweep")
     cells = bench.locator(".cells button")
-    expect(cells).to_have_count(4)                                      # four at a time
+    expect(cells).to_have_count(4)  # four at a time
     state(bench, "done")
     expect(cells).to_have_count(6)
     expect(bench.locator(".words")).to_contain_text("6 of 6 ended, the best so far 0.")
@@ -299,23 +306,27 @@ def test_settings_are_pasted_back_and_wrong_ones_touch_nothing(bench, page):
     found = json.loads(area.input_value())
     press(bench, "Start")
     reach(page, bench, 2)
-    for change, message in (({"cohort": -1}, "cohort=-1: choose a whole number from 1"),
-                            ({"speed": 3}, "speed=3: no such parameter")):
+    for change, message in (
+        ({"cohort": -1}, "cohort=-1: choose a whole number from 1"),
+        ({"speed": 3}, "speed=3: no such parameter"),
+    ):
         area.fill(json.dumps(found | {"settings": found["settings"] | change}))
         press(bench, "Apply")
         expect(bench.get_by_role("alert")).to_contain_text(message)
     area.fill(json.dumps(found | {"fedlab": 1}))
     press(bench, "Apply")
     expect(bench.get_by_role("alert")).to_contain_text(
-        "fedlab=1: these settings are of another version")
+        "fedlab=1: these settings are of another version"
+    )
     state(bench, "running")
     expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("16")
     area.fill(json.dumps(found | {"settings": {"cohort": 9}}))
     press(bench, "Apply")
     used(bench, "cohort", "9")
     press(bench, "Copy")
-    assert json.loads(page.evaluate("() => navigator.clipboard.readText()"))["settings"][
-        "cohort"] == 9
+    assert (
+        json.loads(page.evaluate("() => navigator.clipboard.readText()"))["settings"]["cohort"] == 9
+    )
     bench.get_by_label("preset").select_option("10 platforms that differ in taste")
     expect(bench.get_by_label("partition", exact=True)).to_have_value("by genre")
     shoot(page, "settings")
@@ -335,10 +346,12 @@ def test_a_page_reload_and_an_interrupt_leave_the_run_alone(bench, page):
     state(again, "running")
     expect(again.get_by_label("cohort, as a number", exact=True)).to_have_value("128")
     shoot(page, "reloaded")
-    page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.session"
-                  ".kernel.interrupt()")
+    page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.context.sessionContext.session"
+        ".kernel.interrupt()"
+    )
     before = rounds(again)
-    reach(page, again, before + 3)                                      # a cell would have stopped
+    reach(page, again, before + 3)  # a cell would have stopped
     press(again, "Stop")
     state(again, "stopped")
 
@@ -366,24 +379,28 @@ def test_a_failing_run_says_why_and_a_folder_that_cannot_be_written_too(address,
     press(bench, "Start")
     state(bench, "failed")
     expect(bench.locator(".status")).to_have_text(
-        "RuntimeError: <b>out</b> of memory, said the GPU")
+        "RuntimeError: <b>out</b> of memory, said the GPU"
+    )
     assert rounds(bench) == 3
     shoot(page, "failed")
     unfold(bench, "Runs")
-    with page.expect_download() as caught:                              # nothing is lost
+    with page.expect_download() as caught:  # nothing is lost
         press(bench, "Export as CSV")
     assert len(caught.value.path().read_text().splitlines()) == 1 + 3
     expect(bench.locator(".status")).to_contain_text("RuntimeError")
-    press(bench, "Start")                                               # and the next one begins
+    press(bench, "Start")  # and the next one begins
     expect(bench.locator("tbody tr")).to_have_count(2)
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_axe_finds_nothing_serious(bench, page, theme):
-    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
-                  theme)
-    page.wait_for_function("dark => (document.body.dataset.jpThemeLight === 'false') === dark",
-                           arg=theme.endswith("Dark"))
+    page.evaluate(
+        "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme
+    )
+    page.wait_for_function(
+        "dark => (document.body.dataset.jpThemeLight === 'false') === dark",
+        arg=theme.endswith("Dark"),
+    )
     press(bench, "Start")
     reach(page, bench, 3)
     press(bench, "Stop")

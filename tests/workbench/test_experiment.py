@@ -52,29 +52,59 @@ WITH = {
 # ways to combine that are not one choice
 TOGETHER = {
     "noise whose clip follows a quantile, Poisson": {
-        "uplink": "clip + gaussian noise", "sampling": "poisson", "quantile": 0.5, "cohort": 24,
-        "delta": 0.01, "budget": 50.0, "teaching_seed": 0, "noise": 0.5},
-    "secure sums with noise": {"uplink": "clip + secure sum + gaussian noise", "delta": 0.01,
-                               "teaching_seed": 0},
-    "codes behind an attack": {"uplink": "poison + error feedback", "liars": 0.4,
-                               "codec": "rank 1 in 4 bits", "attack": "noisy"},
+        "uplink": "clip + gaussian noise",
+        "sampling": "poisson",
+        "quantile": 0.5,
+        "cohort": 24,
+        "delta": 0.01,
+        "budget": 50.0,
+        "teaching_seed": 0,
+        "noise": 0.5,
+    },
+    "secure sums with noise": {
+        "uplink": "clip + secure sum + gaussian noise",
+        "delta": 0.01,
+        "teaching_seed": 0,
+    },
+    "codes behind an attack": {
+        "uplink": "poison + error feedback",
+        "liars": 0.4,
+        "codec": "rank 1 in 4 bits",
+        "attack": "noisy",
+    },
     "codes under SCAFFOLD": {"uplink": "error feedback", "local": "scaffold"},
     "a clip in front of buffered updates": {"uplink": "clip", "schedule": "buffered", "buffer": 2},
     "meta-sgd": {"local": "meta", "model": "user factors", "adaptation": "meta-sgd"},
-    "ridge on the last layer": {"local": "meta", "model": "user factors", "adaptation": "ridge",
-                                "adapts": "user", "task": "ratings"},
+    "ridge on the last layer": {
+        "local": "meta",
+        "model": "user factors",
+        "adaptation": "ridge",
+        "adapts": "user",
+        "task": "ratings",
+    },
     "FedRecon": {"local": "meta", "model": "user factors", "adapts": "user", "learn_start": "no"},
     "models of one's own": {"personal": "fine tuned", "model": "content"},
     "sequences on platforms, the best selected": {
-        "model": "sasrec", "history": 4, "partition": "equal", "platforms": 3,
-        "aggregation": "best models"},
-    "texts, stars and an adaptive server": {"model": "text content", "task": "ratings",
-                                            "server_optimizer": "yogi"},
+        "model": "sasrec",
+        "history": 4,
+        "partition": "equal",
+        "platforms": 3,
+        "aggregation": "best models",
+    },
+    "texts, stars and an adaptive server": {
+        "model": "text content",
+        "task": "ratings",
+        "server_optimizer": "yogi",
+    },
     "who comes and goes": {"late": 0.3, "early": 0.3, "drop_out": 0.2},
     "a deadline": {"deadline": 3.0},
-    "item counts with noise": {"local": "item counts", "model": "popularity",
-                               "uplink": "clip + gaussian noise", "delta": 0.01,
-                               "teaching_seed": 0},
+    "item counts with noise": {
+        "local": "item counts",
+        "model": "popularity",
+        "uplink": "clip + gaussian noise",
+        "delta": 0.01,
+        "teaching_seed": 0,
+    },
 }
 
 
@@ -90,13 +120,17 @@ def trained(settings):
 
 def settings_of(tiny_settings, **change):
     """Tiny settings; stars are not ranked against anything."""
-    left = {name: value for name, value in tiny_settings.items()
-            if not (name == "against" and change.get("task") == "ratings")}
+    left = {
+        name: value
+        for name, value in tiny_settings.items()
+        if not (name == "against" and change.get("task") == "ratings")
+    }
     return Settings(**left | change)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in (*CHOICES, "stage")
-                                            for name in REGISTRY[kind]])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in (*CHOICES, "stage") for name in REGISTRY[kind]]
+)
 def test_each_choice_trains_two_rounds(tiny_settings, kind, name, tmp_path, monkeypatch):
     if name in ("text content", "hybrid", "sasrec", "lora", "mean of products"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # texts that nobody has encoded
@@ -125,8 +159,10 @@ def test_a_preset_trains_and_gets_better(name):
     settings = PRESETS[name].replace(rounds=6)
     assert not set(settings) & set(Experiment(settings).unread())
     rounds = list(stream(lambda: settings))
-    measured = {metric: [r.metrics[metric] for r in rounds if metric in r.metrics]
-                for metric in rounds[-1].metrics}
+    measured = {
+        metric: [r.metrics[metric] for r in rounds if metric in r.metrics]
+        for metric in rounds[-1].metrics
+    }
     assert set(measured) <= set(better())
     for metric, values in measured.items():
         if metric in ("staleness", "epsilon") or len(values) == 1:
@@ -146,6 +182,7 @@ def test_a_preset_that_takes_minutes_is_read_whole(name):
 def test_liars_and_codes_are_those_that_were_asked_for():
     def run(**change):
         return next(stream(lambda: SHORT.replace(cohort=100, **change)))
+
     plain, spoilt = run(), run(uplink="poison", liars=1.0)
     small = run(uplink="error feedback")
     # from 0, all the other way
@@ -169,21 +206,38 @@ def test_knobs_that_count_from_the_next_round_do():
         list(stream(lambda: next(asked)))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"data": "/nowhere"}, "is not a folder"),
-    ({"device": "cudo"}, "device='cudo'"),
-    ({"clip": 0.5}, "clip=0.5: nothing in this run reads it; clip would; leave it as it was"),
-    ({"alpha": 0.5, "partition": "equal"},
-     "alpha=0.5: nothing in this run reads it beside equal; by genre"),
-    ({"server_momentum": 0.5}, "server_momentum=0.5: server step does not read it in this comb"),
-    ({"uplink": "gaussian noise"}, "gaussian noise: needs a bound on the length of every update"),
-    ({"uplink": "clip + clip"}, "clip.: it is there twice"),
-    ({"local": "meta"}, "private="),
-    ({"personal": "fine tuned", "model": "sasrec"}, "personal='fine tuned': experiment does not"),
-    ({"model": "lora", "task": "ratings"}, "task='ratings': lora learns from clicks"),
-    ({"model": "sasrec", "task": "ratings"}, "task='ratings': sasrec learns from clicks"),
-    ({"model": "sasrec", "local": "meta"}, "local='Episodes': sasrec makes examples of its own"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "/nowhere"}, "is not a folder"),
+        ({"device": "cudo"}, "device='cudo'"),
+        ({"clip": 0.5}, "clip=0.5: nothing in this run reads it; clip would; leave it as it was"),
+        (
+            {"alpha": 0.5, "partition": "equal"},
+            "alpha=0.5: nothing in this run reads it beside equal; by genre",
+        ),
+        (
+            {"server_momentum": 0.5},
+            "server_momentum=0.5: server step does not read it in this comb",
+        ),
+        (
+            {"uplink": "gaussian noise"},
+            "gaussian noise: needs a bound on the length of every update",
+        ),
+        ({"uplink": "clip + clip"}, "clip.: it is there twice"),
+        ({"local": "meta"}, "private="),
+        (
+            {"personal": "fine tuned", "model": "sasrec"},
+            "personal='fine tuned': experiment does not",
+        ),
+        ({"model": "lora", "task": "ratings"}, "task='ratings': lora learns from clicks"),
+        ({"model": "sasrec", "task": "ratings"}, "task='ratings': sasrec learns from clicks"),
+        (
+            {"model": "sasrec", "local": "meta"},
+            "local='Episodes': sasrec makes examples of its own",
+        ),
+    ],
+)
 def test_what_cannot_be_built_says_why(tiny_settings, change, message):
     asked = settings_of(tiny_settings, **change) if "data" not in change else Settings(**change)
     with pytest.raises((DataError, ParameterError), match=message):
@@ -193,8 +247,9 @@ def test_what_cannot_be_built_says_why(tiny_settings, change, message):
 def test_what_nothing_reads_is_told_with_the_reason():
     plain = Experiment(Settings()).unread()
     assert plain["clip"] == "nothing in this run reads it; clip would"
-    assert plain["platforms"] == ("nothing in this run reads it beside one per user; equal, "
-                                  "by activity, by genre would")
+    assert plain["platforms"] == (
+        "nothing in this run reads it beside one per user; equal, by activity, by genre would"
+    )
     assert plain["server_momentum"] == "server step does not read it in this combination"
     assert not {"cohort", "local_lr", "negatives", "personal", "against", "deadline"} & set(plain)
     private = Experiment(Settings(uplink="clip + gaussian noise")).unread()
@@ -218,6 +273,7 @@ def test_first_weights_of_modules_follow_the_seed(tiny_settings):
 
 def own():
     """Parts as somebody writes them in a cell."""
+
     @register
     class Halves(Stage):
         """Every update times a share."""
@@ -226,8 +282,10 @@ def own():
         share: float = knob(0.5, 0.0, 1.0, "", "what is left of an update")
 
         def each(self, update, context):
-            deltas = {name: rows.scaled(torch.full_like(update.weights, self.share))
-                      for name, rows in update.deltas.items()}
+            deltas = {
+                name: rows.scaled(torch.full_like(update.weights, self.share))
+                for name, rows in update.deltas.items()
+            }
             return type(update)(deltas, update.weights, update.losses, update.cohort, update.steps)
 
     @register
@@ -255,8 +313,9 @@ def own():
 
         def load(self):
             click = torch.arange(5 * self.users)
-            return tiny((click // 5).tolist(), ((click // 5 + click % 5) % 40).tolist(),
-                        item_count=40)
+            return tiny(
+                (click // 5).tolist(), ((click // 5 + click % 5) % 40).tolist(), item_count=40
+            )
 
     @register
     class Spread(Metric):
@@ -272,22 +331,28 @@ def own():
 @pytest.mark.usefixtures("own_parts")
 def test_parts_of_your_own_are_choices_at_once(tiny_settings):
     own()
-    chosen = settings_of(tiny_settings, uplink="halves + clip", share=0.25,
-                         partition="odd and even", sides=3)
+    chosen = settings_of(
+        tiny_settings, uplink="halves + clip", share=0.25, partition="odd and even", sides=3
+    )
     assert read_settings(write_settings(chosen), Settings()) == chosen
     done = trained(chosen)
     assert len(done.cohort) == 3
     assert done.metrics["spread"] > 0
     assert better()["spread"] == "max"
-    whole = trained(settings_of(tiny_settings, partition="odd and even", sides=3, uplink="halves",
-                                share=1.0, rounds=1))
-    half = trained(settings_of(tiny_settings, partition="odd and even", sides=3, uplink="halves",
-                               rounds=1))
+    whole = trained(
+        settings_of(
+            tiny_settings, partition="odd and even", sides=3, uplink="halves", share=1.0, rounds=1
+        )
+    )
+    half = trained(
+        settings_of(tiny_settings, partition="odd and even", sides=3, uplink="halves", rounds=1)
+    )
     torch.testing.assert_close(half.params["bias"], whole.params["bias"] / 2)
     still = trained(settings_of(tiny_settings, aggregation="nothing"))
     assert not still.params["bias"].any()
-    assert [len(Experiment(Settings(data="early", users=users)).federation)
-            for users in (7, 9)] == [7, 9]
+    assert [
+        len(Experiment(Settings(data="early", users=users)).federation) for users in (7, 9)
+    ] == [7, 9]
     bench = Workbench(stream, chosen, metrics=better())
     shown = {each["name"]: each for each in bench.spec["knobs"]}
     assert "halves" in shown["uplink"]["choices"]
@@ -300,6 +365,7 @@ def test_parts_of_your_own_are_choices_at_once(tiny_settings):
     assert bench.unread["share"] == "nothing in this run reads it; halves would"
     bench.close()
     with pytest.raises(ParameterError, match=r"wide.width='live': a model stays while a run lasts"):
+
         @register
         class Wide(Recipe):
             width: int = knob(1, 1, 9, "", "live by mistake")
@@ -341,12 +407,28 @@ def test_parts_of_a_file_are_choices_of_the_command_line(tiny_settings, tmp_path
     start.write_text(write_settings(Settings(**tiny_settings)))
     words = [str(start), "--parts", str(file), "--folder", folder]
     assert main(["run", *words, "--set", "uplink=thirds", "--set", "parts=4"]) == 0
-    assert main(["sweep", *words, "--over", "uplink=none, thirds, thirds + clip, poison + clip",
-                 "--metric", "mean"]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                *words,
+                "--over",
+                "uplink=none, thirds, thirds + clip, poison + clip",
+                "--metric",
+                "mean",
+            ]
+        )
+        == 0
+    )
     assert "best mean" in capsys.readouterr().out
     runs = Runs(folder).listed()
     assert [run.settings.get("uplink", "none") for run in runs] == [
-        "thirds", "none", "thirds", "thirds + clip", "poison + clip"]
+        "thirds",
+        "none",
+        "thirds",
+        "thirds + clip",
+        "poison + clip",
+    ]
     assert runs[0].settings == tiny_settings | {"uplink": "thirds", "parts": 4}
     assert {run.state for run in runs} == {"done"}
     assert len({run.records[-1]["mean"] for run in runs[:3]}) == 3
@@ -358,21 +440,37 @@ def test_parts_of_a_file_are_choices_of_the_command_line(tiny_settings, tmp_path
 def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     file, folder = tmp_path / "settings.json", str(tmp_path / "runs")
     file.write_text('{"fedlab": 2, "settings": {"rounds": 3, "cohort": 5}}')
-    assert main(["run", str(file), "--set", "local_lr=0.4", "--folder", folder, "--name",
-                 "mine"]) == 0
+    assert (
+        main(["run", str(file), "--set", "local_lr=0.4", "--folder", folder, "--name", "mine"]) == 0
+    )
     (run,) = Runs(folder).listed()
     assert (run.name, run.state, len(run.records)) == ("mine", "done", 3)
     assert run.settings == {"rounds": 3, "cohort": 5, "local_lr": 0.4}
     same = [done.loss for done in stream(lambda: Settings(rounds=3, cohort=5, local_lr=0.4))]
     assert [record["loss"] for record in run.records] == same  # the same numbers as in a notebook
     capsys.readouterr()
-    assert main(["sweep", str(file), "--over", "local_lr=0.5,1", "--over",
-                 "weighting=equal,examples", "--folder", folder]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                str(file),
+                "--over",
+                "local_lr=0.5,1",
+                "--over",
+                "weighting=equal,examples",
+                "--folder",
+                folder,
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert "12/12" in err
     assert len(out.splitlines()) == 5
-    assert main(["sweep", str(file), "--over", "server_lr=1,50", "--random", "3", "--folder",
-                 folder]) == 0
+    assert (
+        main(["sweep", str(file), "--over", "server_lr=1,50", "--random", "3", "--folder", folder])
+        == 0
+    )
     capsys.readouterr()
     assert main(["compare", folder]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -383,8 +481,16 @@ def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
 
 def test_what_a_preset_has_for_another_combination_is_left_out(tmp_path):
     folder = str(tmp_path)
-    words = ["--preset", "private: a clip, and noise on the sum", "--set", "rounds=1",
-             "--set", "cohort=5", "--folder", folder]
+    words = [
+        "--preset",
+        "private: a clip, and noise on the sum",
+        "--set",
+        "rounds=1",
+        "--set",
+        "cohort=5",
+        "--folder",
+        folder,
+    ]
     assert main(["run", *words, "--set", "uplink=none"]) == 0
     assert main(["sweep", *words, "--set", "clip=0.7", "--over", "uplink=none,clip"]) == 0
     first, *both = Runs(folder).listed()
@@ -392,19 +498,30 @@ def test_what_a_preset_has_for_another_combination_is_left_out(tmp_path):
     assert [run.settings.get("clip") for run in both] == [None, 0.7]
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["run", "--set", "rouds=4"], "rouds='4': no such parameter; did you mean rounds?"),
-    (["run", "--set", "rounds=x"], "rounds='x': choose a whole number"),
-    (["run", "--set", "rounds"], "'rounds': write NAME=VALUE"),
-    (["run", "--set", "clip=2"], "clip=2.0: nothing in this run reads it; clip would"),
-    (["run", "missing.json"], "No such file or directory: 'missing.json'"),
-    (["sweep", "--over", "local_lr=a"], "local_lr='a': choose a number"),
-    (["sweep", "--over", "uplink=clip + nois"], "uplink='clip + nois': choose none, or some of"),
-    (["sweep", "--over", "uplink=none,clip", "--over", "clip=2,3"],
-     "clip=2.0: nothing in this run reads it; clip would, in the run uplink=none, clip=2.0"),
-    (["sweep", "--over", "seed=1,2", "--set", "noise=2"], "noise=2.0: nothing in this run reads"),
-    (["compare", "missing"], "folder='missing': there is no such folder"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--set", "rouds=4"], "rouds='4': no such parameter; did you mean rounds?"),
+        (["run", "--set", "rounds=x"], "rounds='x': choose a whole number"),
+        (["run", "--set", "rounds"], "'rounds': write NAME=VALUE"),
+        (["run", "--set", "clip=2"], "clip=2.0: nothing in this run reads it; clip would"),
+        (["run", "missing.json"], "No such file or directory: 'missing.json'"),
+        (["sweep", "--over", "local_lr=a"], "local_lr='a': choose a number"),
+        (
+            ["sweep", "--over", "uplink=clip + nois"],
+            "uplink='clip + nois': choose none, or some of",
+        ),
+        (
+            ["sweep", "--over", "uplink=none,clip", "--over", "clip=2,3"],
+            "clip=2.0: nothing in this run reads it; clip would, in the run uplink=none, clip=2.0",
+        ),
+        (
+            ["sweep", "--over", "seed=1,2", "--set", "noise=2"],
+            "noise=2.0: nothing in this run reads",
+        ),
+        (["compare", "missing"], "folder='missing': there is no such folder"),
+    ],
+)
 def test_wrong_words_are_explained_in_a_line(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2

@@ -29,8 +29,18 @@ START = Settings(rounds=3, cohort=2)
 
 def finished(number, settings=START, **metrics):
     losses = torch.tensor([1.0, 2.0]) / number
-    return Round(number, settings, {"w": torch.zeros(1)}, torch.tensor([3, 1]), losses, losses, 10,
-                 20, 0.5, metrics)
+    return Round(
+        number,
+        settings,
+        {"w": torch.zeros(1)},
+        torch.tensor([3, 1]),
+        losses,
+        losses,
+        10,
+        20,
+        0.5,
+        metrics,
+    )
 
 
 def trained(folder=None, name=""):
@@ -48,8 +58,11 @@ def test_a_run_comes_back_from_disk_as_it_was(tmp_path):
     kept, run = trained(tmp_path / "new" / "folder")
     kept.rename(run.id, "  My run ")
     again = Runs(tmp_path / "new" / "folder").get(run.id)
-    assert (again.name, again.state, again.settings) == ("My run", "done",
-                                                         {"rounds": 3, "cohort": 2})
+    assert (again.name, again.state, again.settings) == (
+        "My run",
+        "done",
+        {"rounds": 3, "cohort": 2},
+    )
     assert again.records == run.records
     assert [r["loss"] for r in again.records] == [1.5, 0.75, 0.5]
     assert again.used()["cohort"] == [2, 7]
@@ -157,15 +170,19 @@ def test_png_is_a_picture_that_takes_any_name(tmp_path):
 
 def test_tensorboard_reads_what_was_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     _, run = trained(name="a/b ../c")
-    for _ in range(2):                                                 # written again, not twice
+    for _ in range(2):  # written again, not twice
         to_tensorboard([run], tmp_path)
     (folder,) = tmp_path.iterdir()
     assert folder.parent == tmp_path
     found = EventAccumulator(str(folder))
     found.Reload()
-    assert [(e.step, round(e.value, 4)) for e in found.Scalars("loss")] == [(1, 1.5), (2, 0.75),
-                                                                            (3, 0.5)]
+    assert [(e.step, round(e.value, 4)) for e in found.Scalars("loss")] == [
+        (1, 1.5),
+        (2, 0.75),
+        (3, 0.5),
+    ]
     assert "ndcg_at_10" in found.Tags()["scalars"]
 
 
@@ -181,9 +198,16 @@ def test_nothing_and_unknown_kinds_are_refused(tmp_path):
 def test_settings_survive_the_way_through_text():
     settings = START.replace(local_lr=0.123, optimizer="adamw", uplink="poison + clip")
     assert read_settings(write_settings(settings), Settings()) == settings
-    assert json.loads(write_settings(settings)) == {"fedlab": 2, "settings": {
-        "rounds": 3, "cohort": 2, "local_lr": 0.123, "optimizer": "adamw",
-        "uplink": "poison + clip"}}
+    assert json.loads(write_settings(settings)) == {
+        "fedlab": 2,
+        "settings": {
+            "rounds": 3,
+            "cohort": 2,
+            "local_lr": 0.123,
+            "optimizer": "adamw",
+            "uplink": "poison + clip",
+        },
+    }
     assert read_settings('{"fedlab": 2, "settings": {}}', settings) == settings
     assert parsed("local_lr", "1e-1") == 0.1
     assert parsed("cohort", "7") == 7
@@ -203,6 +227,7 @@ def test_runs_whose_parts_are_not_here_are_listed_and_exported(tmp_path):
     rows = table(kept.listed(), {}, {})
     assert [row["differs"] for row in rows] == [
         {"cohort": "64", "sieges": "2 → 7", "uplink": "none"},
-        {"cohort": "2", "sieges": "None", "uplink": "clip"}]
+        {"cohort": "2", "sieges": "None", "uplink": "clip"},
+    ]
     line = next(csv.DictReader(io.StringIO(to_csv([again, known]).decode())))
     assert (line["sieges"], line["uplink"], line["rounds"]) == ("2", "none", "3")

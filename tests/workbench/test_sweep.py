@@ -13,10 +13,15 @@ BASE = Settings(seed=1)
 
 
 def test_a_grid_tries_every_combination_once():
-    trials = Sweep({"local_lr": [0.1, 0.5, 0.1], "weighting": ["equal", "examples"]}, "loss",
-                   "min").trials(BASE)
+    trials = Sweep(
+        {"local_lr": [0.1, 0.5, 0.1], "weighting": ["equal", "examples"]}, "loss", "min"
+    ).trials(BASE)
     assert [(t.local_lr, t.weighting) for t in trials] == [
-        (0.1, "equal"), (0.5, "equal"), (0.1, "examples"), (0.5, "examples")]
+        (0.1, "equal"),
+        (0.5, "equal"),
+        (0.1, "examples"),
+        (0.5, "examples"),
+    ]
     assert {t.rounds for t in trials} == {BASE.rounds}
 
 
@@ -31,20 +36,25 @@ def test_a_random_search_draws_every_value_anew_within_its_range():
     assert all(isinstance(c, int) and 5 <= c <= 600 for c in cohorts)
     assert sweep.trials(BASE) == trials
     assert sweep.trials(Settings(seed=2)) != trials
-    names = {t.weighting for t in Sweep({"weighting": ["equal", "examples"]}, "loss", "min",
-                                        20).trials(BASE)}
+    names = {
+        t.weighting
+        for t in Sweep({"weighting": ["equal", "examples"]}, "loss", "min", 20).trials(BASE)
+    }
     assert names == {"equal", "examples"}
 
 
-@pytest.mark.parametrize(("over", "count", "message"), [
-    ({}, 0, r"over=\[\]: choose one or two"),
-    ({"cohort": [1], "rounds": [1], "seed": [1]}, 0, "over=.*choose one or two"),
-    ({"cohrt": [1]}, 0, "no such parameter; did you mean cohort"),
-    ({"cohort": []}, 0, r"cohort=\[\]: give at least one value"),
-    ({"cohort": [4, -1]}, 0, "cohort=-1: choose a whole number"),
-    ({"seed": list(range(201))}, 0, "runs=201: a sweep has at most 200"),
-    ({"seed": [1, 2]}, 201, "count=201: choose from 1 to 200"),
-])
+@pytest.mark.parametrize(
+    ("over", "count", "message"),
+    [
+        ({}, 0, r"over=\[\]: choose one or two"),
+        ({"cohort": [1], "rounds": [1], "seed": [1]}, 0, "over=.*choose one or two"),
+        ({"cohrt": [1]}, 0, "no such parameter; did you mean cohort"),
+        ({"cohort": []}, 0, r"cohort=\[\]: give at least one value"),
+        ({"cohort": [4, -1]}, 0, "cohort=-1: choose a whole number"),
+        ({"seed": list(range(201))}, 0, "runs=201: a sweep has at most 200"),
+        ({"seed": [1, 2]}, 201, "count=201: choose from 1 to 200"),
+    ],
+)
 def test_a_wrong_sweep_is_refused_before_it_trains(over, count, message):
     with pytest.raises(ParameterError, match=message):
         Sweep(over, "loss", "min", count).trials(BASE)
@@ -53,13 +63,20 @@ def test_a_wrong_sweep_is_refused_before_it_trains(over, count, message):
 def test_a_trial_has_what_it_does_not_read_as_usual():
     def unread(settings):
         return Experiment(settings).unread()
+
     base = Settings(clip=0.5, noise=2.0, uplink="clip + gaussian noise", cohort=5)
     stages = ["none", "clip", "clip + gaussian noise"]
     trials = Sweep({"uplink": stages, "cohort": [5, 6]}, "loss", "min").trials(base, unread)
     assert [(t.uplink, t.cohort, t.clip, t.noise) for t in trials[:3]] == [
-        ("none", 5, 1.0, 1.0), ("clip", 5, 0.5, 1.0), ("clip + gaussian noise", 5, 0.5, 2.0)]
-    with pytest.raises(ParameterError, match=r"noise=3.0: nothing in this run reads it; gaussian "
-                       "noise, local noise would, in the run uplink=none, noise=3.0"):
+        ("none", 5, 1.0, 1.0),
+        ("clip", 5, 0.5, 1.0),
+        ("clip + gaussian noise", 5, 0.5, 2.0),
+    ]
+    with pytest.raises(
+        ParameterError,
+        match=r"noise=3.0: nothing in this run reads it; gaussian "
+        "noise, local noise would, in the run uplink=none, noise=3.0",
+    ):
         Sweep({"uplink": stages, "noise": [3.0]}, "loss", "min").trials(base, unread)
 
 
@@ -84,6 +101,7 @@ def test_jobs_take_turns_and_one_that_fails_ends_alone():
                 raise error
         finally:
             closed.append(name)
+
     jobs = [lambda: job("a", 2), lambda: job("b", 1, ValueError("x")), lambda: job("c", 3)]
     for _ in side_by_side(jobs, 2):
         pass
@@ -106,6 +124,7 @@ def test_the_runner_goes_through_its_states():
             gate.acquire(timeout=10)
             seen.append(number)
             yield
+
     states = []
     runner = Runner(lambda: states.append(runner.state))
 

@@ -19,15 +19,21 @@ from fedlab.core import ParameterError, Part, Settings, described, knob, knobs, 
 from fedlab.workbench import Workbench, better, stream
 
 SMALL = Settings(rounds=6, cohort=4)
-TURN = {"cohort": (1, 671), "rounds": (1, 300), "local_lr": (0.1, 2.0), "seed": (0, 9),
-        "weighting": None}
+TURN = {
+    "cohort": (1, 671),
+    "rounds": (1, 300),
+    "local_lr": (0.1, 2.0),
+    "seed": (0, 9),
+    "weighting": None,
+}
 
 
 @pytest.fixture(scope="module")
 def live(build, clicks):
     model = build("matrix factorisation", clicks.train)
-    return lambda settings: measured(federate(model, clicks, settings),
-                                   lambda done: {"number": float(done.number)})
+    return lambda settings: measured(
+        federate(model, clicks, settings), lambda done: {"number": float(done.number)}
+    )
 
 
 @pytest.fixture
@@ -57,8 +63,13 @@ def test_a_run_ends_with_its_rounds_as_plain_data(bench):
     assert [bool(r.params) for r in bench.rounds] == [False] * 5 + [True]
     assert bench.message.startswith("Done: round 6 of 6")
     assert "MB up" in bench.message
-    assert bench.used == {"cohort": 4, "rounds": 6, "local_lr": 0.5, "seed": 0,
-                          "weighting": "examples"}
+    assert bench.used == {
+        "cohort": 4,
+        "rounds": 6,
+        "local_lr": 0.5,
+        "seed": 0,
+        "weighting": "examples",
+    }
     assert bench.picture["progress"] == 1
     (row,) = bench.table
     assert row["best"]["number"] == [6.0, 6]
@@ -143,6 +154,7 @@ def test_an_ended_run_keeps_its_parameters_until_the_next_begins(bench):
 def test_only_one_run_is_active(live):
     def endless(ask):
         yield from live(lambda: ask().replace(rounds=10_000))
+
     first, second = (Workbench(endless, SMALL, {}) for _ in range(2))
     for one in (first, second):
         tell(one, "start")
@@ -171,14 +183,17 @@ def test_an_error_shows_in_the_status_and_the_rounds_before_it_stay(bench):
     ends(bench)
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    ({"cohort": 0}, "cohort=0: choose from 1 to 671"),
-    ({"cohort": 2.5}, "cohort=2.5: choose a whole number"),
-    ({"local_lr": 5.0}, "local_lr=5.0: choose from 0.1 to 2"),
-    ({"local_lr": "<b>1</b>"}, "local_lr='<b>1</b>': choose from 0.1 to 2"),
-    ({"weighting": "none"}, "weighting='none': choose one of examples, equal"),
-    ({"memory_mb": 3}, "memory_mb=3: no such parameter"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"cohort": 0}, "cohort=0: choose from 1 to 671"),
+        ({"cohort": 2.5}, "cohort=2.5: choose a whole number"),
+        ({"local_lr": 5.0}, "local_lr=5.0: choose from 0.1 to 2"),
+        ({"local_lr": "<b>1</b>"}, "local_lr='<b>1</b>': choose from 0.1 to 2"),
+        ({"weighting": "none"}, "weighting='none': choose one of examples, equal"),
+        ({"memory_mb": 3}, "memory_mb=3: no such parameter"),
+    ],
+)
 def test_a_bad_value_is_put_back_and_explained(bench, value, message):
     before = dict(bench.values)
     bench.values = bench.values | value
@@ -189,17 +204,29 @@ def test_a_bad_value_is_put_back_and_explained(bench, value, message):
     assert bench.session.settings.cohort == 7
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ('{"fedlab": 2, "settings": {"cohort": 5, "rouds": 2}}',
-     "rouds=2: no such parameter; did you mean rounds?"),
-    ('{"fedlab": 2, "settings": {"cohort": 5, "local_lr": 1e9}}',
-     "local_lr=1000000000.0: choose a number from 0"),
-    ('{"fedlab": 2, "settings": {"uplink": "clip + nois"}}',
-     "uplink='clip + nois': choose none, or some of clip"),
-    ('{"fedlab": 1, "settings": {"cohort": 5}}', "fedlab=1: these settings are of another version"),
-    ("cohort: 5", "settings='cohort: 5': not JSON (Expecting value in line 1)"),
-    ("[1]", 'settings=[1]: write {"fedlab": 2'),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"fedlab": 2, "settings": {"cohort": 5, "rouds": 2}}',
+            "rouds=2: no such parameter; did you mean rounds?",
+        ),
+        (
+            '{"fedlab": 2, "settings": {"cohort": 5, "local_lr": 1e9}}',
+            "local_lr=1000000000.0: choose a number from 0",
+        ),
+        (
+            '{"fedlab": 2, "settings": {"uplink": "clip + nois"}}',
+            "uplink='clip + nois': choose none, or some of clip",
+        ),
+        (
+            '{"fedlab": 1, "settings": {"cohort": 5}}',
+            "fedlab=1: these settings are of another version",
+        ),
+        ("cohort: 5", "settings='cohort: 5': not JSON (Expecting value in line 1)"),
+        ("[1]", 'settings=[1]: write {"fedlab": 2'),
+    ],
+)
 def test_pasted_settings_that_are_wrong_touch_nothing(bench, text, message):
     bench.values = bench.values | {"rounds": 300}
     tell(bench, "start")
@@ -214,7 +241,7 @@ def test_pasted_settings_that_are_wrong_touch_nothing(bench, text, message):
 def test_settings_and_presets_are_taken_whole(bench):
     tell(bench, "settings", '{"fedlab": 2, "settings": {"cohort": 5, "memory_mb": 64}}')
     assert bench.values["cohort"] == 5
-    assert bench.session.settings.memory_mb == 64                      # also what has no knob here
+    assert bench.session.settings.memory_mb == 64  # also what has no knob here
     assert json.loads(bench.text)["settings"]["memory_mb"] == 64
     tell(bench, "preset", "two")
     assert bench.session.settings == SMALL.replace(cohort=2)
@@ -235,7 +262,11 @@ def test_a_sweep_fills_its_map_and_stop_keeps_what_is_done(bench):
     ends(bench)
     assert bench.heat["planned"] == len(bench.heat["cells"]) == 4
     assert [cell["at"] for cell in bench.heat["cells"]] == [
-        [0.5, "equal"], [1.0, "equal"], [0.5, "examples"], [1.0, "examples"]]
+        [0.5, "equal"],
+        [1.0, "equal"],
+        [0.5, "examples"],
+        [1.0, "examples"],
+    ]
     assert {cell["value"] for cell in bench.heat["cells"]} == {6.0}
     tell(bench, "pin", bench.heat["cells"][2]["run"], True)
     assert {line["name"] for line in bench.picture["lines"]} >= {"local_lr=0.5, weighting=examples"}
@@ -253,8 +284,9 @@ def test_a_sweep_fills_its_map_and_stop_keeps_what_is_done(bench):
 
 def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr(bench, "send", lambda content, buffers: sent.append((content["file"],
-                                                                             buffers[0])))
+    monkeypatch.setattr(
+        bench, "send", lambda content, buffers: sent.append((content["file"], buffers[0]))
+    )
     tell(bench, "export", "csv")
     assert bench.notice.startswith("runs=0: there is nothing to export yet")
     tell(bench, "start")
@@ -265,7 +297,7 @@ def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monk
         tell(bench, "export", kind)
     assert [name for name, _ in sent] == ["fedlab-runs.csv", "fedlab-runs.json", "fedlab-runs.png"]
     tell(bench, "rename", bench.table[0]["id"], "<script>alert(1)</script>")
-    assert bench.table[0]["name"] == "<script>alert(1)</script>"       # text, here and on the page
+    assert bench.table[0]["name"] == "<script>alert(1)</script>"  # text, here and on the page
     (kept,) = (tmp_path / "mine").glob("*.jsonl")
     tell(bench, "delete", bench.table[0]["id"])
     assert not kept.exists()
@@ -275,18 +307,24 @@ def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monk
 def test_knobs_come_from_the_settings_and_bad_sliders_are_refused(live):
     bench = Workbench(live, SMALL, {"local_lr": (0.1, 1.0), "optimizer": None, "rounds": None})
     rate, rule, rounds = bench.spec["knobs"]
-    assert (rate["label"], rate["whole"], rate["log"], rate["kind"]) == ("local learning rate",
-                                                                         False, True, "number")
+    assert (rate["label"], rate["whole"], rate["log"], rate["kind"]) == (
+        "local learning rate",
+        False,
+        True,
+        "number",
+    )
     assert "step size" in rate["meaning"]
     assert (rule["kind"], rule["choices"]) == ("choice", ["sgd", "adamw"])
     assert (rounds["low"], rounds["high"]) == (5, 300)
     bench.close()
     assert len(Workbench(live, SMALL).spec["knobs"]) == len(described())
-    with pytest.raises(ParameterError,
-                       match=r"local_rate=\(0, 1\): no such parameter; did you mean local_lr"):
+    with pytest.raises(
+        ParameterError, match=r"local_rate=\(0, 1\): no such parameter; did you mean local_lr"
+    ):
         Workbench(live, SMALL, {"local_rate": (0, 1)})
-    with pytest.raises(ParameterError,
-                       match=r"turn\['rounds'\]=\(0, 5\): choose two growing numbers from 1"):
+    with pytest.raises(
+        ParameterError, match=r"turn\['rounds'\]=\(0, 5\): choose two growing numbers from 1"
+    ):
         Workbench(live, SMALL, {"rounds": (0, 5)})
     with pytest.raises(ParameterError, match=r"optimizer='adam': choose one of"):
         Workbench(live, SMALL, {"optimizer": ("sgd", "adam")})
@@ -296,24 +334,41 @@ def test_knobs_come_from_the_settings_and_bad_sliders_are_refused(live):
 
 
 def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
-    start = Settings(**tiny_settings | {"uplink": "clip + gaussian noise", "noise": 2.0,
-                                        "clip": 0.5, "teaching_seed": 0, "delta": 0.01})
+    start = Settings(
+        **tiny_settings
+        | {
+            "uplink": "clip + gaussian noise",
+            "noise": 2.0,
+            "clip": 0.5,
+            "teaching_seed": 0,
+            "delta": 0.01,
+        }
+    )
     bench = Workbench(stream, start, metrics=better())
     assert {"trim", "alpha", "weighting", "buffer"} <= set(bench.unread)
     assert not {"noise", "clip", "delta", "cohort"} & set(bench.unread)
-    bench.values = bench.values | {"uplink": "clip", "server_optimizer": "adam",
-                                   "server_momentum": 0.5}
+    bench.values = bench.values | {
+        "uplink": "clip",
+        "server_optimizer": "adam",
+        "server_momentum": 0.5,
+    }
     assert bench.unread["noise"].endswith("beside clip; gaussian noise, local noise would")
-    assert bench.values["noise"] == 2.0                                # it waits for its part
+    assert bench.values["noise"] == 2.0  # it waits for its part
     assert json.loads(bench.text)["settings"].keys() & {"noise", "clip", "server_momentum"} == {
-        "clip", "server_momentum"}
+        "clip",
+        "server_momentum",
+    }
     tell(bench, "start")
     ends(bench)
     assert bench.session.members[-1].settings == tiny_settings | {
-        "uplink": "clip", "clip": 0.5, "server_optimizer": "adam", "server_momentum": 0.5}
+        "uplink": "clip",
+        "clip": 0.5,
+        "server_optimizer": "adam",
+        "server_momentum": 0.5,
+    }
     tell(bench, "step")
     until(lambda: bench.state == "paused")
-    bench.values = bench.values | {"server_optimizer": "sgd"}         # on the way, in a run
+    bench.values = bench.values | {"server_optimizer": "sgd"}  # on the way, in a run
     assert bench.unread["server_momentum"].startswith("server step does not read it")
     tell(bench, "start")
     ends(bench)
@@ -338,9 +393,12 @@ def test_what_a_stream_reads_itself_is_recorded_as_it_was_turned(live):
     def shifted(ask):
         def training():
             return ask().without(knobs(Lesson))
+
         return measured(live(training), lambda done: {"number": done.number + ask().shift})
-    bench = Workbench(shifted, SMALL.replace(shift=2.0), {"shift": None, "rounds": None},
-                      {"number": "max"})
+
+    bench = Workbench(
+        shifted, SMALL.replace(shift=2.0), {"shift": None, "rounds": None}, {"number": "max"}
+    )
     tell(bench, "step")
     until(lambda: bench.state == "paused")
     bench.values = bench.values | {"shift": -3.0}
@@ -361,6 +419,7 @@ def test_a_diverged_loss_leaves_a_gap_and_not_a_broken_message(live):
     def broken(ask):
         for done in live(ask):
             yield replace(done, losses=done.losses * float("nan")) if done.number == 2 else done
+
     bench = Workbench(broken, SMALL.replace(rounds=3), {})
     tell(bench, "start")
     ends(bench)

@@ -27,8 +27,9 @@ from fedlab.models.text.encoder import Encoder
 PAD = -1  # stands where a text has no token because others are longer
 
 
-def tokens(encoder: Encoder, texts: Sequence[str], length: int = 24,
-           second: Sequence[str] | None = None) -> Tensor:
+def tokens(
+    encoder: Encoder, texts: Sequence[str], length: int = 24, second: Sequence[str] | None = None
+) -> Tensor:
     """Token ids (n, T) of texts, padded at the end with `PAD`.
 
     encoder: gives the tokenizer. length: the most tokens kept of a text, 4 to 512; T is the longest
@@ -51,8 +52,9 @@ class Backbone(nn.Module):
     states of a lower layer instead of token ids.
     """
 
-    def __init__(self, encoder: Encoder, layers: int = 0, *, below: int = 0,
-                 checkpoint: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, layers: int = 0, *, below: int = 0, checkpoint: bool = False
+    ) -> None:
         """Copy the model of an encoder, keep some of its layers, and make all weights trainable.
 
         layers: how many layers to keep, counted from the bottom; 0 keeps all. below: how many of
@@ -66,14 +68,25 @@ class Backbone(nn.Module):
         holder, name = _layers(self.model, encoder.name)
         self.below, self.causal = below, _causal(encoder)
         stacked = list(getattr(holder, name))
-        require(0 <= layers <= len(stacked), "layers", layers,
-                f"choose from 0, which means all, to {len(stacked)}")
-        require(0 <= below < (layers or len(stacked)), "below", below,
-                f"choose from 0 to {len(stacked) - 1}")
-        kept = stacked[below:layers or len(stacked)]
+        require(
+            0 <= layers <= len(stacked),
+            "layers",
+            layers,
+            f"choose from 0, which means all, to {len(stacked)}",
+        )
+        require(
+            0 <= below < (layers or len(stacked)),
+            "below",
+            below,
+            f"choose from 0 to {len(stacked) - 1}",
+        )
+        kept = stacked[below : layers or len(stacked)]
         self.model.config.num_hidden_layers = len(kept)
-        setattr(holder, name, nn.ModuleList(Recomputed(layer) if checkpoint else layer
-                                            for layer in kept))
+        setattr(
+            holder,
+            name,
+            nn.ModuleList(Recomputed(layer) if checkpoint else layer for layer in kept),
+        )
         if 0 < layers < len(stacked) and hasattr(self.model, "norm"):
             self.model.norm = nn.Identity()  # it belongs behind the last layer only
         for name in ("embeddings", "embed_tokens") if below else ():
@@ -111,8 +124,9 @@ class _Passing(nn.Module):
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
         """Return the first argument that holds states."""
-        return next(x for x in (*given, *named.values())
-                    if isinstance(x, Tensor) and x.is_floating_point())
+        return next(
+            x for x in (*given, *named.values()) if isinstance(x, Tensor) and x.is_floating_point()
+        )
 
 
 def mean_state(states: Tensor, there: Tensor) -> Tensor:
@@ -138,8 +152,12 @@ def depth(encoder: Encoder) -> int:
 def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The part of a model that holds its list of layers, and the name of that list."""
     lists = [path for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
-    require(len(lists) > 0, "encoder", name,
-            "it has no list of layers; choose a BERT- or GPT-type model")
+    require(
+        len(lists) > 0,
+        "encoder",
+        name,
+        "it has no list of layers; choose a BERT- or GPT-type model",
+    )
     holder, _, last = min(lists, key=lambda path: path.count(".")).rpartition(".")
     return model.get_submodule(holder), last
 
@@ -200,8 +218,11 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved, need = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        at = [i for i, (tensor, wanted) in enumerate(zip(saved, need, strict=True))
-              if wanted and tensor.is_floating_point()]
+        at = [
+            i
+            for i, (tensor, wanted) in enumerate(zip(saved, need, strict=True))
+            if wanted and tensor.is_floating_point()
+        ]
 
         def run(*some: Tensor) -> Tensor:
             tensors = list(saved)

@@ -42,9 +42,18 @@ class CrossEncoder(nn.Module):
         return self.head(mean_state(self.body(ids), ids != PAD))[:, 0]
 
 
-def make_pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: int, *,
-               asked: Ratings | None = None, liked: float = 4.0, history: int = 4, length: int = 48,
-               seed: int = 0) -> Tree:
+def make_pairs(
+    train: Ratings,
+    texts: Sequence[str],
+    encoder: Encoder,
+    count: int,
+    *,
+    asked: Ratings | None = None,
+    liked: float = 4.0,
+    history: int = 4,
+    length: int = 48,
+    seed: int = 0,
+) -> Tree:
     """Training examples of a cross-encoder: columns user (n,), ids (n, T) and target (n,).
 
     For each user, up to `count` ratings are drawn as candidates; the target is 1 where the
@@ -68,9 +77,18 @@ def make_pairs(train: Ratings, texts: Sequence[str], encoder: Encoder, count: in
         for row in mine[torch.randperm(len(mine), generator=draw)[:count]].tolist():
             others = good[good != asked.items[row]]
             shown = others[torch.randperm(len(others), generator=draw)[:history]].tolist()
-            rows.append((user, "liked: " + "; ".join(texts[i] for i in shown),
-                         texts[int(asked.items[row])], float(asked.values[row] >= liked)))
+            rows.append(
+                (
+                    user,
+                    "liked: " + "; ".join(texts[i] for i in shown),
+                    texts[int(asked.items[row])],
+                    float(asked.values[row] >= liked),
+                )
+            )
     require(len(rows) > 0, "liked", liked, "nobody liked two films; choose fewer stars")
     users, before, after, targets = (list(column) for column in zip(*rows, strict=True))
-    return {"user": torch.tensor(users), "ids": tokens(encoder, before, length, after),
-            "target": torch.tensor(targets)}
+    return {
+        "user": torch.tensor(users),
+        "ids": tokens(encoder, before, length, after),
+        "target": torch.tensor(targets),
+    }

@@ -56,13 +56,22 @@ def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}
         template.format(title="", year=0, genres="")
     except (KeyError, IndexError, ValueError) as error:
         raise ParameterError(
-            f"template={template!r}: unknown field {error}; use title, year, genres") from error
-    names = [[g for g, on in zip(catalogue.genre_names, row, strict=True) if on]
-             for row in catalogue.genres.tolist()]
-    return [template.format(title=ARTICLE.sub(r"\2 \1", title), year=year or "year unknown",
-                            genres=", ".join(genres))
-            for title, year, genres in zip(catalogue.titles, catalogue.years.tolist(), names,
-                                           strict=True)]
+            f"template={template!r}: unknown field {error}; use title, year, genres"
+        ) from error
+    names = [
+        [g for g, on in zip(catalogue.genre_names, row, strict=True) if on]
+        for row in catalogue.genres.tolist()
+    ]
+    return [
+        template.format(
+            title=ARTICLE.sub(r"\2 \1", title),
+            year=year or "year unknown",
+            genres=", ".join(genres),
+        )
+        for title, year, genres in zip(
+            catalogue.titles, catalogue.years.tolist(), names, strict=True
+        )
+    ]
 
 
 def tfidf(texts: Sequence[str]) -> Tensor:
@@ -83,7 +92,8 @@ def tfidf(texts: Sequence[str]) -> Tensor:
     for row, each in enumerate(words):
         for word in each.keys() & at.keys():
             found[row, at[word]] = each[word] * (
-                math.log((1 + len(texts)) / (1 + spread[word])) + 1)
+                math.log((1 + len(texts)) / (1 + spread[word])) + 1
+            )
     return torch.nn.functional.normalize(found)
 
 
@@ -107,18 +117,24 @@ class Encoder:
         A text has at most `ROOM` tokens; the rest is cut off. An empty text counts as a single
         padding token.
         """
-        ids = (self.tokenizer(list(texts), truncation=True, max_length=ROOM)["input_ids"]
-               if texts else [])
+        ids = (
+            self.tokenizer(list(texts), truncation=True, max_length=ROOM)["input_ids"]
+            if texts
+            else []
+        )
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths: little padding
         found: list[Tensor] = []
-        with tqdm(total=len(ids), desc="texts",
-                  disable=not progress) as bar, torch.inference_mode():
+        with (
+            tqdm(total=len(ids), desc="texts", disable=not progress) as bar,
+            torch.inference_mode(),
+        ):
             for batch in _batches(order, ids):
                 found.append(self._pooled([ids[i] for i in batch]))
                 bar.update(len(batch))
         vectors = torch.cat(found) if found else torch.empty(0, self.model.config.hidden_size)
-        return torch.empty_like(vectors).index_copy_(0, torch.tensor(order, dtype=torch.int64),
-                                                     vectors)
+        return torch.empty_like(vectors).index_copy_(
+            0, torch.tensor(order, dtype=torch.int64), vectors
+        )
 
     def _pooled(self, ids: list[list[int]]) -> Tensor:
         """Vectors (b, D) of token ids, which are padded on the right."""
@@ -127,9 +143,11 @@ class Encoder:
         filled = torch.tensor([row + [pad] * (int(lengths.max()) - len(row)) for row in ids])
         there = torch.arange(filled.shape[1]) < lengths[:, None]  # (b, T)
         device = self.model.device
-        states = self.model(
-            input_ids=filled.to(device), attention_mask=there.long().to(device)
-        ).last_hidden_state.float().cpu()
+        states = (
+            self.model(input_ids=filled.to(device), attention_mask=there.long().to(device))
+            .last_hidden_state.float()
+            .cpu()
+        )
         if self.pooling == "last":
             return states[torch.arange(len(ids)), lengths - 1]
         return (states * there[..., None]).sum(1) / lengths[:, None]
@@ -145,8 +163,9 @@ def _batches(order: list[int], ids: list[list[int]]) -> list[list[int]]:
     return cut
 
 
-def encoder(name: str = MINILM, pooling: str = "mean",
-            device: str | torch.device = "cpu") -> Encoder:
+def encoder(
+    name: str = MINILM, pooling: str = "mean", device: str | torch.device = "cpu"
+) -> Encoder:
     """Load a pretrained encoder: MiniLM, SmolLM2, a name on the Hugging Face hub, or a folder.
 
     pooling: 'mean' or 'last', as in `Encoder`. Raises `ParameterError`, with the ways to get a
@@ -154,6 +173,7 @@ def encoder(name: str = MINILM, pooling: str = "mean",
     """
     from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - takes seconds
     from transformers.utils import logging  # noqa: PLC0415
+
     require(pooling in ("mean", "last"), "pooling", pooling, "choose one of mean, last")
     place, more = _place(name)
     logging.disable_progress_bar()
@@ -182,8 +202,14 @@ def _place(name: str) -> tuple[str, dict[str, str]]:
     return name, {}
 
 
-def vectors(texts: Sequence[str], model: str = MINILM, pooling: str = "mean", *,
-            device: str | torch.device = "cpu", progress: bool = True) -> Tensor:
+def vectors(
+    texts: Sequence[str],
+    model: str = MINILM,
+    pooling: str = "mean",
+    *,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Tensor:
     """Vectors (n, D) of texts, float32, looked up where the texts were encoded before.
 
     Other texts are encoded now and stored.
@@ -213,8 +239,9 @@ def fingerprint(texts: Sequence[str], model: str, pooling: str) -> str:
     folder = Path(model)
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in there]
-    return hashlib.blake2b(json.dumps([model, files, pooling, ROOM, list(texts)]).encode(),
-                           digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([model, files, pooling, ROOM, list(texts)]).encode(), digest_size=16
+    ).hexdigest()
 
 
 def write_vectors(file: Path, key: str, found: Tensor) -> None:
@@ -236,5 +263,6 @@ def read_vectors(file: Path, key: str) -> Tensor | None:
 
 
 def _checksum(found: Tensor) -> str:
-    return hashlib.blake2b(found.contiguous().view(torch.uint8).numpy().tobytes(),
-                           digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        found.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16
+    ).hexdigest()

@@ -37,8 +37,9 @@ def text_kernel(vectors: Tensor, width: float = 0.7) -> Tensor:
     return (unit @ unit.T).sub_(1).div_(2 * width**2).exp_()
 
 
-def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0.4,
-                years: float = 0.2) -> Tensor:
+def item_kernel(
+    texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0.4, years: float = 0.2
+) -> Tensor:
     """Similarity (I, I) of items: mean of the text kernels plus weighted genre and year kernels.
 
     texts: any number of text vectors (I, E). genres, years: weights of `genre_kernel` and
@@ -46,8 +47,12 @@ def item_kernel(texts: Sequence[Tensor], catalogue: Catalogue, genres: float = 0
     negative weights, or when nothing is left to compare items by.
     """
     require(min(genres, years) >= 0, "genres, years", (genres, years), "choose 0 or more")
-    require(len(texts) > 0 or genres + years > 0, "texts", 0,
-            "give text vectors, or a weight of genres or years")
+    require(
+        len(texts) > 0 or genres + years > 0,
+        "texts",
+        0,
+        "give text vectors, or a weight of genres or years",
+    )
     kernel = torch.zeros(len(catalogue.titles), len(catalogue.titles))
     for vectors in texts:
         kernel.add_(text_kernel(vectors), alpha=1 / len(texts))
@@ -87,8 +92,9 @@ def kernel_ridge(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
     """
     require(strength > 0, "strength", strength, "choose a positive number, say 1")
     at = warm.nonzero()[:, 0]
-    require(len(at) > 1, "warm", len(at),
-            "two items with ratings, or more, are needed to learn from")
+    require(
+        len(at) > 1, "warm", len(at), "two items with ratings, or more, are needed to learn from"
+    )
     known = kernel[at][:, at]
     known.diagonal().add_(strength)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(known))

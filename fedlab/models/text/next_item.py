@@ -109,8 +109,9 @@ class Sequences:
 
         Raises `ParameterError` for any other task than 'clicks'.
         """
-        require(self.task == "clicks", "task", self.task,
-                "histories are of clicks; set task='clicks'")
+        require(
+            self.task == "clicks", "task", self.task, "histories are of clicks; set task='clicks'"
+        )
         columns = self.data.draw(cohort, epochs, negatives, key)
         table, order, starts = self._known
         user, first = columns["user"], starts[columns["user"]]
@@ -126,8 +127,16 @@ class SASRec(nn.Module):
 
     known: Tensor
 
-    def __init__(self, items: int, vectors: Tensor | None = None, *, dim: int = 32,
-                 length: int = 20, heads: int = 2, ids: bool = True) -> None:
+    def __init__(
+        self,
+        items: int,
+        vectors: Tensor | None = None,
+        *,
+        dim: int = 32,
+        length: int = 20,
+        heads: int = 2,
+        ids: bool = True,
+    ) -> None:
         """Draw the first weights from the global generator of torch.
 
         items: I. vectors: frozen text vectors (I, E), or None. ids: whether items have learned
@@ -135,8 +144,12 @@ class SASRec(nn.Module):
         have neither a text nor a row, and for sizes that do not fit.
         """
         super().__init__()
-        require(ids or vectors is not None, "ids", ids,
-                "an item needs a row of its own or a text; give one of both")
+        require(
+            ids or vectors is not None,
+            "ids",
+            ids,
+            "an item needs a row of its own or a text; give one of both",
+        )
         require(dim % heads == 0, "heads", heads, f"choose a divisor of dim={dim}")
         self.heads, self.positions = heads, nn.Parameter(torch.randn(length, dim) * 0.1)
         self.rows = nn.Parameter(torch.randn(items + 1, dim) * 0.1) if ids else None
@@ -209,10 +222,12 @@ def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096
 
     def score(users: Tensor, items: Tensor) -> Tensor:
         found = []
-        for who, what in zip(users.flatten().split(chunk), items.flatten().split(chunk),
-                             strict=True):
+        for who, what in zip(
+            users.flatten().split(chunk), items.flatten().split(chunk), strict=True
+        ):
             batch = {"history": films[who][None].to(device), "item": what[None].to(device)}
             with torch.no_grad():
                 found.append(predict(params | constants, batch)[0].cpu())
         return torch.cat(found).view(users.shape)
+
     return score

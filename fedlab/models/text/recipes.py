@@ -32,7 +32,7 @@ from fedlab.models.text.two_tower import TextEncoder, TwoTower
 
 GROUP = "text"
 ADAPTED = ("query", "key", "value", "dense")  # the linear layers of MiniLM
-ITEMS, USERS, TOKENS = 16, 64, 12             # of an example: films of an epoch, users asked, words
+ITEMS, USERS, TOKENS = 16, 64, 12  # of an example: films of an epoch, users asked, words
 
 
 @register
@@ -65,8 +65,16 @@ class NextItem(Recipe):
 
     title = "sasrec"
     dim: int = dim()
-    history: int = knob(20, 1, 200, "items", "sasrec: how many of a user's last items it reads (T)",
-                        live=False, usual=(5, 50), group=GROUP)
+    history: int = knob(
+        20,
+        1,
+        200,
+        "items",
+        "sasrec: how many of a user's last items it reads (T)",
+        live=False,
+        usual=(5, 50),
+        group=GROUP,
+    )
 
     def build(self, train: Ratings, task: str) -> Model:
         """The model for these train ratings."""
@@ -76,8 +84,14 @@ class NextItem(Recipe):
         def make(seed: int) -> nn.Module:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                return SASRec(train.item_count, known, dim=self.dim, length=self.history,
-                              heads=2 - self.dim % 2)
+                return SASRec(
+                    train.item_count,
+                    known,
+                    dim=self.dim,
+                    length=self.history,
+                    heads=2 - self.dim % 2,
+                )
+
         few = {"history": last_films(train, self.history)[:3], "item": train.items[:3]}
         return _by_seed(make, few)
 
@@ -99,12 +113,38 @@ class Lora(Recipe):
 
     draws_negatives = False
     dim: int = dim()
-    rank: int = knob(4, 1, 128, "", "lora: how narrow an adapter is (r)", live=False, log=True,
-                     usual=(1, 32), group=GROUP)
-    adapter_scale: float = knob(128.0, 1e-3, 1e6, "", "lora: of adapters, divided by r (alpha)",
-                                live=False, log=True, usual=(1.0, 1000.0), group=GROUP)
-    layers: int = knob(2, 1, 5, "layers", "lora: the last of MiniLM that have adapters", live=False,
-                       usual=(1, 5), group=GROUP)
+    rank: int = knob(
+        4,
+        1,
+        128,
+        "",
+        "lora: how narrow an adapter is (r)",
+        live=False,
+        log=True,
+        usual=(1, 32),
+        group=GROUP,
+    )
+    adapter_scale: float = knob(
+        128.0,
+        1e-3,
+        1e6,
+        "",
+        "lora: of adapters, divided by r (alpha)",
+        live=False,
+        log=True,
+        usual=(1.0, 1000.0),
+        group=GROUP,
+    )
+    layers: int = knob(
+        2,
+        1,
+        5,
+        "layers",
+        "lora: the last of MiniLM that have adapters",
+        live=False,
+        usual=(1, 5),
+        group=GROUP,
+    )
 
     def build(self, train: Ratings, task: str) -> Model:
         """The model for these train ratings."""
@@ -114,8 +154,10 @@ class Lora(Recipe):
 
         def make(seed: int) -> nn.Module:
             tower = TwoTower(text, train, known, dim=self.dim, seed=seed)
-            return adapted(tower, ADAPTED, self.rank, self.adapter_scale, train=("head", "user"),
-                           seed=seed)
+            return adapted(
+                tower, ADAPTED, self.rank, self.adapter_scale, train=("head", "user"), seed=seed
+            )
+
         who = train.users[:3, None].expand(-1, USERS)
         few = {"item": train.items[:3], "who": who, "own": torch.ones(who.shape)}
         return _by_seed(make, few, answers=USERS)
@@ -142,17 +184,23 @@ def _check_clicks(recipe: Recipe, task: str) -> None:
 
 def _federation(recipe: Recipe, data: Any) -> Federation:
     """The data, where nothing else has changed what its examples are."""
-    require(isinstance(data, Federation), "local", type(data).__name__,
-            f"{recipe.name} makes examples of its own; choose sgd or scaffold")
+    require(
+        isinstance(data, Federation),
+        "local",
+        type(data).__name__,
+        f"{recipe.name} makes examples of its own; choose sgd or scaffold",
+    )
     return data
 
 
-def _by_seed(make: Callable[[int], nn.Module], few: Mapping[str, Tensor], answers: int = 1
-             ) -> Model:
+def _by_seed(
+    make: Callable[[int], nn.Module], few: Mapping[str, Tensor], answers: int = 1
+) -> Model:
     """A model of the module that `make` makes, with other first weights for each seed."""
     model = from_module(make(0), few, answers=answers)
 
     def init(seed: int) -> Tree:
         weights = dict(make(seed).named_parameters())
         return {name: weights[name].detach()[None].clone() for name in model.rows}
+
     return replace(model, init=init)

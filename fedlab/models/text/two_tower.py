@@ -38,8 +38,15 @@ class TextEncoder(nn.Module):
     kept: Tensor
     there: Tensor
 
-    def __init__(self, encoder: Encoder, texts: Sequence[str], *, top: int | None = None,
-                 length: int = 24, checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        texts: Sequence[str],
+        *,
+        top: int | None = None,
+        length: int = 24,
+        checkpoint: bool = False,
+    ) -> None:
         """Tokenise the texts and run the layers that are not trained.
 
         texts (I,): the text of each item. top: how many of the last layers to train; with 0 nothing
@@ -49,14 +56,20 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         ids, count = tokens(encoder, texts, length), depth(encoder)
-        require(top is None or 0 <= top < count, "top", top,
-                f"choose from 0 to {count - 1} layers, or None for all")
+        require(
+            top is None or 0 <= top < count,
+            "top",
+            top,
+            f"choose from 0 to {count - 1} layers, or None for all",
+        )
         self.width = int(encoder.model.config.hidden_size)
         below = 0 if top is None else count - top
-        self.body = (None if top == 0
-                     else Backbone(encoder, below=below, checkpoint=checkpoint).cpu())
-        self.register_buffer("kept", ids if top is None
-                             else _frozen_states(Backbone(encoder, below), ids))
+        self.body = (
+            None if top == 0 else Backbone(encoder, below=below, checkpoint=checkpoint).cpu()
+        )
+        self.register_buffer(
+            "kept", ids if top is None else _frozen_states(Backbone(encoder, below), ids)
+        )
         self.register_buffer("there", ids != PAD)
         if self.body is not None and top is not None:
             _check_cut(self, encoder, ids, top)
@@ -79,8 +92,12 @@ def _check_cut(texts: TextEncoder, encoder: Encoder, ids: Tensor, top: int) -> N
     with torch.no_grad():
         cut, there = texts(torch.arange(min(3, len(ids))))
         whole = Backbone(encoder).cpu()(ids[:3])
-    require(torch.allclose(cut[there], whole[there], atol=1e-3, rtol=1e-3), "top", top,
-            f"{encoder.name} cannot be cut between layers; choose 0 or None")
+    require(
+        torch.allclose(cut[there], whole[there], atol=1e-3, rtol=1e-3),
+        "top",
+        top,
+        f"{encoder.name} cannot be cut between layers; choose 0 or None",
+    )
 
 
 class Dense(nn.Module):
@@ -127,7 +144,10 @@ class Attention(nn.Module):
 
 
 HEADS: dict[str, type[Dense | Convolution | Attention]] = {
-    "dense": Dense, "convolution": Convolution, "attention": Attention}
+    "dense": Dense,
+    "convolution": Convolution,
+    "attention": Attention,
+}
 
 
 class TwoTower(nn.Module):
@@ -138,8 +158,16 @@ class TwoTower(nn.Module):
     count: Tensor
     prior: Tensor
 
-    def __init__(self, text: TextEncoder, train: Ratings, vectors: Tensor, *, head: str = "dense",
-                 dim: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        text: TextEncoder,
+        train: Ratings,
+        vectors: Tensor,
+        *,
+        head: str = "dense",
+        dim: int = 64,
+        seed: int = 0,
+    ) -> None:
         """Build the item tower on `text` and the user tower on the train clicks.
 
         train: who watched what. vectors (I, E): frozen text vectors, whose means describe users.
@@ -150,8 +178,12 @@ class TwoTower(nn.Module):
         """
         super().__init__()
         require(head in HEADS, "head", head, f"choose one of {', '.join(HEADS)}")
-        require(len(vectors) == train.item_count, "vectors", tuple(vectors.shape),
-                f"give {train.item_count} rows")
+        require(
+            len(vectors) == train.item_count,
+            "vectors",
+            tuple(vectors.shape),
+            f"give {train.item_count} rows",
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.text, self.head = text, HEADS[head](text.width, dim + 1)
