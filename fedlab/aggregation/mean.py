@@ -25,6 +25,7 @@ from fedlab.core import (
     Rows,
     Tree,
     Update,
+    add_rows,
     knob,
     register,
     require,
@@ -108,7 +109,7 @@ class MeanOfHolders(Weighted):
             for name, delta in update.deltas.items():
                 none = torch.zeros(len(server[name]), device=update.weights.device)
                 at = held.setdefault(name, none)
-                at.index_add_(0, delta.ids, update.weights[delta.client])
+                add_rows(at, delta.ids, update.weights[delta.client])
         return sums.divided({name: weight.where(weight > 0, 1.0) for name, weight in held.items()})
 
 
@@ -247,7 +248,7 @@ def as_rows(delta: Tensor | Rows) -> Rows:
     if isinstance(delta, Rows):
         ids, place = delta.ids.unique(return_inverse=True)
         values = delta.values.new_zeros(len(ids), *delta.values.shape[1:])
-        return Rows(values.index_add_(0, place, delta.values), ids, torch.zeros_like(ids))
+        return Rows(add_rows(values, place, delta.values), ids, torch.zeros_like(ids))
     ids = torch.arange(len(delta), device=delta.device)
     return Rows(delta, ids, torch.zeros_like(ids))
 
@@ -309,7 +310,7 @@ class Sums:
                 continue
             out = self.whole.setdefault(name, torch.zeros_like(self.server[name]))
             for rows in kept:
-                out.index_add_(0, rows.ids, rows.values)
+                add_rows(out, rows.ids, rows.values)
             kept.clear()
             delta.add_to(out, weights)
 

@@ -38,6 +38,7 @@ from fedlab.core import (
     Score,
     Tree,
     Update,
+    add_rows,
     knob,
     register,
     require,
@@ -121,7 +122,7 @@ class Implicit(Local):
             )
             mine = vectors.index_select(0, client)  # (n, D), as rows
             miss, clients = 1 - (mine * rows).sum(1), torch.arange(len(here), device=rows.device)
-            losses = rows.new_zeros(len(here)).index_add_(0, client, miss.square())
+            losses = add_rows(rows.new_zeros(len(here)), client, miss.square())
             losses += self.w0 * ((vectors @ gram) * vectors).sum(1)
             sent = {
                 "item": Rows(miss[:, None] * mine - self.reg * rows, films, client),
@@ -188,7 +189,7 @@ class Implicit(Local):
         padded, weighted = rows.new_zeros(2, len(counts), int(counts.max()), rows.shape[1])
         padded[place], weighted[place] = rows, rows * weights[:, None]
         eye, total = torch.eye(rows.shape[1], device=rows.device), weights.new_zeros(len(counts))
-        strength = self.reg * (total.index_add_(0, client, weights) + self.w0 * len(items))
+        strength = self.reg * (add_rows(total, client, weights) + self.w0 * len(items))
         left = (
             torch.bmm(padded.transpose(1, 2), weighted)
             + self.w0 * gram

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Rows, require
+from fedlab.core import Rows, add_rows, require
 
 Coded = tuple[Tensor, Tensor]  # (what arrives, of the values' shape; bytes of each client)
 
@@ -86,10 +86,10 @@ class Quantised:
         count = torch.bincount(client, minlength=clients) * flat.shape[1]
         if self.bits == 1:
             sizes = torch.linalg.vector_norm(flat, ord=1, dim=1)
-            scale = sizes.new_zeros(clients).index_add_(0, client, sizes) / count.clamp(min=1)
+            scale = add_rows(sizes.new_zeros(clients), client, sizes) / count.clamp(min=1)
             levels = torch.where(flat < 0, -1.0, 1.0)
         else:
-            root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt()
+            root = (rows.square_norms(clients) / count.clamp(min=1)).sqrt().float()
             far = root.new_zeros(clients).scatter_reduce_(0, client, flat.abs().amax(1), "amax")
             scale = torch.minimum(far, REACH[self.bits] * root) / self.top_level
             levels = (

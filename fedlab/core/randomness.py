@@ -94,8 +94,11 @@ class Key:
 
     def uniform(self, client: Tensor, columns: int) -> Tensor:
         """(C, D) uniform numbers from 0 to below 1, multiples of 2^-32, float64."""
-        words = self.runs(client, torch.full_like(client, columns))
-        return words.view(len(client), columns).double().mul_(2.0**-32)
+        each = (columns + 3) // 4
+        block = torch.arange(each, device=client.device).repeat(len(client))
+        found = _blocks(client.repeat_interleave(each), block, self.halves)
+        words = found.view(len(client), 4 * each)[:, :columns].long().bitwise_and_(WORD)
+        return words.double().mul_(2.0**-32)
 
     def normal(self, client: Tensor, columns: int) -> Tensor:
         """(C, D) normal numbers of mean 0 and deviation 1, at most 6.7 in size, float32."""

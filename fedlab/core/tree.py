@@ -50,6 +50,7 @@ class Rows:
 
     def only(self, chosen: Tensor) -> "Rows":
         """The rows of some clients, `chosen` (C,), who are counted anew from 0."""
+        chosen = chosen.to(self.client.device)
         rows, place = chosen[self.client], chosen.cumsum(0) - 1
         return Rows(self.values[rows], self.ids[rows], place[self.client[rows]])
 
@@ -59,11 +60,12 @@ class Rows:
         In place, row by row in their order, so that chunks of a cohort add up to the same bits
         however they are cut.
         """
-        each = max(1, CACHED // max(1, out.shape[1:].numel()))
-        for first in range(0, len(self.ids), each):
-            here = slice(first, first + each)
-            part = Rows(self.values[here], self.ids[here], self.client[here]).scaled(weights)
-            out.index_add_(0, part.ids, part.values)
+        factor = weights[self.client].view((-1,) + (1,) * (self.values.dim() - 1))
+        size = max(1, self.values.numel())
+        each = max(1, CACHED * len(self.ids) // size) if out.is_cpu else size
+        parts = zip(self.values.split(each), factor.split(each), self.ids.split(each), strict=True)
+        for values, share, ids in parts:
+            add_rows(out, ids, values * share)
         return out
 
     def lengths(self) -> Tensor:
@@ -73,8 +75,18 @@ class Rows:
         )
 
     def square_norms(self, clients: int) -> Tensor:
-        """(C,) sum of squares of each client's rows."""
-        return self.values.new_zeros(clients).index_add_(0, self.client, self.lengths().square())
+        """(C,) sum of squares of each client's rows, float64.
+
+        At most 64 numbers are added up in float32, which is right to 2e-7 and takes a third of the
+        time; over a row of a million equal numbers it would be off by a thousandth.
+        """
+        flat = self.values.view(len(self.ids), self.values.shape[1:].numel())
+        cut = flat.shape[1] // 64 * 64
+        squares = torch.linalg.vector_norm(flat[:, cut:], dim=1).double().square_()
+        if cut:
+            wide = torch.linalg.vector_norm(flat[:, :cut].unflatten(1, (-1, 64)), dim=2)
+            squares += wide.double().square_().sum(1)
+        return add_rows(squares.new_zeros(clients), self.client, squares)
 
     @staticmethod
     def joined(parts: "list[Rows]") -> "Rows":
@@ -122,14 +134,22 @@ class Update:
         )
 
 
-def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
-    """(C,) L2 norm of each client's delta over all its parameters, in float64, on the CPU.
+def add_rows(out: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+    """Add `values` (R, ...) to the rows `ids` (R,) of `out`, in place and in their order.
 
-    In float32 the squares of a thousand equal rows add up to a hundred-thousandth too much.
+    On a GPU, index_add_ would add rows of the same number in whatever order threads come to them;
+    index_put_ sorts them first, so that a run gives the same bits again.
     """
-    wide = [replace(d, values=d.values.double()) for d in deltas.values()]
+    if out.is_cpu:
+        return out.index_add_(0, ids, values)
+    return out.index_put_((ids,), values, accumulate=True)
+
+
+def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
+    """(C,) L2 norm of each client's delta over all its parameters, in float64, on the CPU."""
     return sum(
-        (d.square_norms(clients).cpu() for d in wide), torch.zeros(clients, dtype=torch.float64)
+        (d.square_norms(clients).cpu() for d in deltas.values()),
+        torch.zeros(clients, dtype=torch.float64),
     ).sqrt()
 
 

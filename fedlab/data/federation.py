@@ -128,9 +128,9 @@ def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Te
     For each row of the cohort its position there, and its number.
     """
     mine = counts[cohort]
-    client = torch.arange(len(cohort)).repeat_interleave(mine)
+    client = torch.arange(len(cohort), device=mine.device).repeat_interleave(mine)
     before = (starts[cohort] - (mine.cumsum(0) - mine)).index_select(0, client)
-    return client, before + torch.arange(len(client))
+    return client, before + torch.arange(len(client), device=mine.device)
 
 
 def repeated(counts: Tensor, epochs: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ def repeated(counts: Tensor, epochs: int) -> tuple[Tensor, Tensor]:
     counts (C,): rows of each client, which lie one client after another. A run is an epoch of a
     client: client times `epochs` plus epoch.
     """
-    client = torch.arange(len(counts)).repeat_interleave(epochs)
+    client = torch.arange(len(counts), device=counts.device).repeat_interleave(epochs)
     return own_rows(client, counts.cumsum(0) - counts, counts)
 
 
@@ -151,16 +151,14 @@ def shuffled(columns: Tree, cohort: Tensor, counts: Tensor, epochs: int, key: Ke
     run, row = repeated(counts, epochs)
     luck = key.of("order").runs(cohort, counts * epochs)
     order = row.index_select(0, shuffle(run, luck))
-    return told(counts, epochs) | {name: c.index_select(0, order) for name, c in columns.items()}
+    return told(run, epochs) | {name: c.index_select(0, order) for name, c in columns.items()}
 
 
-def told(counts: Tensor, epochs: int) -> Tree:
-    """Columns client and epoch of clients that have counts (C,) rows in each epoch."""
-    client = torch.arange(len(counts)).repeat_interleave(counts * epochs)
-    epoch = (
-        torch.arange(epochs).repeat(len(counts)).repeat_interleave(counts.repeat_interleave(epochs))
-    )
-    return {"client": client, "epoch": epoch}
+def told(run: Tensor, epochs: int) -> Tree:
+    """Columns client and epoch of rows whose run (n,) is client times `epochs` plus epoch."""
+    if epochs == 1:
+        return {"client": run, "epoch": torch.zeros_like(run)}
+    return {"client": run // epochs, "epoch": run % epochs}
 
 
 def shuffle(run: Tensor, luck: Tensor) -> Tensor:
@@ -168,9 +166,10 @@ def shuffle(run: Tensor, luck: Tensor) -> Tensor:
 
     Rows of the same luck keep their order, so that it hangs on nothing outside the run.
     """
-    count = len(run)
+    count, lots = len(run), (run << 32) + luck
+    if not run.is_cpu:
+        return lots.argsort(stable=True)
     low = count.bit_length()
-    lots = (run << 32) + luck
     if low + 32 + int(run[-1] + 1 if count else 1).bit_length() > 63:  # no room for the row
         return torch.from_numpy(np.argsort(lots.numpy(), kind="stable"))
     found = np.sort(((lots << low) + torch.arange(count)).numpy())  # 5x faster here than argsort
@@ -223,8 +222,9 @@ def clicks(
         "target": torch.eye(1, each).expand(len(row), each),
     }
     luck = key.of("order").runs(cohort, counts * (epochs * each))
-    order = shuffle(run.repeat_interleave(each), luck)
-    return told(counts * each, epochs) | {
+    run = run.repeat_interleave(each)
+    order = shuffle(run, luck)
+    return told(run, epochs) | {
         name: column.reshape(-1).index_select(0, order) for name, column in columns.items()
     }
 

@@ -87,24 +87,25 @@ class Columns:
         return torch.bincount(self.owner)
 
     @cached_property
-    def _by_client(self) -> tuple[Tensor, Tensor]:
-        return self.owner.argsort(stable=True), self.counts.cumsum(0) - self.counts
+    def _by_client(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers client after client, where each begins, and their counts, by the columns."""
+        order, starts = self.owner.argsort(stable=True), self.counts.cumsum(0) - self.counts
+        where = self.columns["target"].device
+        return order.to(where), starts.to(where), self.counts.to(where)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """Examples of a round.
+        """Examples of a round: client (position in the cohort), epoch, and the columns.
 
-        Client (position in the cohort), epoch, and the columns, wide ones as `Lookup`s.
-
-        `negatives` is not used: the targets are given.
+        Wide columns come as `Lookup`s. The draws are made where the columns lie, on a GPU with the
+        same bits. `negatives` is not used: the targets are given.
         """
-        order, starts = self._by_client
-        _, rows = own_rows(cohort, starts, self.counts)
-        drawn = shuffled(
-            {"row": order.index_select(0, rows)}, cohort, self.counts[cohort], epochs, key
-        )
+        order, starts, counts = self._by_client
+        cohort = cohort.to(order.device)
+        _, rows = own_rows(cohort, starts, counts)
+        drawn = shuffled({"row": order.index_select(0, rows)}, cohort, counts[cohort], epochs, key)
         row = drawn.pop("row")
         return drawn | {
-            name: column.index_select(0, row.to(column.device))
+            name: column.index_select(0, row)
             if column.dim() == 1
             else cast(Tensor, Lookup(column, row))
             for name, column in self.columns.items()

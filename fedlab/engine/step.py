@@ -26,7 +26,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, as_tensor, pieces
+from fedlab.core import Tree, add_rows, as_tensor, pieces
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
@@ -169,11 +169,13 @@ def _add_product(values: Tensor, grad: Product) -> None:
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     """Add each example's gradient to its row.
 
-    In place (scatter_add_ is 3x faster here than index_add_).
+    In place (on a CPU scatter_add_ is 3x faster here than index_add_).
     """
     if index is None:
         return values.add_(grad.view_as(values))
     flat = grad.flatten(0, 1)
+    if not values.is_cpu:
+        return add_rows(values, index, flat)
     return values.scatter_add_(
         0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat
     )

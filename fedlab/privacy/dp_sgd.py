@@ -26,6 +26,7 @@ from fedlab.core import (
     Rows,
     Tree,
     Update,
+    add_rows,
     knob,
     like,
     register,
@@ -196,7 +197,7 @@ class DPSGD(Local):
                 if kind == "one"
                 else batch[kind]
             )
-            total[name].index_add_(0, rows, scaled)
+            add_rows(total[name], rows, scaled)
         return total, losses
 
     def _update(
