@@ -284,8 +284,7 @@ def million(quick: bool) -> tuple[float, float]:
     peak = answers["large"][-1]["mb"]
     print(
         f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: "
-        f"{seconds['small']:.3f} s; "
-        f"peak {peak:.0f} MB",
+        f"{seconds['small']:.3f} s; peak {peak:.0f} MB",
         flush=True,
     )
     return seconds["large"] / seconds["small"], peak

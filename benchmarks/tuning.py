@@ -127,9 +127,8 @@ def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) ->
         0.95,
         higher=True,
         seeds=len(every),
-        note=f"gain in test AUC over the frozen encoder with a trained head, "
-        f"{mean(gains['full', 'auc']):.3f} in full; "
-        f"of the gain in NDCG@10 {other:.2f}{note}",
+        note="gain in test AUC over the frozen encoder with a trained head, "
+        f"{mean(gains['full', 'auc']):.3f} in full; of the gain in NDCG@10 {other:.2f}{note}",
     )
     measured["lora_bytes_share"] = entry(
         mean(found["lora"][1] / found["full"][1] for found in every),

@@ -35,8 +35,8 @@ def ensemble(
         not model.private,
         "model",
         model.name,
-        "its private rows are trained beside one model's; an ensemble needs one without "
-        "private rows",
+        "its private rows are trained beside one model's; an ensemble needs one without private "
+        "rows",
     )
     share = torch.tensor(
         list(weights) if weights is not None else [1.0] * len(members), dtype=torch.float32

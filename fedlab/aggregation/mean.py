@@ -96,8 +96,8 @@ class MeanOfHolders(Weighted):
             tables,
             "model",
             context.model.name,
-            f"{self.name} needs a table of which clients "
-            "hold some rows; here all hold all, so take the weighted mean",
+            f"{self.name} needs a table of which clients hold some rows; here all hold all, so "
+            "take the weighted mean",
         )
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:

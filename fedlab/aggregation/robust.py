@@ -163,8 +163,8 @@ class Krum(Aggregation):
         clients, needed = len(every.cohort), 2 * self.byzantine + 3
         if clients < needed:
             raise NoDeltaError(
-                f"byzantine={self.byzantine}: Krum needs {needed} clients and has "
-                f"{clients}; choose a larger cohort, or expect fewer bad clients"
+                f"byzantine={self.byzantine}: Krum needs {needed} clients and has {clients}; "
+                "choose a larger cohort, or expect fewer bad clients"
             )
         scores = krum_scores(every, self.byzantine)
         kept = torch.zeros(clients, dtype=torch.bool)

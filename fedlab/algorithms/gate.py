@@ -179,8 +179,8 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         if values.shape[1:] != server.shape[1:]:
             refuse(
                 rows.client,
-                f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's "
-                f"have {tuple(server.shape[1:])}",
+                f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's have "
+                f"{tuple(server.shape[1:])}",
             )
         if values.dtype != torch.float32 or rows.ids.dtype != torch.int64:
             refuse(

@@ -84,8 +84,8 @@ class Implicit(Local):
         0.0,
         10.0,
         "",
-        "implicit: a click weighs (1 + own clicks since) ** -recency "
-        "where a client recommends; in training all weigh 1",
+        "implicit: a click weighs (1 + own clicks since) ** -recency where a client recommends; in "
+        "training all weigh 1",
         usual=(0.0, 2.0),
         group=GROUP,
     )

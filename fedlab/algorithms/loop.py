@@ -361,8 +361,8 @@ def _check_delta(found: Delta, server: Tree, who: str) -> None:
             name in server and values.shape[table:] == server[name].shape[table:],
             who,
             f"{name} {tuple(values.shape)}",
-            "its delta has a name or shape that the server "
-            f"has not; return {', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}",
+            "its delta has a name or shape that the server has not; return "
+            f"{', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}",
         )
         require(
             values.dtype == server[name].dtype,
@@ -436,8 +436,8 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
             pipe.spending is not None,
             "start",
             "a private Round",
-            f"it has spent an epsilon of {before:.3g}, which a run without noise would void; "
-            "add stages such as Clip() and GaussianNoise()",
+            f"it has spent an epsilon of {before:.3g}, which a run without noise would void; add "
+            "stages such as Clip() and GaussianNoise()",
         )
     if start.number:
         theirs = start.state.get("run", {})
@@ -446,8 +446,8 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
                 theirs.get(name) == value,
                 "start",
                 f"a Round of other {name}",
-                f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or "
-                "begin anew from its parameters: start=Round(0, settings, params, "
+                f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or begin "
+                "anew from its parameters: start=Round(0, settings, params, "
                 "state={'ledger': ...}), with its ledger where it has one",
             )
     missing = sorted(set(model.rows) - set(start.params))

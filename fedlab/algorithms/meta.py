@@ -445,8 +445,8 @@ class Meta(Local):
                 last < len(params[name]),
                 kind,
                 last,
-                f"{name!r} has rows 0 to {len(params[name]) - 1}; "
-                "leave out what the model does not know",
+                f"{name!r} has rows 0 to {len(params[name]) - 1}; leave out what the model does "
+                "not know",
             )
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}

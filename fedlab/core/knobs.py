@@ -246,6 +246,6 @@ def _check_knob(
             same,
             where,
             default,
-            f"{', '.join(other.readers)} describes this knob otherwise; "
-            "choose another name, or the same description",
+            f"{', '.join(other.readers)} describes this knob otherwise; choose another name, or "
+            "the same description",
         )

@@ -399,8 +399,8 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
         if fact in facts:
             what = FACTS.get(fact, "to be without " + fact)
             raise ParameterError(
-                f"{part.name}: needs {what}, which {cause[fact]} takes away; "
-                "change their order, or leave one of them out"
+                f"{part.name}: needs {what}, which {cause[fact]} takes away; change their order, "
+                "or leave one of them out"
             )
 
 
@@ -433,8 +433,8 @@ def unread(
             kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
             here = " and ".join(part.name for part in parts if part.kind in kinds)
             found[name] = (
-                f"nothing in this run reads it{here and ' beside ' + here}; "
-                f"{', '.join(others)} would"
+                f"nothing in this run reads it{here and ' beside ' + here}; {', '.join(others)} "
+                "would"
             )
         elif len(idle) == len(readers):
             found[name] = f"{' and '.join(idle)} does not read it in this combination"

@@ -73,8 +73,8 @@ class Columns:
         )
         if len(empty := (self.counts == 0).nonzero()):
             raise DataError(
-                f"client {int(empty[0])} of {len(self)} holds no rows; number the "
-                "clients without gaps"
+                f"client {int(empty[0])} of {len(self)} holds no rows; number the clients without "
+                "gaps"
             )
 
     def __len__(self) -> int:
@@ -135,14 +135,13 @@ class Stored:
                 )
         if int(self.counts.sum()) != len(self._items):
             raise DataError(
-                f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} "
-                "clicks, items.npy holds "
-                f"{len(self._items)}; write both again"
+                f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} clicks, items.npy "
+                f"holds {len(self._items)}; write both again"
             )
         if not len(self) or int(self.counts.min()) < 1:
             raise DataError(
-                f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave "
-                "the others out"
+                f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave the others "
+                "out"
             )
 
     def __len__(self) -> int:

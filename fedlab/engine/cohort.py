@@ -300,9 +300,8 @@ def chunks(
                 fits,
                 "memory_mb",
                 local.memory_mb,
-                f"client {int(block[k])} alone needs about "
-                f"{need / 1e6:.1f} MB; choose {int(need / 1e6) + 1} or more, or a smaller "
-                "batch_size",
+                f"client {int(block[k])} alone needs about {need / 1e6:.1f} MB; choose "
+                f"{int(need / 1e6) + 1} or more, or a smaller batch_size",
             )
             if used and used + need > budget:
                 held.append(_part(examples, ends, first, k, clients))

@@ -117,8 +117,8 @@ class DPSGD(Local):
             not model.private,
             "private",
             set(model.private),
-            "dp-sgd: rows that stay would be trained "
-            "without noise, and tell of ratings through all others; share them",
+            "dp-sgd: rows that stay would be trained without noise, and tell of ratings through "
+            "all others; share them",
         )
         require(
             "client" not in model.rows.values(),

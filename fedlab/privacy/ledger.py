@@ -58,8 +58,8 @@ class Spending:
         """Warn of a delta that would call it private to publish one client's data whole."""
         if self.delta >= 1 / clients:
             warnings.warn(
-                f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
-                "one client's data whole would count as private; choose a smaller one",
+                f"delta={self.delta:g} is one over the {clients} clients or more: to publish one "
+                "client's data whole would count as private; choose a smaller one",
                 stacklevel=3,
             )
 
@@ -150,7 +150,7 @@ def affordable(
     if first:
         before = proven(ledger, spending.delta) if ledger else 0.0
         raise ParameterError(
-            f"budget={spending.budget!r}: a round would bring epsilon from "
-            f"{before:.3g} to {behind:.3g}; choose more, or more noise"
+            f"budget={spending.budget!r}: a round would bring epsilon from {before:.3g} to "
+            f"{behind:.3g}; choose more, or more noise"
         )
     return False

@@ -138,8 +138,8 @@ class GaussianNoise(Stage, Spending):
             "counted" not in context.facts[self.name] or self.noise < most,
             "noise",
             self.noise,
-            f"the clip can follow a quantile below {most:g}; "
-            "set quantile=0, or choose a larger cohort",
+            f"the clip can follow a quantile below {most:g}; set quantile=0, or choose a larger "
+            "cohort",
         )
         assert drawn is not None  # stale updates are refused
         return [Spent(Release(self.noise, drawn.rate, 1, drawn.sampling))]

@@ -49,9 +49,8 @@ def teaching_seed() -> int:
         -1,
         2**31 - 1,
         "",
-        "fixes noise and cohorts, so that a lesson can be repeated, and proves "
-        "nothing; "
-        "-1 draws them from the operating system",
+        "fixes noise and cohorts, so that a lesson can be repeated, and proves nothing; -1 draws "
+        "them from the operating system",
         live=False,
         usual=(-1, 100),
         group="privacy",

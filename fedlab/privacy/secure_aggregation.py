@@ -143,8 +143,8 @@ class Member:
             )
         if self._arrived and self._arrived != there:
             raise SecureSumError(
-                "asked for shares twice with different clients there: that would "
-                "open single vectors"
+                "asked for shares twice with different clients there: that would open single "
+                "vectors"
             )
         self._arrived = there
         for sender, sealed in inbox.items():

@@ -135,8 +135,8 @@ class Runs:
 
     def _failed(self, error: OSError) -> None:
         self.trouble = (
-            f"Not being saved: {error.strerror} ({self.folder}). Runs stay in memory: "
-            "export them, or choose another folder."
+            f"Not being saved: {error.strerror} ({self.folder}). Runs stay in memory: export them, "
+            "or choose another folder."
         )
 
 

@@ -189,8 +189,8 @@ class Never(SGD):
         ),
         (
             [Clip(), GaussianNoise(), ErrorFeedback()],
-            "error feedback: needs updates that are still "
-            "with their clients, which gaussian noise takes away",
+            "error feedback: needs updates that are still with their clients, which gaussian noise "
+            "takes away",
         ),
         ([ErrorFeedback(), ErrorFeedback()], "parts='error feedback': it is there twice"),
     ],

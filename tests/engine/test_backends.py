@@ -143,9 +143,7 @@ def test_without_a_compiler_or_a_gpu_the_fix_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(
-        ParameterError,
-        match=r"engine='compiled': no C\+\+ compiler on this "
-        r"machine; install g\+\+",
+        ParameterError, match=r"engine='compiled': no C\+\+ compiler on this machine; install g\+\+"
     ):
         next(federate(model, VECTORS, few.replace(engine="compiled")))
     assert next(federate(model, VECTORS, few)).number == 1
