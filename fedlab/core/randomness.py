@@ -1,4 +1,4 @@
-"""Keyed randomness: what a client draws hangs on its own number and on nobody else.
+"""Keyed randomness: what a client draws depends on its own number and on nobody else.
 
 Two kinds of draws. `stream` is a torch generator for what the server draws once a round, such as
 the cohort. A `Key` gives clients their draws: word j of client k is a function of (seed, purpose,
@@ -162,7 +162,8 @@ def philox(counter: Sequence[Any], key: tuple[int, int], lib: Any) -> Sequence[A
 def _blocks(client: Tensor, block: Tensor, key: tuple[int, int]) -> Tensor:
     """(n, 4) words of `block` (n,) of `client` (n,), their bits in int32.
 
-    On a CPU by NumPy, whose operations on small arrays begin faster: 8 ns a word and not 11.
+    On a CPU they are computed by NumPy, whose operations on small arrays begin faster: 8 ns a word
+    and not 11.
     """
     found = torch.empty(len(client), 4, dtype=torch.int32, device=client.device)
     on_cpu = client.device.type == "cpu"
