@@ -23,8 +23,8 @@ from fedlab.evaluation import auc
 def sign_scores(update: Update, items: int, name: str = "bias") -> Tensor:
     """How far (C, I) each client moved each item's bias; a positive number means it was clicked.
 
-    0 where the client sent no row. items: I. name: the parameter to read; one that was not sent
-    raises `ParameterError`.
+    It is 0 where the client sent no row. items: I. name: the parameter to read; one that was not
+    sent raises `ParameterError`.
     """
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]

@@ -274,7 +274,7 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
 
 
 def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
-    """Lesson 8: `deviation(noise, clip, clients)` of the noise on a mean over clients.
+    """Lesson 8: `deviation(noise, clip, clients)` is that of the noise on a mean over clients.
 
     >>> noise_of_mean(lambda noise, clip, clients: noise * clip)
     Not yet. Hint: that is the noise on the sum; the mean is the sum over the clients
