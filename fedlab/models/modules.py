@@ -271,7 +271,7 @@ def _trial(
 
 
 def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tuple[Tensor, int]:
-    """(predictions, floats that the parts of the module put out for one example).
+    """Run the module once: (predictions, floats that its parts put out for one example).
 
     Raises `ParameterError` when the module changes its own state or returns an unexpected shape.
     """
