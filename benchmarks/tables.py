@@ -1,10 +1,8 @@
-"""Write the tables of README.md and docs/performance.md from benchmarks/results.
+"""Write the tables of README.md and docs/performance.md from benchmarks/results, and the picture.
 
-And docs/peers.svg.
+    python benchmarks/tables.py [--check]
 
-python benchmarks/tables.py [--check]
-
---check writes nothing and fails when a table is not current.
+The picture is docs/peers.svg. --check writes nothing and fails when a table is not current.
 """
 
 import json

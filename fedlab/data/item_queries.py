@@ -1,4 +1,4 @@
-"""Clicks asked item by item: which of some users of the client clicked it?
+"""Clicks asked item by item: each example asks who of some users of the client clicked it.
 
 One reading of a text then serves all of these users.
 
