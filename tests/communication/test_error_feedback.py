@@ -1,7 +1,4 @@
-"""Fewer bytes up.
-
-Nothing is lost for good with feedback, bytes of rows, and what goes with privacy.
-"""
+"""Fewer bytes up: with feedback nothing is lost for good; bytes of rows; what goes with privacy."""
 
 import pytest
 import torch

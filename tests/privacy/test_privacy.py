@@ -1,6 +1,6 @@
-"""DP-FedAvg.
+"""DP-FedAvg: a client moves the sum by the clip at most, and the noise is what it says.
 
-One client moves the sum by the clip at most, the noise is what it says, the ledger ends the run.
+The ledger ends the run.
 """
 
 import math
@@ -89,7 +89,7 @@ def sent(values, weights=None):
 
 
 def total(update):
-    """The sum as the server has it: clipped, behind the gate, without noise; who was rejected."""
+    """The sum as the server has it, clipped and without noise, and who was rejected."""
     stage, books = Clip(clip=1.0), Books({})
     context = scene(stage)
     landed = [Sent(stage.each(update, context), {})]
@@ -433,7 +433,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(uplink, films, clicks):
 
 
 class Broken(SGD):
-    """A client whose first update is no number."""
+    """A client whose first update is not a number."""
 
     def train(self, context, cohort):
         for update in super().train(context, cohort):
