@@ -255,7 +255,10 @@ class Recipe(Part):
 
 
 class Metric(Part):
-    """What is measured of a Round; modes: name of each number -> 'max' or 'min', what is better."""
+    """What is measured of a Round.
+
+    modes: name of each number -> whether 'max' or 'min' is better.
+    """
 
     kind = "metric"
     task: ClassVar[str] = "clicks"

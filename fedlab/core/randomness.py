@@ -1,8 +1,8 @@
 """Keyed randomness: what a client draws depends on its own number and on nobody else.
 
-Two kinds of draws. `stream` is a torch generator for what the server draws once a round, such as
-the cohort. A `Key` gives clients their draws: word j of client k is a function of (seed, purpose,
-round, k, j), so the same whatever the cohort, its order, its chunks and the machine.
+There are two kinds of draws. `stream` is a torch generator for what the server draws once a round,
+such as the cohort. A `Key` gives clients their draws: word j of client k is a function of (seed,
+purpose, round, k, j), so it is the same whatever the cohort, its order, its chunks and the machine.
 
 The function is Philox4x32-10, a block cipher weakened until it is fast: ten rounds of two products
 turn a counter of four 32-bit words into four random ones. Nothing but integers of 32 bits is in it,

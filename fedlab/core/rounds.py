@@ -49,7 +49,7 @@ class Round:
         return float(self.losses.mean()) if len(self.losses) else math.nan
 
     def light(self) -> "Round":
-        """The same without parameters and state, to keep many of them."""
+        """The Round without parameters and state, so that many can be kept."""
         return replace(self, params={}, state={})
 
 

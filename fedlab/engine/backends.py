@@ -90,7 +90,7 @@ def _fused(
     The result is kept for as long as the model's `predict` is the same function.
     """
     with warnings.catch_warnings():
-        # torch 2.13 warns of itself when its compiler is imported
+        # torch 2.13 warns of its own code when its compiler is imported
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
     model = Model("", task, _no_init, predict, dict(rows), pullback=pullback)

@@ -399,8 +399,9 @@ def _alike(
 def room(count: Tensor, batch_size: int) -> Tensor:
     """The width (C,) of each client's batches, from its own number of examples in an epoch (C,).
 
-    It is rounded up to a power of two, at most the batch size. Where a batch takes a whole epoch,
-    it is rounded up to an eighth of that, so that less than a quarter is padding.
+    That number is rounded up to a power of two, and the width is at most the batch size. Where a
+    batch takes a whole epoch, it is rounded up to a multiple of an eighth of that power, so that
+    less than a quarter is padding.
     """
     wide = 2 ** count.double().log2().ceil().long()
     if batch_size:

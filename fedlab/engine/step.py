@@ -65,7 +65,7 @@ def sgd(
     numbers: Numbers,
     fixed: Tensor | None,
 ) -> None:
-    """`w <- (1 - lr lambda) w - lr g`.
+    """A step of SGD: `w <- (1 - lr lambda) w - lr g`.
 
     The step scales the loss by -lr, so that `grad` is -lr g already.
     """
