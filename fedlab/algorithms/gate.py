@@ -1,7 +1,7 @@
 """The gate: what the server takes for an update, and the books that it keeps of all that came.
 
-It stands where somebody else's numbers enter the server, in front of everything that reads them. An
-update that fails here rejects its client, with a reason; no decision about one client depends on
+It stands where somebody else's numbers enter the server, in front of everything that reads them. A
+client whose update fails here is rejected, with a reason; no decision about one client depends on
 another's update of the same round.
 
 Letters: C clients of a chunk, R rows.
@@ -31,7 +31,7 @@ class Books:
     up: int = 0
 
     def count(self, update: Update, asked: Mapping[str, tuple[Tensor, str]]) -> None:
-        """Add the bytes of an update; for those up, a codec's own count where there is one."""
+        """Add the bytes of an update; upwards a codec's own count, where there is one."""
         down, up = payload(update, asked)
         self.down += down
         self.up += up if update.bytes_up is None else int(update.bytes_up.sum())
@@ -128,7 +128,7 @@ def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
 
 
 def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -> dict[int, str]:
-    """The place of a client in the chunk -> why its update is refused.
+    """The place in the chunk of each client whose update is refused -> why.
 
     length (C,): the L2 norm of each update. came: the clients that have sent an update in this
     round; those of the chunk are added to it.

@@ -13,9 +13,9 @@ MAML and its relatives are what clients do in `federate`.
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 their mean |
 
-`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' that is
-never sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its
-start while it adapts: `reptile` is pFedMe then, of one local round, and adapting from FedAvg's
+`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' what adapts
+is never sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to
+its start while it adapts: then `reptile` is pFedMe with one local round, and adapting from FedAvg's
 model is Ditto's personal model.
 
 Letters: C clients, S support and Q query examples each, R rows held, D numbers that adapt. Sources:

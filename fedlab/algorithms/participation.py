@@ -212,7 +212,8 @@ class Participation(Part):
     def seconds(self, context: RoundContext, cohort: Tensor, when: str) -> Tensor:
         """The simulated seconds (C,) that each client takes to train and to send.
 
-        It trains for its work times its pace. when: tells one draw of delays from another.
+        It trains for the pace times its speed times its work. when: tells one draw of delays from
+        another.
         """
         chance = Key(context.seed, f"delay {when}").uniform(cohort, 1)[:, 0]
         speed = _slowness(len(context.data), self.spread, context.seed)[cohort]

@@ -163,7 +163,7 @@ def told(counts: Tensor, epochs: int) -> Tree:
 
 
 def shuffle(run: Tensor, luck: Tensor) -> Tensor:
-    """(n,) a random order of the rows within each run; run (n,) grows, luck (n,) are 32-bit words.
+    """A random order (n,) of the rows within each run; run (n,) grows, luck (n,) are 32-bit words.
 
     Rows of the same luck keep their order, so that it depends on nothing outside the run.
     """
@@ -187,13 +187,12 @@ def clicks(
     key: Key,
     train: Tensor | None = None,
 ) -> Tree:
-    """Clicks (target 1), for each epoch and click `negatives` unseen items of its user (target 0).
+    """Draw clicks (target 1) and for each of them `negatives` unseen items of its user (target 0).
 
-    Shuffled.
-
-    cohort (C,): client numbers. client, users, items (n,): what the cohort has seen by (client,
-    user, item). train (n,): which of these are trained on; all of them, unless a benchmark is to
-    show what goes wrong otherwise (`fedlab.leaky`).
+    Negatives are fresh in each epoch; rows are shuffled within each client and epoch. cohort (C,):
+    client numbers. client, users, items (n,): what the cohort has seen by (client, user, item).
+    train (n,): which of these are trained on; all of them, unless a benchmark is to show what goes
+    wrong otherwise (`fedlab.leaky`).
     """
     user_run = _user_runs(client, users)
     full = (torch.bincount(user_run)[user_run] >= item_count).nonzero()

@@ -54,7 +54,7 @@ class NewUsers:
         """A score without a model: the item's mean plus the user's mean offset over k ratings.
 
         Both are shrunk to 0; give centred values. strength: how many ratings of 0 each of the two
-        is imagined to have.
+        is imagined to have in addition.
         """
         means, first = item_means(self.train, strength), self.first(k)
         above = torch.zeros(self.query.user_count).index_add_(

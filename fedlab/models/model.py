@@ -172,7 +172,7 @@ def matrix_factorisation(
         def pull(g: Tensor) -> Mapping[str, Tensor | Product]:  # (A, B)
             single = user.shape[1] == 1 and item.shape[2] > 1
             mine = torch.bmm(g.unsqueeze(1), item) if single else g.unsqueeze(-1) * item
-            if user.shape[1] == 1 and not single:  # a product of width 1 hangs on A
+            if user.shape[1] == 1 and not single:  # bits of a product of width 1 depend on A
                 mine = mine.sum(1, keepdim=True)
             return {"user": mine, "item": g.unsqueeze(-1) * user, "bias": g}
 

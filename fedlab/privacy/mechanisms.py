@@ -43,9 +43,12 @@ class Clip(Stage):
     """Scales each update that is longer than C, over all that it holds, down to C.
 
     All clients weigh alike. Each client clips itself, and the gate refuses what is longer. With a
-    quantile, C follows it from round to round, by the share b of the updates that were shorter: C
-    <- C exp(-0.2 (b - quantile)). Where there is noise, b gets noise of q N / 20, which takes a
-    part of the round's privacy; the updates' own noise grows for it.
+    quantile, C follows it from round to round:
+
+        C <- C exp(-0.2 (b - quantile)),    b the share of the updates that were shorter
+
+    Where there is noise, b gets noise of q N / 20, which takes a part of the round's privacy; the
+    updates' own noise grows for it.
     """
 
     clip: float = knob(
@@ -117,7 +120,10 @@ class GaussianNoise(Stage, Spending):
         return {"noised": True}
 
     def total(self, total: Tree, context: RoundContext) -> Tree:
-        """Add noise to the sum; an empty cohort gives noise alone, so that nobody can tell."""
+        """Add noise to the sum.
+
+        An empty cohort gives noise alone, so that nobody learns that it was empty.
+        """
         source = NoiseSource.of(self.teaching_seed, "noise on the sum", context.number)
         clip, noise = context.notes["clipped"], self.noise
         if "counted" in context.facts[self.name]:
@@ -173,7 +179,7 @@ class LocalNoise(Stage, Spending):
         return replace(update, deltas=found)
 
     def _noise(self, name: str, like: Tensor, cohort: Tensor, context: RoundContext) -> Tensor:
-        """Standard normal numbers of this shape (n, ...), of its own for each client."""
+        """Standard normal numbers of this shape (n, ...), drawn for each client by itself."""
         if self.teaching_seed < 0:
             return NoiseSource().normal(like, 1.0)
         key = Key(self.teaching_seed, f"local noise {name}", context.number)

@@ -173,7 +173,7 @@ def smoothed(
 def public_basis(kernel: Tensor, popularity: Tensor, dim: int = 64) -> Tensor:
     """The leading eigenvectors (I, D) of likeness (I, I), above all of popular items.
 
-    popularity (I,) is the only thing here that comes from people.
+    Of the data it uses nothing but popularity (I,).
     """
     require(1 <= dim <= len(kernel), "dim", dim, f"choose from 1 to {len(kernel)}")
     size = popularity.sqrt().double()

@@ -59,7 +59,7 @@ from fedlab.models import Model
 
 @register
 class Choices(Part):
-    """What an experiment is made of. These count from the next run."""
+    """What an experiment is made of; a change counts from the next run."""
 
     title = "experiment"
     kind = "experiment"

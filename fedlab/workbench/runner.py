@@ -1,4 +1,4 @@
-"""The one thread of the package: it takes a job's steps, and starts and stops when told.
+"""The one thread of the package, which takes a job's steps until it is told to pause or stop.
 
 A job is an iterator that does a round's work each time it is asked. Training runs here and never in
 a cell, so that clicks and sliders get through; one job is active in a kernel, and starting another
@@ -62,7 +62,7 @@ class Runner:
         self.changed()
 
     def pause(self) -> None:
-        """Wait when the round under way has ended."""
+        """Pause after the round under way."""
         with self._turn:
             if self.state != "running":
                 return
@@ -119,11 +119,11 @@ class Runner:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a round frees for the next, so that a thread is as fast as a cell.
+    """Let glibc keep the memory that a round frees for the next one.
 
-    Off the main thread it hands memory back at once, and every round asked for it again: 373 page
-    faults, a tenth of a round of 64 users (medians of 20 runs taken in turn). The two numbers are
-    M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    A thread's rounds are then as fast as a cell's. Off the main thread glibc hands memory back at
+    once, and every round asked for it again: 373 page faults, a tenth of a round of 64 users
+    (medians of 20 runs taken in turn). The two numbers are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 32 << 20)

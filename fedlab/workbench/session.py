@@ -1,4 +1,4 @@
-"""What a workbench does, without its view: settings turned, runs trained, sweeps filled.
+"""What a workbench does, without its view: its settings, the runs that train, the sweeps.
 
 See `runner` for the thread and `run_store` for what is kept.
 """
