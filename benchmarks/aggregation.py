@@ -1,11 +1,10 @@
 """What each way to aggregate adds to a round of 100 clients.
 
-Medians of rounds taken in turn, one thread.
+    python benchmarks/aggregation.py [--quick]
 
-python benchmarks/aggregation.py [--quick]
-
-Matrix factorisation of ml-latest-small, 100 of 671 users. Quality weights and selection judge every
-client's model on validation data: 671 users with one click and 9 negatives each.
+Times are medians of rounds taken in turn, on one thread. Matrix factorisation of ml-latest-small,
+100 of 671 users. Quality weights and selection judge every client's model on validation data: 671
+users with one click and 9 negatives each.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""The house: whether parts compose, what a round passes through, how large the package is.
+"""The package as a whole: whether parts compose, what a round passes through, how large it is.
 
-python benchmarks/architecture.py [--quick] [--against FOLDER] [--house]
+    python benchmarks/architecture.py [--quick] [--against FOLDER] [--house]
 
 What a pair of parts must do is in `composition.py`. Quick: every fortieth pair, without models of
 texts. against: a checkout of edition 0.5.0, whose rounds are taken in turn with this one's; each
@@ -34,7 +34,7 @@ JOBS = ("mlp", "module", "factors 10k", "factors 50k", "lesson 2")
 
 
 def statements(folder: Path) -> int:
-    """Statements of all Python files, by `ast`."""
+    """Count the statements of all Python files, by `ast`."""
     return sum(
         isinstance(node, ast.stmt)
         for path in folder.rglob("*.py")
@@ -43,7 +43,7 @@ def statements(folder: Path) -> int:
 
 
 def long_lines() -> int:
-    """Lines of more than 100 characters in the code and the notebooks' code cells."""
+    """Count the lines of more than 100 characters in the code and the notebooks' code cells."""
     texts = [
         path.read_text()
         for folder in ("fedlab", "tests", "benchmarks", "data")
@@ -56,7 +56,7 @@ def long_lines() -> int:
 
 
 def passed_through() -> tuple[set[str], int]:
-    """(files, number of lines) that a default round of lesson 2 runs, after the first."""
+    """The files and the number of lines that a default round of lesson 2 runs, after the first."""
     model, data, _ = job("lesson 2")
     rounds = fedlab.federate(model, data, fedlab.Settings(rounds=3, cohort=20))
     next(rounds)
@@ -118,7 +118,7 @@ def serve(name: str) -> None:
 
 
 def ratio(name: str, against: Path, repeats: int) -> float:
-    """Speed over that of another checkout: rounds in turn, the median of the ratios of pairs."""
+    """The speed over that of another checkout: rounds in turn, the median ratio of the pairs."""
     words = [sys.executable, __file__, "serve", name]
     both = [
         subprocess.Popen(
@@ -144,7 +144,7 @@ def ratio(name: str, against: Path, repeats: int) -> float:
 
 
 def measured(against: Path | None, quick: bool) -> None:
-    """Record the size of the house and, against another checkout, its speed."""
+    """Record the size of the package and, against another checkout, its speed."""
     from common import entry, record  # noqa: PLC0415 - the other edition has another `fedlab`
 
     files, lines = passed_through()
@@ -176,7 +176,7 @@ def measured(against: Path | None, quick: bool) -> None:
 
 
 def composed(quick: bool) -> Any:
-    """What all pairs come to, each process at pairs of its own."""
+    """Try all pairs, each process pairs of its own, and return what they come to."""
     from composition import Counts, pairs, tried, variants  # noqa: PLC0415
 
     every = pairs(variants(heavy_too=not quick)[0])[:: 40 if quick else 1]

@@ -1,12 +1,12 @@
 """Simulated time to a target: FedBuff and FedAsync against synchronous rounds, on the same clock.
 
-python benchmarks/asynchronous.py [--quick]
+    python benchmarks/asynchronous.py [--quick]
 
 671 users of ml-latest-small, 64 of them training at any time, matrix factorisation. A client takes
-pace * speed * examples seconds, speed log-normal with median 1 and a standard deviation of 1 of its
-log, and a delay that is exponential with a mean of 2 s. Reached is the first measured step whose
-validation NDCG@10 is at least the target; all are measured after every 64 clients or so. Each
-method has the server rate that was fastest for it on seed 0.
+pace * speed * examples seconds, where the log of its speed is normal with mean 0 and a standard
+deviation of 1, and a delay that is exponential with a mean of 2 s. The target is reached at the
+first measured step whose validation NDCG@10 is at least as high; a step is measured after every 64
+clients or so. Each method has the server learning rate that was fastest for it on seed 0.
 """
 
 from collections.abc import Iterator

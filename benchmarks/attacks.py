@@ -1,8 +1,6 @@
-"""Attacks and who stops them.
+"""Attacks and what stops them: pushed films, members told from others, words read from sums.
 
-A film pushed by a few clients, members told from others, words read from sums.
-
-python benchmarks/attacks.py [--quick]
+    python benchmarks/attacks.py [--quick]
 
 Lesson 2's federation on ml-latest-small, 64 of 671 clients a round, 60 rounds, and clients that
 lie: *boosted* ones made up a click on the film and send what they learned fifty times as long,
@@ -104,7 +102,7 @@ def pushed(split: Split, seed: int, quick: bool) -> dict[str, float]:
 
 
 def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
-    """AUC of telling members from others, without noise and with some."""
+    """The AUC of telling members from others, without noise and with some."""
     data = Federation(split.train, one_per_user(split.train))
     inside = torch.rand(len(data), generator=stream(seed, "members")) < 0.5
     half = Participation(members=Membership.only(inside), warm=False)
@@ -133,10 +131,10 @@ def members(split: Split, seed: int, quick: bool) -> dict[str, float]:
 
 
 class Stars(nn.Module):
-    """Clicked or not, from a film's title."""
+    """A model of clicked or not, from a film's title."""
 
     def __init__(self, titles: list[str]) -> None:
-        """Of which items: titles (I,)."""
+        """Titles (I,) are those of the items that the model is asked about."""
         super().__init__()
         self.text, self.head = TextEncoder(encoder(), titles, length=12), nn.Linear(384, 1)
 
@@ -146,9 +144,9 @@ class Stars(nn.Module):
 
 
 def read(split: Split, seed: int) -> dict[str, float]:
-    """Words read from sums over some of the hundred quietest clients.
+    """The words read from sums over some of the hundred quietest clients.
 
-    The share of theirs, and of those the right.
+    Returns the share of the clients' words that is read, and the share of those read that is right.
     """
     torch.manual_seed(seed)
     titles, data = (
@@ -192,7 +190,7 @@ def one(seed: int, quick: bool) -> dict[str, float]:
 
 
 def report(every: list[dict[str, float]], quick: bool) -> None:
-    """Write what the seeds so far say."""
+    """Write the figures of the seeds that have ended so far."""
     table, note = {}, ", quick" if quick else ""
 
     def row(name: str, values: list[float], unit: str, goal: float | None, *, higher: bool) -> None:

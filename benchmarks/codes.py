@@ -1,11 +1,11 @@
-"""Codes of deltas: bytes up, quality, and what coding takes of a round.
+"""Codes of deltas: bytes up, quality, and the share of a round that coding takes.
 
-python benchmarks/codes.py [--quick]
+    python benchmarks/codes.py [--quick]
 
 Lesson 2's federation on ml-latest-small, 64 of 671 clients a round, 60 rounds; NDCG@10 on test, 99
 clean negatives, 5 seeds. Bytes are those of plain updates, floats and row numbers in 4 bytes each,
-over the code's as packed. Times are of rounds of 100 clients in turn, on one thread, with
-`feedback` and without. Goes into results/privacy.json.
+over those of the code as packed. Times are of rounds of 100 clients in turn, on one thread, with
+`feedback` and without it. Goes into results/privacy.json.
 """
 
 import time
@@ -44,7 +44,7 @@ GOALS = {"int4_ndcg_loss": 0.01, "int4_bytes_ratio": 7.5, "int4_over_plain_round
 
 
 def quality(seed: int, quick: bool) -> dict[str, float]:
-    """(NDCG@10, bytes up) of each code of one seed."""
+    """NDCG@10 and bytes up of each code, for one seed."""
     split = leave_one_out(load())
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
@@ -71,7 +71,7 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
 
 
 def report(every: list[dict[str, float]], quick: bool) -> None:
-    """Write what the seeds so far say."""
+    """Write the figures of the seeds that have ended so far."""
     table, note = {}, ", quick" if quick else ""
     for name in CODES:
         values = {

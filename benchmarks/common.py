@@ -26,10 +26,7 @@ Found = TypeVar("Found")
 
 
 def parameters(lesson: str) -> dict:
-    """The values of a lesson's tagged parameters cell.
-
-    So that a benchmark runs what the lesson shows.
-    """
+    """The values of a lesson's tagged parameters cell, so that a benchmark runs what it shows."""
     import nbformat  # noqa: PLC0415 - gpu.py runs where there is none
 
     book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
@@ -40,11 +37,9 @@ def parameters(lesson: str) -> dict:
 
 
 def ml100k() -> Path:
-    """The folder of ML-100K.
+    """The folder of ML-100K: data/ml-100k if it is there, else that of RecBole's wheel.
 
-    Data/ml-100k where somebody put it, else from RecBole's wheel, which pip brings.
-
-    It may not be passed on, so it stays in a cache of the user's own.
+    pip brings the wheel. The data may not be passed on, so it stays in a cache of the user's own.
     """
     if (folder := ROOT / "data" / "ml-100k").is_dir():
         return folder
@@ -81,9 +76,9 @@ def processor() -> str:
 
 
 def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") -> None:
-    """Print a table and write it to results; only the names measured now are replaced. remark.
+    """Print a table and write it to results, where only the names measured now are replaced.
 
-    On the whole run.
+    remark: a remark on the whole run.
     """
     for key, row in measured.items():
         goal = (
@@ -114,7 +109,10 @@ def record(name: str, measured: dict[str, dict], quick: bool, remark: str = "") 
 def from_params(
     model: Model, data: Source, settings: Settings, params: Tree, **parts: Any
 ) -> Callable[[int], Round]:
-    """Number -> the round of this number from these parameters; parts: as `federate` takes them."""
+    """Number -> the round of this number from these parameters.
+
+    parts: as `federate` takes them.
+    """
     pipe = pipeline(in_order(**parts), settings, data)
     return lambda number: one_round(pipe, model, data, Round(number - 1, settings, params))
 
@@ -122,9 +120,9 @@ def from_params(
 def by_seed(
     job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None], quick: bool
 ) -> None:
-    """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process.
+    """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process of its own.
 
-    Report all so far after each.
+    All results so far are reported after each.
     """
     seeds = range(1 if quick else 5)
     every: list[Found] = []

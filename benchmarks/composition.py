@@ -7,10 +7,10 @@ or raises. It is refused by a `ParameterError` that names both, or one and what 
 way out. Anything else is counted here: raw errors, silent parts, ignored knobs, unequal resumes.
 
 What is combined is read from the registry, so a part that is registered is in it. A *variant* is
-one thing turned on: a part in the place of the usual one, a stage, or a knob of a part that is in
-every run (who takes part, until when the server waits, how it steps). A part that does not run in
-the usual place, say meta-learning beside a model with private rows, has a *home*: the first model
-and task in which it does.
+one thing turned on: a part in place of the usual one, a stage, or a knob of a part that is in every
+run (who takes part, until when the server waits, how it steps). A part that does not run in the
+usual place, say meta-learning beside a model with private rows, has a *home*: the first model and
+task in which it does.
 """
 
 import atexit
@@ -61,7 +61,10 @@ EXPLAINED = {("trim", "item counts"): "holders of an item all send 1, whoever is
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing turned on. kind, part: of whom; change: settings; stages: on the way up."""
+    """One thing turned on.
+
+    kind, part: whose it is. change: its settings. stages: those on the way up.
+    """
 
     kind: str
     part: str
@@ -70,13 +73,13 @@ class Variant:
     home: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        """As reports have it."""
+        """The variant as reports write it."""
         turned = ", ".join(f"{name}={value!r}" for name, value in self.change)
         return self.part if self.part in turned or not turned else f"{self.part} ({turned})"
 
     @property
     def words(self) -> set[str]:
-        """By which a message may name it."""
+        """The words by which a message may name it."""
         return {
             self.part,
             *(name for name, _ in self.change),
@@ -86,7 +89,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: its mark, or why it was refused, or what was raised raw."""
+    """What a run came to: its mark, or why it was refused, or what raw error it raised."""
 
     mark: str = ""
     refused: str = ""
@@ -109,13 +112,13 @@ class Counts:
     unequal: list[str] = field(default_factory=list)
 
     def add(self, other: "Counts") -> None:
-        """What other pairs came to, as well."""
+        """Add what other pairs came to."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
     @property
     def findings(self) -> list[str]:
-        """Every line."""
+        """All findings, a line for each."""
         return [*self.silent, *self.raw, *self.unclear, *self.ignored, *self.unequal]
 
 
@@ -137,7 +140,7 @@ def folder() -> str:
 
 
 def completed(asked: dict[str, Any]) -> Settings:
-    """The settings with those small ones that something reads."""
+    """The settings, with the small ones among them that something reads."""
     settings = Settings(data=folder(), **BASE | asked)
     made = Experiment(settings)
     names = {name for part in made.parts for name in knobs(type(part))} - made.unread().keys()
@@ -147,7 +150,7 @@ def completed(asked: dict[str, Any]) -> Settings:
 
 
 def mark(rounds: Sequence[Round]) -> str:
-    """Of all that is in these Rounds but seconds: parameters, metrics, bytes, books, clock."""
+    """A mark of these Rounds without their seconds: parameters, metrics, bytes, books, clock."""
     found = hashlib.blake2b(digest_size=16)
     for done in rounds:
         for name in sorted(done.params):
@@ -188,7 +191,7 @@ def outcome(settings: Settings, start: Round | None = None) -> tuple[Outcome, li
 
 @lru_cache(maxsize=20_000)
 def known(settings: Settings) -> Outcome:
-    """The same, remembered."""
+    """The same as `outcome`, remembered."""
     return outcome(settings)[0]
 
 
@@ -230,7 +233,7 @@ def heavy(cls: type) -> bool:
 
 
 def with_needs(stage: str) -> tuple[str, ...]:
-    """A stage behind those that give it what it needs."""
+    """A stage behind those that add what it needs."""
     needed = [
         next((title for title, cls in REGISTRY["stage"].items() if fact in cls().adds()), "")
         for fact in REGISTRY["stage"][stage].needs
@@ -260,7 +263,7 @@ def offered() -> Iterator[list[Variant]]:
 
 
 def variants(heavy_too: bool = False) -> tuple[list[Variant], list[str]]:
-    """(what can be turned on and acts somewhere by itself, why the others do not)."""
+    """What can be turned on and acts somewhere by itself, and why the others do not."""
     found, left = [], []
     for ways in offered():
         way = ways[0]
@@ -289,7 +292,7 @@ def uplink(stages: Sequence[str]) -> dict[str, Any]:
 
 
 def settings_of(both: Sequence[Variant], home: dict[str, Any]) -> dict[str, Any]:
-    """What to ask for: changes win over homes."""
+    """The settings to ask for, in which changes win over homes."""
     stages = tuple(dict.fromkeys(stage for each in both for stage in each.stages))
     changes = dict(pair for each in both for pair in each.change)
     return home | changes | uplink(stages)
@@ -341,7 +344,7 @@ def resumes(settings: Settings) -> bool:
 def ignored(
     part: Variant, beside: Variant, asked: dict[str, Any], first: Outcome
 ) -> tuple[list[str], int]:
-    """(knobs of a part that change nothing and raise nothing, how many were tried)."""
+    """The knobs of a part that change nothing and raise nothing, and how many were tried."""
     cls = REGISTRY.get(part.kind, {}).get(part.part)
     if cls is None or (part.kind in ALWAYS and part.change[0][0] != part.kind):
         return [], 0  # it is a knob itself
@@ -358,7 +361,7 @@ def ignored(
 
 
 def pairs(every: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
-    """Pairs that can be asked for: not two parts in one place, nor two values of a knob."""
+    """The pairs that can be asked for: not two parts in one place, nor two values of a knob."""
     return [
         (a, b)
         for a, b in itertools.combinations(every, 2)

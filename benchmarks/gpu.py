@@ -1,16 +1,15 @@
-"""The engine on a GPU: first that it is right, then how fast. Needs torch and numpy.
+"""The engine on a GPU: first that it is right, then how fast it is.
 
-What else there is, is used.
+    python benchmarks/gpu.py [--rehearse]
 
-python benchmarks/gpu.py [--rehearse]
-
-Trains on the GPU and on the CPU and compares; then times a loop over clients, the stacked engine,
-compiled and captured, at 100, 1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix
-factorisation, LoRA adapters stacked over one frozen network; and, where transformers is installed,
-MiniLM fine-tuned by shops, in full and by LoRA, in tokens a second, stacked and client by client.
-Prints rounds a second, bytes that a round must move over its time against a measured copy, and peak
-memory; writes benchmarks/results/gpu.json with the device's name. Without a GPU it says so there.
---rehearse runs everything that a CPU can at small sizes and writes nothing.
+It needs torch and numpy, and uses what else is installed. It trains on the GPU and on the CPU and
+compares; then it times a loop over clients, the stacked engine, compiled and captured, at 100,
+1,000 and 10,000 clients (MLP 64-64-1, 200 examples each), matrix factorisation, LoRA adapters
+stacked over one frozen network; and, where transformers is installed, MiniLM fine-tuned by shops,
+in full and by LoRA, in tokens a second, stacked and client by client. It prints rounds a second,
+bytes that a round must move over its time against a measured copy, and peak memory; it writes
+benchmarks/results/gpu.json with the device's name. Without a GPU it says so there. --rehearse runs
+everything that a CPU can at small sizes and writes nothing.
 """
 
 import importlib.util
@@ -33,11 +32,11 @@ from fedlab.core import to
 from fedlab.engine import updates
 
 EXAMPLES, WIDTH, BATCH = 200, 64, 32
-PLENTY = 10_000_000  # memory_mb: everybody at once
+PLENTY = 10_000_000  # memory_mb at which everybody trains at once
 
 
 def sync(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait for the device to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -105,19 +104,16 @@ def network() -> nn.Module:
 def rounds_of(
     model, data: Columns, settings: Settings, device: torch.device
 ) -> Callable[[int], object]:
-    """A function that runs round `number` from the same start.
-
-    Everything resident on the device.
-    """
+    """A function that runs round `number` from the same start, with everything on the device."""
     params = to(model.init(0), device)
     there = replace(model, constants=to(model.constants, device))
     return from_params(there, data, settings, params)
 
 
 def check(device: torch.device, engines: list[str], clients: int) -> None:
-    """Rounds on the device equal those on the CPU.
+    """Check that rounds on the device equal those on the CPU.
 
-    Parameters and losses to 1e-5 in fp32, to 0.02 in bf16.
+    Parameters and losses agree to 1e-5 in fp32 and to 0.02 in bf16.
     """
     cpu = torch.device("cpu")
     models = {
@@ -143,14 +139,14 @@ def check(device: torch.device, engines: list[str], clients: int) -> None:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy."""
+    """The bytes that a large copy reads and writes in a second."""
     size = 2**28 if device.type == "cuda" else 2**24
     source, target = torch.ones(size, device=device), torch.empty(size, device=device)
     return 2 * source.nbytes / seconds(lambda _: target.copy_(source), device, 9)
 
 
 def must_move(clients: int) -> int:
-    """The least bytes of an MLP round.
+    """The least bytes that an MLP round moves.
 
     Each step reads and writes a client's weights and reads its batch twice.
     """
@@ -276,10 +272,7 @@ def measure(
 def fine_tuning(
     device: torch.device, shops: int, repeats: int
 ) -> Iterator[tuple[str, float, str, str]]:
-    """MiniLM among shops, a batch of 16 films each.
-
-    (name, value, unit, what it is) of each figure.
-    """
+    """Figures of MiniLM among shops, a batch of 16 films each: (name, value, unit, what it is)."""
     from fedlab import Federation, equal, load  # noqa: PLC0415 - for machines without it
     from fedlab.data import ItemQueries, rated_often  # noqa: PLC0415
     from fedlab.models import adapted, text  # noqa: PLC0415

@@ -1,14 +1,12 @@
-"""What texts are worth, by a pretrained language model.
+"""What texts are worth: cold films, hybrid rows, and vectors kept against encoded anew.
 
-Cold films, hybrid rows, and vectors kept against encoded anew.
+    python benchmarks/language.py [--quick]
 
-python benchmarks/language.py [--quick]
-
-Cold: a fifth of the films is hidden, with all ratings of them; federated iALS learns the rows of
-the others; kernel ridge on the server says the hidden rows from texts alone. Each user's own among
-the hidden films is ranked among all hidden ones; settings were chosen with other films hidden
-(seeds from 100 on). Hybrid: leave-one-out as in quality.py. The figures of quality go to
-quality.json.
+Texts are read by a pretrained language model. Cold: a fifth of the films is hidden, with all
+ratings of them; federated iALS learns the rows of the others; kernel ridge on the server predicts
+the hidden rows from texts alone. Each user's own among the hidden films is ranked among all hidden
+ones; settings were chosen with other films hidden (seeds from 100 on). Hybrid: leave-one-out as in
+quality.py. The figures of quality go to quality.json.
 """
 
 import time
@@ -91,16 +89,13 @@ def cold(ratings: Ratings, seeds: range) -> dict[str, list[dict[str, float]]]:
 
 
 def chance(seed: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Scores drawn at random."""
+    """Scores that are drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     return lambda users, items: torch.rand(users.shape, generator=generator)
 
 
 def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
-    """Test NDCG@10 of rows by ids alone, of these and half of what texts say.
-
-    And of texts alone.
-    """
+    """Test NDCG@10 of rows by ids alone, of these and half of what texts say, and of texts."""
     split = leave_one_out(ratings)
     train, found = split.train, defaultdict(list)
     warm = train.item_counts() > 0
@@ -123,10 +118,7 @@ def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
 
 
 def kept_or_encoded(ratings: Ratings, times: int) -> float:
-    """How much longer a round takes in which each client encodes its films' texts.
-
-    Than one that looks them up.
-    """
+    """How much longer a round takes if clients encode their films' texts, not look them up."""
     texts = item_texts(ratings.catalogue)
     known, minilm = vectors(texts, progress=False), encoder()
     model = content(known, history(ratings, known), 32)

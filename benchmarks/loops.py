@@ -1,6 +1,6 @@
-"""Plain loops over clients, as everybody writes them.
+"""Plain loops over clients, as everybody writes them: what the engine is measured against.
 
-What the engine is measured against and must equal.
+The engine must equal them.
 """
 
 import torch
@@ -28,10 +28,7 @@ class Plain(nn.Module):
 
 
 def drawn(data, settings, number):
-    """A round's cohort and, for each of its clients.
-
-    Its examples in the order that the engine takes them.
-    """
+    """A round's cohort, and the examples of each of its clients in the order of the engine."""
     cohort = sample(data, settings.cohort, number, seed=settings.seed)
     examples = data.draw(
         cohort, settings.local_epochs, settings.negatives, Key(settings.seed, "examples", number)
@@ -41,9 +38,9 @@ def drawn(data, settings, number):
 
 
 def table_loop(params, data, settings, number, dense: bool):
-    """A round of matrix factorisation client by client; dense.
+    """A round of matrix factorisation, client by client.
 
-    Whole tables, or only the rows a client touches.
+    dense: whether clients take whole tables, or only the rows that they touch.
     """
     cohort, examples, sizes = drawn(data, settings, number)
     users, items, target = (as_tensor(examples[n]).split(sizes) for n in ("user", "item", "target"))
@@ -88,7 +85,7 @@ def table_loop(params, data, settings, number, dense: bool):
 def module_loop(build, params, data, settings, number):
     """A round of a module on the column `x`, client by client, with one resident module.
 
-    build() makes it; params: its weights by name, each with a leading axis of 1.
+    build() makes the module. params: its weights by name, each with a leading axis of 1.
     """
     cohort, examples, sizes = drawn(data, settings, number)
     rows, targets = examples["x"].rows.split(sizes), as_tensor(examples["target"]).split(sizes)

@@ -1,16 +1,14 @@
-"""Meta-learning.
+"""Meta-learning: newcomers' errors, rounds against the fine-tuned average, and speed.
 
-Newcomers' errors, rounds against the fine-tuned average, and what second order and many at once
-take.
-
-python benchmarks/meta.py [--quick]
+    python benchmarks/meta.py [--quick]
 
 Newcomers: a fifth of ML-100K's users, of whom 20 random ratings arrive and all others judge; users
 with 20 ratings are left out and counted. The means of films that counting needs take a round of
 their own. Ways: from untrained films, newcomers' query loss with ten ratings, or ten clicks, after
 each round; the rounds in which fine-tuned FedAvg is at its least, over those in which another way
 gets there; 5 folds, FedAvg as good as we could tune it. All settings were chosen with other folds
-of users (seed 1). Times come from interleaved runs on one thread. Errors go to quality.json.
+of users (seed 1). Speed: what second order takes over first, and newcomers at once over one by one;
+times come from interleaved runs on one thread. Errors go to quality.json.
 """
 
 import time
@@ -54,15 +52,15 @@ SERVER = Settings(
 
 
 def about(ratings: Ratings) -> Tensor:
-    """(I, F) what is known of each film: its text, genres and year."""
+    """What is known (I, F) of each film: its text, genres and year."""
     texts = vectors(item_texts(ratings.catalogue), progress=False)
     return torch.cat([principal_components(texts, 64), item_features(ratings.catalogue)], 1)
 
 
 def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[int, float]]:
-    """RMSE by ratings given.
+    """The RMSE of newcomers by how many ratings are given.
 
-    Counting, and `ridge` with the mean of its last 20 rounds' parameters.
+    The ways are counting, and `ridge` with the mean of the parameters of its last 20 rounds.
     """
     late, _ = new_users(ratings, fold).centred()
     model = user_factor_model(
@@ -87,7 +85,7 @@ def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[i
 
 @dataclass(frozen=True)
 class Way:
-    """How clients train (`federate`'s local and settings), and how newcomers adapt to what came."""
+    """How clients train (`federate`'s local and settings), and how newcomers adapt the result."""
 
     local: Local
     settings: Settings
@@ -95,7 +93,7 @@ class Way:
 
 
 def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
-    """Every way by name: FedAvg and personalisation first, then what learns to adapt."""
+    """Every way by name: first FedAvg and personalisation, then those that learn to adapt."""
     server = SERVER.replace(rounds=rounds, cohort=clients, seed=seed, server_lr=0.03)
     plain = server.replace(server_lr=0.1, weight_decay=0.0)
     if task == "ratings":
@@ -112,7 +110,7 @@ def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
     average = SGD(local_lr=rate, local_epochs=epochs)
 
     def learner(settings: Settings, **given: Any) -> Way:
-        """One method for those who train and for newcomers."""
+        """The same method for those who train and for newcomers."""
         return Way(Meta(**given), settings, Meta(**given))
 
     found = {
@@ -143,9 +141,9 @@ def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
 
 
 def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, list[float]]:
-    """Query loss of newcomers with ten ratings after each round, by way.
+    """The query loss of newcomers with ten ratings after each round, by way.
 
-    FedPer's start with what it never learned.
+    FedPer's newcomers start with what it never learned.
     """
     late = new_users(ratings, fold)
     late = late.centred()[0] if task == "ratings" else late
@@ -167,9 +165,9 @@ def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, lis
 
 
 def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree], float]:
-    """The query loss of newcomers who adapted to ten ratings.
+    """The query loss of newcomers who adapted to ten ratings or clicks.
 
-    Or to ten clicks with four negatives each.
+    A click comes with four negatives.
     """
     people, first = late.query.user_count, late.given.take(torch.arange(len(late.given)) % 20 < 10)
     columns = (
@@ -194,7 +192,7 @@ def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree],
 
 
 def measured(fold: int, quick: bool) -> dict[str, dict]:
-    """All that one fold of users says."""
+    """Everything that is measured on one fold of users."""
     ratings, rounds = read(ml100k()), 3 if quick else 60
     found = {"newcomers": newcomer_table(ratings, fold, quick)}
     for task in CUT:
@@ -210,7 +208,7 @@ def measured(fold: int, quick: bool) -> dict[str, dict]:
 
 
 def report(every: list[dict[str, dict]], quick: bool) -> None:
-    """Write what the folds so far say."""
+    """Write the figures of the folds that have ended so far."""
     note, table, ended, rounds = ", quick" if quick else "", {}, {}, {}
     for k in KS:
         ridge, count = (
@@ -262,7 +260,10 @@ def report(every: list[dict[str, dict]], quick: bool) -> None:
 
 
 def earlier(average: list[float], curve: list[float]) -> float:
-    """Rounds to the average's least loss: its own over another's, 0 where that never gets there."""
+    """The rounds of the average to its least loss, over those that another curve takes to reach it.
+
+    It is 0 where the other never gets there.
+    """
     least = min(average)
     found = next((number for number, value in enumerate(curve, 1) if value <= least), None)
     return (average.index(least) + 1) / found if found else 0.0
@@ -281,7 +282,7 @@ def seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 
 
 def times(quick: bool) -> None:
-    """Second order over first, and a thousand newcomers at once over one by one."""
+    """Time second order over first, and a thousand newcomers at once over one by one."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
     model, data = from_module(net, {"x": torch.zeros(3, 1)}, task="ratings"), Curves(1000, 10, 10)

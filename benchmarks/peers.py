@@ -1,14 +1,13 @@
 """The same federated job through what a user would pick instead.
 
-Flower, pfl, fedjax, and loops by hand.
+    python benchmarks/peers.py [--quick]
 
-python benchmarks/peers.py [--quick]
-
-Each peer runs in an environment of its own under benchmarks/.peers, built from PyPI when it is
-missing, through its own natural API (benchmarks/peers/). All start before the first round is timed;
-rounds are then taken in turn, one peer at a time. Peers have one CPU thread on one core, except
-Flower, whose simulation keeps its processes on all cores, as it is meant to. Weights at the end are
-brought back: all must have moved as far and reach the same loss, so that all did the same work.
+The peers are Flower, pfl, fedjax, and loops by hand. Each runs in an environment of its own under
+benchmarks/.peers, built from PyPI when it is missing, through its own natural API
+(benchmarks/peers/). All start before the first round is timed; rounds are then taken in turn, one
+peer at a time. Peers have one CPU thread on one core, except Flower, whose simulation keeps its
+processes on all cores, as it is meant to. Weights at the end are brought back: all must have moved
+as far and reach the same loss, so that all did the same work.
 """
 
 import json
@@ -51,7 +50,7 @@ CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
 
 
 def environment(name: str) -> str:
-    """Build a peer's environment when it is missing; '' or the reason why it cannot be built."""
+    """Build a peer's environment when it is missing; return '', or why it cannot be built."""
     folder, pins = ENVIRONMENTS / name, PINS[name]
     stamp = folder / "ready"
     if stamp.exists() and stamp.read_text() == repr(pins):
@@ -131,7 +130,7 @@ class Peer:
     """A peer's process, from its start to its weights."""
 
     def __init__(self, name: str, path: Path) -> None:
-        """Start it on a job."""
+        """Start the peer on a job."""
         script, env, more = PEERS[name]
         python = sys.executable if env is None else str(ENVIRONMENTS / env / "bin" / "python")
         self.name, self.final, self.seconds, self.peak = (
@@ -168,7 +167,7 @@ class Peer:
         self.first = 0.0
 
     def round(self) -> None:
-        """One round, timed by the peer itself; the first one also from the process's start."""
+        """Take one round, timed by the peer itself; the first one also from the process's start."""
         self.process.stdin.write("round\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -179,7 +178,7 @@ class Peer:
         self.peak = max(self.peak, tree_mb(self.process.pid))
 
     def end(self) -> dict[str, np.ndarray]:
-        """Its weights."""
+        """End the peer and return its weights."""
         self.process.stdin.write("end\n")
         self.process.stdin.flush()
         self.process.wait(120)

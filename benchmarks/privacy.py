@@ -1,17 +1,14 @@
-"""Privacy.
+"""Privacy: epsilon against other accountants' vectors, what a budget leaves of quality, and times.
 
-Epsilon against other accountants' vectors, what a budget leaves of quality, and what the mechanisms
-take.
-
-python benchmarks/privacy.py [--quick]
+    python benchmarks/privacy.py [--quick]
 
 Quality: ML-100K, every user a client, delta 1e-4, leave-one-out with 99 clean negatives, 5 seeds;
 the settings were chosen on validation, without privacy, as the texts' kernels were. Each seed draws
 other noise and other negatives; the noise comes from a teaching seed, so that a figure can be
 measured again, and is as large as the system's would be. DP-FedAvg is matrix factorisation as in
 lesson 2 with clipped deltas, noise for epsilon 8 and rates chosen on validation. A curious server
-reads plain uploads, and such under the masks of a secure sum. Times are of rounds of 100 clients in
-turn, on one thread.
+reads uploads, plain ones and such under the masks of a secure sum. Times of the mechanisms are of
+rounds of 100 clients in turn, on one thread.
 """
 
 import csv
@@ -76,7 +73,7 @@ AVERAGED = {"cohort": 200, "local_lr": 5.0, "clip": 5.0, "server_lr": 1.0, "roun
 
 
 def kinds(split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    """(I, I) likeness by texts, by years, and by all that is public."""
+    """Likeness (I, I) by texts, by years, and by all that is public."""
     known = split.train.catalogue
     text = text_kernel(vectors(item_texts(known), progress=False), 0.35)
     years = year_kernel(known)
@@ -84,7 +81,7 @@ def kinds(split: Split) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def released(data: Federation, model: Model, local: Local, noise: float, seed: int) -> Tree:
-    """What the server has after all clients' contributions were summed once."""
+    """What the server has after it summed all clients' contributions once."""
     settings = Settings(
         rounds=1,
         cohort=len(data),
@@ -101,9 +98,9 @@ def released(data: Federation, model: Model, local: Local, noise: float, seed: i
 def within(
     budget: float, data: Federation, likenesses: tuple[Tensor, Tensor, Tensor], seed: int
 ) -> tuple[Tensor, ...]:
-    """(U, I) scores by noisy counts, and by noisy pairs besides.
+    """Scores (U, I) by noisy counts, and by noisy pairs besides.
 
-    Whose epsilon is the budget together; 0: no noise.
+    Together they spend `budget` as their epsilon; 0 means no noise.
     """
     text, years, public = likenesses
     whole = noise_for(budget, DELTA, [Release(1.0, sampling="all")]) if budget else 1e-3
@@ -141,7 +138,7 @@ def averaged(data: Federation, seed: int, quick: bool) -> Score:
 
 
 def quality(seed: int, quick: bool) -> dict[str, float]:
-    """HR@10 of one seed."""
+    """The HR@10 of each way, for one seed."""
     split = leave_one_out(read(ml100k()))
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split, seed=seed)
     alike = kinds(split)
@@ -162,7 +159,7 @@ def quality(seed: int, quick: bool) -> dict[str, float]:
 
 
 def report(every: list[dict[str, float]], quick: bool) -> None:
-    """Write what the seeds so far say; at each budget the way that validation preferred."""
+    """Write the figures of the seeds so far, at each budget of the way validation preferred."""
     table, note = {}, ", quick" if quick else ""
     for name in every[0]:
         values = [found[name] for found in every]
@@ -221,9 +218,9 @@ def times(repeats: int) -> dict[str, float]:
 
 
 def row_leak(seed: int) -> dict[str, float]:
-    """What a server reads from a hundred uploads of lesson 2's model.
+    """What a server reads from a hundred uploads of lesson 2's model, plain and under masks.
 
-    Plain and under the masks of a secure sum.
+    The masks are those of a secure sum.
     """
     split = leave_one_out(load())
     data = Federation(split.train, one_per_user(split.train))

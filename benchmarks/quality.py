@@ -1,13 +1,11 @@
-"""Recommendation quality on ml-latest-small and ML-100K.
+"""Recommendation quality on ml-latest-small and ML-100K: leave-one-out by time, 5 paired seeds.
 
-Clean leave-one-out by time, 5 seeds, paired.
-
-python benchmarks/quality.py [--quick]
+    python benchmarks/quality.py [--quick]
 
 A seed changes the first weights, the cohorts, the training negatives and the 99 evaluation
-negatives. Everything fits on train; what to keep, and the settings below, were chosen on
-validation; the test is read once. Full ranking: among all items not seen earlier. ML-100K comes
-from a folder or from RecBole's wheel, see `common.ml100k`.
+negatives, which are clean. Everything fits on train; what to keep, and the settings below, were
+chosen on validation; the test is read once. Full ranking: among all items not seen earlier. ML-100K
+comes from a folder or from RecBole's wheel, see `common.ml100k`.
 """
 
 from collections import defaultdict
@@ -65,9 +63,9 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """One dataset.
+    """One dataset: the name of its figures, its split, and the size and weights of iALS.
 
-    The name of its figures, its split, and the size and weights of iALS, federated or not.
+    iALS has the same size and weights whether it is federated or not.
     """
 
     name: str
@@ -77,17 +75,17 @@ class Setting:
 
     @property
     def clients(self) -> Federation:
-        """Every user a client."""
+        """The split's federation, in which every user is a client."""
         return Federation(self.split.train, one_per_user(self.split.train))
 
     def model(self, dim: int):
-        """Matrix factorisation of this size."""
+        """Matrix factorisation of the size of this dataset."""
         return matrix_factorisation(self.split.train.user_count, self.split.train.item_count, dim)
 
     def score(self, params: Tree, **changed: float) -> Score:
-        """What clients recommend by films' rows, each with its own vector; changed.
+        """What clients recommend by films' rows, each with its own vector solved for them.
 
-        Of `way`, such as recency=0.
+        changed: other values of `way`'s knobs, such as recency=0.
         """
         return scorer(
             self.model(self.dim), replace(self.way, **changed).personal(self.clients, params)
@@ -102,10 +100,7 @@ def report(split: Split, score: Score, against: Candidates) -> Row:
 def lesson(
     setting: Setting, seed: int, validation: Candidates, test: Candidates
 ) -> Iterator[tuple[str, Row]]:
-    """Lesson 2's model with lesson 2's settings.
-
-    In a federation, on pooled data, and each user alone.
-    """
+    """Lesson 2's model with lesson 2's settings: federated, on pooled data, and each user alone."""
     given, clients, split = parameters("02_fedavg"), setting.clients, setting.split
     together = Settings(
         rounds=given["ROUNDS"],
@@ -143,9 +138,9 @@ def lesson(
 def federated(
     setting: Setting, settings: Settings, share: float, seed: int, seen: Callable[[Score], None]
 ) -> Tree:
-    """Federated iALS for all rounds of `settings`.
+    """Run federated iALS for all rounds of `settings`.
 
-    `seen` looks at each round with the users' vectors solved anew.
+    seen: a function that looks at each round, with the users' vectors solved anew.
     """
     clients, way = setting.clients, setting.way
     settings = settings.replace(cohort=max(1, round(share * len(clients))), seed=seed)
@@ -155,7 +150,7 @@ def federated(
 
 
 def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> float:
-    """HR@10 of a personal model as PFedRec has it.
+    """The HR@10 of a personal model as PFedRec has it.
 
     Each user ranks with its own copy of the films' vectors.
     """
@@ -170,7 +165,10 @@ def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> 
 def measure(
     setting: Setting, seeds: range, rows: dict[str, list[Row]], curves: dict[str, list[list[float]]]
 ) -> None:
-    """Every method on one dataset, seed by seed; curves: validation NDCG@10 by round."""
+    """Measure every method on one dataset, seed by seed.
+
+    curves: validation NDCG@10 by round.
+    """
     split = setting.split
     for seed in seeds:
         validation, test = (candidates(split, part, seed=seed) for part in ("validation", "test"))
@@ -208,7 +206,7 @@ def measure(
 
 
 def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dict]:
-    """Means and spreads over seeds, and paired differences in NDCG@10 to the federated one."""
+    """Means and spreads over seeds, and paired differences in NDCG@10 to the federated model."""
     found = {}
     for name, each in rows.items():
         for metric in each[0]:
@@ -251,9 +249,9 @@ def figures(prefix: str, rows: dict[str, list[Row]], note: str) -> dict[str, dic
 
 
 def rounds_to(curves: dict[str, list[list[float]]], name: str, share: float = 0.97) -> float:
-    """The first round whose mean validation NDCG@10 is `share` of central iALS'.
+    """The first round whose mean validation NDCG@10 is `share` of that of central iALS.
 
-    The last plus one if none is.
+    If none is, the number of the last round plus one.
     """
     wanted = share * mean(c[0] for c in curves["central"])
     means = [mean(each) for each in zip(*curves[name], strict=True)]

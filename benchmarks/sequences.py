@@ -1,13 +1,11 @@
-"""What one watches next.
+"""What one watches next: a Transformer over watch histories, trained among five platforms.
 
-A Transformer over watch histories, trained among five platforms, on ml-latest-small.
+    python benchmarks/sequences.py [--quick]
 
-python benchmarks/sequences.py [--quick]
-
-Leave-one-out, negatives and reading of the test as in quality.py, whose results file takes the
-figures: histories end with the last film of train. Settings were chosen on the validation part with
-seed 0. A platform has a fifth of the users, drawn at random. Each seed runs in a process of its
-own.
+The data is ml-latest-small. Leave-one-out, negatives and reading of the test are as in quality.py,
+whose results file takes the figures: histories end with the last film of train. Settings were
+chosen on the validation part with seed 0. A platform has a fifth of the users, drawn at random.
+Each seed runs in a process of its own.
 """
 
 from statistics import mean, stdev
@@ -27,7 +25,7 @@ WAYS = {"both": "text and rows", "ids": "rows alone", "text": "text alone"}
 
 
 def watched(seed: int, quick: bool) -> dict[str, dict[str, float]]:
-    """Test figures of each way."""
+    """The test figures of each way."""
     split = leave_one_out(load())
     train, films = split.train, last_films(split.train, LENGTH)
     known = vectors(item_texts(train.catalogue), progress=False)
@@ -53,7 +51,7 @@ def watched(seed: int, quick: bool) -> dict[str, dict[str, float]]:
 
 
 def report(every: list[dict[str, dict[str, float]]], quick: bool) -> None:
-    """Write what the seeds so far say."""
+    """Write the figures of the seeds that have ended so far."""
     measured = {}
     for name, label in WAYS.items():
         for metric in ("hr@10", "ndcg@10"):

@@ -46,9 +46,9 @@ Way = Callable[[int], dict]  # round number -> parameters
 def interleaved(
     ways: dict[str, Way], repeats: int, settings: Settings
 ) -> tuple[dict[str, float], float]:
-    """Median seconds of each way, taken in turn after one warm-up.
+    """The median seconds of each way, taken in turn after one warm-up, and their difference.
 
-    The largest difference of their parameters.
+    That is the largest difference of the parameters they end with.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     worst = 0.0
@@ -72,7 +72,7 @@ def interleaved(
 
 
 def report(title: str, times: dict[str, float], worst: float) -> None:
-    """Print a job's medians; differences above 1e-5 are an error."""
+    """Print a job's medians; a difference above 1e-5 is an error."""
     print(
         f"{title}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in times.items())}; "
         f"difference {worst:.1e}",
@@ -100,7 +100,7 @@ def params_of(step: Callable[[int], Round]) -> Way:
 
 
 def mlp(repeats: int) -> dict[str, float]:
-    """Seconds a round: loop, eager, compiled, module."""
+    """Seconds of an MLP round: loop, eager, compiled, module."""
     data, built = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     module = from_module(network(), {"x": torch.zeros(2, WIDTH)})
     settings = Settings(cohort=CLIENTS, local_lr=0.1)
@@ -151,9 +151,9 @@ def growth(repeats: int) -> tuple[float, float]:
 
 
 def knob_delay() -> float:
-    """The worst of.
+    """The longest delay of the first compiled round after a knob is turned.
 
-    Seconds of the first compiled round after a knob is turned, less the round that follows it.
+    It is the seconds of that round, less those of the round that follows it.
     """
     data, model = vectors(CLIENTS), perceptron(WIDTH, WIDTH)
     now = Settings(cohort=CLIENTS, local_lr=0.1, engine="compiled")
@@ -182,9 +182,9 @@ def knob_delay() -> float:
 
 
 def tables(items: int, repeats: int) -> dict[str, float]:
-    """Seconds a round of matrix factorisation, 100 clients of 200 examples.
+    """Seconds of a round of matrix factorisation, 100 clients of 200 examples.
 
-    Dense loop, row loop, engine.
+    The ways are a dense loop, a row loop and the engine.
     """
     generator = torch.Generator().manual_seed(0)
     owner = torch.arange(CLIENTS).repeat_interleave(EXAMPLES)
@@ -227,7 +227,7 @@ def lesson(cohort: int):
 
 
 def movielens(cohort: int, repeats: int) -> dict[str, float]:
-    """Seconds a round of lesson 2: engine, dense loop, row loop."""
+    """Seconds of a round of lesson 2: engine, dense loop, row loop."""
     model, data, settings = lesson(cohort)
     params = model.init(0)
     ways = {"engine": params_of(from_params(model, data, settings, params))}
@@ -246,9 +246,9 @@ def movielens(cohort: int, repeats: int) -> dict[str, float]:
 
 
 def million(quick: bool) -> tuple[float, float]:
-    """(seconds of a round of 1,000 clients from a million users over that from 10,000.
+    """How a round of 1,000 clients from a million users compares to one from 10,000.
 
-    Peak MB of the former).
+    Returns the ratio of their seconds, and the peak MB of the former.
     """
     with tempfile.TemporaryDirectory() as folder:
         large, small = Path(folder) / "large", Path(folder) / "small"
@@ -284,17 +284,16 @@ def million(quick: bool) -> tuple[float, float]:
     peak = answers["large"][-1]["mb"]
     print(
         f"1,000 of a million users: {seconds['large']:.3f} s a round, of 10,000: "
-        f"{seconds['small']:.3f} s; "
-        f"peak {peak:.0f} MB",
+        f"{seconds['small']:.3f} s; peak {peak:.0f} MB",
         flush=True,
     )
     return seconds["large"] / seconds["small"], peak
 
 
 def streamed(folder: Path) -> None:
-    """A round of 1,000 clients for each line read.
+    """Take a round of 1,000 clients for each line read.
 
-    Answers with its seconds and the process's peak memory.
+    The answer to each line is the round's seconds and the process's peak memory.
     """
     data = Stored(folder)
     model = matrix_factorisation(len(data), data.item_count, 32, sparse_users=True)

@@ -1,10 +1,8 @@
-"""Write the tables of README.md and docs/performance.md from benchmarks/results.
+"""Write the tables of README.md and docs/performance.md from benchmarks/results, and the picture.
 
-And docs/peers.svg.
+    python benchmarks/tables.py [--check]
 
-python benchmarks/tables.py [--check]
-
---check writes nothing and fails when a table is not current.
+The picture is docs/peers.svg. --check writes nothing and fails when a table is not current.
 """
 
 import json
@@ -137,8 +135,8 @@ def quality() -> str:
         ("hr10", "ndcg10", "full_hr10", "full_ndcg10"),
     )
     parts = [
-        "Leave-one-out by time, clean negatives, ties against us, fit on train, mean of "
-        f"{seeds} seeds:"
+        f"Leave-one-out by time, clean negatives, ties against us, fit on train, mean of {seeds} "
+        "seeds:"
     ]
     for data, title in DATASETS.items():
         head = (title, "HR@10", "NDCG@10", "HR@10, full ranking", "NDCG@10, full ranking")
@@ -153,11 +151,9 @@ def quality() -> str:
         )
     leaky, clean = (held[f"ml100k_pfedrec_{name}_hr10"]["value"] for name in ("leaky", "clean"))
     parts.append(
-        "Beware of leaks: a personal model in the manner of PFedRec has an HR@10 of "
-        f"{leaky:.3f} on "
-        "MovieLens-100K when its training negatives avoid the held-out films, and "
-        f"{clean:.3f} when they do "
-        "not (lesson 3)."
+        f"Beware of leaks: a personal model in the manner of PFedRec has an HR@10 of {leaky:.3f} "
+        f"on MovieLens-100K when its training negatives avoid the held-out films, and {clean:.3f} "
+        "when they do not (lesson 3)."
     )
     return "\n\n".join(parts)
 
@@ -176,13 +172,11 @@ def language() -> str:
     return "\n\n".join(
         [
             "A fifth of MovieLens-100K's films hidden from the federation, ranked among "
-            "themselves, mean of "
-            f"{held['ml100k_cold_text_auc']['seeds']} seeds:",
+            f"themselves, mean of {held['ml100k_cold_text_auc']['seeds']} seeds:",
             table(("the server knows of a film", "AUC", "NDCG@10"), rows),
             "On ml-latest-small, half of what texts say added to rows of ratings gains "
-            f"{gain['value']:+.3f} NDCG@10 "
-            f"({gain['note']}). A round with vectors looked up is {ratio['value']:.0f} times as "
-            "fast as one in which each client encodes its texts.",
+            f"{gain['value']:+.3f} NDCG@10 ({gain['note']}). A round with vectors looked up is "
+            f"{ratio['value']:.0f} times as fast as one in which each client encodes its texts.",
         ]
     )
 
@@ -202,12 +196,10 @@ def tuning() -> str:
     return "\n\n".join(
         [
             "Ten shops fine-tune MiniLM on 'title (year)' alone; ml-latest-small, films rated 25 "
-            "times or more, mean of "
-            f"{gain['seeds']} seeds:",
+            f"times or more, mean of {gain['seeds']} seeds:",
             table(("what is trained and sent", "NDCG@10", ""), rows),
             f"LoRA sends {sent['value']:.1%} of the bytes of full fine-tuning ({sent['note']}) and "
-            "keeps "
-            f"{gain['value']:.2f} of its gain ({gain['note']}).",
+            f"keeps {gain['value']:.2f} of its gain ({gain['note']}).",
         ]
     )
 
@@ -230,8 +222,7 @@ def sequences() -> str:
     return "\n\n".join(
         [
             "A Transformer over the last 20 films, trained among five platforms; ml-latest-small, "
-            "leave-one-out with 99 "
-            f"negatives as above, mean of {found['both'][0]['seeds']} seeds:",
+            f"leave-one-out with 99 negatives as above, mean of {found['both'][0]['seeds']} seeds:",
             table(("what a film is known by", "HR@10", "NDCG@10", "NDCG@10 by seed"), rows),
         ]
     )
@@ -272,14 +263,12 @@ def newcomers() -> str:
             "that were learned for it:",
             table(("", "RMSE", "goal", ""), rows),
             "Who starts from films that know nothing, and has ten ratings of a newcomer, or ten "
-            "clicks: the error after 60 "
-            "rounds, and FedAvg's rounds to its least error over a way's own (0 in a fold where "
-            "that never gets there; "
-            f"mean of {meta['ratings_fedavg']['seeds']} folds):",
+            "clicks: the error after 60 rounds, and FedAvg's rounds to its least error over a "
+            "way's own (0 in a fold where that never gets there; mean of "
+            f"{meta['ratings_fedavg']['seeds']} folds):",
             table(("", "ratings, RMSE", "rounds", "clicks, cross-entropy", "rounds"), ways),
             f"A second-order round takes {second['value']:.2f} times a first-order one; a thousand "
-            "newcomers adapt "
-            f"{many['value']:.0f} times faster at once than one by one.",
+            f"newcomers adapt {many['value']:.0f} times faster at once than one by one.",
         ]
     )
 
@@ -313,28 +302,24 @@ def privacy() -> str:
     return "\n\n".join(
         [
             "HR@10 under user-level differential privacy, delta 1e-4, every user of MovieLens-100K "
-            "in each sum, protocol "
-            f"as above, mean of {held['ml100k_dp_eps8_hr10']['seeds']} seeds:",
+            f"in each sum, protocol as above, mean of {held['ml100k_dp_eps8_hr10']['seeds']} "
+            "seeds:",
             table(head, rows),
             f"Texts and one's own history alone, which release nothing, reach {cell('own')}; "
-            "popularity without noise "
-            f"{cell('popularity')}; DP-FedAvg at epsilon 8 {cell('fedavg_eps8')}. A round of 100 "
-            f"clients takes {slow}.",
+            f"popularity without noise {cell('popularity')}; DP-FedAvg at epsilon 8 "
+            f"{cell('fedavg_eps8')}. A round of 100 clients takes {slow}.",
             "Which films a client's user rated, read from one plain upload: precision "
             f"{held['rowleak_plain_precision']['value']:.2f}, recall "
-            f"{held['rowleak_plain_recall']['value']:.2f}; under "
-            f"the masks of a secure sum, AUC {held['rowleak_masked_auc']['value']:.2f}. Such a sum "
-            "takes the server "
+            f"{held['rowleak_plain_recall']['value']:.2f}; under the masks of a secure sum, AUC "
+            f"{held['rowleak_masked_auc']['value']:.2f}. Such a sum takes the server "
             f"{held['secagg_server_s_50x100k']['value']:.2f} s "
             f"({held['secagg_server_s_50x100k']['note']}).",
-            f"One client in a hundred that pushes a film's bias shows it to "
-            f"{held['aimed_mean_er10']['value']:.0%} of the "
-            f"users under a mean, to {held['aimed_normbound_er10']['value']:.0%} under a norm "
-            "bound, and to "
+            "One client in a hundred that pushes a film's bias shows it to "
+            f"{held['aimed_mean_er10']['value']:.0%} of the users under a mean, to "
+            f"{held['aimed_normbound_er10']['value']:.0%} under a norm bound, and to "
             f"{held['aimed_rowbound_er10']['value']:.1%} under a row bound. Deltas of rank one in "
-            "four bits take "
-            f"{held['rank1_int4_bytes_ratio']['value']:.0f} times fewer bytes up, at a loss of "
-            f"{max(0.0, held['rank1_int4_ndcg_loss']['value']):.1%} of NDCG@10.",
+            f"four bits take {held['rank1_int4_bytes_ratio']['value']:.0f} times fewer bytes up, "
+            f"at a loss of {max(0.0, held['rank1_int4_ndcg_loss']['value']):.1%} of NDCG@10.",
         ]
     )
 
@@ -383,8 +368,7 @@ def attacks() -> str:
                 told,
             ),
             f"Words read from the sum over some clients' deltas of one layer of MiniLM: {words} "
-            "clients' words; of one and "
-            f"of four, {right:.0%} of those read are right.",
+            f"clients' words; of one and of four, {right:.0%} of those read are right.",
         ]
     )
 

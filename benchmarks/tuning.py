@@ -1,14 +1,12 @@
 """Fine-tuning a BERT-type encoder among ten shops: in full, by adapters, or its head alone.
 
-And what each has to send.
+    python benchmarks/tuning.py [--quick]
 
-python benchmarks/tuning.py [--quick]
-
-Films rated 25 times or more, known by 'title (year)' alone; shops by taste, each with its own
-users. The head of the frozen encoder is trained first, and all three go on from there: gains are
-over it, on the test part, leave-one-out as in quality.py. The share of the gain is of the AUC, the
-steadier figure. Step sizes were chosen on the validation part with seed 0. Each seed runs in a
-process of its own; figures are written after each.
+It also measures what each way has to send. Films rated 25 times or more, known by 'title (year)'
+alone; shops by taste, each with its own users. The head of the frozen encoder is trained first, and
+all three go on from there: gains are over it, on the test part, leave-one-out as in quality.py. The
+share of the gain is of the AUC, the steadier figure. Step sizes were chosen on the validation part
+with seed 0. Each seed runs in a process of its own; figures are written after each.
 """
 
 from collections import defaultdict
@@ -47,7 +45,7 @@ LINEAR = ("query", "key", "value", "dense")
 
 
 def run(net: nn.Module, shops: ItemQueries, settings: Settings) -> tuple[nn.Module, int]:
-    """The module after its rounds, and the bytes that clients sent in all."""
+    """Run all rounds; return the module after them, and the bytes that clients sent in all."""
     model, sent = from_module(net, shops.few(), answers=shops.users), 0
     for done in federate(model, shops, settings):
         sent += done.bytes_up
@@ -55,7 +53,7 @@ def run(net: nn.Module, shops: ItemQueries, settings: Settings) -> tuple[nn.Modu
 
 
 def figures(net: nn.Module, against: Candidates) -> dict[str, float]:
-    """HR@10, NDCG@10, and the share of the negatives that rank behind."""
+    """HR@10, NDCG@10, and the share of the negatives that rank behind the held-out film."""
     score = net.scores()
     ranks = against.ranks(score).float()
     return ranking(score, against) | {
@@ -98,7 +96,7 @@ def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
 
 
 def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) -> None:
-    """Write what the seeds so far say."""
+    """Write the figures of the seeds that have ended so far."""
     note, gains = ", quick" if quick else "", defaultdict(list)
     for found in every:
         for name in ("head", "full", "lora"):
@@ -127,9 +125,8 @@ def report(every: list[dict[str, tuple[dict[str, float], int]]], quick: bool) ->
         0.95,
         higher=True,
         seeds=len(every),
-        note=f"gain in test AUC over the frozen encoder with a trained head, "
-        f"{mean(gains['full', 'auc']):.3f} in full; "
-        f"of the gain in NDCG@10 {other:.2f}{note}",
+        note="gain in test AUC over the frozen encoder with a trained head, "
+        f"{mean(gains['full', 'auc']):.3f} in full; of the gain in NDCG@10 {other:.2f}{note}",
     )
     measured["lora_bytes_share"] = entry(
         mean(found["lora"][1] / found["full"][1] for found in every),

@@ -46,12 +46,12 @@ class Clock:
     """Adds up seconds by name; time inside an inner stage is not counted for the outer one."""
 
     def __init__(self) -> None:
-        """Nothing timed yet."""
+        """Nothing is timed so far."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.open: list[float] = []
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """The same function, timed; a generator function by each of its steps."""
+        """The same function, timed; a generator function is timed by each of its steps."""
 
         def measured(*args, **kwargs):
             with self.stage(name):

@@ -135,7 +135,7 @@ def keys(page, bench, count):
 
 
 def begin(page, bench, rounds=60):
-    """A new run of 64 clients a round, with its first rounds on the screen."""
+    """Begin a new run of 64 clients a round, and wait until its first rounds are on the screen."""
     press(bench, "Reset")
     expect(bench).to_have_attribute("data-rounds", "0")
     set_number(bench, "rounds", rounds)
@@ -157,9 +157,9 @@ def stops(page, bench, count):
 
 
 def steadiness(page, bench, seconds):
-    """(redraws a second, frames, blank frames.
+    """How steadily the view redraws while a long run trains.
 
-    Processor ms of each redraw) while a long run trains.
+    Returns redraws a second, frames, blank frames, and the processor ms of each redraw.
     """
     begin(page, bench, 300)
     page.evaluate(ASK, "draws.clear()")
@@ -173,7 +173,7 @@ def steadiness(page, bench, seconds):
 def against_headless(page, bench, rounds):
     """Rounds per second with the view over those of the same stream unseen.
 
-    In blocks of 15 rounds in turn.
+    Blocks of 15 rounds are taken in turn.
     """
     page.evaluate(ASK, "setattr(bench.session, 'live', taken_in_turn)")
     begin(page, bench, rounds)

@@ -1,10 +1,9 @@
-"""Encode the texts of the movies.
+"""Encode the texts of the movies with the package's MiniLM.
 
-Writes `ml-latest-small.text.safetensors` with the package's MiniLM.
+    python data/encode.py
 
-python data/encode.py
-
-vectors (I, 384) float16, the mean of the last states of all tokens of "title (year). genres".
+Writes `ml-latest-small.text.safetensors`: vectors (I, 384) float16, the mean of the last states of
+all tokens of "title (year). genres".
 """
 
 from fedlab import load

@@ -1,12 +1,11 @@
-"""The workbench without a notebook.
+"""The workbench without a notebook: train, sweep and compare runs from the command line.
 
-`python -m fedlab run|sweep|compare`, over the same settings and files.
+    python -m fedlab run settings.json --set local_lr=0.5 --folder runs
+    python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
+    python -m fedlab compare runs
 
-python -m fedlab run settings.json --set local_lr=0.5 --folder runs
-python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
-python -m fedlab compare runs
-
-`--parts FILE.py` runs a file that registers parts of your own: they are choices like all others.
+Settings and files are those of the workbench. `--parts FILE.py` runs a file that registers parts of
+your own: they are choices like all others.
 """
 
 import argparse
@@ -39,7 +38,10 @@ from fedlab.workbench import (
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Do what the words say; 0 when it went well, 2 with one line on what was wrong."""
+    """Run the given command; return 0 when it went well, 2 after an error, 130 when interrupted.
+
+    An error is printed as one line.
+    """
     try:
         _register(given)
         words = _words().parse_args(given)
@@ -54,7 +56,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _own() -> argparse.ArgumentParser:
-    """What is read first, as it adds to what the other words may be."""
+    """The parser of `--parts`, which is read first because its files add to the other choices."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument(
         "--parts",
@@ -185,7 +187,7 @@ def _sweep(words: argparse.Namespace) -> None:
 
 
 def _job(runs: Runs, settings: Settings, name: str) -> Job:
-    """One run; it is not there before its first round is asked for."""
+    """The job of one run, which is not begun before its first round is asked for."""
     yield from follow(stream, lambda: settings, runs.begin(settings, name), runs)
 
 
@@ -218,7 +220,7 @@ def _compare(words: argparse.Namespace) -> None:
 
 
 def _table(runs: list[Run]) -> None:
-    """A line a run: its best values with their rounds, then the settings that differ."""
+    """Print a line for each run: its best values with their rounds, then what settings differ."""
     modes = {"loss": "min", **better()}
     shown = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
     found = [name for name in metrics(runs) if any(row["best"][name] for row in shown)]

@@ -1,9 +1,7 @@
-"""A real Chromium on a real JupyterLab or Voilà.
+"""A real Chromium on a real JupyterLab or Voilà, for browser tests and the view's benchmark.
 
-For the browser tests and the benchmark of the view.
-
-Needs Chromium (`apt-get install chromium`, or name one in CHROMIUM); without it tests are skipped,
-in CI they fail.
+It needs Chromium (`apt-get install chromium`, or name one in CHROMIUM); without it tests are
+skipped, in CI they fail.
 """
 
 import os
@@ -55,7 +53,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def chromium():
-    """Path of the browser; skips without one, fails without one in CI."""
+    """The path of the browser; without one, tests are skipped, and fail in CI."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
@@ -66,7 +64,7 @@ def chromium():
 
 @contextmanager
 def browser():
-    """A new Chromium with nothing remembered; closes at the end."""
+    """A new Chromium that remembers nothing; it is closed at the end."""
     with sync_playwright() as tool, tempfile.TemporaryDirectory() as profile:
         opened = tool.chromium.launch_persistent_context(
             profile,
@@ -90,7 +88,7 @@ def write_notebook(path, *cells):
 
 @contextmanager
 def lab(home):
-    """Address of a JupyterLab on 127.0.0.1 over `home`/notebooks, a copy of the lessons.
+    """The address of a JupyterLab on 127.0.0.1 over `home`/notebooks, a copy of the lessons.
 
     Format it with a file name.
     """
@@ -117,7 +115,7 @@ def lab(home):
 
 @contextmanager
 def voila(home, notebook, *words):
-    """Address of a Voilà on 127.0.0.1 that serves one notebook of `home`/notebooks."""
+    """The address of a Voilà on 127.0.0.1 that serves one notebook of `home`/notebooks."""
     port, token, books = free_port(), secrets.token_hex(16), copied(home)
     words = [
         "-m",
@@ -145,7 +143,7 @@ def copied(home):
 
 
 def set_parameters(home, name, values):
-    """Other values in the parameters cell of a copied lesson."""
+    """Write other values into the parameters cell of a copied lesson."""
     file = copied(home) / f"{name}.ipynb"
     book = nbformat.read(file, as_version=4)
     cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
@@ -158,7 +156,7 @@ def set_parameters(home, name, values):
 
 
 def as_root():
-    """JupyterLab wants to be told that root is meant."""
+    """The words that tell JupyterLab that it runs as root, where it does."""
     return ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
 
 
@@ -170,7 +168,7 @@ def free_port():
 
 @contextmanager
 def serving(home, words, more, address):
-    """A server with Jupyter folders of its own, until the block ends.
+    """Run a server with Jupyter folders of its own until the block ends.
 
     Its log is the message when it does not start.
     """
@@ -203,7 +201,7 @@ def answers(address):
 
 
 def shoot(page, name):
-    """A picture of a state for a person to look at: of the workbench, whole."""
+    """Take a picture of the whole workbench in a state, for a person to look at."""
     SHOTS.mkdir(exist_ok=True)
     page.locator(".fedlab-workbench").last.screenshot(path=SHOTS / f"{name}.png")
 
@@ -230,11 +228,9 @@ LIVE = """() => { const book = window.jupyterapp.shell.currentWidget.content;
 
 
 def run_all(page, address, timeout=60_000, *, to_live=False):
-    """Open a notebook in JupyterLab and run it from the top; no cell may fail.
+    """Open a notebook in JupyterLab, run it from the top, and return the workbench.
 
-    Returns the workbench.
-
-    to_live: only as far as the live cell; nbval runs the rest of a lesson.
+    No cell may fail. to_live: only as far as the live cell; nbval runs the rest of a lesson.
     """
     if address.split("?")[0] not in page.url:
         page.goto(address)

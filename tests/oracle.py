@@ -114,7 +114,7 @@ def implicit_loss(table, users, items, w0, reg):
 
 
 def weighed(train):
-    """(U, I) 1 / (1 + the user's clicks since) where a user clicked, row by row."""
+    """(U, I): 1 / (1 + the user's clicks since) where a user clicked, row by row."""
     table = torch.zeros(train.user_count, train.item_count)
     for user, item, time in zip(train.users, train.items, train.times, strict=True):
         table[user, item] = 1 / (1 + int(((train.users == user) & (train.times > time)).sum()))

@@ -10,7 +10,7 @@ import torch
 
 
 def gradient(w, batch, loss):
-    """Of the loss of a batch, by name."""
+    """The gradient of the loss of a batch, by name."""
     leaves = {name: value.detach().requires_grad_() for name, value in w.items()}
     found = torch.autograd.grad(loss(leaves, batch), list(leaves.values()))
     return dict(zip(w, found, strict=True))
@@ -87,7 +87,7 @@ def maml(w, cohorts, n, tasks, loss, eta, steps, beta):
 
 
 def dp_fedavg(w, cohorts, expected, batches, loss, eta, clip, noise):
-    """DP-FedAvg. McMahan et al. 2018, algorithm 1, with the fixed denominator q N = expected.
+    """DP-FedAvg: McMahan et al. 2018, algorithm 1, with the fixed denominator q N = expected.
 
     noise(t, name) -> what is added to the sum of clipped updates.
     """

@@ -11,7 +11,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def store(path: Path) -> float:
-    """Execute in place; returns the seconds it took. An error leaves the file as it was."""
+    """Execute a notebook in place and return the seconds it took; an error leaves it as it was."""
     book = nbformat.read(path, as_version=4)
     book.metadata.pop("widgets", None)
     began = time.perf_counter()

@@ -1,8 +1,9 @@
 """What edition 0.5.0 said or ignored without a word, and no longer does.
 
 The letters and numbers of the tests are those of the list of defects: S1 says something false of
-privacy or of a result, S2 ignores what was asked for, S3 is a trap for who extends it, L is of the
-ledger, X was found on the way. Each epsilon was worked out by hand; the call beside it proves it.
+privacy or of a result, S2 ignores what was asked for, S3 is a trap for those who extend it, L is of
+the ledger, X was found on the way. Each epsilon was worked out by hand; the call beside it proves
+it.
 """
 
 import copy
@@ -97,14 +98,17 @@ def films(users):
 
 @cache
 def people(users=20, private=True):
-    """(model, federation): every user a client; private: its vector stays with it."""
+    """A model and a federation in which every user is a client.
+
+    private: whether its vector stays with it.
+    """
     model = matrix_factorisation(users, 40, 4, private_users=private)
     return model, Federation(films(users), torch.arange(users))
 
 
 @cache
 def platforms(ratings=40):
-    """(model, federation): two platforms of five users each, and so many ratings of 30 films."""
+    """A model and a federation of two platforms of five users, with so many ratings of 30 films."""
     every = torch.arange(40)[:ratings]
     table = tiny(
         (every // 4).tolist(),
@@ -129,7 +133,7 @@ def equal(one, other):
 
 
 def eps(done):
-    """Epsilon as a Round shows it."""
+    """The epsilon that a Round shows."""
     return done.metrics["epsilon"]
 
 
@@ -713,7 +717,7 @@ def test_s3_8c_what_is_no_delta_is_said(made, match):
 
 
 def shared(count):
-    """(the updates of the first clients, without private rows, the server's parameters)."""
+    """The updates of the first clients, without private rows, and the server's parameters."""
     model, data = people()
     start = model.init(0)
     cohort = longest_first(data, torch.arange(count))
@@ -842,7 +846,7 @@ def test_s3_11c_every_method_is_a_choice_of_the_workbench():
 
 
 class Louder(Stage):
-    """Ten times what the clip let through."""
+    """Sends ten times what the clip let through."""
 
     def each(self, update, context):
         ten = torch.full((len(update.cohort),), 10.0)
@@ -850,7 +854,7 @@ class Louder(Stage):
 
 
 class Liar(Louder):
-    """The same, which says that it keeps the clip."""
+    """Does the same, and says that it keeps the clip."""
 
     keeps = ("clipped", "equal")
 
@@ -987,7 +991,7 @@ def test_s3_14d_implicit_beside_a_code_runs():
 
 
 def together(central, local):
-    """Epsilon of so many sums over everybody and so many releases of everybody's own, by hand."""
+    """The epsilon of so many sums over everybody and so many releases of each one, by hand."""
     return epsilon([Release(2.0, 1.0, central + local, "all")], 1e-4, relation="replace-one")
 
 
@@ -1081,7 +1085,7 @@ def test_l6_l7_what_epsilon_is_of_does_not_turn(name, before, after):
 
 
 class Odd(SGD):
-    """The first client's update as `lie` has it."""
+    """Local training in which `lie` changes the first client's update."""
 
     lie = None
 
@@ -1093,7 +1097,7 @@ class Odd(SGD):
 
 
 def moved_sum(lie):
-    """(how far client 0 moves the private sum, in clips of 1; the Round) where it lies."""
+    """How far client 0 moves the private sum where it lies, in clips of 1, and the Round."""
     model, data = people()
     asked = PRIVATE.replace(rounds=1, noise=1e-6)
 

@@ -1,7 +1,4 @@
-"""What nbval cannot see.
-
-Outputs that are really there, the shape of a lesson, and claims that are checked.
-"""
+"""What nbval cannot see: outputs that are there, the shape of a lesson, claims that are checked."""
 
 import ast
 import re
@@ -23,9 +20,9 @@ def code(name):
 
 
 def prints(cell):
-    """Whether running the cell must leave something.
+    """Whether running the cell must leave an output: by a print, or by a last expression.
 
-    A print at the top level, or a last expression.
+    Only a print at the top level counts.
     """
     last = ast.parse(cell.source).body[-1]
     called = any(

@@ -89,14 +89,14 @@ def batches_of(data, settings):
 
 
 def check(rounds, twin, names):
-    """The parameters of every round agree."""
+    """Assert that the parameters of every round agree."""
     for done, plain in zip(rounds, twin, strict=True):
         for name in names:
             assert torch.allclose(done.params[name], plain[name], rtol=0, atol=1e-6), name
 
 
 def setting(kind, films):
-    """(model, data) of each kind."""
+    """The model and the data of each kind."""
     if kind == "factors":
         train = films.train
         return matrix_factorisation(
@@ -106,7 +106,7 @@ def setting(kind, films):
 
 
 def start(rounds, model, settings):
-    """(S of each round, w at the start)."""
+    """S of each round, and w at the start."""
     return [done.cohort.tolist() for done in rounds], model.init(settings.seed)
 
 

@@ -41,7 +41,7 @@ states = [algorithm.init({name: jnp.asarray(value) for name, value in job.weight
 
 
 def step() -> None:
-    """One round, waited for."""
+    """Take one round and wait for it."""
     state, _ = algorithm.apply(states.pop(), sampler.sample())
     jax.block_until_ready(state.params)
     states.append(state)

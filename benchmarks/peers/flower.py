@@ -1,6 +1,6 @@
-"""Flower's simulation.
+"""Flower's simulation: a ClientApp and a ServerApp with FedAvg, as its documentation shows.
 
-A ClientApp and a ServerApp with FedAvg, run by its Ray backend as its documentation shows.
+Its Ray backend runs them.
 """
 
 import os
@@ -20,7 +20,7 @@ client_app, server_app = ClientApp(), ServerApp()
 
 @client_app.train()
 def fit(message: Message, context: Context) -> Message:
-    """One client's local epoch."""
+    """Train a client for one local epoch."""
     torch.set_num_threads(1)
     model = build(read_job(PATH))
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
@@ -34,7 +34,7 @@ def fit(message: Message, context: Context) -> Message:
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Rounds of FedAvg until told to end."""
+    """Take rounds of FedAvg until told to end."""
     commands, model = Commands(), build(read_job(PATH))
 
     def after(number: int, arrays: ArrayRecord) -> None:

@@ -10,7 +10,7 @@ server, resident = build(job), build(job)
 
 
 def step() -> None:
-    """One round of FedAvg."""
+    """Take one round of FedAvg."""
     start = [p.detach().clone() for p in server.parameters()]
     mean = [torch.zeros_like(p) for p in start]
     for client in torch.randperm(job.clients)[: job.cohort].tolist():

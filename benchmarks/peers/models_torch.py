@@ -1,7 +1,4 @@
-"""The two models of the job as a tutorial writes them in PyTorch.
-
-For every peer that trains PyTorch modules.
-"""
+"""The two models of the job as a tutorial writes them, for all peers that train PyTorch modules."""
 
 import torch
 from torch import nn
@@ -9,10 +6,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 class MLP(nn.Module):
-    """64 -> 64 -> 1."""
+    """A perceptron of 64 -> 64 -> 1 units."""
 
     def __init__(self, inputs: int = 64, hidden: int = 64) -> None:
-        """Weights come from the job."""
+        """The weights come from the job."""
         super().__init__()
         self.first, self.second = nn.Linear(inputs, hidden), nn.Linear(hidden, 1)
 
@@ -25,7 +22,7 @@ class MF(nn.Module):
     """Matrix factorisation with dense embedding tables."""
 
     def __init__(self, users: int, items: int, dim: int) -> None:
-        """Weights come from the job."""
+        """The weights come from the job."""
         super().__init__()
         self.user, self.item, self.bias = (
             nn.Embedding(users, dim),
@@ -62,7 +59,7 @@ def loss(model: nn.Module, *batch: torch.Tensor) -> torch.Tensor:
 
 
 def train(model: nn.Module, job, client: int) -> None:
-    """One local epoch of SGD in place."""
+    """Take one local epoch of SGD in place."""
     own = columns(job, client)
     optimizer = torch.optim.SGD(model.parameters(), lr=job.rate)
     for cut in torch.randperm(len(own[-1])).split(job.batch):
@@ -72,5 +69,5 @@ def train(model: nn.Module, job, client: int) -> None:
 
 
 def as_numpy(model: nn.Module) -> dict:
-    """Weights by name."""
+    """The weights by name."""
     return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}

@@ -46,12 +46,12 @@ latest = {}
 
 
 def step() -> None:
-    """One round."""
+    """Take one round."""
     latest.update(next(rounds).params)
 
 
 def final() -> dict:
-    """Weights under the names that the job gave them."""
+    """The weights under the names that the job gave them."""
     p = {name: value.numpy() for name, value in latest.items()}
     if job.model == "mlp":
         return {

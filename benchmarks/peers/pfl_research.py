@@ -28,7 +28,7 @@ class OnCommand(TrainingProcessCallback):
     """Report each iteration, and go on when told to."""
 
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
-        """(whether to stop, no metrics of its own)."""
+        """Whether to stop, and no metrics of its own."""
         commands.done()
         return not commands.wait(), Metrics()
 

@@ -1,10 +1,8 @@
-"""What a peer and the benchmark say to each other.
+"""What a peer and the benchmark say to each other: a job, rounds on command, weights at the end.
 
-A job to read, rounds on command, weights at the end.
-
-Runs in every peer's own environment, so it needs nothing but numpy. A job is a .npz file: `model`
-('mlp' or 'mf'), `cohort`, `batch`, `rate`, the examples' columns client by client (N, n, ...), and
-the first weights by name.
+It runs in every peer's own environment, so it needs nothing but numpy. A job is a .npz file:
+`model` ('mlp' or 'mf'), `cohort`, `batch`, `rate`, the examples' columns client by client (N, n,
+...), and the first weights by name.
 """
 
 import json
@@ -42,7 +40,7 @@ class Commands:
     """The peer's side: wait for 'round' or 'end', answer with seconds."""
 
     def __init__(self) -> None:
-        """Nothing has been asked yet."""
+        """Nothing has been asked so far."""
         self.began = 0.0
         self.out = sys.stdout
         sys.stdout = sys.stderr  # what a framework prints must not look like an answer
@@ -54,7 +52,7 @@ class Commands:
         return asked
 
     def done(self) -> None:
-        """A round is over."""
+        """Answer that a round is over."""
         print(json.dumps(time.perf_counter() - self.began), file=self.out, flush=True)
 
 

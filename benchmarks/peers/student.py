@@ -1,6 +1,6 @@
-"""The student's loop.
+"""The student's loop: a deep copy of the model and a DataLoader for each client.
 
-A deep copy of the model and a DataLoader for each client, state dicts averaged.
+The state dicts are averaged.
 """
 
 import copy
@@ -16,7 +16,7 @@ server = build(job)
 
 
 def step() -> None:
-    """One round of FedAvg."""
+    """Take one round of FedAvg."""
     states = []
     for client in torch.randperm(job.clients)[: job.cohort].tolist():
         local = copy.deepcopy(server)

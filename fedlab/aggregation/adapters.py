@@ -2,13 +2,13 @@
 
     y = W x + b + (alpha / r) B A x,    A (r, in) drawn, B (out, r) zero: starts as W x + b
 
-Through `fedlab.modules` each client has adapters of its own over one base that all share, so
-stacked clients cost their adapters and not their models.
+Through `fedlab.models.from_module` each client has adapters of its own over one base that all
+share, so stacked clients cost their adapters and not their models.
 
 The mean of products is not the product of means: averaging A and B by themselves, as FedAvg does
-with all weights, is biased as soon as clients differ. Two ways out: freeze A, so that the mean of B
-is exact; or let the server average the products and take the best A and B of that, by a singular
-value decomposition.
+with all weights, is biased as soon as clients differ. There are two ways out: freeze A, so that the
+mean of B is exact; or let the server average the products and take the best A and B of that mean,
+by a singular value decomposition.
 
 Letters: r rank, C clients. Sources: Hu et al. 2022, "LoRA: low-rank adaptation of large language
 models", eq. 3; Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning" (A
@@ -28,11 +28,11 @@ from fedlab.core import Aggregation, Tree, Update, register, require
 
 @register
 class MeanOfProducts(Aggregation):
-    """Adapters by the weighted mean of clients' products B A, as near as rank r allows.
+    """Fits the adapters to the weighted mean of clients' products B A, as closely as rank r allows.
 
-    Nearest in the squares of all entries. With more clients than one the mean has a rank up to C r,
-    so something may be lost; nothing is where clients agree on A. then: what aggregates all else,
-    `WeightedMean()` without.
+    Closest means the least sum of squares over all entries. With several clients the mean has a
+    rank of up to C r, so something may be lost; nothing is lost where the clients agree on A. then:
+    what aggregates everything else, by default `WeightedMean()`.
     """
 
     then: Aggregation = field(default_factory=WeightedMean)
@@ -60,11 +60,10 @@ class MeanOfProducts(Aggregation):
 
 
 def product_error(updates: Iterable[Update], server: Tree, delta: Tree, constants: Tree) -> float:
-    """How far the server's products B A end from the mean of its clients'.
+    """How far the server's products B A end from the mean of its clients', relative to its change.
 
-    Over how far that mean went; 0 is exact.
-
-    delta: what a rule made of the updates. constants: of the model, for an A that is frozen.
+    The distance is divided by how far that mean moved; 0 is exact. delta: what a rule made of the
+    updates. constants: those of the model, for an A that is frozen.
     """
     kept, error, change = list(updates), 0.0, 0.0
     whole = {n: value[None] for n, value in constants.items() if n.endswith(".a")} | server
@@ -82,7 +81,7 @@ def product_error(updates: Iterable[Update], server: Tree, delta: Tree, constant
 
 
 def _mean_product(updates: list[Update], server: Tree, a: str, b: str) -> Tensor:
-    """(out, in) the weighted mean of what clients' B A are after the round."""
+    """The weighted mean (out, in) of the clients' products B A after the round."""
     total, found = torch.cat([update.weights for update in updates]).sum(), torch.zeros(())
     for update in updates:
         left, right = (

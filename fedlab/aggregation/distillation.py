@@ -28,15 +28,15 @@ def ensemble(
 ) -> Score:
     """The weighted mean of what K models predict: of chances for clicks, of values for ratings.
 
-    weights (K,): 0 or more, all alike without. For clicks the score is that mean chance, as a
-    logit.
+    weights (K,): 0 or more; by default all are equal. For clicks the score is that mean chance, as
+    a logit.
     """
     require(
         not model.private,
         "model",
         model.name,
-        "its private rows are trained beside one model's; an ensemble needs one without "
-        "private rows",
+        "its private rows are trained beside one model's; an ensemble needs one without private "
+        "rows",
     )
     share = torch.tensor(
         list(weights) if weights is not None else [1.0] * len(members), dtype=torch.float32
@@ -79,12 +79,10 @@ def distil(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distilled(Aggregation):
-    """FedDF.
+    """FedDF: the mean model, trained towards the ensemble of the clients' models.
 
-    The mean model, trained towards the ensemble of the clients' models on unlabelled pairs.
-
-    users, items (n,): the pairs. local: how it trains. pick: (update, server) -> weights of the
-    clients in the ensemble (C,); all alike without.
+    users, items (n,): the unlabelled pairs that it trains on. local: how it trains. pick: (update,
+    server) -> weights of the clients in the ensemble (C,); by default all are equal.
     """
 
     model: Model
@@ -95,7 +93,7 @@ class Distilled(Aggregation):
     seed: int = 0
 
     def given(self, context: RoundContext) -> Tree:
-        """Everybody's private rows as well, without which a model may not predict."""
+        """The server's parameters and everybody's private rows, which a model may need."""
         return dict(context.params) | context.server
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:

@@ -4,9 +4,10 @@ Updates come chunk by chunk and are summed as they come, so no more than the ser
 is kept.
 
 Letters: N clients in all, C in the cohort, R rows touched.
-Sources: McMahan et al. 2017,
-"Communication-efficient learning of deep networks from decentralized data", algorithm 1; Ding et
-al. 2022, "Federated submodel optimization for hot and cold data features".
+
+Sources: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized
+data", algorithm 1; Ding et al. 2022, "Federated submodel optimization for hot and cold data
+features".
 """
 
 import math
@@ -37,9 +38,9 @@ Rule = Callable[[Iterable[Update], Tree], Delta]
 
 
 class NoDeltaError(ParameterError):
-    """These updates make no delta.
+    """The updates make no delta.
 
-    A round that lost clients is skipped; one that lost none has wrong settings.
+    The loop skips such a round if it lost clients; if it lost none, its settings are wrong.
     """
 
 
@@ -52,7 +53,7 @@ class Weighted(Aggregation):
     )
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Behind a clip all weigh alike, as in front of a rule that asks for no weights."""
+        """The weighting, behind a clip, which makes all alike, and in a rule without weights."""
         return () if self.weighs and "equal" not in facts else ("weighting",)
 
 
@@ -64,11 +65,11 @@ class WeightedMean(Weighted):
 
     @property
     def streams(self) -> bool:
-        """Sums are kept, and no updates."""
+        """True, as it keeps sums and no updates."""
         return True
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
-        """The mean; of tables of which few rows moved, these rows."""
+        """The mean by name; a table of which few rows moved comes as `Rows` of these."""
         sums = Sums(server)
         for update in updates:
             sums.add(update)
@@ -79,26 +80,26 @@ class WeightedMean(Weighted):
 class MeanOfHolders(Weighted):
     """FedSubAvg: each row is the weighted mean over the clients that hold it.
 
-    So rare items are not diluted. The same as FedAvg for a parameter that every client holds.
-    Ding et al. 2022, eq. 5.
+    Rare items are therefore not diluted. For a parameter that every client holds it is the same as
+    FedAvg. Ding et al. 2022, eq. 5.
     """
 
     refuses = (*Weighted.refuses, "dense")
 
     @property
     def streams(self) -> bool:
-        """Sums are kept, and no updates."""
+        """True, as it keeps sums and no updates."""
         return True
 
     def check(self, context: RoundContext) -> None:
-        """Raise `ParameterError` where every client holds all."""
+        """Raise `ParameterError` where every client holds every row."""
         tables = any(kind not in ("one", "client") for _, kind in context.asked.values())
         require(
             tables,
             "model",
             context.model.name,
-            f"{self.name} needs a table of which clients "
-            "hold some rows; here all hold all, so take the weighted mean",
+            f"{self.name} needs a table of which clients hold some rows; here all hold all, so "
+            "take the weighted mean",
         )
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
@@ -120,7 +121,7 @@ class OwnWeights(Aggregation):
     """
 
     def __init__(self, alpha: Sequence[float] | Tensor, then: Aggregation | None = None) -> None:
-        """then: what aggregates with these weights, `WeightedMean()` without."""
+        """then: what aggregates with these weights, by default `WeightedMean()`."""
         self.alpha = torch.as_tensor(alpha, dtype=torch.float32)
         self.then = weighing(self, then or WeightedMean())
         bad = (~((self.alpha >= 0) & self.alpha.isfinite())).nonzero()
@@ -138,7 +139,7 @@ class OwnWeights(Aggregation):
         )
 
     def given(self, context: RoundContext) -> Tree:
-        """As what aggregates."""
+        """What the aggregation inside is handed."""
         return self.then.given(context)
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
@@ -159,21 +160,21 @@ class OwnWeights(Aggregation):
 class Hierarchical(Aggregation):
     """Devices -> platform -> server: each platform aggregates its own, the server the platforms.
 
-    platform (N,): of each client. A platform weighs as much as its devices together, so that two
-    weighted means are one. Liu et al. 2020, "Client-edge-cloud hierarchical federated learning",
-    algorithm 1 with one edge round.
+    platform (N,): the platform of each client. A platform weighs as much as its devices together,
+    so that two weighted means are one. Liu et al. 2020, "Client-edge-cloud hierarchical federated
+    learning", algorithm 1 with one edge round.
     """
 
     def __init__(
         self, platform: Tensor, inner: Aggregation | None = None, outer: Aggregation | None = None
     ) -> None:
-        """inner, outer: what a platform and the server do, `WeightedMean()` without."""
+        """inner, outer: what a platform and the server do, by default `WeightedMean()`."""
         self.platform = platform
         self.inner = as_aggregation(inner or WeightedMean())
         self.outer = as_aggregation(outer or WeightedMean())
 
     def given(self, context: RoundContext) -> Tree:
-        """As what aggregates: platforms and server may judge whole models."""
+        """What the aggregations inside are handed: platforms and server may judge whole models."""
         return self.inner.given(context) | self.outer.given(context)
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
@@ -221,7 +222,7 @@ class Function(Aggregation):
 
 
 def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
-    """An aggregation, or a function (updates, server) -> delta as one."""
+    """The rule as an `Aggregation`; a function (updates, server) -> delta is wrapped in one."""
     require(
         callable(rule) and not isinstance(rule, type),
         "aggregate",
@@ -232,7 +233,7 @@ def as_aggregation(rule: Aggregation | Rule) -> Aggregation:
 
 
 def weighing(asker: Aggregation, then: Aggregation | Rule) -> Aggregation:
-    """What aggregates with the weights of another; `ParameterError` where it asks for none."""
+    """`then` as an aggregation that weighs clients; `ParameterError` if it asks for no weights."""
     found = as_aggregation(then)
     require(
         found.weighs,
@@ -244,7 +245,7 @@ def weighing(asker: Aggregation, then: Aggregation | Rule) -> Aggregation:
 
 
 def as_rows(delta: Tensor | Rows) -> Rows:
-    """A delta as what one sender would send: its rows, each once, growing."""
+    """A delta in the form that one sender would send: each of its rows once, in growing order."""
     if isinstance(delta, Rows):
         ids, place = delta.ids.unique(return_inverse=True)
         values = delta.values.new_zeros(len(ids), *delta.values.shape[1:])
@@ -254,7 +255,7 @@ def as_rows(delta: Tensor | Rows) -> Rows:
 
 
 def joined_updates(updates: Iterable[Update]) -> Update:
-    """All chunks of a cohort as one. Raises `NoDeltaError` when there are none."""
+    """All chunks of a cohort as one; raises `NoDeltaError` when there are none."""
     parts = list(updates)
     some_weight(float(len(parts)))
     first, deltas = 0, []
@@ -279,11 +280,11 @@ def some_weight(total: float) -> None:
 class Sums:
     """Weighted sums of deltas.
 
-    As rows while these are fewer than the table's own, then as a whole tensor.
+    They are kept as rows while these are fewer than the table's own, then as a whole tensor.
     """
 
     def __init__(self, server: Tree) -> None:
-        """Nothing added yet. server: for the shapes."""
+        """Start with nothing added; server: the parameters, for their shapes."""
         self.server = server
         self.rows: dict[str, list[Rows]] = {}
         self.whole: Tree = {}
@@ -291,13 +292,14 @@ class Sums:
 
     @property
     def total(self) -> float:
-        """The sum of all weights, rounded once, so that it hangs on no order."""
+        """The sum of all weights, rounded once, so that it does not depend on their order."""
         return math.fsum(self.weights)
 
     def add(self, update: Update, factor: Tensor | float = 1.0) -> None:
         """Add each client's delta times its weight.
 
-        And times a factor (C,) that the weights' total does not have.
+        factor (C,): a further factor of the deltas, which does not count in the total of the
+        weights.
         """
         weights = update.weights * factor
         self.weights += update.weights.tolist()
@@ -315,11 +317,11 @@ class Sums:
             delta.add_to(out, weights)
 
     def mean(self) -> Delta:
-        """The sums over the total weight."""
+        """The sums divided by the total weight."""
         return self.divided(dict.fromkeys(self.server, torch.tensor([self.total])))
 
     def divided(self, by: Tree) -> Delta:
-        """The sums over `by`, for each name a number for each row, or one for all, (rows or 1,)."""
+        """The sums divided by `by`: for each name a number for each row, or (1,) for all rows."""
         some_weight(self.total)
 
         def over(name: str, values: Tensor, at: Tensor | slice) -> Tensor:

@@ -1,10 +1,8 @@
-"""Aggregation that a few bad clients cannot steer.
+"""Robust aggregation, which a few bad clients cannot steer: medians, trimmed means, Krum, bounds.
 
-Coordinate median, trimmed mean, Krum, norm bound, row bound.
-
-Median and trimmed mean ask the clients that hold a row, all alike: with the others' zeros a rare
-row would never move. Krum compares whole deltas, in which a row that a client does not hold is 0.
-All but the two bounds keep a cohort's deltas until the last has come.
+Median and trimmed mean take only the clients that hold a row, all with equal weight: with the zeros
+of the others a rare row would never move. Krum compares whole deltas, in which a row that a client
+does not hold is 0. All but the two bounds keep a cohort's deltas until the last has come.
 
 Letters: C clients in the cohort, R rows sent, H holders of a row, T different rows. Sources: Yin et
 al. 2018, "Byzantine-robust distributed learning", definitions 1 and 2; Blanchard et al. 2017,
@@ -61,7 +59,7 @@ def length_bound() -> float:
 class CoordinateMedian(Aggregation):
     """Each number is the median over the clients that hold its row.
 
-    Of an even count, the mean of the middle two.
+    Of an even number of clients, it is the mean of the middle two.
     """
 
     @property
@@ -83,7 +81,7 @@ class CoordinateMedian(Aggregation):
 class TrimmedMean(Aggregation):
     """Each number is the mean over its holders without the share `trim` at either end.
 
-    Rounded down.
+    How many are cut off is rounded down.
     """
 
     trim: float = knob(
@@ -113,9 +111,9 @@ class TrimmedMean(Aggregation):
 
 
 def _by_row(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> Delta:
-    """`middle` (T, H, ...) -> (T, ...) of the sorted values of all rows with H holders.
+    """Reduce the sorted values of each row over its holders by `middle`: (T, H, ...) -> (T, ...).
 
-    For each H.
+    `middle` is called for each number H of holders, with all the rows that have so many.
     """
     found: dict[str, Rows] = {}
     for name, rows in joined_updates(updates).deltas.items():
@@ -135,7 +133,7 @@ def _by_row(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> De
 
 @register
 class Krum(Aggregation):
-    """The delta that is closest to its C - f - 2 nearest; of the `keep` closest, the plain mean.
+    """The plain mean of the `keep` deltas that are closest to their C - f - 2 nearest others.
 
     byzantine: f, how many bad clients it should stand; it needs C >= 2 f + 3.
     """
@@ -163,8 +161,8 @@ class Krum(Aggregation):
         clients, needed = len(every.cohort), 2 * self.byzantine + 3
         if clients < needed:
             raise NoDeltaError(
-                f"byzantine={self.byzantine}: Krum needs {needed} clients and has "
-                f"{clients}; choose a larger cohort, or expect fewer bad clients"
+                f"byzantine={self.byzantine}: Krum needs {needed} clients and has {clients}; "
+                "choose a larger cohort, or expect fewer bad clients"
             )
         scores = krum_scores(every, self.byzantine)
         kept = torch.zeros(clients, dtype=torch.bool)
@@ -174,7 +172,7 @@ class Krum(Aggregation):
 
 
 def krum_scores(update: Update, byzantine: int) -> Tensor:
-    """(C,) sum of the squared distances to each client's C - f - 2 nearest others."""
+    """The sum (C,) of the squared distances from each client to its C - f - 2 nearest others."""
     clients = len(update.cohort)
     products = sum(_products(rows, clients) for rows in update.deltas.values())
     assert isinstance(products, Tensor)
@@ -184,10 +182,7 @@ def krum_scores(update: Update, byzantine: int) -> Tensor:
 
 
 def _products(rows: Rows, clients: int, chunk: int = 1024) -> Tensor:
-    """(C, C) inner products of the clients' deltas, in float64.
-
-    `chunk` different rows at a time.
-    """
+    """The inner products (C, C) of the clients' deltas in float64, `chunk` rows at a time."""
     found = rows.values.new_zeros(clients, clients, dtype=torch.float64)
     order = rows.ids.argsort(stable=True)
     ids, place = rows.ids[order].unique_consecutive(return_inverse=True)
@@ -207,7 +202,7 @@ def _products(rows: Rows, clients: int, chunk: int = 1024) -> Tensor:
 class NormBound(Weighted):
     """Deltas with an L2 norm above `bound` are scaled down to it: min(1, bound / norm) delta.
 
-    then: what aggregates them, `WeightedMean()` without.
+    then: what aggregates them, by default `WeightedMean()`.
     """
 
     bound: float = length_bound()
@@ -215,12 +210,12 @@ class NormBound(Weighted):
 
     @property
     def streams(self) -> bool:
-        """As what aggregates."""
+        """Whether the aggregation behind it walks the updates once."""
         return self.then.streams
 
     @property
     def weighs(self) -> bool:
-        """As what aggregates."""
+        """Whether the aggregation behind it asks for weights."""
         return self.then.weighs
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
@@ -237,12 +232,11 @@ class NormBound(Weighted):
 
 @register
 class RowBound(Weighted):
-    """Each row of each delta is scaled down to an L2 norm of `bound`.
+    """Each row of each delta is scaled down to an L2 norm of `bound`: no client moves an item far.
 
-    No item moves far for one client.
-
-    A delta that is all in one row passes a bound on the whole; one that is long in many rows passes
-    this: hand a `NormBound` to `then` for both. A weight that all clients hold counts as one row.
+    A delta that is all in one row slips through a bound on the whole; one that is long in many rows
+    slips through this bound: hand a `NormBound` to `then` for both. A weight that all clients hold
+    counts as one row.
     """
 
     bound: float = length_bound()
@@ -250,12 +244,12 @@ class RowBound(Weighted):
 
     @property
     def streams(self) -> bool:
-        """As what aggregates."""
+        """Whether the aggregation behind it walks the updates once."""
         return self.then.streams
 
     @property
     def weighs(self) -> bool:
-        """As what aggregates."""
+        """Whether the aggregation behind it asks for weights."""
         return self.then.weighs
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:

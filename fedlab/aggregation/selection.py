@@ -90,10 +90,7 @@ def local_models(update: Update, server: Tree) -> Iterator[Tree]:
 
 
 def as_update(models: Iterable[Tree], server: Tree, weights: Tensor | None = None) -> Update:
-    """Models that were trained elsewhere as the update of a cohort 0, 1, ....
-
-    So that any rule aggregates them.
-    """
+    """Models that were trained elsewhere as the update of a cohort 0, 1, ..., for any rule."""
     every = list(models)
     count = len(every)
     deltas = {}
@@ -143,11 +140,11 @@ class Judged(Weighted):
     judge: Judge | None = None
 
     def ready(self, experiment: Any) -> "Judged":
-        """With the experiment's judge, where none is given."""
+        """The aggregation with the experiment's judge, where none is given."""
         return self if self.judge else replace(self, judge=experiment.judge())
 
     def given(self, context: RoundContext) -> Tree:
-        """Everybody's private rows as well, without which a model may not predict."""
+        """The server's parameters and everybody's private rows, which a model may need."""
         return dict(context.params) | context.server
 
     def losses(self, update: Update, server: Tree) -> Tensor:
@@ -164,13 +161,14 @@ class Judged(Weighted):
 class BestModels(Judged):
     """Model selection: the sender's model with the least held-out loss becomes the server's.
 
-    Of `keep`, their mean. A tie goes to the client that comes first in the cohort.
+    With `keep` above 1, the weighted mean of the `keep` best does. A tie goes to the client that
+    comes first in the cohort.
     """
 
     keep: int = kept_models()
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """One model alone has no weight."""
+        """The weighting, where a single model is kept."""
         return super().idle(facts) if self.keep > 1 else ("weighting",)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
@@ -183,10 +181,10 @@ class BestModels(Judged):
 
 @register
 class ByQuality(Judged):
-    """The mean with weights n_k exp(-loss_k / temperature): whose model fails counts less.
+    """The mean with weights n_k exp(-loss_k / temperature): a client whose model fails counts less.
 
-    A temperature of 0.1 gives a loss that is 0.1 higher a weight that is e times lower. then: what
-    aggregates with these weights, `WeightedMean()` without.
+    At a temperature of 0.1, a loss that is 0.1 higher makes the weight e times smaller. then: what
+    aggregates with these weights, by default `WeightedMean()`.
     """
 
     temperature: float = knob(
@@ -203,7 +201,7 @@ class ByQuality(Judged):
     then: Aggregation = field(default_factory=WeightedMean)
 
     def __post_init__(self) -> None:
-        """Check that the weights are asked for."""
+        """Check that `then` asks for weights."""
         weighing(self, self.then)
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:

@@ -81,7 +81,7 @@ class ServerStep(Part):
     )
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Each optimizer reads its own numbers."""
+        """The numbers that this optimizer does not read."""
         unread = {
             "sgd": ("server_momentum", "server_beta2", "server_epsilon"),
             "momentum": ("server_beta2", "server_epsilon"),
@@ -119,9 +119,9 @@ def momentum(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, P
 
 
 def _adaptive(squares: Callable[[Tensor, Tensor, ServerStep], Tensor]) -> Rule:
-    """`m <- beta1 m + (1 - beta1) delta`.
+    """The rule `m <- beta1 m + (1 - beta1) delta` with a step of m / (sqrt(v) + tau).
 
-    The step is m / (sqrt(v) + tau), with v as `squares` has it.
+    squares: the next v, from v and the squared delta.
     """
 
     def rule(delta: Tensor, moments: Pair, knobs: ServerStep) -> tuple[Tensor, Pair]:

@@ -1,14 +1,15 @@
 """Asynchronous updates on a simulated clock: nobody waits for all.
 
-`cohort` clients train at any time; when one has sent its update, another starts
-from the parameters as they are then. An update that started s steps of the server ago has staleness
-s. Clients that started between two steps had the same parameters, so they train together, stacked;
-the clock decides when each arrives.
+`cohort` clients train at any time; when one has sent its update, another starts from the parameters
+as they are then. An update that started s steps of the server ago has staleness s. Clients that
+started between two steps had the same parameters, so they train together, stacked; the clock
+decides when each arrives.
 
 Letters: K updates in a buffer, N clients, s staleness.
-Sources: Nguyen et al. 2022, "Federated learning with buffered
-asynchronous aggregation", algorithm 1 (FedBuff); Xie et al. 2019, "Asynchronous federated
-optimization", algorithm 1 and section 5.2 (FedAsync, staleness weights).
+
+Sources: Nguyen et al. 2022, "Federated learning with buffered asynchronous aggregation", algorithm
+1 (FedBuff); Xie et al. 2019, "Asynchronous federated optimization", algorithm 1 and section 5.2
+(FedAsync, staleness weights).
 """
 
 import heapq
@@ -41,8 +42,9 @@ Arrival = tuple[float, int, int, int]  # simulated seconds, start, client, serve
 class InFlight:
     """Who trains at the moment.
 
-    begun: clients started so far. under_way: a heap of Arrivals. trained: server step -> what the
-    clients of that step will send, and for FedAsync the rows that they started from.
+    begun: how many clients started so far. under_way: a heap of Arrivals. trained: step of the
+    server -> what the clients that started in it will send, and for FedAsync the rows that they
+    started from.
     """
 
     begun: int = 0
@@ -52,7 +54,7 @@ class InFlight:
 
 @register
 class Buffered(Schedule):
-    """FedBuff and FedAsync; the metric `staleness` is the mean of the updates in a step.
+    """FedBuff and FedAsync; the metric `staleness` is the mean staleness of the updates in a step.
 
     FedAsync's mixing rate is `server_lr`, at most 1.
     """
@@ -101,11 +103,11 @@ class Buffered(Schedule):
     )
 
     def adds(self) -> dict[str, Any]:
-        """Updates may be of an earlier step."""
+        """The fact that updates may belong to an earlier step."""
         return {"stale": True}
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Each curve reads its own numbers; FedAsync has no buffer."""
+        """The numbers that the staleness curve does not read, and for FedAsync the buffer."""
         unread = {"constant": ("staleness_a", "staleness_b"), "polynomial": ("staleness_b",)}
         alone = ("buffer",) if self.method == "fedasync" else ()
         return unread.get(self.staleness, ()) + alone
@@ -124,7 +126,7 @@ class Buffered(Schedule):
         return 1 / (self.staleness_a * (staleness - self.staleness_b).clamp(min=0) + 1)
 
     def plan(self, context: RoundContext, who: Participation) -> Plan:
-        """Let clients start and arrive until the server has what a step takes."""
+        """Let clients start and arrive until the server has enough updates for a step."""
         self._check(context, who)
         memory = context.memory(self)
         flight, arrived, rejected, clock = self._wait(
@@ -143,7 +145,7 @@ class Buffered(Schedule):
         )
 
     def land(self, sent: Iterator[Sent], context: RoundContext) -> Iterator[Sent]:
-        """The updates that arrived, oldest first, times the weight of their staleness."""
+        """Yield the updates that arrived, oldest first, times the weight of their staleness."""
         memory, now, invited = context.memory(self), context.before.number, context.plan.invited
         flight: InFlight = memory["flight"]
         trained = dict(flight.trained) | {now: tuple((s, self._anchor(s, context)) for s in sent)}
@@ -159,10 +161,7 @@ class Buffered(Schedule):
                     yield self._landed(each, anchor, factor, context).only(chosen)
 
     def _anchor(self, sent: Sent, context: RoundContext) -> Tree:
-        """FedAsync.
-
-        The server's rows that a client started from, as these move on until it arrives.
-        """
+        """For FedAsync, the server's rows that a client started from; the server moves on."""
         if self.method == "fedbuff":
             return {}
         return {
@@ -172,7 +171,7 @@ class Buffered(Schedule):
         }
 
     def _landed(self, sent: Sent, anchor: Tree, factor: float, context: RoundContext) -> Sent:
-        """The deltas against the parameters of now, scaled."""
+        """The deltas times `factor`; for FedAsync they are taken against the current parameters."""
         deltas, update = dict(sent.update.deltas), sent.update
         for name, rows in deltas.items():
             values = rows.values
@@ -184,7 +183,10 @@ class Buffered(Schedule):
     def _wait(
         self, context: RoundContext, who: Participation, flight: InFlight
     ) -> tuple[InFlight, list[Arrival], dict[int, str], float]:
-        """(who still trains, who arrived, client -> why its update never will, the time)."""
+        """Run the clock up to a step: (who still trains, who arrived, whose update is lost, time).
+
+        Lost updates are given as client -> the reason.
+        """
         under_way, begun, clock = list(flight.under_way), flight.begun, context.before.clock
         arrived: list[Arrival] = []
         rejected: dict[int, str] = {}
@@ -210,7 +212,7 @@ class Buffered(Schedule):
         return flight, arrived, rejected, clock
 
     def _check(self, context: RoundContext, who: Participation) -> None:
-        """Raise `ParameterError` for settings without meaning here."""
+        """Raise `ParameterError` for settings that have no meaning here."""
         clients = len(context.data)
         for name, value in (("cohort", who.cohort), ("buffer", self.buffer)):
             idle_here = name == "buffer" and self.method == "fedasync"

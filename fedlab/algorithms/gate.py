@@ -1,8 +1,8 @@
 """The gate: what the server takes for an update, and the books that it keeps of all that came.
 
-It stands where somebody else's numbers enter the server, in front of everything that reads them.
-What fails here is that client, with a reason; no decision about one client depends on another's
-update of the same round.
+It stands where somebody else's numbers enter the server, in front of everything that reads them. A
+client whose update fails here is rejected, with a reason; no decision about one client depends on
+another's update of the same round.
 
 Letters: C clients of a chunk, R rows.
 """
@@ -31,16 +31,13 @@ class Books:
     up: int = 0
 
     def count(self, update: Update, asked: Mapping[str, tuple[Tensor, str]]) -> None:
-        """Bytes.
-
-        Of each number, and up of each row number of a table, unless a code tells its own.
-        """
+        """Add the bytes of an update; upwards a codec's own count, where there is one."""
         down, up = payload(update, asked)
         self.down += down
         self.up += up if update.bytes_up is None else int(update.bytes_up.sum())
 
     def keep(self, sent: Sent, length: Tensor) -> None:
-        """Note what came through: without the numbers, but for the rows that stay with clients."""
+        """Note an update that came through, without its numbers but for the rows that stay."""
         light = Update(
             {}, *(getattr(sent.update, name) for name in ("weights", "losses", "cohort", "steps"))
         )
@@ -57,7 +54,7 @@ class Books:
         }
 
     def columns(self) -> dict[str, Any]:
-        """The fields of the Round."""
+        """The fields of the Round that the books fill."""
         none, updates = torch.empty(0), [sent.update for sent in self.kept]
         return {
             "cohort": torch.cat([none.long(), *(u.cohort for u in updates)]),
@@ -131,10 +128,10 @@ def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
 
 
 def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -> dict[int, str]:
-    """Place of a client in the chunk -> why its update is refused.
+    """The place in the chunk of each client whose update is refused -> why.
 
-    length (C,): of each update. came: clients that have sent an update in this round, which this
-    adds to.
+    length (C,): the L2 norm of each update. came: the clients that have sent an update in this
+    round; those of the chunk are added to it.
     """
     bad: dict[int, str] = {}
     update, invited = sent.update, context.plan.invited
@@ -179,8 +176,8 @@ def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
         if values.shape[1:] != server.shape[1:]:
             refuse(
                 rows.client,
-                f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's "
-                f"have {tuple(server.shape[1:])}",
+                f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's have "
+                f"{tuple(server.shape[1:])}",
             )
         if values.dtype != torch.float32 or rows.ids.dtype != torch.int64:
             refuse(

@@ -1,8 +1,7 @@
-"""Federated implicit matrix factorisation.
+"""Federated implicit matrix factorisation: each client solves for its own user's vector.
 
-Each user solves its own vector, the server follows the items' gradients.
-
-The loss weighs all films a user has not met a little, so there are no drawn negatives:
+The server follows the items' gradients. The loss gives a small weight to all films that a user has
+not met, so no negatives are drawn:
 
     L = sum_{u,i clicked} (1 - p_u.q_i)^2 + w0 sum_{u,i} (p_u.q_i)^2
         + reg (sum_u (n_u + w0 I) |p_u|^2 + sum_i (n_i + w0 U) |q_i|^2)
@@ -56,8 +55,8 @@ GROUP_SIZE = 256  # clients solved at a time
 class Implicit(Local):
     """Each client solves its own vector; the server's half is linear in the mean of what they send.
 
-    For a model with the parameters `user` and `item`, one client per user, and a server optimizer
-    such as adam; biases stay as they are.
+    It is for a model with the parameters `user` and `item`, one client per user, and a server
+    optimizer such as adam; biases stay as they are.
     """
 
     w0: float = knob(
@@ -85,18 +84,18 @@ class Implicit(Local):
         0.0,
         10.0,
         "",
-        "implicit: a click weighs (1 + own clicks since) ** -recency "
-        "where a client recommends; in training all weigh 1",
+        "implicit: a click weighs (1 + own clicks since) ** -recency where a client recommends; in "
+        "training all weigh 1",
         usual=(0.0, 2.0),
         group=GROUP,
     )
 
     def adds(self) -> dict[str, Any]:
-        """All users weigh alike, and second moments are only right in a mean."""
+        """The facts that all users weigh alike and that second moments are right only in a mean."""
         return {"equal": True, "second moments": True}
 
     def check(self, context: RoundContext) -> None:
-        """Raise `ParameterError` for a model or data that has no such vectors."""
+        """Raise `ParameterError` for a model without such vectors, or data other than clicks."""
         model = context.model
         fits = model.rows.get("user") == "user" and model.rows.get("item") == "item"
         require(
@@ -107,13 +106,16 @@ class Implicit(Local):
         )
 
     def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
-        """The gradients of items, and the sum of p_u p_u'."""
+        """The gradients of the items, and the sum of p_u p_u'."""
         items = context.params["item"]
         gram = items.new_zeros(1, items.shape[1], items.shape[1])
         return {"item": (items, "item"), "gram": (gram, "one")}
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """Each client's vector, which stays; the negative half gradients of its items; p_u p_u'."""
+        """Yield each client's vector, the negative half gradients of its items, and p_u p_u'.
+
+        The vector stays with the client.
+        """
         params = context.params
         gram = params["item"].T @ params["item"]
         for here in cohort.split(GROUP_SIZE):
@@ -137,7 +139,7 @@ class Implicit(Local):
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
         """The negative half gradient of the mean loss by all items.
 
-        As sent, and what `gram` implies.
+        It is made of the gradients as sent and of what `gram` implies for all items.
         """
         items = context.params["item"]
         (gram,) = whole(delta["gram"], context.server["gram"])
@@ -145,13 +147,13 @@ class Implicit(Local):
         return {"item": whole(delta["item"], items) - self.w0 * unmet}
 
     def score(self, model: Model, data: Any, done: Round) -> Score:
-        """Every user's vector is solved anew, as its client does to recommend."""
+        """Solve every user's vector anew, as its client does to recommend, and predict with it."""
         return scorer(model, self.personal(data, done.params), data.owner)
 
     def personal(self, data: Federation, params: Tree) -> Tree:
         """The parameters with every user's vector solved against the films as they are now.
 
-        As each client would.
+        Each client would solve its own in the same way.
         """
         users, gram = params["user"].clone(), params["item"].T @ params["item"]
         weights = recent(data.train, self.recency) if self.recency else torch.ones(len(data.train))
@@ -165,11 +167,10 @@ class Implicit(Local):
     def _solved(
         self, clicks: Tree, items: Tensor, gram: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Of some clients.
+        """Solve the vectors of the clients whose clicks these are.
 
-        (films clicked (n,), client of each, user of each client (C,), films' rows, vectors).
-
-        weights (n,): of the clicks, all 1 where there are none.
+        weights (n,): of the clicks, by default all 1. Returns the films clicked (n,), the client of
+        each, the user of each client (C,), the films' rows and the clients' vectors.
         """
         client, user = clicks["client"], clicks["user"]
         owners = torch.zeros(int(client[-1]) + 1, dtype=torch.int64).index_copy_(0, client, user)
@@ -199,7 +200,7 @@ class Implicit(Local):
 
 
 def _clicks(data: Source, here: Tensor) -> Tree:
-    """What these clients clicked, client after client, items growing."""
+    """What these clients clicked, client after client, with the items of each growing."""
     drawn = data.draw(here, 1, 0, Key(0, "order"))
     order = (drawn["client"] << 32 | drawn["item"]).argsort()
     return {name: column[order] for name, column in drawn.items()}

@@ -3,11 +3,12 @@
     who takes part -> local training -> client stages | GATE | server stages -> one delta
     -> the server's step -> a Round
 
-Asynchronous, private, meta, implicit, over nodes: other parts, never another loop. Notebooks,
-plots, widgets and tests read the same stream; what acts on it (measuring, stopping, keeping the
-best) is a function from stream to stream or to a Round, see `fedlab.core.rounds`.
+What is asynchronous, private, meta, implicit or over nodes takes other parts, never another loop.
+Notebooks, plots, widgets and tests read the same stream; what acts on it (measuring, stopping,
+keeping the best) is a function from stream to stream or to a Round, see `fedlab.core.rounds`.
 
 Letters: N clients, C in a cohort.
+
 Source: McMahan et al. 2017, algorithm 1; `fedlab/fedavg.py` has it in forty lines.
 """
 
@@ -76,8 +77,8 @@ class Run(Part):
 class Pipeline:
     """The parts of a run in the order in which they act.
 
-    settings: what all are set to. facts: of each part, those in front of it. equal: whether all
-    clients weigh alike in the aggregation.
+    settings: the values of all knobs of these parts. facts: by the name of each part, the facts in
+    front of it. equal: whether all clients weigh alike in the aggregation.
     """
 
     run: Run
@@ -93,7 +94,7 @@ class Pipeline:
 
     @property
     def parts(self) -> list[Part]:
-        """All of them."""
+        """All parts, in the order in which they act."""
         return [
             self.run,
             self.participation,
@@ -117,7 +118,7 @@ class Pipeline:
 def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipeline:
     """The parts with their knobs turned; raises `ParameterError` for what does not go together.
 
-    parts: as `Pipeline.parts` has them.
+    parts: in the order of `Pipeline.parts`.
     """
     own = [turned(part, settings) for part in parts]
     facts = walk(own, {"negatives": True} if draws_negatives(data) else {})
@@ -159,7 +160,7 @@ def in_order(
 
 
 def draws_negatives(data: Any) -> bool:
-    """Whether a source draws unseen items beside clicks; targets may be given, too."""
+    """Whether a source draws unseen items beside clicks; a source may also bring its targets."""
     return data.task == "clicks" and getattr(data, "draws_negatives", True)
 
 
@@ -181,14 +182,15 @@ def federate(
 ) -> Iterator[Round]:
     """Yield one Round at a time, for as many rounds as the settings say.
 
-    settings: knobs that are turned, or a function that gives them; it is asked before each round,
-    so a knob turned in between counts from the next round. local: what clients do, `SGD()` without.
-    uplink: stages on the way up, in the order in which they act. aggregate: an Aggregation or a
-    function (updates, server) -> delta, `WeightedMean()` without. start: a Round to go on from; the
-    continued run equals an uninterrupted one. Same seed, same machine: same bits.
+    settings: the knobs that are turned, or a function that gives them; it is asked before each
+    round, so a knob turned in between counts from the next round. local: what clients do, by
+    default `SGD()`. uplink: stages on the way up, in the order in which they act. aggregate: an
+    Aggregation or a function (updates, server) -> delta, by default `WeightedMean()`. start: a
+    Round to go on from; the continued run equals an uninterrupted one. The same seed on the same
+    machine gives the same bits.
 
-    Raises `ParameterError` on a bad setting, on parts that do not go together, and on a start that
-    is of another run.
+    Raises `ParameterError` for a bad setting, for parts that do not go together, and for a start
+    that belongs to another run.
 
     >>> from fedlab import Columns, Settings, federate, perceptron
     >>> import torch
@@ -234,9 +236,9 @@ def one_round(
 ) -> Round | None:
     """One step of the server; None where it would exceed the budget of privacy.
 
-    A client that drops out, is late or sends what is no update is rejected with a reason. When no
-    update is left, the round is skipped: nothing changes. Raises `NoDeltaError` when the whole
-    cohort was there and cannot be aggregated.
+    A client that drops out, is late, or sends something that is not an update is rejected with a
+    reason. When no update is left, the round is skipped: nothing changes. Raises `NoDeltaError`
+    when the whole cohort was there and cannot be aggregated.
     """
     began, pipe = time.perf_counter(), warmed(pipe, before.number + 1)
     context = _context(pipe, model, data, before)
@@ -274,7 +276,7 @@ def one_round(
 
 
 def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
-    """What the parts may know of the next round, with its plan."""
+    """Gather what the parts may know of the next round, with its plan."""
     state = {name: dict(kept) for name, kept in before.state.items()}
     context = RoundContext(
         model,
@@ -304,7 +306,7 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
 
 
 def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
-    """Book what the round spends, where the budget allows it."""
+    """Book what the round spends; False where the budget does not allow it."""
     if pipe.spending is None:
         return True
     ledger = context.state.get("ledger", {})
@@ -320,7 +322,7 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
 
 
 def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
-    """Local training, then what each client does with its update before it sends it."""
+    """Yield local updates after what each client does with them before it sends them."""
     if not len(context.plan.start):
         return
     private = context.model.private
@@ -333,7 +335,10 @@ def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
 
 
 def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update]) -> Delta:
-    """By the aggregation; where a stage works on the sum, over the expected number of clients."""
+    """The delta of the aggregation, or of stages that work on the sum over the cohort.
+
+    Such a sum is divided by the expected number of clients.
+    """
     server, sums, aggregate = context.server, pipe.stages("sum"), pipe.aggregate
     who: Part = sums[-1] if sums else aggregate
     if not sums:
@@ -361,8 +366,8 @@ def _check_delta(found: Delta, server: Tree, who: str) -> None:
             name in server and values.shape[table:] == server[name].shape[table:],
             who,
             f"{name} {tuple(values.shape)}",
-            "its delta has a name or shape that the server "
-            f"has not; return {', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}",
+            "its delta has a name or shape that the server has not; return "
+            f"{', '.join(f'{n} {tuple(v.shape)}' for n, v in server.items())}",
         )
         require(
             values.dtype == server[name].dtype,
@@ -398,10 +403,10 @@ def _share(pipe: Pipeline, books: Books, data: Source) -> float:
 
 
 def warmed(pipe: Pipeline, number: int) -> Pipeline:
-    """The parts of a round: until `warm_up` is over, a step of number / warm_up of its size.
+    """The parts of a round; until `warm_up` is over, steps have number / warm_up of their size.
 
-    Where the server adapts to the size of deltas, shorter local steps would change nothing: there
-    its own are shorter.
+    These are the local steps. Where the server adapts to the size of deltas, shorter local steps
+    would change nothing: there, and where local steps have no size, its own step is shorter.
     """
     server, local = pipe.server, pipe.local
     if number >= server.warm_up:
@@ -413,7 +418,7 @@ def warmed(pipe: Pipeline, number: int) -> Pipeline:
 
 
 def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str, Any]:
-    """The state of a start, with what tells its run from others.
+    """The state that a run starts from, with what tells it from other runs.
 
     Raises `ParameterError` for a Round of another edition, other data, parts or fixed settings.
     """
@@ -436,8 +441,8 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
             pipe.spending is not None,
             "start",
             "a private Round",
-            f"it has spent an epsilon of {before:.3g}, which a run without noise would void; "
-            "add stages such as Clip() and GaussianNoise()",
+            f"it has spent an epsilon of {before:.3g}, which a run without noise would void; add "
+            "stages such as Clip() and GaussianNoise()",
         )
     if start.number:
         theirs = start.state.get("run", {})
@@ -446,8 +451,8 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
                 theirs.get(name) == value,
                 "start",
                 f"a Round of other {name}",
-                f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or "
-                "begin anew from its parameters: start=Round(0, settings, params, "
+                f"it has {theirs.get(name)!r}, this run {value!r}; go on with the same, or begin "
+                "anew from its parameters: start=Round(0, settings, params, "
                 "state={'ledger': ...}), with its ledger where it has one",
             )
     missing = sorted(set(model.rows) - set(start.params))
@@ -461,7 +466,7 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
 
 
 def _check_live(before: Settings, now: Settings, pipe: Pipeline) -> None:
-    """Raise `ParameterError` for a knob that was turned and counts from the next run only."""
+    """Raise `ParameterError` for a knob that was turned and counts only from the next run."""
     for part in pipe.parts:
         for name, described in knobs(type(part)).items():
             same = described.live or before[name] == now[name]

@@ -1,6 +1,6 @@
-"""Learn a start that adapts to a client in a few steps.
+"""Meta-learning: learn a start that adapts to a client in a few steps.
 
-MAML and its relatives, as what clients do in `federate`.
+MAML and its relatives are what clients do in `federate`.
 
     phi   = theta - a dL_support(theta) / dtheta        `local_epochs` times, a = `local_lr`
     delta = - dL_query(phi) / dtheta                    what it sends; the server steps as ever
@@ -13,9 +13,9 @@ MAML and its relatives, as what clients do in `federate`.
 | `ridge`    | the adapted weights solved from support at once, for a model that is linear in them |
 | `reptile`  | delta = phi - theta on all examples; at server_lr=1 their mean |
 
-`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' that is
-never sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to its
-start while it adapts: `reptile` is pFedMe then, of one local round, and adapting from FedAvg's
+`adapts` names what adapts: with the last layer alone it is ANIL. With learn_start='no' what adapts
+is never sent, and starts from what the model starts with: FedRecon. `proximal` pulls a client to
+its start while it adapts: then `reptile` is pFedMe with one local round, and adapting from FedAvg's
 model is Ditto's personal model.
 
 Letters: C clients, S support and Q query examples each, R rows held, D numbers that adapt. Sources:
@@ -61,9 +61,9 @@ GROUP = "meta-learning"
 
 
 def with_rates(model: Model, rate: float = 0.1) -> Model:
-    """The model with a learned rate for each number of each parameter, `rate` at the start.
+    """The model with a learned rate for each number of each parameter, as `meta-sgd` needs it.
 
-    For `meta-sgd`.
+    rate: where all of them start.
     """
 
     def init(seed: int) -> Tree:
@@ -82,9 +82,10 @@ def with_rates(model: Model, rate: float = 0.1) -> Model:
 
 @dataclass(frozen=True)
 class Part:
-    """Support or query of C clients.
+    """The support or the query of C clients.
 
-    Columns (C, B, ...), there (C, B) 0 on padding, rows of each kind (C, B).
+    columns: (C, B, ...). there (C, B): 0 on padding. index: for each kind of rows, the row of each
+    example (C, B), or None where a client holds a single one.
     """
 
     columns: Tree
@@ -92,7 +93,7 @@ class Part:
     index: dict[str, Tensor | None]
 
     def predict(self, model: Model, leaves: Tree) -> Tensor:
-        """(C, B)."""
+        """The predictions (C, B) from parameters that were looked up."""
         return model.predict(leaves | model.constants, self.columns)
 
     def leaves(self, model: Model, values: Tree) -> Tree:
@@ -104,14 +105,14 @@ class Part:
         }
 
     def leaf(self, value: Tensor, kind: str) -> Tensor:
-        """One parameter's rows (R, ...) at the examples."""
+        """The rows (R, ...) of one parameter at the examples."""
         rows = self.index[kind]
         if rows is not None:
             return arranged(value, rows)
         return value.unsqueeze(1) if kind in self.columns else value
 
     def loss(self, model: Model, values: Tree) -> Tensor:
-        """(C,) mean loss of each client, 0 for one without examples."""
+        """The mean loss (C,) of each client, 0 for one without examples."""
         losses = model.loss(self.predict(model, self.leaves(model, values)), self.columns["target"])
         return (losses * self.there).sum(1) / self.there.sum(1).clamp(min=1)
 
@@ -119,9 +120,9 @@ class Part:
 def parted(
     model: Model, params: Tree, examples: Tree, cohort: Tensor
 ) -> tuple[dict[str, RowIndex], Tree, Part, Part]:
-    """(which rows clients hold, these, their support, their query).
+    """Look up clients' rows: (which rows they hold, these rows, their support, their query).
 
-    Examples come client after client, with `query`.
+    Examples come client after client, with a column `query`.
     """
     query = examples["query"] > 0
     support, asked = (_padded(examples, chosen, len(cohort)) for chosen in (~query, query))
@@ -142,7 +143,7 @@ def parted(
 
 
 def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]:
-    """(columns (C, B, ...), there (C, B)) of the chosen examples.
+    """The chosen examples of each client, padded: (columns (C, B, ...), there (C, B)).
 
     Padding repeats a client's first example.
     """
@@ -165,9 +166,8 @@ def _padded(examples: Tree, chosen: Tensor, clients: int) -> tuple[Tree, Tensor]
 class Meta(Local):
     """What clients send so that a start is learned.
 
-    For a Source with a column `query` (`Episodes`).
-
-    adapts: names of the parameters that adapt, joined by ' + '.
+    The data must have a column `query`, as `Episodes` do. adapts: the names of the parameters that
+    adapt, joined by ' + '.
     """
 
     adaptation: str = knob(
@@ -216,7 +216,7 @@ class Meta(Local):
     weight_decay: float = like(LocalSettings, "weight_decay")
 
     def __post_init__(self) -> None:
-        """Check the names against the method."""
+        """Check `adapts` against the method."""
         require(
             self.adaptation != "ridge" or bool(self.only),
             "adapts",
@@ -238,13 +238,14 @@ class Meta(Local):
 
     @property
     def only(self) -> frozenset[str]:
-        """Names of the parameters that adapt; none for all."""
+        """The names of the parameters that adapt; none means all."""
         return frozenset() if self.adapts == "all" else frozenset(self.adapts.split(" + "))
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """A solved step has no size and no number, a learned rate no other.
+        """The knobs that this way to adapt does not read.
 
-        Ridge alone has a strength.
+        Solving takes no steps, so it has neither a rate nor a number of them; learned rates replace
+        `local_lr`; only ridge has a strength.
         """
         unread = {"ridge": ("local_lr", "local_epochs", "proximal"), "meta-sgd": ("local_lr",)}
         alone = () if self.adaptation == "ridge" else ("strength",)
@@ -252,15 +253,15 @@ class Meta(Local):
         return (*unread.get(self.adaptation, ()), *alone, *drawn)
 
     def source(self, data: Any) -> Any:
-        """Episodes of a federation."""
+        """The episodes of a federation."""
         return Episodes(data)
 
     def learns(self, model: Model) -> Model:
-        """With a rate for each number, where these are learned."""
+        """The model, with a rate for each number where these are learned."""
         return with_rates(model) if self.adaptation == "meta-sgd" else model
 
     def check(self, context: RoundContext) -> None:
-        """Raise `ParameterError` where a model has not what the method adapts or learns."""
+        """Raise `ParameterError` for a model that lacks what the method adapts or learns."""
         self.check_model(context.model)
 
     def work(self, context: RoundContext, cohort: Tensor) -> Tensor:
@@ -269,10 +270,7 @@ class Meta(Local):
         return counts * self.local_epochs * (1 + self.negatives * (context.data.task == "clicks"))
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """What each client of the cohort sends, chunk by chunk.
-
-        As `fedlab.engine.updates` does it.
-        """
+        """Yield what each client of the cohort sends, chunk by chunk, as `engine.updates` does."""
         reptile = self.adaptation == "reptile"
         local = LocalSettings(
             local_epochs=self.local_epochs if reptile else 1,
@@ -296,7 +294,7 @@ class Meta(Local):
         )
 
     def check_model(self, model: Model) -> None:
-        """Raise `ParameterError` where a model has not what the method adapts or learns."""
+        """Raise `ParameterError` for a model that lacks what the method adapts or learns."""
         known(list(model.rows), dict.fromkeys(self.only))
         require(
             not model.private,
@@ -321,7 +319,7 @@ class Meta(Local):
         )
 
     def score(self, model: Model, data: Any, done: Round) -> Score:
-        """Each user's client adapts to all its own examples, then predicts."""
+        """Let each user's client adapt to all its own examples, and predict with the result."""
         everyone = torch.arange(len(data))
         support = data.draw(everyone, 1, self.negatives, Key(int(done.settings.seed), "adapt"))
         support.pop("epoch")
@@ -337,9 +335,9 @@ class Meta(Local):
         local: LocalSettings,
         correction: Correction | None,
     ) -> tuple[dict[str, Rows], Tensor, Tensor]:
-        """(negative gradient of the query loss by the start, query loss.
+        """What each client sends, its query loss, and its number of inner steps.
 
-        Inner steps) of each client.
+        It sends the negative gradient of the query loss by the start.
         """
         require(
             "query" in examples,
@@ -376,9 +374,9 @@ class Meta(Local):
         return {name: pair for name, pair in super().asks(context).items() if self._sends(name)}
 
     def _adapted(self, model: Model, values: Tree, support: Part, steps: int, second: bool) -> Tree:
-        """The rows after a client adapted to its support, `steps` times.
+        """The rows after each client adapted to its support, in `steps` steps.
 
-        second: they know how its gradients came from `values`, for a second derivative.
+        second: whether gradients of the result go through the steps, for second order.
         """
         names = [n for n in model.rows if not n.startswith(RATE) and n in (self.only or model.rows)]
         if self.adaptation == "ridge":
@@ -397,7 +395,7 @@ class Meta(Local):
         return now
 
     def _solved(self, model: Model, values: Tree, support: Part, names: list[str]) -> Tree:
-        """Least squares on the support with a pull to the start.
+        """Solve least squares on the support, with a pull to the start.
 
         W = w0 + (A'A + strength)^-1 A'(y - y(w0)).
         """
@@ -427,11 +425,9 @@ class Meta(Local):
     def adapt(
         self, model: Model, params: Tree, support: Tree, steps: int | None = None
     ) -> dict[str, Rows]:
-        """What clients learn from their support alone, all at once.
+        """Deltas of the rows that clients hold, learned from their support alone, all at once.
 
-        Delta of each row that they hold.
-
-        support: columns client (n,) from 0, growing, the model's own, and target. steps: another
+        support: columns client (n,) from 0, growing, those of the model, and target. steps: another
         number than `local_epochs`; with 0, or without support, nothing changes. For predictions see
         `own_score`.
         """
@@ -445,8 +441,8 @@ class Meta(Local):
                 last < len(params[name]),
                 kind,
                 last,
-                f"{name!r} has rows 0 to {len(params[name]) - 1}; "
-                "leave out what the model does not know",
+                f"{name!r} has rows 0 to {len(params[name]) - 1}; leave out what the model does "
+                "not know",
             )
         cohort = torch.arange(int(support["client"].max()) + 1, device=support["client"].device)
         examples = support | {"query": torch.zeros_like(support["client"])}

@@ -50,9 +50,9 @@ class Membership:
     def drawn(
         cls, count: int, rounds: int, late: float = 0.3, early: float = 0.2, seed: int = 0
     ) -> "Membership":
-        """A share `late` joins after the first round.
+        """Draw who joins after the first round and who leaves before the last.
 
-        And a share `early` leaves before the last.
+        late, early: the shares of clients that do so.
         """
         for name, share in (("late", late), ("early", early)):
             require(0 <= share <= 1, name, share, "choose a share from 0 to 1")
@@ -64,12 +64,12 @@ class Membership:
 
     @classmethod
     def only(cls, chosen: Tensor) -> "Membership":
-        """Some clients in all rounds, the others in none: chosen (N,) true for members."""
+        """Some clients in all rounds, the others in none; chosen (N,) is true for members."""
         never = torch.full(chosen.shape, torch.iinfo(torch.int64).max)
         return cls(torch.where(chosen, 1, never), never)
 
     def __call__(self, number: int) -> Tensor:
-        """(n,) the members in a round."""
+        """The members (n,) in a round."""
         return ((self.first <= number) & (number <= self.last)).nonzero()[:, 0]
 
 
@@ -77,9 +77,9 @@ class Membership:
 class Participation(Part):
     """A cohort in each round, of all clients or of those that are members.
 
-    members: who is there when; all, or as `late` and `early` say, without. warm: a newcomer's
-    private rows start at the mean of the members before it. sampler: draws cohorts in the place
-    of `sample`, with its arguments.
+    members: who is there when; by default all, or as `late` and `early` say. warm: a newcomer's
+    private rows start at the mean of the members before it. sampler: a function that draws cohorts
+    in place of `sample`, with the same arguments.
     """
 
     kind = "participation"
@@ -152,7 +152,7 @@ class Participation(Part):
     sampler: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Check that a sampler decides alone."""
+        """Check that a sampler alone decides how a cohort is drawn."""
         require(
             not self.sampler or self.sampling == "fixed",
             "sampling",
@@ -161,7 +161,7 @@ class Participation(Part):
         )
 
     def adds(self) -> dict[str, Any]:
-        """Who may be drawn, and how."""
+        """The facts about who may be drawn, and how."""
         facts = {
             "members": self.members or self.late or self.early,
             "poisson": self.sampling == "poisson",
@@ -170,7 +170,7 @@ class Participation(Part):
         return {name: value for name, value in facts.items() if value}
 
     def idle(self, facts: Any) -> tuple[str, ...]:
-        """An own sampler decides by itself."""
+        """The sampling, where a sampler decides."""
         return ("sampling",) if self.sampler else ()
 
     def membership(self, context: RoundContext) -> Membership | None:
@@ -181,7 +181,7 @@ class Participation(Part):
         return Membership.drawn(len(context.data), rounds, self.late, self.early, context.seed)
 
     def draw(self, context: RoundContext) -> Drawn:
-        """The cohort of a round, (C,), and the chance of a member to be in it.
+        """The cohort (C,) of a round, and a member's chance to be in it.
 
         Where the run spends privacy, nobody can foresee the draw, unless it has a teaching seed.
         """
@@ -210,18 +210,17 @@ class Participation(Part):
         return Drawn(longest_first(data, cohort), rate, self.sampling, float(max(size, 1)))
 
     def seconds(self, context: RoundContext, cohort: Tensor, when: str) -> Tensor:
-        """(C,) simulated seconds that each client takes to train and to send.
+        """The simulated seconds (C,) that each client takes to train and to send.
 
-        Its work times its pace.
-
-        when: tells one time from another.
+        It trains for the pace times its speed times its work. when: tells one draw of delays from
+        another.
         """
         chance = Key(context.seed, f"delay {when}").uniform(cohort, 1)[:, 0]
         speed = _slowness(len(context.data), self.spread, context.seed)[cohort]
         return self.pace * speed * context.work(cohort) - self.delay * torch.log1p(-chance)
 
     def welcome(self, context: RoundContext) -> Tree:
-        """The parameters, with newcomers' private rows at the mean of members before."""
+        """The parameters, with newcomers' private rows at the mean of the members before them."""
         params, model, number = context.params, context.model, context.number
         members = self.membership(context)
         if not (members and self.warm and number > 1 and model.private):
@@ -304,10 +303,11 @@ def users_of(data: Source, clients: Tensor) -> Tensor:
 def sample(
     data: Source, count: int, number: int, members: Tensor | None = None, *, seed: int = 0
 ) -> Tensor:
-    """(C,) the clients of a round, drawn without replacement; those with most ratings first.
+    """Draw the clients (C,) of a round without replacement; those with most ratings come first.
 
-    members: to draw from, everybody without; a cohort larger than they are is all of them. From a
-    large federation only about C numbers are drawn, so that a round's time does not follow N.
+    members: the clients to draw from, by default all; a cohort larger than their number is all of
+    them. From a large federation only about C numbers are drawn, so that a round's time does not
+    follow N.
     """
     clients, generator = len(data), stream(seed, "cohort", number)
     if members is not None:
@@ -322,6 +322,6 @@ def sample(
 
 
 def longest_first(data: Source, cohort: Tensor) -> Tensor:
-    """(C,) the same clients, those with most ratings first, as training wants them."""
+    """The same clients (C,), those with most ratings first, as training wants them."""
     cohort = cohort.sort().values
     return cohort[data.counts[cohort].argsort(descending=True, stable=True)]

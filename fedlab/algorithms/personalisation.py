@@ -30,7 +30,7 @@ def fine_tuned(
 ) -> Score:
     """Predictions of each user's client after one more local training, which it keeps to itself.
 
-    local: how it trains, from `params`. number: the round that it is, for the draws.
+    local: how it trains, from `params`. number: the number of the round, for the draws.
     """
     _check(local)
     order = longest_first(data, torch.arange(len(data)))
@@ -42,7 +42,7 @@ def fine_tuned(
 def newcomers(
     meta: Meta, model: Model, params: Tree, given: Tree, users: int, steps: int | None = None
 ) -> Score:
-    """Predictions of new users 0..users - 1, each after it adapted to its own ratings."""
+    """Predictions of new users 0..users - 1, each after adapting to its own ratings."""
     learned, everyone = meta.adapt(model, params, given, steps), torch.arange(users)
     return own_score(model, params, learned, everyone, everyone)
 
@@ -52,7 +52,7 @@ def alone(
 ) -> Iterator[tuple[Tensor, Score]]:
     """Train every client on its own data alone, as many at a time as the memory budget holds.
 
-    Yields (users (n,), their clients' scores). The same start, local steps and kind of examples as
+    Yields (users (n,), their clients' scores). Start, local steps and kind of examples are those of
     a first round.
     """
     _check(local)
@@ -81,9 +81,9 @@ def _next(trained: Iterator[Update]) -> Update | None:
 def alone_ranks(
     model: Model, data: Federation, local: LocalSettings, against: Candidates, *, seed: int = 0
 ) -> Tensor:
-    """(U,) rank of each user's held-out item under its own client's model.
+    """The rank (U,) of each user's held-out item under its own client's model.
 
-    In the order of `against`.
+    The users are in the order of `against`.
     """
     ranks = torch.zeros(len(against.users), dtype=torch.int64)
     for users, score in alone(model, data, local, seed=seed):

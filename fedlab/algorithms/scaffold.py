@@ -2,11 +2,12 @@
 
 Each client keeps c_i, the server c; a local step follows g - c_i + c, with c - c_i held fixed over
 the round. A client corrects the rows it holds in the round, as it gets no others; what it has never
-held counts as 0. It sends the change of its c_i beside its delta, as any other name: so c is
+held counts as 0. It sends the change of its c_i beside its delta, under a name of its own: so c is
 aggregated, clipped, coded, masked and noised by whatever does so to the delta.
 
 Letters: N clients, C in a cohort, I rows of a parameter, R rows held, r by one client so far, K
 local steps.
+
 Source: Karimireddy et al. 2020, "SCAFFOLD: stochastic controlled averaging for federated learning",
 algorithm 1, option II: c_i <- c_i - c + (x - y_i) / (K lr), c <- c + |S| / N mean of the changes.
 Where clients weigh by their examples, |S| / N is the share of all examples: c must be the mean that
@@ -40,7 +41,7 @@ class Control:
     """The control variates of all shared parameters.
 
     server: name -> c, of the parameter's shape. clients: name -> client -> the rows of its c_i that
-    it has held: their ids (r,), growing, and values (r, ...).
+    the client has held: their ids (r,), growing, and values (r, ...).
     """
 
     server: Tree
@@ -48,23 +49,23 @@ class Control:
 
     @classmethod
     def of(cls, shared: Tree) -> "Control":
-        """Zeros. shared: the parameters that clients send."""
+        """Control variates of zero; shared: the parameters that clients send."""
         return cls(
             {name: torch.zeros_like(value) for name, value in shared.items()},
             {name: {} for name in shared},
         )
 
     def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
-        """(R.
+        """The correction c - c_i (R, ...) of some rows of a parameter.
 
-        ...) c - c_i of the rows `ids` (R,) of clients at places `client` (R,) in the cohort.
+        ids (R,): the rows. client (R,): the place in the cohort of the client that holds each.
         """
         server = self.server[name]
         own = self._of(name, cohort).index_select(0, client * len(server) + ids)
         return server.index_select(0, ids) - own
 
     def moved(self, update: Update, local_lr: float) -> tuple["Control", dict[str, Rows]]:
-        """(the control variates after these clients trained, by name the change of their c_i)."""
+        """The control variates after these clients trained, and by name the change of their c_i."""
         clients, changes = {name: dict(kept) for name, kept in self.clients.items()}, {}
         for name, server in self.server.items():
             rows, size = update.deltas[name], len(server)
@@ -79,12 +80,12 @@ class Control:
                 update.cohort.tolist(), table.ids.split(cuts), table.values.split(cuts), strict=True
             )
             for client, ids, values in parts:
-                # not a view, which would keep all
+                # a copy, not a view, which would keep the whole table
                 clients[name][client] = ids % size, values.clone()
         return replace(self, clients=clients), changes
 
     def _of(self, name: str, cohort: Tensor) -> SparseTable:
-        """c_i of some clients, one after another: row i of the k-th of them is k * I + i."""
+        """The c_i of some clients, one after another: row i of the k-th of them is k * I + i."""
         size, kept = len(self.server[name]), self.clients[name]
         table = SparseTable.untouched(len(cohort) * size, torch.zeros_like(self.server[name][:1]))
         found = [
@@ -125,7 +126,7 @@ class Scaffold(SGD):
         return own | {CONTROL + name: pair for name, pair in own.items()}
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """Each client's delta and the change of its c_i, chunk by chunk."""
+        """Yield each client's delta and the change of its c_i, chunk by chunk."""
         shared = {name: context.params[name] for name, _ in super().asks(context).items()}
         memory = context.memory(self)
         control = memory.setdefault("control", Control.of(shared))
@@ -147,7 +148,7 @@ class Scaffold(SGD):
             )
 
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
-        """The deltas alone; the server's c follows the changes."""
+        """The deltas of the parameters alone; the server's c follows the changes of the c_i."""
         memory = context.memory(self)
         control: Control = memory["control"]
         server = {

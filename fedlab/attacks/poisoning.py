@@ -1,6 +1,4 @@
-"""Clients that lie.
-
-What an attacker sends in place of what it learned, to spoil a model or to push one film.
+"""Clients that lie: what an attacker sends to spoil a model or to push one film.
 
 An attacker holds some of the clients. They train as others do, so it knows what an honest delta is
 like, and then send what it makes of that. Private rows stay with their users as they are.
@@ -42,9 +40,9 @@ Craft = Callable[[Update, RoundContext], dict[str, Rows]]
 class Poison(Stage):
     """Some clients belong to an attacker, and send what it makes of what they learned.
 
-    clients: their numbers; without, a share `liars` of all, in an order that is drawn once: more
-    liars are those before and others. craft(the attacker's updates of a chunk, context) -> what
-    they send: for attacks of your own, in the place of the named one.
+    clients: their numbers; by default a share `liars` of all, in an order that is drawn once, so
+    that a larger share adds others to those before. craft(the attacker's updates of a chunk,
+    context) -> what they send: an attack of your own in place of the named one.
     """
 
     attack: str = knob(
@@ -83,13 +81,13 @@ class Poison(Stage):
     craft: Craft | None = None
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Each attack reads its own numbers."""
+        """The numbers that the attack does not read."""
         named = {"flipped": ("deviation",), "noisy": ("factor",)}[self.attack]
         own = ("attack", "factor", "deviation") if self.craft else named
         return (*own, "liars") if self.clients is not None else own
 
     def each(self, update: Update, context: RoundContext) -> Update:
-        """The attacker's updates in the place of what its clients learned."""
+        """Put the attacker's updates in place of what its clients learned."""
         bad = torch.isin(update.cohort, self._clients(context)).to(update.weights.device)
         if not bad.any():
             return update
@@ -110,7 +108,7 @@ class Poison(Stage):
 
 
 def _put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
-    """Rows of honest clients beside those that were made; bad (C,): whose are made."""
+    """The rows of honest clients beside those that were made; bad (C,): whose rows are made."""
     honest, places = ~bad[rows.client], bad.nonzero()[:, 0]
     every = Rows.joined(
         [
@@ -123,9 +121,9 @@ def _put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
 
 
 def scaled(factor: float) -> Craft:
-    """What was learned, times a factor.
+    """Multiply what was learned by a factor.
 
-    Below 0 to undo others' work, far above 1 to outweigh it.
+    A factor below 0 undoes others' work, one far above 1 outweighs it.
     """
     require(abs(factor) < float("inf"), "factor", factor, "choose a finite number, say -1 or 50")
 
@@ -158,7 +156,7 @@ def noisy(deviation: float) -> Craft:
 
 
 def aimed(target: int, size: float, name: str = "bias") -> Craft:
-    """One number alone: the bias of an item, pushed by `size`, where all of a bound is spent."""
+    """Push one number alone, the bias of an item, by `size`, so that a bound is spent on it."""
     require(0 < size < float("inf"), "size", size, "choose a positive number")
 
     def craft(mine: Update, context: RoundContext) -> dict[str, Rows]:
@@ -183,9 +181,9 @@ def aimed(target: int, size: float, name: str = "bias") -> Craft:
 
 
 def with_clicks(train: Ratings, users: Tensor, target: int) -> Ratings:
-    """Train ratings in which these users have watched the target too.
+    """Train ratings in which these users have watched the target, too.
 
-    Profiles made up to promote it (shilling).
+    They stand for profiles that are made up to promote it (shilling).
     """
     require(
         0 <= target < train.item_count, "target", target, f"choose from 0 to {train.item_count - 1}"
@@ -201,10 +199,9 @@ def with_clicks(train: Ratings, users: Tensor, target: int) -> Ratings:
 
 
 def exposure(score: Score, train: Ratings, target: int, k: int = 10, chunk: int = 64) -> float:
-    """ER@k.
+    """ER@k: the share of users to whom the target is shown among their first k unseen films.
 
-    To what share of the users who have not seen the target it is shown among their first k unseen
-    films.
+    Only users who have not seen the target count.
     """
     shown, free = 0, 0
     for users in torch.arange(train.user_count).split(chunk):

@@ -23,8 +23,8 @@ from fedlab.evaluation import auc
 def sign_scores(update: Update, items: int, name: str = "bias") -> Tensor:
     """How far (C, I) each client moved each item's bias; a positive number means it was clicked.
 
-    0 where the client sent no row. items: I. name: the parameter to read; one that was not sent
-    raises `ParameterError`.
+    It is 0 where the client sent no row. items: I. name: the parameter to read; one that was not
+    sent raises `ParameterError`.
     """
     require(name in update.deltas, "name", name, f"the clients sent {', '.join(update.deltas)}")
     rows = update.deltas[name]
@@ -34,7 +34,7 @@ def sign_scores(update: Update, items: int, name: str = "bias") -> Tensor:
 
 
 def row_scores(update: Update, items: int, name: str = "bias") -> Tensor:
-    """1 (C, I) where a client sent a row at all, else 0.
+    """Scores (C, I): 1 where a client sent a row at all, else 0.
 
     Whoever serves single rows sees this much without looking into them. Arguments as in
     `sign_scores`.
@@ -47,7 +47,7 @@ def row_scores(update: Update, items: int, name: str = "bias") -> Tensor:
 
 
 def masked_scores(vectors: NDArray[np.uint32]) -> Tensor:
-    """The same reading of masked words (C, I), taken as the numbers they would be without a mask.
+    """Masked words (C, I), read as the numbers that they would be without a mask.
 
     >>> masked_scores(np.array([[1, 2**32 - 1]], dtype=np.uint32))
     tensor([[ 1., -1.]])

@@ -23,7 +23,7 @@ Coded = tuple[Tensor, Tensor]  # (what arrives, of the values' shape; bytes of e
 
 
 class Codec(Protocol):
-    """Code and decode the rows of one table: (rows, C, I, draw) -> Coded.
+    """Codes and decodes the rows of one table: (rows, C, I, draw) -> Coded.
 
     says_where: whether the bytes include the positions of the numbers. draw: the randomness of this
     table in this round, the same for all clients, so that the server can repeat it.
@@ -32,7 +32,7 @@ class Codec(Protocol):
     says_where: ClassVar[bool]
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
-        """Code and decode one table."""
+        """Code and decode the rows of one table."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Plain:
     says_where: ClassVar[bool] = False
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
-        """(the values, bytes (C,))."""
+        """The values, and the bytes (C,)."""
         return (
             rows.values,
             4 * rows.values[:1].numel() * torch.bincount(rows.client, minlength=clients),
@@ -81,7 +81,7 @@ class Quantised:
         return max(1, 2 ** (self.bits - 1) - 1)
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
-        """(levels times scale, bytes (C,))."""
+        """The levels times the scale, and the bytes (C,)."""
         client, flat = rows.client, rows.values.reshape(len(rows.ids), -1)
         count = torch.bincount(client, minlength=clients) * flat.shape[1]
         if self.bits == 1:
@@ -150,7 +150,7 @@ class TopK:
         )
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
-        """(the values, zero where nothing was sent, bytes (C,))."""
+        """The values, 0 where nothing was sent, and the bytes (C,)."""
         flat = rows.values.reshape(-1)
         count = torch.bincount(rows.client, minlength=clients) * rows.values[:1].numel()
         kept = (count.double() * self.share).ceil().long()
@@ -190,7 +190,7 @@ class RandomK:
         )
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
-        """(the values, zero where nothing was sent, bytes (C,))."""
+        """The values, 0 where nothing was sent, and the bytes (C,)."""
         drawn = torch.rand(height, *rows.values.shape[1:], generator=draw) < self.share
         sent = drawn.to(rows.ids.device)[rows.ids]
         each = sent.view(len(sent), sent.shape[1:].numel()).sum(1)
@@ -224,7 +224,7 @@ class LowRank:
         require(self.steps >= 1, "steps", self.steps, "choose 1 or more")
 
     def __call__(self, rows: Rows, clients: int, height: int, draw: torch.Generator) -> Coded:
-        """(the products, bytes (C,))."""
+        """The products, and the bytes (C,)."""
         if rows.values.dim() == 1 or rows.values.shape[-1] == 1:
             return self.then(rows, clients, height, draw)
         width = rows.values.shape[-1]

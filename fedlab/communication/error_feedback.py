@@ -6,6 +6,7 @@ In front of a `Clip`, which is one factor for a whole update, a code stays a cod
 clients' own and secure sums take 4 bytes for every number, and refuse coded updates.
 
 Letters: C clients, R rows sent.
+
 Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (error feedback); Karimireddy et al.
 2019, "Error feedback fixes signSGD".
 """
@@ -39,8 +40,8 @@ CODECS: dict[str, Codec] = {
 class ErrorFeedback(Stage):
     """Updates go through a codec; what it leaves out of a row goes along when the row is next sent.
 
-    own: a codec of your own in the place of a named one. Row numbers go beside tables whose codec
-    does not tell them, as distances, see `row_bytes`.
+    own: a codec of your own in place of a named one. Where the codec of a table does not tell the
+    row numbers, these go beside it as distances, see `row_bytes`.
     """
 
     codec: str = knob(
@@ -66,11 +67,11 @@ class ErrorFeedback(Stage):
     own: Codec | None = None
 
     def adds(self) -> dict[str, Any]:
-        """Numbers are not sent in full."""
+        """The fact that numbers are not sent in full."""
         return {"coded": True}
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """With a codec of your own, none is named."""
+        """The named codec, where you give one of your own."""
         return ("codec",) if self.own else ()
 
     def each(self, update: Update, context: RoundContext) -> Update:
@@ -95,7 +96,10 @@ class ErrorFeedback(Stage):
 
 
 def _remembered(kept: Kept, cohort: Tensor, height: int) -> tuple[Tensor, Tensor] | None:
-    """(growing keys `place in the cohort * height + row`, what was left) of these clients."""
+    """What these clients have kept: (keys `place in the cohort * height + row`, what was left).
+
+    The keys grow. None where none of the clients has kept anything.
+    """
     found = [
         (place * height + kept[client][0], kept[client][1])
         for place, client in enumerate(cohort.tolist())
@@ -118,7 +122,7 @@ def _with_rest(kept: Kept, cohort: Tensor, height: int, rows: Rows) -> Rows:
 
 def _left(kept: Kept, cohort: Tensor, height: int, rows: Rows, rest: Tensor) -> Kept:
     """What these clients keep now: `rest` of the rows sent, beside what was left of others."""
-    # a bad round stays one
+    # numbers that are not finite are not kept, so that a bad round spoils no later one
     rest = rest if bool(rest.sum().isfinite()) else rest.nan_to_num(0.0, 0.0, 0.0)
     keys, before = rows.client * height + rows.ids, _remembered(kept, cohort, height)
     if before is not None:
@@ -133,7 +137,7 @@ def _left(kept: Kept, cohort: Tensor, height: int, rows: Rows, rest: Tensor) -> 
 
 
 def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
-    """(C,) bytes of each client's growing row numbers: distances from the last, 7 bits a byte.
+    """The bytes (C,) of each client's growing row numbers: distances from the last, 7 bits a byte.
 
     >>> import torch
     >>> row_bytes(torch.tensor([0, 5, 300]), torch.tensor([0, 0, 0]), 1)

@@ -36,12 +36,12 @@ def require(ok: bool, name: str, value: object, fix: str) -> None:
 class Knob:
     """What may be turned: the one description behind checks, sliders, the command line and help.
 
-    low, high: the range of a number. choices: of a text; without them any text will do. parts:
-    the kind of part whose registered names are the choices. many: several of these, joined by
-    ' + ' in their order, or 'none'. others: texts that are none of the choices will do, too. live:
-    takes effect at the next round; the others count from the next run. log: the slider moves by
-    ratios. usual: where the slider ends, unless told; at low and high without. group: what it is
-    folded away with, where all knobs are shown.
+    low, high: the range of a number. choices: those of a text; without them any text will do.
+    parts: the kind of part whose registered names are the choices. many: the value is several of
+    these, joined by ' + ' in their order, or 'none'. others: texts that are none of the choices are
+    accepted, too. live: the knob takes effect at the next round; the others count from the next
+    run. log: the slider moves by ratios. usual: the ends of the slider, unless told otherwise; by
+    default low and high. group: what it is folded away with, where all knobs are shown.
     """
 
     low: float
@@ -88,7 +88,7 @@ class Knob:
 
 
 def several(text: str) -> list[str]:
-    """The names in a text of several.
+    """The names in a text that joins several by ' + '; none in 'none'.
 
     >>> several("poison + clip"), several("none")
     (['poison', 'clip'], [])
@@ -231,10 +231,7 @@ def register(cls: type[T]) -> type[T]:
 def _check_knob(
     title: str, name: str, own: Knob, kind: Any, default: Any, others: Mapping[str, Description]
 ) -> None:
-    """Raise `ParameterError` for a knob without a range.
-
-    Or one that means something else elsewhere.
-    """
+    """Raise `ParameterError` for a knob without a range or with another description elsewhere."""
     where = f"{title}.{name}"
     require(kind in (int, float, str), where, kind, "annotate a knob as int, float or str")
     ranged = kind is str or own.low < own.high
@@ -246,6 +243,6 @@ def _check_knob(
             same,
             where,
             default,
-            f"{', '.join(other.readers)} describes this knob otherwise; "
-            "choose another name, or the same description",
+            f"{', '.join(other.readers)} describes this knob otherwise; choose another name, or "
+            "the same description",
         )

@@ -59,7 +59,7 @@ class Part:
     refuses: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        """Name it, registered or not."""
+        """Set the name, whether or not the part is registered."""
         cls.name = title_of(cls)
 
     def adds(self) -> dict[str, Any]:
@@ -92,7 +92,10 @@ class Local(Part):
         }
 
     def train(self, context: "RoundContext", cohort: Tensor) -> Iterator[Update]:
-        """What the clients (C,) send, chunk by chunk; private rows are among it and stay."""
+        """Yield what the clients (C,) learned, chunk by chunk; private rows are part of it.
+
+        They stay with their clients: the loop sends only the others.
+        """
         raise NotImplementedError
 
     def work(self, context: "RoundContext", cohort: Tensor) -> Tensor:
@@ -101,19 +104,19 @@ class Local(Part):
         return counts
 
     def finish(self, delta: Delta, context: "RoundContext") -> Delta:
-        """The server's half: from one delta of all that was sent to one of the model's names."""
+        """Turn the delta of all that was sent into one of the model's names: the server's half."""
         return delta
 
     def source(self, data: Any) -> Any:
-        """What it trains on, made from a federation."""
+        """What the method trains on, made from a federation."""
         return data
 
     def learns(self, model: Any) -> Any:
-        """The model that it trains, made from a recipe's."""
+        """The model that the method trains, made from a recipe's."""
         return model
 
     def score(self, model: Any, data: Any, done: Round) -> Any:
-        """How it predicts for its users, where that is not simply the model: a Score, or None."""
+        """How the method predicts for its users: a Score, or None where the model itself does."""
         return None
 
 
@@ -121,7 +124,8 @@ class Stage(Part):
     """What happens to updates on the way up.
 
     side: 'client' acts before an update is sent, 'server' on each update that came through the
-    gate, 'sum' on the sum over the cohort. keeps: fragile facts that hold behind it as well.
+    gate, 'sum' on the sum over the cohort. keeps: the fragile facts that still hold behind the
+    stage.
     """
 
     kind = "stage"
@@ -129,7 +133,7 @@ class Stage(Part):
     keeps: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        """Name it; a stage that acts nowhere is none."""
+        """Set the name; raise `ParameterError` for a side that does not exist."""
         super().__init_subclass__()
         require(
             cls.side in BEHIND,
@@ -143,13 +147,13 @@ class Stage(Part):
         return update
 
     def begin(self, context: "RoundContext") -> None:
-        """Before anything else of a round."""
+        """Prepare for a round, before anything else happens in it."""
 
     def done(self, context: "RoundContext") -> None:
-        """After the server's step, or after a round that was skipped."""
+        """Finish a round, after the server's step or after the round was skipped."""
 
     def add_up(self, updates: Iterable[Update], context: "RoundContext") -> Tree | None:
-        """The sum of the weighted updates, dense, float64; None leaves it to the server."""
+        """The sum of the weighted updates, dense and in float64; None leaves it to the server."""
         return None
 
     def total(self, total: Tree, context: "RoundContext") -> Tree:
@@ -162,10 +166,10 @@ class Stage(Part):
 
 
 class Aggregation(Part):
-    """From the updates of a cohort to one delta: tensors of the parameters' shapes.
+    """Turns the updates of a cohort into one delta: tensors of the parameters' shapes.
 
-    The updates come as a list, to be walked as often as it likes; to one that `streams` they come
-    once, so that they need not be in memory together.
+    The updates come as a list, which may be walked as often as needed. An aggregation that
+    `streams` gets them only once, so that they need not be in memory together.
     """
 
     kind = "aggregation"
@@ -193,7 +197,7 @@ class Aggregation(Part):
         return context.server
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:
-        """The same; a table of which few rows moved may be `Rows` of these, to spare the others."""
+        """The delta by name; a table of which few rows moved may be given as `Rows` of these."""
         return self(updates, server)
 
 
@@ -207,7 +211,7 @@ class Schedule(Part):
         raise NotImplementedError
 
     def land(self, sent: "Iterator[Sent]", context: "RoundContext") -> "Iterator[Sent]":
-        """The updates that arrive in this step, of those that are sent now or were before."""
+        """Yield the updates that arrive in this step, whether sent now or in an earlier one."""
         return sent
 
 
@@ -246,12 +250,15 @@ class Recipe(Part):
         return data
 
     def score(self, model: Any, data: Any, params: Tree) -> Score | None:
-        """How its parameters predict, where `scorer` does not know it."""
+        """How these parameters predict, where `scorer` cannot tell; else None."""
         return None
 
 
 class Metric(Part):
-    """What is measured of a Round; modes: name of each number -> 'max' or 'min', what is better."""
+    """What is measured of a Round.
+
+    modes: name of each number -> whether 'max' or 'min' is better.
+    """
 
     kind = "metric"
     task: ClassVar[str] = "clicks"
@@ -266,8 +273,8 @@ class Metric(Part):
 class Drawn:
     """A cohort and how it was really drawn: the ledger believes nothing else.
 
-    cohort (C,): client numbers. rate: chance or share of a member to be drawn. sampling: 'fixed',
-    'poisson' or 'all'. expected: clients in a sum on average.
+    cohort (C,): client numbers. rate: the chance of a member to be drawn, or the share drawn.
+    sampling: 'fixed', 'poisson' or 'all'. expected: the mean number of clients in a sum.
     """
 
     cohort: Tensor
@@ -278,12 +285,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Plan:
-    """One step of the server.
+    """Who starts to train in one step of the server, and whose updates may arrive.
 
-    start (C,): clients that train now, those with most examples first. invited: client -> number
-    of the round in which it started, of those whose updates may arrive now. rejected: client ->
-    why its update never will. clock: simulated seconds at the end. late (L,): clients of these that
-    had sent theirs.
+    start (C,): clients that train now, those with most examples first. invited: the clients whose
+    updates may arrive now -> the number of the round in which each started. rejected: client -> why
+    its update never will. clock: simulated seconds at the end. late (L,): the rejected clients that
+    had already sent their updates.
     """
 
     start: Tensor
@@ -311,11 +318,11 @@ class Sent:
 class RoundContext:
     """What parts may know of a round.
 
-    params: the server's parameters and everybody's private rows at its start. facts: of each part,
-    by its name, those in front of it. asked: what clients send (`Local.asks`). metrics: to add to.
-    notes: what parts tell each other within the round.
-    work: examples that clients (C,) go through in a round. share: the weight of the clients that
-    were aggregated over that of all clients. private: whether the run spends privacy.
+    params: the server's parameters and everybody's private rows at its start. facts: by the name of
+    each part, the facts in front of it. asked: what clients send (`Local.asks`). metrics: to add
+    to. notes: what parts tell each other within the round. work: examples that clients (C,) go
+    through in a round. share: the weight of the clients that were aggregated over that of all
+    clients. private: whether the run spends privacy.
     """
 
     model: Any
@@ -336,12 +343,12 @@ class RoundContext:
 
     @property
     def number(self) -> int:
-        """Of the round under way, from 1."""
+        """The number of the round under way, from 1."""
         return self.before.number + 1
 
     @property
     def expected(self) -> float:
-        """Clients in a sum on average, at least one: what a noisy sum is divided by."""
+        """The mean number of clients in a sum, at least one: what a noisy sum is divided by."""
         drawn = self.plan.drawn
         return max(1.0, drawn.expected if drawn else float(len(self.plan.invited)))
 
@@ -399,8 +406,8 @@ def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, 
         if fact in facts:
             what = FACTS.get(fact, "to be without " + fact)
             raise ParameterError(
-                f"{part.name}: needs {what}, which {cause[fact]} takes away; "
-                "change their order, or leave one of them out"
+                f"{part.name}: needs {what}, which {cause[fact]} takes away; change their order, "
+                "or leave one of them out"
             )
 
 
@@ -423,7 +430,7 @@ def turned(part: P, settings: Mapping[str, Any]) -> P:
 def unread(
     parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]], names: Iterable[str]
 ) -> dict[str, str]:
-    """Of these knobs, those that nothing in this combination reads, by name -> why."""
+    """The knobs among `names` that nothing in this combination reads: name -> why."""
     found = {}
     for name in names:
         readers = [part for part in parts if name in knobs(type(part))]
@@ -433,8 +440,8 @@ def unread(
             kinds = {kind for kind, known in REGISTRY.items() if known.keys() & set(others)}
             here = " and ".join(part.name for part in parts if part.kind in kinds)
             found[name] = (
-                f"nothing in this run reads it{here and ' beside ' + here}; "
-                f"{', '.join(others)} would"
+                f"nothing in this run reads it{here and ' beside ' + here}; {', '.join(others)} "
+                "would"
             )
         elif len(idle) == len(readers):
             found[name] = f"{' and '.join(idle)} does not read it in this combination"

@@ -1,8 +1,8 @@
-"""Keyed randomness: what a client draws hangs on its own number and on nobody else.
+"""Keyed randomness: what a client draws depends on its own number and on nobody else.
 
-Two kinds of draws. `stream` is a torch generator for what the server draws once a round, such as
-the cohort. A `Key` gives clients their draws: word j of client k is a function of (seed, purpose,
-round, k, j), so the same whatever the cohort, its order, its chunks and the machine.
+There are two kinds of draws. `stream` is a torch generator for what the server draws once a round,
+such as the cohort. A `Key` gives clients their draws: word j of client k is a function of (seed,
+purpose, round, k, j), so it is the same whatever the cohort, its order, its chunks and the machine.
 
 The function is Philox4x32-10, a block cipher weakened until it is fast: ten rounds of two products
 turn a counter of four 32-bit words into four random ones. Nothing but integers of 32 bits is in it,
@@ -24,7 +24,7 @@ Random123; Box, Muller 1958, "A note on the generation of random normal deviates
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -137,46 +137,55 @@ def ramp(counts: Tensor) -> Tensor:
     return torch.arange(len(first), device=counts.device) - first
 
 
-def philox(counter: Sequence[Any], key: tuple[int, int], lib: Any) -> Sequence[Any]:
-    """Philox4x32-10 of four columns of 32-bit words, kept in int64; the columns are used up.
+def philox(even: Any, odd: Any, key: tuple[int, int]) -> tuple[Any, Any]:
+    """Philox4x32-10 of counters (c0, c1, c2, c3), n at once, on a CPU or a GPU.
 
-    lib: numpy or torch, whichever the columns are of. A product of two words wraps around in int64,
-    which loses none of its 64 bits. In the second and fourth column that come out, and in these two
-    between rounds, bits above the 32nd are left for a later mask to take.
+    even: c0 and c2, odd: c1 and c3, (2, n) each, 32-bit words in int64, of NumPy or torch. Returns
+    the words that come out, laid out in the same way. A product of two words wraps around in int64,
+    which loses none of its 64 bits; bits above the 32nd are left in `odd` for a later mask to take.
     """
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    p0, p1 = lib.empty_like(c0), lib.empty_like(c0)
+    turned = _turned_array if isinstance(even, np.ndarray) else _turned_tensor
+    factor, weyl, keys = (
+        np.array(pair)[:, None] if isinstance(even, np.ndarray) else _column(pair, even.device)
+        for pair in (MULTIPLIERS, WEYL, key)
+    )
     for _ in range(ROUNDS):
-        lib.multiply(c0, MULTIPLIERS[0], out=p0)
-        lib.multiply(c2, MULTIPLIERS[1], out=p1)
-        lib.bitwise_right_shift(p1, 32, out=c0)
-        lib.bitwise_right_shift(p0, 32, out=c2)
-        c0 ^= c1
-        c0 ^= k0
-        c0 &= WORD
-        c2 ^= c3
-        c2 ^= k1
-        c2 &= WORD
-        c1, p1, c3, p0 = p1, c1, p0, c3
-        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
-    return c0, c1, c2, c3
+        product = turned(even * factor)
+        even = product >> 32
+        even ^= odd
+        even ^= keys
+        even &= WORD
+        odd, keys = product, (keys + weyl) & WORD
+    return even, odd
+
+
+def _turned_array(pair: np.ndarray) -> np.ndarray:
+    return pair[::-1]
+
+
+def _turned_tensor(pair: Tensor) -> Tensor:
+    return pair.flip(0)
+
+
+def _column(pair: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.tensor(pair, device=device)[:, None]
 
 
 def _blocks(client: Tensor, block: Tensor, key: tuple[int, int]) -> Tensor:
-    """(n, 4) words of `block` (n,) of `client` (n,), their bits in int32.
+    """The words (n, 4) of `block` (n,) of `client` (n,), their bits in int32.
 
     On a CPU by NumPy, whose operations on small arrays begin faster: 8 ns a word and not 11.
     """
-    found = torch.empty(len(client), 4, dtype=torch.int32, device=client.device)
-    on_cpu = client.device.type == "cpu"
-    for rows in _pieces(len(client), AT_ONCE if on_cpu else len(client)):
-        high, low = block[rows] >> 32, block[rows] & WORD
-        columns: list[Any] = [low, high, client[rows] & WORD, client[rows] >> 32]
-        if on_cpu:
-            columns = [column.numpy() for column in columns]
-        for lane, words in enumerate(philox(columns, key, np if on_cpu else torch)):
-            found[rows, lane] = torch.as_tensor(words)  # the lower 32 bits
-    return found
+    if not client.is_cpu:
+        even, odd = torch.stack([block & WORD, client & WORD]), torch.stack([block, client]) >> 32
+        return torch.stack(philox(even, odd, key), 0).permute(2, 1, 0).flatten(1).int()
+    found = np.empty((len(client), 2, 2), np.int32)  # by counter, then c0, c1 and c2, c3
+    both = np.stack([block.numpy(), client.numpy()])
+    for rows in _pieces(len(client), AT_ONCE):
+        part = both[:, rows]
+        even, odd = philox(part & WORD, part >> 32, key)
+        found[rows, :, 0], found[rows, :, 1] = even.T, odd.T  # the lower 32 bits
+    return torch.from_numpy(found).view(-1, 4)
 
 
 def _pieces(count: int, size: int) -> Iterator[slice]:

@@ -18,14 +18,14 @@ from fedlab.core.tree import Tree, one_thread
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What a round left behind. Losses, norms and private rows are seen by a simulation only.
+    """What a round left behind; only a simulation sees losses, norms and private rows.
 
     number: from 1; 0 is the start. settings: the knobs as they were. params: server parameters and,
-    beside them, everybody's private rows. cohort, losses, norms (C,): client numbers, mean local
-    loss, L2 norm of what each one sent, of those that were aggregated. bytes_down, bytes_up: of all
-    that sent. seconds: training, without evaluation. rejected: client -> why it does not count.
-    skipped: why the model did not change, or ''. clock: simulated seconds since the start. state:
-    what the server keeps beside the parameters, to go on from.
+    beside them, everybody's private rows. cohort, losses, norms (C,): for the clients that were
+    aggregated, their numbers, mean local losses, and the L2 norms of what each one sent.
+    bytes_down, bytes_up: of all clients that sent. seconds: training, without evaluation. rejected:
+    client -> why it does not count. skipped: why the model did not change, or ''. clock: simulated
+    seconds since the start. state: what the server keeps beside the parameters, to go on from.
     """
 
     number: int
@@ -49,17 +49,14 @@ class Round:
         return float(self.losses.mean()) if len(self.losses) else math.nan
 
     def light(self) -> "Round":
-        """The same without parameters and state, to keep many of them."""
+        """The Round without parameters and state, so that many can be kept."""
         return replace(self, params={}, state={})
 
 
 def measured(
     rounds: Iterable[Round], measure: Callable[[Round], dict[str, float]], every: int = 1
 ) -> Iterator[Round]:
-    """The same stream with metrics.
-
-    `measure` sees every `every`-th Round and the others pass untouched.
-    """
+    """Add metrics to a stream: `measure` sees every `every`-th Round, the others pass untouched."""
     require(every >= 1, "every", every, "choose 1 or more")
     for done in rounds:
         if not done.number % every:
@@ -72,9 +69,9 @@ def measured(
 def stop_early(
     rounds: Iterable[Round], metric: str, mode: str, patience: int = 5
 ) -> Iterator[Round]:
-    """Pass Rounds on until `metric` has not improved for `patience` measured rounds; mode.
+    """Pass Rounds on until `metric` has not improved for `patience` measured rounds.
 
-    'min' or 'max'.
+    mode: whether 'min' or 'max' is better.
     """
     require(patience >= 1, "patience", patience, "choose 1 or more")
     best, since = -math.inf, 0
@@ -88,9 +85,9 @@ def stop_early(
 
 
 def best_round(rounds: Iterable[Round], metric: str, mode: str) -> Round:
-    """The Round whose `metric` is best, the earlier one on a tie; mode: 'min' or 'max'.
+    """The Round whose `metric` is best, the earliest one on a tie; choose on validation.
 
-    Choose on validation.
+    mode: whether 'min' or 'max' is better.
     """
     scored = [done for done in rounds if metric in done.metrics]
     require(bool(scored), "metric", metric, "no Round has it; measure it with measured(...)")

@@ -65,11 +65,11 @@ class Settings(Mapping[str, Any]):
         return f"Settings({', '.join(f'{n}={v!r}' for n, v in self.turned.items())})"
 
     def replace(self, **changes: Any) -> "Settings":
-        """The same with some knobs turned, or turned back."""
+        """The settings with some knobs turned, or turned back."""
         return Settings(**self.turned | changes)
 
     def without(self, names: Iterable[str]) -> "Settings":
-        """The same with these knobs as usual."""
+        """The settings with these knobs as usual."""
         left_out = set(names)
         return Settings(**{name: value for name, value in self.items() if name not in left_out})
 

@@ -55,10 +55,10 @@ class Rows:
         return Rows(self.values[rows], self.ids[rows], place[self.client[rows]])
 
     def add_to(self, out: Tensor, weights: Tensor) -> Tensor:
-        """Add to `out`, of the parameter's shape, every client's rows times its weight (C,).
+        """Add every client's rows times its weight (C,) to `out`, which has the parameter's shape.
 
-        In place, row by row in their order, so that chunks of a cohort add up to the same bits
-        however they are cut.
+        This happens in place, row by row in their order, so that chunks of a cohort add up to the
+        same bits however they are cut.
         """
         factor = weights[self.client].view((-1,) + (1,) * (self.values.dim() - 1))
         size = max(1, self.values.numel())
@@ -96,7 +96,7 @@ class Rows:
         return Rows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
 
 
-# what the server follows: of a table of which few rows moved, `Rows` of these, to be added
+# what the server follows; a table of which few rows moved may be `Rows` of these, to be added
 Delta = Mapping[str, Tensor | Rows]
 
 
@@ -105,9 +105,10 @@ class Update:
     """What a chunk of a cohort sends.
 
     deltas: `Rows` whose `client` counts from 0 in the chunk. weights, losses, cohort, steps (c,):
-    each client's weight in the mean, mean local loss, number, and local steps. bytes_up (c,): of
-    each, where not 4 for each number and row. members: where a sender is a platform, the clients
-    behind each; `cohort` holds platforms' numbers then.
+    each client's weight in the mean, mean local loss, number, and local steps. bytes_up (c,): the
+    bytes that each client sent, where these are not 4 for each number and row number. members:
+    where a sender is a platform, the clients behind each; `cohort` then holds the platforms'
+    numbers.
     """
 
     deltas: dict[str, Rows]
@@ -146,7 +147,7 @@ def add_rows(out: Tensor, ids: Tensor, values: Tensor) -> Tensor:
 
 
 def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
-    """(C,) L2 norm of each client's delta over all its parameters, in float64, on the CPU."""
+    """The L2 norm (C,) of each client's delta over all its parameters, in float64, on the CPU."""
     return sum(
         (d.square_norms(clients).cpu() for d in deltas.values()),
         torch.zeros(clients, dtype=torch.float64),
@@ -154,7 +155,7 @@ def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
 
 
 def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
-    """A parameter after a step of `rate` times `delta`; of `Rows`, only these change."""
+    """A parameter after a step of `rate` times `delta`; where that is `Rows`, only these change."""
     if isinstance(delta, Tensor):
         return value + rate * delta
     return value.index_add(0, delta.ids, delta.values * rate)
@@ -167,11 +168,10 @@ def whole(delta: Tensor | Rows, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseTable:
-    """N rows of which T are stored: row r is first[r % P] until it changes. Frozen.
+    """A frozen table of N rows of which T are stored: row r is first[r % P] until it changes.
 
-    A change makes a new table.
-
-    first (P, ...); ids (T,) growing; values (T, ...).
+    A change makes a new table. first (P, ...): the first rows; ids (T,): the rows that changed,
+    growing; values (T, ...): what they are now.
     """
 
     count: int
@@ -189,7 +189,7 @@ class SparseTable:
 
     @property
     def shape(self) -> torch.Size:
-        """(N, ...), as of a Tensor that held every row."""
+        """(N, ...), as of a Tensor that holds every row."""
         return torch.Size((self.count, *self.first.shape[1:]))
 
     @property
@@ -232,9 +232,8 @@ class SparseTable:
 class Lookup:
     """A column of examples kept as row numbers `rows` (...) of `table` (R, ...).
 
-    Read a step at a time.
-
-    Copying a wide column for a whole round costs fresh memory; a step's share stays in the cache.
+    It is read one step at a time: copying a wide column for a whole round costs fresh memory, while
+    a step's share stays in the cache.
     """
 
     table: Tensor
@@ -264,9 +263,9 @@ class Lookup:
 
 
 def arranged(column: Tensor, places: Tensor) -> Tensor:
-    """The column at places of any shape; a `Lookup` stays one.
+    """The entries of a column at places of any shape; a `Lookup` stays one.
 
-    index_select is several times faster than `[]`.
+    It uses index_select, which is several times faster than `[]`.
     """
     if isinstance(column, Lookup):
         return cast(Tensor, replace(column, rows=arranged(column.rows, places)))
@@ -296,9 +295,9 @@ def joined(parts: list[Tensor]) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One CPU thread for the small tensors of a round.
+    """Use one CPU thread for the small tensors of a round.
 
-    With two on a busy machine a loop took 13x longer.
+    With two threads on a busy machine a loop took 13 times longer.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -84,8 +84,8 @@ def trimmed(rule: Callable[[Tensor, int], Any]) -> None:
         _equal(answer, deltas.sort(0).values[2:-2].mean(0)),
         "sort each column first: its extremes are not those of another column"
         if _equal(answer, deltas[2:-2].mean(0))
-        else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean "
-        "of the rest",
+        else "sort along the clients (axis 0), leave out `cut` rows at both ends, take the mean of "
+        "the rest",
     )
 
 
@@ -161,8 +161,8 @@ def kernel_prediction(row: Callable[[Tensor, Tensor, Tensor, float], Any]) -> No
     answer = row(near, kernel, rows, 0.5)
     _say(
         _equal(answer, near @ torch.linalg.solve(kernel + 0.5 * torch.eye(5), rows)),
-        "that counts films that are like each other twice; solve with the kernel of the warm "
-        "films first"
+        "that counts films that are like each other twice; solve with the kernel of the warm films "
+        "first"
         if _equal(answer, near @ rows)
         else "torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows), then near @ that",
     )
@@ -274,7 +274,7 @@ def clipped(clip: Callable[[Tensor, float], Any]) -> None:
 
 
 def noise_of_mean(deviation: Callable[[float, float, int], Any]) -> None:
-    """Lesson 8: `deviation(noise, clip, clients)` of the noise on a mean over clients.
+    """Lesson 8: `deviation(noise, clip, clients)` is that of the noise on a mean over clients.
 
     >>> noise_of_mean(lambda noise, clip, clients: noise * clip)
     Not yet. Hint: that is the noise on the sum; the mean is the sum over the clients

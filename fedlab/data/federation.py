@@ -4,6 +4,7 @@ A partition is one tensor, `owner` (U,): the client that holds each user. Since 
 a user's vector lives on exactly one client and can stay private.
 
 Letters: N clients, C in a cohort, n examples, U users, I items, K platforms.
+
 Sources: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distribution", section 3
 (Dirichlet); He et al. 2017, "Neural collaborative filtering", section 4.1 (sampled negatives).
 """
@@ -95,22 +96,18 @@ class Federation:
         return pairs, rows
 
     def rows(self, users: Tensor, items: Tensor) -> Tensor:
-        """The rows of train with these users and items, of any one shape.
-
-        -1 where a pair is not there.
-        """
+        """The rows of train with these users and items, of any one shape; -1 for a missing pair."""
         pairs, rows = self._by_pair
         asked = users * self.train.item_count + items
         at = torch.searchsorted(pairs, asked).clamp(max=len(pairs) - 1)
         return torch.where(pairs[at] == asked, rows[at], -1)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """Examples of a round, shuffled within each client and epoch.
+        """Draw the examples of a round, shuffled within each client and epoch.
 
-        For clicks with fresh negatives each epoch.
-
-        cohort (C,): client numbers. key: of the draws. Returns columns (n,): client (position in
-        the cohort, sorted), epoch, user, item, target.
+        Clicks come with fresh negatives in each epoch. cohort (C,): client numbers. key: of the
+        draws. Returns columns (n,): client (position in the cohort, sorted), epoch, user, item,
+        target.
         """
         order, starts = self._by_client
         client, rows = own_rows(cohort, starts, self.counts)
@@ -123,9 +120,10 @@ class Federation:
 
 
 def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a table that lies client after client.
+    """Find the rows of a cohort in a table that lies client after client.
 
-    For each row of the cohort its position there, and its number.
+    Returns two (n,): for each row the position of its client in the cohort, and its number. starts,
+    counts (N,): where the rows of each client start, and how many they are.
     """
     mine = counts[cohort]
     client = torch.arange(len(cohort), device=mine.device).repeat_interleave(mine)
@@ -144,9 +142,10 @@ def repeated(counts: Tensor, epochs: int) -> tuple[Tensor, Tensor]:
 
 
 def shuffled(columns: Tree, cohort: Tensor, counts: Tensor, epochs: int, key: Key) -> Tree:
-    """The rows of each client, once for each epoch, in random order within these.
+    """The rows of each client, once for each epoch, in random order within it.
 
-    columns (n, ...): client after client, counts (C,) of them each. Adds client and epoch.
+    columns (n, ...): client after client, with counts (C,) rows each. Adds the columns client and
+    epoch.
     """
     run, row = repeated(counts, epochs)
     luck = key.of("order").runs(cohort, counts * epochs)
@@ -155,16 +154,16 @@ def shuffled(columns: Tree, cohort: Tensor, counts: Tensor, epochs: int, key: Ke
 
 
 def told(run: Tensor, epochs: int) -> Tree:
-    """Columns client and epoch of rows whose run (n,) is client times `epochs` plus epoch."""
+    """The columns client and epoch of rows whose run (n,) is client times `epochs` plus epoch."""
     if epochs == 1:
         return {"client": run, "epoch": torch.zeros_like(run)}
     return {"client": run // epochs, "epoch": run % epochs}
 
 
 def shuffle(run: Tensor, luck: Tensor) -> Tensor:
-    """(n,) a random order of the rows within each run; run (n,) grows, luck (n,) are 32-bit words.
+    """A random order (n,) of the rows within each run; run (n,) grows, luck (n,) are 32-bit words.
 
-    Rows of the same luck keep their order, so that it hangs on nothing outside the run.
+    Rows of the same luck keep their order, so that it depends on nothing outside the run.
     """
     count, lots = len(run), (run << 32) + luck
     if not run.is_cpu:
@@ -187,13 +186,12 @@ def clicks(
     key: Key,
     train: Tensor | None = None,
 ) -> Tree:
-    """Clicks (target 1), for each epoch and click `negatives` unseen items of its user (target 0).
+    """Draw clicks (target 1) and for each of them `negatives` unseen items of its user (target 0).
 
-    Shuffled.
-
-    cohort (C,): client numbers. client, users, items (n,): what the cohort has seen by (client,
-    user, item). train (n,): which of these are trained on; all of them, unless a benchmark is to
-    show what goes wrong otherwise (`fedlab.leaky`).
+    Negatives are fresh in each epoch; rows are shuffled within each client and epoch. cohort (C,):
+    client numbers. client, users, items (n,): what the cohort has seen by (client, user, item).
+    train (n,): which of these are trained on; all of them, unless a benchmark is to show what goes
+    wrong otherwise (`fedlab.leaky`).
     """
     user_run = _user_runs(client, users)
     full = (torch.bincount(user_run)[user_run] >= item_count).nonzero()
@@ -252,7 +250,7 @@ def unseen(run: Tensor, items: Tensor, item_count: int, rows: Tensor, luck: Tens
 
 
 def fingerprint(data: Source) -> str:
-    """A short name of who holds how much of what: runs of other data have another."""
+    """A short name for who holds how many rows; federations of other counts get another."""
     counts = data.counts.to(torch.int64).numpy().tobytes()
     about = f"{type(data).__name__}/{data.task}/{len(data)}"
     return hashlib.blake2b(about.encode() + counts, digest_size=8).hexdigest()

@@ -254,7 +254,7 @@ def of_users(ratings: Ratings, chosen: Tensor) -> Ratings:
 
 @register
 class LatestSmall(Dataset):
-    """MovieLens ml-latest-small, which comes along."""
+    """MovieLens ml-latest-small, which comes with the package."""
 
     title = "ml-latest-small"
 

@@ -1,6 +1,6 @@
-"""Clicks asked item by item.
+"""Clicks asked item by item: each example asks who of some users of the client clicked it.
 
-Who of some users of the client clicked it? One reading of a text then serves them all.
+One reading of a text then serves all of these users.
 
 Letters: N clients, C in a cohort, I items, n examples, K users asked an example.
 """
@@ -18,12 +18,10 @@ from fedlab.data.federation import Federation
 
 @dataclass(frozen=True)
 class ItemQueries:
-    """A Federation whose examples are a film, some of the client's users.
+    """A Federation whose examples are a film, some of the client's users, and who clicked it.
 
-    And which of them clicked it.
-
-    items: films a client and epoch, drawn among those that its users clicked; users: K of these,
-    drawn for each film.
+    items: films of a client in an epoch, drawn among those that its users clicked. users: K, how
+    many of them are drawn for each film.
     """
 
     draws_negatives: ClassVar[bool] = False  # the targets are given
@@ -63,7 +61,7 @@ class ItemQueries:
         return (self.data.owner[train.users] * train.item_count + train.items).unique()
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """Columns client, epoch, item (n,), and who, own, target (n, K).
+        """The columns client, epoch, item (n,) and who, own, target (n, K).
 
         `negatives` is not used.
         """
@@ -97,9 +95,6 @@ class ItemQueries:
         }
 
     def few(self) -> Tree:
-        """The columns item, who and own of three examples.
-
-        What `from_module` tries `TwoTower` on.
-        """
+        """The columns item, who and own of three examples, for the trial of `from_module`."""
         drawn = self.draw(torch.tensor([0]), 1, 0, Key(0, "few"))
         return {name: drawn[name][:3] for name in ("item", "who", "own")}

@@ -139,8 +139,8 @@ def _lines(
             where = f"{path.name}:{number}"
             if len(row) < need:
                 raise DataError(
-                    f"{where}: {len(row)} fields where {need} are needed; complete or "
-                    "remove the line"
+                    f"{where}: {len(row)} fields where {need} are needed; complete or remove the "
+                    "line"
                 )
             yield where, {name: row[i] for name, i in index.items()}, row
 
@@ -166,13 +166,13 @@ def _ratings(path: Path, form: Format, items: set[str]) -> dict[str, list[Any]]:
         pair = row["user"], row["item"]
         if pair in first:
             raise DataError(
-                f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at "
-                f"{first[pair]}; keep one"
+                f"{where}: user {pair[0]!r} rated item {pair[1]!r} already at {first[pair]}; keep "
+                "one"
             )
         if row["item"] not in items:
             raise DataError(
-                f"{where}: item={row['item']!r} is not in the items file; add it there "
-                "or remove the line"
+                f"{where}: item={row['item']!r} is not in the items file; add it there or remove "
+                "the line"
             )
         first[pair] = where
         values = (

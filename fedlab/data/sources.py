@@ -1,6 +1,4 @@
-"""Federations besides rated films.
-
-Any table of examples, and clicks on disk that are larger than memory.
+"""Federations besides rated films: any table of examples, and clicks larger than memory.
 
 Both keep their rows client after client, so that a cohort's rows are found by where each client
 starts.
@@ -73,8 +71,8 @@ class Columns:
         )
         if len(empty := (self.counts == 0).nonzero()):
             raise DataError(
-                f"client {int(empty[0])} of {len(self)} holds no rows; number the "
-                "clients without gaps"
+                f"client {int(empty[0])} of {len(self)} holds no rows; number the clients without "
+                "gaps"
             )
 
     def __len__(self) -> int:
@@ -94,10 +92,10 @@ class Columns:
         return order.to(where), starts.to(where), self.counts.to(where)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
-        """Examples of a round: client (position in the cohort), epoch, and the columns.
+        """The examples of a round: columns client, epoch and those given, wide ones as `Lookup`s.
 
-        Wide columns come as `Lookup`s. The draws are made where the columns lie, on a GPU with the
-        same bits. `negatives` is not used: the targets are given.
+        client is the position in the cohort. They are drawn where the columns lie, on a GPU with
+        the same bits. `negatives` is not used, as the targets are given.
         """
         order, starts, counts = self._by_client
         cohort = cohort.to(order.device)
@@ -114,13 +112,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Stored:
-    """Clicks in a folder, mapped and never read whole.
+    """Clicks in a folder that is mapped and never read whole.
 
-    Each user is a client and memory follows the cohort.
-
-    The folder holds counts.npy (N,) int64, clicks of each user; items.npy (n,) int32, user after
-    user, growing within each; about.json with `items`, the number of items. `synthesise` writes
-    one; so can you.
+    Each user is a client, and memory follows the cohort. The folder holds counts.npy (N,) int64,
+    clicks of each user; items.npy (n,) int32, user after user, growing within each; about.json with
+    `items`, the number of items. `synthesise` writes such a folder; so can you.
     """
 
     folder: Path
@@ -136,14 +132,13 @@ class Stored:
                 )
         if int(self.counts.sum()) != len(self._items):
             raise DataError(
-                f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} "
-                "clicks, items.npy holds "
-                f"{len(self._items)}; write both again"
+                f"{self.folder}: counts.npy adds up to {int(self.counts.sum())} clicks, items.npy "
+                f"holds {len(self._items)}; write both again"
             )
         if not len(self) or int(self.counts.min()) < 1:
             raise DataError(
-                f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave "
-                "the others out"
+                f"{Path(self.folder) / 'counts.npy'}: every user needs a click; leave the others "
+                "out"
             )
 
     def __len__(self) -> int:
@@ -194,15 +189,14 @@ def synthesise(
     seed: int = 0,
     block: int = 20_000,
 ) -> Stored:
-    """Write a federation of any size to `folder`.
+    """Write a federation of made-up clicks, of any size, to `folder`.
 
-    Users with a taste, popular and rare items, few busy users.
-
-    A user's number of clicks is log-normal about `mean` (spread 1, from 5 up to a tenth of the
-    items). Each click falls, with even chance, on an item of the user's taste or on any; within
-    both by Zipf's law (rank^-1). Items of taste t are those with number t modulo `tastes`. Written
-    `block` users at a time, into a folder beside the final one that is renamed at the end, so
-    nothing half-written stays.
+    Users have a taste and a few of them are busy; items are popular or rare. A user's number of
+    clicks is log-normal about `mean` (spread 1, from 5 up to a tenth of the items). Each click
+    falls, with even chance, on an item of the user's taste or on any; within both by Zipf's law
+    (rank^-1). Items of taste t are those with number t modulo `tastes`. Clicks are written `block`
+    users at a time, into a folder beside the final one that is renamed at the end, so nothing
+    half-written stays.
     """
     for name, value, low in (
         ("users", users, 1),
@@ -252,9 +246,9 @@ def synthesise(
 def _clicks_of(
     users: int, items: int, mean: float, tastes: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(clicks of each user, their items user after user and growing).
+    """Draw (clicks of each user, their items, user after user and growing).
 
-    Repeated draws of an item counted once.
+    Repeated draws of an item are counted once.
     """
     wanted = np.clip(rng.lognormal(np.log(mean) - 0.5, 1.0, users), 5, items / 10).astype(np.int64)
     user = np.repeat(np.arange(users), wanted)

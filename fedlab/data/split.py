@@ -88,8 +88,8 @@ def leave_one_out(ratings: Ratings) -> Split:
     few = (torch.bincount(ratings.users, minlength=ratings.user_count) < 3).nonzero()
     if len(few):
         raise DataError(
-            f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop "
-            "such users first"
+            f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop such users "
+            "first"
         )
     later = from_latest(ratings)
     return Split(ratings.take(later > 1), ratings.take(later == 1), ratings.take(later == 0))

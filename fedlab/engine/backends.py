@@ -1,8 +1,8 @@
 """The ways to take the local steps of a group of clients: eager, compiled, captured.
 
-eager runs the step as it stands. compiled fuses it with `torch.compile`, sizes and rates left open:
-another cohort, batch size or learning rate runs the same code at once. captured replays all steps
-of a group as one CUDA graph, for cohorts whose clients take equal numbers of steps.
+eager runs the step as it stands. compiled fuses it with `torch.compile` and leaves sizes and rates
+open: another cohort, batch size or learning rate runs the same code at once. captured replays all
+steps of a group as one CUDA graph, for cohorts whose clients take equal numbers of steps.
 
 Letters: M batches, B examples each, R rows.
 """
@@ -29,7 +29,7 @@ Predict = Callable[[Tree, Tree], Tensor]
 
 
 def other_steps(model: Model, work: Work, local: LocalSettings, eager: Step) -> Tensor:
-    """Take all steps of `work` in place, compiled or captured; the predictions (M, B).
+    """Take all steps of `work` in place, compiled or captured, and return the predictions (M, B).
 
     eager: the step as it stands.
     """
@@ -85,12 +85,12 @@ def _fused(
     precision: str,
     micro: int,
 ) -> Step:
-    """The compiled step of a model.
+    """Compile the step of a model.
 
-    Kept for as long as the model's `predict` is the same function.
+    The result is kept for as long as the model's `predict` is the same function.
     """
     with warnings.catch_warnings():
-        # torch 2.13's own, on importing its compiler
+        # torch 2.13 warns of its own code when its compiler is imported
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
     model = Model("", task, _no_init, predict, dict(rows), pullback=pullback)
@@ -126,7 +126,7 @@ def _no_init(seed: int) -> Tree:
 def _tracing() -> Iterator[None]:
     """Settings under which a step compiles once.
 
-    Gradients inside it, and no two sizes taken for one by chance.
+    Gradients are traced as a part of it, and no two sizes are taken for one by chance.
     """
     sizes = importlib.import_module("torch.fx.experimental._config").patch(use_duck_shape=False)
     traced = importlib.import_module("torch._dynamo.config").patch(
@@ -147,9 +147,9 @@ GRAPHS = 8  # kept at most: each holds buffers of its own
 
 
 def padded(work: Work, kinds: Mapping[str, str]) -> Work:
-    """The same work with room for a power of two of looked-up rows.
+    """The same work with its looked-up rows padded to a power of two.
 
-    So that its sizes come back round after round.
+    Its sizes then come back round after round.
     """
     room = {
         name: 1 << (len(v) - 1).bit_length() if work.index[kinds[name]] is not None else len(v)
@@ -168,7 +168,7 @@ def padded(work: Work, kinds: Mapping[str, str]) -> Work:
 
 
 def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: LocalSettings) -> Tensor:
-    """All steps as one CUDA graph, captured once for each set of sizes.
+    """Run all steps as one CUDA graph, which is captured once for each set of sizes.
 
     A group whose clients take unequal numbers of steps has sizes of its own each round and runs
     eagerly.
@@ -199,7 +199,7 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()
-    # values come first
+    # the buffers of the values come first
     for held, buffer in zip(work.rows["values"].values(), buffers, strict=False):
         held.copy_(buffer[: len(held)])
     return found.clone()
@@ -208,9 +208,9 @@ def _replay(eager: Step, model: Model, work: Work, numbers: Tensor, local: Local
 def _capture(
     eager: Step, wide: Work, given: list[Tensor], numbers: Tensor, constants: Tree
 ) -> "tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, Tree]":
-    """(graph, its input buffers in the order of `given`, its predictions.
+    """Capture all steps of a group: (graph, its input buffers, its predictions, its constants).
 
-    The constants it reads).
+    The buffers are in the order of `given`; the constants are those that the graph reads.
     """
     buffers = [t.clone() for t in given]
     mine = {id(t): buffer for t, buffer in zip(given, buffers, strict=True)}

@@ -6,10 +6,11 @@ clients as fit it; within it, groups of about equally wide batches train at once
 
 Clients come with most examples first. Step s is a dense block of the A_s clients that still have a
 batch; clients that have finished fall off the end, so nobody waits and only a last, short batch is
-padded (weight 0). What a client's numbers come out as hangs on nobody beside it.
+padded (weight 0). A client's numbers depend on nobody beside it.
 
 Letters: C clients, A_s of them active in step s, B examples each, M batches in all, n examples, R
 rows.
+
 Source: McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized
 data", algorithm 1, ClientUpdate.
 """
@@ -44,15 +45,12 @@ from fedlab.models import Model
 
 
 class Correction(Protocol):
-    """What keeps clients from drifting apart.
-
-    An offset to the gradient of each row, fixed over a round.
-    """
+    """An offset to the gradient of each row, fixed over a round, against clients drifting apart."""
 
     def shift(self, name: str, ids: Tensor, client: Tensor, cohort: Tensor) -> Tensor:
-        """(R.
+        """The offsets (R, ...) of some rows of a parameter.
 
-        ...) the offset of the rows `ids` (R,) of clients at places `client` (R,) in the cohort.
+        ids (R,): the rows. client (R,): the place in the cohort of the client that holds each.
         """
 
 
@@ -60,8 +58,8 @@ class Correction(Protocol):
 class Batches:
     """All local batches of a cohort, step after step; the first A_s clients have a batch in step s.
 
-    columns: (M, B, ...) tensors. weight (M, B): 1 / (examples in the batch), 0 on padding.
-    owner (M,): the client of each batch. active: A_s for each step, never growing.
+    columns: (M, B, ...) tensors. weight (M, B): 1 / (examples in the batch), 0 on padding. owner
+    (M,): the client of each batch. active: A_s for each step, never growing.
     """
 
     columns: Tree
@@ -71,13 +69,13 @@ class Batches:
 
 
 def arrange(examples: Tree, epochs: int, width: int) -> Batches:
-    """Cut each client's epochs into batches of at most `width` examples, the last one short.
+    """Cut each client's epochs into batches of at most `width` examples, the last one shorter.
 
     examples: columns (n, ...) as `Federation.draw` gives them, the client with most examples first.
     """
     client, epoch = examples["client"], examples["epoch"]
     clients = int(client[-1]) + 1
-    # of a client's epoch
+    # examples in each epoch of each client
     sizes = torch.bincount(client * epochs + epoch, minlength=clients * epochs)
     cuts = (sizes + width - 1) // width  # batches in each
     total = cuts.view(clients, epochs).sum(1)  # (C,) local steps S of each client
@@ -121,7 +119,7 @@ class RowIndex:
 
 
 def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> dict[str, RowIndex]:
-    """For each kind of parameter rows, what the clients' examples touch."""
+    """For each kind of parameter rows, those that the clients' examples touch."""
     clients = len(cohort)
     everyone = torch.arange(clients, device=cohort.device)
     held = {
@@ -152,12 +150,10 @@ def train(
     local: LocalSettings,
     correction: Correction | None = None,
 ) -> tuple[dict[str, Rows], Tensor, Tensor]:
-    """Train a cohort from `params`.
+    """Train a cohort from `params`: (delta of each parameter, mean losses (C,), local steps (C,)).
 
-    (delta of each parameter, mean loss over its steps and their number, (C,) each).
-
-    Equal to training each client by itself; `delta` is client minus server. correction: SCAFFOLD's
-    variates.
+    The mean loss is taken over a client's steps. The result equals training each client by itself;
+    a delta is client minus server. correction: SCAFFOLD's control variates.
     """
     kinds = holdings(model, params, batches, cohort)
     held = {name: kinds[kind] for name, kind in model.rows.items()}
@@ -197,10 +193,7 @@ def _rows(
     local: LocalSettings,
     correction: Correction | None,
 ) -> dict[str, Tree]:
-    """The trees of `Work.rows`.
-
-    Besides the values, what AdamW or FedProx or SCAFFOLD need of each held row.
-    """
+    """The trees of `Work.rows`: the values, and what AdamW, FedProx or SCAFFOLD need of them."""
     rows: dict[str, Tree] = {"values": values, "means": {}, "squares": {}, "fixed": {}, "later": {}}
     sgd, late = local.optimizer == "sgd", puts_off(local, len(batches.active))
     for name, value in values.items():
@@ -241,12 +234,12 @@ def updates(
     train: Train | None = None,
     graphs: int = 1,
 ) -> Iterator[Update]:
-    """Draw, train and hand over a cohort, chunk by chunk, in its order (most examples first).
+    """Draw examples, train and yield the updates of a cohort, chunk by chunk, in its order.
 
-    cohort (C,): client numbers. seed, number, purpose: of the run, the round, and what sets these
-    draws apart from a round's. correction: added to gradients, as SCAFFOLD does. train: what
-    clients do with their examples, `train_cohort` unless given. graphs: how many steps it keeps for
-    one backward pass, to plan memory by.
+    cohort (C,): client numbers, those with most examples first. seed, number, purpose: of the run,
+    the round, and what sets these draws apart from a round's. correction: added to gradients, as
+    SCAFFOLD does. train: what clients do with their examples, `train_cohort` unless given. graphs:
+    how many steps it keeps for one backward pass, to plan memory by.
     """
     if not len(cohort):
         return
@@ -279,9 +272,9 @@ def chunks(
     graphs: int = 1,
     corrected: bool = False,
 ) -> Iterator[Tree]:
-    """Examples of the next clients, as many as fit the memory budget; keys.
+    """Yield the examples of the next clients, as many as fit the memory budget.
 
-    Of examples, of noise.
+    keys: those of the draws of examples and of noise.
     """
     # more epochs are more examples, and no wider steps
     usual = USUAL_MB * min(local.local_epochs, 8)
@@ -312,10 +305,7 @@ def chunks(
 
 
 def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -> Tree:
-    """The examples of clients first..last - 1 of a block.
-
-    Who follow `before` others in their chunk.
-    """
+    """The examples of clients first..last - 1 of a block, behind `before` others in their chunk."""
     part = {name: column[ends[first] : ends[last]] for name, column in examples.items()}
     return part | {"client": part["client"] + (before - first)}
 
@@ -329,11 +319,10 @@ def client_bytes(
     graphs: int = 1,
     corrected: bool = False,
 ) -> Tensor:
-    """(C,) about what each client takes while it trains.
+    """About how many bytes (C,) each client takes while it trains.
 
-    Its rows and their copies, its examples, `graphs` steps.
-
-    sizes (C,): examples of each client. Counted from shapes and held against measured peaks in
+    They are its rows and their copies, its examples, and `graphs` steps. sizes (C,): examples of
+    each client. The bytes are counted from shapes and held against measured peaks in
     docs/performance.md.
     """
     width = (sizes // local.local_epochs).clamp(max=local.batch_size or 2**40)
@@ -360,12 +349,10 @@ def train_cohort(
     local: LocalSettings,
     correction: Correction | None = None,
 ) -> tuple[dict[str, Rows], Tensor, Tensor]:
-    """`client.train` in groups of clients whose batches are about equally wide.
+    """Train a cohort in groups of clients whose batches are about equally wide.
 
-    So that padding stays below half.
-
-    examples: as `Source.draw` gives them for `cohort`, which has the client with most examples
-    first.
+    Padding then stays below half. examples: as `Source.draw` gives them for `cohort`, which has the
+    client with most examples first.
     """
     per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // local.local_epochs
     widths, alike = _alike(model, examples, per_epoch, local)
@@ -392,9 +379,10 @@ def train_cohort(
 def _alike(
     model: Model, examples: Tree, per_epoch: Tensor, local: LocalSettings
 ) -> tuple[list[int], list[int]]:
-    """(width of each client's batches (C,), sizes of the groups of neighbours that train alike).
+    """Find groups of neighbours that train alike: (width of each client's batches, group sizes).
 
-    What sets groups apart is known from each client's own examples alone. per_epoch (C,): examples.
+    What sets groups apart is known from each client's own examples alone. per_epoch (C,): how many
+    examples each client has.
     """
     width = room(per_epoch, local.batch_size)
     steps = (per_epoch + width - 1).div(width, rounding_mode="floor") * local.local_epochs
@@ -408,10 +396,11 @@ def _alike(
 
 
 def room(count: Tensor, batch_size: int) -> Tensor:
-    """(C,) how wide a client's batches are padded, by its own examples of an epoch alone (C,).
+    """The width (C,) of each client's batches, from its own number of examples in an epoch (C,).
 
-    To a power of two, at most the batch size; whole epochs in one batch to an eighth of that, so
-    that less than a quarter is padding.
+    That number is rounded up to a power of two, and the width is at most the batch size. Where a
+    batch takes a whole epoch, it is rounded up to a multiple of an eighth of that power, so that
+    less than a quarter is padding.
     """
     wide = 2 ** count.double().log2().ceil().long()
     if batch_size:
@@ -423,7 +412,8 @@ def room(count: Tensor, batch_size: int) -> Tensor:
 def single(model: Model, examples: Tree, clients: int) -> list[Tensor]:
     """For each kind of looked-up rows (C,), whether all examples of a client look up the same one.
 
-    Such a client's row is broadcast and its gradient is a product, in other bits than by look-up.
+    Such a client's row is broadcast and its gradient is a product, whose bits differ from those of
+    a look-up.
     """
     client = examples["client"]
     inside = client[1:] == client[:-1]
@@ -440,7 +430,7 @@ class SGD(LocalSettings, Local):
     """Epochs of SGD or AdamW over each client's own examples, from the server's parameters."""
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Negatives go with clicks."""
+        """The number of negatives, where none are drawn."""
         return () if facts.get("negatives") else ("negatives",)
 
     def work(self, context: RoundContext, cohort: Tensor) -> Tensor:
@@ -450,7 +440,7 @@ class SGD(LocalSettings, Local):
         return counts * self.local_epochs * drawn
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """Each client's delta, chunk by chunk."""
+        """Yield each client's delta, chunk by chunk."""
         return updates(
             context.model,
             context.data,

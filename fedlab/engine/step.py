@@ -6,10 +6,10 @@ each example's gradient to its row. A model may know its gradient by hand, which
 small steps; others use autograd. `fedlab.engine` runs a step as it is, compiled, or as a CUDA
 graph.
 
-What each step does to all rows a client holds, SGD puts off: v <- k v + s for all, and -lr g for
-some, has v = k^t z + (1 + k + ... + k^(t-1)) s after t steps, where g alone changes z. So a step
-reads v of the rows of its batch, and `settle` works out the others once, at the end: FedProx adds a
-quarter to a round and not four fifths.
+SGD puts off what each step does to all rows that a client holds. Where all rows take v <- k v + s
+and some rows also take -lr g, after t steps v = k^t z + (1 + k + ... + k^(t-1)) s, and only g
+changes z. So a step works out v for the rows of its batch alone, and `settle` does so for the
+others once, at the end: FedProx adds a quarter to the time of a round, not four fifths.
 
 Letters: A clients active in the step, B examples each, R rows held by them, M batches and S steps
 in all. Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hutter 2019, algorithm
@@ -42,11 +42,11 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class Work:
     """All local steps of a group of clients: tensors, and where each step finds its own.
 
-    rows: trees of name -> (R, ...), some of them empty: values, trained in place; means, squares,
-    AdamW's moments; fixed, what moves the values in each step besides the examples: SGD adds it,
-    AdamW is pulled to it (FedProx); later, the same for SGD, put off (above). index: kind -> (M, B)
-    row of each example, or None where a client holds a single row. columns: (M, B, ...). weight (M,
-    B). active: A of each step; live: name -> R of each step, a prefix.
+    rows: trees of name -> (R, ...), some of them empty. values: trained in place; means, squares:
+    AdamW's moments; fixed: what moves the values in each step besides the examples, which SGD adds
+    and to which FedProx pulls AdamW; later: the same for SGD, put off as told above. index: kind ->
+    (M, B) row of each example, or None where a client holds a single row. columns: (M, B, ...).
+    weight (M, B). active: A of each step. live: name -> R of each step, a prefix.
     """
 
     rows: Mapping[str, Tree]
@@ -65,7 +65,7 @@ def sgd(
     numbers: Numbers,
     fixed: Tensor | None,
 ) -> None:
-    """`w <- (1 - lr lambda) w - lr g`.
+    """A step of SGD: `w <- (1 - lr lambda) w - lr g`.
 
     The step scales the loss by -lr, so that `grad` is -lr g already.
     """
@@ -88,9 +88,9 @@ def adamw(
     numbers: Numbers,
     fixed: Tensor | None,
 ) -> None:
-    """AdamW on all rows a client holds, at each step, as moments fade.
+    """A step of AdamW on all rows that a client holds, since moments fade in each step.
 
-    They are fresh each round.
+    The moments are fresh in each round.
     """
     assert moments is not None
     (b1, b2), (keep, rate, root, pull), (m, v) = BETAS, numbers, moments
@@ -110,10 +110,12 @@ RULES = {"sgd": sgd, "adamw": adamw}
 
 
 def hyper(local: LocalSettings, steps: int) -> list[tuple[float, ...]]:
-    """Numbers of each step: what weight decay keeps and the rate, first.
+    """The numbers of each step.
 
-    AdamW: the root of its second bias correction, FedProx' pull. SGD: what is kept of rows that
-    FedProx pulls too, k; k^t and 1 + ... + k^(t-1) of `later` rows before the step, 1 / k^(t+1).
+    For AdamW: what weight decay keeps, the rate, the root of the second bias correction, and
+    FedProx' pull; the first bias correction is in the rate. For SGD: what weight decay keeps, the
+    rate, and k, which is kept of rows that FedProx pulls, too; then k^t and 1 + ... + k^(t-1) for
+    `later` rows before the step, and 1 / k^(t+1).
     """
     keep = 1 - local.local_lr * local.weight_decay
     if local.optimizer == "sgd":
@@ -126,14 +128,14 @@ def hyper(local: LocalSettings, steps: int) -> list[tuple[float, ...]]:
 
 
 def kept(local: LocalSettings) -> float:
-    """k, what a step of SGD keeps of a shared row that FedProx pulls to where it was."""
+    """The share k of a shared row that a step of SGD keeps where FedProx pulls to the start."""
     return 1 - local.local_lr * (local.weight_decay + local.proximal)
 
 
 def puts_off(local: LocalSettings, steps: int) -> bool:
     """Whether SGD may put off what moves all rows.
 
-    Z grows as k^-t, and has to stay in the range of float32.
+    z grows as k^-t and has to stay in the range of float32.
     """
     k = kept(local)
     return local.optimizer == "sgd" and k > 0 and steps * math.log10(k) > -25
@@ -145,7 +147,7 @@ def _series(k: float, steps: int) -> float:
 
 
 def settle(work: Work, local: LocalSettings) -> None:
-    """Work out, in place, the values of `later` rows after the last step of each."""
+    """Work out, in place, the values of `later` rows after the last step of each client."""
     k = kept(local)
     for name, later in work.rows["later"].items():
         values = work.rows["values"][name]
@@ -155,9 +157,9 @@ def settle(work: Work, local: LocalSettings) -> None:
 
 
 def _add_product(values: Tensor, grad: Product) -> None:
-    """Add to (A, F, H), in place.
+    """Add a product to values (A, F, H), in place.
 
-    One client alone beside itself, as in `fedlab.engine.step`.
+    A client that is alone is computed twice, side by side, as in `gradients`.
     """
     if len(values) == 1:
         two = [torch.cat([side, side]) for side in (values, *grad)]
@@ -167,9 +169,9 @@ def _add_product(values: Tensor, grad: Product) -> None:
 
 
 def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
-    """Add each example's gradient to its row.
+    """Add each example's gradient to its row, in place.
 
-    In place (on a CPU scatter_add_ is 3x faster here than index_add_).
+    On a CPU scatter_add_ is 3 times faster here than index_add_.
     """
     if index is None:
         return values.add_(grad.view_as(values))
@@ -192,11 +194,12 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 def build(
     model: Model, optimizer: str, precision: str, micro: int = 0, multiply: bool = False
 ) -> Step:
-    """The step of a model: trains `values` in place and returns its predictions before, (A, B).
+    """Build the step of a model, which trains `values` in place and returns its predictions (A, B).
 
-    precision 'bf16' runs the prediction's matrix products in bfloat16; losses, weights and deltas
-    stay fp32. micro: examples whose gradient is worked out at a time, 0 for all. multiply: a
-    `Product` before it is added, for torch.compile, which would copy the weights otherwise.
+    The predictions are those before the step. precision: 'bf16' runs the prediction's matrix
+    products in bfloat16; losses, weights and deltas stay fp32. micro: examples whose gradient is
+    worked out at a time, 0 for all. multiply: whether to multiply a `Product` before it is added,
+    for torch.compile, which would copy the weights otherwise.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
 
@@ -226,8 +229,8 @@ def build(
             else:  # a single row, broadcast over the examples
                 leaf = value.detach().unsqueeze(1) if kind in columns else value.detach()
             leaves[name] = leaf
-        # clients are disjoint: of the sum of all clients' means; SGD's rate is put in here, where
-        # it costs least
+        # the gradient is that of the sum of all clients' means, as clients are disjoint; SGD's rate
+        # is put in here, where it costs least
         share = weight * -numbers[1] if optimizer == "sgd" else weight
         with (
             torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=False)
@@ -255,9 +258,9 @@ def build(
 def loop(
     step: Step, tiny: Step, work: Work, constants: Tree, numbers: list[tuple[float, ...]] | Tensor
 ) -> Tensor:
-    """Step after step; the predictions (M, B).
+    """Take one step after another and return the predictions (M, B).
 
-    `tiny` serves those where a size is 1, which torch.compile would treat apart.
+    `tiny` serves the steps where a size is 1, which torch.compile would treat apart.
     """
     found = []
     index = {
@@ -286,9 +289,10 @@ def loop(
 def gradients(
     model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
 ) -> tuple[Tensor, list[Tensor | Product]]:
-    """(prediction of each example (A, B), gradient of the sum of `share` times loss by each leaf).
+    """The predictions (A, B), and the gradients of the sum of `share` times loss by each leaf.
 
-    By hand where known.
+    They are worked out by hand where the model knows how. A client that is alone may be computed
+    twice, side by side, so that its bits are those that it has in a group.
     """
     if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
         two = [
@@ -320,7 +324,7 @@ def _gradients(
 
 
 def multiplied(grad: Tensor | Product) -> Tensor:
-    """A gradient as one tensor, (A, F, H)."""
+    """A gradient as one tensor (A, F, H)."""
     if not isinstance(grad, Product):
         return grad
     if len(grad.left) == 1:
@@ -337,12 +341,10 @@ def accumulated(
     each: frozenset[str],
     micro: int,
 ) -> tuple[Tensor, list[Tensor | Product]]:
-    """The same as `gradients`, `micro` examples of each client at a time.
+    """The same as `gradients`, for `micro` examples of each client at a time.
 
-    What is kept for the backward pass is theirs.
-
-    each: names of the leaves that have a row for each example, (A, B, ...); gradients of the others
-    add up. micro: 0 takes all at once.
+    Only what these need is kept for the backward pass. each: names of the leaves that have a row
+    for each example, (A, B, ...); gradients of the others add up. micro: 0 takes all at once.
     """
     if not 0 < micro < share.shape[1]:
         return gradients(model, leaves, constants, columns, share)
@@ -365,7 +367,10 @@ def accumulated(
 
 
 def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
-    """Take all steps of `work` in place, by the engine that `local` names; the losses (M, B)."""
+    """Take all steps of `work` in place, by the engine that `local` names; return the losses.
+
+    They are (M, B), those of the predictions before each step.
+    """
     eager = build(model, local.optimizer, local.precision, local.micro_batch)
     if local.engine == "eager":
         found = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))

@@ -119,7 +119,7 @@ class Ranking(Metric):
     modes = {"ndcg@10": "max", "hr@10": "max"}  # noqa: RUF012
 
     def measure(self, score: Score, experiment: Any) -> dict[str, float]:
-        """Over the validation part."""
+        """Rank the clicks of the validation part."""
         return at_k(experiment.candidates.ranks(score))
 
 
@@ -132,6 +132,6 @@ class Error(Metric):
     modes = {"rmse": "min"}  # noqa: RUF012
 
     def measure(self, score: Score, experiment: Any) -> dict[str, float]:
-        """Over the validation part."""
+        """Measure the error on the validation part."""
         held = experiment.split.validation
         return {"rmse": rmse(score(held.users, held.items), held.values) * experiment.split.std}

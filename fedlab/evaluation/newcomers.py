@@ -42,7 +42,7 @@ class NewUsers:
         return {"client": rows.users, "user": rows.users, "item": rows.items, "target": rows.values}
 
     def centred(self) -> tuple["NewUsers", float]:
-        """(the same users with the mean of train subtracted from all values, that mean)."""
+        """The same users with the mean of train subtracted from all values, and that mean."""
         mean = float(self.train.values.mean())
         train, given, query = (
             replace(part, values=part.values - mean)
@@ -53,8 +53,8 @@ class NewUsers:
     def mean_baseline(self, k: int, strength: float = 5.0) -> Score:
         """A score without a model: the item's mean plus the user's mean offset over k ratings.
 
-        Both are shrunk to 0; give centred values. strength: ratings of 0 that each is imagined to
-        have.
+        Both are shrunk to 0; give centred values. strength: how many ratings of 0 each of the two
+        is imagined to have in addition.
         """
         means, first = item_means(self.train, strength), self.first(k)
         above = torch.zeros(self.query.user_count).index_add_(
@@ -63,7 +63,7 @@ class NewUsers:
         return lambda users, items: means[items] + above[users] / (k + strength)
 
     def error(self, score: Score) -> float:
-        """RMSE of a score on the query."""
+        """The RMSE of a score on the query."""
         return rmse(score(self.query.users, self.query.items), self.query.values)
 
 

@@ -74,8 +74,8 @@ def own_score(
 ) -> Score:
     """Predictions of each user's own client: server rows plus what that client learned.
 
-    deltas: of `cohort` (C,), as `client.train` gives them. owner (U,): client of each user. The
-    function returned is for users whose client is in the cohort.
+    deltas: those of `cohort` (C,), as an `Update` has them. owner (U,): the client of each user.
+    The function that is returned is for users whose client is in the cohort.
     """
     position = torch.full((int(owner.max()) + 1,), -1)
     position[cohort] = torch.arange(len(cohort))

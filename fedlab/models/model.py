@@ -22,9 +22,9 @@ from fedlab.core import Key, SparseTable, Tree, require
 
 
 class Product(NamedTuple):
-    """A gradient (A, F, H) = left (A, F, B) @ right (A, B, H).
+    """A gradient (A, F, H), kept as its factors: left (A, F, B) @ right (A, B, H).
 
-    To be added to weights while it is multiplied.
+    They are multiplied while the gradient is added to the weights.
     """
 
     left: Tensor
@@ -41,18 +41,20 @@ def _nothing(client: Tensor, counts: Tensor, key: Key) -> Tree:
 
 @dataclass(frozen=True)
 class Model:
-    """A recommender.
+    """A recommender: functions that draw its parameters and predict from them, and their facts.
 
     init(seed) -> Tree; axis 0 of each parameter is its rows, and each row is drawn by its number
     and the parameter's name, see `drawn`. predict(parameters at the examples, batch) -> (..., B).
     rows: for each parameter what picks its rows: 'item', 'user', 'client', or 'one' (a single row).
     private: names that never leave a client; their rows go by user or client. constants: fixed
-    tables that `predict` looks into, handed to it whole. noise(client (C,), counts (C,), key) ->
-    columns (n, ...) drawn for the training examples of these clients, counts of each (dropout);
-    empty otherwise. pullback(parameters, batch) -> (predictions, a function from their gradient to
-    the gradient of each parameter at the examples): predict's gradient by hand, where it is worth
-    it; None leaves it to autograd. activity: floats that `predict` keeps for one example beside its
-    parameters, to plan memory by. module: what it was made from, for `loaded`.
+    tables that `predict` looks into, handed to it whole.
+
+    noise(client (C,), counts (C,), key) -> columns (n, ...) drawn for the training examples of
+    these clients, counts of each (dropout); empty by default. pullback(parameters, batch) ->
+    (predictions, a function from their gradient to the gradient of each parameter at the examples):
+    predict's gradient by hand, where that is worth it; None leaves it to autograd. activity: floats
+    that `predict` keeps for one example beside its parameters, to plan memory by. module: what the
+    model was made from, for `loaded`.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Model:
     module: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not be kept private."""
+        """Raise `ParameterError` for a task that is unknown and for what cannot be kept private."""
         require(self.task in TASKS, "task", self.task, f"choose one of {', '.join(TASKS)}")
         for name in self.private:
             fits = self.rows.get(name) in ("user", "client")
@@ -77,9 +79,9 @@ class Model:
             )
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of each example: cross-entropy for clicks, squared error for ratings.
+        """The loss of each example: cross-entropy for clicks, squared error for ratings.
 
-        Of K targets, their mean.
+        For an example with K targets it is their mean.
         """
         if self.task == "clicks":
             loss = binary_cross_entropy_with_logits(prediction, target, reduction="none")
@@ -88,16 +90,16 @@ class Model:
         return loss.mean(-1) if loss.dim() > 2 else loss
 
     def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Derivative of each example's loss by its prediction."""
+        """The derivative of each example's loss by its prediction."""
         clicks = self.task == "clicks"
         slope = sigmoid(prediction) - target if clicks else 2 * (prediction - target)
         return slope / prediction.shape[-1] if prediction.dim() > 2 else slope
 
 
 def drawn(seed: int, name: str, rows: int, columns: int) -> Tensor:
-    """(R, D) normal first values of the parameter `name`, by row.
+    """Normal first values (R, D) of the parameter `name`, each row drawn by its number.
 
-    More rows change none of these.
+    More rows therefore change none of these.
     """
     return Key(seed, f"init {name}").normal(torch.arange(rows), columns)
 
@@ -106,7 +108,8 @@ def sigmoid(x: Tensor) -> Tensor:
     """The sigmoid, with the same bits for a number wherever in a tensor it stands.
 
     On a CPU torch's own takes 32 numbers at a time and the rest one by one, by another exp; so the
-    rest is filled up. (1 / (1 + exp(-x)) in single operations would cost 7% of a small round.)
+    rest is filled up to 32. (1 / (1 + exp(-x)) in single operations would cost 7% of a small
+    round.)
     """
     count, x = x.numel(), x.contiguous()
     if torch.compiler.is_compiling() or count % 32 == 0:
@@ -169,7 +172,7 @@ def matrix_factorisation(
         def pull(g: Tensor) -> Mapping[str, Tensor | Product]:  # (A, B)
             single = user.shape[1] == 1 and item.shape[2] > 1
             mine = torch.bmm(g.unsqueeze(1), item) if single else g.unsqueeze(-1) * item
-            if user.shape[1] == 1 and not single:  # a product of width 1 hangs on A
+            if user.shape[1] == 1 and not single:  # bits of a product of width 1 depend on A
                 mine = mine.sum(1, keepdim=True)
             return {"user": mine, "item": g.unsqueeze(-1) * user, "bias": g}
 
@@ -233,7 +236,8 @@ def hybrid(
 ) -> Model:
     """`y = p_u . (q_i + W x_i) + beta_i`: an item by its own row and by what is known of it.
 
-    known: x (I, F), say narrowed text vectors. So an item that few have clicked is not without.
+    known: x (I, F), such as narrowed text vectors, so that an item that few have clicked still has
+    a vector.
     """
     table = matrix_factorisation(
         users, len(known), dim, task=task, private_users=private_users, spread=spread
@@ -260,7 +264,7 @@ def hybrid(
 def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
     """`y = w2 . relu(W1 x + b1) + b2` on a column `x` (n, F) of the examples.
 
-    A first layer as in `nn.Linear`.
+    The first weights are drawn as in `nn.Linear`.
     """
     check_sizes(inputs=inputs, hidden=hidden)
 

@@ -257,21 +257,21 @@ def _trial(
         torch.allclose(single.reshape(expected[:1].shape), expected[:1], rtol=1e-3, atol=1e-4),
         "module",
         type(net).__name__,
-        "an example's prediction changes with the others of its batch; "
-        "batches are padded, so predict each by itself",
+        "an example's prediction changes with the others of its batch; batches are padded, so "
+        "predict each by itself",
     )
     require(
         torch.allclose(stacked, expected.expand(2, *expected.shape), rtol=1e-3, atol=1e-4),
         "rows",
         dict(by_row),
-        "stacked predictions differ from the module's own; a table in rows must be "
-        "looked up by its column and by nothing else",
+        "stacked predictions differ from the module's own; a table in rows must be looked up by "
+        "its column and by nothing else",
     )
     return activity
 
 
 def _by_itself(net: nn.Module, inputs: Mapping[str, Tensor], answers: int) -> tuple[Tensor, int]:
-    """(predictions, floats that the parts of the module put out for one example).
+    """Run the module once: (predictions, floats that its parts put out for one example).
 
     Raises `ParameterError` when the module changes its own state or returns an unexpected shape.
     """

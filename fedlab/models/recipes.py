@@ -14,7 +14,7 @@ from fedlab.models.model import Model, interaction, matrix_factorisation
 
 
 def dim() -> int:
-    """The knob of all models with vectors."""
+    """The knob of all models that have vectors."""
     length: int = knob(
         32,
         1,

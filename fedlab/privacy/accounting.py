@@ -163,7 +163,7 @@ def noise_for(
     relation: str = "add-remove",
     method: str = "tight",
 ) -> float:
-    """The factor on the noise of all releases for which epsilon is at most `target`, and barely so.
+    """The least factor on the noise of all releases for which epsilon is at most `target`.
 
     It is found to one part in a thousand. target: above 0. The other arguments are those of
     `epsilon`. Raises `ParameterError` when no factor up to a million suffices.

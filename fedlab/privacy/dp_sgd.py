@@ -8,6 +8,7 @@ everybody's. Users with many ratings are not hidden by it, the platform sees the
 ratings it has is taken for public.
 
 Letters: n ratings of a platform, B expected in a batch, E examples in one.
+
 Source: Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1.
 """
 
@@ -41,10 +42,10 @@ GROUP = "privacy"
 
 
 def example_gradients(model: Model, params: Tree, columns: Tree) -> tuple[Tree, Tensor]:
-    """(for each parameter the gradients (E, ...) of E examples by themselves, their losses (E,)).
+    """The gradients (E, ...) of each of E examples by each parameter, and their losses (E,).
 
-    Of a table, by the one row that an example looks up. Each example is a client of one example:
-    nothing is shared.
+    Those of a table are by the one row that an example looks up. Each example counts as a client of
+    one example, so that nothing is shared.
     """
     single = {name: column.unsqueeze(1) for name, column in columns.items()}  # (E, 1, ...)
     leaves = {
@@ -72,7 +73,7 @@ def example_gradients(model: Model, params: Tree, columns: Tree) -> tuple[Tree, 
 class DPSGD(Local):
     """`local_epochs` passes of DP-SGD at each platform; its own ledger is in `Round.state`.
 
-    `batch_size` is B.
+    `batch_size` is B, the expected size of a batch.
     """
 
     title = "dp-sgd"
@@ -102,11 +103,11 @@ class DPSGD(Local):
     local_lr: float = like(LocalSettings, "local_lr")
 
     def adds(self) -> dict[str, Any]:
-        """Noise goes on all rows."""
+        """The fact that noise goes on all rows."""
         return {"dense": True}
 
     def check(self, context: RoundContext) -> None:
-        """Raise `ParameterError` for data or a model that it would not hide."""
+        """Raise `ParameterError` for data or a model whose ratings it would not hide."""
         model, task = context.model, context.data.task
         require(
             task == "ratings",
@@ -118,8 +119,8 @@ class DPSGD(Local):
             not model.private,
             "private",
             set(model.private),
-            "dp-sgd: rows that stay would be trained "
-            "without noise, and tell of ratings through all others; share them",
+            "dp-sgd: rows that stay would be trained without noise, and tell of ratings through "
+            "all others; share them",
         )
         require(
             "client" not in model.rows.values(),
@@ -135,12 +136,12 @@ class DPSGD(Local):
         )
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """Each platform's delta, one after another."""
+        """Yield the delta of each platform, one after another."""
         for client in cohort.tolist():
             yield self._trained(context, client)
 
     def _trained(self, context: RoundContext, client: int) -> Update:
-        """One platform's steps: fixed in number, however many ratings a batch has."""
+        """The update of one platform, after a number of steps that drawn batches do not change."""
         model, params = context.model, context.params
         source = NoiseSource.of(self.teaching_seed, f"examples of {client}", context.number)
         mine = context.data.draw(
@@ -172,7 +173,7 @@ class DPSGD(Local):
         return self._update(params, now, torch.cat(seen), steps, client, weight)
 
     def summed(self, model: Model, params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
-        """(sum of the clipped gradients, of the parameters' shapes; losses).
+        """The sum of a batch's clipped gradients, of the parameters' shapes, and the losses.
 
         An empty batch sums to 0.
         """
@@ -183,7 +184,7 @@ class DPSGD(Local):
         squares = sum(
             grad.reshape(len(grad), -1).double().square().sum(1) for grad in grads.values()
         )
-        # a NaN counts 0
+        # a gradient that is not a number counts as 0
         factor = (
             (self.example_clip / torch.as_tensor(squares).sqrt())
             .clamp(max=1)

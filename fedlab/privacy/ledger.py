@@ -4,6 +4,7 @@ The ledger lies in `Round.state["ledger"]` and goes with the Round. Before each 
 what epsilon would be behind it; a round that would exceed the budget does not begin.
 
 Letters: N clients in all, C the clip, z noise over C.
+
 Sources: Feldman, Zrnic 2021 (what is spent when knobs are turned on the way); `accounting`.
 """
 
@@ -24,9 +25,9 @@ GROUP = "privacy"
 
 @dataclass(frozen=True)
 class Spent:
-    """One release. clients (C,): those whose own data it was.
+    """One release.
 
-    None for a sum over a drawn cohort.
+    clients (C,): those whose own data was released; None for a sum over a drawn cohort.
     """
 
     release: Release
@@ -36,7 +37,7 @@ class Spent:
 @strict
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spending:
-    """The knobs of parts that spend privacy."""
+    """The knobs of all parts that spend privacy."""
 
     delta: float = knob(
         1e-4,
@@ -55,11 +56,11 @@ class Spending:
     teaching_seed: int = teaching_seed()
 
     def check_delta(self, clients: int) -> None:
-        """Warn of a delta that would call it private to publish one client's data whole."""
+        """Warn of a delta at which publishing one client's data whole would count as private."""
         if self.delta >= 1 / clients:
             warnings.warn(
-                f"delta={self.delta:g} is one over the {clients} clients or more: to publish "
-                "one client's data whole would count as private; choose a smaller one",
+                f"delta={self.delta:g} is one over the {clients} clients or more: to publish one "
+                "client's data whole would count as private; choose a smaller one",
                 stacklevel=3,
             )
 
@@ -82,11 +83,11 @@ def noise_multiplier() -> float:
 def booked(
     ledger: Mapping[str, Any], spent: Sequence[Spent], clients: int, teaching_seed: int = -1
 ) -> dict[str, Any]:
-    """The ledger with these releases in it, too. clients: N.
+    """The ledger with these releases added.
 
-    `releases`: (noise, rate, sampling) -> how often; `drift` (N,): sum of 1 / z^2 of what each
-    client released by itself; `no guarantee`: why no epsilon holds, where noise came from a
-    teaching seed.
+    clients: N. `releases`: (noise, rate, sampling) -> how often; `drift` (N,): sum of 1 / z^2 of
+    what each client released by itself; `no guarantee`: why no epsilon holds, where noise came from
+    a teaching seed.
     """
     releases, drift = dict(ledger.get("releases", {})), ledger.get("drift")
     for each in spent:
@@ -108,7 +109,7 @@ def booked(
 
 
 def proven(ledger: Mapping[str, Any], delta: float) -> float:
-    """Epsilon of everything in the ledger; 0 for nothing.
+    """The epsilon of everything in the ledger; 0 for nothing.
 
     A cohort of fixed size, or a client's own release, proves something for neighbours that differ
     in one client's data (replace-one); a Poisson cohort for one client more or less (add-remove).
@@ -138,9 +139,7 @@ def proven(ledger: Mapping[str, Any], delta: float) -> float:
 def affordable(
     spending: Spending, ledger: Mapping[str, Any], after: Mapping[str, Any], first: bool
 ) -> bool:
-    """Whether the next round fits the budget.
-
-    Raises `ParameterError` where not even the first does.
+    """Whether the next round fits the budget; `ParameterError` where not even the first does.
 
     after: the ledger behind that round. first: no round of this run has been taken.
     """
@@ -150,7 +149,7 @@ def affordable(
     if first:
         before = proven(ledger, spending.delta) if ledger else 0.0
         raise ParameterError(
-            f"budget={spending.budget!r}: a round would bring epsilon from "
-            f"{before:.3g} to {behind:.3g}; choose more, or more noise"
+            f"budget={spending.budget!r}: a round would bring epsilon from {before:.3g} to "
+            f"{behind:.3g}; choose more, or more noise"
         )
     return False

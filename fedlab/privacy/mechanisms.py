@@ -9,11 +9,12 @@ rows, as rows without noise would tell that nobody sent them.
 
 Neighbours differ in one client with all its data. Losses, norms and cohorts in a Round are for the
 simulation alone: to publish them, or to choose by a metric of private data, is a release of its
-own. Noise is of floating point numbers, whose last digits can give values away (Mironov 2012): a
-lesson, not a product.
+own. The noise consists of floating point numbers, whose last digits can give values away (Mironov
+2012): this is a lesson, not a product.
 
 Letters: C the clip, the longest update; z noise over C; N clients in all; q the share or chance of
 a client to be in a sum; n clients in a chunk.
+
 Sources: McMahan et al. 2018, "Learning differentially private recurrent language models",
 algorithm 1 (the sum over the fixed denominator q N); Andrew et al. 2021, "Differentially private
 learning with adaptive clipping", algorithm 1.
@@ -39,14 +40,15 @@ GROUP = "privacy"
 
 @register
 class Clip(Stage):
-    """An update longer than C, over all that it holds, is scaled down to C.
+    """Scales each update that is longer than C, over all that it holds, down to C.
 
-    All clients weigh alike.
+    All clients weigh alike. Each client clips itself, and the gate refuses what is longer. With a
+    quantile, C follows it from round to round:
 
-    Each client clips itself, and the gate refuses what is longer. With a quantile, C follows it
-    from round to round, by the share b of the updates that were shorter:
-    C <- C exp(-0.2 (b - quantile)). Where there is noise, b has noise of q N / 20 and takes a part
-    of the round's privacy; the updates' own noise grows for it.
+        C <- C exp(-0.2 (b - quantile)),    b the share of the updates that were shorter
+
+    Where there is noise, b gets noise of q N / 20, which takes a part of the round's privacy; the
+    updates' own noise grows for it.
     """
 
     clip: float = knob(
@@ -70,7 +72,7 @@ class Clip(Stage):
     )
 
     def adds(self) -> dict[str, Any]:
-        """The bound and equal weights; with a quantile, a count that wants noise."""
+        """The facts of the bound and of equal weights; with a quantile, a count to add noise to."""
         counted = {"counted": self.quantile} if self.quantile else {}
         return {"clipped": self.clip, "equal": True} | counted
 
@@ -80,7 +82,7 @@ class Clip(Stage):
         context.notes |= {"clipped": float(kept), "short": 0.0}
 
     def each(self, update: Update, context: RoundContext) -> Update:
-        """Scaled updates, weights 1."""
+        """The scaled updates, with weights of 1."""
         clip = context.notes["clipped"]
         length = norms(update.deltas, len(update.cohort))
         context.notes["short"] += float(torch.where(length <= clip, 0.5, -0.5).sum())
@@ -92,7 +94,7 @@ class Clip(Stage):
         )
 
     def done(self, context: RoundContext) -> None:
-        """The clip of the next round."""
+        """Set the clip of the next round."""
         if self.quantile:
             share = context.notes["short"] / context.expected + 0.5
             step = -0.2 * (share - self.quantile)
@@ -103,9 +105,8 @@ class Clip(Stage):
 class GaussianNoise(Stage, Spending):
     """The server adds normal noise of deviation z C to the sum.
 
-    Clients trust it with their updates.
-
-    Where clients are counted (`Clip` with a quantile), the count gets noise as well.
+    Clients trust it with their updates. Where clients are counted (`Clip` with a quantile), the
+    count gets noise as well.
     """
 
     side = "sum"
@@ -115,11 +116,14 @@ class GaussianNoise(Stage, Spending):
     noise: float = noise_multiplier()
 
     def adds(self) -> dict[str, Any]:
-        """What follows is private."""
+        """The fact that what follows is private."""
         return {"noised": True}
 
     def total(self, total: Tree, context: RoundContext) -> Tree:
-        """The sum with noise; an empty cohort is noise alone, so that nobody learns that it was."""
+        """Add noise to the sum.
+
+        An empty cohort gives noise alone, so that nobody learns that it was empty.
+        """
         source = NoiseSource.of(self.teaching_seed, "noise on the sum", context.number)
         clip, noise = context.notes["clipped"], self.noise
         if "counted" in context.facts[self.name]:
@@ -138,21 +142,21 @@ class GaussianNoise(Stage, Spending):
             "counted" not in context.facts[self.name] or self.noise < most,
             "noise",
             self.noise,
-            f"the clip can follow a quantile below {most:g}; "
-            "set quantile=0, or choose a larger cohort",
+            f"the clip can follow a quantile below {most:g}; set quantile=0, or choose a larger "
+            "cohort",
         )
         assert drawn is not None  # stale updates are refused
         return [Spent(Release(self.noise, drawn.rate, 1, drawn.sampling))]
 
 
 def bit_noise(expected: float) -> float:
-    """Deviation of the noise on the count of short updates. Andrew et al., section 3.1."""
+    """The deviation of the noise on the count of short updates; Andrew et al., section 3.1."""
     return max(expected / 20, 1.0)
 
 
 @register
 class LocalNoise(Stage, Spending):
-    """Each client adds noise of deviation z C to its own update, of all rows: it trusts nobody."""
+    """Each client adds noise of deviation z C to all rows of its own update: it trusts nobody."""
 
     needs = ("clipped",)
     refuses = ("noised", "coded", "counted")
@@ -160,11 +164,11 @@ class LocalNoise(Stage, Spending):
     noise: float = noise_multiplier()
 
     def adds(self) -> dict[str, Any]:
-        """What follows is private, and of all rows."""
+        """The facts that what follows is private, and of all rows."""
         return {"noised": True, "dense": True}
 
     def each(self, update: Update, context: RoundContext) -> Update:
-        """Dense updates with noise."""
+        """Make the updates dense and add noise to them."""
         clients, found = len(update.cohort), {}
         deviation = self.noise * context.notes["clipped"]
         for name, every in dense(update, context.server).items():
@@ -175,17 +179,14 @@ class LocalNoise(Stage, Spending):
         return replace(update, deltas=found)
 
     def _noise(self, name: str, like: Tensor, cohort: Tensor, context: RoundContext) -> Tensor:
-        """Standard normal numbers of this shape, (n, ...): of each client its own."""
+        """Standard normal numbers of this shape (n, ...), drawn for each client by itself."""
         if self.teaching_seed < 0:
             return NoiseSource().normal(like, 1.0)
         key = Key(self.teaching_seed, f"local noise {name}", context.number)
         return key.normal(cohort, like[:1].numel()).view_as(like).to(like)
 
     def spends(self, context: RoundContext) -> Sequence[Spent]:
-        """A release of each client that trained, of its own.
-
-        Also of those whose update came late.
-        """
+        """A release of its own for each client that trained, even if its update came late."""
         released = torch.cat([context.plan.start, context.plan.late])
         return [Spent(Release(self.noise, 1.0, 1, "all"), released)]
 
@@ -194,8 +195,8 @@ class LocalNoise(Stage, Spending):
 class SecureSum(Stage):
     """The server gets the sum by `secure_sum` and no client's update: each sends all rows, masked.
 
-    Noise of the server's comes on top of a sum that it has seen, and the sum over a cohort of one
-    is that one's update.
+    The server's own noise comes on top of a sum that it has seen, and the sum over a cohort of one
+    is the update of that one.
     """
 
     side = "sum"
@@ -213,7 +214,7 @@ class SecureSum(Stage):
     )
 
     def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
-        """The sum of updates in fixed point, exact to a unit of it for each client."""
+        """The sum of the updates in fixed point, exact to one unit for each client."""
         rows = [
             row
             for update in updates
@@ -240,10 +241,7 @@ class SecureSum(Stage):
 
 
 def dense(update: Update, server: Tree) -> Tree:
-    """Each client's update (n, ...) by name, in the server's order.
-
-    With zeros where it holds none.
-    """
+    """Each client's update (n, ...) by name, in the server's order, 0 where it holds no row."""
     found = {}
     for name, like in server.items():
         found[name] = like.new_zeros(len(update.cohort), *like.shape)
@@ -253,7 +251,7 @@ def dense(update: Update, server: Tree) -> Tree:
 
 
 def plain_sum(updates: Iterable[Update], server: Tree) -> Tree:
-    """Each name's sum of weighted updates: dense, float64."""
+    """The sum of the weighted updates by name, dense and in float64."""
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in server.items()}
     for update in updates:
         for name, rows in update.deltas.items():

@@ -11,11 +11,11 @@ from fedlab.core import knob, stream
 class NoiseSource:
     """Random numbers that noise and cohorts are drawn from.
 
-    Who knows a teaching seed can subtract the noise: with one, no epsilon holds.
+    Whoever knows a teaching seed can subtract the noise: with one, no epsilon holds.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
-        """generator: of a teaching seed; the operating system's numbers without."""
+        """generator: that of a teaching seed; by default the operating system's numbers."""
         self.generator = generator
 
     @classmethod
@@ -38,7 +38,7 @@ class NoiseSource:
         return ((bits >> 11 & 2**53 - 1).double() + 0.5).mul_(2.0**-53).view(shape)
 
     def normal(self, like: Tensor, deviation: float) -> Tensor:
-        """Noise of a tensor's shape, type and device."""
+        """Normal noise of a tensor's shape, type and device."""
         return (torch.special.ndtri(self.uniform(*like.shape)) * deviation).to(like)
 
 
@@ -49,9 +49,8 @@ def teaching_seed() -> int:
         -1,
         2**31 - 1,
         "",
-        "fixes noise and cohorts, so that a lesson can be repeated, and proves "
-        "nothing; "
-        "-1 draws them from the operating system",
+        "fixes noise and cohorts, so that a lesson can be repeated, and proves nothing; -1 draws "
+        "them from the operating system",
         live=False,
         usual=(-1, 100),
         group="privacy",

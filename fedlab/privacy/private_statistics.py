@@ -1,13 +1,11 @@
-"""Public texts spare privacy.
-
-What a film is everybody may read, so only what people do with it costs epsilon.
+"""Public texts spare privacy: only what people do with films costs epsilon, not what these are.
 
     count = sum_u x_u / |x_u| + noise           what is watched; smoothed over films of like texts
     pairs = sum_u h_u h_u' / |h_u|^2 + noise    what goes together, h_u = x_u' B in texts' basis B
 
-A client clips to 1, so both are rounds of `federate_privately`. All else happens at a client, from
-its own history, which nobody sees: taste by likeness of texts, the last films first, costs nothing
-at all.
+A client clips what it sends to 1, so both are rounds of `federate` with a `Clip` and noise. All
+else happens at a client, from its own history, which nobody sees: taste by likeness of texts, the
+last films first, costs nothing at all.
 
 Letters: U users, I items, D dimensions of the basis. x_u (I,) is 1 for the films of a user.
 Sources: Rasmussen, Williams 2006, eq. 2.23 (smoothing); Dwork et al. 2014, "Analyze Gauss" (the
@@ -50,7 +48,7 @@ def item_counts(items: int) -> Model:
 def pair_counts(basis: Tensor) -> Model:
     """A model that is a matrix (1, D, D): what `PairCounts` sums up.
 
-    It scores an item's own length.
+    It scores an item by its own length under this matrix.
     """
     dim = basis.shape[1]
 
@@ -73,7 +71,7 @@ class ItemCounts(Local):
     """Each client sends 1 for each item that it clicked: for the model `item_counts`."""
 
     def adds(self) -> dict[str, Any]:
-        """All clients count alike."""
+        """The fact that all clients count alike."""
         return {"equal": True}
 
     def check(self, context: RoundContext) -> None:
@@ -86,7 +84,7 @@ class ItemCounts(Local):
         )
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """Ones at the items of each client."""
+        """Yield ones at the items of each client."""
         client, item = _clicked(context.data, cohort)
         ones = torch.ones(len(item), device=context.params["count"].device)
         yield _update({"count": Rows(ones, item, client)}, cohort)
@@ -94,13 +92,10 @@ class ItemCounts(Local):
 
 @register
 class PairCounts(Local):
-    """Each client sends the products of its history's D coordinates.
-
-    For the model `pair_counts`.
-    """
+    """Each client sends the products of its history's D coordinates, for `pair_counts`."""
 
     def adds(self) -> dict[str, Any]:
-        """All clients count alike."""
+        """The fact that all clients count alike."""
         return {"equal": True}
 
     def check(self, context: RoundContext) -> None:
@@ -113,7 +108,7 @@ class PairCounts(Local):
         )
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
-        """A matrix of norm 1 of each client."""
+        """Yield a matrix of norm 1 for each client."""
         basis = context.model.constants["basis"].cpu()
         client, item = _clicked(context.data, cohort)
         own = torch.zeros(len(cohort), basis.shape[1]).index_add_(0, client, basis[item])
@@ -141,7 +136,7 @@ class GenrePairs(Recipe):
         return pair_counts(torch.nn.functional.normalize(train.catalogue.genres.float()))
 
     def score(self, model: Model, data: Any, params: Tree) -> Score:
-        """By what goes together with a user's own items."""
+        """Predict by what goes together with a user's own items."""
         train, basis = data.train, model.constants["basis"]
         own = torch.zeros(train.user_count, basis.shape[1])
         own = own.index_add_(0, train.users, basis[train.items]) @ params["pairs"][0].cpu()
@@ -163,11 +158,10 @@ def _update(deltas: dict[str, Rows], cohort: Tensor) -> Update:
 def smoothed(
     count: Tensor, kernel: Tensor, noise: float, variance: float = 30.0, least: float = 0.2
 ) -> Tensor:
-    """(I,) counts without most of their noise.
+    """The counts (I,) without most of their noise, `least` or more.
 
-    The mean of a Gaussian process over likeness (I, I), `least` or more.
-
-    noise: standard deviation of the noise on `count` (I,). variance: of a count before any data.
+    They are the mean of a Gaussian process over likeness (I, I). noise: standard deviation of the
+    noise on `count` (I,). variance: that of a count before any data.
     """
     for name, value in (("noise", noise), ("variance", variance), ("least", least)):
         require(value > 0, name, value, "choose a positive number")
@@ -177,9 +171,9 @@ def smoothed(
 
 
 def public_basis(kernel: Tensor, popularity: Tensor, dim: int = 64) -> Tensor:
-    """(I, D) the leading eigenvectors of likeness (I, I), of popular items (I,) above all.
+    """The leading eigenvectors (I, D) of likeness (I, I), above all of popular items.
 
-    No data but popularity.
+    Of the data it uses nothing but popularity (I,).
     """
     require(1 <= dim <= len(kernel), "dim", dim, f"choose from 1 to {len(kernel)}")
     size = popularity.sqrt().double()
@@ -187,9 +181,9 @@ def public_basis(kernel: Tensor, popularity: Tensor, dim: int = 64) -> Tensor:
 
 
 def together(noisy: Tensor, basis: Tensor, popularity: Tensor, noise: float) -> Tensor:
-    """(I, I) cosines between items in the directions of `pairs` (D.
+    """The cosines (I, I) between items in the directions of `pairs` that stand out of its noise.
 
-    D) that stand out of its noise.
+    noisy (D, D): `pairs` with its noise, of standard deviation `noise`.
     """
     values, directions = torch.linalg.eigh((noisy + noisy.T).double() / 2)
     kept = values > noise * (2 * len(noisy)) ** 0.5  # the largest eigenvalue of such noise alone
@@ -206,11 +200,10 @@ def together(noisy: Tensor, basis: Tensor, popularity: Tensor, noise: float) -> 
 def own_taste(
     train: Ratings, likeness: Sequence[tuple[float, Tensor]], recency: float = 1.0
 ) -> Tensor:
-    """(U, I) how alike each item is to a user's own last ones.
+    """How alike (U, I) each item is to a user's own last ones.
 
-    Weighted sum over kinds of (weight, (I, I)).
-
-    Each kind has mean 0 and deviation 1 over a user's items.
+    It is a weighted sum over kinds of likeness, each given as (weight, (I, I)). Each kind has mean
+    0 and deviation 1 over a user's items.
     """
     own = torch.zeros(train.user_count, train.item_count)
     own[train.users, train.items] = recent(train, recency)
@@ -219,10 +212,10 @@ def own_taste(
 
 
 def standard(scores: Tensor) -> Tensor:
-    """(U, I) with mean 0 and deviation 1 over each user's items."""
+    """The scores (U, I), with mean 0 and deviation 1 over each user's items."""
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-9)
 
 
 def table_score(scores: Tensor) -> Score:
-    """Scores (U, I) as what evaluation asks for."""
+    """The scores (U, I) in the form that evaluation asks for."""
     return lambda users, items: scores[users, items]

@@ -128,7 +128,7 @@ class Member:
         return found
 
     def revealed_shares(self, inbox: Mapping[int, bytes], there: Iterable[int]) -> dict[int, int]:
-        """Round 3: for each sender, one share.
+        """Round 3: one share for each sender.
 
         It is a share of the sender's own seed when the sender's vector arrived, else of its mask
         key; never of both. inbox: the encrypted shares, by sender. there: the clients whose vectors
@@ -143,8 +143,8 @@ class Member:
             )
         if self._arrived and self._arrived != there:
             raise SecureSumError(
-                "asked for shares twice with different clients there: that would "
-                "open single vectors"
+                "asked for shares twice with different clients there: that would open single "
+                "vectors"
             )
         self._arrived = there
         for sender, sealed in inbox.items():

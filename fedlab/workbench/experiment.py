@@ -59,7 +59,7 @@ from fedlab.models import Model
 
 @register
 class Choices(Part):
-    """What an experiment is made of. These count from the next run."""
+    """What an experiment is made of; a change counts from the next run."""
 
     title = "experiment"
     kind = "experiment"
@@ -151,7 +151,11 @@ class Choices(Part):
     )
 
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Clicks are ranked; who is fine-tuned takes gradient steps, on a federation's examples."""
+        """The knobs that these choices do not read.
+
+        Only clicks are ranked against others. Only a method of gradient steps, on the examples of a
+        federation itself, can fine-tune.
+        """
         steps = issubclass(REGISTRY["local"][self.local], LocalSettings)
         plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
         tuned = () if steps and plain else ("personal",)
@@ -169,7 +173,7 @@ class Experiment:
 
     @cached_property
     def choices(self) -> Choices:
-        """The names."""
+        """The names that the settings choose."""
         return turned(Choices(), self.settings)
 
     @property
@@ -203,12 +207,12 @@ class Experiment:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """All that read settings, those of the loop included."""
+        """All parts that read settings, those of the loop included."""
         return [self.part(kind, name) for kind, name in self.named]
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Of each part, by its name, the facts in front of it, see `fedlab.core.walk`."""
+        """The facts in front of each part, by its name; see `fedlab.core.walk`."""
         return walk(self.parts, self._given)
 
     @property
@@ -238,7 +242,7 @@ class Experiment:
 
     @property
     def _data(self) -> tuple[type | None, str, Settings]:
-        """What tells data from other data: the part, its name, its knobs."""
+        """What tells data from other data: the part, its name and its knobs."""
         name = self.choices.data
         part = REGISTRY["data"].get(name)
         own = {n: self.settings[n] for n in knobs(part)} if part else {}
@@ -251,12 +255,12 @@ class Experiment:
 
     @cached_property
     def local(self) -> Local:
-        """What clients do."""
+        """What clients do in a round."""
         return cast(Local, self.part("local", self.choices.local).ready(self))
 
     @cached_property
     def uplink(self) -> list[Stage]:
-        """The stages."""
+        """The stages on the way up."""
         return [self.part("stage", name).ready(self) for name in several(self.choices.uplink)]
 
     @cached_property
@@ -289,9 +293,9 @@ class Experiment:
         )
 
     def judge(self) -> Judge:
-        """The held-out loss of clients' models, on the validation part.
+        """A judge that takes the held-out loss of clients' models on the validation part.
 
-        Which metrics are of as well.
+        The metrics are measured on that part as well.
         """
         held = (
             HeldOut.clicks(self.candidates)
@@ -332,7 +336,7 @@ class Experiment:
 
 
 def better() -> dict[str, str]:
-    """Name of each metric -> 'max' or 'min', what is better."""
+    """Name of each metric -> whether 'max' or 'min' is better."""
     modes = {
         name: mode
         for cls in REGISTRY["metric"].values()
@@ -363,8 +367,8 @@ def stream(
     """The Rounds of an experiment, measured on validation.
 
     ask: gives the settings; it is asked before each round. start: a Round to go on from. A cohort
-    larger than the federation is all of it. Raises `ParameterError` or `DataError` on what cannot
-    be built, and on a turned knob that nothing reads.
+    larger than the federation is all of it. Raises `ParameterError` or `DataError` for what cannot
+    be built, and for a turned knob that nothing reads.
     """
     first = Settings(**ask())
     made = Experiment(first)

@@ -42,7 +42,7 @@ def to_json(runs: Sequence[Run]) -> bytes:
 
 
 def to_png(runs: Sequence[Run]) -> bytes:
-    """The loss and every metric against rounds, a line a run, by `plots`."""
+    """The loss and every metric against rounds, with a line for each run."""
     names = [run.name for run in runs]
     own = {
         run.id: f" {run.name}" if names.count(run.name) == 1 else f" {run.name} ({run.id[-4:]})"
@@ -68,13 +68,13 @@ def export(runs: Sequence[Run], kind: str) -> bytes:
 
 
 def to_tensorboard(runs: Sequence[Run], folder: str | Path) -> Path:
-    """Write event files, a folder a run, and return the folder for `tensorboard --logdir`.
+    """Write event files, a folder for each run; return the folder for `tensorboard --logdir`.
 
     Raises OSError.
     """
     require(len(runs) > 0, "runs", 0, "there is nothing to export yet; train a run first")
     with warnings.catch_warnings():
-        # of protobuf and tensorboard, on import
+        # protobuf and tensorboard warn when they are imported
         warnings.simplefilter("ignore", DeprecationWarning)
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
     for run in runs:

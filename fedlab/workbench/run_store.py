@@ -1,7 +1,4 @@
-"""The runs of a workbench.
-
-Begun, renamed, deleted, and kept in a folder as they go, a file for each.
-"""
+"""The runs of a workbench: begun, renamed, deleted, and kept in a folder, a file for each."""
 
 import json
 import threading
@@ -20,7 +17,7 @@ class Runs:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """folder: made when it is missing; runs that lie there are read."""
+        """folder: where runs are kept; it is made if missing, and runs that lie there are read."""
         self.all: dict[str, Run] = {}
         self.folder: Path | None = None
         self.trouble = ""
@@ -32,7 +29,7 @@ class Runs:
     def open(self, folder: str | Path) -> None:
         """Keep runs in this folder from now on.
 
-        Read those that lie there, write those in memory.
+        Those that lie there are read, and those in memory are written.
         """
         with self._lock:
             self.folder, self.trouble = Path(folder), ""
@@ -56,7 +53,7 @@ class Runs:
             self.all.setdefault(run.id, run)
 
     def begin(self, settings: Settings, name: str = "") -> Run:
-        """A new run, named 'run N' unless told."""
+        """Begin a new run, named 'run N' unless told otherwise."""
         run = Run(name or f"run {len(self.all) + 1}", dict(settings))
         with self._lock:
             self.all[run.id] = run
@@ -64,9 +61,10 @@ class Runs:
         return run
 
     def add(self, run: Run, done: Round, asked: Settings) -> None:
-        """Note a finished Round. asked: the settings that it was given, of which it may read some.
+        """Note a finished Round.
 
-        Parameters are dropped from the one before, so that memory does not fill.
+        asked: the settings that it was given, of which it may read only some. The Round before it
+        loses its parameters, so that memory does not fill.
         """
         before = run.now or Settings(**run.settings)
         run.now = Settings(**dict(asked) | dict(done.settings))  # as its parts took them
@@ -79,13 +77,13 @@ class Runs:
             self._save(run, run.records[-1])
 
     def end(self, run: Run, state: str, error: str = "") -> None:
-        """Note how it ended."""
+        """Note how a run ended."""
         with self._lock:
             run.state, run.error = state, error
             self._save(run, end(run))
 
     def rename(self, id_: str, name: str) -> None:
-        """Call a run something else."""
+        """Give a run another name."""
         require(0 < len(name.strip()) <= 80, "name", name, "write 1 to 80 characters")
         run = self.get(id_)
         with self._lock:
@@ -108,7 +106,7 @@ class Runs:
         return list(self.all.copy().values())
 
     def get(self, id_: str) -> Run:
-        """The run of this id."""
+        """The run that has this id."""
         require(id_ in self.all, "run", id_, "there is no such run; it may have been deleted")
         return self.all[id_]
 
@@ -135,8 +133,8 @@ class Runs:
 
     def _failed(self, error: OSError) -> None:
         self.trouble = (
-            f"Not being saved: {error.strerror} ({self.folder}). Runs stay in memory: "
-            "export them, or choose another folder."
+            f"Not being saved: {error.strerror} ({self.folder}). Runs stay in memory: export them, "
+            "or choose another folder."
         )
 
 

@@ -1,6 +1,4 @@
-"""The one thread of the package.
-
-It takes a job's steps, and starts, pauses, steps and stops when told.
+"""The one thread of the package, which takes a job's steps until it is told to pause or stop.
 
 A job is an iterator that does a round's work each time it is asked. Training runs here and never in
 a cell, so that clicks and sliders get through; one job is active in a kernel, and starting another
@@ -32,10 +30,7 @@ class Runner:
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """`changed()` is called after each round and each change of state.
-
-        Mostly from the thread.
-        """
+        """changed: called after each round and each change of state, mostly from the thread."""
         self.changed = changed
         self.state, self.error = "ready", ""
         self._turn = threading.Condition()
@@ -49,7 +44,7 @@ class Runner:
         return self.state in ("running", "paused", "stopping")
 
     def start(self, job: Job, rounds: float = math.inf) -> None:
-        """Begin a job, and stop whatever else runs in this kernel; pause after so many rounds."""
+        """Begin a job and stop whatever else runs in this kernel; pause after `rounds` rounds."""
         claim(self)
         self.error, self._allowed, self._stopping = "", rounds, False
         self._thread = threading.Thread(target=self._run, args=(job,), name="fedlab", daemon=True)
@@ -57,7 +52,7 @@ class Runner:
         self._thread.start()
 
     def go(self, rounds: float = math.inf) -> None:
-        """Go on after a pause, for so many rounds."""
+        """Go on after a pause, for `rounds` rounds."""
         with self._turn:
             if self.state != "paused":
                 return
@@ -67,7 +62,7 @@ class Runner:
         self.changed()
 
     def pause(self) -> None:
-        """Wait after the round under way."""
+        """Pause after the round under way."""
         with self._turn:
             if self.state != "running":
                 return
@@ -76,7 +71,7 @@ class Runner:
         self.changed()
 
     def stop(self, *, wait: bool = True) -> None:
-        """End after the round under way; what is done stays. wait: return when it has ended."""
+        """End after the round under way and keep what is done; wait: return when it has ended."""
         with self._turn:
             self._stopping = True
             if self.busy:
@@ -124,13 +119,11 @@ class Runner:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a round frees for the next.
+    """Let glibc keep the memory that a round frees for the next one.
 
-    A thread's rounds are then as fast as a cell's.
-
-    Off the main thread it hands memory back at once and every round asked for it again: 373 page
-    faults, a tenth of a round of 64 users (medians of 20 runs taken in turn). The two numbers are
-    M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    A thread's rounds are then as fast as a cell's. Off the main thread glibc hands memory back at
+    once, and every round asked for it again: 373 page faults, a tenth of a round of 64 users
+    (medians of 20 runs taken in turn). The two numbers are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 32 << 20)

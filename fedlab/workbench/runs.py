@@ -22,6 +22,7 @@ from typing import Any
 from fedlab.core import VERSION, ParameterError, Round, Settings, described, require
 
 Record = dict[str, Any]
+# the entries of a record that are not metrics
 PLAIN = (
     "round",
     "loss",
@@ -33,7 +34,7 @@ PLAIN = (
     "rejected",
     "skipped",
     "simulated s",
-)  # what is no metric
+)
 
 
 @dataclass(eq=False)
@@ -41,9 +42,9 @@ class Run:
     """One run: what it was set to, and a plain record of each round.
 
     settings: the knobs that were turned at the start; a record's `turned` holds those that changed
-    before its round.
-    rounds: the Rounds themselves while this kernel lives, the last one with its parameters. state:
-    running, done, stopped, failed, or interrupted, for a run on disk that has no end.
+    before its round. rounds: the Rounds themselves while this kernel lives, the last one with its
+    parameters. state: running, done, stopped, failed, or interrupted, for a run on disk that has no
+    end.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Run:
     records: list[Record] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     now: Settings | None = None  # of its last round
-    # when the last rounds ended, s
+    # when the last rounds ended, in seconds
     clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))
 
     def settings_by_round(self) -> list[dict[str, Any]]:
@@ -78,10 +79,7 @@ class Run:
         return found
 
     def best(self, metric: str, mode: str) -> Record | None:
-        """The record with the best value, the earlier one on a tie.
-
-        None where it was never measured.
-        """
+        """The record with the best value, the earlier one on a tie; None without any."""
         measured = [r for r in self.records if r.get(metric) is not None]
         return (min if mode == "min" else max)(measured, key=lambda r: r[metric], default=None)
 
@@ -97,7 +95,7 @@ class Run:
 
 
 def usual(name: str) -> Any:
-    """The default of a setting; None where the part is not here that had it."""
+    """The default of a setting; None where no registered part has it."""
     found = described().get(name)
     return found.default if found else None
 
@@ -105,8 +103,8 @@ def usual(name: str) -> Any:
 def record(done: Round, before: Settings, now: Settings) -> Record:
     """A Round as plain data, without the parameters.
 
-    What is not a finite number is None, as JSON has no NaN. before, now: the settings of the Round
-    before it, or of the run, and of this one.
+    A number that is not finite becomes None, as JSON has no NaN. before, now: the settings of the
+    Round before it, or of the run, and its own.
     """
     turned = {
         name: now[name]
@@ -144,7 +142,7 @@ def _finite(value: float) -> float | None:
 
 
 def read(path: str | Path) -> Run:
-    """A run from its file. A last line cut short is left out.
+    """Read a run from its file, without a last line that was cut short.
 
     `ParameterError` names any other line that is wrong.
     """

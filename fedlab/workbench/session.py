@@ -1,6 +1,4 @@
-"""What a workbench does, without its view.
-
-Settings that are turned, runs that train, sweeps that fill.
+"""What a workbench does, without its view: its settings, the runs that train, the sweeps.
 
 See `runner` for the thread and `run_store` for what is kept.
 """
@@ -25,9 +23,9 @@ class Session:
     """Settings, runs and the one job over a stream of Rounds.
 
     live: a function from a settings-giving function to a stream of Rounds. settings: where the
-    knobs start. metrics: name -> 'max' or 'min', what is better; the loss is always there. folder:
-    where runs are kept. presets: name -> settings. changed: called after each round and each change
-    of state, from the thread.
+    knobs start. metrics: name -> whether 'max' or 'min' is better; the loss is always there.
+    folder: where runs are kept. presets: name -> settings. changed: called after each round and
+    each change of state, from the thread.
     """
 
     def __init__(
@@ -72,9 +70,9 @@ class Session:
             self._settings = settings
 
     def unread(self, settings: Settings) -> dict[str, str]:
-        """Knobs that nothing reads under these settings, by name -> why.
+        """The knobs that nothing reads under these settings, by name -> why.
 
-        Only of an experiment can it be told.
+        Only for the stream of an experiment can this be told; for others it is empty.
         """
         return Experiment(settings).unread() if self.live is stream else {}
 
@@ -86,19 +84,19 @@ class Session:
 
     @property
     def progress(self) -> float:
-        """Share of the rounds that are done, of all runs of a sweep."""
+        """The share of the rounds that are done, of all runs of a sweep."""
         return min(
             sum(len(run.records) for run in self.members) / (self.settings.rounds * self.planned),
             1.0,
         )
 
     def shown(self) -> list[Run]:
-        """What belongs into a chart: the runs that train, or the last one, and those pinned."""
+        """What belongs in a chart: the runs that train, or the last one, and those pinned."""
         current = [run for run in self.members if run.state == "running"] or self.members[-1:]
         return [run for run in self.runs.listed() if run.pinned or run in current]
 
     def start(self, rounds: float = float("inf")) -> None:
-        """Go on after a pause, or begin a new run; pause after so many rounds."""
+        """Go on after a pause, or begin a new run; pause after `rounds` rounds."""
         if self.runner.state == "paused":
             return self.runner.go(rounds)
         claim(None)
@@ -107,18 +105,15 @@ class Session:
         return self.runner.start(self._job(settings, self._snapshots(settings)), rounds)
 
     def step(self) -> None:
-        """One round, then pause."""
+        """Train for one round, then pause."""
         self.start(1)
 
     def stop(self) -> None:
-        """Ask the job to end after the round under way; does not wait."""
+        """Ask the job to end after the round under way, without waiting for it."""
         self.runner.stop(wait=False)
 
     def reset(self) -> None:
-        """Stop, forget what was shown but for pinned runs.
-
-        And put the knobs back to where they began.
-        """
+        """Stop, forget what was shown except pinned runs, and put the knobs back to the start."""
         self.runner.reset()
         self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
 
@@ -150,7 +145,7 @@ class Session:
         self.settings = self.presets[name]
 
     def paste(self, text: str) -> None:
-        """Take the settings of a JSON; those that it leaves out are as usual."""
+        """Take the settings of a JSON text; those that it leaves out are as usual."""
         self.settings = read_settings(text, Settings())
 
     def _snapshots(self, started: Settings) -> Callable[[], Settings]:
@@ -170,7 +165,7 @@ class Session:
         return ask
 
     def _job(self, settings: Settings, ask: Callable[[], Settings], name: str = "") -> Job:
-        """One run; it is not there before its first round is asked for."""
+        """The job of one run, which is not begun before its first round is asked for."""
         # ended ones lose their parameters, so that memory does not fill
         for old in self.runs.listed():
             if old.state != "running" and old.rounds and old.rounds[-1].params:

@@ -33,10 +33,10 @@ class Sweep:
     count: int = 0
 
     def trials(self, base: Settings, unread: Unread = lambda _: {}) -> list[Settings]:
-        """The settings of every run. Raises `ParameterError` before anything is trained.
+        """The settings of every run; raises `ParameterError` before anything is trained.
 
-        unread: the knobs that nothing reads under some settings, by name -> why. A trial has those
-        of `base` as usual, and a setting that is tried must be read.
+        unread: a function from settings to the knobs that nothing reads under them, by name -> why.
+        A trial leaves those of `base` as usual, but a setting that is tried must be read.
         """
         known(list(described()), self.over)
         require(
@@ -76,9 +76,10 @@ class Sweep:
         return points
 
     def _drawn(self, base: Settings) -> list[dict[str, Any]]:
-        """Independent draws.
+        """Draw the runs independently of each other.
 
-        By ratios where the slider moves by ratios, one of the given where there are choices.
+        A number is drawn by ratios where its slider moves by ratios; a choice is one of those
+        given.
         """
         require(0 < self.count <= MOST, "count", self.count, f"choose from 1 to {MOST} runs")
         draw = stream(base.seed, "sweep")
@@ -106,11 +107,11 @@ class Sweep:
         ]
 
     def name(self, settings: Settings) -> str:
-        """What a run of it is called."""
+        """What a run of the sweep is called."""
         return ", ".join(f"{name}={settings[name]}" for name in self.over)
 
     def cell(self, run: Run) -> dict[str, Any]:
-        """What the map shows of a run: where it lies, what it reached so far, how far it is."""
+        """What the map shows of a run: where it lies, what it has reached, and how far it is."""
         best = run.best(self.metric, self.mode)
         return {
             "run": run.id,

@@ -1,6 +1,4 @@
-"""What the live view draws, as plain data.
-
-Lines, spreads over clients, the table of runs, the status line.
+"""What the live view draws, as plain data: lines, spreads over clients, runs, the status line.
 
 Everything here is small whatever the length of a run: lines keep at most `POINTS` points, spreads
 `BINS` bars.
@@ -33,10 +31,10 @@ SPREADS = {
 
 
 def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False) -> dict[str, Any]:
-    """What the view needs to know of a knob: no knob has code of its own there.
+    """What the view needs to know of a knob; no knob has code of its own there.
 
-    span: (lowest, highest) of its slider, or the choices; None for the usual. folded: away with
-    others of its group. Raises `ParameterError` for a bad span.
+    span: (lowest, highest) of its slider, or the choices; None for the usual. folded: whether it is
+    folded away with the others of its group. Raises `ParameterError` for a bad span.
     """
     found = described()[name]
     knob, kind, default = found.knob, found.kind, found.default
@@ -92,7 +90,7 @@ class Trace:
     """
 
     def __init__(self, run: Run) -> None:
-        """run: read from its first record on."""
+        """run: it is read from its first record on."""
         self.run, self.done = run, 0
         self.points: dict[str, tuple[list[int], list[float | None]]] = {}
         self.sums = dict.fromkeys(TRAFFIC, 0.0)
@@ -133,7 +131,7 @@ def _thin(rounds: list[int], values: list[float | None]) -> tuple[list[int], lis
 def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
     """Bars of a number over clients.
 
-    Of the last round, or how often each one that took part did.
+    They show the last round, or in how many rounds each client took part.
     """
     whole = name == "rounds by client"
     if whole:
@@ -163,10 +161,10 @@ def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
 def table(
     runs: list[Run], shown: Mapping[str, int], metrics: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A row a run: name, state, best of each metric and its round, and the settings that differ.
+    """A row for each run: its name, state, best metrics and their rounds, and settings that differ.
 
-    shown: run id -> colour of those in the charts; settings are compared among these, or among all
-    without two.
+    shown: run id -> colour of those in the charts. Settings are compared among these, or among all
+    runs when fewer than two are shown.
     """
     used = {run.id: run.used() for run in runs}
     turned = dict.fromkeys(name for each in used.values() for name in each)
@@ -211,11 +209,10 @@ class Pens:
     def picture(
         self, shown: list[Run], last: Run | None, charts: list[str], rounds: int, progress: float
     ) -> dict[str, Any]:
-        """The charts: lines of the shown runs, spreads of the last one.
+        """The charts: lines of the shown runs, and spreads of the last one.
 
-        A run keeps its colour while it is shown.
-
-        rounds: where the axis ends, at least. progress: share of all rounds that are done.
+        A run keeps its colour while it is shown. rounds: where the axis ends, at least. progress:
+        the share of all rounds that are done.
         """
         kept = {run.id: self.colours[run.id] for run in shown if run.id in self.colours}
         for run in shown:
@@ -248,7 +245,7 @@ class Pens:
         return not same
 
     def sums(self, run: Run | None) -> Mapping[str, float]:
-        """What a run sent and took so far."""
+        """What a run has sent and taken so far."""
         return (
             self._traces[run.id].sums
             if run and run.id in self._traces
@@ -271,10 +268,7 @@ def heat(sweep: Sweep | None, runs: list[Run], planned: int) -> dict[str, Any]:
 
 
 def status(session: Session, sums: Mapping[str, float]) -> str:
-    """The status line.
-
-    How far it is, how long a round takes, how long the rest will, what was sent.
-    """
+    """The status line: how far it is, the time of a round and of the rest, and what was sent."""
     state = session.runner.state
     if session.trying:
         ended = [run for run in session.members if run.state != "running"]

@@ -1,10 +1,8 @@
-"""The live workbench.
+"""The live workbench: knobs, buttons, charts, runs and sweeps over a stream of Rounds.
 
-Knobs, buttons, charts, runs and sweeps over a stream of Rounds, in one widget.
-
-An anywidget: Python sets traits, the files in `browser/` draw them, and commands come back as
-messages. All traits are set under one lock, since rounds arrive on the runner's thread and clicks
-on the kernel's. `fedlab.session` does the work; `fedlab.view` makes the plain data that is drawn.
+It is one anywidget: Python sets traits, the files in `browser/` draw them, and commands come back
+as messages. All traits are set under one lock, since rounds arrive on the runner's thread and
+clicks on the kernel's. `session` does the work; `view` makes the plain data that is drawn.
 """
 
 import threading
@@ -34,7 +32,7 @@ from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep, values
 
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
-# seconds between redraws, where rounds allow; each takes some time of training, in the browser
+# seconds between redraws, where rounds allow; each takes training and the browser some time
 PACE = 0.3
 Turn = Mapping[str, tuple[Any, ...] | None]
 
@@ -50,14 +48,16 @@ class Workbench(anywidget.AnyWidget):
     """Knobs of all that is registered, live charts, runs to compare and sweeps.
 
     live: a function from a settings-giving function to a stream of Rounds, say
+
         lambda settings: measured(federate(model, clients, settings), measure)
-    settings: where the knobs start. turn: knobs to show, name -> (lowest, highest) on the slider,
-    or the choices; None for its usual ones; without `turn` all knobs, most of them folded away in
-    groups. Those that nothing reads in the present combination are greyed out, with the reason,
-    where live is `stream`. metrics: name of a Round metric -> 'max' or 'min', what is better.
-    folder: where runs are kept as JSONL; in memory only without. presets: name -> settings to take
-    at once. `rounds` holds the finished Rounds of the last run, `session` the runs and what the
-    buttons do.
+
+    settings: where the knobs start. turn: the knobs to show, name -> (lowest, highest) on the
+    slider, or the choices; None for its usual ones. By default all knobs are shown, most of them
+    folded away in groups. Those that nothing reads in the present combination are greyed out, with
+    the reason, where live is `stream`. metrics: name of a Round metric -> whether 'max' or 'min' is
+    better. folder: where runs are kept as JSONL; by default only in memory. presets: name ->
+    settings to take at once. `rounds` holds the finished Rounds of the last run, `session` the runs
+    and what the buttons do.
     """
 
     _esm = _files(*FILES)
@@ -122,7 +122,7 @@ class Workbench(anywidget.AnyWidget):
         return members[-1].rounds if members else []
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Traits set in the browser."""
+        """Take traits that were set in the browser."""
         with self._guard:
             super().set_state(sync_data)
 
@@ -143,7 +143,7 @@ class Workbench(anywidget.AnyWidget):
         self._show_knobs()
 
     def _show_knobs(self) -> None:
-        """The knobs, and all settings as text, as they stand now."""
+        """Show the knobs, and all settings as text, as they stand now."""
         with self._guard, self.hold_sync():
             settings = self.session.settings
             self.values = {knob["name"]: settings[knob["name"]] for knob in self.spec["knobs"]}
@@ -197,10 +197,7 @@ class Workbench(anywidget.AnyWidget):
             self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
 
     def _changed(self) -> None:
-        """Draw when to wait for the next round would be late.
-
-        When the state changes or a round takes other knobs.
-        """
+        """Draw when the state or the knobs in use changed, or the next round would be too late."""
         now, other = time.monotonic(), self.session.in_use is not self._in_use
         self._heard, gap = now, now - self._heard
         if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:

@@ -17,9 +17,9 @@ def server(name):
 
 
 def by_hand(name, deltas, c):
-    """The parameter after the deltas, one number at a time, as Reddi et al.
+    """The parameter after the deltas, one number at a time.
 
-    2021 write algorithm 2.
+    It follows Reddi et al. 2021, algorithm 2.
     """
     found = []
     for row in range(3):

@@ -35,7 +35,7 @@ def factors(build, clicks):
 
 
 def simulate(model, data, settings):
-    """Parameters and times of each step.
+    """The parameters and times of each step.
 
     Clients train by themselves, from a copy of the parameters at their start.
     """

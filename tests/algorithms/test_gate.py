@@ -39,7 +39,7 @@ def sending(change):
 
 
 def column(name, value):
-    """A change of one number of the victim's."""
+    """A change of one number of the victim's, in a column such as its weight."""
 
     def change(sent):
         values = getattr(sent, name).clone()

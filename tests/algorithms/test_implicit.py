@@ -113,8 +113,8 @@ def test_what_the_method_cannot_train_is_refused(split, clicks):
         (run(weighting="equal"), "weighting='equal': weighted mean does not read it in this"),
         (
             run(aggregate=Krum()),
-            "krum: needs updates that are right number by number, not as "
-            "a Gram matrix is, which implicit",
+            "krum: needs updates that are right number by number, not as a Gram matrix is, which "
+            "implicit",
         ),
     ]:
         with pytest.raises(ParameterError, match=message):

@@ -185,7 +185,7 @@ def test_shared_user_vectors_are_averaged_and_cost_bytes(build, clicks):
         next(federate(m, clicks, FEW.replace(rounds=1, weighting="equal")))
         for m in (private, shared)
     )
-    # one vector of 8 floats and its row, each client
+    # each client sends one more vector of 8 floats and its row number
     assert b.bytes_up - a.bytes_up == 10 * (8 * 4 + 4)
     start = private.init(0)["user"]
     torch.testing.assert_close(b.params["user"] - start, (a.params["user"] - start) / 10)

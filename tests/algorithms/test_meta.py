@@ -1,6 +1,6 @@
-"""Meta-learning.
+"""Meta-learning: gradients, stacked clients against one at a time, methods by their definitions.
 
-Gradients against finite differences, stacked as one at a time, methods by their definitions.
+Gradients are checked against finite differences.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from fedlab.engine import SGD
 from fedlab.evaluation import new_users
 from fedlab.models import from_module, matrix_factorisation, perceptron, user_factor_model
 
-# it is of 2021: an escape in a docstring, a module of packaging
+# it is of 2021, and warns of an escape in a docstring and of a module of packaging
 with warnings.catch_warnings(action="ignore"):
     import higher
 
@@ -155,8 +155,8 @@ def test_one_step_of_a_line_by_hand():
                 "query": torch.tensor([0.0, 1.0]),
             }
 
-    # phi = 2 + 0.1 * 2 * (4 - 2) = 2.4; d phi / d w = 1 - 0.1 * 2; query: 2 * (7.2 - 5) * 3 * d phi
-    # / d w
+    # phi = 2 + 0.1 * 2 * (4 - 2) = 2.4; d phi / d w = 1 - 0.1 * 2
+    # query: 2 * (7.2 - 5) * 3 * d phi / d w
     for method, chain in (("maml", 0.8), ("fomaml", 1.0)):
         update = sent(Meta(adaptation=method, local_lr=0.1), model, params, One(), only)
         assert float(update.deltas["weight"].values) == pytest.approx(-13.2 * chain, rel=1e-5)
@@ -316,7 +316,7 @@ def test_fedper_keeps_what_reptile_would_average(stars):
     assert last.params["user"].shape == (len(tasks), 3)
     assert bool(last.params["user"].any(1).all())  # each client has a vector of its own by now
     alone, _ = federate(user_factor_model(items, 2), tasks.data, settings)
-    # before it counts, all are alike
+    # in the first round the private vectors start as the shared one does
     torch.testing.assert_close(first.params["bias"], alone.params["bias"])
     assert not torch.equal(first.params["user"][:1], alone.params["user"])
     assert last.bytes_up < 2 * alone.bytes_up

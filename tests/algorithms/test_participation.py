@@ -20,7 +20,7 @@ def model(build, clicks):
 
 
 def took(model, data, cohort, when="1", local=None, **world):
-    """(C,) simulated seconds of these clients."""
+    """The simulated seconds (C,) of these clients."""
     seed = world.pop("seed", 0)
     round_ = context(model, data, local=local, seed=seed)
     return Participation(**world).seconds(round_, cohort, when)
@@ -103,13 +103,13 @@ def test_time_follows_speed_examples_and_delay(model, clicks):
     logs = (spread / plain).log()
     assert float(logs.std()) == pytest.approx(1.2, rel=0.1)
     assert float(logs.mean()) == pytest.approx(0, abs=0.15)
-    # drawn once
+    # speeds are drawn once
     assert torch.equal(took(model, clicks, cohort, "2", **own), spread)
     assert not torch.equal(took(model, clicks, cohort, **own | {"seed": 2}), spread)
     waits = [took(model, clicks, cohort, when, pace=0.0, delay=3.0) for when in "12"]
     assert float(waits[0].mean()) == pytest.approx(3.0, rel=0.15)
     assert not torch.equal(*waits)
-    # a client's time hangs on nobody else
+    # a client's time depends on nobody else
     assert torch.equal(took(model, clicks, cohort[40:50], pace=0.0, delay=3.0), waits[0][40:50])
 
 

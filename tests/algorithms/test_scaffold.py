@@ -36,8 +36,8 @@ def test_control_variates_by_hand():
     weights, steps = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
     sent = Update({"w": delta}, weights, torch.zeros(2), torch.tensor([2, 0]), steps)
     after, changes = control.moved(sent, 0.5)
-    # client 2, K lr = 1.5: row 0 changes by 3 / 1.5 - 1 = 1, row 1 by -4 / 1.5 - 2; client 0, K lr
-    # = 0.5: -12 - 2
+    # client 2, K lr = 1.5: row 0 changes by 3 / 1.5 - 1 = 1, row 1 by -4 / 1.5 - 2
+    # client 0, K lr = 0.5: row 1 changes by -12 - 2
     expected = [1.0, -4 / 1.5 - 2, -14.0]
     assert changes["w"].values.flatten().tolist() == pytest.approx(expected)
     kept = {
@@ -137,8 +137,8 @@ def test_what_has_no_control_variates_is_refused(wrong, message):
 def test_stale_updates_are_refused():
     with pytest.raises(
         ParameterError,
-        match="scaffold: needs updates of this very round, which "
-        "buffered takes away; change their order, or",
+        match="scaffold: needs updates of this very round, which buffered takes away; change their "
+        "order, or",
     ):
         next(
             federate(LINE, TWO, Settings(cohort=2, buffer=1), local=Scaffold(), schedule=Buffered())

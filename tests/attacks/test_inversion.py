@@ -34,7 +34,7 @@ def titles(ratings):
 
 @pytest.fixture(scope="module")
 def upload(stars, titles):
-    """(deltas of the quietest client, its words), by what trains and in which steps."""
+    """The deltas of the quietest client, and its words, by what trains and in which steps."""
     torch.manual_seed(0)
     net, client = Stars(titles), int(stars.counts.argmin())
 
@@ -42,7 +42,7 @@ def upload(stars, titles):
         tuned = adapted(net, ("query",), rank, train=("head",)) if rank else net
         for name, weight in tuned.named_parameters():
             if rank and name.endswith(".b"):
-                # after some rounds
+                # B is no longer zero, as after some rounds
                 nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
             elif not rank:
                 weight.requires_grad_(name.endswith((f"{LAYER}.weight", "head.weight")))

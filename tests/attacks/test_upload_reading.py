@@ -1,6 +1,6 @@
-"""What uploads give away.
+"""What uploads give away: everything when plain, nothing under masks.
 
-Everything when they are plain, which rows were asked for, nothing under masks.
+Which rows were asked for tells something, too.
 """
 
 import os
@@ -60,7 +60,7 @@ def test_under_masks_it_is_chance(upload, clicks):
 
 
 def noisy(sent, shared, noise):
-    """The updates with noise of each client's own, of this many clips of 1."""
+    """The updates with noise of each client's own, of so many clips of 1."""
     asked, start = {"bias": (shared["bias"], "item")}, Settings()
     context = RoundContext(None, None, start, Round(0, start, {}), {}, {}, asked=asked)
     context.notes["clipped"] = 1.0

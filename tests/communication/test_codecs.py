@@ -12,7 +12,7 @@ CLIENT = torch.tensor([0, 0, 1])
 
 
 def coded(code, values, client, clients, ids=None):
-    """(what arrives, bytes) of a table of ten rows."""
+    """What arrives of a table of ten rows, and its bytes."""
     ids = torch.arange(len(values)) % 10 if ids is None else ids
     return code(Rows(values, ids, client), clients, 10, torch.Generator().manual_seed(0))
 

@@ -1,7 +1,4 @@
-"""Fewer bytes up.
-
-Nothing is lost for good with feedback, bytes of rows, and what goes with privacy.
-"""
+"""Fewer bytes up: with feedback nothing is lost for good; bytes of rows; what goes with privacy."""
 
 import pytest
 import torch
@@ -189,8 +186,8 @@ class Never(SGD):
         ),
         (
             [Clip(), GaussianNoise(), ErrorFeedback()],
-            "error feedback: needs updates that are still "
-            "with their clients, which gaussian noise takes away",
+            "error feedback: needs updates that are still with their clients, which gaussian noise "
+            "takes away",
         ),
         ([ErrorFeedback(), ErrorFeedback()], "parts='error feedback': it is there twice"),
     ],

@@ -82,8 +82,8 @@ def test_a_stage_takes_fragile_facts_away_unless_it_keeps_them():
 def test_a_missing_fact_is_named_with_the_parts_that_give_it():
     with pytest.raises(
         ParameterError,
-        match=r"^gaussian noise: needs a bound on the length of every update; put "
-        r"clip in front of it$",
+        match=r"^gaussian noise: needs a bound on the length of every update; put clip in front of "
+        r"it$",
     ):
         walk([GaussianNoise()], {})
     with pytest.raises(
@@ -95,9 +95,8 @@ def test_a_missing_fact_is_named_with_the_parts_that_give_it():
 def test_a_fact_that_another_part_took_away_is_named_with_that_part():
     with pytest.raises(
         ParameterError,
-        match=r"^gaussian noise: needs a bound on the length of every update; error "
-        r"feedback took it away: change their order, or leave one of them "
-        r"out$",
+        match=r"^gaussian noise: needs a bound on the length of every update; error feedback took "
+        r"it away: change their order, or leave one of them out$",
     ):
         walk([Clip(), ErrorFeedback(), GaussianNoise()], {})
 
@@ -149,8 +148,8 @@ def test_a_fact_that_another_part_took_away_is_named_with_that_part():
         ([Buffered(), Scaffold()], "scaffold: needs updates of this very round, which buffered"),
         (
             [Participation(early=0.1), Buffered()],
-            r"buffered: needs the same clients in every round "
-            r"\(late=0 and early=0\), which participation",
+            r"buffered: needs the same clients in every round \(late=0 and early=0\), which "
+            r"participation",
         ),
         (
             [Participation(sampler=sample), Buffered()],
@@ -166,8 +165,8 @@ def test_a_fact_that_another_part_took_away_is_named_with_that_part():
         ),
         (
             [Implicit(), Krum()],
-            "krum: needs updates that are right number by number, not as a Gram "
-            "matrix is, which implicit",
+            "krum: needs updates that are right number by number, not as a Gram matrix is, which "
+            "implicit",
         ),
         (
             [Own("kept", side="server"), Own("late")],
@@ -224,8 +223,8 @@ def test_a_turned_knob_needs_a_reader():
         read([SGD(), WeightedMean()], clip=2.0)
     with pytest.raises(
         ParameterError,
-        match=r"noise=2\.0: nothing in this run reads it beside "
-        r"clip; gaussian noise, local noise would",
+        match=r"noise=2\.0: nothing in this run reads it beside clip; gaussian noise, local noise "
+        r"would",
     ):
         read([SGD(), Clip()], noise=2.0)
 

@@ -1,7 +1,4 @@
-"""The exercises' checks.
-
-Solutions pass, the empty answer and near misses get a hint, nothing raises.
-"""
+"""The exercises' checks: solutions pass, wrong answers get a hint, nothing raises."""
 
 import importlib.util
 import math

@@ -1,7 +1,4 @@
-"""Support and query: cut by hand, disjoint, fresh each round; new users that nobody trained on.
-
-Made-up curves.
-"""
+"""Support and query: cut by hand, disjoint, fresh each round; new users; made-up curves."""
 
 import pytest
 import torch

@@ -20,10 +20,7 @@ from fedlab.data import (
 
 
 def test_no_held_out_interaction_reaches_training(split, clicks):
-    """Every positive of every client is a train rating of one of its users.
-
-    Each exactly once an epoch.
-    """
+    """Every positive of a client is a train rating of one of its users, once an epoch."""
     everyone = torch.arange(len(clicks))
     examples = clicks.draw(everyone, 1, 4, Key(0, "examples"))
     positive = examples["target"] == 1
@@ -34,9 +31,9 @@ def test_no_held_out_interaction_reaches_training(split, clicks):
 
 
 def test_negatives_are_drawn_outside_train_only(split, clicks):
-    """Never a train item, and the held-out items as often as any other.
+    """A negative is never a train item, and a held-out item as often as any other.
 
-    Nothing leaks by avoidance.
+    So nothing leaks by avoidance.
     """
     examples = clicks.draw(torch.arange(len(clicks)), 5, 4, Key(0, "examples"))
     negative = examples["target"] == 0

@@ -1,6 +1,6 @@
-"""The ways to take local steps.
+"""The ways to take local steps: the same results, and no new code for a turned knob.
 
-Same results, no new code for a turned knob, and plain words where one cannot run.
+Where a way cannot run, it says so in plain words.
 """
 
 from dataclasses import replace
@@ -93,13 +93,13 @@ def test_bf16_rounds_the_products_and_keeps_the_weights_in_fp32():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_room_for_more_rows_changes_no_result(optimizer, build, clicks):
-    """What a CUDA graph replays: the same steps with table rows padded to a power of two."""
+    """A CUDA graph replays the same steps with table rows padded to a power of two."""
     model = build("matrix factorisation", clicks.train)
     local = LocalSettings(optimizer=optimizer, local_lr=0.1)
     params, cohort = model.init(0), sample(clicks, 5, 1)
     examples = clicks.draw(cohort, 1, 4, Key(0, "x"))
     short = int(torch.bincount(examples["client"]).min())
-    # equal numbers of steps
+    # all clients take equal numbers of steps
     keep = torch.cat([(examples["client"] == c).nonzero()[:short, 0] for c in range(5)])
     batches = arrange({n: c[keep] for n, c in examples.items()}, 1, 16)
     kinds = holdings(model, params, batches, cohort)
@@ -143,9 +143,7 @@ def test_without_a_compiler_or_a_gpu_the_fix_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(
-        ParameterError,
-        match=r"engine='compiled': no C\+\+ compiler on this "
-        r"machine; install g\+\+",
+        ParameterError, match=r"engine='compiled': no C\+\+ compiler on this machine; install g\+\+"
     ):
         next(federate(model, VECTORS, few.replace(engine="compiled")))
     assert next(federate(model, VECTORS, few)).number == 1

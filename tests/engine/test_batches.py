@@ -1,7 +1,4 @@
-"""The engine against a plain loop over clients, for each model.
-
-Optimiser and shape of local work.
-"""
+"""The engine against a plain loop over clients, for each model, optimiser and shape of work."""
 
 import pytest
 import torch

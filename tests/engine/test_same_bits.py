@@ -91,7 +91,7 @@ SETTINGS = {
 
 
 def deltas(model, data, cohort, local):
-    """{client: {name: (row ids, values)}} and losses, of a cohort in its canonical order."""
+    """{client: {name: (row ids, values)}} and the losses of a cohort in its canonical order."""
     found = {}
     cohort = longest_first(data, cohort)
     for update in updates(model, data, model.init(3), cohort, local, number=2):

@@ -1,7 +1,4 @@
-"""Bodies of pretrained models.
-
-The same states as the encoder gives, stacked or not, kept or worked out again.
-"""
+"""Bodies of pretrained models: the same states as the encoder's, stacked or not, kept or not."""
 
 import pytest
 import torch

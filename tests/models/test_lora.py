@@ -1,7 +1,4 @@
-"""Adapters.
-
-Peft's definition, stacked clients against one at a time, and what averaging factors gets wrong.
-"""
+"""Adapters: Peft's definition, stacked clients against one at a time, and averaged factors."""
 
 import copy
 from dataclasses import replace
@@ -96,7 +93,7 @@ def test_stacked_adapters_equal_one_client_at_a_time(short):
 
 
 def update(server, a, b, weights):
-    """What clients send whose adapters are a (C, r, in) and b (C, out, r) after a round."""
+    """What clients send whose adapters after a round are a (C, r, in) and b (C, out, r)."""
     clients = torch.arange(len(a))
     rows = {"x.a": a - server["x.a"], "x.b": b - server["x.b"]}
     return Update(

@@ -1,7 +1,4 @@
-"""Any module through the engine.
-
-Equal to a loop with torch's own modules and optimisers, or refused with a reason.
-"""
+"""Any module through the engine: equal to a loop with torch's own, or refused with a reason."""
 
 import pytest
 import torch

@@ -1,7 +1,4 @@
-"""Histories that see nothing later.
-
-And a Transformer over them that trains as one client at a time would.
-"""
+"""Histories that see nothing later, and a Transformer that trains as one client at a time would."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""Two towers over texts.
+"""Two towers over texts: no film in its own user's vector, and stacked shops as one at a time.
 
-No film in its own user's vector, stacked shops as one at a time, and every part refuses.
+Every part refuses what it cannot do.
 """
 
 import pytest
@@ -42,7 +42,7 @@ def few(ratings):
 
 @pytest.fixture(scope="module")
 def texts(few):
-    """The encoder of few films, by how many of its layers train."""
+    """The encoder of a few films, by how many of its layers train."""
     made = {top: TextEncoder(encoder(), few[1], top=top, length=10) for top in (0, 1)}
     return made | {None: TextEncoder(encoder(), few[1], length=10)}
 

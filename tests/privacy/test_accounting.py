@@ -114,7 +114,7 @@ def test_nothing_released_costs_nothing_and_more_costs_more():
             epsilon([Release(1.0, 0.1, times)], 1e-5, method=method) for times in (1, 10, 100)
         ]
         assert rising == sorted(rising)
-        # everybody, by another name
+        # a rate of 1 is everybody, by another name
         assert epsilon([Release(1.0, 1.0, 3)], 1e-5, method=method) == pytest.approx(
             epsilon([Release(1.0, sampling="all", times=3)], 1e-5, method=method)
         )

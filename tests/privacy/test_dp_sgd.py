@@ -1,7 +1,4 @@
-"""DP-SGD within platforms.
-
-Per-example gradients as Opacus has them, the clip by hand, and one rating's epsilon.
-"""
+"""DP-SGD within platforms: gradients as Opacus has them, the clip by hand, a rating's epsilon."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""DP-FedAvg.
+"""DP-FedAvg: a client moves the sum by the clip at most, and the noise is what it says.
 
-One client moves the sum by the clip at most, the noise is what it says, the ledger ends the run.
+The ledger ends the run.
 """
 
 import math
@@ -89,7 +89,7 @@ def sent(values, weights=None):
 
 
 def total(update):
-    """The sum as the server has it: clipped, behind the gate, without noise; who was rejected."""
+    """The sum as the server has it, clipped and without noise, and who was rejected."""
     stage, books = Clip(clip=1.0), Books({})
     context = scene(stage)
     landed = [Sent(stage.each(update, context), {})]
@@ -259,8 +259,7 @@ def test_the_ledger_counts_and_the_budget_ends_the_run(films, clicks):
     assert more[0].metrics["epsilon"] > spent[-1]
     with pytest.raises(
         ParameterError,
-        match=r"budget=3.0: a round would bring epsilon from "
-        r"2\.\d+ to 3\.\d+; choose more",
+        match=r"budget=3.0: a round would bring epsilon from 2\.\d+ to 3\.\d+; choose more",
     ):
         next(federate(films, clicks, asked, uplink=CENTRAL, start=rounds[-1]))
 
@@ -434,7 +433,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(uplink, films, clicks):
 
 
 class Broken(SGD):
-    """A client whose first update is no number."""
+    """A client whose first update is not a number."""
 
     def train(self, context, cohort):
         for update in super().train(context, cohort):

@@ -1,7 +1,4 @@
-"""One noisy release and public texts.
-
-What is sent by hand, what smoothing does to noise, and who learns nothing.
-"""
+"""One noisy release and public texts: what is sent, what smoothing does, who learns nothing."""
 
 import pytest
 import torch
@@ -53,10 +50,9 @@ def everybody(model, data, local, noise=1e-6):
 def test_counts_by_hand(three):
     done = everybody(item_counts(three.train.item_count), three, ItemCounts())
     root = 0.5**0.5
+    # each user's films together have length 1
     expected = torch.tensor([0.5, 0.5 + 1 + root, 0.5, 0.5, root])
-    torch.testing.assert_close(
-        done.params["count"][:5], expected, atol=1e-4, rtol=0
-    )  # each user's films together have length 1
+    torch.testing.assert_close(done.params["count"][:5], expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(done.norms.max(), torch.tensor(1.0))
 
 
@@ -138,7 +134,7 @@ def test_taste_weighs_the_last_films_most():
     train = tiny([0, 0], [0, 1], times=[0, 1], item_count=3)
     kind = torch.eye(3)
     (found,) = own_taste(train, [(2.0, kind)], recency=1.0)
-    # halves of 1/2 and 1
+    # weights of 1/2 and 1, over their sum
     torch.testing.assert_close(found, 2 * standard(torch.tensor([[1 / 3, 2 / 3, 0.0]]))[0])
     assert float(found[1]) > float(found[0]) > float(found[2])
 

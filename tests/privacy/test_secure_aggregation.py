@@ -1,7 +1,4 @@
-"""Secure aggregation.
-
-Exact sums with drop-outs, nothing below the threshold, nothing opened after tampering.
-"""
+"""Secure aggregation: exact sums with drop-outs; nothing opens too early or after tampering."""
 
 import os
 import random

@@ -1,6 +1,4 @@
-"""Lessons as a learner meets them.
-
-JupyterLab in a real Chromium, training started and steered by hand.
+"""Lessons as a learner meets them: JupyterLab in a real Chromium, training steered by hand.
 
 A screenshot of each state is left in tests/screenshots for a person to look at.
 """
@@ -52,10 +50,8 @@ def told(page, what):
 def lesson(page, home, name, **shorter):
     """The workbench of a lesson that has run as far as its live cell.
 
-    No cell may have failed in the end.
-
-    shorter: other values of parameters, for what comes before the live cell; nbval runs the lesson
-    as it is.
+    No cell may have failed in the end. shorter: other values of parameters, for what comes before
+    the live cell; nbval runs the lesson as it is.
     """
     set_parameters(home, name, shorter)
     with lab(home) as address:

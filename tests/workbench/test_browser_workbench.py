@@ -62,10 +62,7 @@ def address(home):
 
 @pytest.fixture(scope="module")
 def page():
-    """One page and one kernel a notebook for all tests.
-
-    As running the cell again must start afresh.
-    """
+    """A page and a kernel in which all tests run, as running the cell again must start afresh."""
     with browser() as opened:
         opened.pages[0].set_viewport_size({"width": 1280, "height": 2000})
         yield opened.pages[0]
@@ -73,9 +70,9 @@ def page():
 
 @pytest.fixture
 def bench(home, address, page):
-    """The workbench notebook, run.
+    """The workbench notebook, run with small rounds, so that there is much to see.
 
-    With small rounds so that there is much to see and no runs of before.
+    No runs of before are there.
     """
     shutil.rmtree(home / "notebooks" / "runs", ignore_errors=True)
     found = run_all(page, address.format("workbench.ipynb"))

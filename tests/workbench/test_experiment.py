@@ -109,7 +109,7 @@ TOGETHER = {
 
 
 def trained(settings):
-    """The last Round; every number that was measured is one."""
+    """The last Round, after checking that every number that was measured is one."""
     *_, last = stream(lambda: settings)
     assert last.number == settings.rounds
     assert not last.skipped
@@ -185,7 +185,7 @@ def test_liars_and_codes_are_those_that_were_asked_for():
 
     plain, spoilt = run(), run(uplink="poison", liars=1.0)
     small = run(uplink="error feedback")
-    # from 0, all the other way
+    # biases start at 0, and all clients send -5 times what they learned
     torch.testing.assert_close(spoilt.params["bias"], -5 * plain.params["bias"])
     assert 7 < plain.bytes_up / small.bytes_up < 8
     with pytest.raises(ParameterError, match="gaussian noise: needs updates of this very round"):
@@ -276,7 +276,7 @@ def own():
 
     @register
     class Halves(Stage):
-        """Every update times a share."""
+        """Multiplies every update by a share."""
 
         keeps = ("clipped",)
         share: float = knob(0.5, 0.0, 1.0, "", "what is left of an update")
@@ -290,7 +290,7 @@ def own():
 
     @register
     class Nothing(Aggregation):
-        """The server stays as it is."""
+        """Leaves the server as it is."""
 
         def __call__(self, updates, server):
             assert updates

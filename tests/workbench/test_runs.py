@@ -1,6 +1,6 @@
-"""Runs on disk and as files for other tools.
+"""Runs on disk and as files for other tools: what is written is what was trained.
 
-What is written is what was trained, whatever goes wrong.
+This holds whatever goes wrong.
 """
 
 import csv

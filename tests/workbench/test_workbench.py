@@ -45,7 +45,7 @@ def bench(live):
 
 
 def tell(bench, command, *given):
-    """What a button sends."""
+    """Send what a button sends."""
     bench._told(None, {"command": command, "given": list(given)}, None)
 
 

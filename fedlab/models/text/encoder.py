@@ -212,10 +212,9 @@ def vectors(
 ) -> Tensor:
     """Vectors (n, D) of texts, float32, looked up where the texts were encoded before.
 
-    Other texts are encoded now and stored.
-
-    The texts of `fedlab.load()` come with the package, encoded by MiniLM; all others are stored in
-    the user's cache. A damaged file is made again. The other arguments are those of `encoder`.
+    Other texts are encoded now and stored in the user's cache; those of `fedlab.load()`, encoded by
+    MiniLM, come with the package. A damaged file is made again. The other arguments are those of
+    `encoder`.
     """
     key = fingerprint(texts, model, pooling)
     file = cache_folder() / "text" / f"{key}.safetensors"

@@ -1,9 +1,9 @@
 """Recommenders that read: models of texts that an experiment can name.
 
-All but the train ratings is public: the films' titles, years and genres, as MiniLM reads them. Its
-vectors of the bundled data come along; those of other data are worked out once and kept.
+Everything but the train ratings is public: the films' titles, years and genres, as MiniLM reads
+them. Its vectors of the bundled data come along; those of other data are worked out once and kept.
 
-Letters: I items, T films of a history, E numbers of a text vector, K users asked an example.
+Letters: I items, T films of a history, E numbers of a text vector, K users asked in an example.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from fedlab.models.text.two_tower import TextEncoder, TwoTower
 
 GROUP = "text"
 ADAPTED = ("query", "key", "value", "dense")  # the linear layers of MiniLM
-ITEMS, USERS, TOKENS = 16, 64, 12  # of an example: films of an epoch, users asked, words
+ITEMS, USERS, TOKENS = 16, 64, 12  # films in an epoch, users asked about each, tokens of a text
 
 
 @register
@@ -96,19 +96,19 @@ class NextItem(Recipe):
         return _by_seed(make, few)
 
     def source(self, data: Any) -> Sequences:
-        """Clicks, each with those before it."""
+        """The clicks, each with those before it."""
         return Sequences(_federation(self, data), self.history)
 
     def score(self, model: Model, data: Federation, params: Tree) -> Score:
-        """By each user's last items."""
+        """Predict from each user's last items."""
         return sequence_scorer(model, params, last_films(data.train, self.history))
 
 
 @register
 class Lora(Recipe):
-    """MiniLM with adapters as one of two towers: a text against the texts that a user has clicked.
+    """MiniLM with adapters as one of two towers: a text against the texts that a user clicked.
 
-    Only adapters and the head are trained and sent.
+    Only the adapters, the head and the user's tower are trained and sent.
     """
 
     draws_negatives = False
@@ -163,18 +163,18 @@ class Lora(Recipe):
         return _by_seed(make, few, answers=USERS)
 
     def source(self, data: Any) -> ItemQueries:
-        """Items, and which of a client's users clicked them."""
+        """The items, and which of a client's users clicked them."""
         return ItemQueries(_federation(self, data), ITEMS, USERS)
 
     def score(self, model: Model, data: Federation, params: Tree) -> Score:
-        """By the module with these parameters: each text is read once."""
+        """Predict by the module with these parameters, which reads each text once."""
         tower = loaded(model.module, params) if model.module else None
         assert isinstance(tower, TwoTower)
         return tower.scores()
 
 
 def _read(train: Ratings) -> Tensor:
-    """(I, E) MiniLM's vectors of the items' texts."""
+    """The vectors (I, E) that MiniLM makes of the items' texts."""
     return vectors(item_texts(train.catalogue), progress=False)
 
 
@@ -183,7 +183,7 @@ def _check_clicks(recipe: Recipe, task: str) -> None:
 
 
 def _federation(recipe: Recipe, data: Any) -> Federation:
-    """The data, where nothing else has changed what its examples are."""
+    """The data as a Federation; `ParameterError` where something has changed its examples."""
     require(
         isinstance(data, Federation),
         "local",
