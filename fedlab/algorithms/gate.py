@@ -140,12 +140,16 @@ def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -
         for place in dict.fromkeys(places.flatten().tolist()):
             bad.setdefault(place, reason)
 
-    for place, client in enumerate(update.cohort.tolist()):
-        if client not in invited:
-            bad[place] = "it was not invited"
-        elif client in came:
-            bad[place] = "it has already sent an update"
-        came.add(client)
+    numbers = update.cohort.tolist()
+    once = len(set(numbers)) == len(numbers) and came.isdisjoint(numbers)
+    if not (once and invited.keys() >= set(numbers)):
+        for place, client in enumerate(numbers):
+            if client not in invited:
+                bad[place] = "it was not invited"
+            elif client in came:
+                bad[place] = "it has already sent an update"
+            came.add(client)
+    came.update(numbers)
     heaviest = float(context.data.counts.max())
     fits = (update.weights > 0) & (update.weights <= heaviest)
     refuse((~fits).nonzero(), f"its weight is not above 0 and at most {heaviest:g}")

@@ -21,6 +21,9 @@ from fedlab.core import Key, Lookup, Tree, require, stream
 from fedlab.data.federation import clicks, own_rows, shuffled
 from fedlab.data.readers import DataError
 
+MANY = (
+    50_000  # rows; on an H100, 20,000 are drawn a fifth faster on the CPU, 2 million 4 times slower
+)
 FILES = ("counts.npy", "items.npy", "about.json")
 
 
@@ -86,24 +89,29 @@ class Columns:
 
     @cached_property
     def _by_client(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row numbers client after client, where each begins, and their counts, by the columns."""
-        order, starts = self.owner.argsort(stable=True), self.counts.cumsum(0) - self.counts
-        where = self.columns["target"].device
-        return order.to(where), starts.to(where), self.counts.to(where)
+        """Row numbers client after client, where each begins, and how many each has."""
+        starts = self.counts.cumsum(0) - self.counts
+        return self.owner.argsort(stable=True), starts, self.counts
+
+    @cached_property
+    def _beside_columns(self) -> tuple[Tensor, ...]:
+        """The same, on the device of the columns."""
+        return tuple(part.to(self.columns["target"].device) for part in self._by_client)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """The examples of a round: columns client, epoch and those given, wide ones as `Lookup`s.
 
-        client is the position in the cohort. They are drawn where the columns lie, on a GPU with
-        the same bits. `negatives` is not used, as the targets are given.
+        client is the position in the cohort. Many rows are drawn where the columns lie, on a GPU
+        with the same bits. `negatives` is not used, as the targets are given.
         """
-        order, starts, counts = self._by_client
+        many = int(self.counts[cohort].sum()) >= MANY
+        order, starts, counts = self._beside_columns if many else self._by_client
         cohort = cohort.to(order.device)
         _, rows = own_rows(cohort, starts, counts)
         drawn = shuffled({"row": order.index_select(0, rows)}, cohort, counts[cohort], epochs, key)
         row = drawn.pop("row")
         return drawn | {
-            name: column.index_select(0, row)
+            name: column.index_select(0, row.to(column.device))
             if column.dim() == 1
             else cast(Tensor, Lookup(column, row))
             for name, column in self.columns.items()

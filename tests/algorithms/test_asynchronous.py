@@ -210,7 +210,7 @@ def test_nobody_trains_twice_at_a_time_and_old_updates_are_forgotten(factors, cl
         ),
         (
             {"late": 0.5},
-            "buffered: needs the same clients in every round .*, which participation leaves no",
+            "buffered: needs the same clients in every round .*, which participation takes",
         ),
         ({"sampling": "poisson"}, "buffered: needs a cohort of fixed size .*, which participation"),
     ],
