@@ -13,14 +13,18 @@ usual place, say meta-learning beside a model with private rows, has a *home*: t
 task in which it does.
 """
 
+import argparse
 import atexit
 import hashlib
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +382,38 @@ def tried(pair: tuple[Variant, Variant]) -> Counts:
         for both, place in itertools.product(orders, places):
             found.add(checked(both, place))
     return found
+
+
+def composed(step: int = 1, *, texts: bool = True) -> Counts:
+    """Try every `step`-th pair, with models of texts or without them, on all cores.
+
+    Neighbours share runs, which a process remembers, so each takes 16 pairs at a time.
+    """
+    every, total = pairs(variants(heavy_too=texts)[0])[::step], Counts()
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        for number, found in enumerate(pool.map(tried, every, chunksize=16), 1):
+            total.add(found)
+            for line in found.findings:
+                print(line, flush=True)
+            if not number % 100:
+                print(f"{number} of {len(every)} pairs", flush=True)
+    return total
+
+
+def main() -> None:
+    """Try all pairs and print what they come to; end with 1 where anything was found."""
+    words = argparse.ArgumentParser(description="Run every pair of registered parts together.")
+    words.add_argument("--without-texts", action="store_true")
+    found = composed(texts=not words.parse_args().without_texts)
+    print(
+        f"{found.pairs} pairs in {found.combinations} combinations: {found.works} work, "
+        f"{found.refused} are refused, {found.knobs} knobs turned; {len(found.findings)} findings"
+    )
+    raise SystemExit(bool(found.findings))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

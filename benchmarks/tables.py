@@ -572,7 +572,9 @@ def gpu() -> str:
     """Figures of a GPU, or that there was none."""
     path = RESULTS / "gpu.json"
     held = json.loads(path.read_text())
-    rows = ((row["note"], amount(row), goal(row)) for row in held["measured"].values())
+    rows = (
+        (row["note"].split(";")[0], amount(row), goal(row)) for row in held["measured"].values()
+    )
     return (
         f"{held['remark']}."
         if not held["measured"]
