@@ -47,7 +47,7 @@ SMALL = {
     "bound": 0.01,
     "clip": 0.1,
     "trim": 0.3,
-    "server_lr": 0.1,
+    "server_lr": 0.05,
     "codec": "largest tenth",
 }
 ALWAYS = ("participation", "server", "schedule")  # kinds whose usual part has variants of its own
