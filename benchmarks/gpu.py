@@ -223,19 +223,24 @@ def measure(
         f"vs_loop_{many}",
         took["loop", many] / best,
         "ratio",
-        "fastest engine against the loop on this device",
+        f"MLP, {many} clients, the fastest way against a loop on this device",
         100,
     )
     growth = took["eager", most] / took["eager", many]
     note(
-        "time_at_10_times_clients", growth, "ratio", f"{most} clients over {many}", 2, higher=False
+        "time_at_10_times_clients",
+        growth,
+        "ratio",
+        f"MLP, a round of {most} clients over {many}",
+        2,
+        higher=False,
     )
     if "captured" in engines:
         note(
             f"captured_vs_eager_{few}",
             took["eager", few] / took["captured", few],
             "ratio",
-            f"{few} clients",
+            f"MLP, {few} clients, captured against eager",
             3,
         )
     for items in (10_000, 50_000):
@@ -248,7 +253,7 @@ def measure(
             f"mf_{items}_rounds_s",
             1 / seconds(work, device, repeats),
             "1/s",
-            f"matrix factorisation, {few} clients",
+            f"matrix factorisation, {items} items, {few} clients, rounds",
         )
     net = Adapted(384, 6, 8)
     lora = from_module(net, {"x": torch.zeros(2, 384)})
@@ -258,7 +263,7 @@ def measure(
         "lora_rounds_s",
         1 / stacked,
         "1/s",
-        f"rank 8 on 6 frozen layers of 384, {few} clients stacked",
+        f"rank 8 on 6 frozen layers of 384, {few} clients stacked, rounds",
     )
     start = to(lora.init(0), device)
     looped = seconds(lambda n: lora_loop(net, start, data, settings, n, device), device, 1, 1)

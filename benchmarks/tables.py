@@ -572,14 +572,26 @@ def gpu() -> str:
     """Figures of a GPU, or that there was none."""
     path = RESULTS / "gpu.json"
     held = json.loads(path.read_text())
-    rows = (
-        (row["note"].split(";")[0], amount(row), goal(row)) for row in held["measured"].values()
+    found, sizes = held["measured"], ("100", "1000", "10000")
+    if not found:
+        return f"{held['remark']}."
+
+    def rate(way: str, size: str) -> str:
+        row = found.get(f"{way}_{size}_rounds_s")
+        return f"{row['value']:.3g}" if row else ""
+
+    ways = [
+        (way, *(rate(way, size) for size in sizes), f"{found[f'{way}_1000_mb']['value']:.0f}")
+        for way in ("loop", "eager", "compiled", "captured", "module", "bf16")
+        if f"{way}_1000_mb" in found
+    ]
+    others = (
+        (row["note"].split(";")[0], amount(row), goal(row))
+        for name, row in found.items()
+        if not any(f"_{size}_" in name for size in sizes)
     )
-    return (
-        f"{held['remark']}."
-        if not held["measured"]
-        else table((held["remark"], "measured", "goal"), rows)
-    )
+    head = ("MLP 64-64-1, rounds a second", *(f"{size} clients" for size in sizes), "MB at 1000")
+    return "\n\n".join([table(head, ways), table((held["remark"], "measured", "goal"), others)])
 
 
 def filled(text: str) -> str:
