@@ -21,6 +21,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fedlab.core.knobs import require
+
 Tree = dict[str, Tensor]
 CACHED = 1 << 16  # floats scaled at a time before they are added: what stays in a core's cache
 Score = Callable[[Tensor, Tensor], Tensor]  # (users, items) of one shape -> scores of that shape
@@ -42,6 +44,11 @@ class Rows:
     values: Tensor
     ids: Tensor
     client: Tensor
+
+    def __post_init__(self) -> None:
+        """Check that there is a number and a client for each row."""
+        sizes = len(self.values), len(self.ids), len(self.client)
+        require(len(set(sizes)) == 1, "rows", sizes, "give as many values, ids and clients")
 
     def scaled(self, factor: Tensor) -> "Rows":
         """Multiply every client's rows by its own factor, (C,)."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fedlab.core import (
     Lookup,
+    ParameterError,
     Rows,
     SparseTable,
     Update,
@@ -44,6 +45,18 @@ def test_rows_by_hand():
     assert rows().square_norms(2).tolist() == [26, 4]
     bias = Rows(torch.tensor([2.0]), torch.tensor([1]), torch.tensor([1]))
     assert norms({"a": rows(), "b": bias}, 2).tolist() == pytest.approx([26**0.5, 8**0.5])
+
+
+def test_norms_of_wide_rows_are_right_and_do_not_overflow():
+    wide = torch.full((2, 100_003), 0.1234567)
+    wide[1, :2] = 3e30
+    found = norms({"w": Rows(wide, torch.zeros(2).long(), torch.arange(2))}, 2)
+    torch.testing.assert_close(found, wide.double().norm(dim=1), rtol=3e-7, atol=0)
+
+
+def test_rows_without_a_client_each_are_refused():
+    with pytest.raises(ParameterError, match=r"rows=\(3, 2, 2\): give as many values, ids and"):
+        Rows(torch.zeros(3, 4), torch.arange(2), torch.arange(2))
 
 
 def test_groups_of_clients_join_in_order():
