@@ -139,3 +139,23 @@ def test_lesson_10_has_solutions_and_hints(capsys):
     assert "then round" in none
     assert "left out before" in forgotten
     assert "delta + left - code" in other
+
+
+def test_an_answer_may_change_what_it_is_given(capsys):
+    exercises.inner_step(lambda w, x, y, rate: w.sub_(rate * 2 * x.T @ (x @ w - y) / len(y)))
+    exercises.clipped(lambda delta, bound: delta.mul_(min(1, bound / delta.norm())))
+    exercises.fedavg(lambda deltas, counts: deltas.mul_((counts / counts.sum())[:, None]).sum(0))
+    assert capsys.readouterr().out == "Right.\n" * 3
+
+
+def test_an_answer_that_raises_is_told_and_gets_a_hint(capsys):
+    exercises.fedavg(lambda deltas, counts: (counts * deltas).sum(0))
+    said, hint = capsys.readouterr().out.splitlines()
+    assert said.startswith("It raised RuntimeError: The size of tensor a (5) must match")
+    assert hint.startswith("Not yet. Hint: divide the counts")
+
+
+@pytest.mark.parametrize("answer", [15433.5, 15434, "15433", [15433], None])
+def test_a_count_is_one_number(answer, capsys):
+    exercises.parameters(answer, 23, 671)
+    assert capsys.readouterr().out.startswith("Not yet")
