@@ -9,8 +9,5 @@ def mean(states, there):
 
 
 def row(near, kernel, rows, noise):
-    """A new film's row, from how near the warm films are, how near they are to each other.
-
-    And their rows.
-    """
+    """A new film's row: from how near it is to the warm films, they to each other, and their rows."""
     return near @ torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows)

@@ -7,5 +7,5 @@ def clip(delta, bound):
 
 
 def deviation(noise, clip, clients):
-    """Of the noise on the mean: twice the clients, half the noise on what they say."""
+    """The deviation of the noise on the mean: twice the clients, half the noise."""
     return noise * clip / clients
