@@ -9,5 +9,5 @@ def mean(states, there):
 
 
 def row(near, kernel, rows, noise):
-    """A new film's row: from how near it is to the warm films, they to each other, and their rows."""
+    """A new film's row, by how near it is to the warm films, and they to each other."""
     return near @ torch.linalg.solve(kernel + noise * torch.eye(len(kernel)), rows)
