@@ -216,7 +216,7 @@ def test_lesson_9_turns_noise_and_liars_and_sees_the_attackers_succeed(page, tmp
             " r.metrics['epsilon'])",
         )
         honest, lied = ([row for row in found if bool(row[0]) == lying] for lying in (False, True))
-        assert max(row[1] for row in honest) < 0.05
+        assert honest[-1][1] < 0.01  # the first round's noise, which is large, shows anything
         assert lied[-1][1] > 0.5  # a clip alone does not stop them
         assert honest[-1][2] > 0.55  # without noise to speak of, members are told
         spent = [row[3] for row in found]
