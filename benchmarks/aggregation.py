@@ -44,7 +44,7 @@ def main(quick: bool) -> None:
     split = leave_one_out(load())
     data = Federation(split.train, one_per_user(split.train))
     model = matrix_factorisation(split.train.user_count, split.train.item_count, 32)
-    losses = judge(model, HeldOut.clicks(candidates(split, "validation", count=9)), data.owner)
+    losses = judge(model, HeldOut.clicks(candidates(split, "validation", against=9)), data.owner)
     rules = {
         "mean": WeightedMean(),
         "given weights": OwnWeights([1.0] * len(data)),

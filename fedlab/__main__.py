@@ -11,6 +11,7 @@ your own: they are choices like all others.
 import argparse
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -137,7 +138,12 @@ def _check_asked(base: Settings, asked: Sequence[str], trials: Sequence[Settings
     """Raise `ParameterError` for a setting that was asked for and that no run reads."""
     for name in asked:
         read = name not in base or any(name in trial for trial in trials)
-        require(read, name, base[name], _unread(base).get(name, "no run reads it"))
+        require(
+            read,
+            name,
+            base[name],
+            _unread(base).get(name, "no run reads it") + "; leave it as it was",
+        )
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -162,6 +168,9 @@ def _run(words: argparse.Namespace) -> None:
     job = _job(runs, settings, words.name)
     _drive(job, settings.rounds, runs, lambda: _words_of(runs.listed()[-1]))
     _table([runs.listed()[-1]])
+    if lost := runs.listed()[-1].records[-1].get("rejected"):
+        ((why, times),) = Counter(lost.values()).most_common(1)
+        print(f"In the last round {len(lost)} clients did not count ({times}: {why}).")
 
 
 def _sweep(words: argparse.Namespace) -> None:

@@ -38,6 +38,7 @@ from fedlab.core import (
     Tree,
     Update,
     check_read,
+    described,
     knob,
     knobs,
     one_thread,
@@ -201,6 +202,12 @@ def federate(
     (3, 4)
     """
     check_device(device)
+    for name, good, given, fix in (
+        ("model", isinstance(model, Model), model, "give a Model, such as matrix_factorisation"),
+        ("data", hasattr(data, "draw"), data, "give a Federation, Columns or another Source"),
+        ("start", isinstance(start, Round | None), start, "give a Round of an earlier run"),
+    ):
+        require(good, name, type(given).__name__, fix)
     require(
         model.task == data.task,
         "task",
@@ -211,6 +218,7 @@ def federate(
     ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
     asked = Settings(**told)
+    _check_once(parts, asked)
     pipe = pipeline(parts, asked, data)
     if pipe.spending:
         pipe.spending.check_delta(len(data))
@@ -465,11 +473,24 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
     return {**start.state, "run": own}
 
 
+def _check_once(parts: Sequence[Part], asked: Settings) -> None:
+    """Raise `ParameterError` for a knob that a part and the settings turn to different values."""
+    for part in parts:
+        for name in knobs(type(part)).keys() & asked.keys():
+            own, usual = getattr(part, name), described()[name].default
+            require(
+                own in (usual, asked[name]),
+                name,
+                asked[name],
+                f"{part.name} was made with {own!r}; say it in one place, there or in the settings",
+            )
+
+
 def _check_live(before: Settings, now: Settings, pipe: Pipeline) -> None:
     """Raise `ParameterError` for a knob that was turned and counts only from the next run."""
     for part in pipe.parts:
-        for name, described in knobs(type(part)).items():
-            same = described.live or before[name] == now[name]
+        for name, about in knobs(type(part)).items():
+            same = about.live or before[name] == now[name]
             require(
                 same,
                 name,

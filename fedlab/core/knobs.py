@@ -5,6 +5,7 @@ it; from then on checks, sliders, sweeps, the command line, help and the setting
 """
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -128,13 +129,16 @@ def strict(cls: type[T]) -> type[T]:
     """Class decorator: a wrong keyword, or a value outside its range, raises `ParameterError`."""
     build: Callable[..., None] = cls.__init__
 
-    def checked(self: object, **given: object) -> None:
-        known([f.name for f in fields(cls)], given)  # type: ignore[arg-type]
+    def checked(self: object, *unnamed: object, **given: object) -> None:
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        require(not unnamed, cls.__name__, unnamed, f"name what you give: {', '.join(names)}")
+        known(names, given)
         for f in fields(cls):  # type: ignore[arg-type]
             if "knob" in f.metadata:
                 f.metadata["knob"].check(f.name, given.get(f.name, f.default), f.type)
         build(self, **given)
 
+    checked.__signature__ = inspect.signature(build)  # type: ignore[attr-defined]
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 

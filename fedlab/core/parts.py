@@ -366,11 +366,13 @@ class RoundContext:
         return self.facts[part.name][name]
 
 
-def walk(parts: Sequence[Part], facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def walk(
+    parts: Sequence[Part], facts: Mapping[str, Any], *, advise: bool = True
+) -> dict[str, dict[str, Any]]:
     """Name of each part -> the facts in front of it.
 
     facts: those that hold before the first part. Raises `ParameterError` that names two parts, or a
-    part and what is missing, and a way out.
+    part and what is missing, and a way out. advise: whether to look if another order is one.
     """
     now, found = dict(facts), dict[str, dict[str, Any]]()
     cause = dict.fromkeys(now, "the data")
@@ -380,7 +382,9 @@ def walk(parts: Sequence[Part], facts: Mapping[str, Any]) -> dict[str, dict[str,
         )
         found[part.name] = dict(now)
         side = part.side if isinstance(part, Stage) else ""
-        _check(part, side, now, cause)
+        if fault := _fault(part, side, now, cause):
+            way = _way_out(parts, facts, part, fault[1]) if advise and fault[1] else fault[2]
+            raise ParameterError(f"{part.name}: {fault[0]}{way}")
         if isinstance(part, Stage):
             for fact in set(FRAGILE) & now.keys() - set(part.keeps):
                 del now[fact]
@@ -391,24 +395,44 @@ def walk(parts: Sequence[Part], facts: Mapping[str, Any]) -> dict[str, dict[str,
     return found
 
 
-def _check(part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, str]) -> None:
-    """Raise `ParameterError` where a part does not find what it needs, or finds what it refuses."""
+def _fault(
+    part: Part, side: str, facts: Mapping[str, Any], cause: Mapping[str, str]
+) -> tuple[str, str, str] | None:
+    """What a part does not find, or finds and refuses; who caused it; else what to do; or None."""
     for fact in part.needs:
         if fact not in facts:
-            makers = _makers(fact)
-            way = f"no registered part adds {fact!r}; known facts are {', '.join(FACTS)}"
+            what, makers = f"needs {FACTS.get(fact, fact)}; ", _makers(fact)
             if fact in cause:
-                way = f"{cause[fact]} took it away: change their order, or leave one of them out"
-            elif makers:
-                way = f"put {' or '.join(makers)} in front of it"
-            raise ParameterError(f"{part.name}: needs {FACTS.get(fact, fact)}; {way}")
+                return f"{what}{cause[fact]} took it away: ", cause[fact], ""
+            if makers:
+                return what, "", f"put {' or '.join(makers)} in front of it"
+            return what, "", f"no registered part adds {fact!r}; known facts are {', '.join(FACTS)}"
     for fact in (*part.refuses, *BEHIND.get(side, ())):
         if fact in facts:
             what = FACTS.get(fact, "to be without " + fact)
-            raise ParameterError(
-                f"{part.name}: needs {what}, which {cause[fact]} takes away; change their order, "
-                "or leave one of them out"
-            )
+            return f"needs {what}, which {cause[fact]} takes away; ", cause[fact], ""
+    return None
+
+
+def _way_out(parts: Sequence[Part], facts: Mapping[str, Any], part: Part, other: str) -> str:
+    """What to do about two parts: a sound order of the stages, or leave one of them out."""
+    found = next((each for each in parts if each.name == other), None)
+    if found is None:
+        return f"train on other data, or leave {part.name} out"
+    if not isinstance(found, Stage | Aggregation | Local | Schedule):
+        return f"turn {other} back, or leave {part.name} out"
+    places = [place for place, each in enumerate(parts) if isinstance(each, Stage)]
+    for stage in (found, part):
+        for place in places if isinstance(stage, Stage) else ():
+            order = [each for each in parts if each is not stage]
+            order.insert(place, stage)
+            try:
+                walk(order, facts, advise=False)
+            except ParameterError:
+                continue
+            names = ", ".join(each.name for each in order if isinstance(each, Stage))
+            return f"put them in the order {names}, or leave one of them out"
+    return "leave one of them out"
 
 
 def _makers(fact: str) -> list[str]:

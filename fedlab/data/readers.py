@@ -11,9 +11,10 @@ import csv
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 TITLE_AND_YEAR = re.compile(r"^(.*?)\s*\((\d{4})\)\s*$")
 ML100K_GENRES = (
@@ -115,12 +116,30 @@ def read_columns(folder: str | Path) -> dict[str, list[Any]]:
     raise DataError(f"folder={str(folder)!r} holds no known dataset; expected one of: {names}")
 
 
+@contextmanager
+def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
+    """The file as text; raises `DataError` with the line that is not in this encoding."""
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            yield file
+    except UnicodeDecodeError:
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path.name}:{number}: {line[error.start : error.end]!r} is not {encoding}; "
+                    f"save the file as {encoding}"
+                ) from error
+        raise
+
+
 def _lines(
     path: Path, separator: str, encoding: str, columns: dict[str, str | int]
 ) -> Iterator[tuple[str, dict[str, str], list[str]]]:
     """Yield (file:line, fields by column name, all fields); `DataError` if one is missing."""
     named = any(isinstance(where, str) for where in columns.values())
-    with path.open(encoding=encoding, newline="") as file:
+    with _opened(path, encoding) as file:
         rows = (
             csv.reader(file)
             if separator == ","

@@ -50,22 +50,15 @@ class Columns:
         require(
             "target" in self.columns, "columns", sorted(self.columns), "add the column 'target'"
         )
+        whole = isinstance(self.owner, Tensor) and self.owner.dtype == torch.int64
+        require(
+            whole and self.owner.dim() == 1,
+            "owner",
+            getattr(self.owner, "dtype", type(self.owner).__name__),
+            "give a Tensor (n,) of whole numbers, int64",
+        )
         for name, column in self.columns.items():
-            fits = len(column) == len(self.owner) > 0
-            require(
-                fits,
-                f"columns[{name!r}]",
-                tuple(column.shape),
-                f"give {len(self.owner)} rows, as owner has",
-            )
-            require(
-                name not in ("client", "epoch"),
-                "columns",
-                name,
-                "the engine uses this name; rename the column",
-            )
-            good = not column.is_floating_point() or bool(column.isfinite().all())
-            require(good, f"columns[{name!r}]", "not finite", "remove rows with NaN or infinity")
+            self._check(name, column)
         require(
             int(self.owner.min()) >= 0,
             "owner",
@@ -76,6 +69,36 @@ class Columns:
             raise DataError(
                 f"client {int(empty[0])} of {len(self)} holds no rows; number the clients without "
                 "gaps"
+            )
+
+    def _check(self, name: str, column: Tensor) -> None:
+        """Raise `ParameterError` for a column that cannot be trained on."""
+        title = f"columns[{name!r}]"
+        require(isinstance(column, Tensor), title, type(column).__name__, "give a Tensor")
+        require(
+            len(column) == len(self.owner) > 0,
+            title,
+            tuple(column.shape),
+            f"give {len(self.owner)} rows, as owner has",
+        )
+        require(
+            name not in ("client", "epoch"),
+            "columns",
+            name,
+            "the engine uses this name; rename the column",
+        )
+        good = not column.is_floating_point() or bool(column.isfinite().all())
+        require(good, title, "not finite", "remove rows with NaN or infinity")
+        if name == "target":
+            require(
+                column.dtype == torch.float32, title, column.dtype, "give float32, with .float()"
+            )
+            require(column.dim() == 1, title, tuple(column.shape), "give one number a row, (n,)")
+            require(
+                self.task == "ratings" or bool(((column >= 0) & (column <= 1)).all()),
+                title,
+                (float(column.min()), float(column.max())),
+                "targets of clicks go from 0 to 1; give task='ratings' for other numbers",
             )
 
     def __len__(self) -> int:

@@ -53,13 +53,13 @@ def seen(parts: Sequence[Ratings], users: Tensor) -> Tensor:
     return mask
 
 
-def candidates(split: Split, part: str = "test", count: int = 99, seed: int = 0) -> Candidates:
-    """Draw `count` different items for each user among those that the user never rated.
+def candidates(split: Split, part: str = "test", against: int = 99, seed: int = 0) -> Candidates:
+    """Draw `against` different items for each user among those that the user never rated.
 
     Items of train, validation and test all count as rated. part: 'validation' or 'test', with one
     held-out item a user, as `leave_one_out` makes them. The draw serves the evaluation only;
     training never sees it. Raises `ParameterError` for another part and when a user has fewer than
-    `count` unseen items.
+    `against` unseen items.
 
     >>> from dataclasses import replace
     >>> from fedlab.data import leave_one_out, load
@@ -72,13 +72,13 @@ def candidates(split: Split, part: str = "test", count: int = 99, seed: int = 0)
     unseen = ~seen((split.train, split.validation, split.test), held.users)
     few = int(unseen.sum(1).min())
     require(
-        1 <= count <= few,
-        "count",
-        count,
+        1 <= against <= few,
+        "against",
+        against,
         f"choose from 1 to {few}, the unseen items of the busiest user",
     )
     draw = torch.rand(unseen.shape, generator=stream(seed, f"candidates {part}"))
-    negatives = draw.where(unseen, -1.0).topk(count, dim=1).indices
+    negatives = draw.where(unseen, -1.0).topk(against, dim=1).indices
     return Candidates(held.users, held.items, negatives)
 
 

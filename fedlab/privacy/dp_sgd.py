@@ -28,6 +28,7 @@ from fedlab.core import (
     Tree,
     Update,
     add_rows,
+    as_tensor,
     knob,
     like,
     register,
@@ -108,11 +109,11 @@ class DPSGD(Local):
 
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for data or a model whose ratings it would not hide."""
-        model, task = context.model, context.data.task
+        model, negatives = context.model, context.facts[self.name].get("negatives")
         require(
-            task == "ratings",
+            not negatives,
             "task",
-            task,
+            context.data.task,
             "dp-sgd: a click brings drawn negatives along; train on ratings",
         )
         require(
@@ -120,7 +121,7 @@ class DPSGD(Local):
             "private",
             set(model.private),
             "dp-sgd: rows that stay would be trained without noise, and tell of ratings through "
-            "all others; share them",
+            "all others; share them, as private_users=False does",
         )
         require(
             "client" not in model.rows.values(),
@@ -147,10 +148,11 @@ class DPSGD(Local):
         mine = context.data.draw(
             torch.tensor([client]), 1, 0, Key(context.seed, "examples", context.number)
         )
-        order = mine["item"].argsort(stable=True)
+        count = len(mine["target"])
+        order = mine["item"].argsort(stable=True) if "item" in mine else torch.arange(count)
         device = next(iter(params.values())).device
         columns = {
-            name: column[order].to(device)
+            name: as_tensor(column)[order].to(device)
             for name, column in mine.items()
             if name not in ("client", "epoch")
         }

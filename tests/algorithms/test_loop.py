@@ -539,3 +539,23 @@ def test_platforms_hold_their_users(split, build):
     start = build("matrix factorisation", split.train).init(0)["user"]
     moved = (done.params["user"] != start).any(1)
     assert torch.equal(moved, torch.isin(data.owner, done.cohort))
+
+
+def test_a_knob_that_is_said_twice_is_refused():
+    with pytest.raises(
+        ParameterError, match=r"local_lr=0.5: sgd was made with 0.2; say it in one place, there or"
+    ):
+        next(federate(NET, TABLE, Settings(local_lr=0.5, cohort=3), local=SGD(local_lr=0.2)))
+    same = next(federate(NET, TABLE, Settings(local_lr=0.5, cohort=3), local=SGD(local_lr=0.5)))
+    assert same.number == 1
+
+
+def test_what_is_no_model_no_data_or_no_start_is_named():
+    for given, message in (
+        ((TABLE, NET), "model='Columns': give a Model"),
+        ((NET, NET), "data='Model': give a Federation"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            next(federate(*given))
+    with pytest.raises(ParameterError, match="start='int': give a Round"):
+        next(federate(NET, TABLE, start=5))

@@ -137,8 +137,8 @@ def test_what_has_no_control_variates_is_refused(wrong, message):
 def test_stale_updates_are_refused():
     with pytest.raises(
         ParameterError,
-        match="scaffold: needs updates of this very round, which buffered takes away; change their "
-        "order, or",
+        match="scaffold: needs updates of this very round, which buffered takes away; leave one "
+        "of them out",
     ):
         next(
             federate(LINE, TWO, Settings(cohort=2, buffer=1), local=Scaffold(), schedule=Buffered())

@@ -96,7 +96,8 @@ def test_a_fact_that_another_part_took_away_is_named_with_that_part():
     with pytest.raises(
         ParameterError,
         match=r"^gaussian noise: needs a bound on the length of every update; error feedback took "
-        r"it away: change their order, or leave one of them out$",
+        r"it away: put them in the order error feedback, clip, gaussian noise, or leave one of "
+        r"them out$",
     ):
         walk([Clip(), ErrorFeedback(), GaussianNoise()], {})
 

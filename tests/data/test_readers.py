@@ -92,3 +92,11 @@ def test_a_folder_without_a_dataset_is_explained(tmp_path):
     (tmp_path / "u.data").write_text(GOOD["u.data"])
     with pytest.raises(DataError, match=r"u\.data needs its u\.item beside it"):
         read(tmp_path)
+
+
+def test_a_file_in_another_encoding_names_its_line(tmp_path):
+    (tmp_path / "movies.csv").write_bytes("movieId,title,genres\n1,Amélie (2001),Drama\n".encode())
+    rows = b"userId,movieId,rating,timestamp\n1,1,4.0,5\n1,\xe4,4.0,6\n"
+    (tmp_path / "ratings.csv").write_bytes(rows)
+    with pytest.raises(DataError, match=r"ratings.csv:3: b'\\xe4' is not utf-8; save the file as"):
+        read(tmp_path)

@@ -117,3 +117,21 @@ def test_bad_folders_are_refused(tmp_path):
     np.save(tmp_path / "ok" / "counts.npy", np.array([1, 2]))
     with pytest.raises(DataError, match=r"counts\.npy adds up to 3 clicks"):
         Stored(tmp_path / "ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"target": torch.tensor([1.0, 5.0])},
+            r"columns\['target'\]=\(1.0, 5.0\): targets of clicks",
+        ),
+        ({"target": torch.tensor([1, 0])}, "give float32, with .float()"),
+        ({"target": torch.ones(2, 1)}, r"columns\['target'\]=\(2, 1\): give one number a row"),
+        ({"x": [1.0, 2.0]}, r"columns\['x'\]='list': give a Tensor"),
+    ],
+)
+def test_columns_that_cannot_be_trained_on_are_refused(change, message):
+    columns = {"x": torch.ones(2, 3), "target": torch.tensor([1.0, 0.0])}
+    with pytest.raises(ParameterError, match=message):
+        Columns(columns | change, torch.tensor([0, 1]))

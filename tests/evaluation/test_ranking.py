@@ -60,8 +60,8 @@ def test_popularity_counts_train_alone(split):
 def test_bad_arguments_are_named(split, ratings):
     with pytest.raises(ParameterError, match="part='train': choose validation or test"):
         candidates(split, "train")
-    with pytest.raises(ParameterError, match="count=9000: choose from 1 to"):
-        candidates(split, count=9000)
+    with pytest.raises(ParameterError, match="against=9000: choose from 1 to"):
+        candidates(split, against=9000)
     with pytest.raises(ParameterError, match="split with leave_one_out"):
         candidates(split_by_time(ratings))
 

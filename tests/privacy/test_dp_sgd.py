@@ -10,8 +10,8 @@ from torch import nn
 
 from fedlab.algorithms import federate
 from fedlab.core import ParameterError, Settings
-from fedlab.data import Federation, equal
-from fedlab.models import from_module, matrix_factorisation, user_factor_model
+from fedlab.data import Columns, Federation, equal
+from fedlab.models import from_module, matrix_factorisation, perceptron, user_factor_model
 from fedlab.privacy import DPSGD, Release, epsilon, example_gradients
 
 
@@ -157,3 +157,13 @@ def test_clients_weigh_as_the_aggregation_is_told(platforms):
     )
     assert len(set(platforms.counts.tolist())) > 1
     assert not torch.equal(one.params["bias"], other.params["bias"])
+
+
+def test_examples_without_items_train_as_well():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    data = Columns({"x": x, "target": x[:, 0]}, torch.arange(40) % 4, task="ratings")
+    model = perceptron(3, 4, task="ratings")
+    settings = Settings(cohort=4, example_clip=0.5, teaching_seed=1)
+    done = next(federate(model, data, settings, local=DPSGD()))
+    assert len(done.cohort) == 4
+    assert bool(done.losses.isfinite().all())
