@@ -543,10 +543,10 @@ def test_platforms_hold_their_users(split, build):
 
 def test_a_knob_that_is_said_twice_is_refused():
     with pytest.raises(
-        ParameterError, match=r"local_lr=0.5: sgd was made with 0.2; say it in one place, there or"
+        ParameterError, match=r"local_lr=0.4: sgd was made with 0.2; say it in one place, there or"
     ):
-        next(federate(NET, TABLE, Settings(local_lr=0.5, cohort=3), local=SGD(local_lr=0.2)))
-    same = next(federate(NET, TABLE, Settings(local_lr=0.5, cohort=3), local=SGD(local_lr=0.5)))
+        next(federate(NET, TABLE, Settings(local_lr=0.4, cohort=3), local=SGD(local_lr=0.2)))
+    same = next(federate(NET, TABLE, Settings(local_lr=0.4, cohort=3), local=SGD(local_lr=0.4)))
     assert same.number == 1
 
 
