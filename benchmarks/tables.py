@@ -58,6 +58,19 @@ WAYS = {
     "meta_sgd": "Meta-SGD of the user's vector",
     "ridge": "**ridge**",
 }
+HOUSE = {
+    "composition_pairs": "pairs of parts tried, synchronous and asynchronous",
+    "composition_silent": "parts without effect beside another",
+    "composition_raw_errors": "refusals without names and a way out, and errors of other kinds",
+    "knobs_ignored": "knobs that change nothing and raise nothing",
+    "resume_unequal": "runs that go on to other bits from a Round",
+    "files_in_a_round": "files that a default round runs through",
+    "lines_in_a_round": "statements that it runs",
+    "statements": "statements of the package",
+    "names_in_package": "entries of `fedlab/`",
+    "long_lines": "lines of more than 100 characters",
+    "speed_vs_0_5": "rounds a second over edition 0.5.0's, in turn, the least of five jobs",
+}
 DATASETS = {"ml100k": "MovieLens-100K", "mlsmall": "ml-latest-small"}
 SPEED = {
     "stacked_vs_loop_100": "MLP, 100 clients, against a loop over clients",
@@ -592,6 +605,13 @@ def gpu() -> str:
     )
     head = ("MLP 64-64-1, rounds a second", *(f"{size} clients" for size in sizes), "MB at 1000")
     return "\n\n".join([table(head, ways), table((held["remark"], "measured", "goal"), others)])
+
+
+def architecture() -> str:
+    """What the house is made of, and whether its parts go together."""
+    found = measured("architecture")
+    rows = ((text, amount(found[name]), goal(found[name])) for name, text in HOUSE.items())
+    return table(("", "measured", "goal"), rows)
 
 
 def filled(text: str) -> str:

@@ -56,6 +56,7 @@ def test_results_have_the_agreed_form():
         "language",
         "meta",
         "privacy",
+        "architecture",
     }
     for path in RESULTS:
         found = json.loads(path.read_text())
