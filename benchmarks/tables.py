@@ -610,7 +610,11 @@ def gpu() -> str:
 def architecture() -> str:
     """What the house is made of, and whether its parts go together."""
     found = measured("architecture")
-    rows = ((text, amount(found[name]), goal(found[name])) for name, text in HOUSE.items())
+    rows = (
+        (text, amount(found[name]), goal(found[name]))
+        for name, text in HOUSE.items()
+        if name in found
+    )
     return table(("", "measured", "goal"), rows)
 
 

@@ -12,7 +12,7 @@ Sources: Seide et al. 2014, "1-bit stochastic gradient descent" (error feedback)
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,11 +83,12 @@ class ErrorFeedback(Stage):
             height, kind = len(context.server[name]), context.asked[name][1]
             draw = stream(context.seed, f"code {name}", context.number)
             kept: Kept = memory.get(name, {})
-            whole = _with_rest(kept, update.cohort, height, rows) if self.feedback == "on" else rows
+            left = _Left.of(kept, update.cohort, height, rows) if self.feedback == "on" else None
+            whole = rows if left is None else left.added(rows)
             arrives, bytes_up = code(whole, clients, height, draw)
-            if self.feedback == "on":
+            if left is not None:
                 rest = whole.values - arrives  # not in place: a codec may hand its input on
-                memory[name] = {**kept, **_left(kept, update.cohort, height, whole, rest)}
+                memory[name] = {**kept, **left.after(rest, update.cohort)}
             deltas[name], size = replace(rows, values=arrives), size + bytes_up
             if not code.says_where and kind not in counted:
                 counted.add(kind)
@@ -95,45 +96,61 @@ class ErrorFeedback(Stage):
         return replace(update, deltas=deltas, bytes_up=size)
 
 
-def _remembered(kept: Kept, cohort: Tensor, height: int) -> tuple[Tensor, Tensor] | None:
-    """What these clients have kept: (keys `place in the cohort * height + row`, what was left).
+@dataclass(frozen=True)
+class _Left:
+    """What the clients of a chunk have kept, and where the rows that they send now are in it.
 
-    The keys grow. None where none of the clients has kept anything.
+    A key is `place in the cohort * height + row`; keys grow. asked (R,): those of the rows sent.
+    keys (K,), values (K, ...): of what is kept. at (R,): where a row's key is among these, if it is
+    `there` (R,).
     """
-    found = [
-        (place * height + kept[client][0], kept[client][1])
-        for place, client in enumerate(cohort.tolist())
-        if client in kept
-    ]
-    return (torch.cat([k for k, _ in found]), torch.cat([v for _, v in found])) if found else None
 
+    height: int
+    asked: Tensor
+    keys: Tensor
+    values: Tensor
+    at: Tensor
+    there: Tensor
 
-def _with_rest(kept: Kept, cohort: Tensor, height: int, rows: Rows) -> Rows:
-    """The rows with what their clients have kept of them."""
-    before = _remembered(kept, cohort, height)
-    if before is None:
-        return rows
-    keys, left = before
-    asked = rows.client * height + rows.ids
-    at = torch.searchsorted(keys, asked).clamp(max=len(keys) - 1)
-    there = (keys[at] == asked).view(-1, *[1] * (left.dim() - 1))
-    return replace(rows, values=rows.values + torch.where(there, left.index_select(0, at), 0.0))
+    @staticmethod
+    def of(kept: Kept, cohort: Tensor, height: int, rows: Rows) -> "_Left":
+        """Look up what these clients have kept."""
+        found = [
+            (place * height + kept[client][0], kept[client][1])
+            for place, client in enumerate(cohort.tolist())
+            if client in kept
+        ]
+        asked = rows.client * height + rows.ids
+        keys = torch.cat([asked[:0], *(k for k, _ in found)])
+        values = torch.cat([rows.values[:0], *(v for _, v in found)])
+        at = torch.searchsorted(keys, asked).clamp(max=max(0, len(keys) - 1))
+        there = keys[at] == asked if len(keys) else torch.zeros_like(asked, dtype=torch.bool)
+        return _Left(height, asked, keys, values, at, there)
 
+    def added(self, rows: Rows) -> Rows:
+        """The rows with what was left of them."""
+        if not len(self.keys):
+            return rows
+        there = self.there.view(-1, *[1] * (self.values.dim() - 1))
+        left = torch.where(there, self.values.index_select(0, self.at), 0.0)
+        return replace(rows, values=rows.values + left)
 
-def _left(kept: Kept, cohort: Tensor, height: int, rows: Rows, rest: Tensor) -> Kept:
-    """What these clients keep now: `rest` of the rows sent, beside what was left of others."""
-    # numbers that are not finite are not kept, so that a bad round spoils no later one
-    rest = rest if bool(rest.sum().isfinite()) else rest.nan_to_num(0.0, 0.0, 0.0)
-    keys, before = rows.client * height + rows.ids, _remembered(kept, cohort, height)
-    if before is not None:
-        others = ~torch.isin(before[0], keys, assume_unique=True)
-        keys, rest = torch.cat([before[0][others], keys]), torch.cat([before[1][others], rest])
-        keys, order = keys.sort()
-        rest = rest.index_select(0, order)
-    cuts = torch.bincount(keys // height, minlength=len(cohort)).tolist()
-    parts = zip(cohort.tolist(), (keys % height).split(cuts), rest.split(cuts), strict=True)
-    # copies, not views, which would keep the whole chunk
-    return {client: (ids.clone(), values.clone()) for client, ids, values in parts if len(ids)}
+    def after(self, rest: Tensor, cohort: Tensor) -> Kept:
+        """What these clients keep now: `rest` of the rows sent, beside what was left of others."""
+        # numbers that are not finite are not kept, so that a bad round spoils no later one
+        rest = rest if bool(rest.sum().isfinite()) else rest.nan_to_num(0.0, 0.0, 0.0)
+        keys = self.asked
+        if len(self.keys):
+            others = torch.ones_like(self.keys, dtype=torch.bool)
+            others[self.at[self.there]] = False
+            keys, order = torch.cat([self.keys[others], keys]).sort()
+            rest = torch.cat([self.values[others], rest]).index_select(0, order)
+        cuts = torch.bincount(keys // self.height, minlength=len(cohort)).tolist()
+        parts = zip(
+            cohort.tolist(), (keys % self.height).split(cuts), rest.split(cuts), strict=True
+        )
+        # copies, not views, which would keep the whole chunk
+        return {client: (ids.clone(), values.clone()) for client, ids, values in parts if len(ids)}
 
 
 def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:
