@@ -189,7 +189,11 @@ def serving(home, words, more, address):
         yield
     finally:
         server.terminate()
-        server.wait(30)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:  # a busy machine is no failure
+            server.kill()
+            server.wait()
 
 
 def answers(address):

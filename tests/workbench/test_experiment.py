@@ -505,7 +505,10 @@ def test_what_a_preset_has_for_another_combination_is_left_out(tmp_path):
         (["run", "--set", "rounds=x"], "rounds='x': choose a whole number"),
         (["run", "--set", "rounds"], "'rounds': write NAME=VALUE"),
         (["run", "--set", "clip=2"], "clip=2.0: nothing in this run reads it; clip would"),
-        (["run", "missing.json"], "No such file or directory: 'missing.json'"),
+        (
+            ["run", "missing.json"],
+            "settings='missing.json': no such file; name one, or leave it out",
+        ),
         (["sweep", "--over", "local_lr=a"], "local_lr='a': choose a number"),
         (
             ["sweep", "--over", "uplink=clip + nois"],
