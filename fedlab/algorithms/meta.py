@@ -300,7 +300,7 @@ class Meta(Local):
             not model.private,
             "private",
             set(model.private),
-            "meta keeps nothing from round to round: make the model with private_users=False, and "
+            "meta keeps nothing from round to round; make the model with private_users=False, and "
             "name in `adapts` what adapts (with learn_start='no' it is never sent)",
         )
         rates = any(name.startswith(RATE) for name in model.rows)
