@@ -48,6 +48,7 @@ SMALL = {
     "clip": 0.1,
     "trim": 0.3,
     "server_lr": 0.05,
+    "temperature": 5.0,
     "codec": "largest tenth",
 }
 ALWAYS = ("participation", "server", "schedule")  # kinds whose usual part has variants of its own
