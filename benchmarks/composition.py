@@ -51,7 +51,12 @@ SMALL = {
     "temperature": 5.0,
     "codec": "largest tenth",
 }
-ALWAYS = ("participation", "server", "schedule")  # kinds whose usual part has variants of its own
+ALWAYS = (
+    "participation",
+    "server",
+    "schedule",
+    "gate",
+)  # kinds whose usual part has variants of its own
 # knobs that by design leave no trace in a run: how it is computed, and when it would end
 NO_TRACE = {
     "memory_mb": "how many clients are in memory together",

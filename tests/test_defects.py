@@ -1118,7 +1118,7 @@ def test_l11_a_client_counts_once_however_often_it_sends():
     far, done = moved_sum(fifty)
     assert far <= 1 + 1e-3
     assert done.cohort.tolist().count(0) == 1
-    assert done.rejected[0] == "it has already sent an update"
+    assert done.rejected[0] == "it has already sent an update, which counts"
 
 
 def test_l12_copies_of_a_row_are_refused():

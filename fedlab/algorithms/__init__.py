@@ -2,7 +2,7 @@
 
 from fedlab.algorithms.asynchronous import Buffered, idle
 from fedlab.algorithms.implicit import Implicit
-from fedlab.algorithms.loop import federate, in_order, one_round, pipeline
+from fedlab.algorithms.loop import federate, gated, in_order, one_round, pipeline
 from fedlab.algorithms.meta import METHODS, Meta, with_rates
 from fedlab.algorithms.participation import Membership, Participation, Synchronous, sample
 from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, newcomers
@@ -22,6 +22,7 @@ __all__ = [
     "alone_ranks",
     "federate",
     "fine_tuned",
+    "gated",
     "idle",
     "in_order",
     "newcomers",

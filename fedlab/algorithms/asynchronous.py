@@ -28,6 +28,7 @@ from fedlab.core import (
     Schedule,
     Sent,
     Tree,
+    Update,
     knob,
     register,
     require,
@@ -43,13 +44,14 @@ class InFlight:
     """Who trains at the moment.
 
     begun: how many clients started so far. under_way: a heap of Arrivals. trained: step of the
-    server -> what the clients that started in it will send, and for FedAsync the rows that they
-    started from.
+    server -> what the clients that started in it will send. started: for FedAsync, step -> the
+    parameters that they started from.
     """
 
     begun: int = 0
     under_way: tuple[Arrival, ...] = ()
-    trained: Mapping[int, tuple[tuple[Sent, Tree], ...]] = field(default_factory=dict)
+    trained: Mapping[int, tuple[Sent, ...]] = field(default_factory=dict)
+    started: Mapping[int, Tree] = field(default_factory=dict)
 
 
 @register
@@ -145,40 +147,41 @@ class Buffered(Schedule):
         )
 
     def land(self, sent: Iterator[Sent], context: RoundContext) -> Iterator[Sent]:
-        """Yield the updates that arrived, oldest first, times the weight of their staleness."""
+        """Yield the updates that arrived, oldest first, as they were sent."""
         memory, now, invited = context.memory(self), context.before.number, context.plan.invited
         flight: InFlight = memory["flight"]
-        trained = dict(flight.trained) | {now: tuple((s, self._anchor(s, context)) for s in sent)}
         under_way = {step for *_, step in flight.under_way}
-        left = {step: parts for step, parts in trained.items() if step in under_way}
-        memory["flight"] = replace(flight, trained=left)
+        trained, started = dict(flight.trained) | {now: tuple(sent)}, dict(flight.started)
+        if self.method == "fedasync":
+            started[now] = {name: context.params[name] for name in context.asked}
+            context.notes["started"] = started
+        memory["flight"] = replace(
+            flight,
+            trained={step: parts for step, parts in trained.items() if step in under_way},
+            started={step: params for step, params in started.items() if step in under_way},
+        )
         for step in sorted(set(invited.values())):
             here = torch.tensor([client for client, start in invited.items() if start == step])
-            factor = float(self.weight(torch.tensor(float(now - step))))
-            for each, anchor in trained[step]:
+            for each in trained[step]:
                 chosen = torch.isin(each.update.cohort, here)
                 if chosen.any():
-                    yield self._landed(each, anchor, factor, context).only(chosen)
+                    yield each.only(chosen)
 
-    def _anchor(self, sent: Sent, context: RoundContext) -> Tree:
-        """For FedAsync, the server's rows that a client started from; the server moves on."""
-        if self.method == "fedbuff":
-            return {}
-        return {
-            name: context.params[name].index_select(0, rows.ids)
-            for name, rows in sent.update.deltas.items()
-            if name in context.params
-        }
+    def received(self, update: Update, context: RoundContext) -> Update:
+        """The deltas times the weight of their staleness.
 
-    def _landed(self, sent: Sent, anchor: Tree, factor: float, context: RoundContext) -> Sent:
-        """The deltas times `factor`; for FedAsync they are taken against the current parameters."""
-        deltas, update = dict(sent.update.deltas), sent.update
-        for name, rows in deltas.items():
+        For FedAsync they are first taken against the current parameters: the server has moved on.
+        """
+        step = context.plan.invited[int(update.cohort[0])]  # a chunk started in one step
+        factor = float(self.weight(torch.tensor(float(context.before.number - step))))
+        deltas = {}
+        for name, rows in update.deltas.items():
             values = rows.values
-            if name in anchor:
-                values = values + (anchor[name] - context.params[name].index_select(0, rows.ids))
+            if self.method == "fedasync":
+                then, now = context.notes["started"][step][name], context.params[name]
+                values = values + (then.index_select(0, rows.ids) - now.index_select(0, rows.ids))
             deltas[name] = Rows(values * factor, rows.ids, rows.client)
-        return replace(sent, update=replace(update, deltas=deltas))
+        return replace(update, deltas=deltas)
 
     def _wait(
         self, context: RoundContext, who: Participation, flight: InFlight

@@ -1,8 +1,12 @@
 """The gate: what the server takes for an update, and the books that it keeps of all that came.
 
-It stands where somebody else's numbers enter the server, in front of everything that reads them. A
-client whose update fails here is rejected, with a reason; no decision about one client depends on
-another's update of the same round.
+It stands where somebody else's numbers enter the server, in front of everything that reads them:
+staleness, control variates, noise, sums. A client whose update fails here is rejected, with a
+reason. No decision about one client depends on another's update of the same round: a cap is a
+setting, or comes from the model as earlier rounds have left it.
+
+Under a secure sum the server sees who sent, and no numbers. There the same checks are those that an
+honest client makes of its own update before it masks it; a dishonest one can skip them.
 
 Letters: C clients of a chunk, R rows.
 """
@@ -14,9 +18,96 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import RoundContext, Rows, Sent, Stage, Tree, Update, moved, norms, require
+from fedlab.core import Part, RoundContext, Rows, Sent, Tree, Update, knob, moved, norms, register
+from fedlab.data import user_owner
 
 FLOATS = 4  # bytes of a number, and of a row number
+NOBODY = -1  # in the books, who sent an update that does not say whose it is
+KNOWN = 32  # lengths that make a median
+GROUP = "gate"
+
+
+@register
+class Gate(Part):
+    """How much the server takes from one client.
+
+    A clip bounds lengths itself and makes all weights 1. Behind noise of the clients' own, lengths
+    tell nothing, and only the coarse bound is left. Turning a knob makes other lengths right, so
+    the median begins anew.
+    """
+
+    kind = "gate"
+    heaviest: float = knob(
+        0.0,
+        0.0,
+        1e12,
+        "examples",
+        "the most that a client may weigh; 0 for as many as the largest client holds",
+        usual=(0.0, 500.0),
+        group=GROUP,
+    )
+    longest: float = knob(
+        1e6,
+        1e-9,
+        1e12,
+        "L2 norm",
+        "the longest update that is taken",
+        log=True,
+        usual=(0.1, 1e6),
+        group=GROUP,
+    )
+    outlier: float = knob(
+        100.0,
+        0.0,
+        1e12,
+        "of the median",
+        "how long an update may be beside those of the rounds before; 0 for any length",
+        usual=(0.0, 100.0),
+        group=GROUP,
+    )
+
+    def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """The weight where all are alike, the lengths behind a clip, their median behind noise."""
+        weight = ("heaviest",) if "equal" in facts else ()
+        lengths = ("longest", "outlier") if "clipped" in facts else ()
+        return weight + (lengths or (("outlier",) if "noised" in facts else ()))
+
+    def most(self, context: RoundContext) -> float:
+        """The weight that a client may have at most."""
+        if "equal" in context.facts[self.name]:
+            return 1.0
+        return self.heaviest or float(context.data.counts.max())
+
+    def bound(self, context: RoundContext) -> tuple[float, str]:
+        """The length that an update may have at most, and what a client is told about it."""
+        facts = context.facts[self.name]
+        if "clipped" in facts:
+            clip = context.notes["clipped"]
+            return clip * (1 + 1e-5), f"it is longer than the clip of {clip:g}"
+        if "noised" in facts:  # a client's own, of z C on each number, which is long itself
+            numbers = sum(value.numel() for value in context.server.values())
+            noise = facts["noised"] * context.notes["clipped"] * (numbers**0.5 + 10)
+            longest = max(self.longest, 10 * noise)
+            return longest, f"it is longer than {longest:.3g}"
+        before = self._before(context)
+        usual = float(before.median()) if len(before) >= KNOWN else float("inf")
+        if self.outlier and self.outlier * usual < self.longest:
+            return self.outlier * usual, (
+                f"it is longer than {self.outlier:g} times {usual:.3g}, the median of earlier ones"
+            )
+        return self.longest, f"it is longer than longest={self.longest:g}"
+
+    def remember(self, lengths: Tensor, context: RoundContext) -> None:
+        """Keep the lengths (C,) that came through, for the rounds that follow."""
+        if self.outlier and not context.facts[self.name].keys() & {"clipped", "noised"}:
+            kept = torch.cat([self._before(context), lengths])
+            context.memory(self)["lengths"] = kept[-max(KNOWN, len(lengths)) :].clone()
+
+    def _before(self, context: RoundContext) -> Tensor:
+        """The lengths that earlier rounds took under the same settings."""
+        same = context.before.settings == context.settings
+        lengths: Tensor = context.memory(self).get("lengths", torch.empty(0))
+        return lengths if same else lengths[:0]
 
 
 @dataclass
@@ -35,6 +126,10 @@ class Books:
         down, up = payload(update, asked)
         self.down += down
         self.up += up if update.bytes_up is None else int(update.bytes_up.sum())
+
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Note who does not count, and why: the first reason, where there are several."""
+        self.rejected = dict(reasons) | self.rejected
 
     def keep(self, sent: Sent, length: Tensor) -> None:
         """Note an update that came through, without its numbers but for the rows that stay."""
@@ -77,129 +172,173 @@ def payload(update: Update, asked: Mapping[str, tuple[Tensor, str]]) -> tuple[in
 
 
 def admitted(
-    landed: Iterable[Sent], context: RoundContext, stages: Sequence[Stage], books: Books
+    landed: Iterable[Sent], gate: Gate, context: RoundContext, books: Books
 ) -> Iterator[Update]:
-    """The updates that come through the gate, after the server's stages."""
+    """The updates that come through the gate, with the names that were asked for."""
     came: set[int] = set()
     for every in landed:
+        if fault := unreadable(every):
+            senders = _senders(every.update)
+            books.refuse(dict.fromkeys(senders, fault))
+            came.update(senders)
+            continue
         books.count(every.update, context.asked)
         asked = {n: rows for n, rows in every.update.deltas.items() if n in context.asked}
         length = norms(asked, len(every.update.cohort))
-        bad, sent = reasons(every, length, context, came), every
+        bad, sent = reasons(every, length, gate, context, came), every
         if bad:
             fine = torch.tensor([place not in bad for place in range(len(every.update.cohort))])
-            books.rejected |= {int(every.update.cohort[place]): why for place, why in bad.items()}
+            books.refuse({int(every.update.cohort[place]): why for place, why in bad.items()})
             sent, length = every.only(fine), length[fine]
         books.keep(sent, length.float())
-        if not len(sent.update.cohort):
-            continue
-        update = replace(sent.update, deltas={n: sent.update.deltas[n] for n in context.asked})
-        for stage in stages:
-            update = checked(stage, update, context)
-        yield update
+        if len(sent.update.cohort):
+            deltas = {name: sent.update.deltas[name] for name in context.asked}
+            yield replace(sent.update, deltas=deltas)
+    silent = [client for client in context.plan.invited if client not in came]
+    books.refuse(dict.fromkeys(silent, "no update of it came"))
 
 
-def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
-    """What leaves a stage; raises `ParameterError` for one that changes names or shapes."""
-    found, clients = stage.each(update, context), len(update.cohort)
-    require(isinstance(found, Update), stage.name, found, "a stage returns an Update")
-    counted = found.bytes_up
-    require(
-        counted is None or (counted.shape == (clients,) and bool((counted >= 0).all())),
-        stage.name,
-        counted,
-        f"bytes_up has a number from 0 for each of {clients} clients",
-    )
-    require(
-        found.deltas.keys() == update.deltas.keys(),
-        stage.name,
-        sorted(found.deltas),
-        f"a stage hands on the names that it is given: {', '.join(sorted(update.deltas))}",
-    )
-    for name, rows in found.deltas.items():
-        shape, given = rows.values.shape[1:], update.deltas[name].values.shape[1:]
-        require(
-            shape == given,
-            stage.name,
-            tuple(shape),
-            f"a stage keeps the shape of rows; those of {name!r} are {tuple(given)}",
-        )
-    return found
+def _senders(update: Any) -> list[int]:
+    """Whose update this claims to be."""
+    cohort = getattr(update, "cohort", None)
+    whole = isinstance(cohort, Tensor) and cohort.dtype == torch.int64 and cohort.dim() == 1
+    return cohort.tolist() if whole else [NOBODY]  # type: ignore[union-attr]
 
 
-def reasons(sent: Sent, length: Tensor, context: RoundContext, came: set[int]) -> dict[int, str]:
+def unreadable(sent: Sent) -> str:
+    """What is wrong with a chunk as a whole, in types or in sizes; '' for nothing."""
+    update = sent.update
+    if not isinstance(update, Update) or _senders(update) == [NOBODY]:
+        return "it is not an Update with the numbers of its senders"
+    clients = len(update.cohort)
+    for name in ("weights", "losses", "steps"):
+        column = getattr(update, name)
+        if not isinstance(column, Tensor) or column.shape != (clients,):
+            return f"its {name} are not one number for each sender"
+        if not column.dtype.is_floating_point:
+            return f"its {name} hold {column.dtype}; send float32"
+    for name, rows in [*update.deltas.items(), *sent.own.items()]:
+        if fault := _misfit(name, rows, clients):
+            return fault
+    return ""
+
+
+def _misfit(name: str, rows: Any, clients: int) -> str:
+    """What is wrong with the rows of one name; '' for nothing."""
+    if not isinstance(rows, Rows):
+        return f"its {name!r} are no rows"
+    values, ids, client = rows.values, rows.ids, rows.client
+    if values.dtype != torch.float32 or ids.dtype != torch.int64:
+        return f"its {name!r} holds {values.dtype} at {ids.dtype}; send float32 at int64"
+    if not len(values) == len(ids) == len(client) or (ids.dim(), client.dim()) != (1, 1):
+        return f"its {name!r} has {len(values)} rows and {len(ids)} row numbers"
+    inside = client.dtype == torch.int64 and bool(((client >= 0) & (client < clients)).all())
+    grown = inside and bool((client[1:] >= client[:-1]).all())
+    return "" if grown else f"its {name!r} has rows of no sender, or not sender by sender"
+
+
+def reasons(
+    sent: Sent, length: Tensor, gate: Gate, context: RoundContext, came: set[int]
+) -> dict[int, str]:
     """The place in the chunk of each client whose update is refused -> why.
 
     length (C,): the L2 norm of each update. came: the clients that have sent an update in this
     round; those of the chunk are added to it.
     """
-    bad: dict[int, str] = {}
-    update, invited = sent.update, context.plan.invited
-
-    def refuse(places: Tensor, reason: str) -> None:
+    bad = _uninvited(sent.update.cohort.tolist(), context.plan.invited, came)
+    for places, why in (*_wrong_numbers(sent, length, gate, context), *_wrong_rows(sent, context)):
         for place in dict.fromkeys(places.flatten().tolist()):
-            bad.setdefault(place, reason)
+            bad.setdefault(place, why)
+    return bad
 
-    numbers = update.cohort.tolist()
-    senders = set(numbers)
+
+def _uninvited(
+    numbers: Sequence[int], invited: Mapping[int, int], came: set[int]
+) -> dict[int, str]:
+    """The places of clients that were not invited, or have sent an update before -> which."""
+    bad, senders = dict[int, str](), set(numbers)
     once = len(senders) == len(numbers) and came.isdisjoint(senders)
     if not (once and senders <= invited.keys()):  # a loop over 10,000 clients takes 4 ms
         for place, client in enumerate(numbers):
             if client not in invited:
                 bad[place] = "it was not invited"
             elif client in came:
-                bad[place] = "it has already sent an update"
+                bad[place] = "it has already sent an update, which counts"
             came.add(client)
     came |= senders
-    heaviest = float(context.data.counts.max())
-    fits = (update.weights > 0) & (update.weights <= heaviest)
-    refuse((~fits).nonzero(), f"its weight is not above 0 and at most {heaviest:g}")
-    doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
-    squares = (length + doubt).float().square()  # what cannot be squared cannot be added up, either
-    refuse(
-        (~squares.isfinite()).nonzero(),
-        "its delta or loss is not finite; lower local_lr, or look at its data",
-    )
-    longest = context.notes["longest"]
-    refuse((length > longest * (1 + 1e-5)).nonzero(), f"it is longer than the clip of {longest:g}")
-    _check_rows(update, context, refuse)
     return bad
 
 
-def _check_rows(update: Update, context: RoundContext, refuse: Any) -> None:
-    """Refuse clients whose rows are not the server's in name, type, shape or number."""
-    everybody, grown = torch.arange(len(update.cohort)), set[tuple[int, int, int]]()
+Faults = Iterator[tuple[Tensor, str]]  # places of clients in the chunk, and what is wrong there
+
+
+def _wrong_numbers(sent: Sent, length: Tensor, gate: Gate, context: RoundContext) -> Faults:
+    """Yield whose weight, loss or length cannot be."""
+    update, most = sent.update, gate.most(context)
+    fits = (update.weights > 0) & (update.weights <= most)
+    yield (~fits).nonzero(), f"its weight is not above 0 and at most {most:g}"
+    doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
+    squares = (length + doubt).float().square()  # what cannot be squared cannot be added up, either
+    yield (
+        (~squares.isfinite()).nonzero(),
+        "its delta or loss is not finite; lower local_lr, or look at its data",
+    )
+    longest, told = gate.bound(context)
+    yield (length > longest).nonzero(), told
+
+
+def _wrong_rows(sent: Sent, context: RoundContext) -> Faults:
+    """Yield whose rows are not the server's, or not its own."""
+    update, looked = sent.update, set[tuple[int, int, int]]()
+    everybody = torch.arange(len(update.cohort))
     for name in context.asked:
         if name not in update.deltas:
-            refuse(everybody, f"{name!r} is missing")
+            yield everybody, f"{name!r} is missing"
+    silent = torch.ones(len(everybody), dtype=torch.bool)
     for name, rows in update.deltas.items():
         if name not in context.asked:
-            refuse(rows.client, f"nobody asked for {name!r}")
+            yield rows.client, f"nobody asked for {name!r}"
             continue
-        server, _ = context.asked[name]
-        values, height = rows.values, len(server)
-        if values.shape[1:] != server.shape[1:]:
-            refuse(
-                rows.client,
-                f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's have "
-                f"{tuple(server.shape[1:])}",
-            )
-        if values.dtype != torch.float32 or rows.ids.dtype != torch.int64:
-            refuse(
-                rows.client,
-                f"its {name!r} holds {values.dtype} at {rows.ids.dtype}; send float32 at int64",
-            )
-            continue
-        same = rows.ids.data_ptr(), len(rows.ids), height
-        if same in grown or not len(rows.ids):
-            continue  # a parameter with the same rows, such as a bias, has been looked at
-        grown.add(same)
-        outside = (rows.ids < 0) | (rows.ids >= height)
-        if outside.any():
-            refuse(
-                rows.client[outside],
-                f"its {name!r} has a row that is none of the server's {height}",
-            )
-        repeated = (rows.client[1:] == rows.client[:-1]) & (rows.ids[1:] <= rows.ids[:-1])
-        if repeated.any():
-            refuse(rows.client[1:][repeated], f"its row numbers of {name!r} do not grow")
+        yield from _unlike(name, rows, context.asked[name][0], looked)
+        if silent.any():
+            silent &= torch.bincount(rows.client, minlength=len(everybody)).cpu() == 0
+    yield silent.nonzero(), "it sends no rows"
+    for name, rows in sent.own.items():
+        yield from _unlike(name, rows, context.params[name], looked)
+        foreign = _holder(name, rows.ids, context) != update.cohort[rows.client.cpu()]
+        yield rows.client.cpu()[foreign], f"its {name!r} has a row of another client's"
+
+
+def _unlike(name: str, rows: Rows, server: Tensor, looked: set[tuple[int, int, int]]) -> Faults:
+    """Yield whose rows of a name differ from the server's in shape or number.
+
+    looked: what has been looked at, so that a bias at the rows of its vectors is not again.
+    """
+    values, height = rows.values, len(server)
+    if values.shape[1:] != server.shape[1:]:
+        yield (
+            rows.client,
+            f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's have "
+            f"{tuple(server.shape[1:])}",
+        )
+    same = rows.ids.data_ptr(), len(rows.ids), height
+    if same in looked or not len(rows.ids):
+        return
+    looked.add(same)
+    outside = (rows.ids < 0) | (rows.ids >= height)
+    if outside.any():
+        yield (
+            rows.client[outside],
+            f"its {name!r} has a row that is none of the server's {height}",
+        )
+    repeated = (rows.client[1:] == rows.client[:-1]) & (rows.ids[1:] <= rows.ids[:-1])
+    if repeated.any():
+        yield rows.client[1:][repeated], f"its row numbers of {name!r} do not grow"
+
+
+def _holder(name: str, ids: Tensor, context: RoundContext) -> Tensor:
+    """(R,) the client whose own these rows of a private parameter are; -1 for rows of nobody."""
+    height, data = len(context.params[name]), context.data
+    owner = None if context.model.rows[name] == "client" else user_owner(data)
+    ids = torch.where((ids >= 0) & (ids < height), ids, -1).cpu()
+    return ids if owner is None else torch.where(ids >= 0, owner[ids], -1)

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 
 from fedlab.aggregation import NoDeltaError, ServerStep, WeightedMean, as_aggregation
-from fedlab.algorithms.gate import Books, admitted, checked
+from fedlab.algorithms.gate import Books, Gate, admitted
 from fedlab.algorithms.participation import Participation, Synchronous
 from fedlab.core import (
     Aggregation,
@@ -87,6 +87,7 @@ class Pipeline:
     schedule: Schedule
     local: Local
     uplink: tuple[Stage, ...]
+    gate: Gate
     aggregate: Aggregation
     server: ServerStep
     settings: Settings
@@ -101,7 +102,9 @@ class Pipeline:
             self.participation,
             self.schedule,
             self.local,
-            *self.uplink,
+            *self.stages("client"),
+            self.gate,
+            *self.stages("server", "sum"),
             self.aggregate,
             self.server,
         ]
@@ -111,9 +114,9 @@ class Pipeline:
         """The part with delta and budget, where the run spends privacy."""
         return next((part for part in self.parts if isinstance(part, Spending)), None)
 
-    def stages(self, side: str) -> list[Stage]:
-        """The stages that act on one side."""
-        return [stage for stage in self.uplink if stage.side == side]
+    def stages(self, *sides: str) -> list[Stage]:
+        """The stages that act on these sides."""
+        return [stage for stage in self.uplink if stage.side in sides]
 
 
 def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipeline:
@@ -125,11 +128,11 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     facts = walk(own, {"negatives": True} if draws_negatives(data) else {})
     check_read(own, facts, settings)
     whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
-    run, who, schedule, local, *uplink, aggregate, server = cast(list[Any], own)
+    run, who, schedule, local, *between, aggregate, server = cast(list[Any], own)
     equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
-    return Pipeline(
-        run, who, schedule, local, tuple(uplink), aggregate, server, whole, facts, equal
-    )
+    uplink = tuple(part for part in between if not isinstance(part, Gate))
+    (gate,) = (part for part in between if isinstance(part, Gate))
+    return Pipeline(run, who, schedule, local, uplink, gate, aggregate, server, whole, facts, equal)
 
 
 def in_order(
@@ -154,10 +157,17 @@ def in_order(
         participation or Participation(),
         schedule or Synchronous(),
         local or SGD(),
-        *uplink,
+        *gated(uplink),
         as_aggregation(aggregate or WeightedMean()),
         ServerStep(),
     ]
+
+
+def gated(uplink: Sequence[Stage]) -> list[Part]:
+    """The stages with the gate where updates enter the server: behind the last client stage."""
+    clients = [place for place, stage in enumerate(uplink, 1) if stage.side == "client"]
+    cut = max(clients, default=0)
+    return [*uplink[:cut], Gate(), *uplink[cut:]]
 
 
 def draws_negatives(data: Any) -> bool:
@@ -254,8 +264,9 @@ def one_round(
         return None
     books, params, skipped = Books(context.plan.rejected), context.params, ""
     landed = pipe.schedule.land(_outgoing(pipe, context), context)
+    came = admitted(landed, pipe.gate, context, books)
     try:
-        delta = _one_delta(pipe, context, admitted(landed, context, pipe.stages("server"), books))
+        delta = _one_delta(pipe, context, (_received(pipe, update, context) for update in came))
     except NoDeltaError as reason:
         if any(len(sent.update.cohort) for sent in books.kept) and not books.rejected:
             raise
@@ -267,9 +278,9 @@ def one_round(
         params = params | shared | books.private(params, model.private)
     for stage in pipe.uplink:
         stage.done(context)
-    columns = books.columns() | (
-        {"bytes_up": context.notes["bytes_up"]} if "bytes_up" in context.notes else {}
-    )
+    columns = books.columns()
+    pipe.gate.remember(columns["norms"], context)
+    columns |= {"bytes_up": context.notes["bytes_up"]} if "bytes_up" in context.notes else {}
     return Round(
         before.number + 1,
         pipe.settings,
@@ -304,11 +315,6 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     pipe.aggregate.check(context)
     for stage in pipe.uplink:
         stage.begin(context)
-    behind = next(
-        part for part in [*pipe.uplink, pipe.aggregate] if getattr(part, "side", "") != "client"
-    )
-    bounded = "clipped" in pipe.facts[behind.name]
-    context.notes["longest"] = context.notes["clipped"] if bounded else float("inf")
     context.plan = pipe.schedule.plan(context, pipe.participation)
     return context
 
@@ -340,6 +346,42 @@ def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
         for stage in pipe.stages("client"):
             out = checked(stage, out, context)
         yield Sent(out, own)
+
+
+def _received(pipe: Pipeline, update: Update, context: RoundContext) -> Update:
+    """An update behind the gate, after what the server does with it by itself."""
+    update = pipe.schedule.received(update, context)
+    for stage in pipe.stages("server"):
+        update = checked(stage, update, context)
+    return update
+
+
+def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
+    """What leaves a stage; raises `ParameterError` for one that changes names or shapes."""
+    found, clients = stage.each(update, context), len(update.cohort)
+    require(isinstance(found, Update), stage.name, found, "a stage returns an Update")
+    counted = found.bytes_up
+    require(
+        counted is None or (counted.shape == (clients,) and bool((counted >= 0).all())),
+        stage.name,
+        counted,
+        f"bytes_up has a number from 0 for each of {clients} clients",
+    )
+    require(
+        found.deltas.keys() == update.deltas.keys(),
+        stage.name,
+        sorted(found.deltas),
+        f"a stage hands on the names that it is given: {', '.join(sorted(update.deltas))}",
+    )
+    for name, rows in found.deltas.items():
+        shape, given = rows.values.shape[1:], update.deltas[name].values.shape[1:]
+        require(
+            shape == given,
+            stage.name,
+            tuple(shape),
+            f"a stage keeps the shape of rows; those of {name!r} are {tuple(given)}",
+        )
+    return found
 
 
 def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update]) -> Delta:

@@ -28,7 +28,7 @@ from fedlab.core import (
     require,
     stream,
 )
-from fedlab.data import Federation, Source
+from fedlab.data import Source, user_owner
 from fedlab.privacy import NoiseSource
 
 WORLD = "clients' world"
@@ -288,16 +288,14 @@ def _slowness(count: int, spread: float, seed: int) -> Tensor:
 
 def users_of(data: Source, clients: Tensor) -> Tensor:
     """The users that these clients hold."""
-    while not isinstance(data, Federation) and hasattr(data, "data"):
-        data = data.data
+    owner = user_owner(data)
     require(
-        isinstance(data, Federation),
+        owner is not None,
         "members",
         type(data).__name__,
         "private user rows need to know who owns them; use a Federation, or warm=False",
     )
-    owner: Tensor = data.owner  # type: ignore[attr-defined]
-    return torch.isin(owner, clients).nonzero()[:, 0]
+    return torch.isin(owner, clients).nonzero()[:, 0]  # type: ignore[arg-type]
 
 
 def sample(

@@ -2,7 +2,15 @@
 
 from fedlab.data.downloads import cache_folder, from_wheel
 from fedlab.data.episodes import Curves, Episodes
-from fedlab.data.federation import Federation, Source, clicks, fingerprint, own_rows, unseen
+from fedlab.data.federation import (
+    Federation,
+    Source,
+    clicks,
+    fingerprint,
+    own_rows,
+    unseen,
+    user_owner,
+)
 from fedlab.data.interactions import (
     DATA,
     Catalogue,
@@ -77,4 +85,5 @@ __all__ = [
     "strictly_later",
     "synthesise",
     "unseen",
+    "user_owner",
 ]

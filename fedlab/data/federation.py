@@ -249,6 +249,20 @@ def unseen(run: Tensor, items: Tensor, item_count: int, rows: Tensor, luck: Tens
     return rank + place - starts.index_select(0, who)
 
 
+def user_owner(data: Source) -> Tensor | None:
+    """(U,) the client that holds each user; None for a source without a federation behind it.
+
+    >>> from fedlab.data import Federation, load, one_per_user, user_owner
+    >>> ratings = load()
+    >>> user_owner(Federation(ratings, one_per_user(ratings)))[:3]
+    tensor([0, 1, 2])
+    """
+    inner: object = data
+    while not isinstance(inner, Federation) and hasattr(inner, "data"):
+        inner = inner.data
+    return inner.owner if isinstance(inner, Federation) else None
+
+
 def fingerprint(data: Source) -> str:
     """A short name for who holds how many rows; federations of other counts get another."""
     counts = data.counts.to(torch.int64).numpy().tobytes()

@@ -164,8 +164,8 @@ class LocalNoise(Stage, Spending):
     noise: float = noise_multiplier()
 
     def adds(self) -> dict[str, Any]:
-        """The facts that what follows is private, and of all rows."""
-        return {"noised": True, "dense": True}
+        """The facts that what follows is private, with noise of z C, and of all rows."""
+        return {"noised": self.noise, "dense": True}
 
     def each(self, update: Update, context: RoundContext) -> Update:
         """Make the updates dense and add noise to them."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import fedlab.models.text  # noqa: F401 - its recipes are choices, too
 from fedlab.aggregation import HeldOut, Judge, judge
-from fedlab.algorithms import federate, fine_tuned
+from fedlab.algorithms import federate, fine_tuned, gated
 from fedlab.core import (
     MADE_ONCE,
     REGISTRY,
@@ -195,11 +195,18 @@ class Experiment:
             ("participation", "participation"),
             ("schedule", names.schedule),
             ("local", names.local),
-            *(("stage", name) for name in several(names.uplink)),
+            *self._on_the_way,
             ("aggregation", names.aggregation),
             ("server", "server step"),
             *metrics,
         ]
+
+    @property
+    def _on_the_way(self) -> list[tuple[str, str]]:
+        """The stages, with the gate behind those of the clients."""
+        names = several(self.choices.uplink)
+        stages = [cast(Stage, REGISTRY["stage"][name]()) for name in names]
+        return [(part.kind, part.name) for part in gated(stages)]
 
     def part(self, kind: str, name: str) -> Any:
         """A part with its knobs turned."""

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fedlab.algorithms import Buffered, Implicit, Meta, Participation, Scaffold, federate
-from fedlab.algorithms.gate import payload
+from fedlab.algorithms.gate import NOBODY, payload
 from fedlab.attacks import Poison
 from fedlab.communication import ErrorFeedback
-from fedlab.core import Rows, Settings, Stage, Update
-from fedlab.data import Curves
+from fedlab.core import ParameterError, Rows, Settings, Stage, Update
+from fedlab.data import Curves, Federation
 from fedlab.engine import SGD
 from fedlab.models import matrix_factorisation, perceptron
-from fedlab.privacy import Clip
+from fedlab.privacy import Clip, GaussianNoise, LocalNoise
 
 FEW = Settings(rounds=1, cohort=12)
 VICTIM = 2  # place in the cohort
@@ -216,7 +216,8 @@ def test_who_was_not_invited_is_refused(model, clicks):
     clean = next(federate(model, clicks, FEW))
     stranger = next(k for k in range(671) if k not in clean.cohort.tolist())
     done = next(federate(model, clicks, FEW, local=sending(column("cohort", stranger))))
-    assert done.rejected == {stranger: "it was not invited"}
+    victim = int(clean.cohort[VICTIM])
+    assert done.rejected == {stranger: "it was not invited", victim: "no update of it came"}
     assert torch.equal(done.cohort, clean.cohort[OTHERS])
 
 
@@ -224,7 +225,9 @@ def test_a_client_counts_once(model, clicks):
     clean = next(federate(model, clicks, FEW))
     other = int(clean.cohort[VICTIM - 1])
     done = next(federate(model, clicks, FEW, local=sending(column("cohort", other))))
-    assert done.rejected == {other: "it has already sent an update"}
+    victim = int(clean.cohort[VICTIM])
+    again = "it has already sent an update, which counts"
+    assert done.rejected == {other: again, victim: "no update of it came"}
     assert torch.equal(done.cohort, clean.cohort[OTHERS])
 
     class Again(SGD):
@@ -236,7 +239,7 @@ def test_a_client_counts_once(model, clicks):
                 yield sent
 
     twice = next(federate(model, clicks, FEW, local=Again()))
-    assert set(twice.rejected.values()) == {"it has already sent an update"}
+    assert set(twice.rejected.values()) == {"it has already sent an update, which counts"}
     assert sorted(twice.rejected) == sorted(clean.cohort.tolist())
     assert all(torch.equal(twice.params[n], clean.params[n]) for n in model.rows)
 
@@ -394,3 +397,182 @@ def test_private_rows_that_are_not_finite_are_refused_as_well(model, clicks):
         "its delta or loss is not finite; lower local_lr, or look at its data"
     ]
     assert bool(done.params["user"].isfinite().all())
+
+
+def test_another_users_private_row_stays_as_it_was(model, clicks):
+    def change(values, ids):
+        return values + 5, (ids + 1) % 671
+
+    done = next(federate(model, clicks, FEW, local=sending(rows(change, "user"))))
+    victim = int(next(federate(model, clicks, FEW)).cohort[VICTIM])
+    assert done.rejected == {victim: "its 'user' has a row of another client's"}
+    start = model.init(0)["user"]
+    assert torch.equal(done.params["user"][victim + 1], start[victim + 1])
+
+
+def test_a_platform_may_move_the_rows_of_all_its_users(model, clicks):
+    owner = torch.arange(671) % 5
+    platforms = Federation(clicks.train, owner)
+    done = next(federate(model, platforms, Settings(rounds=1, cohort=5)))
+    assert not done.rejected
+
+    def change(values, ids):  # a user of platform (k + 1) in place of its own first one
+        return values, torch.cat([ids[:1] + 1, ids[1:]])
+
+    longest = int(done.cohort[VICTIM])
+    done = next(
+        federate(
+            model, platforms, Settings(rounds=1, cohort=5), local=sending(rows(change, "user"))
+        )
+    )
+    assert done.rejected == {longest: "its 'user' has a row of another client's"}
+
+
+def test_who_sends_no_rows_is_refused(model, clicks):
+    def change(sent):
+        kept = {}
+        for name, every in sent.deltas.items():
+            mine = every.client != VICTIM
+            kept[name] = Rows(every.values[mine], every.ids[mine], every.client[mine])
+        return replace(sent, deltas=kept)
+
+    done = next(federate(model, clicks, FEW, local=sending(change)))
+    assert set(done.rejected.values()) == {"it sends no rows"}
+
+
+def test_who_was_invited_and_sends_nothing_is_in_the_books(model, clicks):
+    clean = next(federate(model, clicks, FEW))
+    done = next(federate(model, clicks, FEW, local=sending(lambda sent: sent.only(OTHERS))))
+    assert done.rejected == {int(clean.cohort[VICTIM]): "no update of it came"}
+
+
+@pytest.mark.parametrize("value", [1e7, 1e15])
+def test_no_update_is_longer_than_the_bound(model, clicks, value):
+    done = next(federate(model, clicks, FEW, local=sending(put(0, value))))
+    assert list(done.rejected.values()) == ["it is longer than longest=1e+06"]
+    tight = FEW.replace(longest=0.01)
+    done = next(federate(model, clicks, tight))
+    assert len(done.rejected) == 12
+    assert set(done.rejected.values()) == {"it is longer than longest=0.01"}
+
+
+def test_an_update_is_held_against_the_lengths_of_earlier_rounds_alone(model, clicks):
+    def change(sent):
+        factor = torch.ones(len(sent.cohort))
+        factor[VICTIM] = 1000.0
+        return replace(sent, deltas={n: r.scaled(factor) for n, r in sent.deltas.items()})
+
+    asked = Settings(rounds=6, cohort=12)
+    rounds = list(federate(model, clicks, asked, local=sending(change)))
+    seen = sum(len(done.cohort) for done in rounds[:2])
+    assert seen < 32  # too few to tell what is usual
+    assert not rounds[0].rejected
+    assert not rounds[1].rejected
+    for number, done in enumerate(rounds[3:], 3):
+        (why,) = done.rejected.values()
+        before = torch.cat([r.norms for r in rounds[:number]])[-32:]
+        assert (
+            why == f"it is longer than 100 times {float(before.median()):.3g}, the median of "
+            "earlier ones"
+        )
+    free = list(federate(model, clicks, asked.replace(outlier=0.0), local=sending(change)))
+    assert not any(done.rejected for done in free)
+    again = federate(model, clicks, asked, local=sending(change), start=rounds[3])
+    assert [done.rejected for done in again] == [done.rejected for done in rounds[4:]]
+
+
+def test_what_is_usual_begins_anew_when_a_knob_is_turned(model, clicks):
+    lr = iter([1e-4] * 5 + [1.0] * 5)
+    rounds = list(federate(model, clicks, lambda: Settings(rounds=8, cohort=40, local_lr=next(lr))))
+    assert float(rounds[-1].norms.median()) > 1000 * float(rounds[0].norms.median())
+    assert not any(done.rejected for done in rounds)
+
+
+def test_all_671_honest_users_pass_at_any_step(model, clicks):
+    for lr, epochs in ((0.01, 1), (1.0, 1), (5.0, 3)):
+        asked = Settings(rounds=3, cohort=671, local_lr=lr, local_epochs=epochs, server_lr=20.0)
+        for done in federate(model, clicks, asked):
+            assert not done.rejected
+            assert len(done.cohort) == 671
+
+
+def test_behind_a_clip_nobody_weighs_more_than_one(model, clicks):
+    class Heavy(Clip):
+        """Says that it weighs much, once it is clipped."""
+
+        name = "heavy"
+
+        def each(self, update, context):
+            sent = super().each(update, context)
+            sent.weights[VICTIM] = 100.0
+            return sent
+
+    noise = Settings(rounds=1, cohort=12, noise=1e-3, teaching_seed=0)
+    done = next(federate(model, clicks, noise, uplink=[Heavy(), GaussianNoise()]))
+    assert list(done.rejected.values()) == ["its weight is not above 0 and at most 1"]
+
+
+def test_noise_of_a_clients_own_is_not_too_long(model, clicks):
+    asked = Settings(rounds=2, cohort=12, noise=1e5, clip=10.0, teaching_seed=0)
+    for done in federate(model, clicks, asked, uplink=[Clip(), LocalNoise()]):
+        assert not done.rejected
+        assert float(done.norms.min()) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: replace(s, weights=s.weights[:-1]), "its weights are not one number for each"),
+        (lambda s: replace(s, losses=s.losses.long()), "its losses hold torch.int64; send float32"),
+        (lambda s: replace(s, steps=None), "its steps are not one number for each sender"),
+        (lambda s: replace(s, deltas=s.deltas | {"item": "rows"}), "its 'item' are no rows"),
+        (
+            lambda s: replace(
+                s,
+                deltas=s.deltas
+                | {"item": replace(s.deltas["item"], client=s.deltas["item"].client + 900)},
+            ),
+            "its 'item' has rows of no sender",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_senders_named(model, clicks, change, reason):
+    clean = next(federate(model, clicks, FEW))
+    done = next(federate(model, clicks, FEW, local=sending(change)))
+    assert sorted(done.rejected) == sorted(clean.cohort.tolist())
+    assert all(why.startswith(reason) for why in done.rejected.values())
+    assert done.bytes_up == 0
+
+
+def test_an_update_without_a_sender_is_in_the_books_of_nobody(model, clicks):
+    def change(sent):
+        return replace(sent, cohort=sent.cohort.double())
+
+    done = next(federate(model, clicks, FEW, local=sending(change)))
+    assert done.rejected[NOBODY] == "it is not an Update with the numbers of its senders"
+    assert list(done.rejected.values()).count("no update of it came") == 12
+
+
+def test_fedasync_looks_up_no_row_before_the_gate_has(model, clicks):
+    def change(sent):
+        item = sent.deltas["item"]
+        return replace(sent, deltas=sent.deltas | {"item": replace(item, ids=item.ids + 9000)})
+
+    schedule = Buffered(method="fedasync")
+    for done in federate(
+        model, clicks, Settings(rounds=3, cohort=4), local=sending(change), schedule=schedule
+    ):
+        assert "none of the server's 9066" in next(iter(done.rejected.values()))
+
+
+@pytest.mark.parametrize("name", ["heaviest", "longest", "outlier"])
+def test_behind_a_clip_a_cap_that_would_do_nothing_is_refused(model, clicks, name):
+    with pytest.raises(ParameterError, match=f"{name}=0.5: gate does not read it"):
+        next(federate(model, clicks, FEW.replace(**{name: 0.5}), uplink=[Clip()]))
+
+
+def test_the_heaviest_client_is_a_setting_as_well(model, clicks):
+    done = next(federate(model, clicks, FEW.replace(heaviest=100.0)))
+    counts = clicks.counts[next(federate(model, clicks, FEW)).cohort]
+    assert len(done.rejected) == int((counts > 100).sum()) > 0
+    assert set(done.rejected.values()) == {"its weight is not above 0 and at most 100"}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlab.algorithms import Participation, federate
-from fedlab.algorithms.gate import Books, admitted
+from fedlab.algorithms.gate import Books, Gate, admitted
 from fedlab.core import (
     Drawn,
     ParameterError,
@@ -48,7 +48,7 @@ def scene(*stages, expected=4.0, shapes=SHAPES, clients=4, number=1, memory=None
     asked = {name: (torch.zeros(shape), "item") for name, shape in shapes.items()}
     facts = {
         stage.name: {"clipped": 1.0, "equal": True} | ({"counted": 0.5} if counted else {})
-        for stage in stages
+        for stage in (*stages, Gate)
     }
     nobody = torch.empty(0, dtype=torch.int64)
     plan = Plan(
@@ -73,7 +73,7 @@ def scene(*stages, expected=4.0, shapes=SHAPES, clients=4, number=1, memory=None
     )
     for stage in stages:
         stage.begin(context)
-    context.notes["longest"] = context.notes.setdefault("clipped", 1.0)
+    context.notes.setdefault("clipped", 1.0)
     return context
 
 
@@ -93,7 +93,7 @@ def total(update):
     stage, books = Clip(clip=1.0), Books({})
     context = scene(stage)
     landed = [Sent(stage.each(update, context), {})]
-    return plain_sum(admitted(landed, context, [], books), context.server), books.rejected
+    return plain_sum(admitted(landed, Gate(), context, books), context.server), books.rejected
 
 
 ODD = [
@@ -137,7 +137,7 @@ def test_ten_thousand_clients_each_within_the_clip():
     weights, stage = 10.0 ** torch.randint(-6, 6, (10_000,)), Clip(clip=0.3)
     context = scene(stage, clients=10_000)
     clipped = stage.each(sent(values, weights), context)
-    (kept,) = admitted([Sent(clipped, {})], context, [], Books({}))
+    (kept,) = admitted([Sent(clipped, {})], Gate(), context, Books({}))
     numbers = torch.cat([kept.deltas["item"].values, kept.deltas["bias"].values[:, None]], 1)
     lengths = numbers.double().norm(dim=1)
     assert float(lengths.max()) <= 0.3 * (1 + 1e-6)
