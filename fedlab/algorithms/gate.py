@@ -57,11 +57,12 @@ class Gate(Part):
         group=GROUP,
     )
     outlier: float = knob(
-        100.0,
+        0.0,
         0.0,
         1e12,
         "of the median",
-        "how long an update may be beside those of the rounds before; 0 for any length",
+        "how long an update may be beside those of rounds before, where clients are alike; 0 for "
+        "any length",
         usual=(0.0, 100.0),
         group=GROUP,
     )

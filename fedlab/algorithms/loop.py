@@ -51,7 +51,7 @@ from fedlab.core import (
 from fedlab.data import Source, fingerprint
 from fedlab.engine import SGD
 from fedlab.models import Model
-from fedlab.privacy import Spending, affordable, booked, plain_sum, proven
+from fedlab.privacy import Ledger, People, Spending, Spent, affordable, booked, plain_sum, proven
 
 EDITION = 2  # of what a Round's state holds
 
@@ -189,6 +189,7 @@ def federate(
     schedule: Schedule | None = None,
     participation: Participation | None = None,
     start: Round | None = None,
+    ledger: Ledger | None = None,
     device: str | torch.device = "cpu",
 ) -> Iterator[Round]:
     """Yield one Round at a time, for as many rounds as the settings say.
@@ -197,8 +198,9 @@ def federate(
     round, so a knob turned in between counts from the next round. local: what clients do, by
     default `SGD()`. uplink: stages on the way up, in the order in which they act. aggregate: an
     Aggregation or a function (updates, server) -> delta, by default `WeightedMean()`. start: a
-    Round to go on from; the continued run equals an uninterrupted one. The same seed on the same
-    machine gives the same bits.
+    Round to go on from; the continued run equals an uninterrupted one. ledger: where releases about
+    these people are booked, beside those of all other runs; without one, epsilon counts this run
+    alone. The same seed on the same machine gives the same bits.
 
     Raises `ParameterError` for a bad setting, for parts that do not go together, and for a start
     that belongs to another run.
@@ -216,6 +218,7 @@ def federate(
         ("model", isinstance(model, Model), model, "give a Model, such as matrix_factorisation"),
         ("data", hasattr(data, "draw"), data, "give a Federation, Columns or another Source"),
         ("start", isinstance(start, Round | None), start, "give a Round of an earlier run"),
+        ("ledger", isinstance(ledger, Ledger | None), ledger, "give a Ledger, made of a file"),
     ):
         require(good, name, type(given).__name__, fix)
     require(
@@ -232,13 +235,22 @@ def federate(
     pipe = pipeline(parts, asked, data)
     if pipe.spending:
         pipe.spending.check_delta(len(data))
+    require(
+        ledger is None or pipe.settings.teaching_seed < 0,
+        "teaching_seed",
+        pipe.settings.teaching_seed,
+        "noise that can be drawn again proves nothing, so a ledger does not book it; leave one out",
+    )
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
+    if start:
+        _check_booked(start, pipe, data, ledger)
     first = done.number
     while done.number < pipe.run.rounds:
         with one_thread():
-            taken = one_round(pipe, model, data, done, first=done.number == first)
+            first_one = done.number == first
+            taken = one_round(pipe, model, data, done, first=first_one, ledger=ledger)
         if taken is None:
             return  # the budget is spent
         done = taken
@@ -250,7 +262,13 @@ def federate(
 
 
 def one_round(
-    pipe: Pipeline, model: Model, data: Source, before: Round, *, first: bool = False
+    pipe: Pipeline,
+    model: Model,
+    data: Source,
+    before: Round,
+    *,
+    first: bool = False,
+    ledger: Ledger | None = None,
 ) -> Round | None:
     """One step of the server; None where it would exceed the budget of privacy.
 
@@ -260,7 +278,7 @@ def one_round(
     """
     began, pipe = time.perf_counter(), warmed(pipe, before.number + 1)
     context = _context(pipe, model, data, before)
-    if not _affordable(pipe, context, first):
+    if not _affordable(pipe, context, first, ledger):
         return None
     books, params, skipped = Books(context.plan.rejected), context.params, ""
     landed = pipe.schedule.land(_outgoing(pipe, context), context)
@@ -319,20 +337,32 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     return context
 
 
-def _affordable(pipe: Pipeline, context: RoundContext, first: bool) -> bool:
+def _affordable(pipe: Pipeline, context: RoundContext, first: bool, ledger: Ledger | None) -> bool:
     """Book what the round spends; False where the budget does not allow it."""
-    if pipe.spending is None:
+    spent = [each for part in pipe.parts for each in getattr(part, "spends", _nothing)(context)]
+    if not spent and pipe.spending is None:
         return True
-    ledger = context.state.get("ledger", {})
-    spent = [
-        each for part in pipe.parts if hasattr(part, "spends") for each in part.spends(context)
-    ]
-    after = booked(ledger, spent, len(context.data), pipe.spending.teaching_seed)
-    if not affordable(pipe.spending, ledger, after, first):
+
+    def fits(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+        return pipe.spending is None or affordable(pipe.spending, before, after, first)
+
+    before, seed = context.state.get("ledger", {}), context.settings.teaching_seed
+    after: dict[str, Any] | None = booked(before, spent, len(context.data), seed)
+    if ledger is not None:
+        after = ledger.book(People.of(context.data), spent, fits)
+    elif not fits(before, cast(dict[str, Any], after)):
+        after = None
+    if after is None:
         return False
     context.state["ledger"] = after
-    context.metrics["epsilon"] = proven(after, pipe.spending.delta)
+    if pipe.spending:
+        context.metrics["epsilon"] = proven(after, pipe.spending.delta)
     return True
+
+
+def _nothing(context: RoundContext) -> Sequence[Spent]:
+    """What a part spends that spends no privacy."""
+    return ()
 
 
 def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
@@ -487,8 +517,9 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
     }
     if spent := start.state.get("ledger"):
         before = proven(spent, start.settings.delta)
+        single = set(spent) <= {"examples", "no guarantee"} and hasattr(pipe.local, "spends")
         require(
-            pipe.spending is not None,
+            pipe.spending is not None or single,
             "start",
             "a private Round",
             f"it has spent an epsilon of {before:.3g}, which a run without noise would void; add "
@@ -513,6 +544,25 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
         f"the model needs {missing}, too",
     )
     return {**start.state, "run": own}
+
+
+def _check_booked(start: Round, pipe: Pipeline, data: Source, ledger: Ledger | None) -> None:
+    """Raise `ParameterError` for a start whose privacy is not known, or not booked."""
+    if not pipe.spending:
+        return
+    require(
+        "ledger" in start.state,
+        "start",
+        f"a Round {start.number} without a ledger",
+        "what its parameters tell of these people is not known; if they had no part in them, say "
+        "so: start=Round(0, settings, params, state={'ledger': {}})",
+    )
+    require(
+        ledger is None or ledger.covers(People.of(data), start.state["ledger"]),
+        "ledger",
+        getattr(ledger, "path", ""),
+        "it lacks releases of the Round to start from; give the ledger of that run, as it was",
+    )
 
 
 def _check_once(parts: Sequence[Part], asked: Settings) -> None:

@@ -8,7 +8,17 @@ from fedlab.privacy.accounting import (
     noise_for,
 )
 from fedlab.privacy.dp_sgd import DPSGD, example_gradients
-from fedlab.privacy.ledger import Spending, affordable, booked, proven
+from fedlab.privacy.forgetting import Forgotten, forget
+from fedlab.privacy.ledger import (
+    Ledger,
+    People,
+    Spending,
+    Spent,
+    affordable,
+    booked,
+    proven,
+    proven_for_examples,
+)
 from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, SecureSum, dense, plain_sum
 from fedlab.privacy.noise_source import NoiseSource, teaching_seed
 from fedlab.privacy.private_statistics import (
@@ -37,16 +47,20 @@ __all__ = [
     "PRIME",
     "Clip",
     "FixedPoint",
+    "Forgotten",
     "GaussianNoise",
     "ItemCounts",
+    "Ledger",
     "LocalNoise",
     "Member",
     "NoiseSource",
     "PairCounts",
+    "People",
     "Release",
     "SecureSum",
     "SecureSumError",
     "Spending",
+    "Spent",
     "adaptive_clip_noise",
     "affordable",
     "booked",
@@ -54,6 +68,7 @@ __all__ = [
     "epsilon",
     "example_gradients",
     "expand_seed",
+    "forget",
     "gaussian_epsilon",
     "item_counts",
     "joined_secret",
@@ -62,6 +77,7 @@ __all__ = [
     "pair_counts",
     "plain_sum",
     "proven",
+    "proven_for_examples",
     "public_basis",
     "secure_sum",
     "smoothed",

@@ -22,7 +22,6 @@ from torch import Tensor
 from fedlab.core import (
     Key,
     Local,
-    Round,
     RoundContext,
     Rows,
     Tree,
@@ -36,7 +35,8 @@ from fedlab.core import (
 )
 from fedlab.engine import LocalSettings
 from fedlab.models import Model
-from fedlab.privacy.accounting import Release, epsilon
+from fedlab.privacy.accounting import Release
+from fedlab.privacy.ledger import Spent
 from fedlab.privacy.noise_source import NoiseSource, teaching_seed
 
 GROUP = "privacy"
@@ -72,7 +72,7 @@ def example_gradients(model: Model, params: Tree, columns: Tree) -> tuple[Tree, 
 
 @register
 class DPSGD(Local):
-    """`local_epochs` passes of DP-SGD at each platform; its own ledger is in `Round.state`.
+    """`local_epochs` passes of DP-SGD at each platform; see `proven_for_examples` for its epsilon.
 
     `batch_size` is B, the expected size of a batch.
     """
@@ -157,8 +157,7 @@ class DPSGD(Local):
             if name not in ("client", "epoch")
         }
         ratings, now = len(mine["target"]), {name: params[name].clone() for name in model.rows}
-        rate = min(1.0, self.batch_size / ratings)
-        steps, seen = self.local_epochs * math.ceil(1 / rate), []
+        (rate, steps), seen = self._steps(ratings), []
         for _ in range(steps):
             chosen = (source.uniform(ratings) < rate).nonzero()[:, 0].to(device)
             batch = {name: column[chosen] for name, column in columns.items()}
@@ -167,10 +166,6 @@ class DPSGD(Local):
             for name in now:
                 noise = source.normal(total[name], self.example_noise * self.example_clip)
                 now[name] -= self.local_lr / (rate * ratings) * (total[name] + noise)
-        memory = context.memory(self)
-        counted = dict(memory.get(str(client), {}))
-        counted[self.example_noise, rate] = counted.get((self.example_noise, rate), 0) + steps
-        memory[str(client)] = counted
         weight = float(context.data.counts[client])
         return self._update(params, now, torch.cat(seen), steps, client, weight)
 
@@ -223,13 +218,17 @@ class DPSGD(Local):
             one * steps,
         )
 
-    def spent(self, done: Round, delta: float, method: str = "rdp") -> dict[int, float]:
-        """Client -> the epsilon of one of its ratings, so far."""
-        return {
-            int(client): epsilon(
-                [Release(noise, rate, count) for (noise, rate), count in counted.items()],
-                delta,
-                method=method,
-            )
-            for client, counted in done.state.get(self.name, {}).items()
-        }
+    def _steps(self, ratings: int) -> tuple[float, int]:
+        """The chance of a rating to be in a batch, and how many batches a round takes."""
+        rate = min(1.0, self.batch_size / ratings)
+        return rate, self.local_epochs * math.ceil(1 / rate)
+
+    def spends(self, context: RoundContext) -> list[Spent]:
+        """The noisy batches of each platform that trains, which hide one rating of it each."""
+        found = []
+        for client in context.plan.start.tolist():
+            rate, steps = self._steps(int(context.data.counts[client]))
+            sampling = "poisson" if rate < 1 else "all"
+            release = Release(self.example_noise, rate, steps, sampling)
+            found.append(Spent(release, torch.tensor([client]), "example"))
+        return found

@@ -462,7 +462,7 @@ def test_an_update_is_held_against_the_lengths_of_earlier_rounds_alone(model, cl
         factor[VICTIM] = 1000.0
         return replace(sent, deltas={n: r.scaled(factor) for n, r in sent.deltas.items()})
 
-    asked = Settings(rounds=6, cohort=12)
+    asked = Settings(rounds=6, cohort=12, outlier=100.0)
     rounds = list(federate(model, clicks, asked, local=sending(change)))
     seen = sum(len(done.cohort) for done in rounds[:2])
     assert seen < 32  # too few to tell what is usual
@@ -483,14 +483,18 @@ def test_an_update_is_held_against_the_lengths_of_earlier_rounds_alone(model, cl
 
 def test_what_is_usual_begins_anew_when_a_knob_is_turned(model, clicks):
     lr = iter([1e-4] * 5 + [1.0] * 5)
-    rounds = list(federate(model, clicks, lambda: Settings(rounds=8, cohort=40, local_lr=next(lr))))
+    rounds = list(
+        federate(
+            model, clicks, lambda: Settings(rounds=8, cohort=40, local_lr=next(lr), outlier=100.0)
+        )
+    )
     assert float(rounds[-1].norms.median()) > 1000 * float(rounds[0].norms.median())
     assert not any(done.rejected for done in rounds)
 
 
 def test_all_671_honest_users_pass_at_any_step(model, clicks):
     for lr, epochs in ((0.01, 1), (1.0, 1), (5.0, 3)):
-        asked = Settings(rounds=3, cohort=671, local_lr=lr, local_epochs=epochs, server_lr=20.0)
+        asked = Settings(rounds=3, cohort=671, local_lr=lr, local_epochs=epochs, outlier=100.0)
         for done in federate(model, clicks, asked):
             assert not done.rejected
             assert len(done.cohort) == 671

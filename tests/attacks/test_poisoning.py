@@ -147,7 +147,7 @@ def attacked(model, clicks, split, craft, rule, share=0.02, seed=0):
     order = torch.randperm(len(clicks), generator=torch.Generator().manual_seed(seed))
     target = int((split.train.item_counts() == 2).nonzero()[seed])
     poison = Poison(clients=order[: round(share * len(clicks))], craft=craft(target))
-    asked = Settings(rounds=12, cohort=100, local_lr=1.0, server_lr=50.0, outlier=0.0, seed=seed)
+    asked = Settings(rounds=12, cohort=100, local_lr=1.0, server_lr=50.0, seed=seed)
     if hasattr(rule, "weighting"):
         asked = asked.replace(weighting="equal")
     *_, last = federate(model, clicks, asked, uplink=[poison], aggregate=rule)
@@ -173,9 +173,9 @@ def test_a_push_at_one_film_passes_a_bound_on_the_whole_and_no_bound_by_row(mode
     assert max(shown["row bound"], shown["krum"]) <= 0.01
 
 
-def test_the_gate_alone_stops_a_push_that_is_far_longer_than_others(model, clicks):
+def test_a_gate_that_looks_for_outliers_stops_a_push_that_is_far_longer_than_others(model, clicks):
     poison = Poison(clients=torch.arange(13), craft=aimed(3, 100.0))
-    asked = Settings(rounds=3, cohort=len(clicks), local_lr=1.0)
+    asked = Settings(rounds=3, cohort=len(clicks), local_lr=1.0, outlier=100.0)
     first, *later = federate(model, clicks, asked, uplink=[poison])
     assert not first.rejected  # nothing is known of lengths yet
     for done in later:

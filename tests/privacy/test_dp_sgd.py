@@ -12,7 +12,7 @@ from fedlab.algorithms import federate
 from fedlab.core import ParameterError, Settings
 from fedlab.data import Columns, Federation, equal
 from fedlab.models import from_module, matrix_factorisation, perceptron, user_factor_model
-from fedlab.privacy import DPSGD, Release, epsilon, example_gradients
+from fedlab.privacy import DPSGD, Release, epsilon, example_gradients, proven_for_examples
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +101,11 @@ def trained(platforms, start=None, **turned):
 def test_platforms_learn_under_noise_and_account_for_one_rating(platforms):
     rounds = trained(platforms, teaching_seed=0)
     assert float(rounds[-1].losses.mean()) < 0.7 * float(rounds[0].losses.mean())
-    spent = DPSGD().spent(rounds[-1], 1e-5)
+    spent = proven_for_examples(rounds[-1].state["ledger"], 1e-5)
     assert sorted(spent) == [0, 1, 2]
     for client, value in spent.items():
         rate = 200 / int(platforms.counts[client])
-        assert value == pytest.approx(
-            epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5, method="rdp")
-        )
+        assert value == pytest.approx(epsilon([Release(0.6, rate, 4 * math.ceil(1 / rate))], 1e-5))
     again, other = trained(platforms, teaching_seed=0), trained(platforms)
     assert torch.equal(again[-1].params["bias"], rounds[-1].params["bias"])
     assert not torch.equal(other[-1].params["bias"], rounds[-1].params["bias"])
@@ -117,9 +115,11 @@ def test_a_resumed_run_has_the_bits_and_the_ledger_of_the_uninterrupted_one(plat
     whole = trained(platforms, teaching_seed=0)
     *_, last = trained(platforms, whole[1], teaching_seed=0)
     assert all(torch.equal(value, last.params[name]) for name, value in whole[-1].params.items())
-    assert DPSGD().spent(last, 1e-5) == DPSGD().spent(whole[-1], 1e-5)
-    half = DPSGD().spent(whole[1], 1e-5)
-    assert all(half[client] < value for client, value in DPSGD().spent(last, 1e-5).items())
+    spent, half, resumed = (
+        proven_for_examples(done.state["ledger"], 1e-5) for done in (whole[-1], whole[1], last)
+    )
+    assert resumed == spent
+    assert all(half[client] < value for client, value in spent.items())
 
 
 def test_what_is_not_proven_is_refused(platforms, clicks):
