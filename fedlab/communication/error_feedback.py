@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from fedlab.communication.codecs import Codec, LowRank, Quantised, RandomK, TopK
-from fedlab.core import RoundContext, Rows, Stage, Update, knob, register, require, stream
+from fedlab.core import RoundContext, Rows, Stage, Tree, Update, knob, register, require, stream
 
 GROUP = "communication"
-# client -> (row ids, growing; what was left of each row)
-Kept = Mapping[int, tuple[Tensor, Tensor]]
+# client -> (row ids, growing; by name, what was left of each row)
+Kept = Mapping[int, tuple[Tensor, Tree]]
 CODECS: dict[str, Codec] = {
     "8 bits": Quantised(8),
     "4 bits": Quantised(4),
@@ -79,21 +79,35 @@ class ErrorFeedback(Stage):
         code, clients = self.own or CODECS[self.codec], len(update.cohort)
         size = torch.zeros(clients, dtype=torch.int64, device=update.weights.device)
         deltas, counted, memory = dict(update.deltas), {"one"}, context.memory(self)
-        for name, rows in update.deltas.items():
-            height, kind = len(context.server[name]), context.asked[name][1]
-            draw = stream(context.seed, f"code {name}", context.number)
-            kept: Kept = memory.get(name, {})
-            left = _Left.of(kept, update.cohort, height, rows) if self.feedback == "on" else None
-            whole = rows if left is None else left.added(rows)
-            arrives, bytes_up = code(whole, clients, height, draw)
+        for names in _at_one_place(update.deltas):
+            rows = {name: update.deltas[name] for name in names}
+            (height,) = {len(context.server[name]) for name in names}
+            key, whole, left = ", ".join(names), rows, None
+            if self.feedback == "on":
+                left = _Left.of(memory.get(key, {}), update.cohort, height, rows)
+                whole = left.added(rows)
+            for name in names:
+                draw = stream(context.seed, f"code {name}", context.number)
+                arrives, bytes_up = code(whole[name], clients, height, draw)
+                # not in place: a codec may hand its input on
+                rows[name], size = replace(rows[name], values=arrives), size + bytes_up
+                kind = context.asked[name][1]
+                if not code.says_where and kind not in counted:
+                    counted.add(kind)
+                    size += row_bytes(rows[name].ids, rows[name].client, clients)
             if left is not None:
-                rest = whole.values - arrives  # not in place: a codec may hand its input on
-                memory[name] = {**kept, **left.after(rest, update.cohort)}
-            deltas[name], size = replace(rows, values=arrives), size + bytes_up
-            if not code.says_where and kind not in counted:
-                counted.add(kind)
-                size += row_bytes(rows.ids, rows.client, clients)
+                rest = {name: whole[name].values - rows[name].values for name in names}
+                memory[key] = {**memory.get(key, {}), **left.after(rest, update.cohort)}
+            deltas |= rows
         return replace(update, deltas=deltas, bytes_up=size)
+
+
+def _at_one_place(deltas: Mapping[str, Rows]) -> list[list[str]]:
+    """The names, those together that were sent at the same rows, such as a vector and its bias."""
+    found = dict[tuple[int, int], list[str]]()
+    for name, rows in deltas.items():
+        found.setdefault((rows.ids.data_ptr(), rows.client.data_ptr()), []).append(name)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -101,56 +115,78 @@ class _Left:
     """What the clients of a chunk have kept, and where the rows that they send now are in it.
 
     A key is `place in the cohort * height + row`; keys grow. asked (R,): those of the rows sent.
-    keys (K,), values (K, ...): of what is kept. at (R,): where a row's key is among these, if it is
-    `there` (R,).
+    keys (K,), values, name -> (K, ...): of what is kept. at (R,): where a row's key is among these,
+    if it is `there` (R,), or would be.
     """
 
     height: int
     asked: Tensor
     keys: Tensor
-    values: Tensor
+    values: Tree
     at: Tensor
     there: Tensor
 
     @staticmethod
-    def of(kept: Kept, cohort: Tensor, height: int, rows: Rows) -> "_Left":
+    def of(kept: Kept, cohort: Tensor, height: int, rows: Mapping[str, Rows]) -> "_Left":
         """Look up what these clients have kept."""
-        found = [
-            (place * height + kept[client][0], kept[client][1])
-            for place, client in enumerate(cohort.tolist())
-            if client in kept
-        ]
-        asked = rows.client * height + rows.ids
-        keys = torch.cat([asked[:0], *(k for k, _ in found)])
-        values = torch.cat([rows.values[:0], *(v for _, v in found)])
-        at = torch.searchsorted(keys, asked).clamp(max=max(0, len(keys) - 1))
-        there = keys[at] == asked if len(keys) else torch.zeros_like(asked, dtype=torch.bool)
+        held = [(k, kept[client]) for k, client in enumerate(cohort.tolist()) if client in kept]
+        first = next(iter(rows.values()))
+        asked = first.client * height + first.ids
+        keys = torch.cat([asked[:0], *(place * height + ids for place, (ids, _) in held)])
+        values = {
+            name: torch.cat([every.values[:0], *(own[name] for _, (_, own) in held)])
+            for name, every in rows.items()
+        }
+        at = torch.searchsorted(keys, asked)
+        there = torch.zeros_like(asked, dtype=torch.bool)
+        if len(keys):
+            there = keys[at.clamp(max=len(keys) - 1)] == asked
         return _Left(height, asked, keys, values, at, there)
 
-    def added(self, rows: Rows) -> Rows:
+    def added(self, rows: Mapping[str, Rows]) -> dict[str, Rows]:
         """The rows with what was left of them."""
         if not len(self.keys):
-            return rows
-        there = self.there.view(-1, *[1] * (self.values.dim() - 1))
-        left = torch.where(there, self.values.index_select(0, self.at), 0.0)
-        return replace(rows, values=rows.values + left)
+            return dict(rows)
+        found, at = {}, self.at.clamp(max=len(self.keys) - 1)
+        for name, every in rows.items():
+            left = self.values[name].index_select(0, at)
+            there = self.there.view(-1, *[1] * (left.dim() - 1))
+            found[name] = replace(every, values=every.values + torch.where(there, left, 0.0))
+        return found
 
-    def after(self, rest: Tensor, cohort: Tensor) -> Kept:
-        """What these clients keep now: `rest` of the rows sent, beside what was left of others."""
+    def after(self, rest: Tree, cohort: Tensor) -> Kept:
+        """What these clients keep now: `rest` of the rows sent, beside what was left of others.
+
+        Both lie in growing order, and it is known where one goes into the other: to sort them took
+        a third of the time.
+        """
+        gone = torch.zeros(len(self.keys) + 1, dtype=torch.int64, device=self.keys.device)
+        gone[self.at[self.there]] = 1
+        before = gone.cumsum(0) - gone  # of the rows in front, how many are sent anew
+        place = torch.arange(len(self.asked), device=gone.device) + self.at - before[self.at]
+        others, total = gone[:-1] == 0, len(self.keys) + len(self.asked) - int(gone.sum())
+        old = torch.ones(total, dtype=torch.bool, device=gone.device).index_fill_(0, place, False)
+
+        def merged(kept: Tensor, new: Tensor) -> Tensor:
+            out = new.new_empty(total, *new.shape[1:])
+            out[old], out[place] = kept[others], new
+            return out
+
+        keys = merged(self.keys, self.asked)
         # numbers that are not finite are not kept, so that a bad round spoils no later one
-        rest = rest if bool(rest.sum().isfinite()) else rest.nan_to_num(0.0, 0.0, 0.0)
-        keys = self.asked
-        if len(self.keys):
-            others = torch.ones_like(self.keys, dtype=torch.bool)
-            others[self.at[self.there]] = False
-            keys, order = torch.cat([self.keys[others], keys]).sort()
-            rest = torch.cat([self.values[others], rest]).index_select(0, order)
+        values = {
+            name: merged(self.values[name], new).nan_to_num_(0.0, 0.0, 0.0)
+            for name, new in rest.items()
+        }
         cuts = torch.bincount(keys // self.height, minlength=len(cohort)).tolist()
-        parts = zip(
-            cohort.tolist(), (keys % self.height).split(cuts), rest.split(cuts), strict=True
-        )
+        ids = (keys % self.height).split(cuts)
+        own = {name: value.split(cuts) for name, value in values.items()}
         # copies, not views, which would keep the whole chunk
-        return {client: (ids.clone(), values.clone()) for client, ids, values in parts if len(ids)}
+        return {
+            client: (ids[k].clone(), {name: parts[k].clone() for name, parts in own.items()})
+            for k, client in enumerate(cohort.tolist())
+            if cuts[k]
+        }
 
 
 def row_bytes(ids: Tensor, client: Tensor, clients: int) -> Tensor:

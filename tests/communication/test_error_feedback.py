@@ -83,13 +83,13 @@ def test_memory_is_each_clients_own_and_lies_in_the_state():
     way.each(update(values, [2]), scene(1, state))
     assert list(state) == ["error feedback"]
     before = dict(state["error feedback"])
-    first = before["item"][2][1].clone()
+    first = before["item"][2][1]["item"].clone()
     later = {"error feedback": dict(before)}  # as the loop hands it on
     sent = way.each(update(values, [2, 5]), scene(2, later))
     mine, other = (sent.deltas["item"].values[sent.deltas["item"].client == k] for k in (0, 1))
     assert float(mine.max()) == 36.0  # 18 of the last round, and 18 of this one
     assert float(other.max()) == 19.0
-    assert torch.equal(before["item"][2][1], first)  # what earlier Rounds hold does not change
+    assert torch.equal(before["item"][2][1]["item"], first)  # what earlier Rounds hold does not change
     fresh = ErrorFeedback(own=TopK(0.05)).each(update(values, [2]), scene(2, {}))
     assert float(fresh.deltas["item"].values.max()) == 19.0  # nothing is in the object
 
