@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/performance.md from benchmarks/results, and the picture.
+"""Write the tables of README.md and of docs from benchmarks/results, and the picture.
 
     python benchmarks/tables.py [--check]
 
@@ -14,7 +14,7 @@ from common import RESULTS, ROOT
 
 from fedlab.evaluation import figures
 
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/workbench.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/trust.md", "docs/workbench.md")
 MARKS = re.compile(
     r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S
 )
@@ -70,6 +70,36 @@ HOUSE = {
     "names_in_package": "entries of `fedlab/`",
     "long_lines": "lines of more than 100 characters",
     "speed_vs_0_5": "rounds a second over edition 0.5.0's, in turn, the least of five jobs",
+}
+TRUST = {
+    "fault_runs": "runs with clients that send what they should not",
+    "fault_crashes": "of them end in an error",
+    "fault_nonfinite": "end with a model that is not finite",
+    "fault_accepted": "bad updates that were taken",
+    "fault_honest_refused": "honest updates that were refused",
+    "fault_wrong_books": "rounds whose books do not say what came",
+    "kills": "kills at random moments, with all kinds of state",
+    "kills_bit_equal": "of them resumed to the bits of the run that was not killed",
+    "rounds_lost_most": "the most that a kill lost",
+    "checkpoint_cost": "rounds a second that checkpoints cost",
+    "run_mutations": "changes of run folders",
+    "run_mutations_silent": "of them not noticed, or a folder that does not open",
+    "settings_fuzz": "made-up settings files and pasted settings",
+    "settings_fuzz_tracebacks": "of them end in a traceback",
+    "message_fuzz": "made-up messages of a browser",
+    "message_fuzz_tracebacks": "of them end in a traceback",
+    "secagg_attempts": "attacks of a lying server on a secure sum",
+    "secagg_opened": "of them open a single vector",
+    "secagg_dropout_runs": "secure sums with clients that drop out",
+    "secagg_dropout_wrong": "of them neither exact nor aborted",
+    "secagg_active_server_s_50x100k": "server's time, 50 clients of 100,000 numbers",
+    "ledger_cases": "cases of the ledger, worked out by hand",
+    "ledger_cases_wrong": "of them wrong",
+    "rounds_at_budget_2": "rounds that a budget of 2 allows (z = 1, q = 0.05, delta 1e-4)",
+    "audit_runs": "honest private runs audited with canaries",
+    "audit_above_claim": "of them with a lower bound above the claim",
+    "audit_faults": "planted faults in clip, noise, sampler, delivery",
+    "audit_faults_found": "of them found, in one run each",
 }
 DATASETS = {"ml100k": "MovieLens-100K", "mlsmall": "ml-latest-small"}
 SPEED = {
@@ -616,6 +646,29 @@ def architecture() -> str:
         if name in found
     )
     return table(("", "measured", "goal"), rows)
+
+
+def trust() -> str:
+    """What was tried to break the package, and what came of it."""
+    found = measured("reliability")
+
+    def told(row: dict) -> str:
+        whole = float(row["value"]).is_integer()
+        return f"{row['value']:,.0f}" if whole else amount(row)
+
+    rows = ((text, told(found[n]), goal(found[n])) for n, text in TRUST.items() if n in found)
+    return table(("", "measured", "goal"), rows)
+
+
+def faults() -> str:
+    """What was put in front of the gate."""
+    found = measured("reliability")
+    rows = (
+        (name.removeprefix("fault: "), row["note"], f"{row['value']:g}")
+        for name, row in found.items()
+        if name.startswith("fault: ")
+    )
+    return table(("what three in ten clients send", "tried", "taken"), rows)
 
 
 def filled(text: str) -> str:

@@ -89,7 +89,7 @@ def test_memory_is_each_clients_own_and_lies_in_the_state():
     mine, other = (sent.deltas["item"].values[sent.deltas["item"].client == k] for k in (0, 1))
     assert float(mine.max()) == 36.0  # 18 of the last round, and 18 of this one
     assert float(other.max()) == 19.0
-    assert torch.equal(before["item"][2][1]["item"], first)  # what earlier Rounds hold does not change
+    assert torch.equal(before["item"][2][1]["item"], first)  # earlier Rounds keep theirs
     fresh = ErrorFeedback(own=TopK(0.05)).each(update(values, [2]), scene(2, {}))
     assert float(fresh.deltas["item"].values.max()) == 19.0  # nothing is in the object
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import ledger as ledger_cases
 import pytest
 import torch
 
@@ -297,3 +298,8 @@ def test_booked_by_hand():
     assert booked({}, [], 4, teaching_seed=3)["no guarantee"] == (
         "the noise comes from teaching_seed=3"
     )
+
+
+@pytest.mark.parametrize("name", ledger_cases.CASES)
+def test_case_by_hand(name):
+    assert not ledger_cases.wrong(name)
