@@ -8,7 +8,7 @@ Letters: I items, T films of a history, E numbers of a text vector, K users aske
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from fedlab.models.lora import adapted
 from fedlab.models.model import Model, hybrid
 from fedlab.models.modules import from_module, loaded
 from fedlab.models.recipes import dim
-from fedlab.models.text.encoder import encoder, item_texts, vectors
+from fedlab.models.text.encoder import MINILM, SMOLLM2, encoder, item_texts, vectors
 from fedlab.models.text.next_item import (
     SASRec,
     Sequences,
@@ -31,7 +31,6 @@ from fedlab.models.text.next_item import (
 from fedlab.models.text.two_tower import TextEncoder, TwoTower
 
 GROUP = "text"
-ADAPTED = ("query", "key", "value", "dense")  # the linear layers of MiniLM
 ITEMS, USERS, TOKENS = 16, 64, 12  # films in an epoch, users asked about each, tokens of a text
 
 
@@ -106,13 +105,25 @@ class NextItem(Recipe):
 
 @register
 class Lora(Recipe):
-    """MiniLM with adapters as one of two towers: a text against the texts that a user clicked.
+    """A language model with adapters: an item's text against the texts that a user clicked.
 
-    Only the adapters, the head and the user's tower are trained and sent.
+    Only the adapters, the head and the user's tower are trained and sent. The texts that a user
+    clicked are as MiniLM reads them.
     """
 
     draws_negatives = False
     dim: int = dim()
+    reader: str = knob(
+        MINILM,
+        0,
+        0,
+        "",
+        "lora: the language model; a name on the Hugging Face hub, or a folder",
+        live=False,
+        choices=(MINILM, SMOLLM2),
+        others=True,
+        group=GROUP,
+    )
     rank: int = knob(
         4,
         1,
@@ -140,7 +151,7 @@ class Lora(Recipe):
         1,
         5,
         "layers",
-        "lora: the last of MiniLM that have adapters",
+        "lora: the last of the language model that have adapters",
         live=False,
         usual=(1, 5),
         group=GROUP,
@@ -150,12 +161,18 @@ class Lora(Recipe):
         """The model for these train ratings."""
         _check_clicks(self, task)
         texts = item_texts(train.catalogue, "{title} ({year})")
-        text, known = TextEncoder(encoder(), texts, top=self.layers, length=TOKENS), _read(train)
+        reader, known = encoder(self.reader), _read(train)
+        text = TextEncoder(reader, texts, top=self.layers, length=TOKENS)
+        linear = [
+            path.rpartition(".")[2]
+            for path, part in cast(nn.Module, text.body).named_modules()
+            if isinstance(part, nn.Linear)
+        ]
 
         def make(seed: int) -> nn.Module:
             tower = TwoTower(text, train, known, dim=self.dim, seed=seed)
             return adapted(
-                tower, ADAPTED, self.rank, self.adapter_scale, train=("head", "user"), seed=seed
+                tower, linear, self.rank, self.adapter_scale, train=("head", "user"), seed=seed
             )
 
         who = train.users[:3, None].expand(-1, USERS)
