@@ -14,8 +14,9 @@ out, and passes on all others. The number of right guesses is held against what 
   the whole curve applies (`drift_bound`).
 
 A bound above the claim proves a fault, up to the stated doubt. A bound below it proves nothing:
-other canaries, or more of them, may find more. One run cannot come close to epsilon: a run as it
-should be is found to leak about half the drift that it claims.
+other canaries, or more of them, may find more. One run does not come close to epsilon: of 60,000
+canaries in runs as they should be, the bound is about half the claim where everybody is in every
+sum, and next to nothing where a tenth is (`benchmarks/audit.py`).
 
 Letters: m canaries, N clients in all, C the clip.
 
@@ -132,9 +133,10 @@ def _largest(refuted: Callable[[float], bool]) -> float:
 class Audit:
     """What an audit found.
 
-    claimed: the epsilon of the run's ledger. lower: epsilon is at least this, if the run is what
-    its ledger says it is, with this confidence. right of guesses: those that gave the bound, about
-    as many canaries. seeded: the teaching seed that noise came from, -1 for none.
+    claimed: the epsilon of the run's ledger. lower: epsilon is at least this, with this confidence;
+    where everybody is in every sum, it may be that of the least Gaussian that is not refuted. right
+    of guesses: those that gave the bound. seeded: the teaching seed that noise came from, -1 for
+    none.
     """
 
     claimed: float
@@ -153,19 +155,24 @@ class Audit:
 
     def __str__(self) -> str:
         """What this shows, and what it does not."""
-        found = (
+        lines = [
             f"{self.right:,} of {self.guesses:,} guesses about {self.canaries:,} canaries were "
             f"right: epsilon is at least {self.lower:.2f} at delta {self.delta:g}, with confidence "
-            f"{self.confidence:g}. The ledger says {self.claimed:.2f}. "
-        )
-        says = (
-            "That is refuted: clip, noise, cohorts or ledger are not what they should be."
-            if self.refuted
-            else "That is not refuted, which proves nothing: there may be faults that these "
-            "canaries do not show."
-        )
-        known = f" The noise came from teaching_seed={self.seeded}: whoever knows it sees through."
-        return found + says + (known if self.seeded >= 0 else "")
+            f"{self.confidence:g}.",
+            f"The ledger says {self.claimed:.2f}: "
+            + (
+                "that is refuted; clip, noise, cohorts or ledger are not what they should be."
+                if self.refuted
+                else "that is not refuted, which proves nothing; these canaries may not show a "
+                "fault that is there."
+            ),
+        ]
+        if self.seeded >= 0:
+            lines.append(
+                f"The noise came from teaching_seed={self.seeded}: whoever knows it can subtract "
+                "the noise, and no epsilon holds."
+            )
+        return "\n".join(lines)
 
 
 class Planted(Protocol):
