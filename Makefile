@@ -48,6 +48,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/meta.py
 	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/codes.py
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/ledger.py

@@ -153,7 +153,6 @@ def folder() -> str:
 def small_reader() -> str:
     """A language model of BERT's type as a folder, of 3 narrow layers: it reads in no time."""
     from transformers import BertConfig, BertModel, BertTokenizerFast  # noqa: PLC0415 - seconds
-
     from transformers.utils import logging  # noqa: PLC0415
 
     where = Path(tempfile.mkdtemp(prefix="fedlab"))

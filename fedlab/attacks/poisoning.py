@@ -96,7 +96,7 @@ class Poison(Stage):
             or {"flipped": scaled(self.factor), "noisy": noisy(self.deviation)}[self.attack]
         )
         made = craft(update.only(bad), context)
-        deltas = {name: _put(rows, made[name], bad) for name, rows in update.deltas.items()}
+        deltas = {name: put(rows, made[name], bad) for name, rows in update.deltas.items()}
         return replace(update, deltas=deltas)
 
     def _clients(self, context: RoundContext) -> Tensor:
@@ -107,7 +107,7 @@ class Poison(Stage):
         return order[: round(self.liars * count)]
 
 
-def _put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
+def put(rows: Rows, made: Rows, bad: Tensor) -> Rows:
     """The rows of honest clients beside those that were made; bad (C,): whose rows are made."""
     honest, places = ~bad[rows.client], bad.nonzero()[:, 0]
     every = Rows.joined(
