@@ -39,17 +39,28 @@ COUNT, USERS, DIM, DELTA = 60_000, 300, 7, 1e-6
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LooseClip(Clip):
-    """Cuts at `size` times C, and tells the gate so, but not the noise."""
+    """Cuts at `size` times C, and tells the gate so; `AsStated` tells the noise otherwise."""
 
     size: float = 1.0
 
-    def each(self, update, context):
-        """Cut longer updates than it should."""
-        told = context.notes["clipped"]
-        context.notes |= {"clipped": self.size * told, "longest": self.size * told}
-        cut = super().each(update, context)
-        context.notes["clipped"] = told
-        return cut
+    def begin(self, context):
+        """Tell a longer bound than is stated."""
+        super().begin(context)
+        context.notes |= {"stated": context.notes["clipped"]}
+        context.notes["clipped"] *= self.size
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AsStated(Stage):
+    """The noise is for the C that is stated."""
+
+    side = "sum"
+    keeps = ("clipped", "equal")
+
+    def total(self, total, context):
+        """Tell the noise behind it what was stated."""
+        context.notes["clipped"] = context.notes["stated"]
+        return total
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,12 +157,7 @@ class QuietGradients(DPSGD):
 
     def _trained(self, context, client):
         quiet = replace(self, example_noise=self.example_noise / self.size)
-        found, memory = DPSGD._trained(quiet, context, client), context.memory(self)
-        counted = memory[str(client)]
-        memory[str(client)] = {
-            (self.example_noise, max(q for _, q in counted)): sum(counted.values())
-        }
-        return found
+        return DPSGD._trained(quiet, context, client)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -163,11 +169,9 @@ class WholeBatches(DPSGD):
 
     def _trained(self, context, client):
         count = int(context.data.counts[client])
-        rate, steps = self.batch_size / count, self.local_epochs * (count // self.batch_size)
+        steps = self.local_epochs * (count // self.batch_size)
         every = replace(self, batch_size=count, local_epochs=steps)
-        found, memory = DPSGD._trained(every, context, client), context.memory(self)
-        memory[str(client)] = {(self.example_noise, rate): steps * context.number}
-        return found
+        return DPSGD._trained(every, context, client)
 
 
 @lru_cache(maxsize=2)
@@ -281,7 +285,7 @@ HONEST = {
     "statistics": [statistics],
 }
 FAULTS = {
-    "dp-fedavg: clip at 2 C": partial(averaging, clip=LooseClip(size=2.0)),
+    "dp-fedavg: clip at 2 C": partial(averaging, clip=LooseClip(size=2.0), behind=(AsStated(),)),
     "dp-fedavg: half the noise": partial(averaging, noise=QuietNoise(size=2.0)),
     "dp-fedavg: every update twice": partial(averaging, behind=(Again(size=2.0),)),
     "dp-fedavg: the same tenth in 81 rounds": partial(
@@ -294,7 +298,7 @@ FAULTS = {
     "dp-sgd: half the noise": partial(examples, local=QuietGradients(size=2.0)),
     "dp-sgd: every example twice": partial(examples, local=TwiceInABatch(size=2.0)),
     "dp-sgd: all in a batch, a tenth booked": partial(examples, rate=0.1, local=WholeBatches()),
-    "statistics: clip at 2 C": partial(statistics, clip=LooseClip(size=2.0)),
+    "statistics: clip at 2 C": partial(statistics, clip=LooseClip(size=2.0), behind=(AsStated(),)),
     "statistics: half the noise": partial(statistics, noise=QuietNoise(size=2.0)),
     "statistics: every update twice": partial(statistics, behind=(Again(size=2.0),)),
 }

@@ -41,7 +41,7 @@ from fedlab.attacks.poisoning import put
 from fedlab.core import Round, RoundContext, Rows, Stage, Tree, Update, require
 from fedlab.data import Columns
 from fedlab.models import Model
-from fedlab.privacy import DPSGD, NoiseSource, Release, epsilon, gaussian_epsilon, proven
+from fedlab.privacy import NoiseSource, Release, epsilon, gaussian_epsilon, proven
 
 LOUD = 1e6  # far above every clip
 RELATIONS = ("add-remove", "replace-one")
