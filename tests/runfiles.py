@@ -4,18 +4,18 @@ import contextlib
 import json
 import resource
 
-from fedlab.workbench.runs.log import HEAD, LOG, START, Log, read_log
+from fedlab.workbench.runs.log import CLOSING, HEAD, LOG, OPENING, START, link, read_log
 
 
 def chained_anew(folder, change):
     """Change the text of every line of a log, and work out all chains again, as a forger would."""
-    lines = read_log(folder).lines
-    (folder / LOG).write_bytes(b"")
-    (folder / HEAD).write_text(START)
-    log = Log(folder, START, 0)
-    for line in lines:
-        log.add(json.loads(change(json.dumps(line))))
-    log.close()
+    chain, texts = START, []
+    for line in read_log(folder).lines:
+        body = change(json.dumps(line))
+        chain = link(chain, body)
+        texts.append(OPENING + chain + CLOSING + body[1:] + "\n")
+    (folder / LOG).write_text("".join(texts))
+    (folder / HEAD).write_text(chain)
 
 
 @contextlib.contextmanager

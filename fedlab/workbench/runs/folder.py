@@ -91,9 +91,8 @@ class RunFolder:
         self._saver: Saver | None = None
 
     @classmethod
-    def made(cls, runs: Path, id_: str) -> "RunFolder":
+    def made(cls, path: Path) -> "RunFolder":
         """A new folder; raises OSError, FileExistsError where there is one."""
-        path = place(runs, id_)
         path.mkdir()
         lock = _lock(path)
         lock.acquire(blocking=False)
@@ -134,10 +133,6 @@ class RunFolder:
         if self._saver:
             self._saver.offer((done, self.log.chain), best)
 
-    def save_now(self, done: Round) -> None:
-        """Save a Round, whose line is in the log, at once."""
-        self._put(CHECKPOINT, done, self.log.chain)
-
     def _save(self, last: Offered, best: Offered | None) -> None:
         """Write checkpoints: the best first, so that the last one is never ahead of it."""
         self.log.to_disk()  # a checkpoint is of a round that the log has
@@ -148,6 +143,7 @@ class RunFolder:
         self._put(CHECKPOINT, *last)
 
     def _put(self, shelf: str, done: Round, note: str) -> None:
+        (self.path / shelf).mkdir(exist_ok=True)  # fails where the run's folder is gone
         save_round(done, numbered(self.path / shelf, done.number), note)
         before = [p for p in checkpoints(self.path / shelf) if int(p.name) <= done.number]
         for other in checkpoints(self.path / shelf):

@@ -210,32 +210,34 @@ class Runs:
         if self.folder is None:
             return
         try:
-            if run.home and run.state != "running":
+            if run.home and run.state != "running" and run.id not in self.unsaved:
                 if run.home.parent != self.folder:
                     run.home = copy(run.home, self.folder)
                 return
             self._let_go(run)
-            again = place(self.folder, run.id)
-            if again.exists():
-                folder = RunFolder.held(again)[0]
-                lines: list[Record] = [{"resumed": 0}, {"name": run.name}, *run.records]
-            else:
-                folder = RunFolder.made(self.folder, run.id)
-                lines = [run.header(), *run.records]
-            self._live[run.id], run.home = folder, again
-            for line in lines:
-                folder.log.add(line)
-            self.unsaved.discard(run.id)
-            if run.state == "running":
-                self._save_rounds(run, folder)
-            elif run.state != "interrupted":
-                folder.log.add(end(run))
-            if run.rounds and run.rounds[-1].params:
-                folder.save_now(run.rounds[-1])
-            if run.state != "running":
-                self._let_go(run)
+            self._write(run, place(self.folder, run.id))
         except (OSError, NotImplementedError, ParameterError) as error:
             self._lost(run, error)
+
+    def _write(self, run: Run, home: Path) -> None:
+        """Write all that is known of a run, behind what is there of it already."""
+        if home.exists():
+            folder = RunFolder.held(home)[0]
+            lines: list[Record] = [{"resumed": 0}, {"name": run.name}, *run.records]
+        else:
+            folder = RunFolder.made(home)
+            lines = [run.header(), *run.records]
+        self._live[run.id], run.home = folder, home
+        if run.state not in ("running", "interrupted"):
+            lines.append(end(run))
+        for line in lines:
+            folder.log.add(line)
+        self.unsaved.discard(run.id)
+        self._save_rounds(run, folder)
+        if run.rounds and run.rounds[-1].params:
+            folder.offer(run.rounds[-1], best=False)
+        if run.state != "running":
+            self._let_go(run)
 
     def _save(self, run: Run, line: Record) -> None:
         """Add a line; a run that missed one stays in memory until there is another folder."""
