@@ -79,17 +79,24 @@ def save_round(done: Round, folder: str | Path, note: str = "") -> Path:
     that cannot be stored, before anything is written, and OSError where the disk does not take it.
     """
     folder = Path(folder)
-    contents = _contents(done, note)
+    writing, rest = _taken(done, note)
     mark = secrets.token_hex(4)
     fresh, old = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("new", "old"))
     fresh.mkdir(parents=True)
     try:
-        for name, content in contents.items():
-            write_down(fresh / name, content)
-        bring_to_disk(fresh)
+        safetensors.save_file(writing.params, fresh / PARAMS)
+        rows = {name: torch.cat(parts) for name, parts in writing.packed.items()}
+        safetensors.save_file(rows, fresh / STATE)
+        (fresh / REST).write_bytes(rest)
+        (fresh / MANIFEST).write_bytes(_manifest({n: _sha256(fresh / n) for n in FILES}))
+        for name in (*FILES, MANIFEST, ""):
+            bring_to_disk(fresh / name)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
+    except SafetensorError as error:  # its words for a disk that is full, say
+        remove_checkpoint(fresh)
+        raise OSError(str(error)) from error
     except OSError:
         remove_checkpoint(fresh)
         raise
@@ -157,19 +164,11 @@ def remove_checkpoint(folder: Path) -> None:
         folder.rmdir()
 
 
-def write_down(path: Path, content: bytes) -> None:
-    """Write a new file and bring it to the disk."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def bring_to_disk(folder: Path) -> None:
-    """Bring to the disk what was made or renamed in a folder, where the system can."""
-    if os.name != "posix":
+def bring_to_disk(path: Path) -> None:
+    """Bring a file to the disk; or what was made or renamed in a folder, where the system can."""
+    if path.is_dir() and os.name != "posix":
         return
-    place = os.open(folder, os.O_RDONLY)
+    place = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(place)
     finally:
@@ -179,8 +178,8 @@ def bring_to_disk(folder: Path) -> None:
 # Writing
 
 
-def _contents(done: Round, note: str) -> dict[str, bytes]:
-    """The files of a checkpoint by name, the manifest last."""
+def _taken(done: Round, note: str) -> "tuple[_Writing, bytes]":
+    """The tensors of a Round, and the text of the rest."""
     writing = _Writing()
     try:
         params = [[name, writing.param(name, value)] for name, value in done.params.items()]
@@ -195,17 +194,16 @@ def _contents(done: Round, note: str) -> dict[str, bytes]:
         if isinstance(error, ParameterError):
             raise
         raise ParameterError(f"round={done.number}: cannot be stored ({error})") from error
-    contents = {
-        PARAMS: safetensors.save(writing.params),
-        STATE: safetensors.save({n: torch.cat(parts) for n, parts in writing.packed.items()}),
-        REST: text.encode(),
-    }
-    return contents | {MANIFEST: _manifest(contents)}
+    return writing, text.encode()
 
 
-def _manifest(contents: Mapping[str, bytes]) -> bytes:
-    hashes = {name: hashlib.sha256(contents[name]).hexdigest() for name in FILES}
-    return json.dumps({"fedlab": EDITION, "files": hashes}, indent=1).encode()
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(hashes: Mapping[str, str]) -> bytes:
+    return json.dumps({"fedlab": EDITION, "files": dict(hashes)}, indent=1).encode()
 
 
 @dataclass(frozen=True)
@@ -337,10 +335,9 @@ def _checked(folder: Path) -> tuple[Path, dict[str, bytes]]:
         f"a checkpoint of another edition; this reads edition {EDITION}. Go on with the version "
         "of fedlab that wrote it",
     )
-    wanted = _manifest(texts)
-    if wanted != texts[MANIFEST]:
-        stated = texts[MANIFEST].decode("utf-8", "replace")
-        other = [n for n in FILES if hashlib.sha256(texts[n]).hexdigest() not in stated]
+    hashes = {name: hashlib.sha256(texts[name]).hexdigest() for name in FILES}
+    if _manifest(hashes) != texts[MANIFEST]:
+        other = [n for n in FILES if hashes[n] not in texts[MANIFEST].decode("utf-8", "replace")]
         require(False, str(folder / (other[0] if other else MANIFEST)), "another SHA-256", fix)
     return folder, texts
 

@@ -204,12 +204,12 @@ def test_no_bit_changes_without_notice(tmp_path, name):
 
 def forged(folder, **changes):
     """Change what stands in the JSON, and work out the manifest again."""
-    from fedlab.core.checkpoints import _manifest
+    from fedlab.core.checkpoints import _manifest, _sha256
 
     found = json.loads((folder / REST).read_text())
     found["round"] |= changes
     (folder / REST).write_text(json.dumps(found))
-    (folder / MANIFEST).write_bytes(_manifest({n: (folder / n).read_bytes() for n in FILES}))
+    (folder / MANIFEST).write_bytes(_manifest({n: _sha256(folder / n) for n in FILES}))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from runfiles import chained_anew, full_disk
 from waiting import until
 
 from fedlab.__main__ import main
-from fedlab.core import ParameterError, Round, Settings, load_round, write_settings
+from fedlab.core import ParameterError, Round, Settings, load_round, measured, write_settings
 from fedlab.workbench import Runs, Workbench, stream
 from fedlab.workbench.runs.folder import RunFolder
 from fedlab.workbench.runs.log import LOG
@@ -61,6 +61,7 @@ def test_a_run_is_a_folder_with_its_log_its_last_and_its_best_model(tmp_path):
     assert {p.name for p in home.iterdir()} == {"log.jsonl", "head", "lock", "checkpoint", "best"}
     assert load_round(home).number == 3
     assert float(load_round(home / "best").params["w"][0]) == 2.0
+    assert kept.best(run.id).number == 2
     assert kept.trouble == ""
     lines = [json.loads(line) for line in (home / LOG).read_text().splitlines()]
     assert [len(line["chain"]) for line in lines] == [64] * 5
@@ -145,7 +146,9 @@ def test_lines_that_are_missing_at_the_end_are_told_and_stay_told(tmp_path):
     assert said(tmp_path, run.id) == (state, error)
     path.write_text("".join(lines[:2]))  # without rounds that were saved as checkpoints
     kept = Runs(tmp_path)
-    with pytest.raises(ParameterError, match=r"00000003='round 3': the log has lost this round"):
+    with pytest.raises(
+        ParameterError, match=r"00000003='round 3': the log of this run does not have it"
+    ):
         kept.resume(run.id)
     assert said(tmp_path, run.id)[0] == "interrupted"
 
@@ -388,21 +391,21 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", ["adam", "private"])
 def test_a_killed_command_is_resumed_bit_for_bit(tiny_settings, tmp_path, kind, capsys):
-    settings = Settings(**tiny_settings | {"rounds": 200} | KINDS[kind])
+    settings = Settings(**tiny_settings | {"rounds": 60} | KINDS[kind])
     (tmp_path / "start.json").write_text(write_settings(settings))
     folder = tmp_path / "runs"
     words = ["-m", "fedlab", "run", str(tmp_path / "start.json"), "--folder", str(folder)]
     live = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
-    until(lambda: len(list(folder.glob("*/checkpoint/*"))) > 1, 60)
+    until(lambda: list(folder.glob("*/checkpoint/0*")), 60)
     live.send_signal(signal.SIGKILL)
     live.wait()
     (run,) = Runs(folder).listed()
     assert run.state == "interrupted"
-    assert 0 < len(run.records) < 200
+    assert 0 < len(run.records) < 60
     assert main(["resume", run.id, "--folder", str(folder)]) == 0
     assert f"{run.name} goes on after round" in capsys.readouterr().err
     again = Runs(folder).get(run.id)
-    assert (again.state, len(again.records)) == ("done", 200)
+    assert (again.state, len(again.records)) == ("done", 60)
     *_, last = stream(lambda: settings)
     assert mark([load_round(folder / run.id)]) == mark([last])
 
@@ -463,7 +466,7 @@ def test_a_run_that_could_not_be_saved_ends_the_command_with_an_error(tiny_setti
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert "Not being saved: File too large" in done.stderr
+    assert re.search("Not being saved: .*File too large", done.stderr)
     assert done.stderr.index("Not being saved") < done.stderr.index("30/30")
     assert "run 1" in done.stdout
     file = tmp_path / "file"
@@ -502,7 +505,9 @@ def test_the_workbench_resumes(tiny_settings, tmp_path):
     tell(bench, "resume", row["id"])
     until(lambda: bench.state == "done" and len(bench.rounds) == 2)
     bench.close()
-    bench = Workbench(lambda settings: measured(stream(settings), dict), settings, folder=tmp_path)
+    bench = Workbench(
+        lambda settings: measured(stream(settings), lambda _: {}), settings, folder=tmp_path
+    )
     tell(bench, "resume", row["id"])
     assert bench.notice.startswith("live='no start': this stream cannot go on")
     bench.close()

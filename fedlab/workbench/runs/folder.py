@@ -28,8 +28,8 @@ from fedlab.core import (
     require,
     save_round,
 )
-from fedlab.core.checkpoints import FILES, MANIFEST, write_down
-from fedlab.workbench.runs.log import HEAD, LOG, START, Log, Read, read_log
+from fedlab.core.checkpoints import FILES, MANIFEST, bring_to_disk
+from fedlab.workbench.runs.log import HEAD, LOG, START, Log, read_log
 from fedlab.workbench.runs.run import Run, restored
 from fedlab.workbench.runs.saver import Offered, Saver
 
@@ -49,10 +49,6 @@ def place(runs: Path, id_: str) -> Path:
 
 def read(path: Path) -> Run:
     """The run in a folder; `ParameterError` says what is wrong with it."""
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[Run, Read]:
     plain = not path.is_symlink() and path.is_dir()
     require(plain, str(path), "no folder", "a run is a folder, and not a link to one")
     place(path.parent, path.name)
@@ -63,7 +59,7 @@ def _read(path: Path) -> tuple[Run, Read]:
         run.state, run.error = "interrupted", found.cut
     if _held_elsewhere(path):
         run.state, run.error = "running elsewhere", "another process trains it"
-    return run, found
+    return run
 
 
 def _lock(path: Path) -> FileLock:
@@ -99,7 +95,7 @@ class RunFolder:
         return cls(path, lock, START, 0)
 
     @classmethod
-    def held(cls, path: Path) -> "tuple[RunFolder, Run, Read]":
+    def held(cls, path: Path) -> "tuple[RunFolder, Run]":
         """A folder that is there, with the run in it; `ParameterError` where that cannot be."""
         run, lock = path.name, _lock(path)
         require(path.is_dir() and not path.is_symlink(), "run", run, "its folder is gone")
@@ -119,7 +115,7 @@ class RunFolder:
             folder = cls(path, lock, found.chains[-1], found.size)
             if found.cut:
                 folder.log.add({"lost": found.cut})  # or the next line would hide it
-            return folder, again, found
+            return folder, again
         except BaseException:
             lock.release()
             raise
@@ -165,27 +161,28 @@ class RunFolder:
             self._held.release()
 
 
-def start_of(path: Path, found: Read, device: str) -> tuple[Round | None, str]:
-    """The Round from which a run goes on, None for its beginning; and what is to be said of it.
+def kept(path: Path, shelf: str, device: str = "cpu") -> tuple[Round | None, str]:
+    """The newest Round in a run's folder, None where there is none; and what is to be said of it.
 
-    A checkpoint that is damaged is passed over for the one before it.
+    shelf: `CHECKPOINT` or `BEST`. A checkpoint that is damaged is passed over for the one before
+    it. Raises `ParameterError` where no other is whole, and for a Round that the log has not.
     """
-    said = ""
-    for folder in reversed(checkpoints(path / CHECKPOINT)):
+    said, chains = "", read_log(path).chains
+    for folder in reversed(checkpoints(path / shelf)):
         try:
             done, note = load_noted(folder, device)
         except ParameterError as error:
             said = said or str(error)
             continue
         require(
-            note in found.chains,
+            note in chains,
             str(folder),
             f"round {done.number}",
-            f"the log has lost this round; take the model with load_round({str(folder)!r}), and "
-            "begin another run from it",
+            f"the log of this run does not have it; take the model with load_round({str(folder)!r})"
+            ", and begin another run from it",
         )
         return done, said
-    require(not said, "checkpoint", said, "there is no other; begin another run")
+    require(not said, shelf, said, "there is no other; begin another run")
     return None, ""
 
 
@@ -256,8 +253,14 @@ def copy(path: Path, runs: Path) -> Path:
             (new / shelf / each.name).mkdir(parents=True)
             for name in (*FILES, MANIFEST):
                 if (each / name).is_file() and not (each / name).is_symlink():
-                    write_down(new / shelf / each.name / name, (each / name).read_bytes())
+                    _copy(each / name, new / shelf / each.name / name)
     for name in (HEAD, LOG):
         if (path / name).is_file() and not (path / name).is_symlink():
-            write_down(new / name, (path / name).read_bytes())
+            _copy(path / name, new / name)
     return new
+
+
+def _copy(path: Path, new: Path) -> None:
+    with new.open("xb") as file:
+        file.write(path.read_bytes())
+    bring_to_disk(new)

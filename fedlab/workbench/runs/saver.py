@@ -10,12 +10,17 @@ from collections.abc import Callable
 
 from fedlab.core import ParameterError, Round
 
-PACE = 0.5  # seconds between the beginnings of two checkpoints
+# Seconds between the beginnings of two checkpoints: the first as long as the processor is busy with
+# them for a twentieth of the time at most, never more than the last. A checkpoint of matrix
+# factorisation on 671 users takes 4 ms of a processor (1.3 MB; 10 to 70 ms until the disk has it),
+# one with what 671 clients have left over in error feedback 170 ms (75 MB).
+PACE = (0.5, 1.0)
+SHARE = 20
 Offered = tuple[Round, str]  # and the chain of its line in the log
 
 
 class Saver:
-    """A thread that saves the newest Round that was offered, at most one each `PACE`."""
+    """A thread that saves the newest Round that was offered, one each `PACE` at most."""
 
     def __init__(
         self, save: Callable[[Offered, Offered | None], None], failed: Callable[[Exception], None]
@@ -50,8 +55,10 @@ class Saver:
                 last, best, self._last, self._best = self._last, self._best, None, None
             if last is None:
                 return
-            due = time.monotonic() + PACE
+            began, busy = time.monotonic(), time.thread_time()
             try:
                 self._save(last, best)
             except (OSError, ParameterError) as error:
                 self._failed(error)
+            busy = time.thread_time() - busy
+            due = began + min(max(PACE[0], SHARE * busy), PACE[1])

@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedlab.core import ParameterError, Round, Settings, require
-from fedlab.workbench.runs.folder import ID, RunFolder, copy, delete, place, read, start_of
+from fedlab.workbench.runs.folder import (
+    BEST,
+    CHECKPOINT,
+    ID,
+    RunFolder,
+    copy,
+    delete,
+    kept,
+    place,
+    read,
+)
 from fedlab.workbench.runs.log import LOG
 from fedlab.workbench.runs.run import Record, Run, end, record
 
@@ -100,10 +110,10 @@ class Runs:
                 require(last is not None and bool(last.params), "run", run.name, fix)
                 run.state, run.error = "running", ""
                 return run, last
-            folder, again, found = RunFolder.held(run.home)
+            folder, again = RunFolder.held(run.home)
             try:
                 device = str(again.settings.get("device", "cpu"))
-                start, said = start_of(run.home, found, device)
+                start, said = kept(run.home, CHECKPOINT, device)
             except BaseException:
                 folder.close()
                 raise
@@ -114,6 +124,18 @@ class Runs:
             again.was, again.pinned = (again.state, again.error), run.pinned
             again.state, again.error = "running", ""
             return again, start
+
+    def best(self, id_: str) -> Round:
+        """The best Round of a run, without the state to go on from.
+
+        Raises `ParameterError` for a run without one, and for one that is not the run's own.
+        """
+        run = self.get(id_)
+        require(run.home is not None, "run", run.name, "its best model is not kept in memory")
+        found = kept(run.home, BEST)[0] if run.home else None
+        if found is None:
+            raise ParameterError(f"run={run.name!r}: it has no best model yet")
+        return found
 
     def add(self, run: Run, done: Round, asked: Settings) -> None:
         """Note a finished Round.
@@ -166,7 +188,7 @@ class Runs:
             if run.id in self._live or run.home is None:
                 self._save(run, line)
             else:
-                folder, _, _ = RunFolder.held(run.home)
+                folder, _ = RunFolder.held(run.home)
                 try:
                     folder.log.add(line)
                 finally:
