@@ -389,7 +389,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["adam", "private"])
+@pytest.mark.parametrize("kind", ["adam", "buffered"])
 def test_a_killed_command_is_resumed_bit_for_bit(tiny_settings, tmp_path, kind, capsys):
     settings = Settings(**tiny_settings | {"rounds": 60} | KINDS[kind])
     (tmp_path / "start.json").write_text(write_settings(settings))

@@ -138,9 +138,9 @@ class RunFolder:
             self._put(BEST, replace(done, state=spent), chain)
         self._put(CHECKPOINT, *last)
 
-    def _put(self, shelf: str, done: Round, note: str) -> None:
+    def _put(self, shelf: str, done: Round, chain: str) -> None:
         (self.path / shelf).mkdir(exist_ok=True)  # fails where the run's folder is gone
-        save_round(done, numbered(self.path / shelf, done.number), note)
+        save_round(done, numbered(self.path / shelf, done.number), f"{shelf} {chain}")
         before = [p for p in checkpoints(self.path / shelf) if int(p.name) <= done.number]
         for other in checkpoints(self.path / shelf):
             if other not in before[-KEPT[shelf] :]:
@@ -175,7 +175,7 @@ def kept(path: Path, shelf: str, device: str = "cpu") -> tuple[Round | None, str
             said = said or str(error)
             continue
         require(
-            note in chains,
+            note in {f"{shelf} {chain}" for chain in chains},
             str(folder),
             f"round {done.number}",
             f"the log of this run does not have it; take the model with load_round({str(folder)!r})"
