@@ -58,7 +58,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "local noise": {"uplink": "clip + local noise", "delta": 0.01},
     "implicit": {"local": "implicit", "server_optimizer": "adam"},
-    "meta": {"local": "meta"},
+    "meta": {"local": "meta", "model": "content"},
     "buffered error feedback": {"schedule": "buffered", "uplink": "error feedback"},
 }
 ROUNDS = 150
@@ -469,7 +469,7 @@ def main() -> None:
                 0.05,
                 higher=False,
                 seeds=1,
-                note=f"{len(shares)} pairs, {halves}; 75 MB of state {statistics.median(heavy):.2f}",
+                note=f"{len(shares)} pairs, {halves}; 75 MB state {statistics.median(heavy):.2f}",
             ),
             "run_mutations": entry(
                 found.total(),
