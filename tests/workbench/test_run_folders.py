@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from composition import mark
+from lasting import mutations
 from runfiles import chained_anew, full_disk
 from waiting import until
 
@@ -224,6 +225,12 @@ def test_no_path_comes_from_a_file_and_nothing_of_others_is_removed(tmp_path):
     with pytest.raises(ParameterError, match=r"notes.txt"):
         Runs(folder).delete(run.id)
     assert load_round(home).number == 3
+
+
+def test_no_change_of_a_folder_of_runs_is_silent():
+    found = list(mutations(60))
+    assert [each for each in found if each[1].startswith("SILENT")] == []
+    assert sum(came == "said" for _, came in found) > 30
 
 
 def test_a_live_run_is_left_alone_by_other_processes(tmp_path):
