@@ -202,7 +202,10 @@ def _resume(words: argparse.Namespace) -> bool:
     known = ", ".join(run.id for run in runs.listed()) or "none"
     require(bool(named), "run", words.run, f"there is no such run; there are {known}")
     require(len(named) == 1, "run", words.run, f"several have this name; choose of {named}")
+    known = runs.trouble
     run, start = runs.resume(named[0])
+    if runs.trouble != known:
+        print(runs.trouble, file=sys.stderr)
     done = start.number if start else 0
     try:
         before = Settings(**run.last_settings)

@@ -125,7 +125,6 @@ class Session:
             "this stream cannot go on from a Round; give one that can, such as "
             "lambda settings, start=None: federate(model, data, settings, start=start)",
         )
-        claim(None)
         run, start = self.runs.resume(id_)
         try:
             settings = going_on(run, start, self.settings.rounds)

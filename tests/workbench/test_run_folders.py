@@ -20,7 +20,7 @@ from waiting import until
 
 from fedlab.__main__ import main
 from fedlab.core import ParameterError, Round, Settings, load_round, measured, write_settings
-from fedlab.workbench import Runs, Workbench, stream
+from fedlab.workbench import Run, Runs, Workbench, stream
 from fedlab.workbench.runs.folder import RunFolder
 from fedlab.workbench.runs.log import LOG
 
@@ -374,15 +374,21 @@ def test_files_of_an_earlier_edition_are_named(tmp_path):
 
 def test_a_clock_that_goes_back_overwrites_nothing(tmp_path, monkeypatch):
     _, first = trained(tmp_path)
-    kept = Runs(tmp_path)
-    other = kept.begin(START)
-    other_id = other.id
+    ids = iter([first.id, first.id, "20010101-000000-000000-0000"])
+    monkeypatch.setattr(sys.modules["fedlab.workbench.runs.store"], "new_id", lambda: next(ids))
+    kept = Runs(tmp_path / "away")
+    other = Run("put back", dict(START), first.id)
+    monkeypatch.setattr(sys.modules["fedlab.workbench.runs.store"], "Run", lambda *_: other)
+    for _ in range(2):  # in a folder that is opened later, and in one that has it
+        kept.open(tmp_path)
+    kept.begin(START)
+    kept.add(other, finished(1), START)
     kept.end(other, "stopped")
-    made = RunFolder.made
-    with pytest.raises(FileExistsError):
-        made(tmp_path / first.id)
+    assert other.id == "20010101-000000-000000-0000"
     assert said(tmp_path, first.id) == ("done", "")
-    assert other_id != first.id
+    assert load_round(tmp_path / first.id).number == 3
+    with pytest.raises(FileExistsError):
+        RunFolder.made(tmp_path / first.id)
 
 
 # What resumes is what would have been trained without a kill.
@@ -404,6 +410,10 @@ def test_a_killed_command_is_resumed_bit_for_bit(tiny_settings, tmp_path, kind, 
     words = ["-m", "fedlab", "run", str(tmp_path / "start.json"), "--folder", str(folder)]
     live = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
     until(lambda: list(folder.glob("*/checkpoint/0*")), 60)
+    (run,) = Runs(folder).listed()
+    assert run.state == "running elsewhere"
+    assert main(["resume", run.id, "--folder", str(folder)]) == 2
+    assert "another process trains it" in capsys.readouterr().err
     live.send_signal(signal.SIGKILL)
     live.wait()
     (run,) = Runs(folder).listed()
@@ -508,6 +518,11 @@ def test_the_workbench_resumes(tiny_settings, tmp_path):
     tell(bench, "resume", row["id"])
     assert bench.notice.startswith("rounds=60: run 1 has done 60 rounds; choose more")
     assert [r["state"] for r in bench.table] == ["done"]
+    tell(bench, "step")  # what cannot be resumed stops nothing else
+    until(lambda: bench.state == "paused")
+    tell(bench, "resume", row["id"])
+    assert (bench.state, bool(bench.notice)) == ("paused", True)
+    tell(bench, "reset")
     bench.values = bench.values | {"rounds": 62}
     tell(bench, "resume", row["id"])
     until(lambda: bench.state == "done" and len(bench.rounds) == 2)

@@ -73,7 +73,7 @@ def _held_elsewhere(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # where nothing can be written, nothing is trained
+    except OSError:  # where nothing can be written, nothing is trained
         return False
 
 
@@ -91,7 +91,8 @@ class RunFolder:
         """A new folder; raises OSError, FileExistsError where there is one."""
         path.mkdir()
         lock = _lock(path)
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=WAIT)
+        bring_to_disk(path.parent)
         return cls(path, lock, START, 0)
 
     @classmethod

@@ -39,6 +39,11 @@ PLAIN = (
 )
 
 
+def new_id() -> str:
+    """An id for a run: when it was made, and a few letters, so that two machines choose others."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+
+
 @dataclass(eq=False)
 class Run:
     """One run: what it was set to, and a plain record of each round.
@@ -53,9 +58,7 @@ class Run:
 
     name: str
     settings: dict[str, Any]
-    id: str = field(
-        default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
-    )
+    id: str = field(default_factory=new_id)
     started: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     state: str = "running"
     error: str = ""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedlab.algorithms.loop import check_device
 from fedlab.core import ParameterError, Round, Settings, require
 from fedlab.workbench.runs.folder import (
     BEST,
@@ -23,7 +24,7 @@ from fedlab.workbench.runs.folder import (
     read,
 )
 from fedlab.workbench.runs.log import LOG
-from fedlab.workbench.runs.run import Record, Run, end, record
+from fedlab.workbench.runs.run import Record, Run, end, new_id, record
 
 COSTS = ("epsilon", "staleness")  # metrics that say nothing of how good a model is
 
@@ -72,6 +73,9 @@ class Runs:
                 if run.state not in ("damaged", "running elsewhere"):
                     self._bring(run)
 
+    def _taken(self, id_: str) -> bool:
+        return id_ in self.all or (self.folder is not None and place(self.folder, id_).exists())
+
     def _read(self, path: Path) -> None:
         """Read a run, or what is left of one; other files and folders are passed by."""
         if path.suffix == ".jsonl":
@@ -92,6 +96,8 @@ class Runs:
         """Begin a new run, named 'run N' unless told otherwise."""
         with self._lock:
             run = Run(name or f"run {len(self.all) + 1}", dict(settings))
+            while self._taken(run.id):  # a clock that was put back
+                run.id = new_id()
             self.all[run.id] = run
             self._bring(run)
         return run
@@ -110,9 +116,10 @@ class Runs:
                 require(last is not None and bool(last.params), "run", run.name, fix)
                 run.state, run.error = "running", ""
                 return run, last
+            device = str(run.settings.get("device", "cpu"))
+            check_device(device)
             folder, again = RunFolder.held(run.home)
             try:
-                device = str(again.settings.get("device", "cpu"))
                 start, said = kept(run.home, CHECKPOINT, device)
             except BaseException:
                 folder.close()
@@ -238,7 +245,7 @@ class Runs:
                 return
             self._let_go(run)
             self._write(run, place(self.folder, run.id))
-        except (OSError, NotImplementedError, ParameterError) as error:
+        except (OSError, ParameterError) as error:
             self._lost(run, error)
 
     def _write(self, run: Run, home: Path) -> None:
