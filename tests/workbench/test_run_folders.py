@@ -410,6 +410,7 @@ def test_a_killed_command_is_resumed_bit_for_bit(tiny_settings, tmp_path, kind, 
     words = ["-m", "fedlab", "run", str(tmp_path / "start.json"), "--folder", str(folder)]
     live = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
     until(lambda: list(folder.glob("*/checkpoint/0*")), 60)
+    live.send_signal(signal.SIGSTOP)
     (run,) = Runs(folder).listed()
     assert run.state == "running elsewhere"
     assert main(["resume", run.id, "--folder", str(folder)]) == 2
