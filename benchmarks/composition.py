@@ -30,7 +30,17 @@ from typing import Any
 
 import torch
 
-from fedlab.core import REGISTRY, Knob, ParameterError, Round, Settings, described, knobs
+from fedlab.core import (
+    REGISTRY,
+    Knob,
+    ParameterError,
+    Round,
+    Settings,
+    described,
+    knobs,
+    load_round,
+    save_round,
+)
 from fedlab.workbench import Choices, Experiment, stream
 
 BASE = {"rounds": 4, "cohort": 8, "measure_every": 4}
@@ -373,10 +383,19 @@ def checked(both: tuple[Variant, Variant], schedule: dict[str, Any]) -> Counts:
 
 
 def resumes(settings: Settings) -> bool:
-    """Whether the run goes on from its first Round bit by bit."""
+    """Whether the run goes on bit by bit, from its first Round and from its second off the disk."""
     whole = outcome(settings)[1]
-    rest, again = outcome(settings, whole[0])
-    return not rest.refused and not rest.raw and mark(again) == mark(whole[1:])
+    starts = whole[0], through_disk(whole[1])
+    marks = [mark(whole[start.number :]) for start in starts]
+    rests = [outcome(settings, start) for start in starts]
+    fine = [not rest.refused and not rest.raw for rest, _ in rests]
+    return all(fine) and marks == [mark(again) for _, again in rests]
+
+
+def through_disk(done: Round) -> Round:
+    """The Round as it comes back from a checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="fedlab") as home:
+        return load_round(save_round(done, Path(home, "checkpoint")))
 
 
 def ignored(

@@ -2,6 +2,7 @@
 
     python -m fedlab run settings.json --set local_lr=0.5 --folder runs
     python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
+    python -m fedlab resume 20260131-120000-000000-1f2e --set rounds=80
     python -m fedlab compare runs
 
 Settings and files are those of the workbench. `--parts FILE.py` runs a file that registers parts of
@@ -41,19 +42,18 @@ from fedlab.workbench import (
 def main(given: Sequence[str] | None = None) -> int:
     """Run the given command; return 0 when it went well, 2 after an error, 130 when interrupted.
 
-    An error is printed as one line.
+    That is 1 where a run could not be saved. An error is printed as one line.
     """
     try:
         _register(given)
         words = _words().parse_args(given)
-        words.do(words)
+        return int(words.do(words))
     except (ParameterError, DataError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; what is done is kept.", file=sys.stderr)
         return 130
-    return 0
 
 
 def _own() -> argparse.ArgumentParser:
@@ -111,6 +111,13 @@ def _words() -> argparse.ArgumentParser:
         "--random", type=int, default=0, metavar="N", help="N random draws instead of the grid"
     )
     parts.choices["run"].add_argument("--name", default="", help="what the run is called")
+    part = parts.add_parser("resume", help="go on with a run", parents=[_own()])
+    part.add_argument("run", help="its id, or its name where no other has it")
+    part.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="turn a knob, say rounds"
+    )
+    part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
+    part.set_defaults(do=_resume)
     part = parts.add_parser(
         "compare", help="the best of each run, and what differs", parents=[_own()]
     )
@@ -156,26 +163,67 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _kept(words: argparse.Namespace) -> Runs:
-    runs = Runs(words.folder)
+    runs = Runs(words.folder, better())
     if runs.trouble:
         print(runs.trouble, file=sys.stderr)
     return runs
 
 
-def _run(words: argparse.Namespace) -> None:
+def _run(words: argparse.Namespace) -> bool:
     base, asked = _settings(words)
     settings = base.without(_unread(base))
     _check_asked(base, asked, [settings])
     runs = _kept(words)
-    job = _job(runs, settings, words.name)
-    _drive(job, settings.rounds, runs, lambda: _words_of(runs.listed()[-1]))
-    _table([runs.listed()[-1]])
-    if lost := runs.listed()[-1].records[-1].get("rejected"):
+    return _one(runs, _job(runs, settings, words.name), settings.rounds)
+
+
+def _one(runs: Runs, job: Job, rounds: int) -> bool:
+    """Train one run, and print its line; whether some of it could not be saved."""
+    _drive(job, rounds, runs, lambda: _words_of(_last(runs)))
+    run = _last(runs)
+    _table([run])
+    if lost := run.records[-1].get("rejected"):
         ((why, times),) = Counter(lost.values()).most_common(1)
         print(f"In the last round {len(lost)} clients did not count ({times}: {why}).")
+    return bool(runs.unsaved)
 
 
-def _sweep(words: argparse.Namespace) -> None:
+def _last(runs: Runs) -> Run:
+    """The run that trains here, or did so last."""
+    return next(run for run in reversed(runs.listed()) if run.rounds)
+
+
+def _resume(words: argparse.Namespace) -> bool:
+    folder = Path(words.folder)
+    fix = "there is no such folder; name the one that runs are kept in"
+    require(folder.is_dir(), "folder", words.folder, fix)
+    runs = _kept(words)
+    named = [run.id for run in runs.listed() if words.run in (run.id, run.name)]
+    known = ", ".join(run.id for run in runs.listed()) or "none"
+    require(bool(named), "run", words.run, f"there is no such run; there are {known}")
+    require(len(named) == 1, "run", words.run, f"several have this name; choose of {named}")
+    known = runs.trouble
+    run, start = runs.resume(named[0])
+    if runs.trouble != known:
+        print(runs.trouble, file=sys.stderr)
+    done = start.number if start else 0
+    try:
+        before = Settings(**run.last_settings)
+        turned = dict(_pair(text) for text in words.set)
+        asked = before.replace(**{name: parsed(name, value) for name, value in turned.items()})
+        settings = asked.without(_unread(asked))
+        _check_asked(asked, list(turned), [settings])
+        fix = f"{run.name} has done {done} rounds; choose more, such as --set rounds={2 * done}"
+        require(settings.rounds > done, "rounds", settings.rounds, fix)
+    except ParameterError:
+        runs.end(run, "stopped")
+        raise
+    print(f"{run.name} goes on after round {done}, to {settings.rounds}.", file=sys.stderr)
+    job = follow(stream, lambda: settings, run, runs, start)
+    return _one(runs, job, settings.rounds - done)
+
+
+def _sweep(words: argparse.Namespace) -> bool:
     (base, asked), pairs = _settings(words), dict(_pair(text) for text in words.over)
     what = Sweep(
         {name: values(name, text) for name, text in pairs.items()},
@@ -195,6 +243,7 @@ def _sweep(words: argparse.Namespace) -> None:
         lambda: f"{len(runs.listed()) - before} of {len(trials)} runs begun",
     )
     _table(runs.listed()[before:])
+    return bool(runs.unsaved)
 
 
 def _job(runs: Runs, settings: Settings, name: str) -> Job:
@@ -203,14 +252,19 @@ def _job(runs: Runs, settings: Settings, name: str) -> Job:
 
 
 def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:
+    """Take all steps of a job, and say at once where something could not be saved."""
     with tqdm(total=total, unit="round", dynamic_ncols=True) as bar:
+        said = runs.trouble
         try:
             for _ in job:
+                if runs.trouble not in ("", said):
+                    said = runs.trouble
+                    bar.write(said, file=sys.stderr)
                 bar.set_postfix_str(words(), refresh=False)
                 bar.update()
         finally:
             job.close()
-    if runs.trouble:
+    if runs.trouble not in ("", said):
         print(runs.trouble, file=sys.stderr)
 
 
@@ -222,12 +276,13 @@ def _words_of(run: Run) -> str:
     )
 
 
-def _compare(words: argparse.Namespace) -> None:
+def _compare(words: argparse.Namespace) -> bool:
     if not Path(words.folder).is_dir():
         raise ParameterError(
             f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in"
         )
     _table(_kept(words).listed())
+    return False
 
 
 def _table(runs: list[Run]) -> None:

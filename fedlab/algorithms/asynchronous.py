@@ -32,6 +32,7 @@ from fedlab.core import (
     knob,
     register,
     require,
+    stored,
     stream,
 )
 
@@ -39,6 +40,7 @@ GROUP = "asynchronous"
 Arrival = tuple[float, int, int, int]  # simulated seconds, start, client, server step at the start
 
 
+@stored
 @dataclass(frozen=True)
 class InFlight:
     """Who trains at the moment.

@@ -29,6 +29,7 @@ from fedlab.core import (
     Update,
     register,
     require,
+    stored,
     whole,
 )
 from fedlab.engine import SGD, updates
@@ -36,6 +37,7 @@ from fedlab.engine import SGD, updates
 CONTROL = "control of "
 
 
+@stored
 @dataclass(frozen=True)
 class Control:
     """The control variates of all shared parameters.

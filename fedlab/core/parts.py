@@ -362,7 +362,11 @@ class RoundContext:
         return {name: value for name, (value, _) in self.asked.items()}
 
     def memory(self, part: Part) -> dict[str, Any]:
-        """What this part keeps; set entries, never change one in place: earlier Rounds share it."""
+        """What this part keeps; set entries, never change one in place: earlier Rounds share it.
+
+        It goes to disk: numbers, texts, tensors, lists, tuples and dicts of them, or `stored`
+        dataclasses.
+        """
         return self.state.setdefault(part.name, {})
 
     def fact(self, part: Part, name: str) -> Any:

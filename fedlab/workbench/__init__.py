@@ -2,9 +2,8 @@
 
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream
 from fedlab.workbench.export import export
-from fedlab.workbench.run_store import Runs
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
-from fedlab.workbench.runs import Run, metrics, record
+from fedlab.workbench.runs import Run, Runs, metrics, record
 from fedlab.workbench.session import WIDTH
 from fedlab.workbench.sweep import Sweep, values
 from fedlab.workbench.view import table

@@ -11,14 +11,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
 
 from fedlab.core import Round, Settings, require
-from fedlab.workbench.run_store import Runs
-from fedlab.workbench.runs import Run
+from fedlab.workbench.runs import Run, Runs
 
 Job = Generator[None, None, None]
-Live = Callable[[Callable[[], Any]], Iterator[Round]]
+Live = Callable[..., Iterator[Round]]  # given a function that gives settings; start= to go on from
 _active: "Runner | None" = None
 _lock = threading.Lock()
 
@@ -139,8 +137,13 @@ def claim(runner: Runner | None) -> None:
         _active = runner
 
 
-def follow(live: Live, ask: Callable[[], Settings], run: Run, runs: Runs) -> Job:
-    """A job: note each Round of `live(ask)` in `run`, and how it ended, whichever way that was."""
+def follow(
+    live: Live, ask: Callable[[], Settings], run: Run, runs: Runs, start: Round | None = None
+) -> Job:
+    """A job: note each Round of `live(ask)` in `run`, and how it ended, whichever way that was.
+
+    start: a Round to go on from.
+    """
     state, reason = "stopped", ""
     asked = Settings()
 
@@ -150,7 +153,7 @@ def follow(live: Live, ask: Callable[[], Settings], run: Run, runs: Runs) -> Job
         return asked
 
     try:
-        for done in live(noted):
+        for done in live(noted) if start is None else live(noted, start=start):
             runs.add(run, done, asked)
             yield
         state = "done"

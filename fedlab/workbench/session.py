@@ -1,19 +1,19 @@
 """What a workbench does, without its view: its settings, the runs that train, the sweeps.
 
-See `runner` for the thread and `run_store` for what is kept.
+See `runner` for the thread and `runs` for what is kept.
 """
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from fedlab.core import Settings, described, known, read_settings, require
+from fedlab.core import ParameterError, Round, Settings, described, known, read_settings, require
 from fedlab.workbench.experiment import Experiment, stream
-from fedlab.workbench.run_store import Runs
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow, side_by_side
-from fedlab.workbench.runs import Run
+from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweep import Sweep
 
 WIDTH = 4  # runs of a sweep that train side by side
@@ -22,8 +22,9 @@ WIDTH = 4  # runs of a sweep that train side by side
 class Session:
     """Settings, runs and the one job over a stream of Rounds.
 
-    live: a function from a settings-giving function to a stream of Rounds. settings: where the
-    knobs start. metrics: name -> whether 'max' or 'min' is better; the loss is always there.
+    live: a function from a settings-giving function to a stream of Rounds; one that takes `start`
+    as well, a Round to go on from, can resume runs. settings: where the knobs start. metrics: name
+    -> whether 'max' or 'min' is better; the loss is always there.
     folder: where runs are kept. presets: name -> settings. changed: called after each round and
     each change of state, from the thread.
     """
@@ -48,7 +49,7 @@ class Session:
             )
         self.presets = presets
         claim(None)
-        self.live, self.runs, self.runner = live, Runs(folder), Runner(changed)
+        self.live, self.runs, self.runner = live, Runs(folder, metrics), Runner(changed)
         self.changed = changed
         self.members: list[Run] = []  # what the last start or sweep trains
         self.trying: Sweep | None = None
@@ -112,6 +113,28 @@ class Session:
         """Ask the job to end after the round under way, without waiting for it."""
         self.runner.stop(wait=False)
 
+    def resume(self, id_: str) -> None:
+        """Go on with a run that ended or was interrupted, with its own settings.
+
+        A run that has done its rounds goes on to as many as the knob says.
+        """
+        require(
+            "start" in inspect.signature(self.live).parameters,
+            "live",
+            "no start",
+            "this stream cannot go on from a Round; give one that can, such as "
+            "lambda settings, start=None: federate(model, data, settings, start=start)",
+        )
+        run, start = self.runs.resume(id_)
+        try:
+            settings = going_on(run, start, self.settings.rounds)
+        except ParameterError:
+            self.runs.end(run, "stopped")
+            raise
+        self.settings = settings
+        self.trying, self.members, self.planned = None, [run], 1
+        self.runner.start(follow(self.live, self._snapshots(settings), run, self.runs, start))
+
     def reset(self) -> None:
         """Stop, forget what was shown except pinned runs, and put the knobs back to the start."""
         self.runner.reset()
@@ -173,6 +196,20 @@ class Session:
         run = self.runs.begin(settings, name)
         self.members.append(run)
         yield from follow(self.live, ask, run, self.runs)
+
+
+def going_on(run: Run, start: Round | None, rounds: int) -> Settings:
+    """The settings of a run that is resumed from a Round.
+
+    rounds: until when, if it has done all that it was to do. Raises `ParameterError` where that is
+    no more than it has done, and for settings of a part that is not here.
+    """
+    settings = Settings(**run.last_settings)
+    done = start.number if start else 0
+    if done < settings.rounds:
+        return settings
+    require(rounds > done, "rounds", rounds, f"{run.name} has done {done} rounds; choose more")
+    return settings.replace(rounds=rounds)
 
 
 def _same(settings: Settings) -> Settings:

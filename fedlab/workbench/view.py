@@ -180,6 +180,7 @@ def table(
             "name": run.name,
             "state": run.state,
             "error": run.error,
+            "open": run.open,
             "pinned": run.pinned,
             "colour": shown.get(run.id),
             "rounds": len(run.records),
@@ -219,7 +220,8 @@ class Pens:
             if run.id not in kept:
                 kept[run.id] = min(set(range(len(shown))) - set(kept.values()))
         self.colours = kept
-        self._traces = {run.id: self._traces.get(run.id) or Trace(run) for run in shown}
+        before = {trace.run: trace for trace in self._traces.values()}  # not of a resumed one
+        self._traces = {run.id: before.get(run) or Trace(run) for run in shown}
         seen = list(last.rounds) if last else []
         lines = [name for name in charts if name not in SPREADS]
         return {

@@ -55,9 +55,9 @@ class Workbench(anywidget.AnyWidget):
     slider, or the choices; None for its usual ones. By default all knobs are shown, most of them
     folded away in groups. Those that nothing reads in the present combination are greyed out, with
     the reason, where live is `stream`. metrics: name of a Round metric -> whether 'max' or 'min' is
-    better. folder: where runs are kept as JSONL; by default only in memory. presets: name ->
-    settings to take at once. `rounds` holds the finished Rounds of the last run, `session` the runs
-    and what the buttons do.
+    better. folder: where runs are kept, each in one of its own; by default only in memory. presets:
+    name -> settings to take at once. `rounds` holds the finished Rounds of the last run, `session`
+    the runs and what the buttons do.
     """
 
     _esm = _files(*FILES)
@@ -159,6 +159,7 @@ class Workbench(anywidget.AnyWidget):
             "step": session.step,
             "stop": session.stop,
             "reset": session.reset,
+            "resume": session.resume,
             "pin": session.pin,
             "preset": session.preset,
             "settings": session.paste,

@@ -259,6 +259,12 @@ def test_two_runs_are_pinned_named_compared_and_exported(bench, page, tmp_path):
     page.evaluate(COMMAND, "notebook:run-all-cells")  # kept on disk: they are there again
     expect(bench.locator("summary", has_text="Runs (")).to_have_text("Runs (2)")
     unfold(bench, "Runs")
+    set_number(bench, "rounds", 12)
+    press(bench, "resume run 2")
+    expect(bench.locator("tbody tr").first).to_contain_text("done, 12 rounds")
+    expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("4")
+    assert violations(page) == []
+    shoot(page, "resumed")
     press(bench, "delete run 2")
     expect(bench.locator("tbody tr")).to_have_count(1)
 

@@ -535,5 +535,5 @@ def test_wrong_words_are_explained_in_a_line(words, message, tmp_path, capsys, m
 def test_a_run_that_fails_is_kept_as_failed(tmp_path, capsys):
     assert main(["run", "--set", "data=/nowhere", "--folder", str(tmp_path)]) == 2
     assert "is not a folder" in capsys.readouterr().err
-    (file,) = tmp_path.glob("*.jsonl")
+    (file,) = tmp_path.glob("*/log.jsonl")
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "failed"

@@ -298,7 +298,7 @@ def test_runs_are_exported_and_kept_where_the_learner_says(bench, tmp_path, monk
     assert [name for name, _ in sent] == ["fedlab-runs.csv", "fedlab-runs.json", "fedlab-runs.png"]
     tell(bench, "rename", bench.table[0]["id"], "<script>alert(1)</script>")
     assert bench.table[0]["name"] == "<script>alert(1)</script>"  # text, here and on the page
-    (kept,) = (tmp_path / "mine").glob("*.jsonl")
+    (kept,) = (tmp_path / "mine").iterdir()
     tell(bench, "delete", bench.table[0]["id"])
     assert not kept.exists()
     assert bench.table == []
@@ -442,7 +442,7 @@ def test_the_examples_of_the_page_train(tmp_path, monkeypatch):
         bench.session.runner.stop()
         bench.close()
     assert bench.session.members[-1].settings == {"uplink": "dropped + clip", "kept": 0.2}
-    assert len(list(tmp_path.glob("runs/*.jsonl"))) == 1
+    assert len(list(tmp_path.glob("runs/*/log.jsonl"))) == 1
 
 
 def test_a_long_run_is_drawn_in_bounded_size(live):

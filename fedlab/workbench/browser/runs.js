@@ -9,14 +9,17 @@ function runRow(model, metrics) {
     name.addEventListener("change", () => tell(model, "rename", id, name.value));
     const swatch = make("span", { class: "swatch" }), state = make("td"), differs = make("td", { class: "differs" });
     const best = metrics.map((_, i) => make("td", { class: `metric-${i}` })), remove = button("Delete", () => tell(model, "delete", id));
+    const resume = button("Resume", () => tell(model, "resume", id));
     const node = make("tr", { "data-run": id }, make("td", {}, pin, swatch), make("td", {}, name), state, ...best,
-      differs, make("td", {}, remove));
+      differs, make("td", { class: "row" }, resume, remove));
     const draw = (/** @type {Row} */ row) => {
       pin.checked = row.pinned;
       pin.setAttribute("aria-label", `keep ${row.name} in the charts`);
       name.setAttribute("aria-label", `name of ${row.name}`);
       remove.setAttribute("aria-label", `delete ${row.name}`);
-      remove.disabled = row.state === "running";
+      remove.disabled = !row.open && row.state !== "damaged";
+      resume.setAttribute("aria-label", `resume ${row.name}`);
+      resume.disabled = !row.open;
       if (document.activeElement !== name) name.value = row.name;
       swatch.className = row.colour === null ? "swatch" : `swatch line-${row.colour % COLOURS}`;
       state.textContent = row.state === "running" ? "running" : `${row.state}, ${row.rounds} rounds`;

@@ -1,0 +1,284 @@
+"""One run as plain data: what it was set to, and a record of each round.
+
+In the log of its folder (`fedlab.workbench.runs.log`) stand a header with its settings, then a line
+for each round and each event: a new name, the end, the round from which it was resumed, lines that
+were found missing. Rounds that were trained again are there twice, and the later line counts:
+
+    {"fedlab": 2, "run": "20260131-120000-000000-1f2e", "name": "run 1", "settings": {...}, ...}
+    {"round": 1, "loss": 0.69, "clients": 64, "bytes_up": ..., "ndcg@10": 0.31, ...}
+    {"round": 2, ..., "turned": {"cohort": 8}}
+    {"resumed": 1}
+    {"round": 2, ...}
+    {"end": "done", "error": ""}
+"""
+
+import math
+import secrets
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedlab.core import VERSION, Round, Settings, described, require
+
+Record = dict[str, Any]
+# the entries of a record that are not metrics
+PLAIN = (
+    "round",
+    "loss",
+    "clients",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+    "turned",
+    "rejected",
+    "skipped",
+    "simulated s",
+)
+
+
+def new_id() -> str:
+    """An id for a run: when it was made, and a few letters, so that two machines choose others."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+
+
+@dataclass(eq=False)
+class Run:
+    """One run: what it was set to, and a plain record of each round.
+
+    settings: the knobs that were turned at the start; a record's `turned` holds those that changed
+    before its round. rounds: the Rounds themselves while this kernel lives, the last one with its
+    parameters. state: running; done, stopped or failed; interrupted, for a run on disk that has no
+    end; running elsewhere, in another process; damaged. error: why. home: its folder, where all
+    of it is kept. came: the round from which it was resumed, was: its state and error before that,
+    until the first round after it.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    id: str = field(default_factory=new_id)
+    started: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    state: str = "running"
+    error: str = ""
+    pinned: bool = False
+    records: list[Record] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    now: Settings | None = None  # of its last round
+    home: Path | None = None
+    came: int | None = None
+    was: tuple[str, str] | None = None
+    judged: str = ""  # the metric by which its best round is told,
+    top: float | None = None  # and the best value so far
+    # when the last rounds ended, in seconds
+    clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))
+
+    def settings_by_round(self) -> list[dict[str, Any]]:
+        """The settings of each round, with the knobs as they were turned on the way."""
+        now, found = dict(self.settings), []
+        for record in self.records:
+            now = now | record.get("turned", {})
+            found.append(now)
+        return found
+
+    @property
+    def last_settings(self) -> dict[str, Any]:
+        """The settings of the last round."""
+        now = dict(self.settings)
+        for each in self.records:
+            now |= each.get("turned", {})
+        return now
+
+    def used(self) -> dict[str, list[Any]]:
+        """The values that each setting took, in order: one, unless it was turned."""
+        found = {name: [value] for name, value in self.settings.items()}
+        for each in self.records:
+            for name, value in each.get("turned", {}).items():
+                found.setdefault(name, [usual(name)]).append(value)
+        return found
+
+    def go_back(self, number: int) -> None:
+        """Forget the records of the rounds after this one."""
+        while self.records and self.records[-1]["round"] > number:
+            self.records.pop()
+
+    def has_best(self, metrics: Mapping[str, str]) -> bool:
+        """Whether the last round is the best so far, by the first of the metrics that it measures.
+
+        Without any it is by the loss. metrics: name -> whether 'max' or 'min' is better.
+        """
+        if self.judged in ("", "loss"):
+            seen = self.records[-1:] if self.judged else self.records
+            name = next((n for n in metrics if any(r.get(n) is not None for r in seen)), "loss")
+            if name != self.judged:
+                earlier = Run("", {}, records=self.records[:-1])
+                best = earlier.best(name, metrics.get(name, "min"))
+                self.judged, self.top = name, best[name] if best else None
+        value = self.records[-1].get(self.judged)
+        if value is None:
+            return False
+        lower = metrics.get(self.judged, "min") == "min"
+        better = self.top is None or (value < self.top if lower else value > self.top)
+        self.top = value if better else self.top
+        return better
+
+    @property
+    def open(self) -> bool:
+        """Whether it can be renamed, deleted and resumed here."""
+        return self.state in ("done", "stopped", "failed", "interrupted")
+
+    def best(self, metric: str, mode: str) -> Record | None:
+        """The record with the best value, the earlier one on a tie; None without any."""
+        measured = [r for r in self.records if r.get(metric) is not None]
+        return (min if mode == "min" else max)(measured, key=lambda r: r[metric], default=None)
+
+    def header(self) -> Record:
+        """The first line of its file."""
+        return {
+            "fedlab": VERSION,
+            "run": self.id,
+            "name": self.name,
+            "started": self.started,
+            "settings": self.settings,
+        }
+
+
+def usual(name: str) -> Any:
+    """The default of a setting; None where no registered part has it."""
+    found = described().get(name)
+    return found.default if found else None
+
+
+def record(done: Round, before: Settings, now: Settings) -> Record:
+    """A Round as plain data, without the parameters.
+
+    A number that is not finite becomes None, as JSON has no NaN. before, now: the settings of the
+    Round before it, or of the run, and its own.
+    """
+    turned = {
+        name: now[name]
+        for name in dict.fromkeys([*before, *now])
+        if described()[name].knob.live and now[name] != before[name]
+    }
+    found: Record = {
+        "round": done.number,
+        "loss": _finite(done.loss),
+        "clients": len(done.cohort),
+        "bytes_up": done.bytes_up,
+        "bytes_down": done.bytes_down,
+        "seconds": round(done.seconds, 4),
+    }
+    if done.clock:
+        found["simulated s"] = round(done.clock, 3)
+    if done.rejected:
+        found["rejected"] = {str(client): why for client, why in done.rejected.items()}
+    if done.skipped:
+        found["skipped"] = done.skipped
+    return (
+        found
+        | {n: _finite(v) for n, v in done.metrics.items()}
+        | ({"turned": turned} if turned else {})
+    )
+
+
+def end(run: Run) -> Record:
+    """The last line of its file."""
+    return {"end": run.state, "error": run.error}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def restored(id_: str, lines: list[Record], where: str) -> Run:
+    """A run from the lines of its log; where: the log's name, for messages.
+
+    `ParameterError` names a line that says something that no run says.
+    """
+    header, *rest = lines
+    for name, kind in (("run", str), ("name", str), ("started", str), ("settings", dict)):
+        _check(isinstance(header.get(name), kind), where, 1, name, header.get(name))
+    version = header.get("fedlab")
+    require(version == VERSION, f"{where}:1: fedlab", version, f"this reads version {VERSION}")
+    same = header["run"] == id_
+    require(same, f"{where}:1: run", header["run"], f"a run's folder has its id; this is {id_!r}")
+    for name, value in header["settings"].items():
+        _check(_plain(value), where, 1, name, value)
+    run = Run(header["name"], dict(header["settings"]), id_, header["started"], "interrupted")
+    for number, line in enumerate(rest, 2):
+        _take(run, line, where, number)
+    return run
+
+
+def _take(run: Run, line: Record, where: str, number: int) -> None:
+    """Add what a line of the log says to the run."""
+    if "round" in line:
+        for name, value in line.items():
+            right = KINDS.get(name, _number)(value)
+            _check(right, where, number, name, value)
+        _check(line.keys() >= ALWAYS, where, number, "record", sorted(line))
+        run.go_back(line["round"] - 1)
+        run.records.append(line)
+    elif "end" in line:
+        right = line["end"] in ("done", "stopped", "failed") and isinstance(line["error"], str)
+        _check(right, where, number, "end", line["end"])
+        run.state, run.error = line["end"], line["error"]
+    elif "resumed" in line:
+        _check(_count(line["resumed"]), where, number, "resumed", line["resumed"])
+        run.go_back(line["resumed"])
+        run.state, run.error = "interrupted", ""
+    elif "lost" in line:
+        _check(isinstance(line["lost"], str), where, number, "lost", line["lost"])
+        run.state, run.error = "interrupted", line["lost"]
+    else:
+        _check(isinstance(line.get("name"), str), where, number, "name", line.get("name"))
+        run.name = line["name"]
+
+
+def _check(right: bool, where: str, number: int, name: str, value: object) -> None:
+    fix = "not what a run's log has there; remove the run's folder"
+    require(right, f"{where}:{number}: {name}", value, fix)
+
+
+def _number(value: object) -> bool:
+    """A metric: a finite number, or None for one that was not."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (fine and abs(value) < MOST)  # type: ignore[arg-type]
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str) or (value is not None and _number(value))
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def _settings(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_plain, value.values()))
+
+
+MOST = 2**63
+ALWAYS = {"round", "loss", "clients", "bytes_up", "bytes_down", "seconds"}
+# what an entry of a record must be; the others are metrics
+KINDS = {
+    "round": _count,
+    "clients": _count,
+    "bytes_up": _count,
+    "bytes_down": _count,
+    "seconds": lambda value: value is not None and _number(value),
+    "turned": _settings,
+    "rejected": _texts,
+    "skipped": lambda value: isinstance(value, str),
+}
+
+
+def metrics(runs: list[Run]) -> list[str]:
+    """Names of the metrics that these runs measured, loss first."""
+    found = dict.fromkeys(name for run in runs for each in run.records for name in each)
+    return ["loss", *(name for name in found if name not in PLAIN)]
