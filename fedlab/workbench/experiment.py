@@ -55,6 +55,7 @@ from fedlab.data import (
 from fedlab.engine import LocalSettings
 from fedlab.evaluation import Candidates, candidates, scorer
 from fedlab.models import Model
+from fedlab.privacy import Ledger
 
 
 @register
@@ -369,13 +370,16 @@ def _candidates(part: type | None, name: str, own: Settings, against: int, seed:
 
 
 def stream(
-    ask: Callable[[], Settings | Mapping[str, Any]], start: Round | None = None
+    ask: Callable[[], Settings | Mapping[str, Any]],
+    start: Round | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[Round]:
     """The Rounds of an experiment, measured on validation.
 
-    ask: gives the settings; it is asked before each round. start: a Round to go on from. A cohort
-    larger than the federation is all of it. Raises `ParameterError` or `DataError` for what cannot
-    be built, and for a turned knob that nothing reads.
+    ask: gives the settings; it is asked before each round. start: a Round to go on from. ledger:
+    where releases are booked; a run with a teaching seed, which proves nothing, counts itself
+    alone. A cohort larger than the federation is all of it. Raises `ParameterError` or `DataError`
+    for what cannot be built, and for a turned knob that nothing reads.
     """
     first = Settings(**ask())
     made = Experiment(first)
@@ -405,6 +409,7 @@ def stream(
         aggregate=made.aggregation,
         schedule=made.schedule,
         start=start,
+        ledger=ledger if first.teaching_seed < 0 else None,
         device=made.choices.device,
     )
     return measured(rounds, made.measure, made.choices.measure_every)

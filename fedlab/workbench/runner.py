@@ -6,11 +6,13 @@ stops it.
 """
 
 import ctypes
+import inspect
 import math
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 from fedlab.core import Round, Settings, require
 from fedlab.workbench.runs import Run, Runs
@@ -142,7 +144,7 @@ def follow(
 ) -> Job:
     """A job: note each Round of `live(ask)` in `run`, and how it ended, whichever way that was.
 
-    start: a Round to go on from.
+    start: a Round to go on from. A stream that takes `ledger` gets that of the folder of runs.
     """
     state, reason = "stopped", ""
     asked = Settings()
@@ -153,7 +155,10 @@ def follow(
         return asked
 
     try:
-        for done in live(noted) if start is None else live(noted, start=start):
+        more: dict[str, Any] = {} if start is None else {"start": start}
+        if "ledger" in inspect.signature(live).parameters:
+            more["ledger"] = runs.ledger
+        for done in live(noted, **more):
             runs.add(run, done, asked)
             yield
         state = "done"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedlab.algorithms.loop import check_device
 from fedlab.core import ParameterError, Round, Settings, require
+from fedlab.privacy import Ledger
 from fedlab.workbench.runs.folder import (
     BEST,
     CHECKPOINT,
@@ -26,6 +27,7 @@ from fedlab.workbench.runs.folder import (
 from fedlab.workbench.runs.log import LOG
 from fedlab.workbench.runs.run import Record, Run, end, new_id, record
 
+LEDGER = "ledger"  # the file, beside the folders of the runs
 COSTS = ("epsilon", "staleness")  # metrics that say nothing of how good a model is
 
 
@@ -49,6 +51,7 @@ class Runs:
         self.trouble = ""
         self.unsaved: set[str] = set()
         self.metrics = {n: mode for n, mode in (metrics or {}).items() if n not in COSTS}
+        self._ledger: Ledger | None = None
         self._live: dict[str, RunFolder] = {}  # of those that train here
         self._lock = threading.RLock()  # rounds come from the runner's thread, clicks from another
         if folder is not None:
@@ -72,6 +75,19 @@ class Runs:
             for run in mine:
                 if run.state not in ("damaged", "running elsewhere"):
                     self._bring(run)
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Where what private runs release is booked; None without a folder.
+
+        Raises `ParameterError` for one that was edited.
+        """
+        if self.folder is None:
+            return None
+        path = self.folder / LEDGER
+        if self._ledger is None or self._ledger.path != path:
+            self._ledger = Ledger(path)
+        return self._ledger
 
     def _taken(self, id_: str) -> bool:
         return id_ in self.all or (self.folder is not None and place(self.folder, id_).exists())
