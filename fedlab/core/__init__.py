@@ -37,7 +37,17 @@ from fedlab.core.parts import (
 )
 from fedlab.core.randomness import Key, below, ramp, stream
 from fedlab.core.rounds import Round, best_round, measured, stop_early
-from fedlab.core.settings import VERSION, Settings, differing, parsed, read_settings, write_settings
+from fedlab.core.settings import (
+    VERSION,
+    Settings,
+    differing,
+    parsed,
+    read_settings,
+    read_settings_file,
+    shown,
+    tidy,
+    write_settings,
+)
 from fedlab.core.tree import (
     Delta,
     Lookup,
@@ -108,12 +118,15 @@ __all__ = [
     "pieces",
     "ramp",
     "read_settings",
+    "read_settings_file",
     "register",
     "require",
     "several",
+    "shown",
     "stop_early",
     "stream",
     "strict",
+    "tidy",
     "title_of",
     "to",
     "turned",
