@@ -236,9 +236,11 @@ class Workbench(anywidget.AnyWidget):
         """Write what the charts show, and from now on each round as it comes."""
         folder = Path(self.session.runs.folder or "runs", "tensorboard")
         with self._guard:
-            if self._events is None or self._events.folder != folder:
-                self._events = Events(folder)
-            self._events.write(self.session.shown())
+            events = self._events
+            if events is None or events.folder != folder:
+                events = Events(folder)
+            events.write(self.session.shown())
+            self._events = events
             self.news = f"Written, and rounds to come. Look with: tensorboard --logdir {folder}"
 
     def _write_events(self) -> None:

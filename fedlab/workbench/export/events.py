@@ -31,6 +31,7 @@ class Events:
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}  # run id -> its writer
         self._done: dict[str, int] = {}  # run id -> records written
+        self._own: dict[str, Path] = {}  # run id -> its folder, whatever it is called later
 
     def write(self, runs: Iterable[Run]) -> None:
         """Write the new rounds of these runs, to be seen at once.
@@ -62,7 +63,7 @@ class Events:
             "an id has digits, letters a to f and dashes, 40 at most; this run's file was changed",
         )
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name[:80]).strip("-.")
-        own = self.folder / f"{words}-{run.id}"
+        own = self._own.setdefault(run.id, self.folder / f"{words}-{run.id}")
         for old in own.glob(f"events.out.tfevents.*{SUFFIX}") if first else ():
             old.unlink()
         self._open[run.id] = writer = _writer()(str(own), filename_suffix=SUFFIX)
