@@ -90,6 +90,17 @@ def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False)
     } | ends
 
 
+def check_message(data: object) -> None:
+    """Raise `ParameterError` for what is neither an update, a command nor a request for all."""
+    found = data if isinstance(data, dict) else {}
+    method = found.get("method")
+    inside = {"update": "state", "custom": "content"}.get(str(method), "")
+    if method != "request_state" and not isinstance(found.get(inside), dict):
+        _refuse("message", data, "give an update or a command")
+    if found.get("buffer_paths"):
+        _refuse("message", "buffers", "the view sends none")
+
+
 def command(content: object) -> tuple[str, list[Any]]:
     """The command that a message gives and its arguments.
 

@@ -22,7 +22,6 @@ from fedlab.core import (
     knobs,
     known,
     require,
-    shown,
     write_settings,
 )
 from fedlab.data import DataError
@@ -127,15 +126,8 @@ class Workbench(anywidget.AnyWidget):
 
     def _handle_msg(self, msg: dict[str, Any]) -> None:
         """Take a message of the comm; one of another shape is refused in the view."""
-        data = msg.get("content", {}).get("data")
-        known_parts = {"update": ("state", dict), "custom": ("content", dict)}
-        method = data.get("method") if isinstance(data, dict) else None
         try:
-            if method != "request_state":
-                name, kind = known_parts.get(str(method), ("", dict))
-                whole = bool(name) and isinstance(data.get(name), kind)
-                require(whole, "message", shown(data), "give an update or a command")
-                require(not data.get("buffer_paths"), "message", "buffers", "the view sends none")
+            view.check_message(msg["content"].get("data"))
         except ParameterError as error:
             self._refused(error)
         else:
@@ -152,7 +144,7 @@ class Workbench(anywidget.AnyWidget):
             else:
                 super().set_state(sync_data)
 
-    def _refused(self, error: ParameterError | OSError) -> None:
+    def _refused(self, error: ParameterError) -> None:
         with self._guard:
             self.notice = str(error)
 
@@ -207,9 +199,9 @@ class Workbench(anywidget.AnyWidget):
             commands[name](*given)
         except (ParameterError, DataError, OSError) as error:
             notice = str(error)
+        self._show_knobs()
         with self._guard:
             self.notice = notice
-        self._show_knobs()
         self.draw()
 
     def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:
