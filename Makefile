@@ -49,6 +49,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/codes.py
+	$(BIN)/python benchmarks/fuzzing.py
 	$(BIN)/python benchmarks/tables.py
 
 lint: $(READY)  ## check style and types

@@ -66,6 +66,15 @@ def name(draw: random.Random) -> str:
     return found if draw.random() < 0.8 else found[:-1] + draw.choice("x_ ")
 
 
+def fitting(draw: random.Random, known: str) -> Any:
+    """A value that the setting of this name takes."""
+    about = described()[known]
+    if about.kind is str:
+        return draw.choice([*about.knob.options, about.default])
+    found = draw.uniform(about.knob.low, min(about.knob.high, 1e6))
+    return round(found) if about.kind is int else found
+
+
 def text(draw: random.Random) -> str:
     """Settings as JSON that were made up, or valid ones that were spoiled."""
     luck = draw.random()
@@ -75,8 +84,12 @@ def text(draw: random.Random) -> str:
         made = value(draw) if draw.random() < 0.3 else {name(draw): value(draw) for _ in range(3)}
         return json.dumps({"fedlab": draw.choice((2, 2, 2, value(draw))), "settings": made})
     whole = {"fedlab": 2, "settings": dict(draw.choice([*PRESETS.values()]))}
-    if luck < 0.5:
-        whole["settings"][name(draw)] = value(draw)
+    if luck < 0.6:
+        for _ in range(draw.randint(1, 3)):
+            known = draw.choice([*described()])
+            whole["settings"][known] = fitting(draw, known)
+        if luck < 0.4:
+            whole["settings"][name(draw)] = value(draw)
         return json.dumps(whole)
     found = json.dumps(whole)
     for _ in range(draw.randint(1, 4)):
@@ -104,7 +117,9 @@ def message(draw: random.Random) -> Any:
         names = ("values", "charts", "spec", "table", "layout", "_esm", "x")
         state = {draw.choice(names): value(draw) for _ in range(draw.randint(1, 2))}
         if draw.random() < 0.5:
-            state["values"] = {name(draw): value(draw) for _ in range(draw.randint(1, 3))}
+            state["values"] = {name(draw): value(draw) for _ in range(draw.randint(0, 2))}
+            known = draw.choice([*described()])
+            state["values"][known] = fitting(draw, known)
         return {"method": "update", "state": draw.choice((state, state, value(draw)))}
     known = {str: letters(draw), bool: True, int: draw.randint(-1, 300), dict: {name(draw): "1, x"}}
     command = draw.choice([c for c in COMMANDS if c not in ("start", "step")])  # these would train

@@ -129,6 +129,13 @@ def test_written_again_a_run_is_there_once_and_nothing_else_is_removed(tmp_path)
     assert [step for step, _ in read(folder)["rejected"]] == [1, 2, 3, 4, 5, 6]
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "events.out.tfevents.1.mine").exists()
+    del run.records[3:]  # it was resumed from an earlier round
+    events.write([run])
+    assert [step for step, _ in read(folder)["rejected"]] == [1, 2, 3]
+    again = run_of(*rounds(), id=run.id)  # or read from its file
+    events.write([again])
+    events.close()
+    assert [step for step, _ in read(folder)["rejected"]] == [1, 2, 3, 4]
     assert list(tmp_path.iterdir()) == [folder]
 
 

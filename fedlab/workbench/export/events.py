@@ -23,12 +23,14 @@ TEXTS = ("turned", "skipped")  # entries of a record that are words
 class Events:
     """Runs as event files under one folder; each call writes what came since the last one.
 
-    A run that was begun here before, in another kernel, is written again as a whole.
+    A run that was written before by another kernel, or that went back some rounds since, is written
+    again as a whole.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """folder: for `tensorboard --logdir`."""
         self.folder = Path(folder)
+        self._runs: dict[str, Run] = {}  # run id -> the run, to tell one that was read again
         self._open: dict[str, Any] = {}  # run id -> its writer
         self._done: dict[str, int] = {}  # run id -> records written
         self._own: dict[str, Path] = {}  # run id -> its folder, whatever it is called later
@@ -39,12 +41,14 @@ class Events:
         Raises `ParameterError` for an id that may not be part of a path, and OSError.
         """
         for run in runs:
-            first, new = run.id not in self._done, run.records[self._done.get(run.id, 0) :]
+            done = self._done.get(run.id, 0)
+            first = self._runs.get(run.id) is not run or len(run.records) < done
+            new = run.records[0 if first else done :]
             if first or new:
-                out = self._open.get(run.id) or self._begin(run, first)
+                out = self._begin(run) if first else self._open.get(run.id) or self._writer(run)
                 for found in new:
                     _add(out, found)
-                self._done[run.id] = self._done.get(run.id, 0) + len(new)
+                self._done[run.id] += len(new)
                 out.flush()
             if run.state != "running" and run.id in self._open:
                 self._open.pop(run.id).close()
@@ -54,21 +58,32 @@ class Events:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _begin(self, run: Run, first: bool) -> Any:
-        """A writer for a run; first: whether what an earlier kernel wrote is written again."""
+    def _begin(self, run: Run) -> Any:
+        """A writer for a run of which nothing is written, whatever was before."""
         require(
             isinstance(run.id, str) and ID.fullmatch(run.id) is not None,
             "run",
             run.id,
             "an id has digits, letters a to f and dashes, 40 at most; this run's file was changed",
         )
+        if run.id in self._open:
+            self._open.pop(run.id).close()
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name[:80]).strip("-.")
         own = self._own.setdefault(run.id, self.folder / f"{words}-{run.id}")
-        for old in own.glob(f"events.out.tfevents.*{SUFFIX}") if first else ():
+        for old in own.glob(f"events.out.tfevents.*{SUFFIX}"):
             old.unlink()
-        self._open[run.id] = writer = _writer()(str(own), filename_suffix=SUFFIX)
-        if first:
-            writer.add_text("settings", json.dumps(run.settings, indent=1))
+        writer = self._writer(run)
+        writer.add_text("settings", json.dumps(run.settings, indent=1))
+        self._runs[run.id], self._done[run.id] = run, 0
+        return writer
+
+    def _writer(self, run: Run) -> Any:
+        """A new event file in the folder of a run."""
+        with warnings.catch_warnings():
+            # protobuf and tensorboard warn when they are imported
+            warnings.simplefilter("ignore", DeprecationWarning)
+            kind = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        writer = self._open[run.id] = kind(str(self._own[run.id]), filename_suffix=SUFFIX)
         return writer
 
 
@@ -104,13 +119,6 @@ def watched(rounds: Iterable[Round], folder: str | Path, name: str = "run") -> I
             yield done
     finally:
         events.close()
-
-
-def _writer() -> Any:
-    with warnings.catch_warnings():
-        # protobuf and tensorboard warn when they are imported
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return importlib.import_module("torch.utils.tensorboard").SummaryWriter
 
 
 def _add(writer: Any, found: Record) -> None:
