@@ -13,10 +13,16 @@ from safetensors.torch import load_file
 
 from fedlab.core import ParameterError, Settings
 from fedlab.evaluation import at_k, dot, ials, popularity, ranking
-from fedlab.models import loaded
+from fedlab.models import adapted, loaded
 from fedlab.models.text import MINILM, SASRec, encoder, item_texts, last_films
 from fedlab.workbench import Experiment, record, stream
-from fedlab.workbench.export import data_fingerprint, export_model, in_words, zipped_model
+from fedlab.workbench.export import (
+    data_fingerprint,
+    export_model,
+    in_words,
+    peft_layout,
+    zipped_model,
+)
 from fedlab.workbench.export.card import card, described_data, metrics_beside, privacy
 
 # run beside the files, by an interpreter that has not read the package
@@ -123,6 +129,10 @@ def test_peft_loads_the_adapters_onto_the_same_backbone(trained, tmp_path):
         mask = given["attention_mask"].bool()
         assert torch.allclose(theirs[mask], ours[there], atol=1e-4)
         assert not torch.allclose(theirs[mask], without[mask], atol=1e-3)
+    assert (
+        'from_pretrained("sentence-transformers/all-MiniLM-L6-v2")'
+        in (folder / "card.md").read_text()
+    )
     heads = load_file(folder / "model.safetensors")  # and the rest is beside it
     assert torch.equal(heads["head.out.weight"], net.head.out.weight)
     assert torch.equal(heads["user.weight"], net.user.weight)
@@ -130,6 +140,24 @@ def test_peft_loads_the_adapters_onto_the_same_backbone(trained, tmp_path):
         "all that was not trained"
         in json.loads((folder / "card.json").read_text())["model"]["left out"]
     )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_peft_loads_adapters_of_a_module_of_your_own(tmp_path, seed):
+    """Without a pretrained model around them, and with frozen A: the scores are the same."""
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    ours = adapted(net, ["0", "2"], rank=1, alpha=3.0, freeze_a=seed == 1, seed=seed)
+    params = {n: torch.randn_like(w)[None] for n, w in ours.named_parameters() if w.requires_grad}
+    weights, config = peft_layout(ours, params)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    theirs, x = PeftModel.from_pretrained(net, str(tmp_path)), torch.randn(6, 5)
+    assert torch.allclose(theirs(x), loaded(ours, params)(x), atol=1e-6)
+    assert not torch.allclose(theirs(x), ours(x), atol=1e-3)
 
 
 def test_a_module_of_its_own_takes_the_weights_back(trained, tmp_path):

