@@ -233,7 +233,7 @@ class Workbench(anywidget.AnyWidget):
                 events = Events(folder)
             events.write(self.session.shown())
             self._events = events
-            self.news = f"Written, and rounds to come. Look with: tensorboard --logdir {folder}"
+            self.news = f"Rounds are written as they come. Look with: tensorboard --logdir {folder}"
 
     def _write_events(self) -> None:
         """Write new rounds, where TensorBoard was asked for once."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import until
 
+from fedlab.__main__ import main
 from fedlab.core import Settings
 from fedlab.workbench import Workbench, stream
 from fedlab.workbench.view import COMMANDS
@@ -160,6 +161,26 @@ def test_a_malformed_command_is_one_sentence_and_changes_nothing(bench, content,
     assert len(bench.notice) < 500
     now = bench.get_state(["values", "charts", "text", "table", "state", "heat", "saving"])
     assert now == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"fedlab": 2, "settings": {"self": 1}}',
+        b'{"fedlab": 2, "settings": {"cohort": ' + b"9" * 5000 + b"}}",
+        b'{"fedlab": 2, "settings": {"cohort": 3, "cohort": 4}}',
+    ],
+    ids=["bytes", "nested", "self", "digits", "twice"],
+)
+def test_the_command_line_answers_in_one_line_and_keeps_no_run(tmp_path, capsys, content):
+    (tmp_path / "settings.json").write_bytes(content)
+    given = ["run", str(tmp_path / "settings.json"), "--folder", str(tmp_path / "runs")]
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ParameterError: ")
+    assert not (tmp_path / "runs").exists()
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
