@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fedlab.core import ParameterError, Settings, parsed, read_settings, require
+from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
 from fedlab.data import DataError
 from fedlab.workbench import (
     PRESETS,
@@ -130,9 +130,7 @@ def _settings(words: argparse.Namespace) -> tuple[Settings, list[str]]:
     """The settings, and the names of those that were asked for and do not come from a preset."""
     base, asked = PRESETS[words.preset or next(iter(PRESETS))], []
     if words.settings:
-        fix = "no such file; name one, or leave it out for the first preset"
-        require(Path(words.settings).is_file(), "settings", words.settings, fix)
-        base = read_settings(Path(words.settings).read_text(encoding="utf-8"), Settings())
+        base = read_settings_file(words.settings, Settings())
         asked = list(base)
     changes = dict(_pair(text) for text in words.set)
     settings = base.replace(**{name: parsed(name, value) for name, value in changes.items()})

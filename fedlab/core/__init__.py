@@ -46,7 +46,17 @@ from fedlab.core.parts import (
 )
 from fedlab.core.randomness import Key, below, ramp, stream
 from fedlab.core.rounds import Round, best_round, measured, stop_early
-from fedlab.core.settings import VERSION, Settings, differing, parsed, read_settings, write_settings
+from fedlab.core.settings import (
+    VERSION,
+    Settings,
+    differing,
+    parsed,
+    read_settings,
+    read_settings_file,
+    shown,
+    tidy,
+    write_settings,
+)
 from fedlab.core.tree import (
     Delta,
     Lookup,
@@ -121,15 +131,18 @@ __all__ = [
     "pieces",
     "ramp",
     "read_settings",
+    "read_settings_file",
     "register",
     "remove_checkpoint",
     "require",
     "save_round",
     "several",
+    "shown",
     "stop_early",
     "stored",
     "stream",
     "strict",
+    "tidy",
     "title_of",
     "to",
     "turned",

@@ -2,16 +2,26 @@
 
     {"fedlab": 2, "settings": {"rounds": 40, "cohort": 64, ...}}
 
-Settings that are left out stay as they are. A wrong one is named, and nothing is taken.
+Settings that are left out stay as they are. A wrong one is named, and nothing is taken. The text
+may come from anywhere: whatever it holds, the answer is Settings or one sentence.
 """
 
 import json
+import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
-from fedlab.core.knobs import described, known, require
+from fedlab.core.knobs import ParameterError, described, known, require
 
 VERSION = 2  # of this format; an older reader refuses newer ones
+LONGEST = 1_000_000  # characters of settings as JSON; those of all knobs take a few thousand
+LONGEST_NAME, LONGEST_TEXT = 80, 1000  # characters of a setting's name, and of a text as its value
+LARGEST = 2**63  # every whole number is smaller
+UNTIDY = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 60
 
 
 class Settings(Mapping[str, Any]):
@@ -27,7 +37,7 @@ class Settings(Mapping[str, Any]):
     Settings(cohort=8, rounds=3)
     """
 
-    def __init__(self, **turned: Any) -> None:
+    def __init__(self, /, **turned: Any) -> None:
         """Check the names and values; a value equal to its default is not turned."""
         found = described()
         known(list(found), turned)
@@ -64,7 +74,7 @@ class Settings(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{n}={v!r}' for n, v in self.turned.items())})"
 
-    def replace(self, **changes: Any) -> "Settings":
+    def replace(self, /, **changes: Any) -> "Settings":
         """The settings with some knobs turned, or turned back."""
         return Settings(**self.turned | changes)
 
@@ -80,22 +90,97 @@ def write_settings(values: Mapping[str, Any]) -> str:
 
 
 def read_settings(text: str, base: Settings) -> Settings:
-    """`base` with what the text sets; raises `ParameterError` that names the field and the fix."""
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        found = text[:40]
-        reason = f"not JSON ({error.msg} in line {error.lineno}); paste what `settings` shows"
-        require(False, "settings", found, reason)
-    whole = isinstance(found, dict) and isinstance(found.get("settings"), dict)
-    require(whole, "settings", found, f'write {{"fedlab": {VERSION}, "settings": {{...}}}}')
-    require(
-        found.get("fedlab") == VERSION,
-        "fedlab",
-        found.get("fedlab"),
-        f"these settings are of another version; this one reads version {VERSION}",
-    )
+    """`base` with what the text sets; raises `ParameterError` that names the field and the fix.
+
+    >>> read_settings('{"fedlab": 2, "settings": {"cohort": 8}}', Settings(rounds=3))
+    Settings(rounds=3, cohort=8)
+    """
+    require(isinstance(text, str), "settings", type(text).__name__, "give JSON as a text")
+    fix = f"choose a text of at most {LONGEST} characters"
+    require(len(text) <= LONGEST, "settings", f"{len(text)} characters", fix)
+    found = _loaded(text)
+    if not (isinstance(found, dict) and isinstance(found.get("settings"), dict)):
+        _refuse("settings", found, f'write {{"fedlab": {VERSION}, "settings": {{...}}}}')
+    edition = found.get("fedlab")
+    if isinstance(edition, bool) or edition != VERSION:
+        fix = f"these settings are of another version; this one reads version {VERSION}"
+        _refuse("fedlab", edition, fix)
+    for name, value in found["settings"].items():
+        if not tidy(name, LONGEST_NAME):
+            _refuse("settings", name, "no such parameter; look at what `settings` shows")
+        number = isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST)
+        if not (number or (isinstance(value, str) and tidy(value))):
+            _refuse(name, value, "write a number or a short text")
     return base.replace(**found["settings"])
+
+
+def read_settings_file(path: str | Path, base: Settings) -> Settings:
+    """`base` with what a file of settings sets.
+
+    Raises `ParameterError` for a file that is missing, too large or not text, and for wrong
+    settings as `read_settings` does; OSError when the file cannot be read.
+    """
+    file = Path(path)
+    fix = "no such file; name one, or leave it out for the first preset"
+    require("\0" not in str(path) and file.is_file(), "settings", str(path), fix)
+    with file.open("rb") as opened:
+        found = opened.read(LONGEST + 1)
+    fix = f"choose a file of at most {LONGEST} bytes"
+    require(len(found) <= LONGEST, "settings", str(path), fix)
+    try:
+        text = found.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            f"settings={str(path)!r}: byte {error.start} is not UTF-8; save it as UTF-8 text"
+        ) from error
+    return read_settings(text, base)
+
+
+def tidy(text: str, longest: int = LONGEST_TEXT) -> bool:
+    r"""Whether a text is no longer than this and holds no control character or half a character.
+
+    >>> tidy("clip + gaussian noise"), tidy("two\nlines"), tidy("x" * 9, 8)
+    (True, False, False)
+    """
+    return len(text) <= longest and not UNTIDY.search(text)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: short, however long or deep it is.
+
+    >>> shown([1, "a"]), shown([[[[[[[[1]]]]]]]])
+    ("[1, 'a']", '[[[[[[[...]]]]]]]')
+    """
+    return SHORT.repr(value)
+
+
+def _refuse(name: str, value: object, fix: str) -> NoReturn:
+    raise ParameterError(f"{name}={shown(value)}: {fix}")
+
+
+def _loaded(text: str) -> Any:
+    """What a JSON text holds; `ParameterError` where that cannot be said, or is said twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except ParameterError:
+        raise
+    except json.JSONDecodeError as error:
+        reason = f"not JSON ({error.msg} in line {error.lineno})"
+    except RecursionError:
+        reason = "nested too deep"
+    except ValueError:
+        reason = "it holds a whole number of thousands of digits"
+    return _refuse("settings", text, f"{reason}; paste what `settings` shows")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict; `ParameterError` for a name that stands there twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            _refuse("settings", name, "this name stands there twice; keep one of them")
+        found[name] = value
+    return found
 
 
 def parsed(name: str, text: str) -> Any:

@@ -17,6 +17,7 @@ from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweep import Sweep
 
 WIDTH = 4  # runs of a sweep that train side by side
+Swept = tuple[Sweep, list[Run], int]  # a sweep, its runs so far, and how many there will be
 
 
 class Session:
@@ -53,6 +54,7 @@ class Session:
         self.changed = changed
         self.members: list[Run] = []  # what the last start or sweep trains
         self.trying: Sweep | None = None
+        self.mapped: Swept | None = None  # the last sweep, which other starts leave on show
         self.planned = 1  # runs of the sweep
         self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
@@ -139,6 +141,7 @@ class Session:
         """Stop, forget what was shown except pinned runs, and put the knobs back to the start."""
         self.runner.reset()
         self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
+        self.mapped = None
 
     def sweep(self, what: Sweep) -> None:
         """Train every trial of a sweep, some side by side."""
@@ -152,6 +155,7 @@ class Session:
         claim(None)
         self.in_use = None
         self.trying, self.members, self.planned = what, [], len(trials)
+        self.mapped = what, self.members, len(trials)
         self.began = time.monotonic()
         jobs = [
             partial(self._job, trial, partial(_same, trial), what.name(trial)) for trial in trials

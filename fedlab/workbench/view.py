@@ -1,7 +1,7 @@
-"""What the live view draws, as plain data: lines, spreads over clients, runs, the status line.
+"""What the live view draws and what it may send, as plain data.
 
-Everything here is small whatever the length of a run: lines keep at most `POINTS` points, spreads
-`BINS` bars.
+Everything that is drawn is small whatever the length of a run: lines keep at most `POINTS` points,
+spreads `BINS` bars. What comes from a browser is checked as a whole before anything is done.
 """
 
 import math
@@ -9,16 +9,15 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from fedlab.core import Round, described, differing, require
+from fedlab.core import ParameterError, Round, described, differing, require, shown, tidy
 from fedlab.workbench.runs import PLAIN, Run, usual
-from fedlab.workbench.session import Session
-from fedlab.workbench.sweep import Sweep
+from fedlab.workbench.session import Session, Swept
 
 POINTS, BINS, ROWS = 300, 24, 100
 TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
@@ -28,6 +27,24 @@ SPREADS = {
     "norm by client": "L2 norm of what a client sent",
     "rounds by client": "rounds taken part in",
 }
+# command -> what it is given: the names and types
+COMMANDS: dict[str, dict[str, type]] = {
+    "start": {},
+    "pause": {},
+    "step": {},
+    "stop": {},
+    "reset": {},
+    "pin": {"run": str, "on": bool},
+    "preset": {"preset": str},
+    "settings": {"text": str},
+    "rename": {"run": str, "name": str},
+    "delete": {"run": str},
+    "folder": {"folder": str},
+    "sweep": {"over": dict, "metric": str, "runs": int},
+    "export": {"kind": str},
+    "tensorboard": {},
+}
+WORDS = {str: "a short text", bool: "true or false", int: "a whole number", dict: "short texts"}
 
 
 def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False) -> dict[str, Any]:
@@ -71,6 +88,80 @@ def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False)
         "group": knob.group if folded else "",
         "default": default,
     } | ends
+
+
+def check_message(data: object) -> None:
+    """Raise `ParameterError` for what is neither an update, a command nor a request for all."""
+    found = data if isinstance(data, dict) else {}
+    method = found.get("method")
+    inside = {"update": "state", "custom": "content"}.get(str(method), "")
+    if method != "request_state" and not isinstance(found.get(inside), dict):
+        _refuse("message", data, "give an update or a command")
+    if found.get("buffer_paths"):
+        _refuse("message", "buffers", "the view sends none")
+
+
+def command(content: object) -> tuple[str, list[Any]]:
+    """The command that a message gives and its arguments.
+
+    Raises `ParameterError` for anything else, so that nothing is done by half.
+
+    >>> command({"command": "pin", "given": ["20260131-120000-000000-1f2e", True]})
+    ('pin', ['20260131-120000-000000-1f2e', True])
+    """
+    found = content if isinstance(content, dict) else {}
+    name, given = found.get("command"), found.get("given", [])
+    if not (isinstance(name, str) and name in COMMANDS):
+        _refuse("command", name, f"choose one of {', '.join(COMMANDS)}")
+    kinds = COMMANDS[name]
+    if not (isinstance(given, list) and len(given) == len(kinds)):
+        _refuse(name, given, f"give {', '.join(kinds) or 'nothing'}")
+    for (what, kind), value in zip(kinds.items(), given, strict=True):
+        if not (isinstance(value, str) if what == "text" else _is(value, kind)):
+            _refuse(f"{name} {what}", value, f"give {WORDS[kind]}")
+    return name, given
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a value of a message is what it should be, and of a size that it may have."""
+    if kind is str:
+        return isinstance(value, str) and tidy(value)
+    if isinstance(value, dict):
+        return kind is dict and all(_is(v, str) for pair in value.items() for v in pair)
+    if isinstance(value, bool):
+        return kind is bool
+    return kind is int and isinstance(value, int) and abs(value) < 2**31
+
+
+def check_state(state: object, spec: Mapping[str, Any]) -> None:
+    """Raise `ParameterError` for traits that a browser may not set so.
+
+    It may turn knobs and choose charts. Whether a knob's value fits is checked behind this.
+    """
+    if not isinstance(state, dict):
+        _refuse("state", state, "give values or charts")
+    for name, value in state.items():
+        if name == "values":
+            _check_values(value)
+        elif name == "charts":
+            names = [*spec["lines"], *spec["spreads"]]
+            good = isinstance(value, list) and all(isinstance(n, str) for n in value)
+            if not (good and len({*value}) == len(value) and {*value} <= {*names}):
+                _refuse("charts", value, f"choose some of {', '.join(names)}, each once")
+        else:
+            _refuse("state", name, "a view sets values and charts only")
+
+
+def _check_values(values: object) -> None:
+    if not (isinstance(values, dict) and all(_is(name, str) for name in values)):
+        _refuse("values", values, "give a number or a short text for each knob")
+    for name, value in values.items():
+        if not (_is(value, str) or (isinstance(value, int | float) and abs(value) < 2**63)):
+            _refuse(name, value, "give a number or a short text")
+
+
+def _refuse(name: str, value: object, fix: str) -> NoReturn:
+    raise ParameterError(f"{name}={shown(value)}: {fix}")
 
 
 def check_turn(shown: Mapping[str, Any], value: object) -> None:
@@ -255,17 +346,23 @@ class Pens:
         )
 
 
-def heat(sweep: Sweep | None, runs: list[Run], planned: int) -> dict[str, Any]:
-    """The map of a sweep: its two settings with their values, and a cell for each run begun."""
-    if sweep is None:
+def heat(swept: Swept | None, kept: Collection[str]) -> dict[str, Any]:
+    """The map of a sweep: its two settings with their values, and a cell for each run begun.
+
+    kept: ids of the runs that there are; one that was deleted keeps its place in the map.
+    """
+    if swept is None:
         return {}
+    sweep, runs, planned = swept
     return {
         "over": [{"name": name, "values": list(values)} for name, values in sweep.over.items()],
         "random": sweep.count > 0,
         "metric": sweep.metric,
         "mode": sweep.mode,
         "planned": planned,
-        "cells": [sweep.cell(run) for run in runs],
+        "cells": [
+            sweep.cell(run) | ({} if run.id in kept else {"state": "deleted"}) for run in runs
+        ],
     }
 
 

@@ -24,9 +24,10 @@ from fedlab.core import (
     require,
     write_settings,
 )
+from fedlab.data import DataError
 from fedlab.workbench import view
-from fedlab.workbench.experiment import Choices
-from fedlab.workbench.export import KINDS, export, to_tensorboard
+from fedlab.workbench.experiment import Choices, Experiment, stream
+from fedlab.workbench.export import KINDS, Events, export, zipped_model
 from fedlab.workbench.runner import Live
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep, values
@@ -34,6 +35,7 @@ from fedlab.workbench.sweep import Sweep, values
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
 # seconds between redraws, where rounds allow; each takes training and the browser some time
 PACE = 0.3
+NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model was made"
 Turn = Mapping[str, tuple[Any, ...] | None]
 
 
@@ -97,13 +99,14 @@ class Workbench(anywidget.AnyWidget):
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Settings | None = None
+        self._events: Events | None = None  # where TensorBoard reads, once it was asked for
         self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
             spec={
                 "knobs": shown,
                 "metrics": self.session.metrics,
                 "presets": list(self.session.presets),
-                "exports": list(KINDS),
+                "exports": [*KINDS, *(["model"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,
             },
@@ -121,10 +124,29 @@ class Workbench(anywidget.AnyWidget):
         members = self.session.members
         return members[-1].rounds if members else []
 
+    def _handle_msg(self, msg: dict[str, Any]) -> None:
+        """Take a message of the comm; one of another shape is refused in the view."""
+        try:
+            view.check_message(msg["content"].get("data"))
+        except ParameterError as error:
+            self._refused(error)
+        else:
+            super()._handle_msg(msg)
+
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Take traits that were set in the browser."""
+        """Take traits that were set in the browser; those that may not be are put back there."""
         with self._guard:
-            super().set_state(sync_data)
+            try:
+                view.check_state(sync_data, self.spec)
+            except ParameterError as error:
+                self._refused(error)
+                self.send_state(["values", "charts"])
+            else:
+                super().set_state(sync_data)
+
+    def _refused(self, error: ParameterError) -> None:
+        with self._guard:
+            self.notice = str(error)
 
     def _turned(self, change: dict[str, Any]) -> None:
         """Take the new values, or put the old ones back and say why."""
@@ -150,7 +172,7 @@ class Workbench(anywidget.AnyWidget):
             self.unread = self.session.unread(settings)
             self.text = write_settings(self.session.read)
 
-    def _told(self, _: object, content: dict[str, Any], __: object) -> None:
+    def _told(self, _: object, content: object, __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
         session = self.session
         commands: dict[str, Callable[..., None]] = {
@@ -170,17 +192,17 @@ class Workbench(anywidget.AnyWidget):
             "export": self._export,
             "tensorboard": self._tensorboard,
         }
-        name, notice = content.get("command"), ""
+        notice = ""
         with self._guard:
             self.news = ""
         try:
-            require(name in commands, "command", name, f"choose one of {', '.join(commands)}")
-            commands[str(name)](*content.get("given", []))
-        except (ParameterError, OSError) as error:
+            name, given = view.command(content)
+            commands[name](*given)
+        except (ParameterError, DataError, OSError) as error:
             notice = str(error)
+        self._show_knobs()
         with self._guard:
             self.notice = notice
-        self._show_knobs()
         self.draw()
 
     def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:
@@ -188,17 +210,45 @@ class Workbench(anywidget.AnyWidget):
         self.session.sweep(Sweep(found, metric, self.session.metrics.get(metric, "max"), count))
 
     def _export(self, kind: str) -> None:
-        self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
+        if kind == "model":
+            return self.send({"file": "fedlab-model.zip"}, [self._model()])
+        return self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
+
+    def _model(self) -> bytes:
+        """The model of the last run that the charts show, with its card."""
+        require(self.session.live is stream, "export", "model", NO_MODEL)
+        found = [
+            (run, done) for run in self.session.shown() for done in list(run.rounds) if done.params
+        ]
+        require(len(found) > 0, "model", "none", "train a run first; ended ones keep no parameters")
+        run, done = found[-1]
+        made = Experiment(Settings(**run.settings))
+        return zipped_model(made, done, run.records, baselines=("chance", "popularity"))
 
     def _tensorboard(self) -> None:
-        folder = to_tensorboard(
-            self.session.shown(), Path(self.session.runs.folder or "runs", "tensorboard")
-        )
+        """Write what the charts show, and from now on each round as it comes."""
+        folder = Path(self.session.runs.folder or "runs", "tensorboard")
         with self._guard:
-            self.news = f"Written. Look at it with: tensorboard --logdir {folder}"
+            events = self._events
+            if events is None or events.folder != folder:
+                events = Events(folder)
+            events.write(self.session.shown())
+            self._events = events
+            self.news = f"Rounds are written as they come. Look with: tensorboard --logdir {folder}"
+
+    def _write_events(self) -> None:
+        """Write new rounds, where TensorBoard was asked for once."""
+        with self._guard:
+            if self._events is None:
+                return
+            try:
+                self._events.write(list(self.session.members))
+            except (ParameterError, OSError) as error:
+                self._events, self.notice = None, f"TensorBoard gets no more rounds: {error}"
 
     def _changed(self) -> None:
         """Draw when the state or the knobs in use changed, or the next round would be too late."""
+        self._write_events()
         now, other = time.monotonic(), self.session.in_use is not self._in_use
         self._heard, gap = now, now - self._heard
         if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:
@@ -218,7 +268,7 @@ class Workbench(anywidget.AnyWidget):
                 self.table = view.table(
                     listed[: -view.ROWS - 1 : -1], self._pens.colours, session.metrics
                 )
-            self.heat = view.heat(session.trying, session.members, session.planned)
+            self.heat = view.heat(session.mapped, runs.all)
             in_use = session.in_use
             self.used = {name: in_use[name] for name in self.values} if in_use else {}
             self.saving = runs.trouble or (

@@ -9,7 +9,7 @@ from composition import folder
 from waiting import until
 
 from fedlab.__main__ import main
-from fedlab.core import ParameterError, Settings
+from fedlab.core import ParameterError, Settings, checkpoints
 from fedlab.privacy import Ledger, People, Release, epsilon
 from fedlab.workbench import Experiment, Runs, Workbench, stream
 

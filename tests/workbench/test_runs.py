@@ -112,7 +112,7 @@ def test_csv_has_a_line_for_each_round_with_the_settings_it_used():
     _, run = trained(name='=1+1, "x"\n')
     _, other = trained(name="other")
     lines = list(csv.DictReader(io.StringIO(to_csv([run, other]).decode())))
-    assert [line["run"] for line in lines] == ['=1+1, "x"\n'] * 3 + ["other"] * 3
+    assert [line["run"] for line in lines] == ['\'=1+1, "x"\n'] * 3 + ["other"] * 3
     assert [line["cohort"] for line in lines[:3]] == ["2", "7", "7"]
     assert [float(line["loss"]) for line in lines[:3]] == [1.5, 0.75, 0.5]
     assert [float(line["ndcg@10"]) for line in lines[:3]] == [0.1, 0.2, 0.3]

@@ -436,12 +436,15 @@ def test_the_examples_of_the_page_train(tmp_path, monkeypatch):
     for example in re.findall(r"```python\n(.+?)```", page, re.S):
         found: dict = {"__name__": "page"}
         exec(compile(example, "workbench.md", "exec"), found)
+        if "bench" not in found:
+            continue
         bench = found["bench"]
         tell(bench, "start")
         until(lambda bench=bench: len(bench.rounds) >= 3)
         bench.session.runner.stop()
         bench.close()
     assert bench.session.members[-1].settings == {"uplink": "dropped + clip", "kept": 0.2}
+    assert (tmp_path / "my-model" / "model.safetensors").exists()
     assert len(list(tmp_path.glob("runs/*/log.jsonl"))) == 1
 
 

@@ -1,20 +1,21 @@
-"""Runs as files for other tools: CSV, JSON, PNG, TensorBoard."""
+"""Runs as files for other tools: CSV, JSON, PNG.
+
+Source: OWASP, "CSV injection": a cell that begins with =, +, -, @, a tab or a line break is run as
+a formula by spreadsheets, so such a text gets an apostrophe in front; numbers stay numbers.
+"""
 
 import csv
-import importlib
 import io
 import json
 import re
-import shutil
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedlab.core import VERSION, require
 from fedlab.evaluation import figures
 from fedlab.workbench.runs import PLAIN, Run, metrics, usual
 
 KINDS = ("csv", "json", "png")
+FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")  # noqa: RUF001 - the wide ones count as well
 
 
 def to_csv(runs: Sequence[Run]) -> bytes:
@@ -22,14 +23,27 @@ def to_csv(runs: Sequence[Run]) -> bytes:
     found = metrics(list(runs))
     numbers = [*(name for name in PLAIN if name not in ("turned", "loss")), *found]
     settings = {name: usual(name) for run in runs for name in run.used()}
-    text = io.StringIO()
-    out = csv.DictWriter(text, ["run", *numbers, *settings], restval="", extrasaction="ignore")
-    out.writeheader()
+    text, columns = io.StringIO(), ["run", *numbers, *settings]
+    out = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+    out.writerow({name: harmless(name) for name in columns})
     for run in runs:
         for record, used in zip(run.records, run.settings_by_round(), strict=True):
-            rejected = len(record.get("rejected", ()))
-            out.writerow({"run": run.name} | settings | used | record | {"rejected": rejected})
+            line = {"run": run.name} | settings | used | record
+            line["rejected"] = len(record.get("rejected", ()))
+            out.writerow({name: harmless(value) for name, value in line.items()})
     return text.getvalue().encode()
+
+
+def harmless(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula.
+
+    >>> harmless("=1+1"), harmless("clip + gaussian noise"), harmless(-0.5)
+    ("'=1+1", 'clip + gaussian noise', -0.5)
+    """
+    if cell is None or isinstance(cell, int | float):
+        return cell
+    text = str(cell)
+    return f"'{text}" if FORMULA.match(text) else text
 
 
 def to_json(runs: Sequence[Run]) -> bytes:
@@ -65,26 +79,3 @@ def export(runs: Sequence[Run], kind: str) -> bytes:
     require(kind in KINDS, "kind", kind, f"choose one of {', '.join(KINDS)}")
     require(len(runs) > 0, "runs", 0, "there is nothing to export yet; train a run first")
     return {"csv": to_csv, "json": to_json, "png": to_png}[kind](runs)
-
-
-def to_tensorboard(runs: Sequence[Run], folder: str | Path) -> Path:
-    """Write event files, a folder for each run; return the folder for `tensorboard --logdir`.
-
-    Raises OSError.
-    """
-    require(len(runs) > 0, "runs", 0, "there is nothing to export yet; train a run first")
-    with warnings.catch_warnings():
-        # protobuf and tensorboard warn when they are imported
-        warnings.simplefilter("ignore", DeprecationWarning)
-        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-    for run in runs:
-        own = Path(folder, f"{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('-.')}-{run.id}")
-        shutil.rmtree(own, ignore_errors=True)  # written again as a whole
-        with writer(str(own)) as out:
-            out.add_text("settings", json.dumps(run.settings, indent=1))
-            for record in run.records:
-                for name in [
-                    n for n in record if n not in ("round", "turned") and record[n] is not None
-                ]:
-                    out.add_scalar(name.replace("@", "_at_"), record[name], record["round"])
-    return Path(folder)
