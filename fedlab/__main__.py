@@ -2,8 +2,9 @@
 
     python -m fedlab run settings.json --set local_lr=0.5 --folder runs
     python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
-    python -m fedlab resume 20260131-120000-000000-1f2e --set rounds=80
+    python -m fedlab resume "run 1" --set rounds=80
     python -m fedlab compare runs
+    python -m fedlab export "run 1" --to model
 
 Settings and files are those of the workbench. `--parts FILE.py` runs a file that registers parts of
 your own: they are choices like all others.
@@ -37,6 +38,7 @@ from fedlab.workbench import (
     table,
     values,
 )
+from fedlab.workbench.export import export_model
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -111,13 +113,18 @@ def _words() -> argparse.ArgumentParser:
         "--random", type=int, default=0, metavar="N", help="N random draws instead of the grid"
     )
     parts.choices["run"].add_argument("--name", default="", help="what the run is called")
-    part = parts.add_parser("resume", help="go on with a run", parents=[_own()])
-    part.add_argument("run", help="its id, or its name where no other has it")
-    part.add_argument(
+    for name, do, about in (
+        ("resume", _resume, "go on with a run"),
+        ("export", _export, "write the best model of a run, with a card"),
+    ):
+        part = parts.add_parser(name, help=about, parents=[_own()])
+        part.add_argument("run", help="its id, or its name where no other has it")
+        part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
+        part.set_defaults(do=do)
+    part.add_argument("--to", required=True, metavar="FOLDER", help="a new folder for the model")
+    parts.choices["resume"].add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="turn a knob, say rounds"
     )
-    part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
-    part.set_defaults(do=_resume)
     part = parts.add_parser(
         "compare", help="the best of each run, and what differs", parents=[_own()]
     )
@@ -191,7 +198,8 @@ def _last(runs: Runs) -> Run:
     return next(run for run in reversed(runs.listed()) if run.rounds)
 
 
-def _resume(words: argparse.Namespace) -> bool:
+def _named(words: argparse.Namespace) -> tuple[Runs, str]:
+    """The runs of a folder, and the id of the one that was named."""
     folder = Path(words.folder)
     fix = "there is no such folder; name the one that runs are kept in"
     require(folder.is_dir(), "folder", words.folder, fix)
@@ -200,8 +208,24 @@ def _resume(words: argparse.Namespace) -> bool:
     known = ", ".join(run.id for run in runs.listed()) or "none"
     require(bool(named), "run", words.run, f"there is no such run; there are {known}")
     require(len(named) == 1, "run", words.run, f"several have this name; choose of {named}")
+    return runs, named[0]
+
+
+def _export(words: argparse.Namespace) -> bool:
+    runs, id_ = _named(words)
+    done, run = runs.best(id_), runs.get(id_)
+    experiment = Experiment(Settings(**run.last_settings))
+    place = export_model(experiment, done, words.to, records=run.records)
+    print(
+        f"The model of {run.name} after round {done.number}: {place / 'card.md'} says what it is."
+    )
+    return False
+
+
+def _resume(words: argparse.Namespace) -> bool:
+    runs, id_ = _named(words)
     known = runs.trouble
-    run, start = runs.resume(named[0])
+    run, start = runs.resume(id_)
     if runs.trouble != known:
         print(runs.trouble, file=sys.stderr)
     done = start.number if start else 0

@@ -15,6 +15,7 @@ from fedlab.core import ParameterError, Settings
 from fedlab.evaluation import at_k, dot, ials, popularity, ranking
 from fedlab.models import adapted, loaded
 from fedlab.models.text import MINILM, SASRec, encoder, item_texts, last_films
+from fedlab.privacy import proven_for_examples
 from fedlab.workbench import Experiment, record, stream
 from fedlab.workbench.export import (
     data_fingerprint,
@@ -236,7 +237,7 @@ def test_what_dp_sgd_proves_is_of_single_ratings(trained):
     found = privacy(experiment, done)
     assert found["proven"]
     assert found["epsilon"] == pytest.approx(
-        max(experiment.local.spent(done, 1e-5).values()), abs=1e-5
+        max(proven_for_examples(done.state["ledger"], 1e-5).values()), abs=1e-5
     )
     assert "one rating" in found["neighbours differ in"]
 

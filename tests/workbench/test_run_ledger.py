@@ -1,5 +1,6 @@
 """The ledger of a folder of runs: every private run books there, and none gets around it."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -137,3 +138,20 @@ def test_a_stream_of_ones_own_without_a_ledger_still_runs(tmp_path):
 def test_a_ledger_is_made_of_a_file(tmp_path):
     with pytest.raises(ParameterError, match=r"ledger=.*give a Ledger, made of a file"):
         next(stream(asked, ledger=str(tmp_path)))
+
+
+def test_the_best_model_leaves_with_what_was_spent_by_then(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for _ in range(2):
+        assert run(runs, asked(measure_every=1), "--name", "mine") == 0
+    last = Runs(runs).listed()[-1]
+    words = ["export", last.id, "--folder", str(runs), "--to", str(tmp_path / "model")]
+    assert main(words) == 0
+    best = Runs(runs).best(last.id)
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    by_hand = epsilon([Release(2.0, Q, 3 + best.number)], 1e-4)
+    assert card["privacy"]["epsilon"] == pytest.approx(by_hand)
+    assert f"after round {best.number}" in capsys.readouterr().out
+    assert main(words) == 2  # the folder holds a model
+    assert main(["export", "mine", "--folder", str(runs), "--to", str(tmp_path / "x")]) == 2
+    assert "several have this name" in capsys.readouterr().err
