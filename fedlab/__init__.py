@@ -101,6 +101,7 @@ from fedlab.models import (
 from fedlab.privacy import (
     DPSGD,
     Clip,
+    DistributedGaussian,
     GaussianNoise,
     LocalNoise,
     Release,
@@ -123,6 +124,7 @@ __all__ = [
     "Curves",
     "DataError",
     "Distilled",
+    "DistributedGaussian",
     "Episodes",
     "ErrorFeedback",
     "Federation",

@@ -9,7 +9,7 @@ from fedlab.privacy.accounting import (
 )
 from fedlab.privacy.dp_sgd import DPSGD, example_gradients
 from fedlab.privacy.ledger import Spending, affordable, booked, proven
-from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, SecureSum, dense, plain_sum
+from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, dense, plain_sum
 from fedlab.privacy.noise_source import NoiseSource, teaching_seed
 from fedlab.privacy.private_statistics import (
     ItemCounts,
@@ -23,11 +23,23 @@ from fedlab.privacy.private_statistics import (
     table_score,
     together,
 )
-from fedlab.privacy.secure_aggregation import FixedPoint, Member, expand_seed, secure_sum, unmasked
-from fedlab.privacy.shamir import (
+from fedlab.privacy.secure import (
     PRIME,
+    Advert,
+    DistributedGaussian,
+    FixedPoint,
+    Identity,
+    Member,
+    NoiseShares,
+    SecureSum,
     SecureSumError,
+    Server,
+    Terms,
+    discrete_gaussian,
+    expand_seed,
     joined_secret,
+    least_threshold,
+    secure_sum,
     split_secret,
     weights_at_zero,
 )
@@ -35,28 +47,36 @@ from fedlab.privacy.shamir import (
 __all__ = [
     "DPSGD",
     "PRIME",
+    "Advert",
     "Clip",
+    "DistributedGaussian",
     "FixedPoint",
     "GaussianNoise",
+    "Identity",
     "ItemCounts",
     "LocalNoise",
     "Member",
+    "NoiseShares",
     "NoiseSource",
     "PairCounts",
     "Release",
     "SecureSum",
     "SecureSumError",
+    "Server",
     "Spending",
+    "Terms",
     "adaptive_clip_noise",
     "affordable",
     "booked",
     "dense",
+    "discrete_gaussian",
     "epsilon",
     "example_gradients",
     "expand_seed",
     "gaussian_epsilon",
     "item_counts",
     "joined_secret",
+    "least_threshold",
     "noise_for",
     "own_taste",
     "pair_counts",
@@ -70,6 +90,5 @@ __all__ = [
     "table_score",
     "teaching_seed",
     "together",
-    "unmasked",
     "weights_at_zero",
 ]

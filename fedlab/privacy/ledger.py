@@ -27,11 +27,13 @@ GROUP = "privacy"
 class Spent:
     """One release.
 
-    clients (C,): those whose own data was released; None for a sum over a drawn cohort.
+    clients (C,): those whose own data was released; None for a sum over a drawn cohort. normal:
+    whether the noise is normal; if not, its Renyi divergence alone is at most that of normal noise.
     """
 
     release: Release
     clients: Tensor | None = None
+    normal: bool = True
 
 
 @strict
@@ -86,8 +88,8 @@ def booked(
     """The ledger with these releases added.
 
     clients: N. `releases`: (noise, rate, sampling) -> how often; `drift` (N,): sum of 1 / z^2 of
-    what each client released by itself; `no guarantee`: why no epsilon holds, where noise came from
-    a teaching seed.
+    what each client released by itself; `concentrated`: some noise was not normal; `no guarantee`:
+    why no epsilon holds, where noise came from a teaching seed.
     """
     releases, drift = dict(ledger.get("releases", {})), ledger.get("drift")
     for each in spent:
@@ -101,9 +103,11 @@ def booked(
             drift = drift.index_add(0, each.clients, own)
     taught = f"the noise comes from teaching_seed={teaching_seed}" if teaching_seed >= 0 else ""
     said = ledger.get("no guarantee", taught)
+    concentrated = "concentrated" in ledger or not all(each.normal for each in spent)
     return (
         {"releases": releases}
         | ({} if drift is None else {"drift": drift})
+        | ({"concentrated": True} if concentrated else {})
         | ({"no guarantee": said} if said else {})
     )
 
@@ -131,7 +135,8 @@ def proven(ledger: Mapping[str, Any], delta: float) -> float:
         "poisson and fixed",
         "no accountant here adds up both; keep to one of them, or begin another run",
     )
-    method = "tight" if all(release.rate == 1 for release in releases) else "rdp"
+    tight = all(release.rate == 1 for release in releases) and "concentrated" not in ledger
+    method = "tight" if tight else "rdp"
     relation = "replace-one" if replaced else "add-remove"
     return epsilon(releases, delta, relation=relation, method=method)
 
