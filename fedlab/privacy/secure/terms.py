@@ -4,11 +4,17 @@ A server that could choose who takes part, how many must answer, or whose key is
 any vector it likes. Therefore these are the `Terms` of a run, which every member holds, and every
 signature is over a digest of them: members that hold other terms do not understand each other.
 
+    2 t > n + the server's own clients
+
+Two lists with t signatures each have 2 t signatures; the server's own clients sign both, an honest
+one signs once. So under this condition there is one list only, and one secret of each client. With
+t above two thirds of n it holds for nearly a third of the clients.
+
 Letters: n clients, t threshold, D numbers of a vector.
 
 Source: Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving machine
-learning", figure 4, setup (a trusted third party hands out the signing keys), and theorem 6.5 (2 t
-> n plus the number of clients that collude with the server).
+learning", figure 4, setup (a trusted third party hands out the signing keys), and section 6,
+privacy against active adversaries (the condition).
 """
 
 import hashlib

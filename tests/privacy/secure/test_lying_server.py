@@ -1,6 +1,7 @@
 """A server that lies opens nobody, and honest members say what was wrong."""
 
 import os
+import random
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from secure_sums import ATTACKS, LOW_ORDER, attempt
 from test_secure_sum import Run
 
 from fedlab.privacy import Identity, Member, SecureSumError, Terms
+from fedlab.privacy.secure import arrivals
 
 SAID = {
     "ghosts": "cannot have sent a vector",
@@ -156,3 +158,57 @@ def test_a_client_is_in_a_run_once_and_under_its_own_number():
             Member(number, identity, run.terms)
     again = Terms(os.urandom(16), 4, 4, run.terms.directory)
     assert Member(1, run.identities[1], again).advertise_keys() is not None
+
+
+def mangled(chance, message):
+    """A message of the server's with something changed in it."""
+    found = dict(message)
+    where, other = chance.choice(list(found)), chance.choice(list(found))
+    how = chance.randrange(5)
+    if how == 0:
+        del found[where]
+    elif how == 1:
+        found[where], found[other] = found[other], found[where]
+    elif how == 2:
+        found[chance.choice([0, -1, 99, 2**70, "1", None])] = found[where]
+    elif isinstance(found[where], bytes):
+        found[where] = mangled_bytes(chance, found[where])
+    else:
+        field = chance.choice(["mask", "encryption", "signature"])
+        bad = mangled_bytes(chance, getattr(found[where], field))
+        found[where] = replace(found[where], **{field: bad})
+    return found
+
+
+def mangled_bytes(chance, text):
+    """Bytes that are longer, shorter, others, or changed in one place."""
+    place = chance.randrange(len(text))
+    changed = text[:place] + bytes([text[place] ^ 1 << chance.randrange(8)]) + text[place + 1 :]
+    return chance.choice([text[:place], text + b"x", b"", bytes(len(text)), changed])
+
+
+def test_mangled_messages_are_refused_with_a_reason_and_never_raise_anything_else():
+    chance, said = random.Random(0), []
+    for _ in range(100):
+        run, spoiled, there = Run(), chance.randrange(4), [1, 2, 3, 4, 5]
+        told = [
+            lambda message, now=number == spoiled: mangled(chance, message) if now else message
+            for number in range(4)
+        ]
+        adverts = {n: member.advertise_keys() for n, member in run.members.items()}
+        one = run.members[1]
+        try:
+            texts = {n: m.share_keys(adverts) for n, m in run.members.items() if n > 1}
+            one.share_keys(told[0](adverts))
+            one.masked_input(told[1]({n: text[1] for n, text in texts.items()}), run.vectors[1])
+            one.consistency_check(told[2](dict.fromkeys(there, b"here")))
+            signed = {
+                n: run.identities[n].sign(run.terms, n, "arrivals", arrivals(there)) for n in there
+            }
+            one.unmasking(told[3](signed))
+        except SecureSumError as refusal:
+            said.append(str(refusal))
+            with pytest.raises(SecureSumError, match="it has stopped"):
+                one.unmasking({})
+    assert all(re_found("client 1: |signature of client", text) for text in said)
+    assert len(said) > 50

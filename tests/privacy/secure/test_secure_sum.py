@@ -205,7 +205,7 @@ def test_the_server_opens_nothing_for_fewer_than_the_threshold():
 
 
 def test_the_terms_say_how_many_clients_of_the_servers_they_stand():
-    # theorem 6.5: 2 t > n + n_C
+    # 2 t > n + n_C
     for clients in range(1, 40):
         least = least_threshold(clients)
         assert 3 * least > 2 * clients >= 3 * (least - 1)
@@ -214,7 +214,7 @@ def test_the_terms_say_how_many_clients_of_the_servers_they_stand():
             found = Terms(bytes(16), least, 1, directory).colluding
             assert 2 * least > clients + found
             assert 2 * least <= clients + found + 1
-            assert found >= (clients - 1) // 3  # n/3, rounded up, less one: the paper's remark
+            assert found >= (clients - 1) // 3  # n/3, rounded up, less one
 
 
 def test_fixed_point_sums_do_not_overflow_and_are_close():
