@@ -57,6 +57,7 @@ def test_results_have_the_agreed_form():
         "meta",
         "privacy",
         "architecture",
+        "reliability",
     }
     for path in RESULTS:
         found = json.loads(path.read_text())

@@ -216,6 +216,7 @@ class NoiseShares:
         It is repeated until the vector is no longer than `longest`.
         """
         length = float(np.linalg.norm(values))
+        require(math.isfinite(length), "values", length, "give numbers that are finite")
         scaled = values * (min(1.0, self.clip / length) if length else 0.0) / self.unit
         low = np.floor(scaled)
         while True:

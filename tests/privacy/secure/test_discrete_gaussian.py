@@ -235,6 +235,8 @@ def test_bad_shares_are_refused(change, message):
     whole = {"clip": 1.0, "unit": 0.1, "deviation": 1, "numbers": 1, "shares": 1}
     with pytest.raises(ParameterError, match=message):
         NoiseShares(**whole | change)
+    with pytest.raises(ParameterError, match="values=nan: give numbers that are finite"):
+        NoiseShares(**whole).rounded(np.array([math.nan]), NoiseSource())
     with pytest.raises(ParameterError, match="deviation=0"):
         discrete_gaussian(1, 0, NoiseSource())
 
