@@ -21,6 +21,7 @@ from fedlab.models import matrix_factorisation
 from fedlab.privacy import (
     Clip,
     DistributedGaussian,
+    GaussianNoise,
     NoiseShares,
     NoiseSource,
     Release,
@@ -173,6 +174,14 @@ def test_epsilon_is_never_below_an_independent_one_and_close(row):
         assert found > high  # more clients than are counted on hide more
 
 
+def test_who_counts_on_all_that_were_planned_claims_too_little():
+    by_id = {row["id"]: row for row in VECTORS}
+    for seven, ten in (("13", "19"), ("14", "20")):  # seven of ten arrive
+        assert by_id[seven]["there"] == "7"
+        assert claim(by_id[ten] | {"counted": "10"}) < float(by_id[seven]["low"])
+        assert claim(by_id[ten]) >= float(by_id[seven]["low"])
+
+
 def test_the_theorem_by_another_calculation():
     for clip, unit, deviation, numbers, shares in (
         (1.0, 0.01, 40, 1000, 7),
@@ -252,6 +261,16 @@ def test_the_model_moves_by_the_noise_of_those_that_arrive(films, clicks):
         deviation = 4.0 * math.sqrt(len(done.cohort) / needed) / 10  # of a mean over ten
         assert float(moved.std()) == pytest.approx(deviation, rel=0.02)
         assert not done.skipped
+
+
+def test_with_hardly_any_noise_it_is_the_plain_sum(films, clicks):
+    asked = Settings(rounds=1, noise=1e-6, **QUICK)
+    shared, central = (
+        next(federate(films, clicks, asked, uplink=uplink)).params
+        for uplink in (UPLINK, [Clip(), GaussianNoise()])
+    )
+    torch.testing.assert_close(shared["item"], central["item"], atol=1e-6, rtol=1e-5)
+    assert not torch.equal(shared["item"], central["item"])
 
 
 def test_a_round_with_fewer_clients_than_are_counted_on_is_skipped_and_booked(films, clicks):
