@@ -5,13 +5,14 @@
 
 N_Z is the discrete Gaussian: whole numbers x with chances in proportion to exp(-x^2 / 2 sigma^2).
 On whole numbers sums are exact, so no last digit gives a value away, as it does with floating point
-noise. A sum of discrete Gaussians is hardly a discrete Gaussian of the summed variance; tau bounds
-by how much it is not one.
+noise. A sum of discrete Gaussians is nearly, but not quite, one of the summed variance; tau bounds
+what is missing.
 
 Two parts of algorithm 1 are set otherwise. The modulus is 2^32 and gamma as fine as it allows, so
 no sum can wrap around, whatever the vectors; the random rotation, which spreads a vector over its
-numbers so that a small modulus suffices, is left out. And the noise counted on is that of the t
-clients without which a secure sum does not open: more of them only hide more.
+numbers so that a small modulus suffices, is left out. And the noise counted on is that of the
+honest ones among the least number of clients for which a secure sum opens: more of them only hide
+more.
 
 Letters: n clients, t of them whose noise is counted on, d numbers of a vector x, c its longest
 length (L2), gamma the unit, sigma the deviation of one client's noise, beta the chance that

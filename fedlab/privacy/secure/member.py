@@ -77,6 +77,7 @@ class Member:
     | tells clients different lists of who arrived | opens nothing: t must sign one list |
     | asks for another vector, or for shares twice | refused: each round happens once |
     | replays messages of another run, pair or round | refused: all are bound to these |
+    | adds up as few as it can | t vectors at least, less those of its own clients |
 
     | what it does not stand | |
     | --- | --- |

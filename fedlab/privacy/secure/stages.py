@@ -85,8 +85,8 @@ class DistributedGaussian(Stage, Spending):
 
     The noise of the least number of clients that must answer has a deviation of z C; where fewer
     arrive, the round is skipped and nothing opened, so the epsilon holds whoever drops out, as long
-    as who does so has nothing to do with the data. It holds against a server that has no clients of
-    its own, as these know their own noise: with k of its own, t - k shares hide the others.
+    as who does so has nothing to do with the data. Some of those that answer may be the server's
+    own and know their noise: as many as `colluding` says are not counted on.
 
     What is booked is each client's own release, at epsilon as concentrated privacy gives it; the
     server knows the cohort, so its being drawn by chance hides nobody.
@@ -97,6 +97,15 @@ class DistributedGaussian(Stage, Spending):
     refuses = ("summed", "coded", "stale", "noised", "counted")
     noise: float = noise_multiplier()
     answering: float = answering()
+    colluding: float = knob(
+        0.0,
+        0.0,
+        1 / 3,
+        "of the cohort",
+        "distributed gaussian: clients that may be the server's, whose noise hides nobody",
+        usual=(0.0, 0.33),
+        group=GROUP,
+    )
 
     def adds(self) -> dict[str, Any]:
         """The fact that what follows is private."""
@@ -105,9 +114,9 @@ class DistributedGaussian(Stage, Spending):
     def shares(self, context: RoundContext) -> NoiseShares:
         """How clients round and add noise in this round."""
         clients = len(invited(context))
-        needed = threshold(self.answering, clients)
+        counted = threshold(self.answering, clients) - math.floor(self.colluding * clients)
         clip = context.notes["clipped"]
-        return NoiseShares.planned(clip, self.noise, numbers(context), clients, needed)
+        return NoiseShares.planned(clip, self.noise, numbers(context), clients, counted)
 
     def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
         """The noisy sum; raises `NoDeltaError` where fewer than the threshold arrived."""

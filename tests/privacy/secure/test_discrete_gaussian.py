@@ -34,6 +34,7 @@ from fedlab.privacy import (
 from fedlab.privacy.ledger import Spent, booked, proven
 from fedlab.privacy.secure import concentrated, discrete_laplace
 from fedlab.privacy.secure.discrete_gaussian import below, heads, settled
+from fedlab.privacy.secure.stages import threshold
 
 LINES = Path(__file__).with_name("discrete_gaussian_vectors.csv").read_text().splitlines()
 VECTORS = list(csv.DictReader(line for line in LINES if not line.startswith("#")))
@@ -252,13 +253,13 @@ def test_bad_shares_are_refused(change, message):
 
 def test_the_model_moves_by_the_noise_of_those_that_arrive(films, clicks):
     still = QUICK | {"rounds": 1, "local_lr": 1e-9, "noise": 4.0, "clip": 1.0}
-    for drop_out, answering in ((0.0, 0.7), (0.2, 0.7), (0.0, 1.0)):
-        asked = Settings(drop_out=drop_out, answering=answering, **still)
+    for drop_out, answering, colluding in ((0, 0.7, 0), (0.2, 0.7, 0), (0, 1.0, 0), (0, 0.7, 0.3)):
+        asked = Settings(drop_out=drop_out, answering=answering, colluding=colluding, **still)
         done = next(federate(films, clicks, asked, uplink=UPLINK))
-        needed = math.ceil(10 * answering)
+        needed, counted = math.ceil(10 * answering), math.ceil(10 * (answering - colluding))
         assert needed <= len(done.cohort) <= 10
         moved = done.params["item"] - films.init(0)["item"]
-        deviation = 4.0 * math.sqrt(len(done.cohort) / needed) / 10  # of a mean over ten
+        deviation = 4.0 * math.sqrt(len(done.cohort) / counted) / 10  # of a mean over ten
         assert float(moved.std()) == pytest.approx(deviation, rel=0.02)
         assert not done.skipped
 
@@ -280,6 +281,15 @@ def test_a_round_with_fewer_clients_than_are_counted_on_is_skipped_and_booked(fi
         assert "clients are there, and a secure sum opens for 7" in done.skipped
         assert torch.equal(done.params["item"], films.init(0)["item"])
         assert done.metrics["epsilon"] > 0
+
+
+def test_the_servers_own_clients_are_fewer_than_the_protocol_stands():
+    for clients in range(1, 200):
+        for share in (2 / 3, 0.7, 1.0):
+            needed = threshold(share, clients)
+            assert math.floor(clients / 3) <= max(0, 2 * needed - clients - 1)
+            assert least_threshold(clients) <= needed <= clients
+            assert needed - math.floor(clients / 3) >= 1
 
 
 def test_what_is_booked_is_the_release_of_the_client_that_sent_most(films, clicks):
