@@ -117,6 +117,14 @@ def own(*noises: float) -> Release:
     return Release(sum(z**-2 for z in noises) ** -0.5, 1.0, 1, "all")
 
 
+def in_shares() -> Release:
+    """What ten clients release whose noise is in shares under a secure sum: nine must answer."""
+    size = sum(value.numel() for name, value in people()[0].init(0).items() if name != "user")
+    shares = NoiseShares.planned(1.0, 2.0, size, 10, 9)
+    return Release(1 / shares.concentrated(), 1.0, 1, "all")
+
+
+SHARED = FIXED.replace(rounds=1, cohort=10, answering=0.9)
 LATE = Membership.drawn(PEOPLE, 4, late=0.6, early=0.0)
 Case = tuple[Callable[[], float], Callable[[], float]]
 CASES: dict[str, Case] = {
@@ -175,6 +183,14 @@ CASES: dict[str, Case] = {
             {"ask": FIXED},
         ),
         lambda: replaced(own(2.0), Release(2.0, Q, 8, "fixed")),
+    ),
+    "noise in shares, under a secure sum": (
+        lambda: several({"ask": SHARED, "uplink": [Clip(), DistributedGaussian()]}),
+        lambda: replaced(in_shares()),
+    ),
+    "noise in shares, then the server's": (
+        lambda: several({"ask": SHARED, "uplink": [Clip(), DistributedGaussian()]}, {"ask": FIXED}),
+        lambda: replaced(in_shares(), Release(2.0, Q, 4, "fixed")),
     ),
     "Poisson, then fixed": (lambda: several({"ask": POISSON}, {"ask": FIXED}), mixed_by_hand),
     "other data with the same people": (

@@ -18,9 +18,9 @@ from collections import defaultdict
 from dataclasses import replace
 from statistics import mean, median
 
-import numpy as np
 import torch
 from common import ROOT, by_seed, entry, is_quick, ml100k, record
+from secure_sums import seconds
 from torch import Tensor
 
 from fedlab import (
@@ -49,13 +49,17 @@ from fedlab.models import Model, matrix_factorisation
 from fedlab.models.text import genre_kernel, item_texts, text_kernel, vectors, year_kernel
 from fedlab.privacy import (
     FixedPoint,
+    Identity,
     ItemCounts,
     Member,
     PairCounts,
     Release,
+    Server,
+    Terms,
     dense,
     epsilon,
     item_counts,
+    least_threshold,
     noise_for,
     own_taste,
     pair_counts,
@@ -64,7 +68,6 @@ from fedlab.privacy import (
     standard,
     table_score,
     together,
-    unmasked,
 )
 
 DELTA, GOALS = 1e-4, {8: 0.55, 2: 0.50, 1: 0.47}
@@ -228,44 +231,27 @@ def row_leak(seed: int) -> dict[str, float]:
     params, cohort = model.init(seed), sample(data, 100, 1, seed=seed)
     parts = list(updates(model, data, params, cohort, SGD(local_lr=1.0), seed=seed))
     shared, fixed = {"bias": params["bias"]}, FixedPoint(100.0, 100)
-    members = {number: Member(number, b"row leak") for number in range(1, 101)}
-    keys, seen, words = {number: member.keys() for number, member in members.items()}, [], []
-    for member in members.values():
-        member.encrypted_shares(keys, 60)
+    seen, rows = [], []
     for part in parts:
         one = replace(part, deltas={"bias": part.deltas["bias"]})
         seen.append(sign_scores(one, len(shared["bias"])))
-        for row in dense(one, shared)["bias"]:
-            number = len(words) + 1
-            words.append(
-                masked_scores(members[number].masked(fixed.encode(row.double().numpy()), members))
-            )
+        rows += [fixed.encode(row.double().numpy()) for row in dense(one, shared)["bias"]]
+    identities = {number: Identity() for number in range(1, len(rows) + 1)}
+    directory = {number: identity.public for number, identity in identities.items()}
+    terms = Terms(os.urandom(16), least_threshold(len(rows)), len(rows[0]), directory)
+    members = {number: Member(number, own, terms) for number, own in identities.items()}
+    adverts = {number: member.advertise_keys() for number, member in members.items()}
+    letters = Server(terms).letters({k: m.share_keys(adverts) for k, m in members.items()})
+    words = [
+        masked_scores(members[number].masked_input(letters[number], row))
+        for number, row in enumerate(rows, 1)
+    ]
     truth = rated_items(data, cohort)
     return {
         f"{name}_{k}": v
         for name, scores in (("plain", torch.cat(seen)), ("masked", torch.stack(words)))
         for k, v in reading_metrics(scores, truth).items()
     }
-
-
-def server_seconds(clients: int, length: int) -> float:
-    """Median seconds of the server's part of a secure sum with a fifth of the clients gone."""
-    chance, run, taken = np.random.default_rng(0), os.urandom(16), []
-    vectors = {k + 1: chance.integers(0, 2**32, length, dtype=np.uint32) for k in range(clients)}
-    members = {k: Member(k, run) for k in vectors}
-    keys = {k: member.keys() for k, member in members.items()}
-    outbox = {k: member.encrypted_shares(keys, clients * 6 // 10) for k, member in members.items()}
-    there = list(vectors)[clients // 5 :]
-    sent = {k: members[k].masked(vectors[k], members) for k in there}
-    shares = {
-        k: members[k].revealed_shares({n: outbox[n][k] for n in members}, there) for k in there
-    }
-    for _ in range(5):
-        began = time.perf_counter()
-        total = unmasked(sent, keys, members, shares, clients * 6 // 10, run)
-        taken.append(time.perf_counter() - began)
-    assert np.array_equal(total, sum((vectors[k] for k in there), np.zeros(length, np.uint32)))
-    return median(taken)
 
 
 def mechanisms(quick: bool) -> None:
@@ -287,7 +273,7 @@ def mechanisms(quick: bool) -> None:
             f"clients{note}",
         )
     rows["secagg_server_s_50x100k"] = entry(
-        server_seconds(50, 1000 if quick else 100_000),
+        median(seconds(50, 1000 if quick else 100_000)[0] for _ in range(5)),
         "s",
         2,
         higher=False,

@@ -104,6 +104,7 @@ from fedlab.models import (
 from fedlab.privacy import (
     DPSGD,
     Clip,
+    DistributedGaussian,
     GaussianNoise,
     LocalNoise,
     Release,
@@ -126,6 +127,7 @@ __all__ = [
     "Curves",
     "DataError",
     "Distilled",
+    "DistributedGaussian",
     "Episodes",
     "ErrorFeedback",
     "Federation",

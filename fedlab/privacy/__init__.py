@@ -19,7 +19,7 @@ from fedlab.privacy.ledger import (
     proven,
     proven_for_examples,
 )
-from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, SecureSum, dense, plain_sum
+from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, dense, plain_sum
 from fedlab.privacy.noise_source import NoiseSource, teaching_seed
 from fedlab.privacy.private_statistics import (
     ItemCounts,
@@ -33,11 +33,23 @@ from fedlab.privacy.private_statistics import (
     table_score,
     together,
 )
-from fedlab.privacy.secure_aggregation import FixedPoint, Member, expand_seed, secure_sum, unmasked
-from fedlab.privacy.shamir import (
+from fedlab.privacy.secure import (
     PRIME,
+    Advert,
+    DistributedGaussian,
+    FixedPoint,
+    Identity,
+    Member,
+    NoiseShares,
+    SecureSum,
     SecureSumError,
+    Server,
+    Terms,
+    discrete_gaussian,
+    expand_seed,
     joined_secret,
+    least_threshold,
+    secure_sum,
     split_secret,
     weights_at_zero,
 )
@@ -45,26 +57,33 @@ from fedlab.privacy.shamir import (
 __all__ = [
     "DPSGD",
     "PRIME",
+    "Advert",
     "Clip",
+    "DistributedGaussian",
     "FixedPoint",
     "Forgotten",
     "GaussianNoise",
+    "Identity",
     "ItemCounts",
     "Ledger",
     "LocalNoise",
     "Member",
+    "NoiseShares",
     "NoiseSource",
     "PairCounts",
     "People",
     "Release",
     "SecureSum",
     "SecureSumError",
+    "Server",
     "Spending",
     "Spent",
+    "Terms",
     "adaptive_clip_noise",
     "affordable",
     "booked",
     "dense",
+    "discrete_gaussian",
     "epsilon",
     "example_gradients",
     "expand_seed",
@@ -72,6 +91,7 @@ __all__ = [
     "gaussian_epsilon",
     "item_counts",
     "joined_secret",
+    "least_threshold",
     "noise_for",
     "own_taste",
     "pair_counts",
@@ -86,6 +106,5 @@ __all__ = [
     "table_score",
     "teaching_seed",
     "together",
-    "unmasked",
     "weights_at_zero",
 ]

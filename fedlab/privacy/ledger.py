@@ -43,12 +43,14 @@ class Spent:
     """One release.
 
     clients (C,): those whose own data was released; None for a sum over a drawn cohort. unit: what
-    neighbours differ in, a 'client' or an 'example' of one.
+    neighbours differ in, a 'client' or an 'example' of one. normal: whether the noise is normal; if
+    not, its Renyi divergence alone is at most that of normal noise.
     """
 
     release: Release
     clients: Tensor | None = None
     unit: str = "client"
+    normal: bool = True
 
 
 @strict
@@ -103,9 +105,9 @@ def booked(
     """The ledger with these releases added.
 
     clients: N. `releases`: (noise, rate, sampling) -> how often; `drift` (N,): sum of 1 / z^2 of
-    what each client released by itself; `examples`: client -> (noise, rate) -> how often, for
-    noise that hides single examples; `no guarantee`: why no epsilon holds, where noise came from a
-    teaching seed.
+    what each client released by itself; `concentrated`: some noise was not normal; `examples`:
+    client -> (noise, rate) -> how often, for noise that hides single examples; `no guarantee`: why
+    no epsilon holds, where noise came from a teaching seed.
     """
     releases, drift = dict(ledger.get("releases", {})), ledger.get("drift")
     examples = {client: dict(own) for client, own in ledger.get("examples", {}).items()}
@@ -124,8 +126,11 @@ def booked(
             drift = (none if drift is None else drift).index_add(0, each.clients, mine)
     taught = f"the noise comes from teaching_seed={teaching_seed}" if teaching_seed >= 0 else ""
     said = ledger.get("no guarantee", taught)
-    whole = {"releases": releases, "drift": drift, "examples": examples, "no guarantee": said}
-    return {name: value for name, value in whole.items() if value is not None and len(value)}
+    concentrated = "concentrated" in ledger or not all(each.normal for each in spent)
+    found: dict[str, Any] = {} if drift is None else {"drift": drift}
+    found |= {"concentrated": True} if concentrated else {}
+    parts = {"releases": releases, "examples": examples, "no guarantee": said}
+    return found | {name: value for name, value in parts.items() if value}
 
 
 def proven(ledger: Mapping[str, Any], delta: float) -> float:
@@ -147,7 +152,8 @@ def proven(ledger: Mapping[str, Any], delta: float) -> float:
         fixed.append(Release(float(ledger["drift"].max()) ** -0.5, 1.0, 1, "all"))
     if not fixed:
         return epsilon(added, delta)
-    method = "tight" if all(release.rate == 1 for release in fixed) else "rdp"
+    normal = "concentrated" not in ledger
+    method = "tight" if normal and all(release.rate == 1 for release in fixed) else "rdp"
     if not added:
         return epsilon(fixed, delta, relation="replace-one", method=method)
     own = epsilon(fixed, delta / 2, relation="replace-one", method=method)
@@ -240,6 +246,7 @@ class _Booked:
     releases: Counter[tuple[float, float, str]] = field(default_factory=Counter)
     drift: dict[int, float] = field(default_factory=dict)
     examples: dict[int, Counter[tuple[float, float]]] = field(default_factory=dict)
+    concentrated: bool = False
 
 
 class Ledger:
@@ -269,6 +276,7 @@ class Ledger:
             if not np.isin(people.marks, group.marks).any():
                 continue
             joined.releases.update(group.releases)
+            joined.concentrated |= group.concentrated
             for mark, drift in group.drift.items():
                 joined.drift[mark] = joined.drift.get(mark, 0.0) + drift
             for mark, own in group.examples.items():
@@ -283,6 +291,7 @@ class Ledger:
             found["releases"] = dict(joined.releases)
         if joined.drift:
             found["drift"] = people.by_client(joined.drift)
+        found |= {"concentrated": True} if joined.concentrated else {}
         return found | ({"examples": examples} if examples else {})
 
     def covers(self, people: People, spent: Mapping[str, Any]) -> bool:
@@ -331,7 +340,7 @@ class Ledger:
             lines.append({"people": people.key, "marks": told})
         for each in spent:
             release = {name: getattr(each.release, name) for name in RELEASE}
-            line = {"of": people.key, "unit": each.unit, **release}
+            line = {"of": people.key, "unit": each.unit, "normal": each.normal, **release}
             if each.clients is not None:
                 line["who"] = people.held_by(each.clients).tolist()
             lines.append(line)
@@ -372,6 +381,7 @@ class Ledger:
             self._groups.setdefault(line["people"], _Booked(marks))
             return
         group, kind = self._groups[line["of"]], (line["noise"], line["rate"])
+        group.concentrated |= not line["normal"]
         if "who" not in line:
             group.releases[(*kind, line["sampling"])] += line["times"]
         for mark in line.get("who", ()):

@@ -1,11 +1,11 @@
-"""Stages of user-level differential privacy: clip, noise, and sums that hide who sent what.
+"""Stages of user-level differential privacy: clip and noise.
 
     what leaves the round = (sum over the cohort of delta_k min(1, C / |delta_k|)
                              + normal noise of deviation z C) / (q N)
 
 `[Clip(), GaussianNoise()]` is DP-FedAvg; `SecureSum()` between them hides single updates from the
-server as well; `LocalNoise()` behind the clip trusts nobody. The sum is dense: noise goes on all
-rows, as rows without noise would tell that nobody sent them.
+server as well; `DistributedGaussian()` behind the clip the sum, too; `LocalNoise()` trusts nobody.
+The sum is dense: noise goes on all rows, as rows without noise would tell that nobody sent them.
 
 Neighbours differ in one client with all its data. Losses, norms and cohorts in a Round are for the
 simulation alone: to publish them, or to choose by a metric of private data, is a release of its
@@ -21,7 +21,6 @@ learning with adaptive clipping", algorithm 1.
 """
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +32,6 @@ from fedlab.core import Key, RoundContext, Rows, Stage, Tree, Update, knob, norm
 from fedlab.privacy.accounting import Release, adaptive_clip_noise
 from fedlab.privacy.ledger import Spending, Spent, noise_multiplier
 from fedlab.privacy.noise_source import NoiseSource
-from fedlab.privacy.secure_aggregation import FixedPoint, secure_sum
 
 GROUP = "privacy"
 
@@ -189,55 +187,6 @@ class LocalNoise(Stage, Spending):
         """A release of its own for each client that trained, even if its update came late."""
         released = torch.cat([context.plan.start, context.plan.late])
         return [Spent(Release(self.noise, 1.0, 1, "all"), released)]
-
-
-@register
-class SecureSum(Stage):
-    """The server gets the sum by `secure_sum` and no client's update: each sends all rows, masked.
-
-    The server's own noise comes on top of a sum that it has seen, and the sum over a cohort of one
-    is the update of that one.
-    """
-
-    side = "sum"
-    needs = ("clipped", "equal")
-    refuses = ("summed", "coded", "stale", "noised")
-    keeps = ("clipped", "equal")
-    answering: float = knob(
-        0.6,
-        0.51,
-        1.0,
-        "of the cohort",
-        "secure sum: must answer, so that it opens",
-        usual=(0.51, 1.0),
-        group=GROUP,
-    )
-
-    def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
-        """The sum of the updates in fixed point, exact to one unit for each client."""
-        rows = [
-            row
-            for update in updates
-            for row in torch.cat(
-                [value.flatten(1) for value in dense(update, context.server).values()], 1
-            )
-            .double()
-            .cpu()
-            .numpy()
-        ]
-        fixed = FixedPoint(context.notes["clipped"] * (1 + 1e-6), max(1000, len(rows)))
-        vectors = dict(enumerate((fixed.encode(row) for row in rows), 1))
-        sizes = [value.numel() for value in context.server.values()]
-        began, flat = time.perf_counter(), torch.zeros(sum(sizes), dtype=torch.float64)
-        if vectors:
-            told = secure_sum(vectors, math.floor(self.answering * len(vectors)) + 1)
-            flat = torch.from_numpy(fixed.decode(told.total))
-            context.notes["bytes_up"] = told.bytes_up
-        context.metrics["secure_s"] = time.perf_counter() - began
-        return {
-            name: part.view_as(like).to(like.device)
-            for (name, like), part in zip(context.server.items(), flat.split(sizes), strict=True)
-        }
 
 
 def dense(update: Update, server: Tree) -> Tree:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fedlab.core import knob, stream
 
+BITS = 53  # of a whole number that is drawn
+
 
 class NoiseSource:
     """Random numbers that noise and cohorts are drawn from.
@@ -23,6 +25,13 @@ class NoiseSource:
         """The source of a draw; seed: below 0 for the operating system's numbers."""
         return cls(None if seed < 0 else stream(seed, purpose, number))
 
+    def whole(self, count: int) -> Tensor:
+        """Whole numbers (count,) from 0 to 2^53 - 1, each as likely as another, int64."""
+        if self.generator is not None:
+            return torch.randint(2**BITS, (count,), generator=self.generator)
+        words = bytearray(os.urandom(8 * count) or bytes(8))
+        return torch.frombuffer(words, dtype=torch.int64)[:count] & 2**BITS - 1
+
     def uniform(self, *shape: int) -> Tensor:
         """Float64 numbers strictly between 0 and 1.
 
@@ -32,10 +41,8 @@ class NoiseSource:
         if self.generator is not None:
             drawn = torch.rand(*shape, generator=self.generator, dtype=torch.float64)
             return drawn.clamp(min=2.0**-54)
-        count = torch.Size(shape).numel()
-        words = bytearray(os.urandom(8 * count) or bytes(8))
-        bits = torch.frombuffer(words, dtype=torch.int64)[:count]
-        return ((bits >> 11 & 2**53 - 1).double() + 0.5).mul_(2.0**-53).view(shape)
+        drawn = (self.whole(torch.Size(shape).numel()).double() + 0.5).mul_(2.0**-BITS)
+        return drawn.clamp_(max=1 - 2.0**-BITS).view(shape)  # half of the largest rounds up to 1
 
     def normal(self, like: Tensor, deviation: float) -> Tensor:
         """Normal noise of a tensor's shape, type and device."""

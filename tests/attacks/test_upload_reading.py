@@ -13,7 +13,7 @@ from fedlab.attacks import masked_scores, rated_items, reading_metrics, row_scor
 from fedlab.core import ParameterError, Round, RoundContext, Settings
 from fedlab.engine import LocalSettings, updates
 from fedlab.models import matrix_factorisation
-from fedlab.privacy import FixedPoint, LocalNoise, Member, dense
+from fedlab.privacy import FixedPoint, Identity, LocalNoise, Member, Server, Terms, dense
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,22 @@ def test_the_rows_alone_name_them_among_the_negatives(upload, clicks):
 
 def test_under_masks_it_is_chance(upload, clicks):
     sent, shared = upload
-    fixed, run = FixedPoint(1.0, 10), os.urandom(16)
-    values = dense(sent, shared)["bias"][:10]
-    members = {number: Member(number, run) for number in range(1, 11)}
-    keys = {number: member.keys() for number, member in members.items()}
-    for member in members.values():
-        member.encrypted_shares(keys, 6)
+    fixed, values = FixedPoint(1.0, 10), dense(sent, shared)["bias"][:10]
+    words = {k: fixed.encode(row.double().numpy()) for k, row in enumerate(values, 1)}
+    identities = {number: Identity() for number in words}
+    directory = {number: identity.public for number, identity in identities.items()}
+    terms = Terms(os.urandom(16), 7, len(words[1]), directory)
+    members = {number: Member(number, own, terms) for number, own in identities.items()}
+    adverts = {number: member.advertise_keys() for number, member in members.items()}
+    letters = Server(terms).letters({k: m.share_keys(adverts) for k, m in members.items()})
     truth = rated_items(clicks, sent.cohort[:10])
-    words = [fixed.encode(row.double().numpy()) for row in values]
-    masked = [members[k].masked(row, members) for k, row in enumerate(words, 1)]
+    masked = [members[k].masked_input(letters[k], row) for k, row in words.items()]
     found = reading_metrics(torch.stack([masked_scores(row) for row in masked]), truth)
     rated = truth.sum(1).double()  # the keys are fresh: six deviations of the AUC of pure chance
     other = truth.shape[1] - rated
     chance = ((rated + other + 1) / (12 * rated * other)).sum().sqrt().item() / len(truth)
     assert found["auc"] == pytest.approx(0.5, abs=6 * chance)
-    plain = reading_metrics(torch.stack([masked_scores(row) for row in words]), truth)
+    plain = reading_metrics(torch.stack([masked_scores(row) for row in words.values()]), truth)
     assert plain["auc"] > 0.99  # it is the mask, not the fixed point
 
 

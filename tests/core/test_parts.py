@@ -224,8 +224,8 @@ def test_a_turned_knob_needs_a_reader():
         read([SGD(), WeightedMean()], clip=2.0)
     with pytest.raises(
         ParameterError,
-        match=r"noise=2\.0: nothing in this run reads it beside clip; gaussian noise, local noise "
-        r"would",
+        match=r"noise=2\.0: nothing in this run reads it beside clip; gaussian noise, local noise, "
+        r"distributed gaussian would",
     ):
         read([SGD(), Clip()], noise=2.0)
 

@@ -279,6 +279,7 @@ def test_the_file_holds_no_names(people, ledger):
             "marks",
             "of",
             "unit",
+            "normal",
             "noise",
             "rate",
             "times",

@@ -47,6 +47,11 @@ WITH = {
     "gaussian noise": {"uplink": "clip + gaussian noise", "delta": 0.01, "teaching_seed": 0},
     "local noise": {"uplink": "clip + local noise", "delta": 0.01, "teaching_seed": 0},
     "secure sum": {"uplink": "clip + secure sum"},
+    "distributed gaussian": {
+        "uplink": "clip + distributed gaussian",
+        "delta": 0.01,
+        "teaching_seed": 0,
+    },
     "buffered": {"buffer": 3},
 }
 # ways to combine that are not one choice

@@ -74,8 +74,8 @@ def test_a_trial_has_what_it_does_not_read_as_usual():
     ]
     with pytest.raises(
         ParameterError,
-        match=r"noise=3.0: nothing in this run reads it; gaussian noise, local noise would, in the "
-        r"run uplink=none, noise=3.0",
+        match=r"noise=3.0: nothing in this run reads it; gaussian noise, local noise, distributed "
+        r"gaussian would, in the run uplink=none, noise=3.0",
     ):
         Sweep({"uplink": stages, "noise": [3.0]}, "loss", "min").trials(base, unread)
 

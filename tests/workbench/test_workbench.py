@@ -352,7 +352,9 @@ def test_what_nothing_reads_is_greyed_out_and_left_out(tiny_settings):
         "server_optimizer": "adam",
         "server_momentum": 0.5,
     }
-    assert bench.unread["noise"].endswith("beside clip; gaussian noise, local noise would")
+    assert bench.unread["noise"].endswith(
+        "beside clip; gaussian noise, local noise, distributed gaussian would"
+    )
     assert bench.values["noise"] == 2.0  # it waits for its part
     assert json.loads(bench.text)["settings"].keys() & {"noise", "clip", "server_momentum"} == {
         "clip",
