@@ -20,7 +20,16 @@ from fedlab.algorithms import Membership, Participation, federate
 from fedlab.core import ParameterError, Round, Settings
 from fedlab.data import Federation, leave_one_out, load, of_users, one_per_user
 from fedlab.models import Model, matrix_factorisation
-from fedlab.privacy import Clip, GaussianNoise, Ledger, LocalNoise, Release, epsilon
+from fedlab.privacy import (
+    Clip,
+    DistributedGaussian,
+    GaussianNoise,
+    Ledger,
+    LocalNoise,
+    NoiseShares,
+    Release,
+    epsilon,
+)
 
 PEOPLE, DELTA = 116, 1e-4
 POISSON = Settings(rounds=4, cohort=20, sampling="poisson", noise=2.0, local_lr=0.5)
