@@ -295,7 +295,7 @@ def _wrong_rows(sent: Sent, context: RoundContext) -> Faults:
     for name in context.asked:
         if name not in update.deltas:
             yield everybody, f"{name!r} is missing"
-    silent = torch.ones(len(everybody), dtype=torch.bool)
+    silent = torch.full((len(everybody),), bool(context.asked))  # where all stays, nothing is sent
     for name, rows in update.deltas.items():
         if name not in context.asked:
             yield rows.client, f"nobody asked for {name!r}"

@@ -12,7 +12,7 @@ from fedlab.communication import ErrorFeedback
 from fedlab.core import ParameterError, Rows, Settings, Stage, Update
 from fedlab.data import Curves, Federation
 from fedlab.engine import SGD
-from fedlab.models import matrix_factorisation, perceptron
+from fedlab.models import item_features, linear, matrix_factorisation, perceptron, user_features
 from fedlab.privacy import Clip, GaussianNoise, LocalNoise
 
 FEW = Settings(rounds=1, cohort=12)
@@ -580,3 +580,15 @@ def test_the_heaviest_client_is_a_setting_as_well(model, clicks):
     counts = clicks.counts[next(federate(model, clicks, FEW)).cohort]
     assert len(done.rejected) == int((counts > 100).sum()) > 0
     assert set(done.rejected.values()) == {"its weight is not above 0 and at most 100"}
+
+
+def test_where_everything_stays_with_its_client_nobody_has_to_send(stars):
+    features = item_features(stars.train.catalogue), user_features(stars.train)
+    alone = linear(*features, clients=len(stars), task="ratings")
+    asked = Settings(rounds=2, cohort=20, local_lr=0.01)
+    for done in federate(alone, stars, asked):
+        assert not done.rejected
+        assert done.bytes_up == 0
+    start = alone.init(0)["theta"]
+    moved = (done.params["theta"] != start).flatten(1).any(1)
+    assert set(done.cohort.tolist()) <= set(moved.nonzero()[:, 0].tolist())
