@@ -37,7 +37,7 @@ from fedlab.algorithms import (
     fine_tuned,
     newcomers,
 )
-from fedlab.attacks import Poison
+from fedlab.attacks import Poison, audited
 from fedlab.communication import ErrorFeedback
 from fedlab.core import (
     Aggregation,
@@ -106,10 +106,12 @@ from fedlab.privacy import (
     Clip,
     DistributedGaussian,
     GaussianNoise,
+    Ledger,
     LocalNoise,
     Release,
     SecureSum,
     epsilon,
+    forget,
     noise_for,
 )
 
@@ -136,6 +138,7 @@ __all__ = [
     "Hierarchical",
     "Implicit",
     "Krum",
+    "Ledger",
     "Local",
     "LocalNoise",
     "MeanOfHolders",
@@ -166,6 +169,7 @@ __all__ = [
     "alone",
     "alone_ranks",
     "as_update",
+    "audited",
     "best_round",
     "by_activity",
     "by_genre",
@@ -177,6 +181,7 @@ __all__ = [
     "equal",
     "federate",
     "fine_tuned",
+    "forget",
     "from_module",
     "full_ranks",
     "genre_profile",
