@@ -35,7 +35,7 @@ from composition import completed
 
 from fedlab.__main__ import main as command
 from fedlab.core import ParameterError, Round, Settings, load_round, write_settings
-from fedlab.core.checkpoints import checkpoints
+from fedlab.core.checkpoints import checkpoints_in
 from fedlab.workbench import PRESETS, Job, Runs, better, follow, stream
 from fedlab.workbench.runs.folder import BEST, CHECKPOINT, kept
 from fedlab.workbench.runs.log import CLOSING, HEAD, LOG, OPENING, START, link
@@ -147,7 +147,7 @@ def kill(number: int, luck: random.Random) -> tuple[str, bool, float, int]:
         trained = killed(kind, desk, luck.uniform(0, 2.5), home)
         (run,) = Runs(home / "runs").listed()
         done = len(run.records)
-        at = [int(p.name) for p in checkpoints(home / "runs" / run.id / CHECKPOINT)]
+        at = [int(p.name) for p in checkpoints_in(home / "runs" / run.id / CHECKPOINT)]
         lost = done - max(at, default=0)
         seconds = trained / max(1, done - 1) * lost if lost > 1 else 0.0
         if run.state == "interrupted":
