@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,7 @@ from composition import completed
 
 from fedlab.__main__ import main as command
 from fedlab.core import ParameterError, Round, Settings, load_round, write_settings
-from fedlab.core.checkpoints import checkpoints
+from fedlab.core.checkpoints import checkpoints_in
 from fedlab.workbench import PRESETS, Job, Runs, better, follow, stream
 from fedlab.workbench.runs.folder import BEST, CHECKPOINT, kept
 from fedlab.workbench.runs.log import CLOSING, HEAD, LOG, OPENING, START, link
@@ -139,15 +139,16 @@ def killed(kind: str, desk: bool, wait: float, home: Path) -> float:
     return time.monotonic() - began
 
 
-def kill(number: int, luck: random.Random) -> tuple[str, bool, float, int]:
+def kill(number: int) -> tuple[str, bool, float, int]:
     """One kill: its kind, whether the end is bit-equal, seconds of rounds lost, rounds lost."""
-    kind, desk = list(KINDS)[number % len(KINDS)], number % 2 == 1
+    kind, luck = list(KINDS)[number % len(KINDS)], random.Random(number)
+    desk = (number + number // len(KINDS)) % 2 == 1
     with tempfile.TemporaryDirectory(prefix="fedlab") as folder:
         home, (settings, last, records) = Path(folder), whole(kind)
         trained = killed(kind, desk, luck.uniform(0, 2.5), home)
         (run,) = Runs(home / "runs").listed()
         done = len(run.records)
-        at = [int(p.name) for p in checkpoints(home / "runs" / run.id / CHECKPOINT)]
+        at = [int(p.name) for p in checkpoints_in(home / "runs" / run.id / CHECKPOINT)]
         lost = done - max(at, default=0)
         seconds = trained / max(1, done - 1) * lost if lost > 1 else 0.0
         if run.state == "interrupted":
@@ -424,72 +425,57 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def main() -> None:
-    """Measure, print and record."""
-    quick = is_quick()
+def record_mutations(every: Iterable[tuple[str, str]], quick: bool) -> None:
+    """Record what came of mutations."""
     found = Counter[str]()
-    for name, came in mutations(40 if quick else 1000):
+    for name, came in every:
         if came.startswith("SILENT"):
             print(name, came, flush=True)
         found[came.split()[0]] += 1
-    print(dict(found))
+    same = f"{found['said']} said, {found['as']} read as they were"
+    bad = "silent, not opened, or others touched"
+    measured = {
+        "run_mutations": entry(found.total(), "mutations", 1000, higher=True, seeds=1, note=same),
+        "run_mutations_silent": entry(
+            found["SILENT"], "mutations", 0, higher=False, seeds=1, note=bad
+        ),
+    }
+    record("reliability", measured, quick)
+
+
+def record_cost(shares: list[float], heavy: list[float], quick: bool) -> None:
+    """Record what a folder costs; heavy: with error feedback of 671 clients, 75 MB."""
+    middle = statistics.median(shares)
+    span = f"{len(shares)} pairs, {min(shares):.2f} to {max(shares):.2f}"
+    note = f"{span}; with 75 MB of state {statistics.median(heavy):.2f}"
+    share = entry(max(0.0, middle), "share", 0.05, higher=False, seeds=1, note=note)
+    record("reliability", {"checkpoint_cost": share}, quick)
+
+
+def record_kills(kills: list[tuple[str, bool, float, int]], quick: bool) -> None:
+    """Record what became of kills."""
+    equal, lost = sum(ok for _, ok, _, _ in kills), max(seconds for _, _, seconds, _ in kills)
+    kinds = f"{len({kind for kind, *_ in kills})} kinds of state, command line and workbench"
+    rounds = f"of finished rounds; at most {max(each[3] for each in kills)} rounds"
+    measured = {
+        "kills": entry(len(kills), "kills", 50, higher=True, seeds=1, note=kinds),
+        "kills_bit_equal": entry(
+            equal, "ends", len(kills), higher=True, seeds=1, note="Round, state and log"
+        ),
+        "rounds_lost_most": entry(lost, "s", 1.0, higher=False, seeds=1, note=rounds),
+    }
+    record("reliability", measured, quick)
+
+
+def main() -> None:
+    """Measure, print and record."""
+    quick = is_quick()
+    record_mutations(mutations(40 if quick else 1000), quick)
     settings = PRESETS["671 users, matrix factorisation"]
     shares = cost(settings, 2 if quick else 20, 10 if quick else 40)
     heavy = cost(settings.replace(uplink="error feedback"), 1 if quick else 6, 10 if quick else 30)
-    luck = random.Random(1)
-    kills = [kill(number, luck) for number in range(3 if quick else 50)]
-    count, equal = len(kills), sum(ok for _, ok, _, _ in kills)
-    lost = max(seconds for _, _, seconds, _ in kills)
-    halves = f"from {min(shares):.3f} to {max(shares):.3f}"
-    record(
-        "reliability",
-        {
-            "kills": entry(
-                count,
-                "kills",
-                50,
-                higher=True,
-                seeds=1,
-                note=f"{len(KINDS)} kinds of state, by command and workbench",
-            ),
-            "kills_bit_equal": entry(
-                equal, "ends", count, higher=True, seeds=1, note="Round, state and log"
-            ),
-            "rounds_lost_most": entry(
-                lost,
-                "s",
-                1.0,
-                higher=False,
-                seeds=1,
-                note=f"at most {max(each[3] for each in kills)} rounds of milliseconds",
-            ),
-            "checkpoint_cost": entry(
-                max(0.0, statistics.median(shares)),
-                "share",
-                0.05,
-                higher=False,
-                seeds=1,
-                note=f"{len(shares)} pairs, {halves}; 75 MB state {statistics.median(heavy):.2f}",
-            ),
-            "run_mutations": entry(
-                found.total(),
-                "mutations",
-                1000,
-                higher=True,
-                seeds=1,
-                note=f"{found['said']} said, {found['as']} as they were",
-            ),
-            "run_mutations_silent": entry(
-                found["SILENT"],
-                "mutations",
-                0,
-                higher=False,
-                seeds=1,
-                note="silent, not opened, or others touched",
-            ),
-        },
-        quick,
-    )
+    record_cost(shares, heavy, quick)
+    record_kills([kill(number) for number in range(3 if quick else 50)], quick)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What every folder stands on: trees and rows, keyed randomness, settings and knobs, Rounds."""
 
 from fedlab.core.checkpoints import (
-    checkpoints,
+    bring_checkpoint,
+    checkpoints_in,
     load_noted,
     load_round,
     numbered,
@@ -111,8 +112,9 @@ __all__ = [
     "as_tensor",
     "below",
     "best_round",
+    "bring_checkpoint",
     "check_read",
-    "checkpoints",
+    "checkpoints_in",
     "described",
     "differing",
     "joined",

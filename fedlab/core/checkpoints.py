@@ -72,11 +72,13 @@ for _each in (Rows, Update, SparseTable, Sent):
     stored(_each)
 
 
-def save_round(done: Round, folder: str | Path, note: str = "") -> Path:
+def save_round(done: Round, folder: str | Path, note: str = "", *, durable: bool = True) -> Path:
     """Write a Round as a checkpoint, in place of one that is there; return its folder.
 
-    note: a text of yours that goes with it, see `read_note`. Raises `ParameterError` for a state
-    that cannot be stored, before anything is written, and OSError where the disk does not take it.
+    note: a text of yours that goes with it, see `load_noted`. durable: whether it is on the disk
+    when it takes its place, so that it stands a power failure; one that is not stands a kill, and
+    `bring_checkpoint` makes it durable. Raises `ParameterError` for a state that cannot be stored,
+    before anything is written, and OSError where the disk does not take it.
     """
     folder = Path(folder)
     writing, rest = _taken(done, note)
@@ -89,8 +91,8 @@ def save_round(done: Round, folder: str | Path, note: str = "") -> Path:
         safetensors.save_file(rows, fresh / STATE)
         (fresh / REST).write_bytes(rest)
         (fresh / MANIFEST).write_bytes(_manifest({n: _sha256(fresh / n) for n in FILES}))
-        for name in (*FILES, MANIFEST, ""):
-            bring_to_disk(fresh / name)
+        if durable:
+            bring_checkpoint(fresh)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
@@ -100,7 +102,8 @@ def save_round(done: Round, folder: str | Path, note: str = "") -> Path:
     except OSError:
         remove_checkpoint(fresh)
         raise
-    bring_to_disk(folder.parent)
+    if durable:
+        bring_to_disk(folder.parent)
     remove_checkpoint(old)
     return folder
 
@@ -135,11 +138,11 @@ def newest(folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.exists():
         return max(folder.parent.glob(f".{folder.name}.*.old"), default=folder)
-    inside = checkpoints(folder / "checkpoint") or checkpoints(folder)
+    inside = checkpoints_in(folder / "checkpoint") or checkpoints_in(folder)
     return inside[-1] if inside and not (folder / MANIFEST).exists() else folder
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder that are named by the number of their Round, oldest first."""
     if folder.is_symlink() or not folder.is_dir():
         return []
@@ -162,6 +165,13 @@ def remove_checkpoint(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def bring_checkpoint(folder: Path) -> None:
+    """Bring a checkpoint to the disk, and then its name."""
+    for name in (*FILES, MANIFEST, ""):
+        bring_to_disk(folder / name)
+    bring_to_disk(folder.parent)
 
 
 def bring_to_disk(path: Path) -> None:

@@ -24,7 +24,7 @@ from fedlab.core import (
     save_round,
     stored,
 )
-from fedlab.core.checkpoints import FILES, MANIFEST, REST, STORED, checkpoints, numbered
+from fedlab.core.checkpoints import FILES, MANIFEST, REST, STORED, checkpoints_in, numbered
 
 Pair = namedtuple("Pair", "a b")
 VALUES = torch.tensor([0.1, -0.0, math.inf, math.nan])
@@ -150,7 +150,7 @@ def test_a_checkpoint_is_replaced_and_the_newest_is_found(tmp_path):
     for number in (9, 12, 100):
         save_round(replace(done, number=number), numbered(tmp_path / "run" / "checkpoint", number))
     assert load_round(tmp_path / "run").number == 100
-    assert len(checkpoints(tmp_path / "run" / "checkpoint")) == 3
+    assert len(checkpoints_in(tmp_path / "run" / "checkpoint")) == 3
 
 
 class Killed(BaseException):

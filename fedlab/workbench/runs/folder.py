@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from fedlab.core import (
     ParameterError,
     Round,
-    checkpoints,
+    bring_checkpoint,
+    checkpoints_in,
     load_noted,
     numbered,
     remove_checkpoint,
@@ -123,7 +124,7 @@ class RunFolder:
 
     def save_rounds(self, failed: Callable[[Exception], None]) -> None:
         """Begin to save Rounds in the background; failed: told of what cannot be saved."""
-        self._saver = Saver(self._save, failed)
+        self._saver = Saver(self._save, self._settle, failed)
 
     def offer(self, done: Round, best: bool) -> None:
         """Let a Round, whose line is the last one of the log, be saved in due time."""
@@ -132,7 +133,6 @@ class RunFolder:
 
     def _save(self, last: Offered, best: Offered | None) -> None:
         """Write checkpoints: the best first, so that the last one is never ahead of it."""
-        self.log.to_disk()  # a checkpoint is of a round that the log has
         if best:
             done, chain = best
             spent = {"ledger": done.state["ledger"]} if "ledger" in done.state else {}
@@ -141,11 +141,24 @@ class RunFolder:
 
     def _put(self, shelf: str, done: Round, chain: str) -> None:
         (self.path / shelf).mkdir(exist_ok=True)  # fails where the run's folder is gone
-        save_round(done, numbered(self.path / shelf, done.number), f"{shelf} {chain}")
-        before = [p for p in checkpoints(self.path / shelf) if int(p.name) <= done.number]
-        for other in checkpoints(self.path / shelf):
-            if other not in before[-KEPT[shelf] :]:
-                remove_checkpoint(other)
+        new = numbered(self.path / shelf, done.number)
+        save_round(done, new, f"{shelf} {chain}", durable=False)
+        for later in checkpoints_in(self.path / shelf):
+            if later > new:  # of before the run was resumed
+                remove_checkpoint(later)
+
+    def _settle(self) -> None:
+        """Bring the newest checkpoints to the disk; only then remove those before them."""
+        self.log.to_disk()
+        for name, count in KEPT.items():
+            shelf = self.path / name
+            for newest in checkpoints_in(shelf)[-1:]:
+                bring_checkpoint(newest)
+                every = checkpoints_in(shelf)
+                stay = [*[p for p in every if p <= newest][-count:], every[-1]]
+                for other in every:
+                    if other not in stay:
+                        remove_checkpoint(other)
 
     def finish(self) -> None:
         """Save the last Round that was offered, and wait for it."""
@@ -165,23 +178,23 @@ class RunFolder:
 def kept(path: Path, shelf: str, device: str = "cpu") -> tuple[Round | None, str]:
     """The newest Round in a run's folder, None where there is none; and what is to be said of it.
 
-    shelf: `CHECKPOINT` or `BEST`. A checkpoint that is damaged is passed over for the one before
-    it. Raises `ParameterError` where no other is whole, and for a Round that the log has not.
+    shelf: `CHECKPOINT` or `BEST`. A checkpoint that is damaged, or that the log has not, is passed
+    over for the one before it. Raises `ParameterError` where no other is whole.
     """
     said, chains = "", read_log(path).chains
-    for folder in reversed(checkpoints(path / shelf)):
+    for folder in reversed(checkpoints_in(path / shelf)):
         try:
             done, note = load_noted(folder, device)
+            require(
+                note in {f"{shelf} {chain}" for chain in chains},
+                str(folder),
+                f"round {done.number}",
+                "the log of this run does not have it; take the model with "
+                f"load_round({str(folder)!r}), and begin another run from it",
+            )
         except ParameterError as error:
             said = said or str(error)
             continue
-        require(
-            note in {f"{shelf} {chain}" for chain in chains},
-            str(folder),
-            f"round {done.number}",
-            f"the log of this run does not have it; take the model with load_round({str(folder)!r})"
-            ", and begin another run from it",
-        )
         return done, said
     require(not said, shelf, said, "there is no other; begin another run")
     return None, ""
@@ -218,7 +231,7 @@ def delete(path: Path) -> None:
             other += _strange(path / shelf)
         require(not other, "run", path.name, f"its folder holds {other[:3]}; move that away first")
         for shelf in KEPT:
-            for each in checkpoints(path / shelf):
+            for each in checkpoints_in(path / shelf):
                 remove_checkpoint(each)
             if (path / shelf).is_dir():
                 (path / shelf).rmdir()
@@ -231,7 +244,7 @@ def _strange(shelf: Path) -> list[Path]:
     """What is in a folder of checkpoints, and is none; the folder itself, where it is a link."""
     if shelf.is_symlink() or not shelf.is_dir():
         return [shelf] if shelf.is_symlink() or shelf.exists() else []
-    ours = checkpoints(shelf)
+    ours = checkpoints_in(shelf)
     inside = [p for each in ours if each.is_dir() for p in each.iterdir()]
     return [
         *(p for p in shelf.iterdir() if p not in ours),
@@ -250,7 +263,7 @@ def copy(path: Path, runs: Path) -> Path:
         return new
     new.mkdir()
     for shelf in KEPT:
-        for each in checkpoints(path / shelf):
+        for each in checkpoints_in(path / shelf):
             (new / shelf / each.name).mkdir(parents=True)
             for name in (*FILES, MANIFEST):
                 if (each / name).is_file() and not (each / name).is_symlink():

@@ -7,6 +7,7 @@ disk; only what Python does for it takes time from training.
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from fedlab.core import ParameterError, Round
 
@@ -20,18 +21,30 @@ Offered = tuple[Round, str]  # and the chain of its line in the log
 
 
 class Saver:
-    """A thread that saves the newest Round that was offered, one each `PACE` at most."""
+    """Saves the newest Round that was offered, one each `PACE` at most.
+
+    One thread writes: a kill finds what it wrote. Another brings it to the disk, which a busy one
+    may take seconds for, and keeps nobody waiting: a power failure finds that, or the one before.
+    """
 
     def __init__(
-        self, save: Callable[[Offered, Offered | None], None], failed: Callable[[Exception], None]
+        self,
+        save: Callable[[Offered, Offered | None], None],
+        settle: Callable[[], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         """save: given the last Round, and the best one where there is a better one."""
-        self._save, self._failed = save, failed
+        self._save, self._settle, self._failed = save, settle, failed
         self._last: Offered | None = None
         self._best: Offered | None = None
-        self._ending, self._turn = False, threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="fedlab checkpoints", daemon=True)
-        self._thread.start()
+        self._written = self._ending = self._ended = False
+        self._turn = threading.Condition()
+        self._threads = [
+            threading.Thread(target=work, name="fedlab checkpoints", daemon=True)
+            for work in (self._write_all, self._settle_all)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def offer(self, done: Offered, best: bool) -> None:
         """Take the place of the Round that was offered before."""
@@ -44,21 +57,39 @@ class Saver:
         with self._turn:
             self._ending = True
             self._turn.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _write_all(self) -> None:
         due = 0.0
         while True:
             with self._turn:
                 self._turn.wait_for(lambda: self._last or self._ending)
                 self._turn.wait_for(lambda: self._ending, max(0.0, due - time.monotonic()))
                 last, best, self._last, self._best = self._last, self._best, None, None
+                self._ended = last is None
+                self._turn.notify_all()
             if last is None:
                 return
             began, busy = time.monotonic(), time.thread_time()
-            try:
-                self._save(last, best)
-            except (OSError, ParameterError) as error:
-                self._failed(error)
+            self._tried(partial(self._save, last, best))
             busy = time.thread_time() - busy
             due = began + min(max(PACE[0], SHARE * busy), PACE[1])
+            with self._turn:
+                self._written = True
+                self._turn.notify_all()
+
+    def _settle_all(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._written or self._ended)
+                if not self._written:
+                    return
+                self._written = False
+            self._tried(self._settle)
+
+    def _tried(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, ParameterError) as error:
+            self._failed(error)
