@@ -138,6 +138,11 @@ class OwnWeights(Aggregation):
             "all are 0; give at least one client a weight",
         )
 
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` where there is not one weight for each client."""
+        _one_each("alpha", self.alpha, context)
+        self.then.check(context)
+
     def given(self, context: RoundContext) -> Tree:
         """What the aggregation inside is handed."""
         return self.then.given(context)
@@ -173,6 +178,12 @@ class Hierarchical(Aggregation):
         self.inner = as_aggregation(inner or WeightedMean())
         self.outer = as_aggregation(outer or WeightedMean())
 
+    def check(self, context: RoundContext) -> None:
+        """Raise `ParameterError` where there is not one platform for each client."""
+        _one_each("platform", self.platform, context)
+        self.inner.check(context)
+        self.outer.check(context)
+
     def given(self, context: RoundContext) -> Tree:
         """What the aggregations inside are handed: platforms and server may judge whole models."""
         return self.inner.given(context) | self.outer.given(context)
@@ -196,6 +207,16 @@ class Hierarchical(Aggregation):
                 )
             )
         return self.outer(parts, server)
+
+
+def _one_each(name: str, values: Tensor, context: RoundContext) -> None:
+    clients = len(context.data)
+    require(
+        values.shape == (clients,),
+        name,
+        tuple(values.shape),
+        f"give one for each of the {clients} clients",
+    )
 
 
 class Function(Aggregation):
