@@ -144,19 +144,23 @@ def kill(number: int) -> tuple[str, bool, float, int]:
     kind, luck = list(KINDS)[number % len(KINDS)], random.Random(number)
     desk = (number + number // len(KINDS)) % 2 == 1
     with tempfile.TemporaryDirectory(prefix="fedlab") as folder:
-        home, (settings, last, records) = Path(folder), whole(kind)
-        trained = killed(kind, desk, luck.uniform(0, 2.5), home)
+        home, (_, last, records) = Path(folder), whole(kind)
+        wait = luck.uniform(0, 2.5)
+        trained = killed(kind, desk, wait, home)
         (run,) = Runs(home / "runs").listed()
+        while run.state != "interrupted":  # it had ended by then
+            wait /= 3
+            shutil.rmtree(home / "runs")
+            trained = killed(kind, desk, wait, home)
+            (run,) = Runs(home / "runs").listed()
         done = len(run.records)
         at = [int(p.name) for p in checkpoints_in(home / "runs" / run.id / CHECKPOINT)]
         lost = done - max(at, default=0)
         seconds = trained / max(1, done - 1) * lost if lost > 1 else 0.0
-        if run.state == "interrupted":
-            resumed(home, run.id, desk)
+        resumed(home, run.id, desk)
         (again,) = Runs(home / "runs").listed()
         end = load_round(home / "runs" / run.id)
         equal = told(end) == last and timeless(again.records) == records
-        del settings
     print(
         f"{number:3} {kind:24} {'workbench' if desk else 'command':10} killed at {done}, "
         f"{lost} rounds ({seconds:.2f} s) lost, {'equal' if equal else 'NOT EQUAL'}",
