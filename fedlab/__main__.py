@@ -122,6 +122,7 @@ def _words() -> argparse.ArgumentParser:
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
     part.add_argument("--to", required=True, metavar="FOLDER", help="a new folder for the model")
+    part.add_argument("--people", action="store_true", help="write rows of single people, too")
     parts.choices["resume"].add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="turn a knob, say rounds"
     )
@@ -215,7 +216,7 @@ def _export(words: argparse.Namespace) -> bool:
     runs, id_ = _named(words)
     done, run = runs.best(id_), runs.get(id_)
     experiment = Experiment(Settings(**run.last_settings))
-    place = export_model(experiment, done, words.to, records=run.records)
+    place = export_model(experiment, done, words.to, records=run.records, people=words.people)
     print(
         f"The model of {run.name} after round {done.number}: {place / 'card.md'} says what it is."
     )

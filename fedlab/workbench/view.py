@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, type]] = {
     "pin": {"run": str, "on": bool},
     "preset": {"preset": str},
     "settings": {"text": str},
+    "resume": {"run": str},
     "rename": {"run": str, "name": str},
     "delete": {"run": str},
     "folder": {"folder": str},

@@ -215,14 +215,17 @@ class Workbench(anywidget.AnyWidget):
         return self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
 
     def _model(self) -> bytes:
-        """The model of the last run that the charts show, with its card."""
+        """The best model of the last run that the charts show, or the last in memory; its card."""
         require(self.session.live is stream, "export", "model", NO_MODEL)
-        found = [
-            (run, done) for run in self.session.shown() for done in list(run.rounds) if done.params
+        kept = [
+            run
+            for run in self.session.shown()
+            if run.home or (run.rounds and run.rounds[-1].params)
         ]
-        require(len(found) > 0, "model", "none", "train a run first; ended ones keep no parameters")
-        run, done = found[-1]
-        made = Experiment(Settings(**run.settings))
+        require(len(kept) > 0, "model", "none", "train a run first; ended ones keep no parameters")
+        run = kept[-1]
+        done = self.session.runs.best(run.id) if run.home else run.rounds[-1]
+        made = Experiment(Settings(**run.last_settings))
         return zipped_model(made, done, run.records, baselines=("chance", "popularity"))
 
     def _tensorboard(self) -> None:

@@ -10,7 +10,7 @@ from composition import folder
 from waiting import until
 
 from fedlab.__main__ import main
-from fedlab.core import ParameterError, Settings, checkpoints
+from fedlab.core import ParameterError, Settings, checkpoints_in
 from fedlab.privacy import Ledger, People, Release, epsilon
 from fedlab.workbench import Experiment, Runs, Workbench, stream
 
@@ -98,7 +98,7 @@ def test_what_a_killed_run_released_stays_booked(tmp_path):
     (killed,) = Runs(tmp_path).listed()
     seen, spent = len(killed.records), times()
     assert seen <= spent <= seen + 1  # booked before it is released
-    kept = [int(path.name) for path in checkpoints(tmp_path / killed.id / "checkpoint")]
+    kept = [int(path.name) for path in checkpoints_in(tmp_path / killed.id / "checkpoint")]
     goes_on = max(kept) + 5
     words = ["resume", killed.id, "--folder", str(tmp_path), f"--set=rounds={goes_on}"]
     assert main(words) == 0
