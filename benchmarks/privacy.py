@@ -20,7 +20,6 @@ from statistics import mean, median
 
 import torch
 from common import ROOT, by_seed, entry, is_quick, ml100k, record
-from secure_sums import seconds
 from torch import Tensor
 
 from fedlab import (
@@ -272,14 +271,6 @@ def mechanisms(quick: bool) -> None:
             note=f"lesson 2's model, 9,066 films, {took['plain'] * 1e3:.0f} ms for 100 "
             f"clients{note}",
         )
-    rows["secagg_server_s_50x100k"] = entry(
-        median(seconds(50, 1000 if quick else 100_000)[0] for _ in range(5)),
-        "s",
-        2,
-        higher=False,
-        seeds=1,
-        note=f"50 clients, 100,000 numbers, 10 dropped out, one core{note}",
-    )
     leaks = [row_leak(seed) for seed in range(1 if quick else 5)]
     for name, goal in {"plain_precision": 0.99, "plain_recall": 0.99, "masked_auc": 0.52}.items():
         values = [found[name] for found in leaks]
