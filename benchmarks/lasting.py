@@ -4,7 +4,7 @@
   resumed. `kills_bit_equal` counts ends whose Round, state and log equal those of a run that nobody
   killed, bit for bit. `rounds_lost_most` is the time of finished rounds that were trained again; a
   single one does not count.
-- `checkpoint_cost`: blocks of rounds with a folder and without one, in turns, on 671 users.
+- `checkpoint_cost`: the share of a processor that saving takes from training, on 671 users.
 - `run_mutations`: one random change of a folder of runs at a time. It is silent if anything that
   can be read then (a run, a checkpoint, the best model) is other than before and nobody says so,
   if the folder does not open, or if anything outside the run is touched.
@@ -36,7 +36,7 @@ from composition import completed
 from fedlab.__main__ import main as command
 from fedlab.core import ParameterError, Round, Settings, load_round, write_settings
 from fedlab.core.checkpoints import checkpoints_in
-from fedlab.workbench import PRESETS, Job, Runs, better, follow, stream
+from fedlab.workbench import PRESETS, Runs, better, follow, stream
 from fedlab.workbench.runs.folder import BEST, CHECKPOINT, kept
 from fedlab.workbench.runs.log import CLOSING, HEAD, LOG, OPENING, START, link
 from fedlab.workbench.session import Session
@@ -186,32 +186,34 @@ def resumed(home: Path, id_: str, desk: bool) -> None:
 # What checkpoints cost
 
 
-def block(job: Job, rounds: int) -> float:
-    """Rounds per second over so many rounds."""
-    began = time.perf_counter()
-    for _ in range(rounds):
-        next(job)
-    return rounds / (time.perf_counter() - began)
+def cost(settings: Settings, times: int) -> list[float]:
+    """The share of a processor that a folder takes from training, for each of several runs.
 
+    That is the processor time of the threads that save, over the seconds of the run, and of adding
+    to the log, over the processor time of training: what is lost where no second core is free. It
+    stays the same on a machine that does other things as well.
+    """
+    found = []
+    for _ in range(times):
+        with tempfile.TemporaryDirectory(prefix="fedlab") as folder:
+            runs, noted = Runs(folder, better()), [0.0]
+            add = runs.add
 
-def cost(settings: Settings, pairs: int, rounds: int) -> list[float]:
-    """The share of rounds per second that a folder costs, for each pair of blocks."""
-    with tempfile.TemporaryDirectory(prefix="fedlab") as folder:
-        settings = settings.replace(rounds=(pairs + 1) * rounds + 2)
-        jobs = []
-        for place in (None, folder):
-            runs = Runs(place, better())
-            jobs.append(follow(stream, lambda: settings, runs.begin(settings), runs))
-        found = []
-        for number in range(pairs + 1):
-            speeds = [0.0, 0.0]
-            for which in (0, 1) if number % 2 else (1, 0):
-                speeds[which] = block(jobs[which], rounds)
-                time.sleep(1.2)  # until what was offered last is written
-            found.append(1 - speeds[1] / speeds[0])
-        for job in jobs:
-            job.close()
-    return found[1:]
+            def timed(*given: Any, add: Any = add, noted: list[float] = noted) -> None:
+                began = time.thread_time()
+                add(*given)
+                noted[0] += time.thread_time() - began
+
+            runs.add = timed  # type: ignore[method-assign]
+            job = follow(stream, lambda: settings, runs.begin(settings), runs)
+            next(job)
+            began, both, own = time.perf_counter(), time.process_time(), time.thread_time()
+            for _ in job:
+                pass
+            seconds, own = time.perf_counter() - began, time.thread_time() - own
+            beside = time.process_time() - both - own
+            found.append(beside / seconds + noted[0] / (own - noted[0]))
+    return found
 
 
 # Mutations
@@ -450,7 +452,7 @@ def record_mutations(every: Iterable[tuple[str, str]], quick: bool) -> None:
 def record_cost(shares: list[float], heavy: list[float], quick: bool) -> None:
     """Record what a folder costs; heavy: with error feedback of 671 clients, 75 MB."""
     middle = statistics.median(shares)
-    span = f"{len(shares)} pairs, {min(shares):.2f} to {max(shares):.2f}"
+    span = f"{len(shares)} runs, {min(shares):.3f} to {max(shares):.3f}"
     note = f"{span}; with 75 MB of state {statistics.median(heavy):.2f}"
     share = entry(max(0.0, middle), "share", 0.05, higher=False, seeds=1, note=note)
     record("reliability", {"checkpoint_cost": share}, quick)
@@ -476,8 +478,8 @@ def main() -> None:
     quick = is_quick()
     record_mutations(mutations(40 if quick else 1000), quick)
     settings = PRESETS["671 users, matrix factorisation"]
-    shares = cost(settings, 2 if quick else 20, 10 if quick else 40)
-    heavy = cost(settings.replace(uplink="error feedback"), 1 if quick else 6, 10 if quick else 30)
+    shares = cost(settings.replace(rounds=30), 1 if quick else 5)
+    heavy = cost(settings.replace(rounds=30, uplink="error feedback"), 1 if quick else 3)
     record_cost(shares, heavy, quick)
     record_kills([kill(number) for number in range(3 if quick else 50)], quick)
 

@@ -214,6 +214,9 @@ def test_no_path_comes_from_a_file_and_nothing_of_others_is_removed(tmp_path):
         path = home / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         path.symlink_to(victim / run.id / name)
+        if name in ("checkpoint", "best", LOG, "lock"):
+            with pytest.raises((ParameterError, OSError)):  # nothing would be written there
+                Runs(folder).resume(run.id)
         stays()
         shutil.rmtree(home, ignore_errors=True)
     # something else in it: nothing is removed

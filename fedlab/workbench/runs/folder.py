@@ -113,6 +113,8 @@ class RunFolder:
                 again.state, again.error = "interrupted", found.cut
             again.home = path
             for shelf in KEPT:
+                own = not (path / shelf).is_symlink()
+                require(own, "run", run, f"{path / shelf} is a link, which is not followed")
                 _tidy(path / shelf)
             folder = cls(path, lock, found.chains[-1], found.size)
             if found.cut:
@@ -224,7 +226,7 @@ def delete(path: Path) -> None:
         lock.acquire(timeout=WAIT)
     except Timeout:
         raise ParameterError(f"run={path.name!r}: another process trains it") from None
-    with lock:
+    try:
         other = [p for p in path.iterdir() if p.name not in (LOG, HEAD, LOCK, *KEPT)]
         for shelf in KEPT:
             _tidy(path / shelf)
@@ -238,6 +240,8 @@ def delete(path: Path) -> None:
         for name in (HEAD, LOG, LOCK):
             (path / name).unlink(missing_ok=True)
         path.rmdir()
+    finally:
+        lock.release()
 
 
 def _strange(shelf: Path) -> list[Path]:
