@@ -90,12 +90,14 @@ class Gate(Part):
             noise = facts["noised"] * context.notes["clipped"] * (numbers**0.5 + 10)
             longest = max(self.longest, 10 * noise)
             return longest, f"it is longer than {longest:.3g}"
-        before = self._before(context)
-        usual = float(before.median()) if len(before) >= KNOWN else float("inf")
-        if self.outlier and self.outlier * usual < self.longest:
-            return self.outlier * usual, (
-                f"it is longer than {self.outlier:g} times {usual:.3g}, the median of earlier ones"
-            )
+        before = self._before(context) if self.outlier else torch.empty(0)
+        if len(before) >= KNOWN:
+            usual = float(before.median())
+            if self.outlier * usual < self.longest:
+                return self.outlier * usual, (
+                    f"it is longer than {self.outlier:g} times {usual:.3g}, the median of earlier "
+                    "ones"
+                )
         return self.longest, f"it is longer than longest={self.longest:g}"
 
     def remember(self, lengths: Tensor, context: RoundContext) -> None:
