@@ -74,6 +74,7 @@ NO_TRACE = {
     "engine": "how steps are compiled",
     "precision": "of matrix products, if a model has any",
     "budget": "ends a run, and begins none",
+    "reader": "another language model takes minutes to read; tests/workbench tries one",
 }
 # (knob, the part beside it) -> why the knob rightly changes nothing there
 EXPLAINED = {("trim", "item counts"): "holders of an item all send 1, whoever is cut off"}

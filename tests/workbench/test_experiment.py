@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from composition import folder, small_reader
 from conftest import tiny
 
 from fedlab.__main__ import main
@@ -542,3 +543,13 @@ def test_a_run_that_fails_is_kept_as_failed(tmp_path, capsys):
     assert "is not a folder" in capsys.readouterr().err
     (file,) = tmp_path.glob("*/log.jsonl")
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "failed"
+
+
+def test_lora_reads_with_the_language_model_that_is_asked_for():
+    asked = Settings(data=folder(), model="lora", reader=small_reader())
+    made = Experiment(asked)
+    shapes = {name: tuple(value.shape) for name, value in made.model.init(0).items()}
+    adapters = {shape for name, shape in shapes.items() if name.endswith("query.a")}
+    assert adapters == {(1, 4, 16)}  # rank 4, beside layers of width 16
+    with pytest.raises(ParameterError, match=r"nobody/knows.*not to be had"):
+        _ = Experiment(asked.replace(reader="nobody/knows")).model
