@@ -551,5 +551,5 @@ def test_lora_reads_with_the_language_model_that_is_asked_for():
     shapes = {name: tuple(value.shape) for name, value in made.model.init(0).items()}
     adapters = {shape for name, shape in shapes.items() if name.endswith("query.a")}
     assert adapters == {(1, 4, 16)}  # rank 4, beside layers of width 16
-    with pytest.raises(ParameterError, match=r"nobody/knows.*not to be had"):
-        _ = Experiment(asked.replace(reader="nobody/knows")).model
+    with pytest.raises(ParameterError, match=r"model='/no/such/folder': not to be had"):
+        _ = Experiment(asked.replace(reader="/no/such/folder")).model
