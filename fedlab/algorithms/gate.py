@@ -23,6 +23,7 @@ from fedlab.data import user_owner
 
 FLOATS = 4  # bytes of a number, and of a row number
 NOBODY = -1  # in the books, who sent an update that does not say whose it is
+COLUMNS = ("weights", "losses", "steps")
 KNOWN = 32  # lengths that make a median
 GROUP = "gate"
 
@@ -146,9 +147,9 @@ class Books:
     def private(self, params: Tree, names: Iterable[str]) -> Tree:
         """Everybody's private rows after what their clients learned."""
         return {
-            name: moved(params[name], Rows.joined([s.own[name] for s in self.kept]), 1.0)
+            name: moved(params[name], Rows.joined(own), 1.0)
             for name in names
-            if self.kept and name in self.kept[0].own
+            if (own := [sent.own[name] for sent in self.kept if name in sent.own])
         }
 
     def columns(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def admitted(
     """The updates that come through the gate, with the names that were asked for."""
     came: set[int] = set()
     for every in landed:
-        if fault := unreadable(every):
+        if fault := unreadable(every, context):
             senders = _senders(every.update)
             books.refuse(dict.fromkeys(senders, fault))
             came.update(senders)
@@ -201,34 +202,59 @@ def admitted(
     books.refuse(dict.fromkeys(silent, "no update of it came"))
 
 
+def _plain(tensor: Any) -> bool:
+    """Whether this is a dense tensor of one dimension or more, which holds its numbers itself."""
+    return (
+        type(tensor) is Tensor
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not tensor.requires_grad
+        and tensor.dim() > 0
+    )
+
+
 def _senders(update: Any) -> list[int]:
     """Whose update this claims to be."""
     cohort = getattr(update, "cohort", None)
-    whole = isinstance(cohort, Tensor) and cohort.dtype == torch.int64 and cohort.dim() == 1
+    whole = _plain(cohort) and cohort.dtype == torch.int64 and cohort.dim() == 1  # type: ignore[union-attr]
     return cohort.tolist() if whole else [NOBODY]  # type: ignore[union-attr]
 
 
-def unreadable(sent: Sent) -> str:
+def unreadable(sent: Sent, context: RoundContext) -> str:
     """What is wrong with a chunk as a whole, in types or in sizes; '' for nothing."""
     update = sent.update
     if not isinstance(update, Update) or _senders(update) == [NOBODY]:
         return "it is not an Update with the numbers of its senders"
     clients = len(update.cohort)
-    for name in ("weights", "losses", "steps"):
-        column = getattr(update, name)
-        if not isinstance(column, Tensor) or column.shape != (clients,):
+    if fault := _wrong_columns(update, clients):
+        return fault
+    if not isinstance(update.deltas, Mapping) or not isinstance(sent.own, Mapping):
+        return "its rows are not given by name"
+    for name in sent.own:
+        if name not in context.model.private:
+            return f"nobody keeps {name!r} to itself"
+    faults = (_misfit(n, rows, clients) for n, rows in [*update.deltas.items(), *sent.own.items()])
+    return next((fault for fault in faults if fault), "")
+
+
+def _wrong_columns(update: Update, clients: int) -> str:
+    """What is wrong with the numbers beside the rows; '' for nothing."""
+    columns = {name: (getattr(update, name), torch.float32) for name in COLUMNS}
+    if update.bytes_up is not None:
+        columns["bytes_up"] = update.bytes_up, torch.int64
+    for name, (column, dtype) in columns.items():
+        if not _plain(column) or column.shape != (clients,):
             return f"its {name} are not one number for each sender"
-        if not column.dtype.is_floating_point:
-            return f"its {name} hold {column.dtype}; send float32"
-    for name, rows in [*update.deltas.items(), *sent.own.items()]:
-        if fault := _misfit(name, rows, clients):
-            return fault
-    return ""
+        if column.dtype != dtype:
+            return f"its {name} hold {column.dtype}; send {dtype}"
+    below = update.bytes_up is not None and bool((update.bytes_up < 0).any())
+    return "its bytes_up are below 0" if below else ""
 
 
 def _misfit(name: str, rows: Any, clients: int) -> str:
     """What is wrong with the rows of one name; '' for nothing."""
-    if not isinstance(rows, Rows):
+    columns = [getattr(rows, part, None) for part in ("values", "ids", "client")]
+    if not isinstance(rows, Rows) or not all(map(_plain, columns)):
         return f"its {name!r} are no rows"
     values, ids, client = rows.values, rows.ids, rows.client
     if values.dtype != torch.float32 or ids.dtype != torch.int64:
@@ -292,7 +318,7 @@ def _wrong_numbers(sent: Sent, length: Tensor, gate: Gate, context: RoundContext
 
 def _wrong_rows(sent: Sent, context: RoundContext) -> Faults:
     """Yield whose rows are not the server's, or not its own."""
-    update, looked = sent.update, set[tuple[int, int, int]]()
+    update, looked = sent.update, set[Any]()
     everybody = torch.arange(len(update.cohort))
     for name in context.asked:
         if name not in update.deltas:
@@ -312,7 +338,7 @@ def _wrong_rows(sent: Sent, context: RoundContext) -> Faults:
         yield rows.client.cpu()[foreign], f"its {name!r} has a row of another client's"
 
 
-def _unlike(name: str, rows: Rows, server: Tensor, looked: set[tuple[int, int, int]]) -> Faults:
+def _unlike(name: str, rows: Rows, server: Tensor, looked: set[Any]) -> Faults:
     """Yield whose rows of a name differ from the server's in shape or number.
 
     looked: what has been looked at, so that a bias at the rows of its vectors is not again.
@@ -324,7 +350,7 @@ def _unlike(name: str, rows: Rows, server: Tensor, looked: set[tuple[int, int, i
             f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's have "
             f"{tuple(server.shape[1:])}",
         )
-    same = rows.ids.data_ptr(), len(rows.ids), height
+    same = rows.ids.data_ptr(), rows.ids.stride(), len(rows.ids), height
     if same in looked or not len(rows.ids):
         return
     looked.add(same)

@@ -51,7 +51,17 @@ from fedlab.core import (
 from fedlab.data import Source, fingerprint
 from fedlab.engine import SGD
 from fedlab.models import Model
-from fedlab.privacy import Ledger, People, Spending, Spent, affordable, booked, plain_sum, proven
+from fedlab.privacy import (
+    Ledger,
+    People,
+    Spending,
+    Spent,
+    affordable,
+    booked,
+    plain_sum,
+    proven,
+    spends,
+)
 
 EDITION = 2  # of what a Round's state holds
 
@@ -127,12 +137,29 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     own = [turned(part, settings) for part in parts]
     facts = walk(own, {"negatives": True} if draws_negatives(data) else {})
     check_read(own, facts, settings)
-    whole = Settings(**{name: getattr(part, name) for part in own for name in knobs(type(part))})
+    whole = Settings(**_agreed(own))
     run, who, schedule, local, *between, aggregate, server = cast(list[Any], own)
     equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
     uplink = tuple(part for part in between if not isinstance(part, Gate))
     (gate,) = (part for part in between if isinstance(part, Gate))
     return Pipeline(run, who, schedule, local, uplink, gate, aggregate, server, whole, facts, equal)
+
+
+def _agreed(parts: Sequence[Part]) -> dict[str, Any]:
+    """The knobs of all parts; `ParameterError` where two parts have one at different values."""
+    found, who = dict[str, Any](), dict[str, str]()
+    for part in parts:
+        for name in knobs(type(part)):
+            value = getattr(part, name)
+            require(
+                found.get(name, value) == value,
+                name,
+                value,
+                f"{part.name} has it so, and {who.get(name)} {found.get(name)!r}; say it once, in "
+                "the settings",
+            )
+            found[name], who[name] = value, part.name
+    return found
 
 
 def in_order(
@@ -236,6 +263,13 @@ def federate(
     if pipe.spending:
         pipe.spending.check_delta(len(data))
     require(
+        ledger is None or spends(pipe.parts),
+        "ledger",
+        getattr(ledger, "path", ""),
+        "nothing in this run adds noise, so what it releases cannot be booked; leave it out, and "
+        "publish nothing of the run",
+    )
+    require(
         ledger is None or pipe.settings.teaching_seed < 0,
         "teaching_seed",
         pipe.settings.teaching_seed,
@@ -290,7 +324,7 @@ def one_round(
             raise
         skipped = str(reason)
     else:
-        context.share = _share(pipe, books, data)
+        context.share = _share(pipe, books, data, context.expected)
         delta = pipe.local.finish(delta, context)
         shared = pipe.server.step(params, delta, context.memory(pipe.server))
         params = params | shared | books.private(params, model.private)
@@ -475,8 +509,10 @@ def _alike(update: Update) -> Update:
     return replace(update, weights=torch.ones_like(update.weights))
 
 
-def _share(pipe: Pipeline, books: Books, data: Source) -> float:
+def _share(pipe: Pipeline, books: Books, data: Source, expected: float) -> float:
     """The weight of the clients that were aggregated over that of all clients."""
+    if pipe.spending:
+        return expected / len(data)  # who was really there is not told
     if pipe.equal:
         return sum(len(sent.update.cohort) for sent in books.kept) / len(data)
     return books.weight / float(data.counts.sum())
@@ -556,6 +592,13 @@ def _check_booked(start: Round, pipe: Pipeline, data: Source, ledger: Ledger | N
         f"a Round {start.number} without a ledger",
         "what its parameters tell of these people is not known; if they had no part in them, say "
         "so: start=Round(0, settings, params, state={'ledger': {}})",
+    )
+    spent = start.state["ledger"]
+    require(
+        "examples" not in spent or bool(spent.keys() & {"releases", "drift"}),
+        "start",
+        "a Round with noise that hides single examples",
+        "that bounds nothing of a whole client; begin from parameters that it had no part in",
     )
     require(
         ledger is None or ledger.covers(People.of(data), start.state["ledger"]),

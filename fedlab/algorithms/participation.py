@@ -78,8 +78,8 @@ class Participation(Part):
     """A cohort in each round, of all clients or of those that are members.
 
     members: who is there when; by default all, or as `late` and `early` say. warm: a newcomer's
-    private rows start at the mean of the members before it. sampler: a function that draws cohorts
-    in place of `sample`, with the same arguments.
+    private rows start at the mean of the members before it, unless the run spends privacy. sampler:
+    a function that draws cohorts in place of `sample`, with the same arguments.
     """
 
     kind = "participation"
@@ -223,7 +223,8 @@ class Participation(Part):
         """The parameters, with newcomers' private rows at the mean of the members before them."""
         params, model, number = context.params, context.model, context.number
         members = self.membership(context)
-        if not (members and self.warm and number > 1 and model.private):
+        warm = self.warm and not context.private  # the mean of others would tell of each of them
+        if not (members and warm and number > 1 and model.private):
             return params
         before, fresh = members(number - 1), (members.first == number).nonzero()[:, 0]
         if not len(fresh) or not len(before):

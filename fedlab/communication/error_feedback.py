@@ -104,9 +104,10 @@ class ErrorFeedback(Stage):
 
 def _at_one_place(deltas: Mapping[str, Rows]) -> list[list[str]]:
     """The names, those together that were sent at the same rows, such as a vector and its bias."""
-    found = dict[tuple[int, int], list[str]]()
+    found = dict[tuple[Any, ...], list[str]]()
     for name, rows in deltas.items():
-        found.setdefault((rows.ids.data_ptr(), rows.client.data_ptr()), []).append(name)
+        where = [(part.data_ptr(), part.stride(), len(part)) for part in (rows.ids, rows.client)]
+        found.setdefault(tuple(where), []).append(name)
     return list(found.values())
 
 

@@ -18,6 +18,7 @@ from fedlab.privacy.ledger import (
     booked,
     proven,
     proven_for_examples,
+    spends,
 )
 from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, dense, plain_sum
 from fedlab.privacy.noise_source import NoiseSource, teaching_seed
@@ -101,6 +102,7 @@ __all__ = [
     "public_basis",
     "secure_sum",
     "smoothed",
+    "spends",
     "split_secret",
     "standard",
     "table_score",

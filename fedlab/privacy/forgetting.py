@@ -36,8 +36,9 @@ def forget(name: str, data: Federation, model: Model, done: Round) -> Forgotten:
 
     name: as in the catalogue's `user_ids`. model, done: what was trained, and its last Round. What
     the optimiser, control variates and memories of clients kept of earlier rounds is removed, too.
-    A `Ledger` on disk keeps its lines: what was released stays released. Raises `ParameterError`
-    for a person who is not in the data, or is all of them.
+    A `Ledger` on disk keeps its lines: what was released stays released. Rows of others stay as
+    they are, even where they began at the mean of members' rows, as a newcomer's do. Raises
+    `ParameterError` for a person who is not in the data, or is all of them.
 
     >>> from fedlab import Federation, Settings, federate, load, matrix_factorisation, one_per_user
     >>> ratings = load()
@@ -62,15 +63,19 @@ def forget(name: str, data: Federation, model: Model, done: Round) -> Forgotten:
         of_users(data.train, stays), owner - (gone & (owner > client)).long(), data.task
     )
     kept: dict[str, Tensor] = {"user": stays, "client": clients}
-    params: Tree = {
-        name: value[kept[kind].to(value.device)]
-        if (kind := model.rows.get(name)) in kept
-        else value
-        for name, value in done.params.items()
-    }
-    ledger = _without(done.state.get("ledger", {}), clients)
-    start = Round(0, done.settings, params, state={"ledger": ledger})
-    return Forgotten(left, start, _may_keep(ledger, done.settings.delta))
+    params: Tree = dict(done.params)
+    for part, kind in model.rows.items():
+        if kind in kept:
+            require(
+                isinstance(params[part], Tensor),
+                "model",
+                model.name,
+                "its table is stored row by row; make it with sparse_users=False",
+            )
+            params[part] = params[part][kept[kind].to(params[part].device)]
+    spent = done.state.get("ledger", {})
+    start = Round(0, done.settings, params, state={"ledger": _without(spent, clients)})
+    return Forgotten(left, start, _may_keep(spent, done.settings.delta))
 
 
 def _without(ledger: Any, clients: Tensor) -> dict[str, Any]:

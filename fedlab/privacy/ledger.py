@@ -30,7 +30,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlab.core import ParameterError, knob, require, strict
+from fedlab.core import ParameterError, Stage, knob, require, strict
 from fedlab.data import Federation, Source, user_owner
 from fedlab.privacy.accounting import Release, epsilon, replaced
 from fedlab.privacy.noise_source import teaching_seed
@@ -97,6 +97,11 @@ def noise_multiplier() -> float:
         group=GROUP,
     )
     return noise
+
+
+def spends(parts: Sequence[Any]) -> bool:
+    """Whether one of these parts releases something that a ledger can book."""
+    return any(getattr(type(part), "spends", None) not in (None, Stage.spends) for part in parts)
 
 
 def booked(
@@ -252,20 +257,22 @@ class _Booked:
 class Ledger:
     """All that was released about some people, in a file that is only added to.
 
-    Each line carries a hash over all lines before it, so that an edit shows; a line that was cut by
-    a crash was written for a release that never came, and is dropped. What is booked about people
-    counts for every run on data that hold one of them. The file holds hashes of names; whoever can
-    guess a name can find it.
+    Each line carries a hash over all lines before it, so that an edit shows, and a file beside it
+    (`NAME.head`) says how long it is, so that a cut shows; who removes both hides all. A line that
+    was cut by a crash was written for a release that never came, and is dropped. What is booked
+    about people counts for every run on data that hold one of them. The file holds hashes of names;
+    whoever can guess a name can find it.
 
     Keep one ledger for all data in which the same names are the same people.
     """
 
     def __init__(self, path: str | Path) -> None:
         """path: the file, made at the first release. Raises `ParameterError` for an edited one."""
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # whatever links lead there, there is one lock
+        self.head = self.path.with_name(f"{self.path.name}.head")
         self._lock = FileLock(f"{self.path}.lock")
         self._groups: dict[str, _Booked] = {}
-        self._at, self._lines, self._chain = 0, 0, ""
+        self._at, self._chains = 0, [""]
         self._read()
 
     def spent(self, people: People) -> dict[str, Any]:
@@ -344,23 +351,49 @@ class Ledger:
             if each.clients is not None:
                 line["who"] = people.held_by(each.clients).tolist()
             lines.append(line)
+        chains, texts = self._chains[-1:], list[str]()
+        for line in lines:
+            text = json.dumps(line, sort_keys=True)
+            chains.append(_linked(chains[-1], text))
+            texts.append(f"{chains[-1]} {text}\n")
         with self.path.open("ab") as file:
-            file.truncate(self._at)  # a line that a crash cut
-            for line in lines:
-                text = json.dumps(line, sort_keys=True)
-                self._chain = _linked(self._chain, text)
-                file.write(f"{self._chain} {text}\n".encode())
+            file.truncate(self._at)  # a line that a crash or a full disk cut
+            file.write("".join(texts).encode())
             file.flush()
             os.fsync(file.fileno())
         for line in lines:
             self._take(line)
-        self._lines += len(lines)
+        self._chains += chains[1:]
         self._at = self.path.stat().st_size
+        self._note_head()
+
+    def _note_head(self) -> None:
+        """Write down how long the ledger is, so that lines cut off its end are missed."""
+        new = self.head.with_name(f"{self.head.name}.new")
+        with new.open("w") as file:
+            file.write(f"{len(self._chains) - 1} {self._chains[-1]}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.head)
+
+    def _check_head(self) -> None:
+        """Raise `ParameterError` for a ledger that is shorter than it was, or another one."""
+        if not self.head.exists():
+            return
+        count, _, chain = self.head.read_text().strip().partition(" ")
+        known = count.isdecimal() and int(count) < len(self._chains)
+        require(
+            known and self._chains[int(count)] == chain,
+            "ledger",
+            self.path,
+            f"it has become shorter, or is another one than {self.head.name} tells of; put it back",
+        )
 
     def _read(self) -> None:
         """Take the lines that were added since the last look."""
         if not self.path.exists():
-            require(not self._at, "ledger", self.path, "the file is gone; put it back")
+            gone = bool(self._at) or self.head.exists()
+            require(not gone, "ledger", self.path, "the file is gone; put it back")
             return
         size = self.path.stat().st_size
         require(size >= self._at, "ledger", self.path, "it has become shorter; put it back")
@@ -368,12 +401,14 @@ class Ledger:
             file.seek(self._at)
             added = file.read()
         for text in added[: added.rfind(b"\n") + 1].splitlines(keepends=True):
-            where = f"{self.path}:{self._lines + 1}"
+            where = f"{self.path}:{len(self._chains)}"
             fix = "this line, or one before it, was changed; put back the file as it was"
             chain, _, line = text.decode("utf-8", "replace").rstrip("\n").partition(" ")
-            require(chain == _linked(self._chain, line), "ledger", where, fix)
+            require(chain == _linked(self._chains[-1], line), "ledger", where, fix)
             self._take(json.loads(line))
-            self._chain, self._lines, self._at = chain, self._lines + 1, self._at + len(text)
+            self._chains.append(chain)
+            self._at += len(text)
+        self._check_head()
 
     def _take(self, line: Mapping[str, Any]) -> None:
         if "people" in line:

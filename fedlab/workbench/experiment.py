@@ -55,7 +55,7 @@ from fedlab.data import (
 from fedlab.engine import LocalSettings
 from fedlab.evaluation import Candidates, candidates, scorer
 from fedlab.models import Model
-from fedlab.privacy import Ledger
+from fedlab.privacy import Ledger, spends
 
 
 @register
@@ -409,7 +409,7 @@ def stream(
         aggregate=made.aggregation,
         schedule=made.schedule,
         start=start,
-        ledger=ledger if first.teaching_seed < 0 else None,
+        ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
         device=made.choices.device,
     )
     return measured(rounds, made.measure, made.choices.measure_every)

@@ -5,15 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedlab.algorithms import Buffered, Implicit, Meta, Participation, Scaffold, federate
+from fedlab.algorithms import (
+    Buffered,
+    Implicit,
+    Meta,
+    Participation,
+    Scaffold,
+    Synchronous,
+    federate,
+)
 from fedlab.algorithms.gate import NOBODY, payload
 from fedlab.attacks import Poison
 from fedlab.communication import ErrorFeedback
-from fedlab.core import ParameterError, Rows, Settings, Stage, Update
+from fedlab.core import ParameterError, Rows, Sent, Settings, Stage, Update
 from fedlab.data import Curves, Federation
 from fedlab.engine import SGD
 from fedlab.models import item_features, linear, matrix_factorisation, perceptron, user_features
-from fedlab.privacy import Clip, GaussianNoise, LocalNoise
+from fedlab.privacy import Clip, GaussianNoise, LocalNoise, SecureSum
 
 FEW = Settings(rounds=1, cohort=12)
 VICTIM = 2  # place in the cohort
@@ -527,7 +535,10 @@ def test_noise_of_a_clients_own_is_not_too_long(model, clicks):
     ("change", "reason"),
     [
         (lambda s: replace(s, weights=s.weights[:-1]), "its weights are not one number for each"),
-        (lambda s: replace(s, losses=s.losses.long()), "its losses hold torch.int64; send float32"),
+        (
+            lambda s: replace(s, losses=s.losses.long()),
+            "its losses hold torch.int64; send torch.float32",
+        ),
         (lambda s: replace(s, steps=None), "its steps are not one number for each sender"),
         (lambda s: replace(s, deltas=s.deltas | {"item": "rows"}), "its 'item' are no rows"),
         (
@@ -592,3 +603,120 @@ def test_where_everything_stays_with_its_client_nobody_has_to_send(stars):
     start = alone.init(0)["theta"]
     moved = (done.params["theta"] != start).flatten(1).any(1)
     assert set(done.cohort.tolist()) <= set(moved.nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: replace(s, weights=s.weights.double()), "its weights hold torch.float64"),
+        (lambda s: replace(s, bytes_up=s.weights), "its bytes_up hold torch.float32; send"),
+        (lambda s: replace(s, bytes_up=-s.cohort - 1), "its bytes_up are below 0"),
+        (lambda s: replace(s, bytes_up="many"), "its bytes_up are not one number for each"),
+        (lambda s: replace(s, weights=s.weights.to("meta")), "its weights are not one number"),
+        (lambda s: replace(s, deltas=None), "its rows are not given by name"),
+        (
+            lambda s: replace(
+                s,
+                deltas=s.deltas
+                | {
+                    "item": replace(
+                        s.deltas["item"],
+                        values=s.deltas["item"].values.clone().requires_grad_(True),
+                    )
+                },
+            ),
+            "its 'item' are no rows",
+        ),
+    ],
+)
+def test_odd_types_cost_their_senders_alone(model, clicks, change, reason):
+    class Odd(Synchronous):
+        """The first chunk of one client is odd."""
+
+        def land(self, sent, context):
+            for every in super().land(sent, context):
+                yield replace(every.only(~OTHERS), update=change(every.only(~OTHERS).update))
+                yield every.only(OTHERS)
+
+    clean = next(federate(model, clicks, FEW))
+    done = next(federate(model, clicks, FEW, schedule=Odd()))
+    assert list(done.rejected) == [int(clean.cohort[VICTIM])]
+    assert done.rejected[int(clean.cohort[VICTIM])].startswith(reason)
+    assert len(done.cohort) == 11
+
+
+def test_a_stranger_takes_nobodys_private_rows_away(model, clicks):
+    class Strange(Synchronous):
+        """A stranger is first."""
+
+        def land(self, sent, context):
+            none = torch.ones(1)
+            yield Sent(Update({}, none, none, torch.tensor([9999]), none), {})
+            yield from super().land(sent, context)
+
+    clean = next(federate(model, clicks, FEW))
+    done = next(federate(model, clicks, FEW, schedule=Strange()))
+    assert done.rejected == {9999: "it was not invited"}
+    assert torch.equal(done.params["user"], clean.params["user"])
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_who_keeps_no_private_row_takes_nobody_elses(model, clicks, place):
+    class Bare(Synchronous):
+        """One client has learned nothing for itself."""
+
+        def land(self, sent, context):
+            for every in super().land(sent, context):
+                for k in range(len(every.update.cohort)):
+                    one = every.only(torch.arange(len(every.update.cohort)) == k)
+                    yield replace(one, own={}) if k == place else one
+
+    clean = next(federate(model, clicks, FEW))
+    done = next(federate(model, clicks, FEW, schedule=Bare()))
+    moved = clean.params["user"].clone()
+    moved[clean.cohort[place]] = model.init(0)["user"][clean.cohort[place]]
+    assert torch.equal(done.params["user"], moved)
+
+
+def test_rows_that_lie_over_each_other_in_memory_are_looked_at_each(model, clicks):
+    def change(sent):
+        item = sent.deltas["item"]
+        over = item.ids.as_strided((len(item.ids),), (0,))
+        bias = Rows(sent.deltas["bias"].values, over, item.client)
+        return replace(sent, deltas=sent.deltas | {"bias": bias})
+
+    done = next(federate(model, clicks, FEW, local=sending(change)))
+    assert set(done.rejected.values()) == {"its row numbers of 'bias' do not grow"}
+
+
+def test_an_extra_private_name_is_refused(model, clicks):
+    class More(Synchronous):
+        """Keeps a row of a shared table to itself."""
+
+        def land(self, sent, context):
+            for every in super().land(sent, context):
+                yield replace(every, own=every.own | {"item": every.update.deltas["item"]})
+
+    done = next(federate(model, clicks, FEW, schedule=More()))
+    assert set(done.rejected.values()) == {"nobody keeps 'item' to itself"}
+
+
+def test_what_the_gate_lets_pass_a_secure_sum_takes(model, clicks):
+    class Edge(Clip):
+        """Ends a little beyond the clip, on one number."""
+
+        def each(self, update, context):
+            sent = super().each(update, context)
+            values = torch.zeros_like(sent.deltas["item"].values)
+            mine = (sent.deltas["item"].client == VICTIM).nonzero()[0, 0]
+            values[mine, 0] = 1.000008
+            return replace(
+                sent,
+                deltas={
+                    "item": replace(sent.deltas["item"], values=values),
+                    "bias": sent.deltas["bias"].scaled(torch.zeros(len(sent.cohort))),
+                },
+            )
+
+    done = next(federate(model, clicks, FEW, uplink=[Edge(), SecureSum()]))
+    assert not done.rejected

@@ -73,6 +73,23 @@ def test_books_of_single_clients_go_with_them(clicks):
     assert "with this person as with any other instead" in left.words
 
 
+def test_the_words_count_what_the_forgotten_person_released(clicks):
+    asked = POISSON.without(["sampling"]).replace(cohort=30, rounds=3)
+    model, done = trained(clicks, asked, uplink=[Clip(), LocalNoise()])
+    drift = done.state["ledger"]["drift"]
+    most = int(drift.argmax())
+    assert float(drift[most]) > float(drift.sort().values[-20])  # drawn more often than others
+    left = forget(clicks.train.catalogue.user_ids[most], clicks, model, done)
+    assert f"an epsilon of {done.metrics['epsilon']:.3g} at" in left.words
+
+
+def test_tables_that_are_stored_row_by_row_are_refused(clicks):
+    model = matrix_factorisation(671, clicks.train.item_count, 4, sparse_users=True)
+    *_, done = federate(model, clicks, Settings(rounds=1, cohort=5))
+    with pytest.raises(ParameterError, match="make it with sparse_users=False"):
+        forget(clicks.train.catalogue.user_ids[3], clicks, model, done)
+
+
 def test_noise_of_a_teaching_seed_bounds_nothing(clicks):
     asked = POISSON.replace(teaching_seed=0)
     model, done = trained(clicks, asked, uplink=[Clip(), GaussianNoise()])

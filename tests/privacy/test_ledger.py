@@ -1,14 +1,16 @@
 """The ledger of a data set: what it adds up, by hand; and that it cannot shrink or be edited."""
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 
 import ledger as ledger_cases
 import pytest
 import torch
 
-from fedlab.algorithms import federate
+from fedlab.algorithms import Membership, Participation, federate
 from fedlab.core import ParameterError, Round, Settings
 from fedlab.data import Columns, Federation, of_users, one_per_user
 from fedlab.models import matrix_factorisation
@@ -210,10 +212,15 @@ def test_a_ledger_that_became_shorter_is_refused(people, ledger):
     ledger.path.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(ParameterError, match="it has become shorter; put it back"):
         last(people, POISSON, ledger=ledger)
+    with pytest.raises(ParameterError, match=r"shorter, or is another one than owner.ledger.head"):
+        Ledger(ledger.path)
     more = POISSON.replace(rounds=5)
+    head = ledger.head.read_bytes()
+    ledger.head.unlink()  # whoever removes both hides lines, but not from a Round
     with pytest.raises(ParameterError, match="lacks releases of the Round to start from"):
         last(people, more, start=rounds[-1], ledger=Ledger(ledger.path))
     ledger.path.write_bytes(b"".join(lines))
+    ledger.head.write_bytes(head)
     assert last(people, more, start=rounds[-1], ledger=ledger) == by_hand(Release(2.0, 20 / 116, 5))
     ledger.path.unlink()
     with pytest.raises(ParameterError, match="the file is gone; put it back"):
@@ -299,6 +306,118 @@ def test_booked_by_hand():
     assert booked({}, [], 4, teaching_seed=3)["no guarantee"] == (
         "the noise comes from teaching_seed=3"
     )
+
+
+def test_a_ledger_that_is_gone_is_not_begun_anew(people, ledger):
+    last(people, POISSON, ledger=ledger)
+    ledger.path.unlink()
+    with pytest.raises(ParameterError, match="the file is gone; put it back"):
+        Ledger(ledger.path)
+
+
+def test_a_full_disk_leaves_a_ledger_that_can_be_read(people, ledger, monkeypatch):
+    last(people, POISSON, ledger=ledger)
+    real = os.fsync
+
+    def full(place):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        last(people, POISSON, ledger=ledger)
+    monkeypatch.setattr(os, "fsync", real)
+    q = 20 / 116
+    # what may have reached the disk counts, though its round never came
+    assert last(people, POISSON, ledger=ledger) == by_hand(Release(2.0, q, 7))
+    assert Ledger(ledger.path).spent(People.of(people[1]))["releases"] == {(2.0, q, "poisson"): 7}
+
+
+def test_a_link_leads_to_the_one_ledger_and_its_lock(people, ledger, tmp_path):
+    (tmp_path / "link").symlink_to(ledger.path)
+    other = Ledger(tmp_path / "link")
+    assert other.path == ledger.path
+    streams = [
+        federate(*people, POISSON, uplink=list(CENTRAL), ledger=each) for each in (ledger, other)
+    ]
+    for _ in range(3):
+        for each in streams:
+            next(each)
+    assert Ledger(ledger.path).spent(People.of(people[1]))["releases"] == {
+        (2.0, 20 / 116, "poisson"): 6
+    }
+
+
+def test_a_run_without_noise_cannot_be_booked(people, ledger):
+    with pytest.raises(ParameterError, match="nothing in this run adds noise"):
+        next(federate(*people, Settings(rounds=1, cohort=5), ledger=ledger))
+
+
+def test_noise_that_hides_ratings_is_no_start_for_noise_that_hides_people(ratings):
+    few = ratings.take((ratings.users < 60) & (ratings.items < 300))
+    data = Federation(few, torch.arange(few.user_count) % 3, "ratings")
+    model = matrix_factorisation(
+        few.user_count, few.item_count, 3, task="ratings", private_users=False
+    )
+    asked = Settings(rounds=1, cohort=3, batch_size=64)
+    (done,) = federate(model, data, asked, local=DPSGD())
+    start = replace(done, number=0, state={"ledger": done.state["ledger"]})
+    with pytest.raises(ParameterError, match="that bounds nothing of a whole client"):
+        next(federate(model, data, Settings(rounds=1, cohort=3), uplink=list(CENTRAL), start=start))
+
+
+def test_two_parts_that_draw_otherwise_are_refused(ratings, ledger):
+    few = ratings.take((ratings.users < 60) & (ratings.items < 300))
+    data = Federation(few, torch.arange(few.user_count) % 3, "ratings")
+    model = matrix_factorisation(
+        few.user_count, few.item_count, 3, task="ratings", private_users=False
+    )
+    with pytest.raises(ParameterError, match="teaching_seed=-1: gaussian noise has it so, and dp"):
+        next(
+            federate(
+                model,
+                data,
+                Settings(rounds=1, cohort=3, batch_size=64),
+                local=DPSGD(teaching_seed=7),
+                uplink=list(CENTRAL),
+                ledger=ledger,
+            )
+        )
+
+
+def test_one_person_moves_a_sum_by_two_clips_at_most_whoever_joins_late(clicks):
+    few = of_users(clicks.train, torch.arange(671) < 60)
+    owner = one_per_user(few)
+    model = matrix_factorisation(60, few.item_count, 4)
+    first = torch.full((60,), 2)
+    first[:2] = 1
+    members = Membership(first, torch.full((60,), 99))
+    asked = Settings(
+        rounds=2,
+        cohort=60,
+        sampling="poisson",
+        noise=1e-6,
+        clip=1.0,
+        local_lr=5.0,
+        teaching_seed=0,
+        server_lr=1.0,
+    )
+
+    def moved(train):
+        one, two = federate(
+            model,
+            Federation(train, owner),
+            asked,
+            uplink=list(CENTRAL),
+            participation=Participation(members=members),
+        )
+        return two.params["item"] - one.params["item"]
+
+    other = few.items.clone()
+    mine = few.users == 0
+    other[mine] = (other[mine] + 1) % few.item_count
+    theirs = replace(few, items=other)
+    changed = (moved(few) - moved(theirs)) * 60  # the sum over everybody
+    assert float(changed.norm()) <= 4 + 1e-3  # of two rounds: one client's data, and its start
 
 
 @pytest.mark.parametrize("name", ledger_cases.CASES)
