@@ -77,7 +77,10 @@ NO_TRACE = {
     "reader": "another language model takes minutes to read; tests/workbench tries one",
 }
 # (knob, the part beside it) -> why the knob rightly changes nothing there
-EXPLAINED = {("trim", "item counts"): "holders of an item all send 1, whoever is cut off"}
+EXPLAINED = {
+    ("trim", "item counts"): "holders of an item all send 1, whoever is cut off",
+    ("adapter_scale", "gate"): "a bound of 0.1 refuses every adapter, whatever its scale",
+}
 
 
 @dataclass(frozen=True)

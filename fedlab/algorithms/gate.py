@@ -13,7 +13,7 @@ Letters: C clients of a chunk, R rows.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -202,7 +202,7 @@ def admitted(
     books.refuse(dict.fromkeys(silent, "no update of it came"))
 
 
-def _plain(tensor: Any) -> bool:
+def _plain(tensor: Any) -> TypeGuard[Tensor]:
     """Whether this is a dense tensor of one dimension or more, which holds its numbers itself."""
     return (
         type(tensor) is Tensor
@@ -216,8 +216,9 @@ def _plain(tensor: Any) -> bool:
 def _senders(update: Any) -> list[int]:
     """Whose update this claims to be."""
     cohort = getattr(update, "cohort", None)
-    whole = _plain(cohort) and cohort.dtype == torch.int64 and cohort.dim() == 1  # type: ignore[union-attr]
-    return cohort.tolist() if whole else [NOBODY]  # type: ignore[union-attr]
+    if _plain(cohort) and cohort.dtype == torch.int64 and cohort.dim() == 1:
+        return cast(list[int], cohort.tolist())
+    return [NOBODY]
 
 
 def unreadable(sent: Sent, context: RoundContext) -> str:
