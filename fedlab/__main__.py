@@ -215,8 +215,9 @@ def _named(words: argparse.Namespace) -> tuple[Runs, str]:
 def _export(words: argparse.Namespace) -> bool:
     runs, id_ = _named(words)
     done, run = runs.best(id_), runs.get(id_)
-    experiment = Experiment(Settings(**run.last_settings))
-    place = export_model(experiment, done, words.to, records=run.records, people=words.people)
+    experiment = Experiment(Settings(**run.settings_at(done.number)))
+    records = run.up_to(done.number)
+    place = export_model(experiment, done, words.to, records=records, people=words.people)
     print(
         f"The model of {run.name} after round {done.number}: {place / 'card.md'} says what it is."
     )

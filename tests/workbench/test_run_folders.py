@@ -1,6 +1,7 @@
 """Runs on disk: each in a folder of its own, which nothing harms and from which it goes on."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,16 @@ from runfiles import chained_anew, full_disk
 from waiting import until
 
 from fedlab.__main__ import main
-from fedlab.core import ParameterError, Round, Settings, load_round, measured, write_settings
-from fedlab.workbench import Run, Runs, Workbench, stream
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    load_round,
+    measured,
+    read_settings,
+    write_settings,
+)
+from fedlab.workbench import Run, Runs, Workbench, better, stream
 from fedlab.workbench.runs.folder import RunFolder
 from fedlab.workbench.runs.log import LOG
 
@@ -447,6 +457,34 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(tiny_settings, tmp_path
     assert mark([load_round(tmp_path / "runs" / run.id)]) == mark([last])
     start = load_round(tmp_path / "runs" / run.id)
     assert [d.number for d in stream(lambda: settings.replace(rounds=7), start)] == [7]
+
+
+def test_an_exported_model_has_the_settings_of_its_own_round(tiny_settings, tmp_path):
+    settings = Settings(**tiny_settings | {"rounds": 2, "local_lr": 1.0, "server_lr": 50.0})
+    (tmp_path / "start.json").write_text(write_settings(settings))
+    folder = str(tmp_path / "runs")
+    assert main(["run", str(tmp_path / "start.json"), "--folder", folder, "--name", "mine"]) == 0
+    kept = Runs(folder, better())
+    (run,) = kept.listed()
+    run, start = kept.resume(run.id)
+    worse = settings.replace(rounds=3, local_lr=0.001, server_lr=0.001)
+    for done in stream(lambda: worse, start):
+        kept.add(run, done, worse)
+    kept.end(run, "done")
+    best = kept.best(run.id).number
+    assert best <= 2
+    assert main(["export", "mine", "--folder", folder, "--to", str(tmp_path / "m")]) == 0
+    about = json.loads((tmp_path / "m" / "card.json").read_text())
+    assert read_settings((tmp_path / "m" / "settings.json").read_text(), Settings()) == settings
+    assert about["settings"]["settings"]["local_lr"] == 1.0
+    assert about["training"]["rounds on record"] == best
+    assert "turned on the way" not in about["training"]
+    bench = Workbench(stream, settings, folder=folder)
+    bench.session.pin(run.id, on=True)
+    with zipfile.ZipFile(io.BytesIO(bench._model())) as zipped:
+        text = zipped.read("fedlab-model/settings.json").decode()
+    assert read_settings(text, Settings()) == settings
+    bench.close()
 
 
 def test_resume_says_in_a_line_what_it_cannot_do(tiny_settings, tmp_path, capsys):

@@ -90,6 +90,14 @@ class Run:
             now |= each.get("turned", {})
         return now
 
+    def settings_at(self, number: int) -> dict[str, Any]:
+        """The settings of the round of this number, whatever was turned after it."""
+        return Run("", self.settings, records=self.up_to(number)).last_settings
+
+    def up_to(self, number: int) -> list[Record]:
+        """The records up to the round of this number."""
+        return [each for each in self.records if each["round"] <= number]
+
     def used(self) -> dict[str, list[Any]]:
         """The values that each setting took, in order: one, unless it was turned."""
         found = {name: [value] for name, value in self.settings.items()}
