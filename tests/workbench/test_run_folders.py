@@ -31,6 +31,7 @@ from fedlab.core import (
     write_settings,
 )
 from fedlab.workbench import Run, Runs, Workbench, better, stream
+from fedlab.workbench.export import to_csv, to_json
 from fedlab.workbench.runs.folder import RunFolder
 from fedlab.workbench.runs.log import LOG
 
@@ -178,6 +179,13 @@ FORGED = {
     "a true round": ('"round": 2', '"round": true', "round=True"),
     "another edition": ('"fedlab": 2', '"fedlab": 1', "fedlab=1: this reads version 2"),
     "an end": ('"end": "done"', '"end": "running"', "end='running'"),
+    "an end without its error": (', "error": ""', "", "error=None"),
+    "half a character": ('"name": "run', '"name": "\\ud800', "name='\\ud800"),
+    "orders in a name": ('"name": "run', '"name": "\\u001b[2J', "name='\\x1b[2J"),
+    "orders in a metric": ('"loss": ', '"\\u001b[2J": 1, "loss": ', r"2: \x1b[2J=1"),
+    "orders in a setting": ('"cohort": 2', '"\\u001b[2J": 2', r"1: \x1b[2J=2"),
+    "half a value": ('"cohort": 2', '"cohort": "\\udfff"', r"cohort='\udfff'"),
+    "half an error": ('"error": ""', '"error": "\\ud800"', r"error='\ud800'"),
 }
 
 
@@ -190,6 +198,74 @@ def test_what_a_forged_log_says_is_checked_for_its_type(tmp_path, what):
     assert state == "damaged"
     assert message in error
     assert str(tmp_path / run.id) in error
+
+
+def test_no_line_of_a_forged_log_keeps_the_others_from_opening(tmp_path, capsys):
+    """Wrong types and missing keys everywhere, with chains that fit: damaged, or as good as new."""
+    _, other = trained(tmp_path)
+    _, run = trained(tmp_path)
+    home = tmp_path / run.id
+    lines = {
+        "header": json.dumps(run.header()),
+        "record": json.dumps(run.records[1] | {"turned": {}, "rejected": {}, "skipped": ""}),
+        "end": '{"end": "done", "error": ""}',
+        "resumed": '{"resumed": 1}',
+        "lost": '{"lost": "lines"}',
+        "name": '{"name": "new"}',
+        "none": "{}",
+    }
+    strange = (None, True, -1, 1.5, 2**70, "x", "\ud800", "\x1b[2J", [], [[]], {}, {"a": []})
+    chained_anew(home, lambda text: text)
+    clean, seen = (home / LOG).read_bytes(), []
+    for kind, line in lines.items():
+        whole = json.loads(line)
+        changed = [{k: v for k, v in whole.items() if k != key} for key in whole]
+        changed += [whole | {key: value} for key in (*whole, "\ud800") for value in strange]
+        changed += [whole | {"settings": {key: 1}, "turned": {key: 1}} for key in ("\ud800", "\n")]
+        for each in changed:
+            (home / LOG).write_bytes(clean)
+            place = iter(range(99))
+            at = 0 if kind == "header" else 4
+
+            def forged(text, each=each, place=place, at=at):
+                return json.dumps(each) if next(place) == at else text
+
+            chained_anew(home, forged)
+            kept = Runs(tmp_path)
+            assert kept.get(other.id).state == "done", each
+            assert main(["compare", str(tmp_path)]) == 0, each
+            printed = capsys.readouterr()
+            assert "\x1b" not in printed.out + printed.err
+            for export in (to_csv, to_json):
+                export(kept.listed())
+            bad = kept.get(run.id)
+            if bad.state == "damaged":
+                assert bad.error.startswith(f"{home / LOG}:{at + 1}: "), each
+            seen.append(bad.state == "damaged")
+    assert len(seen) > 300
+    assert sum(seen) > 200
+
+
+def test_a_name_that_no_file_or_terminal_takes_is_refused(tmp_path, capsys):
+    kept, run = trained(tmp_path)
+    for name in ("\ud800", "a\x1b[2Jb", "two\nlines", "\u202eback"):
+        for act in (lambda n: kept.rename(run.id, n), lambda n: kept.begin(START, n)):
+            with pytest.raises(ParameterError, match=r"name=.*write it on one line"):
+                act(name)
+        assert main(["run", "--folder", str(tmp_path), "--name", name]) == 2
+        assert "write it on one line" in capsys.readouterr().err
+    assert [each.name for each in Runs(tmp_path).listed()] == ["run 1"]
+    with pytest.raises(ParameterError, match=r"data=.*write it on one line"):
+        kept.begin(START.replace(data="/tmp/\udcff"))
+    kept.rename(run.id, "Zoë 👩‍🔬 run")
+    again = kept.begin(START)
+    kept.end(again, "failed", "ValueError: \udcff\nand more")
+    (tmp_path / "\x1b[2J\udcff").mkdir()
+    (tmp_path / "\x1b[2J\udcff" / LOG).write_text("")
+    kept = Runs(tmp_path)
+    assert sorted(each.state for each in kept.listed()) == ["damaged", "done", "failed"]
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "\x1b" not in "".join(capsys.readouterr())
 
 
 def test_no_path_comes_from_a_file_and_nothing_of_others_is_removed(tmp_path):

@@ -25,10 +25,11 @@ from fedlab.workbench.runs.folder import (
     read,
 )
 from fedlab.workbench.runs.log import LOG
-from fedlab.workbench.runs.run import Record, Run, end, new_id, record
+from fedlab.workbench.runs.run import Record, Run, end, fit, new_id, record, shown, whole
 
 LEDGER = "ledger"  # the file, beside the folders of the runs
 COSTS = ("epsilon", "staleness")  # metrics that say nothing of how good a model is
+NO_CONTROL = "write it on one line, without control characters and halves of characters"
 
 
 class Runs:
@@ -105,11 +106,17 @@ class Runs:
         try:
             self.all[path.name] = read(path)
         except (ParameterError, OSError) as error:
-            bad = Run(path.name, {}, path.name, "", "damaged", str(error), home=path)
-            self.all[path.name], self.trouble = bad, str(error)
+            said = shown(str(error))
+            bad = Run(shown(path.name), {}, path.name, "", "damaged", said, home=path)
+            self.all[path.name], self.trouble = bad, said
 
     def begin(self, settings: Settings, name: str = "") -> Run:
-        """Begin a new run, named 'run N' unless told otherwise."""
+        """Begin a new run, named 'run N' unless told otherwise.
+
+        Raises `ParameterError` for texts that no line can hold.
+        """
+        for what, value in {"name": name, **settings}.items():
+            require(not isinstance(value, str) or fit(value), what, value, NO_CONTROL)
         with self._lock:
             run = Run(name or f"run {len(self.all) + 1}", dict(settings))
             while self._taken(run.id):  # a clock that was put back
@@ -194,7 +201,7 @@ class Runs:
             if run.was is not None:
                 run.state, run.error = run.was
             else:
-                run.state, run.error = state, error
+                run.state, run.error = state, whole(error)
                 self._save(run, end(run))
             run.came = run.was = None
             self._let_go(run)
@@ -203,6 +210,7 @@ class Runs:
         """Give a run another name."""
         named = isinstance(name, str) and 0 < len(name.strip()) <= 80
         require(named, "name", name, "write 1 to 80 characters")
+        require(fit(name.strip()), "name", name, NO_CONTROL)
         run = self.get(id_)
         if run.state != "running":
             run = self._free(id_)
@@ -310,7 +318,7 @@ class Runs:
 
     def _failed(self, error: Exception, run: Run | None = None) -> None:
         why = getattr(error, "strerror", None) or str(error)
-        self.trouble = (
+        self.trouble = shown(
             f"Not being saved: {why} ({self.folder}). Runs stay in memory: export them, "
             "or choose another folder."
         )
