@@ -392,6 +392,41 @@ def test_without_a_whole_checkpoint_a_run_says_so(tmp_path):
     assert said(tmp_path, run.id) == ("done", "")
 
 
+@pytest.mark.parametrize("ended", ["done", "stopped", "failed", "killed later", "cut"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path, ended):
+    metrics = {"ndcg@10": [0.1, 0.3, 0.2]}
+    killed = ended in ("killed later", "cut")
+    kept, run = trained(tmp_path, 3, "done" if killed else ended, **metrics)
+    home = tmp_path / run.id
+    if ended == "killed later":
+        again, _ = kept.resume(run.id)
+        kept.add(again, finished(4, **{"ndcg@10": 0.2}), START)
+        kept._live.pop(run.id).close()
+    before = (home / LOG).read_text()
+    if ended == "cut":
+        with (home / LOG).open("a") as file:
+            file.write('{"chain": "0123')
+    shutil.rmtree(home / "checkpoint")
+    kept = Runs(tmp_path, {"ndcg@10": "max"})
+    with pytest.raises(ParameterError, match=r"its checkpoints are gone.*export its best model"):
+        kept.resume(run.id)
+    assert kept.best(run.id).number == 2
+    assert (home / LOG).read_text().startswith(before)
+    kept.rename(run.id, "free again")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    run = interrupted(tmp_path, 2)
+    for _ in range(2):
+        shutil.rmtree(tmp_path / run.id / "checkpoint")
+        kept = Runs(tmp_path)
+        again, start = kept.resume(run.id)
+        assert start is None
+        kept.add(again, finished(1), START)
+        assert [r["round"] for r in again.records] == [1]
+        kept._live.pop(run.id).close()  # killed once more
+
+
 def test_a_state_that_cannot_be_stored_is_said_and_the_run_goes_on(tmp_path):
     kept = Runs(tmp_path)
     run = kept.begin(START)

@@ -82,7 +82,8 @@ class Run:
     parameters. state: running; done, stopped or failed; interrupted, for a run on disk that has no
     end; running elsewhere, in another process; damaged. error: why. home: its folder, where all
     of it is kept. came: the round from which it was resumed, was: its state and error before that,
-    until the first round after it.
+    until the first round after it. saved: whether a checkpoint must be there, as it ended after
+    rounds, or went on after one.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Run:
     home: Path | None = None
     came: int | None = None
     was: tuple[str, str] | None = None
+    saved: bool = False
     judged: str = ""  # the metric by which its best round is told,
     top: float | None = None  # and the best value so far
     # when the last rounds ended, in seconds
@@ -264,9 +266,11 @@ def _take(run: Run, line: Record, where: str, number: int) -> None:
         _check(right, where, number, "end", line["end"])
         _check(_message(line.get("error")), where, number, "error", line.get("error"))
         run.state, run.error = line["end"], line["error"]
+        run.saved = run.saved or bool(run.records)
     elif "resumed" in line:
         _check(_count(line["resumed"]), where, number, "resumed", line["resumed"])
         run.go_back(line["resumed"])
+        run.saved = line["resumed"] > 0
         run.state, run.error = "interrupted", ""
     elif "lost" in line:
         _check(_message(line["lost"]), where, number, "lost", line["lost"])

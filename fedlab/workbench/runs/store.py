@@ -29,6 +29,10 @@ from fedlab.workbench.runs.run import Record, Run, end, fit, new_id, record, sho
 
 LEDGER = "ledger"  # the file, beside the folders of the runs
 COSTS = ("epsilon", "staleness")  # metrics that say nothing of how good a model is
+GONE = (
+    "its checkpoints are gone, so it cannot go on after the rounds that its log has; export its "
+    "best model, or begin another run"
+)
 NO_CONTROL = "write it on one line, without control characters and halves of characters"
 
 
@@ -128,8 +132,9 @@ class Runs:
     def resume(self, id_: str) -> tuple[Run, Round | None]:
         """Hold a run to go on with it: what is there of it now, and the Round to start from.
 
-        That is None for a run that was killed before its first checkpoint. Raises `ParameterError`
-        for a run that another process trains, that is damaged, or whose model is gone.
+        That is None for a run that was killed before its first checkpoint, which begins anew.
+        Raises `ParameterError` for a run that another process trains, that is damaged, or whose
+        model is gone.
         """
         run = self._free(id_)
         with self._lock:
@@ -144,6 +149,7 @@ class Runs:
             folder, again = RunFolder.held(run.home)
             try:
                 start, said = kept(run.home, CHECKPOINT, device)
+                require(start is not None or not again.saved, "run", run.name, GONE)
             except BaseException:
                 folder.close()
                 raise
