@@ -5,6 +5,7 @@ others as running elsewhere, and they leave it alone. A folder that is no run an
 damaged, with the reason, and the others open.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from fedlab.algorithms.loop import check_device
 from fedlab.core import ParameterError, Round, Settings, require
+from fedlab.core.checkpoints import bring_to_disk
 from fedlab.privacy import Ledger
 from fedlab.workbench.runs.folder import (
     BEST,
@@ -65,15 +67,19 @@ class Runs:
     def open(self, folder: str | Path) -> None:
         """Keep runs in this folder from now on.
 
-        Those that lie there are read, and those of before are written.
+        Those that lie there are read, and those of before are written. What private runs released
+        is booked in the new folder from then on, after all that was booked in the one before; where
+        both have booked already, each counts apart, and `trouble` says so.
         """
         with self._lock:
-            self.folder, self.trouble = Path(folder), ""
+            before, self.folder, self.trouble = self.folder, Path(folder), ""
             mine = list(self.all.values())
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for path in sorted(self.folder.iterdir()):
                     self._read(path)
+                if before is not None:
+                    self._bring_ledger(before, self.folder)
             except OSError as error:
                 self._failed(error)
             self.all = {id_: self.all[id_] for id_ in sorted(self.all)}
@@ -93,6 +99,26 @@ class Runs:
         if self._ledger is None or self._ledger.path != path:
             self._ledger = Ledger(path)
         return self._ledger
+
+    def _bring_ledger(self, before: Path, folder: Path) -> None:
+        """Copy the ledger of the folder before, unless there is another one."""
+        old, new = before / LEDGER, folder / LEDGER
+        if not old.exists() or before.resolve() == folder.resolve():
+            return
+        if new.exists():
+            if not new.read_bytes().startswith(old.read_bytes()):  # else it has all of the other
+                self.trouble = (
+                    f"{old} and {new} count apart what was released of the same people: epsilon is "
+                    "that of one folder alone. Keep private runs in one folder"
+                )
+            return
+        head = f"{LEDGER}.head"
+        for name in (head, LEDGER):  # a ledger without its head would be one that was cut
+            if (before / name).exists():
+                half = folder / f".{name}.new"
+                shutil.copyfile(before / name, half)
+                bring_to_disk(half)
+                half.replace(folder / name)
 
     def _taken(self, id_: str) -> bool:
         return id_ in self.all or (self.folder is not None and place(self.folder, id_).exists())
