@@ -33,6 +33,7 @@ from fedlab.workbench import (
     better,
     follow,
     metrics,
+    shown,
     side_by_side,
     stream,
     table,
@@ -51,7 +52,7 @@ def main(given: Sequence[str] | None = None) -> int:
         words = _words().parse_args(given)
         return int(words.do(words))
     except (ParameterError, DataError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(shown(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; what is done is kept.", file=sys.stderr)
@@ -215,8 +216,9 @@ def _named(words: argparse.Namespace) -> tuple[Runs, str]:
 def _export(words: argparse.Namespace) -> bool:
     runs, id_ = _named(words)
     done, run = runs.best(id_), runs.get(id_)
-    experiment = Experiment(Settings(**run.last_settings))
-    place = export_model(experiment, done, words.to, records=run.records, people=words.people)
+    experiment = Experiment(Settings(**run.settings_at(done.number)))
+    records = run.up_to(done.number)
+    place = export_model(experiment, done, words.to, records=records, people=words.people)
     print(
         f"The model of {run.name} after round {done.number}: {place / 'card.md'} says what it is."
     )
@@ -311,11 +313,11 @@ def _compare(words: argparse.Namespace) -> bool:
 def _table(runs: list[Run]) -> None:
     """Print a line for each run: its best values with their rounds, then what settings differ."""
     modes = {"loss": "min", **better()}
-    shown = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
-    found = [name for name in metrics(runs) if any(row["best"][name] for row in shown)]
-    names = dict.fromkeys(name for row in shown for name in row["differs"])
+    lines = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
+    found = [name for name in metrics(runs) if any(row["best"][name] for row in lines)]
+    names = dict.fromkeys(name for row in lines for name in row["differs"])
     rows = [["run", "state", *(f"best {n}" for n in found), *names]]
-    for row in shown:
+    for row in lines:
         best = [row["best"][name] for name in found]
         rows.append(
             [
@@ -325,6 +327,7 @@ def _table(runs: list[Run]) -> None:
                 *(row["differs"].get(n, "") for n in names),
             ]
         )
+    rows = [[shown(cell) for cell in cells] for cells in rows]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         line = (text.ljust(width) for text, width in zip(cells, wide, strict=True))

@@ -3,7 +3,7 @@
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream
 from fedlab.workbench.export import export
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
-from fedlab.workbench.runs import Run, Runs, metrics, record
+from fedlab.workbench.runs import Run, Runs, metrics, record, shown
 from fedlab.workbench.session import WIDTH
 from fedlab.workbench.sweep import Sweep, values
 from fedlab.workbench.view import table
@@ -25,6 +25,7 @@ __all__ = [
     "follow",
     "metrics",
     "record",
+    "shown",
     "side_by_side",
     "stream",
     "table",

@@ -225,8 +225,9 @@ class Workbench(anywidget.AnyWidget):
         require(len(kept) > 0, "model", "none", "train a run first; ended ones keep no parameters")
         run = kept[-1]
         done = self.session.runs.best(run.id) if run.home else run.rounds[-1]
-        made = Experiment(Settings(**run.last_settings))
-        return zipped_model(made, done, run.records, baselines=("chance", "popularity"))
+        made = Experiment(Settings(**run.settings_at(done.number)))
+        records = run.up_to(done.number)
+        return zipped_model(made, done, records, baselines=("chance", "popularity"))
 
     def _tensorboard(self) -> None:
         """Write what the charts show, and from now on each round as it comes."""

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fedlab.evaluation import at_k, dot, ials, popularity, ranking
 from fedlab.models import adapted, loaded
 from fedlab.models.text import MINILM, SASRec, encoder, item_texts, last_films
 from fedlab.privacy import proven_for_examples
-from fedlab.workbench import Experiment, record, stream
+from fedlab.workbench import Experiment, Runs, record, stream
 from fedlab.workbench.export import (
     data_fingerprint,
     export_model,
@@ -290,6 +291,26 @@ def test_the_card_tells_data_settings_and_cost(trained, tmp_path):
         assert said in text
     other, _, _ = trained(model="interaction", dim=4)
     assert described_data(other) == about["data"]
+
+
+def test_a_round_of_other_data_is_not_exported(trained, tiny_settings, tmp_path):
+    """The same films and people, of whom one rated less."""
+    experiment, done, _ = trained()
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("movies.csv", "ratings.csv"):
+        lines = Path(tiny_settings["data"], name).read_text().splitlines()
+        (data / name).write_text("\n".join(lines[:-1] if name == "ratings.csv" else lines))
+    settings = experiment.settings.replace(data=str(data))
+    with pytest.raises(ParameterError, match=r"done='a Round of other data'.*give the data of its"):
+        export_model(Experiment(settings), done, tmp_path / "m", baselines=[])
+    kept = Runs(tmp_path / "runs")
+    run = kept.begin(experiment.settings)
+    kept.add(run, done, experiment.settings)
+    kept.end(run, "done")
+    with pytest.raises(ParameterError, match="a Round of other data"):
+        export_model(Experiment(settings), kept.best(run.id), tmp_path / "m", baselines=[])
+    export_model(experiment, kept.best(run.id), tmp_path / "m", baselines=[])
 
 
 def test_a_changed_rating_changes_the_fingerprint(trained):

@@ -1,6 +1,7 @@
 """Runs on disk: each in a folder of its own, which nothing harms and from which it goes on."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,17 @@ from runfiles import chained_anew, full_disk
 from waiting import until
 
 from fedlab.__main__ import main
-from fedlab.core import ParameterError, Round, Settings, load_round, measured, write_settings
-from fedlab.workbench import Run, Runs, Workbench, stream
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    load_round,
+    measured,
+    read_settings,
+    write_settings,
+)
+from fedlab.workbench import Run, Runs, Workbench, better, stream
+from fedlab.workbench.export import to_csv, to_json
 from fedlab.workbench.runs.folder import RunFolder
 from fedlab.workbench.runs.log import LOG
 
@@ -168,6 +179,13 @@ FORGED = {
     "a true round": ('"round": 2', '"round": true', "round=True"),
     "another edition": ('"fedlab": 2', '"fedlab": 1', "fedlab=1: this reads version 2"),
     "an end": ('"end": "done"', '"end": "running"', "end='running'"),
+    "an end without its error": (', "error": ""', "", "error=None"),
+    "half a character": ('"name": "run', '"name": "\\ud800', "name='\\ud800"),
+    "orders in a name": ('"name": "run', '"name": "\\u001b[2J', "name='\\x1b[2J"),
+    "orders in a metric": ('"loss": ', '"\\u001b[2J": 1, "loss": ', r"2: \x1b[2J=1"),
+    "orders in a setting": ('"cohort": 2', '"\\u001b[2J": 2', r"1: \x1b[2J=2"),
+    "half a value": ('"cohort": 2', '"cohort": "\\udfff"', r"cohort='\udfff'"),
+    "half an error": ('"error": ""', '"error": "\\ud800"', r"error='\ud800'"),
 }
 
 
@@ -180,6 +198,74 @@ def test_what_a_forged_log_says_is_checked_for_its_type(tmp_path, what):
     assert state == "damaged"
     assert message in error
     assert str(tmp_path / run.id) in error
+
+
+def test_no_line_of_a_forged_log_keeps_the_others_from_opening(tmp_path, capsys):
+    """Wrong types and missing keys everywhere, with chains that fit: damaged, or as good as new."""
+    _, other = trained(tmp_path)
+    _, run = trained(tmp_path)
+    home = tmp_path / run.id
+    lines = {
+        "header": json.dumps(run.header()),
+        "record": json.dumps(run.records[1] | {"turned": {}, "rejected": {}, "skipped": ""}),
+        "end": '{"end": "done", "error": ""}',
+        "resumed": '{"resumed": 1}',
+        "lost": '{"lost": "lines"}',
+        "name": '{"name": "new"}',
+        "none": "{}",
+    }
+    strange = (None, True, -1, 1.5, 2**70, "x", "\ud800", "\x1b[2J", [], [[]], {}, {"a": []})
+    chained_anew(home, lambda text: text)
+    clean, seen = (home / LOG).read_bytes(), []
+    for kind, line in lines.items():
+        whole = json.loads(line)
+        changed = [{k: v for k, v in whole.items() if k != key} for key in whole]
+        changed += [whole | {key: value} for key in (*whole, "\ud800") for value in strange]
+        changed += [whole | {"settings": {key: 1}, "turned": {key: 1}} for key in ("\ud800", "\n")]
+        for each in changed:
+            (home / LOG).write_bytes(clean)
+            place = iter(range(99))
+            at = 0 if kind == "header" else 4
+
+            def forged(text, each=each, place=place, at=at):
+                return json.dumps(each) if next(place) == at else text
+
+            chained_anew(home, forged)
+            kept = Runs(tmp_path)
+            assert kept.get(other.id).state == "done", each
+            assert main(["compare", str(tmp_path)]) == 0, each
+            printed = capsys.readouterr()
+            assert "\x1b" not in printed.out + printed.err
+            for export in (to_csv, to_json):
+                export(kept.listed())
+            bad = kept.get(run.id)
+            if bad.state == "damaged":
+                assert bad.error.startswith(f"{home / LOG}:{at + 1}: "), each
+            seen.append(bad.state == "damaged")
+    assert len(seen) > 300
+    assert sum(seen) > 200
+
+
+def test_a_name_that_no_file_or_terminal_takes_is_refused(tmp_path, capsys):
+    kept, run = trained(tmp_path)
+    for name in ("\ud800", "a\x1b[2Jb", "two\nlines", "\u202eback"):
+        for act in (lambda n: kept.rename(run.id, n), lambda n: kept.begin(START, n)):
+            with pytest.raises(ParameterError, match=r"name=.*write it on one line"):
+                act(name)
+        assert main(["run", "--folder", str(tmp_path), "--name", name]) == 2
+        assert "write it on one line" in capsys.readouterr().err
+    assert [each.name for each in Runs(tmp_path).listed()] == ["run 1"]
+    with pytest.raises(ParameterError, match=r"data=.*write it on one line"):
+        kept.begin(START.replace(data="/tmp/\udcff"))
+    kept.rename(run.id, "Zoë 👩‍🔬 run")
+    again = kept.begin(START)
+    kept.end(again, "failed", "ValueError: \udcff\nand more")
+    (tmp_path / "\x1b[2J\udcff").mkdir()
+    (tmp_path / "\x1b[2J\udcff" / LOG).write_text("")
+    kept = Runs(tmp_path)
+    assert sorted(each.state for each in kept.listed()) == ["damaged", "done", "failed"]
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "\x1b" not in "".join(capsys.readouterr())
 
 
 def test_no_path_comes_from_a_file_and_nothing_of_others_is_removed(tmp_path):
@@ -304,6 +390,41 @@ def test_without_a_whole_checkpoint_a_run_says_so(tmp_path):
     with pytest.raises(ParameterError, match=r"no manifest .*there is no other; begin another run"):
         Runs(tmp_path).resume(run.id)
     assert said(tmp_path, run.id) == ("done", "")
+
+
+@pytest.mark.parametrize("ended", ["done", "stopped", "failed", "killed later", "cut"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path, ended):
+    metrics = {"ndcg@10": [0.1, 0.3, 0.2]}
+    killed = ended in ("killed later", "cut")
+    kept, run = trained(tmp_path, 3, "done" if killed else ended, **metrics)
+    home = tmp_path / run.id
+    if ended == "killed later":
+        again, _ = kept.resume(run.id)
+        kept.add(again, finished(4, **{"ndcg@10": 0.2}), START)
+        kept._live.pop(run.id).close()
+    before = (home / LOG).read_text()
+    if ended == "cut":
+        with (home / LOG).open("a") as file:
+            file.write('{"chain": "0123')
+    shutil.rmtree(home / "checkpoint")
+    kept = Runs(tmp_path, {"ndcg@10": "max"})
+    with pytest.raises(ParameterError, match=r"its checkpoints are gone.*export its best model"):
+        kept.resume(run.id)
+    assert kept.best(run.id).number == 2
+    assert (home / LOG).read_text().startswith(before)
+    kept.rename(run.id, "free again")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    run = interrupted(tmp_path, 2)
+    for _ in range(2):
+        shutil.rmtree(tmp_path / run.id / "checkpoint")
+        kept = Runs(tmp_path)
+        again, start = kept.resume(run.id)
+        assert start is None
+        kept.add(again, finished(1), START)
+        assert [r["round"] for r in again.records] == [1]
+        kept._live.pop(run.id).close()  # killed once more
 
 
 def test_a_state_that_cannot_be_stored_is_said_and_the_run_goes_on(tmp_path):
@@ -447,6 +568,34 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(tiny_settings, tmp_path
     assert mark([load_round(tmp_path / "runs" / run.id)]) == mark([last])
     start = load_round(tmp_path / "runs" / run.id)
     assert [d.number for d in stream(lambda: settings.replace(rounds=7), start)] == [7]
+
+
+def test_an_exported_model_has_the_settings_of_its_own_round(tiny_settings, tmp_path):
+    settings = Settings(**tiny_settings | {"rounds": 2, "local_lr": 1.0, "server_lr": 50.0})
+    (tmp_path / "start.json").write_text(write_settings(settings))
+    folder = str(tmp_path / "runs")
+    assert main(["run", str(tmp_path / "start.json"), "--folder", folder, "--name", "mine"]) == 0
+    kept = Runs(folder, better())
+    (run,) = kept.listed()
+    run, start = kept.resume(run.id)
+    worse = settings.replace(rounds=3, local_lr=0.001, server_lr=0.001)
+    for done in stream(lambda: worse, start):
+        kept.add(run, done, worse)
+    kept.end(run, "done")
+    best = kept.best(run.id).number
+    assert best <= 2
+    assert main(["export", "mine", "--folder", folder, "--to", str(tmp_path / "m")]) == 0
+    about = json.loads((tmp_path / "m" / "card.json").read_text())
+    assert read_settings((tmp_path / "m" / "settings.json").read_text(), Settings()) == settings
+    assert about["settings"]["settings"]["local_lr"] == 1.0
+    assert about["training"]["rounds on record"] == best
+    assert "turned on the way" not in about["training"]
+    bench = Workbench(stream, settings, folder=folder)
+    bench.session.pin(run.id, on=True)
+    with zipfile.ZipFile(io.BytesIO(bench._model())) as zipped:
+        text = zipped.read("fedlab-model/settings.json").decode()
+    assert read_settings(text, Settings()) == settings
+    bench.close()
 
 
 def test_resume_says_in_a_line_what_it_cannot_do(tiny_settings, tmp_path, capsys):

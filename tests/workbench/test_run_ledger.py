@@ -76,6 +76,38 @@ def test_the_workbench_and_the_command_line_share_it(tmp_path):
     assert shown(tmp_path) == pytest.approx(epsilon([Release(2.0, Q, 6)], 1e-4))
 
 
+def trained_in(bench):
+    bench.session.start()
+    until(lambda: not bench.session.runner.busy)
+    assert bench.session.runner.state == "done"
+    return bench.session.runs.listed()[-1].records[-1]["epsilon"]
+
+
+def test_another_folder_gets_what_was_booked_in_the_one_before(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    bench = Workbench(stream, asked(), folder=one)
+    runs = bench.session.runs
+    assert trained_in(bench) == pytest.approx(epsilon([Release(2.0, Q, 3)], 1e-4))
+    (one / "ledger.head").write_text("beside it")
+    runs.open(two)
+    assert runs.trouble == ""
+    assert (two / "ledger.head").read_text() == "beside it"
+    (one / "ledger.head").unlink()
+    (two / "ledger.head").unlink()
+    assert trained_in(bench) == pytest.approx(epsilon([Release(2.0, Q, 6)], 1e-4))
+    assert booked(two, asked())["releases"] == {(2.0, Q, "poisson"): 6}
+    runs.open(two)  # the same one
+    assert runs.trouble == ""
+    both = [path.read_bytes() for path in (one / "ledger", two / "ledger")]
+    runs.open(one)
+    assert "count apart" in runs.trouble
+    assert str(two / "ledger") in runs.trouble
+    assert [path.read_bytes() for path in (one / "ledger", two / "ledger")] == both
+    runs.open(two)  # which has all that the other one has
+    assert runs.trouble == ""
+    bench.close()
+
+
 def test_a_teaching_seed_counts_its_own_run_alone(tmp_path):
     for _ in range(2):
         assert run(tmp_path, asked(teaching_seed=0)) == 0

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedlab.core import Round, SparseTable, Tree, require, write_settings
+from fedlab.data import fingerprint
 from fedlab.models import Model
 from fedlab.workbench.experiment import Experiment
 from fedlab.workbench.export.adapter import has_adapters, peft_layout
@@ -141,9 +142,14 @@ def check_round(experiment: Experiment, done: Round) -> None:
         shape = tuple(done.params[name].shape) if name in done.params else None
         fix = f"this experiment's model has {tuple(like.shape)}; give the settings of its own run"
         require(shape == tuple(like.shape), f"done.params[{name!r}]", shape, fix)
-    theirs = done.state.get("run", {}).get("model", experiment.model.name)
+    theirs = done.state.get("run", {})
+    name = theirs.get("model", experiment.model.name)
     fix = f"this experiment trains {experiment.model.name}; give the settings of its own run"
-    require(theirs == experiment.model.name, "done", f"a Round of {theirs}", fix)
+    require(name == experiment.model.name, "done", f"a Round of {name}", fix)
+    if "data" in theirs:
+        own = fingerprint(experiment.source)
+        fix = f"it trained on {theirs['data']}, this experiment has {own}; give the data of its run"
+        require(theirs["data"] == own, "done", "a Round of other data", fix)
 
 
 def sorted_out(model: Model, params: Tree, users: int, *, people: bool = False) -> Weights:

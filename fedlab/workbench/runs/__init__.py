@@ -1,6 +1,6 @@
 """Runs: one as plain data, its folder on disk, and all of them in a folder of folders."""
 
-from fedlab.workbench.runs.run import PLAIN, Record, Run, end, metrics, record, usual
+from fedlab.workbench.runs.run import PLAIN, Record, Run, end, metrics, record, shown, usual
 from fedlab.workbench.runs.store import Runs
 
-__all__ = ["PLAIN", "Record", "Run", "Runs", "end", "metrics", "record", "usual"]
+__all__ = ["PLAIN", "Record", "Run", "Runs", "end", "metrics", "record", "shown", "usual"]

@@ -137,8 +137,10 @@ class RunFolder:
         """Write checkpoints: the best first, so that the last one is never ahead of it."""
         if best:
             done, chain = best
-            spent = {"ledger": done.state["ledger"]} if "ledger" in done.state else {}
-            self._put(BEST, replace(done, state=spent), chain)
+            state = {"ledger": done.state["ledger"]} if "ledger" in done.state else {}
+            if run := done.state.get("run"):  # what an export checks
+                state["run"] = {name: run[name] for name in ("model", "data") if name in run}
+            self._put(BEST, replace(done, state=state), chain)
         self._put(CHECKPOINT, *last)
 
     def _put(self, shelf: str, done: Round, chain: str) -> None:

@@ -13,6 +13,7 @@ were found missing. Rounds that were trained again are there twice, and the late
 """
 
 import math
+import re
 import secrets
 from collections import deque
 from collections.abc import Mapping
@@ -39,6 +40,34 @@ PLAIN = (
 )
 
 
+# What no name may hold: control characters, which a terminal may take for orders, line breaks,
+# marks that turn the direction of writing, and halves of characters, which no file takes.
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def fit(text: object) -> bool:
+    """Whether this is a text that can be printed on a line and written into any file."""
+    return isinstance(text, str) and not UNFIT.search(text)
+
+
+def shown(text: str) -> str:
+    r"""A text as it can be printed on a line, whatever it holds.
+
+    >>> shown("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return UNFIT.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def whole(text: str) -> str:
+    r"""A text without halves of characters, which no file takes; it may have several lines.
+
+    >>> whole("a\ud800")
+    'a\\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def new_id() -> str:
     """An id for a run: when it was made, and a few letters, so that two machines choose others."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
@@ -53,7 +82,8 @@ class Run:
     parameters. state: running; done, stopped or failed; interrupted, for a run on disk that has no
     end; running elsewhere, in another process; damaged. error: why. home: its folder, where all
     of it is kept. came: the round from which it was resumed, was: its state and error before that,
-    until the first round after it.
+    until the first round after it. saved: whether a checkpoint must be there, as it ended after
+    rounds, or went on after one.
     """
 
     name: str
@@ -69,6 +99,7 @@ class Run:
     home: Path | None = None
     came: int | None = None
     was: tuple[str, str] | None = None
+    saved: bool = False
     judged: str = ""  # the metric by which its best round is told,
     top: float | None = None  # and the best value so far
     # when the last rounds ended, in seconds
@@ -89,6 +120,14 @@ class Run:
         for each in self.records:
             now |= each.get("turned", {})
         return now
+
+    def settings_at(self, number: int) -> dict[str, Any]:
+        """The settings of the round of this number, whatever was turned after it."""
+        return Run("", self.settings, records=self.up_to(number)).last_settings
+
+    def up_to(self, number: int) -> list[Record]:
+        """The records up to the round of this number."""
+        return [each for each in self.records if each["round"] <= number]
 
     def used(self) -> dict[str, list[Any]]:
         """The values that each setting took, in order: one, unless it was turned."""
@@ -172,9 +211,9 @@ def record(done: Round, before: Settings, now: Settings) -> Record:
     if done.clock:
         found["simulated s"] = round(done.clock, 3)
     if done.rejected:
-        found["rejected"] = {str(client): why for client, why in done.rejected.items()}
+        found["rejected"] = {str(client): whole(why) for client, why in done.rejected.items()}
     if done.skipped:
-        found["skipped"] = done.skipped
+        found["skipped"] = whole(done.skipped)
     return (
         found
         | {n: _finite(v) for n, v in done.metrics.items()}
@@ -197,14 +236,16 @@ def restored(id_: str, lines: list[Record], where: str) -> Run:
     `ParameterError` names a line that says something that no run says.
     """
     header, *rest = lines
-    for name, kind in (("run", str), ("name", str), ("started", str), ("settings", dict)):
-        _check(isinstance(header.get(name), kind), where, 1, name, header.get(name))
+    for name in ("run", "name", "started"):
+        _check(fit(header.get(name)), where, 1, name, header.get(name))
+    given = header.get("settings")
+    _check(isinstance(given, dict), where, 1, "settings", given)
     version = header.get("fedlab")
     require(version == VERSION, f"{where}:1: fedlab", version, f"this reads version {VERSION}")
     same = header["run"] == id_
     require(same, f"{where}:1: run", header["run"], f"a run's folder has its id; this is {id_!r}")
     for name, value in header["settings"].items():
-        _check(_plain(value), where, 1, name, value)
+        _check(fit(name) and _plain(value), where, 1, name, value)
     run = Run(header["name"], dict(header["settings"]), id_, header["started"], "interrupted")
     for number, line in enumerate(rest, 2):
         _take(run, line, where, number)
@@ -215,30 +256,33 @@ def _take(run: Run, line: Record, where: str, number: int) -> None:
     """Add what a line of the log says to the run."""
     if "round" in line:
         for name, value in line.items():
-            right = KINDS.get(name, _number)(value)
+            right = fit(name) and KINDS.get(name, _number)(value)
             _check(right, where, number, name, value)
         _check(line.keys() >= ALWAYS, where, number, "record", sorted(line))
         run.go_back(line["round"] - 1)
         run.records.append(line)
     elif "end" in line:
-        right = line["end"] in ("done", "stopped", "failed") and isinstance(line["error"], str)
+        right = line["end"] in ("done", "stopped", "failed")
         _check(right, where, number, "end", line["end"])
+        _check(_message(line.get("error")), where, number, "error", line.get("error"))
         run.state, run.error = line["end"], line["error"]
+        run.saved = run.saved or bool(run.records)
     elif "resumed" in line:
         _check(_count(line["resumed"]), where, number, "resumed", line["resumed"])
         run.go_back(line["resumed"])
+        run.saved = line["resumed"] > 0
         run.state, run.error = "interrupted", ""
     elif "lost" in line:
-        _check(isinstance(line["lost"], str), where, number, "lost", line["lost"])
+        _check(_message(line["lost"]), where, number, "lost", line["lost"])
         run.state, run.error = "interrupted", line["lost"]
     else:
-        _check(isinstance(line.get("name"), str), where, number, "name", line.get("name"))
+        _check(fit(line.get("name")), where, number, "name", line.get("name"))
         run.name = line["name"]
 
 
 def _check(right: bool, where: str, number: int, name: str, value: object) -> None:
     fix = "not what a run's log has there; remove the run's folder"
-    require(right, f"{where}:{number}: {name}", value, fix)
+    require(right, f"{where}:{number}: {shown(name)}", value, fix)
 
 
 def _number(value: object) -> bool:
@@ -252,15 +296,24 @@ def _count(value: object) -> bool:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, str) or (value is not None and _number(value))
+    return fit(value) or (value is not None and _number(value))
+
+
+def _message(value: object) -> bool:
+    """A text of any number of lines."""
+    return isinstance(value, str) and whole(value) == value
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    return isinstance(value, dict) and all(
+        fit(name) and _message(each) for name, each in value.items()
+    )
 
 
 def _settings(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_plain, value.values()))
+    return isinstance(value, dict) and all(
+        fit(name) and _plain(each) for name, each in value.items()
+    )
 
 
 MOST = 2**63
@@ -274,7 +327,7 @@ KINDS = {
     "seconds": lambda value: value is not None and _number(value),
     "turned": _settings,
     "rejected": _texts,
-    "skipped": lambda value: isinstance(value, str),
+    "skipped": _message,
 }
 
 

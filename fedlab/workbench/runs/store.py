@@ -5,6 +5,7 @@ others as running elsewhere, and they leave it alone. A folder that is no run an
 damaged, with the reason, and the others open.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from fedlab.algorithms.loop import check_device
 from fedlab.core import ParameterError, Round, Settings, require
+from fedlab.core.checkpoints import bring_to_disk
 from fedlab.privacy import Ledger
 from fedlab.workbench.runs.folder import (
     BEST,
@@ -25,10 +27,15 @@ from fedlab.workbench.runs.folder import (
     read,
 )
 from fedlab.workbench.runs.log import LOG
-from fedlab.workbench.runs.run import Record, Run, end, new_id, record
+from fedlab.workbench.runs.run import Record, Run, end, fit, new_id, record, shown, whole
 
 LEDGER = "ledger"  # the file, beside the folders of the runs
 COSTS = ("epsilon", "staleness")  # metrics that say nothing of how good a model is
+GONE = (
+    "its checkpoints are gone, so it cannot go on after the rounds that its log has; export its "
+    "best model, or begin another run"
+)
+NO_CONTROL = "write it on one line, without control characters and halves of characters"
 
 
 class Runs:
@@ -60,15 +67,19 @@ class Runs:
     def open(self, folder: str | Path) -> None:
         """Keep runs in this folder from now on.
 
-        Those that lie there are read, and those of before are written.
+        Those that lie there are read, and those of before are written. What private runs released
+        is booked in the new folder from then on, after all that was booked in the one before; where
+        both have booked already, each counts apart, and `trouble` says so.
         """
         with self._lock:
-            self.folder, self.trouble = Path(folder), ""
+            before, self.folder, self.trouble = self.folder, Path(folder), ""
             mine = list(self.all.values())
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for path in sorted(self.folder.iterdir()):
                     self._read(path)
+                if before is not None:
+                    self._bring_ledger(before, self.folder)
             except OSError as error:
                 self._failed(error)
             self.all = {id_: self.all[id_] for id_ in sorted(self.all)}
@@ -89,6 +100,26 @@ class Runs:
             self._ledger = Ledger(path)
         return self._ledger
 
+    def _bring_ledger(self, before: Path, folder: Path) -> None:
+        """Copy the ledger of the folder before, unless there is another one."""
+        old, new = before / LEDGER, folder / LEDGER
+        if not old.exists() or before.resolve() == folder.resolve():
+            return
+        if new.exists():
+            if not new.read_bytes().startswith(old.read_bytes()):  # else it has all of the other
+                self.trouble = (
+                    f"{old} and {new} count apart what was released of the same people: epsilon is "
+                    "that of one folder alone. Keep private runs in one folder"
+                )
+            return
+        head = f"{LEDGER}.head"
+        for name in (head, LEDGER):  # a ledger without its head would be one that was cut
+            if (before / name).exists():
+                half = folder / f".{name}.new"
+                shutil.copyfile(before / name, half)
+                bring_to_disk(half)
+                half.replace(folder / name)
+
     def _taken(self, id_: str) -> bool:
         return id_ in self.all or (self.folder is not None and place(self.folder, id_).exists())
 
@@ -105,11 +136,17 @@ class Runs:
         try:
             self.all[path.name] = read(path)
         except (ParameterError, OSError) as error:
-            bad = Run(path.name, {}, path.name, "", "damaged", str(error), home=path)
-            self.all[path.name], self.trouble = bad, str(error)
+            said = shown(str(error))
+            bad = Run(shown(path.name), {}, path.name, "", "damaged", said, home=path)
+            self.all[path.name], self.trouble = bad, said
 
     def begin(self, settings: Settings, name: str = "") -> Run:
-        """Begin a new run, named 'run N' unless told otherwise."""
+        """Begin a new run, named 'run N' unless told otherwise.
+
+        Raises `ParameterError` for texts that no line can hold.
+        """
+        for what, value in {"name": name, **settings}.items():
+            require(not isinstance(value, str) or fit(value), what, value, NO_CONTROL)
         with self._lock:
             run = Run(name or f"run {len(self.all) + 1}", dict(settings))
             while self._taken(run.id):  # a clock that was put back
@@ -121,8 +158,9 @@ class Runs:
     def resume(self, id_: str) -> tuple[Run, Round | None]:
         """Hold a run to go on with it: what is there of it now, and the Round to start from.
 
-        That is None for a run that was killed before its first checkpoint. Raises `ParameterError`
-        for a run that another process trains, that is damaged, or whose model is gone.
+        That is None for a run that was killed before its first checkpoint, which begins anew.
+        Raises `ParameterError` for a run that another process trains, that is damaged, or whose
+        model is gone.
         """
         run = self._free(id_)
         with self._lock:
@@ -137,6 +175,7 @@ class Runs:
             folder, again = RunFolder.held(run.home)
             try:
                 start, said = kept(run.home, CHECKPOINT, device)
+                require(start is not None or not again.saved, "run", run.name, GONE)
             except BaseException:
                 folder.close()
                 raise
@@ -194,7 +233,7 @@ class Runs:
             if run.was is not None:
                 run.state, run.error = run.was
             else:
-                run.state, run.error = state, error
+                run.state, run.error = state, whole(error)
                 self._save(run, end(run))
             run.came = run.was = None
             self._let_go(run)
@@ -203,6 +242,7 @@ class Runs:
         """Give a run another name."""
         named = isinstance(name, str) and 0 < len(name.strip()) <= 80
         require(named, "name", name, "write 1 to 80 characters")
+        require(fit(name.strip()), "name", name, NO_CONTROL)
         run = self.get(id_)
         if run.state != "running":
             run = self._free(id_)
@@ -310,7 +350,7 @@ class Runs:
 
     def _failed(self, error: Exception, run: Run | None = None) -> None:
         why = getattr(error, "strerror", None) or str(error)
-        self.trouble = (
+        self.trouble = shown(
             f"Not being saved: {why} ({self.folder}). Runs stay in memory: export them, "
             "or choose another folder."
         )
