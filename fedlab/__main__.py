@@ -216,6 +216,8 @@ def _named(words: argparse.Namespace) -> tuple[Runs, str]:
 def _export(words: argparse.Namespace) -> bool:
     runs, id_ = _named(words)
     done, run = runs.best(id_), runs.get(id_)
+    if said := run.better(done.number, runs.metrics):
+        print(said, file=sys.stderr)
     experiment = Experiment(Settings(**run.settings_at(done.number)))
     records = run.up_to(done.number)
     place = export_model(experiment, done, words.to, records=records, people=words.people)

@@ -227,6 +227,8 @@ class Workbench(anywidget.AnyWidget):
         done = self.session.runs.best(run.id) if run.home else run.rounds[-1]
         made = Experiment(Settings(**run.settings_at(done.number)))
         records = run.up_to(done.number)
+        with self._guard:
+            self.news = run.better(done.number, self.session.runs.metrics) if run.home else ""
         return zipped_model(made, done, records, baselines=("chance", "popularity"))
 
     def _tensorboard(self) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -595,6 +596,32 @@ def test_an_exported_model_has_the_settings_of_its_own_round(tiny_settings, tmp_
     with zipfile.ZipFile(io.BytesIO(bench._model())) as zipped:
         text = zipped.read("fedlab-model/settings.json").decode()
     assert read_settings(text, Settings()) == settings
+    bench.close()
+
+
+def test_an_export_says_that_the_best_model_could_not_be_saved(tiny_settings, tmp_path, capsys):
+    settings = Settings(**tiny_settings)
+    kept = Runs(tmp_path / "runs", better())
+    run = kept.begin(settings, "mine")
+    first, second = stream(lambda: settings)
+    kept.add(run, first, settings)
+    until((tmp_path / "runs" / run.id / "checkpoint" / "00000001").exists)
+    words = ["export", run.id, "--folder", str(tmp_path / "runs"), "--to"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert "was best" not in capsys.readouterr().err
+    with full_disk(6000):  # enough for the log
+        kept.add(run, replace(second, metrics=second.metrics | {"ndcg@10": 0.9}), settings)
+        kept.end(run, "done")
+    assert said(tmp_path / "runs", run.id) == ("done", "")
+    assert main([*words, str(tmp_path / "b")]) == 0
+    told = capsys.readouterr()
+    assert "mine was best after round 2 (ndcg@10 0.9), whose model is not kept" in told.err
+    assert f"this is the one after round 1 (ndcg@10 {first.metrics['ndcg@10']:.4g})" in told.err
+    assert "after round 1" in told.out
+    bench = Workbench(stream, settings, metrics=better(), folder=tmp_path / "runs")
+    bench.session.pin(run.id, on=True)
+    tell(bench, "export", "model")
+    assert (bench.notice, "best after round 2" in bench.news) == ("", True)
     bench.close()
 
 

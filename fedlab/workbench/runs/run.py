@@ -172,6 +172,23 @@ class Run:
         measured = [r for r in self.records if r.get(metric) is not None]
         return (min if mode == "min" else max)(measured, key=lambda r: r[metric], default=None)
 
+    def better(self, number: int, metrics: Mapping[str, str]) -> str:
+        """What to say where a round on record was better than the one of this number; else ''.
+
+        metrics: as for `has_best`.
+        """
+        measured = (n for n in metrics if any(r.get(n) is not None for r in self.records))
+        name = next(measured, "loss")
+        best = self.best(name, metrics.get(name, "min"))
+        if best is None or best["round"] == number:
+            return ""
+        own = next((r.get(name) for r in self.records if r["round"] == number), None)
+        reached = "not measured on record" if own is None else f"{own:.4g}"
+        return (
+            f"{self.name} was best after round {best['round']} ({name} {best[name]:.4g}), whose "
+            f"model is not kept; this is the one after round {number} ({name} {reached})."
+        )
+
     def header(self) -> Record:
         """The first line of its file."""
         return {
