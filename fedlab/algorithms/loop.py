@@ -262,19 +262,7 @@ def federate(
     pipe = pipeline(parts, asked, data)
     if pipe.spending:
         pipe.spending.check_delta(len(data))
-    require(
-        ledger is None or spends(pipe.parts),
-        "ledger",
-        getattr(ledger, "path", ""),
-        "nothing in this run adds noise, so what it releases cannot be booked; leave it out, and "
-        "publish nothing of the run",
-    )
-    require(
-        ledger is None or pipe.settings.teaching_seed < 0,
-        "teaching_seed",
-        pipe.settings.teaching_seed,
-        "noise that can be drawn again proves nothing, so a ledger does not book it; leave one out",
-    )
+    _check_ledger(pipe, ledger)
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
@@ -582,6 +570,23 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
     return {**start.state, "run": own}
 
 
+def _check_ledger(pipe: Pipeline, ledger: Ledger | None) -> None:
+    """Raise `ParameterError` for a ledger beside a run that it cannot book."""
+    require(
+        ledger is None or spends(pipe.parts),
+        "ledger",
+        str(getattr(ledger, "path", "")),
+        "nothing in this run adds noise, so what it releases cannot be booked; leave it out, and "
+        "publish nothing of the run",
+    )
+    require(
+        ledger is None or pipe.settings.teaching_seed < 0,
+        "teaching_seed",
+        pipe.settings.teaching_seed,
+        "noise that can be drawn again proves nothing, so a ledger does not book it; leave one out",
+    )
+
+
 def _check_booked(start: Round, pipe: Pipeline, data: Source, ledger: Ledger | None) -> None:
     """Raise `ParameterError` for a start whose privacy is not known, or not booked."""
     if not pipe.spending:
@@ -603,7 +608,7 @@ def _check_booked(start: Round, pipe: Pipeline, data: Source, ledger: Ledger | N
     require(
         ledger is None or ledger.covers(People.of(data), start.state["ledger"]),
         "ledger",
-        getattr(ledger, "path", ""),
+        str(getattr(ledger, "path", "")),
         "it lacks releases of the Round to start from; give the ledger of that run, as it was",
     )
 

@@ -385,7 +385,7 @@ class Ledger:
         require(
             known and self._chains[int(count)] == chain,
             "ledger",
-            self.path,
+            str(self.path),
             f"it has become shorter, or is another one than {self.head.name} tells of; put it back",
         )
 
@@ -393,10 +393,10 @@ class Ledger:
         """Take the lines that were added since the last look."""
         if not self.path.exists():
             gone = bool(self._at) or self.head.exists()
-            require(not gone, "ledger", self.path, "the file is gone; put it back")
+            require(not gone, "ledger", str(self.path), "the file is gone; put it back")
             return
         size = self.path.stat().st_size
-        require(size >= self._at, "ledger", self.path, "it has become shorter; put it back")
+        require(size >= self._at, "ledger", str(self.path), "it has become shorter; put it back")
         with self.path.open("rb") as file:
             file.seek(self._at)
             added = file.read()

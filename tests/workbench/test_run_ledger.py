@@ -150,6 +150,7 @@ def test_a_ledger_that_was_edited_ends_the_command(tmp_path, capsys):
 def test_a_run_does_not_go_on_beside_a_ledger_that_lacks_it(tmp_path, capsys):
     assert run(tmp_path, asked()) == 0
     (tmp_path / "ledger").unlink()
+    (tmp_path / "ledger.head").unlink()
     (done,) = Runs(tmp_path).listed()
     words = ["resume", done.id, "--folder", str(tmp_path), "--set=rounds=5"]
     assert main(words) == 2

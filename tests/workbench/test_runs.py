@@ -109,10 +109,10 @@ def test_a_value_that_is_not_finite_is_none():
 
 
 def test_csv_has_a_line_for_each_round_with_the_settings_it_used():
-    _, run = trained(name='=1+1, "x"\n')
+    _, run = trained(name='=1+1, "x"')
     _, other = trained(name="other")
     lines = list(csv.DictReader(io.StringIO(to_csv([run, other]).decode())))
-    assert [line["run"] for line in lines] == ['\'=1+1, "x"\n'] * 3 + ["other"] * 3
+    assert [line["run"] for line in lines] == ['\'=1+1, "x"'] * 3 + ["other"] * 3
     assert [line["cohort"] for line in lines[:3]] == ["2", "7", "7"]
     assert [float(line["loss"]) for line in lines[:3]] == [1.5, 0.75, 0.5]
     assert [float(line["ndcg@10"]) for line in lines[:3]] == [0.1, 0.2, 0.3]
