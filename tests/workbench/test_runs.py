@@ -109,7 +109,8 @@ def test_a_value_that_is_not_finite_is_none():
 
 
 def test_csv_has_a_line_for_each_round_with_the_settings_it_used():
-    _, run = trained(name='=1+1, "x"\n')
+    _, run = trained()
+    run.name = '=1+1, "x"\n'
     _, other = trained(name="other")
     lines = list(csv.DictReader(io.StringIO(to_csv([run, other]).decode())))
     assert [line["run"] for line in lines] == ['\'=1+1, "x"\n'] * 3 + ["other"] * 3
