@@ -215,12 +215,11 @@ def _named(words: argparse.Namespace) -> tuple[Runs, str]:
 
 def _export(words: argparse.Namespace) -> bool:
     runs, id_ = _named(words)
-    done, run = runs.best(id_), runs.get(id_)
-    if said := run.better(done.number, runs.metrics):
+    (done, then), run = runs.at_best(id_), runs.get(id_)
+    if said := run.better(then.records[-1], runs.metrics):
         print(said, file=sys.stderr)
-    experiment = Experiment(Settings(**run.settings_at(done.number)))
-    records = run.up_to(done.number)
-    place = export_model(experiment, done, words.to, records=records, people=words.people)
+    experiment = Experiment(Settings(**then.last_settings))
+    place = export_model(experiment, done, words.to, records=then.records, people=words.people)
     print(
         f"The model of {run.name} after round {done.number}: {place / 'card.md'} says what it is."
     )

@@ -224,12 +224,13 @@ class Workbench(anywidget.AnyWidget):
         ]
         require(len(kept) > 0, "model", "none", "train a run first; ended ones keep no parameters")
         run = kept[-1]
-        done = self.session.runs.best(run.id) if run.home else run.rounds[-1]
-        made = Experiment(Settings(**run.settings_at(done.number)))
-        records = run.up_to(done.number)
-        with self._guard:
-            self.news = run.better(done.number, self.session.runs.metrics) if run.home else ""
-        return zipped_model(made, done, records, baselines=("chance", "popularity"))
+        here = self.session.runs.at_best(run.id) if run.home else None
+        done, then = here or (run.rounds[-1], run)
+        if here:
+            with self._guard:
+                self.news = run.better(then.records[-1], self.session.runs.metrics)
+        made = Experiment(Settings(**then.last_settings))
+        return zipped_model(made, done, then.records, baselines=("chance", "popularity"))
 
     def _tensorboard(self) -> None:
         """Write what the charts show, and from now on each round as it comes."""

@@ -428,6 +428,34 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path)
         kept._live.pop(run.id).close()  # killed once more
 
 
+def test_the_best_model_stays_until_a_better_one_whatever_is_trained_again(tmp_path):
+    """Its round comes with the settings that it had, not those of the round trained again."""
+    kept = Runs(tmp_path, {"ndcg@10": "max"})
+    run = kept.begin(START)
+    for number, value in ((1, 0.1), (2, 0.3), (3, 0.2)):
+        kept.add(run, finished(number, **{"ndcg@10": value}), START)
+        until((tmp_path / run.id / "checkpoint" / f"{number:08d}").exists)
+        if number == 1:
+            shutil.copytree(tmp_path / run.id / "checkpoint" / "00000001", tmp_path / "first")
+    kept._live.pop(run.id).close()
+    shutil.rmtree(tmp_path / run.id / "checkpoint")
+    shutil.copytree(tmp_path / "first", tmp_path / run.id / "checkpoint" / "00000001")
+    kept = Runs(tmp_path, {"ndcg@10": "max"})
+    again, start = kept.resume(run.id)
+    assert start.number == 1
+    other = START.replace(local_lr=0.5)
+    kept.add(again, finished(2, other, **{"ndcg@10": 0.2}), other)
+    until((tmp_path / run.id / "checkpoint" / "00000002").exists)
+    done, then = kept.at_best(run.id)
+    assert (done.metrics["ndcg@10"], then.last_settings) == (0.3, dict(START))
+    assert again.better(then.records[-1], kept.metrics) == ""
+    kept.add(again, finished(3, other, **{"ndcg@10": 0.4}), other)
+    kept.end(again, "done")
+    done, then = kept.at_best(run.id)
+    assert (done.metrics["ndcg@10"], then.last_settings) == (0.4, dict(other))
+    assert [r["round"] for r in then.records] == [1, 2, 3]
+
+
 def test_a_state_that_cannot_be_stored_is_said_and_the_run_goes_on(tmp_path):
     kept = Runs(tmp_path)
     run = kept.begin(START)

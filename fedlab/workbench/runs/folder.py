@@ -31,7 +31,7 @@ from fedlab.core import (
 )
 from fedlab.core.checkpoints import FILES, MANIFEST, bring_to_disk
 from fedlab.workbench.runs.log import HEAD, LOG, START, Log, read_log
-from fedlab.workbench.runs.run import Run, restored
+from fedlab.workbench.runs.run import Record, Run, restored
 from fedlab.workbench.runs.saver import Offered, Saver
 
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{4}", re.ASCII)
@@ -185,12 +185,29 @@ def kept(path: Path, shelf: str, device: str = "cpu") -> tuple[Round | None, str
     shelf: `CHECKPOINT` or `BEST`. A checkpoint that is damaged, or that the log has not, is passed
     over for the one before it. Raises `ParameterError` where no other is whole.
     """
-    said, chains = "", read_log(path).chains
+    return _kept(path, shelf, device)[:2]
+
+
+def best(path: Path) -> tuple[Round, Run] | None:
+    """The best Round in a run's folder, and the run as it was when that round ended."""
+    done, _, lines = _kept(path, BEST)
+    if done is None:
+        return None
+    then = restored(path.name, lines, str(path / LOG))
+    own = [each["round"] for each in then.records[-1:]] == [done.number]
+    require(own, "best", f"round {done.number}", "its line in the log is of another round")
+    return done, then
+
+
+def _kept(path: Path, shelf: str, device: str = "cpu") -> tuple[Round | None, str, list[Record]]:
+    """What `kept` gives, and the lines of the log up to that of the Round."""
+    said, found = "", read_log(path)
+    notes = [f"{shelf} {chain}" for chain in found.chains]
     for folder in reversed(checkpoints_in(path / shelf)):
         try:
             done, note = load_noted(folder, device)
             require(
-                note in {f"{shelf} {chain}" for chain in chains},
+                note in notes,
                 str(folder),
                 f"round {done.number}",
                 "the log of this run does not have it; take the model with "
@@ -199,9 +216,9 @@ def kept(path: Path, shelf: str, device: str = "cpu") -> tuple[Round | None, str
         except ParameterError as error:
             said = said or str(error)
             continue
-        return done, said
+        return done, said, found.lines[: notes.index(note) + 1]
     require(not said, shelf, said, "there is no other; begin another run")
-    return None, ""
+    return None, "", []
 
 
 def _tidy(shelf: Path) -> None:

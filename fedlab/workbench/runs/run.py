@@ -121,14 +121,6 @@ class Run:
             now |= each.get("turned", {})
         return now
 
-    def settings_at(self, number: int) -> dict[str, Any]:
-        """The settings of the round of this number, whatever was turned after it."""
-        return Run("", self.settings, records=self.up_to(number)).last_settings
-
-    def up_to(self, number: int) -> list[Record]:
-        """The records up to the round of this number."""
-        return [each for each in self.records if each["round"] <= number]
-
     def used(self) -> dict[str, list[Any]]:
         """The values that each setting took, in order: one, unless it was turned."""
         found = {name: [value] for name, value in self.settings.items()}
@@ -172,21 +164,32 @@ class Run:
         measured = [r for r in self.records if r.get(metric) is not None]
         return (min if mode == "min" else max)(measured, key=lambda r: r[metric], default=None)
 
-    def better(self, number: int, metrics: Mapping[str, str]) -> str:
-        """What to say where a round on record was better than the one of this number; else ''.
+    def judge_all(self, metrics: Mapping[str, str]) -> None:
+        """Let no round after these be the best one that is not better than all of them.
 
         metrics: as for `has_best`.
         """
         measured = (n for n in metrics if any(r.get(n) is not None for r in self.records))
-        name = next(measured, "loss")
+        self.judged = next(measured, "loss")
+        best = self.best(self.judged, metrics.get(self.judged, "min"))
+        self.top = best[self.judged] if best else None
+
+    def better(self, then: Record, metrics: Mapping[str, str]) -> str:
+        """What to say where a round on record was better than this one; else ''.
+
+        then: the record of a round, which may have been trained again since. metrics: as for
+        `has_best`.
+        """
+        known = Run("", {}, records=[*self.records, then])
+        known.judge_all(metrics)
+        name, own = known.judged, then.get(known.judged)
         best = self.best(name, metrics.get(name, "min"))
-        if best is None or best["round"] == number:
+        if best is None or own == known.top or best["round"] == then["round"]:
             return ""
-        own = next((r.get(name) for r in self.records if r["round"] == number), None)
-        reached = "not measured on record" if own is None else f"{own:.4g}"
+        reached = "not measured" if own is None else f"{own:.4g}"
         return (
             f"{self.name} was best after round {best['round']} ({name} {best[name]:.4g}), whose "
-            f"model is not kept; this is the one after round {number} ({name} {reached})."
+            f"model is not kept; this is the one after round {then['round']} ({name} {reached})."
         )
 
     def header(self) -> Record:

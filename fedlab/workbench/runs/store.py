@@ -16,10 +16,10 @@ from fedlab.core import ParameterError, Round, Settings, require
 from fedlab.core.checkpoints import bring_to_disk
 from fedlab.privacy import Ledger
 from fedlab.workbench.runs.folder import (
-    BEST,
     CHECKPOINT,
     ID,
     RunFolder,
+    best,
     copy,
     delete,
     kept,
@@ -182,6 +182,8 @@ class Runs:
             self.trouble = said or self.trouble
             self._live[id_], self.all[id_] = folder, again
             self._save_rounds(again, folder)
+            if start:  # its best model stays, even where it is of a round that is trained again
+                again.judge_all(self.metrics)
             again.came = start.number if start else 0
             again.was, again.pinned = (again.state, again.error), run.pinned
             again.state, again.error = "running", ""
@@ -192,9 +194,13 @@ class Runs:
 
         Raises `ParameterError` for a run without one, and for one that is not the run's own.
         """
+        return self.at_best(id_)[0]
+
+    def at_best(self, id_: str) -> tuple[Round, Run]:
+        """The best Round of a run as `best` gives it, and the run as it was when that ended."""
         run = self.get(id_)
         require(run.home is not None, "run", run.name, "its best model is not kept in memory")
-        found = kept(run.home, BEST)[0] if run.home else None
+        found = best(run.home) if run.home else None
         if found is None:
             raise ParameterError(f"run={run.name!r}: it has no best model yet")
         return found
@@ -219,9 +225,9 @@ class Runs:
         with self._lock:
             run.records.append(record(done, before, run.now))
             self._save(run, run.records[-1])
-            best = run.has_best(self.metrics)
+            is_best = run.has_best(self.metrics)
             if folder := self._live.get(run.id):
-                folder.offer(done, best)
+                folder.offer(done, is_best)
 
     def end(self, run: Run, state: str, error: str = "") -> None:
         """Note how a run ended; one that was resumed and got no further is as it was."""
