@@ -24,6 +24,7 @@ from fedlab.data import user_owner
 FLOATS = 4  # bytes of a number, and of a row number
 NOBODY = -1  # in the books, who sent an update that does not say whose it is
 COLUMNS = ("weights", "losses", "steps")
+NUMBERS = (torch.float32, torch.int64)
 KNOWN = 32  # lengths that make a median
 GROUP = "gate"
 
@@ -240,16 +241,19 @@ def unreadable(sent: Sent, context: RoundContext) -> str:
 
 def _wrong_columns(update: Update, clients: int) -> str:
     """What is wrong with the numbers beside the rows; '' for nothing."""
-    columns = {name: (getattr(update, name), torch.float32) for name in COLUMNS}
+    columns: dict[str, tuple[Any, tuple[torch.dtype, ...]]] = {
+        name: (getattr(update, name), NUMBERS[:1]) for name in COLUMNS
+    }
     if update.bytes_up is not None:
-        columns["bytes_up"] = update.bytes_up, torch.int64
-    for name, (column, dtype) in columns.items():
+        columns["bytes_up"] = update.bytes_up, NUMBERS
+    for name, (column, kinds) in columns.items():
         if not _plain(column) or column.shape != (clients,):
             return f"its {name} are not one number for each sender"
-        if column.dtype != dtype:
-            return f"its {name} hold {column.dtype}; send {dtype}"
-    below = update.bytes_up is not None and bool((update.bytes_up < 0).any())
-    return "its bytes_up are below 0" if below else ""
+        if column.dtype not in kinds:
+            return f"its {name} hold {column.dtype}; send {kinds[-1]}"
+    bytes_up = torch.zeros(1) if update.bytes_up is None else update.bytes_up
+    counts = bool(((bytes_up >= 0) & bytes_up.isfinite()).all())
+    return "" if counts else "its bytes_up are no numbers from 0"
 
 
 def _misfit(name: str, rows: Any, clients: int) -> str:

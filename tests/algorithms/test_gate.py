@@ -609,8 +609,9 @@ def test_where_everything_stays_with_its_client_nobody_has_to_send(stars):
     ("change", "reason"),
     [
         (lambda s: replace(s, weights=s.weights.double()), "its weights hold torch.float64"),
-        (lambda s: replace(s, bytes_up=s.weights), "its bytes_up hold torch.float32; send"),
-        (lambda s: replace(s, bytes_up=-s.cohort - 1), "its bytes_up are below 0"),
+        (lambda s: replace(s, bytes_up=s.weights.half()), "its bytes_up hold torch.float16; send"),
+        (lambda s: replace(s, bytes_up=s.weights * float("nan")), "its bytes_up are no numbers"),
+        (lambda s: replace(s, bytes_up=-s.cohort - 1), "its bytes_up are no numbers from 0"),
         (lambda s: replace(s, bytes_up="many"), "its bytes_up are not one number for each"),
         (lambda s: replace(s, weights=s.weights.to("meta")), "its weights are not one number"),
         (lambda s: replace(s, deltas=None), "its rows are not given by name"),
