@@ -18,8 +18,20 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from fedlab.core import Part, RoundContext, Rows, Sent, Tree, Update, knob, moved, norms, register
-from fedlab.data import user_owner
+from fedlab.core import (
+    Part,
+    RoundContext,
+    Rows,
+    Sent,
+    Tree,
+    Update,
+    in_memory,
+    knob,
+    moved,
+    norms,
+    register,
+)
+from fedlab.data import federation_of
 
 FLOATS = 4  # bytes of a number, and of a row number
 NOBODY = -1  # in the books, who sent an update that does not say whose it is
@@ -355,7 +367,7 @@ def _unlike(name: str, rows: Rows, server: Tensor, looked: set[Any]) -> Faults:
             f"its {name!r} has rows of shape {tuple(values.shape[1:])}, the server's have "
             f"{tuple(server.shape[1:])}",
         )
-    same = rows.ids.data_ptr(), rows.ids.stride(), len(rows.ids), height
+    same = in_memory(rows.ids), height
     if same in looked or not len(rows.ids):
         return
     looked.add(same)
@@ -372,7 +384,6 @@ def _unlike(name: str, rows: Rows, server: Tensor, looked: set[Any]) -> Faults:
 
 def _holder(name: str, ids: Tensor, context: RoundContext) -> Tensor:
     """(R,) the client whose own these rows of a private parameter are; -1 for rows of nobody."""
-    height, data = len(context.params[name]), context.data
-    owner = None if context.model.rows[name] == "client" else user_owner(data)
-    ids = torch.where((ids >= 0) & (ids < height), ids, -1).cpu()
-    return ids if owner is None else torch.where(ids >= 0, owner[ids], -1)
+    ids = torch.where((ids >= 0) & (ids < len(context.params[name])), ids, -1).cpu()
+    whole = None if context.model.rows[name] == "client" else federation_of(context.data)
+    return ids if whole is None else torch.where(ids >= 0, whole.owner[ids], -1)

@@ -15,6 +15,7 @@ Source: McMahan et al. 2017, algorithm 1; `fedlab/fedavg.py` has it in forty lin
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -202,6 +203,7 @@ def draws_negatives(data: Any) -> bool:
     return data.task == "clicks" and getattr(data, "draws_negatives", True)
 
 
+Book = Callable[..., dict[str, Any] | None]  # (releases, fits) -> what is booked then
 Ask = Settings | Mapping[str, Any] | Callable[[], Settings | Mapping[str, Any]]
 
 
@@ -262,17 +264,17 @@ def federate(
     pipe = pipeline(parts, asked, data)
     if pipe.spending:
         pipe.spending.check_delta(len(data))
-    _check_ledger(pipe, ledger)
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
     if start:
-        _check_booked(start, pipe, data, ledger)
+        _check_known(start, pipe)
+    book = _booking(pipe, data, ledger, start)
     first = done.number
     while done.number < pipe.run.rounds:
         with one_thread():
             first_one = done.number == first
-            taken = one_round(pipe, model, data, done, first=first_one, ledger=ledger)
+            taken = one_round(pipe, model, data, done, first=first_one, book=book)
         if taken is None:
             return  # the budget is spent
         done = taken
@@ -290,9 +292,11 @@ def one_round(
     before: Round,
     *,
     first: bool = False,
-    ledger: Ledger | None = None,
+    book: Book | None = None,
 ) -> Round | None:
     """One step of the server; None where it would exceed the budget of privacy.
+
+    book: of a ledger, for these people, see `Ledger.book`.
 
     A client that drops out, is late, or sends something that is not an update is rejected with a
     reason. When no update is left, the round is skipped: nothing changes. Raises `NoDeltaError`
@@ -300,7 +304,7 @@ def one_round(
     """
     began, pipe = time.perf_counter(), warmed(pipe, before.number + 1)
     context = _context(pipe, model, data, before)
-    if not _affordable(pipe, context, first, ledger):
+    if not _affordable(pipe, context, first, book):
         return None
     books, params, skipped = Books(context.plan.rejected), context.params, ""
     landed = pipe.schedule.land(_outgoing(pipe, context), context)
@@ -359,26 +363,27 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     return context
 
 
-def _affordable(pipe: Pipeline, context: RoundContext, first: bool, ledger: Ledger | None) -> bool:
+def _affordable(pipe: Pipeline, context: RoundContext, first: bool, book: Book | None) -> bool:
     """Book what the round spends; False where the budget does not allow it."""
     spent = [each for part in pipe.parts for each in getattr(part, "spends", _nothing)(context)]
     if not spent and pipe.spending is None:
         return True
 
     def fits(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-        return pipe.spending is None or affordable(pipe.spending, before, after, first)
+        if pipe.spending is None:
+            return True
+        context.metrics["epsilon"] = proven(after, pipe.spending.delta)
+        return affordable(pipe.spending, before, context.metrics["epsilon"], first)
 
-    before, seed = context.state.get("ledger", {}), context.settings.teaching_seed
-    after: dict[str, Any] | None = booked(before, spent, len(context.data), seed)
-    if ledger is not None:
-        after = ledger.book(People.of(context.data), spent, fits)
-    elif not fits(before, cast(dict[str, Any], after)):
-        after = None
+    if book is None:
+        before, seed = context.state.get("ledger", {}), context.settings.teaching_seed
+        alone = booked(before, spent, len(context.data), seed)
+        after = alone if fits(before, alone) else None
+    else:
+        after = book(spent, fits)
     if after is None:
         return False
     context.state["ledger"] = after
-    if pipe.spending:
-        context.metrics["epsilon"] = proven(after, pipe.spending.delta)
     return True
 
 
@@ -570,25 +575,40 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
     return {**start.state, "run": own}
 
 
-def _check_ledger(pipe: Pipeline, ledger: Ledger | None) -> None:
-    """Raise `ParameterError` for a ledger beside a run that it cannot book."""
+def _booking(
+    pipe: Pipeline, data: Source, ledger: Ledger | None, start: Round | None
+) -> Book | None:
+    """How releases about these people are booked; None without a ledger.
+
+    Raises `ParameterError` for a run that it cannot book, and for a start that it does not hold.
+    """
+    if ledger is None:
+        return None
     require(
-        ledger is None or spends(pipe.parts),
+        spends(pipe.parts),
         "ledger",
-        str(getattr(ledger, "path", "")),
+        str(ledger.path),
         "nothing in this run adds noise, so what it releases cannot be booked; leave it out, and "
         "publish nothing of the run",
     )
     require(
-        ledger is None or pipe.settings.teaching_seed < 0,
+        pipe.settings.teaching_seed < 0,
         "teaching_seed",
         pipe.settings.teaching_seed,
         "noise that can be drawn again proves nothing, so a ledger does not book it; leave one out",
     )
+    people = People.of(data)
+    require(
+        not (start and pipe.spending) or ledger.covers(people, start.state["ledger"]),
+        "ledger",
+        str(ledger.path),
+        "it lacks releases of the Round to start from; give the ledger of that run, as it was",
+    )
+    return partial(ledger.book, people)
 
 
-def _check_booked(start: Round, pipe: Pipeline, data: Source, ledger: Ledger | None) -> None:
-    """Raise `ParameterError` for a start whose privacy is not known, or not booked."""
+def _check_known(start: Round, pipe: Pipeline) -> None:
+    """Raise `ParameterError` where it is not known what a private run's start tells of people."""
     if not pipe.spending:
         return
     require(
@@ -604,12 +624,6 @@ def _check_booked(start: Round, pipe: Pipeline, data: Source, ledger: Ledger | N
         "start",
         "a Round with noise that hides single examples",
         "that bounds nothing of a whole client; begin from parameters that it had no part in",
-    )
-    require(
-        ledger is None or ledger.covers(People.of(data), start.state["ledger"]),
-        "ledger",
-        str(getattr(ledger, "path", "")),
-        "it lacks releases of the Round to start from; give the ledger of that run, as it was",
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedlab.core import (
     Drawn,
     Key,
+    ParameterError,
     Part,
     Plan,
     RoundContext,
@@ -28,7 +29,7 @@ from fedlab.core import (
     require,
     stream,
 )
-from fedlab.data import Source, user_owner
+from fedlab.data import Source, federation_of
 from fedlab.privacy import NoiseSource
 
 WORLD = "clients' world"
@@ -289,14 +290,13 @@ def _slowness(count: int, spread: float, seed: int) -> Tensor:
 
 def users_of(data: Source, clients: Tensor) -> Tensor:
     """The users that these clients hold."""
-    owner = user_owner(data)
-    require(
-        owner is not None,
-        "members",
-        type(data).__name__,
-        "private user rows need to know who owns them; use a Federation, or warm=False",
-    )
-    return torch.isin(owner, clients).nonzero()[:, 0]  # type: ignore[arg-type]
+    whole = federation_of(data)
+    if whole is None:
+        raise ParameterError(
+            f"members={type(data).__name__!r}: private user rows need to know who owns them; use a "
+            "Federation, or warm=False"
+        )
+    return torch.isin(whole.owner, clients).nonzero()[:, 0]
 
 
 def sample(

@@ -19,7 +19,18 @@ import torch
 from torch import Tensor
 
 from fedlab.communication.codecs import Codec, LowRank, Quantised, RandomK, TopK
-from fedlab.core import RoundContext, Rows, Stage, Tree, Update, knob, register, require, stream
+from fedlab.core import (
+    RoundContext,
+    Rows,
+    Stage,
+    Tree,
+    Update,
+    in_memory,
+    knob,
+    register,
+    require,
+    stream,
+)
 
 GROUP = "communication"
 # client -> (row ids, growing; by name, what was left of each row)
@@ -106,8 +117,7 @@ def _at_one_place(deltas: Mapping[str, Rows]) -> list[list[str]]:
     """The names, those together that were sent at the same rows, such as a vector and its bias."""
     found = dict[tuple[Any, ...], list[str]]()
     for name, rows in deltas.items():
-        where = [(part.data_ptr(), part.stride(), len(part)) for part in (rows.ids, rows.client)]
-        found.setdefault(tuple(where), []).append(name)
+        found.setdefault((in_memory(rows.ids), in_memory(rows.client)), []).append(name)
     return list(found.values())
 
 

@@ -37,7 +37,7 @@ from fedlab.core.knobs import ParameterError, require
 from fedlab.core.parts import Sent
 from fedlab.core.rounds import Round
 from fedlab.core.settings import Settings
-from fedlab.core.tree import Rows, SparseTable, Update
+from fedlab.core.tree import Rows, SparseTable, Update, in_memory
 
 T = TypeVar("T")
 EDITION = 1  # of what the files of a checkpoint hold
@@ -235,7 +235,7 @@ class _Writing:
         if not isinstance(value, Tensor):
             return self.put(value, f"params[{name!r}]")
         _check_plain(value, f"params[{name!r}]")
-        if (found := self.seen.get(_place(value))) is not None:
+        if (found := self.seen.get(in_memory(value))) is not None:
             return found
         flat = value.detach().cpu().contiguous()
         alone = flat.untyped_storage().nbytes() == flat.numel() * flat.element_size()
@@ -280,7 +280,7 @@ class _Writing:
 
     def _packed(self, value: Tensor, where: str) -> Any:
         _check_plain(value, where)
-        if (found := self.seen.get(_place(value))) is not None:
+        if (found := self.seen.get(in_memory(value))) is not None:
             return found
         kind = str(value.dtype).removeprefix("torch.")
         start = self.ends.get(kind, 0)
@@ -295,7 +295,7 @@ class _Writing:
             found["strides"] = strides
         if value.device.type != "cpu":
             found["device"] = value.device.type
-        self.seen[_place(value)] = found
+        self.seen[in_memory(value)] = found
         return found
 
 
@@ -303,11 +303,6 @@ def _check_plain(value: Tensor, where: str) -> None:
     fine = type(value) is Tensor and value.layout is torch.strided and not value.is_quantized
     said = f"{type(value).__name__} ({value.layout})"
     require(fine, where, said, "only plain, dense tensors can be stored")
-
-
-def _place(value: Tensor) -> Any:
-    """What two tensors share that are the same numbers in the same memory."""
-    return value.data_ptr(), value.dtype, value.shape, value.stride(), value.device
 
 
 def _strides(value: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ T of them changed, P different first rows.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,6 +142,11 @@ class Update:
             if self.members is None
             else tuple(m for m, kept in zip(self.members, chosen.tolist(), strict=True) if kept),
         )
+
+
+def in_memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors share that are the same numbers in the same memory."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
 def add_rows(out: Tensor, ids: Tensor, values: Tensor) -> Tensor:

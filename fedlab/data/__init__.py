@@ -6,10 +6,10 @@ from fedlab.data.federation import (
     Federation,
     Source,
     clicks,
+    federation_of,
     fingerprint,
     own_rows,
     unseen,
-    user_owner,
 )
 from fedlab.data.interactions import (
     DATA,
@@ -69,6 +69,7 @@ __all__ = [
     "clicks",
     "equal",
     "favourite_genre",
+    "federation_of",
     "fingerprint",
     "from_latest",
     "from_wheel",
@@ -85,5 +86,4 @@ __all__ = [
     "strictly_later",
     "synthesise",
     "unseen",
-    "user_owner",
 ]

@@ -249,18 +249,18 @@ def unseen(run: Tensor, items: Tensor, item_count: int, rows: Tensor, luck: Tens
     return rank + place - starts.index_select(0, who)
 
 
-def user_owner(data: Source) -> Tensor | None:
-    """(U,) the client that holds each user; None for a source without a federation behind it.
+def federation_of(data: Source) -> Federation | None:
+    """The federation that a source is, or is made of; None where there is none.
 
-    >>> from fedlab.data import Federation, load, one_per_user, user_owner
-    >>> ratings = load()
-    >>> user_owner(Federation(ratings, one_per_user(ratings)))[:3]
-    tensor([0, 1, 2])
+    >>> from fedlab.data import Federation, ItemQueries, federation_of, load, one_per_user
+    >>> data = Federation(load(), one_per_user(load()))
+    >>> federation_of(ItemQueries(data, 16, 64)) is data
+    True
     """
     inner: object = data
     while not isinstance(inner, Federation) and hasattr(inner, "data"):
         inner = inner.data
-    return inner.owner if isinstance(inner, Federation) else None
+    return inner if isinstance(inner, Federation) else None
 
 
 def fingerprint(data: Source) -> str:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlab.core import ParameterError, Stage, knob, require, strict
-from fedlab.data import Federation, Source, user_owner
+from fedlab.data import Source, federation_of
 from fedlab.privacy.accounting import Release, epsilon, replaced
 from fedlab.privacy.noise_source import teaching_seed
 
@@ -175,14 +175,12 @@ def proven_for_examples(ledger: Mapping[str, Any], delta: float) -> dict[int, fl
     }
 
 
-def affordable(
-    spending: Spending, ledger: Mapping[str, Any], after: Mapping[str, Any], first: bool
-) -> bool:
+def affordable(spending: Spending, ledger: Mapping[str, Any], behind: float, first: bool) -> bool:
     """Whether the next round fits the budget; `ParameterError` where not even the first does.
 
-    after: the ledger behind that round. first: no round of this run has been taken.
+    ledger: before that round. behind: the epsilon after it. first: no round of this run has been
+    taken.
     """
-    behind = proven(after, spending.delta)
     if not spending.budget or behind <= spending.budget:
         return True
     if first:
@@ -213,13 +211,10 @@ class People:
         >>> People.of(Federation(ratings, one_per_user(ratings))).names[:3]
         ('1', '2', '3')
         """
-        inner: Any = data
-        while not isinstance(inner, Federation) and hasattr(inner, "data"):
-            inner = inner.data
-        owner = user_owner(data)
-        if owner is None:
+        whole = federation_of(data)
+        if whole is None:
             return cls(tuple(map(str, range(len(data)))), torch.arange(len(data)))
-        return cls(inner.train.catalogue.user_ids, owner)
+        return cls(whole.train.catalogue.user_ids, whole.owner)
 
     @cached_property
     def marks(self) -> NDArray[np.uint64]:
