@@ -79,8 +79,9 @@ NO_TRACE = {
 # (knob, the part beside it) -> why the knob rightly changes nothing there
 EXPLAINED = {
     ("trim", "item counts"): "holders of an item all send 1, whoever is cut off",
-    ("adapter_scale", "gate"): "a bound of 0.1 refuses every adapter, whatever its scale",
 }
+# values that are tried first: here updates are .16 to .33 long, so this bound refuses some of them
+TURNED = {"longest": 0.25}
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,12 @@ def outcome(settings: Settings, start: Round | None = None) -> tuple[Outcome, li
 
 @lru_cache(maxsize=20_000)
 def known(settings: Settings) -> Outcome:
-    """The same as `outcome`, remembered."""
-    return outcome(settings)[0]
+    """The same as `outcome`, remembered; where nobody's update was ever taken, it is refused."""
+    found, rounds = outcome(settings)
+    reasons = {why for done in rounds for why in done.rejected.values()}
+    if reasons and not any(len(done.cohort) for done in rounds):
+        return Outcome(refused=f"no update was taken; {', '.join(sorted(reasons))}")
+    return found
 
 
 def result(asked: dict[str, Any]) -> Outcome:
@@ -307,10 +312,9 @@ def offered() -> Iterator[list[Variant]]:
             continue
         for name in knobs(REGISTRY[kind][title]):
             about = described()[name]
-            ways = [
-                Variant(kind, title, ((name, value),))
-                for value in moved(about.knob, about.kind, about.default)
-            ]
+            values = moved(about.knob, about.kind, about.default)
+            first = [TURNED[name]] if name in TURNED else []
+            ways = [Variant(kind, title, ((name, value),)) for value in [*first, *values]]
             yield from ([way] for way in ways) if about.knob.options else [ways]
 
 
