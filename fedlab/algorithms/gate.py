@@ -322,7 +322,8 @@ def _wrong_numbers(sent: Sent, length: Tensor, gate: Gate, context: RoundContext
     """Yield whose weight, loss or length cannot be."""
     update, most = sent.update, gate.most(context)
     fits = (update.weights > 0) & (update.weights <= most)
-    yield (~fits).nonzero(), f"its weight is not above 0 and at most {most:g}"
+    told = f"heaviest={most:g}" if most == gate.heaviest else f"{most:g}"
+    yield (~fits).nonzero(), f"its weight is not above 0 and at most {told}"
     doubt = norms(sent.own, len(update.cohort)) + update.losses.cpu()
     squares = (length + doubt).float().square()  # what cannot be squared cannot be added up, either
     yield (

@@ -590,7 +590,7 @@ def test_the_heaviest_client_is_a_setting_as_well(model, clicks):
     done = next(federate(model, clicks, FEW.replace(heaviest=100.0)))
     counts = clicks.counts[next(federate(model, clicks, FEW)).cohort]
     assert len(done.rejected) == int((counts > 100).sum()) > 0
-    assert set(done.rejected.values()) == {"its weight is not above 0 and at most 100"}
+    assert set(done.rejected.values()) == {"its weight is not above 0 and at most heaviest=100"}
 
 
 def test_where_everything_stays_with_its_client_nobody_has_to_send(stars):
