@@ -72,6 +72,7 @@ NO_TRACE = {
     "memory_mb": "how many clients are in memory together",
     "micro_batch": "how many of a batch are worked out at a time",
     "engine": "how steps are compiled",
+    "workers": "among how many threads clients are shared",
     "precision": "of matrix products, if a model has any",
     "budget": "ends a run, and begins none",
     "reader": "another language model takes minutes to read; tests/workbench tries one",
@@ -79,9 +80,12 @@ NO_TRACE = {
 # (knob, the part beside it) -> why the knob rightly changes nothing there
 EXPLAINED = {
     ("trim", "item counts"): "holders of an item all send 1, whoever is cut off",
+    ("attack", "gate"): "what is longer than its bound is refused, whatever made it so",
+    ("longest", "local noise"): "noise of the clients' own is longer than any bound",
 }
-# values that are tried first: here updates are .16 to .33 long, so this bound refuses some of them
-TURNED = {"longest": 0.25}
+# values of a bound: here updates are .16 to .33 long, so the first refuses some of them; beside
+# what makes updates shorter the next ones do
+TURNED = {"longest": (0.25, 0.1, 0.01)}
 
 
 @dataclass(frozen=True)
@@ -313,8 +317,8 @@ def offered() -> Iterator[list[Variant]]:
         for name in knobs(REGISTRY[kind][title]):
             about = described()[name]
             values = moved(about.knob, about.kind, about.default)
-            first = [TURNED[name]] if name in TURNED else []
-            ways = [Variant(kind, title, ((name, value),)) for value in [*first, *values]]
+            values = [*TURNED.get(name, ()), *values]
+            ways = [Variant(kind, title, ((name, value),)) for value in values]
             yield from ([way] for way in ways) if about.knob.options else [ways]
 
 
@@ -379,7 +383,7 @@ def checked(both: tuple[Variant, Variant], schedule: dict[str, Any]) -> Counts:
         kept = tuple(stage for each in (rest, part) for stage in each.stages if stage != part.part)
         away = {name: value for name, value in home.items() if (name, value) not in part.change}
         without = result(settings_of([rest], away) | uplink(tuple(dict.fromkeys(kept))))
-        if without.mark == first.mark:
+        if without.mark == first.mark and not acts_otherwise(part, rest, asked, first):
             found.silent.append(f"{name}: {part} changes nothing")
     if not resumes(completed(asked)):
         found.unequal.append(name)
@@ -388,6 +392,14 @@ def checked(both: tuple[Variant, Variant], schedule: dict[str, Any]) -> Counts:
         found.knobs += tried
         found.ignored += [f"{name}: {line}" for line in lines]
     return found
+
+
+def acts_otherwise(part: Variant, beside: Variant, asked: dict[str, Any], first: Outcome) -> bool:
+    """Whether a bound that refuses nobody refuses some at another value, or rightly nobody."""
+    bounds = [(name, value) for name, _ in part.change for value in TURNED.get(name, ())]
+    return any((name, beside.part) in EXPLAINED for name, _ in bounds) or any(
+        result(asked | {name: value}).mark != first.mark for name, value in bounds
+    )
 
 
 def resumes(settings: Settings) -> bool:

@@ -268,9 +268,7 @@ def weighing(asker: Aggregation, then: Aggregation | Rule) -> Aggregation:
 def as_rows(delta: Tensor | Rows) -> Rows:
     """A delta in the form that one sender would send: each of its rows once, in growing order."""
     if isinstance(delta, Rows):
-        ids, place = delta.ids.unique(return_inverse=True)
-        values = delta.values.new_zeros(len(ids), *delta.values.shape[1:])
-        return Rows(add_rows(values, place, delta.values), ids, torch.zeros_like(ids))
+        return delta.merged(int(delta.ids.max()) + 1 if len(delta.ids) else 0)
     ids = torch.arange(len(delta), device=delta.device)
     return Rows(delta, ids, torch.zeros_like(ids))
 
@@ -337,6 +335,12 @@ class Sums:
             kept.clear()
             delta.add_to(out, weights)
 
+    def add_total(self, sums: Mapping[str, Tensor | Rows], weights: Tensor) -> None:
+        """Add what has been added up elsewhere, over clients with these weights (C,)."""
+        self.weights += weights.tolist()
+        self.whole |= {name: total for name, total in sums.items() if isinstance(total, Tensor)}
+        self.rows |= {name: [total] for name, total in sums.items() if isinstance(total, Rows)}
+
     def mean(self) -> Delta:
         """The sums divided by the total weight."""
         return self.divided(dict.fromkeys(self.server, torch.tensor([self.total])))
@@ -353,7 +357,11 @@ class Sums:
                 )
             )
 
-        few = {name: Rows.joined(kept) for name, kept in self.rows.items() if kept}
+        few = {
+            name: Rows.joined(kept).merged(len(self.server[name]))
+            for name, kept in self.rows.items()
+            if kept
+        }
         return {
             name: Rows(over(name, rows.values, rows.ids), rows.ids, rows.client)
             for name, rows in few.items()

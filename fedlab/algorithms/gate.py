@@ -23,6 +23,7 @@ from fedlab.core import (
     RoundContext,
     Rows,
     Sent,
+    Summed,
     Tree,
     Update,
     in_memory,
@@ -215,6 +216,26 @@ def admitted(
     books.refuse(dict.fromkeys(silent, "no update of it came"))
 
 
+def admit(summed: Summed, gate: Gate, context: RoundContext, books: Books) -> None:
+    """Note in the books what came through the gate of updates that are added up already.
+
+    What could be wrong with single rows cannot: they are those of this very simulation.
+    """
+    for kind, rows in summed.rows.items():
+        here = [value for value, own in context.asked.values() if own == kind]
+        floats = FLOATS * int(rows.sum()) * sum(value[:1].numel() for value in here)
+        books.down += floats
+        books.up += floats + FLOATS * int(rows.sum())
+    sent, bad = Sent(summed.sent, summed.own), dict[int, str]()
+    for places, why in _wrong_numbers(sent, summed.lengths, gate, context):
+        for place in dict.fromkeys(places.flatten().tolist()):
+            bad.setdefault(place, why)
+    fine = torch.tensor([place not in bad for place in range(len(summed.lengths))])
+    books.refuse({int(summed.sent.cohort[place]): why for place, why in bad.items()})
+    kept = sent.only(fine) if bad else sent
+    books.keep(kept, summed.lengths[fine])
+
+
 def _plain(tensor: Any) -> TypeGuard[Tensor]:
     """Whether this is a dense tensor of one dimension or more, which holds its numbers itself."""
     return (
@@ -278,8 +299,7 @@ def _misfit(name: str, rows: Any, clients: int) -> str:
         return f"its {name!r} holds {values.dtype} at {ids.dtype}; send float32 at int64"
     if not len(values) == len(ids) == len(client) or (ids.dim(), client.dim()) != (1, 1):
         return f"its {name!r} has {len(values)} rows and {len(ids)} row numbers"
-    inside = client.dtype == torch.int64 and bool(((client >= 0) & (client < clients)).all())
-    grown = inside and bool((client[1:] >= client[:-1]).all())
+    grown = client.dtype == torch.int64 and rows.senders(clients) >= 0
     return "" if grown else f"its {name!r} has rows of no sender, or not sender by sender"
 
 
@@ -341,14 +361,18 @@ def _wrong_rows(sent: Sent, context: RoundContext) -> Faults:
     for name in context.asked:
         if name not in update.deltas:
             yield everybody, f"{name!r} is missing"
-    silent = torch.full((len(everybody),), bool(context.asked))  # where all stays, nothing is sent
+    # where all stays, nothing is sent
+    silent = torch.full((len(everybody),), bool(context.asked))
     for name, rows in update.deltas.items():
         if name not in context.asked:
             yield rows.client, f"nobody asked for {name!r}"
             continue
         yield from _unlike(name, rows, context.asked[name][0], looked)
         if silent.any():
-            silent &= torch.bincount(rows.client, minlength=len(everybody)).cpu() == 0
+            if rows.senders(len(everybody)) == len(everybody):
+                silent[:] = False
+            else:
+                silent &= torch.bincount(rows.client, minlength=len(everybody)).cpu() == 0
     yield silent.nonzero(), "it sends no rows"
     for name, rows in sent.own.items():
         yield from _unlike(name, rows, context.params[name], looked)
@@ -369,9 +393,11 @@ def _unlike(name: str, rows: Rows, server: Tensor, looked: set[Any]) -> Faults:
             f"{tuple(server.shape[1:])}",
         )
     same = in_memory(rows.ids), height
-    if same in looked or not len(rows.ids):
+    if same in looked:
         return
     looked.add(same)
+    if rows.growing(height):
+        return
     outside = (rows.ids < 0) | (rows.ids >= height)
     if outside.any():
         yield (

@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import torch
 
-from fedlab.aggregation import NoDeltaError, ServerStep, WeightedMean, as_aggregation
-from fedlab.algorithms.gate import Books, Gate, admitted
+from fedlab.aggregation import NoDeltaError, ServerStep, Sums, WeightedMean, as_aggregation
+from fedlab.algorithms.gate import Books, Gate, admit, admitted
 from fedlab.algorithms.participation import Participation, Synchronous
 from fedlab.core import (
     Aggregation,
@@ -42,6 +42,7 @@ from fedlab.core import (
     described,
     knob,
     knobs,
+    made_with,
     one_thread,
     register,
     require,
@@ -307,10 +308,8 @@ def one_round(
     if not _affordable(pipe, context, first, book):
         return None
     books, params, skipped = Books(context.plan.rejected), context.params, ""
-    landed = pipe.schedule.land(_outgoing(pipe, context), context)
-    came = admitted(landed, pipe.gate, context, books)
     try:
-        delta = _one_delta(pipe, context, (_received(pipe, update, context) for update in came))
+        delta = _summed_delta(pipe, context, books) or _one_delta(pipe, context, books)
     except NoDeltaError as reason:
         if any(len(sent.update.cohort) for sent in books.kept) and not books.rejected:
             raise
@@ -331,6 +330,7 @@ def one_round(
         params,
         **columns,
         skipped=skipped,
+        engine=context.notes.get("engine", ""),
         metrics=context.metrics,
         clock=context.plan.clock,
         state=context.state,
@@ -441,11 +441,43 @@ def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
     return found
 
 
-def _one_delta(pipe: Pipeline, context: RoundContext, updates: Iterator[Update]) -> Delta:
+def _summed_delta(pipe: Pipeline, context: RoundContext, books: Books) -> Delta | None:
+    """The weighted mean of updates that nobody has to see singly; None where somebody has.
+
+    It is what `_one_delta` gives, and takes a third of the time.
+    """
+    plain = type(pipe.aggregate) is WeightedMean and type(pipe.schedule) is Synchronous
+    cohort = context.plan.start
+    if (
+        pipe.uplink
+        or not plain
+        or not len(cohort)
+        or not made_with(pipe.local, "train", "train_summed")
+    ):
+        return None
+    counts = context.data.counts[cohort].float()
+    weights = torch.ones_like(counts) if pipe.equal else counts
+    weights = weights * (counts <= pipe.gate.most(context))
+    found = pipe.local.train_summed(context, cohort, weights, pipe.gate.bound(context)[0])
+    if found is None:
+        return None
+    admit(found, pipe.gate, context, books)
+    kept = books.kept[0].update.weights
+    sums = Sums(context.server)
+    sums.add_total(found.sums, torch.ones_like(kept) if pipe.equal else kept)
+    delta = sums.mean()
+    _check_delta(delta, context.server, pipe.aggregate.name)
+    return delta
+
+
+def _one_delta(pipe: Pipeline, context: RoundContext, books: Books) -> Delta:
     """The delta of the aggregation, or of stages that work on the sum over the cohort.
 
     Such a sum is divided by the expected number of clients.
     """
+    landed = pipe.schedule.land(_outgoing(pipe, context), context)
+    came = admitted(landed, pipe.gate, context, books)
+    updates = (_received(pipe, update, context) for update in came)
     server, sums, aggregate = context.server, pipe.stages("sum"), pipe.aggregate
     who: Part = sums[-1] if sums else aggregate
     if not sums:

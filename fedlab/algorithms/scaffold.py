@@ -32,7 +32,7 @@ from fedlab.core import (
     stored,
     whole,
 )
-from fedlab.engine import SGD, updates
+from fedlab.engine import SGD, how, updates
 
 CONTROL = "control of "
 
@@ -132,6 +132,7 @@ class Scaffold(SGD):
         shared = {name: context.params[name] for name, _ in super().asks(context).items()}
         memory = context.memory(self)
         control = memory.setdefault("control", Control.of(shared))
+        context.notes["engine"] = how(context.model, context.data, context.params, self)
         sent = updates(
             context.model,
             context.data,

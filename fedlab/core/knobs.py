@@ -250,3 +250,12 @@ def _check_knob(
             f"{', '.join(other.readers)} describes this knob otherwise; choose another name, or "
             "the same description",
         )
+
+
+def made_with(thing: object, name: str, other: str) -> bool:
+    """Whether the class that gives a thing its method `name` gives it `other`, too.
+
+    Whoever writes one of the two anew has said nothing about the other.
+    """
+    owners = [kind for kind in type(thing).__mro__ if {name, other} & vars(kind).keys()]
+    return bool(owners) and {name, other} <= vars(owners[0]).keys()

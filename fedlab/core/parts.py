@@ -98,6 +98,16 @@ class Local(Part):
         """
         raise NotImplementedError
 
+    def train_summed(
+        self, context: "RoundContext", cohort: Tensor, weights: Tensor, longest: float
+    ) -> "Summed | None":
+        """What `train` yields, added up where it is made; None where this cannot be done.
+
+        It is asked where nothing but the sum is needed. weights (C,): of each client in the sum, 0
+        for who is left out; longest: the length from which a client is left out, too.
+        """
+        return None
+
     def work(self, context: "RoundContext", cohort: Tensor) -> Tensor:
         """(C,) examples that each client goes through in a round."""
         counts: Tensor = context.data.counts[cohort]
@@ -316,6 +326,22 @@ class Sent:
         """Some of its clients: chosen (C,)."""
         mine = chosen.to(self.update.weights.device)
         return Sent(self.update.only(chosen), {n: rows.only(mine) for n, rows in self.own.items()})
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What a cohort has sent, added up where it was made, so that nobody else sees single updates.
+
+    sent: of everybody, without deltas. lengths (C,): L2 norms, float64. rows: for each kind, how
+    many rows each client sends. sums: weighted sums by name, over everybody with a finite loss, a
+    length within the bound and a weight above 0. own: everybody's private rows.
+    """
+
+    sent: Update
+    lengths: Tensor
+    rows: Mapping[str, Tensor]
+    sums: dict[str, Tensor | Rows]
+    own: dict[str, Rows]
 
 
 @dataclass

@@ -26,6 +26,7 @@ class Round:
     bytes_down, bytes_up: of all clients that sent. seconds: training, without evaluation. rejected:
     client -> why it does not count. skipped: why the model did not change, or ''. clock: simulated
     seconds since the start. state: what the server keeps beside the parameters, to go on from.
+    engine: how local steps ran, and why where not as asked.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Round:
     skipped: str = ""
     clock: float = 0.0
     state: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ""
 
     @property
     def loss(self) -> float:

@@ -13,15 +13,22 @@ Letters: C clients in a cohort, c in a chunk of it, R rows touched or asked for,
 T of them changed, P different first rows.
 """
 
+import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fedlab.core.knobs import require
+
+# MKL is asked before its first product: else, on AMD, bits change with where a matrix lies in
+# memory, and so with who else is in a cohort; this costs no time
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 Tree = dict[str, Tensor]
 CACHED = 1 << 16  # floats scaled at a time before they are added: what stays in a core's cache
@@ -67,6 +74,10 @@ class Rows:
         This happens in place, row by row in their order, so that chunks of a cohort add up to the
         same bits however they are cut.
         """
+        if loops := _loops(out, self.values, weights):
+            flat = out.view(len(out), -1), self.values.view(len(self.ids), -1)
+            _run(loops.add_weighted, flat[0], self.ids, self.client, weights, flat[1])
+            return out
         factor = weights[self.client].view((-1,) + (1,) * (self.values.dim() - 1))
         size = max(1, self.values.numel())
         each = max(1, CACHED * len(self.ids) // size) if out.is_cpu else size
@@ -74,6 +85,35 @@ class Rows:
         for values, share, ids in parts:
             add_rows(out, ids, values * share)
         return out
+
+    def merged(self, height: int) -> "Rows":
+        """The sums of the rows of each number, added in their order; numbers grow, to `height`."""
+        if loops := _loops(self.values):
+            flat = self.values.view(len(self.ids), -1).numpy()
+            ids, values = loops.merged(self.ids.numpy(), flat, height)
+            found = torch.from_numpy(ids), torch.from_numpy(values).view(-1, *self.values.shape[1:])
+        else:
+            ids, place = self.ids.unique(return_inverse=True)
+            none = self.values.new_zeros(len(ids), *self.values.shape[1:])
+            found = ids, add_rows(none, place, self.values)
+        return Rows(found[1], found[0], torch.zeros_like(found[0]))
+
+    def senders(self, clients: int) -> int:
+        """How many of `clients` have rows here; -1 where these do not lie client after client."""
+        if loops := self.client.is_cpu and compiled_loops():
+            return int(loops.senders(self.client.numpy(), clients))
+        step = self.client.diff()
+        if len(step) and bool((step < 0).any()):
+            return -1
+        ends = self.client[[0, -1]].tolist() if len(self.client) else [0, 0]
+        return len(self.client.unique()) if ends[0] >= 0 and ends[1] < clients else -1
+
+    def growing(self, height: int) -> bool:
+        """Whether the row numbers of each client grow and are those of a table of this height."""
+        if loops := self.ids.is_cpu and compiled_loops():
+            return bool(loops.growing(self.ids.numpy(), self.client.numpy(), height))
+        inside = bool(((self.ids >= 0) & (self.ids < height)).all())
+        return inside and bool(((self.client.diff() != 0) | (self.ids.diff() > 0)).all())
 
     def lengths(self) -> Tensor:
         """(R,) L2 norm of each row."""
@@ -84,9 +124,14 @@ class Rows:
     def square_norms(self, clients: int) -> Tensor:
         """(C,) sum of squares of each client's rows, float64.
 
-        At most 64 numbers are added up in float32, which is right to 2e-7 and takes a third of the
-        time; over a row of a million equal numbers it would be off by a thousandth.
+        Without compiled loops at most 64 numbers are added up in float32, which is right to 2e-7
+        and takes a third of the time; over a row of a million equal numbers it would be off by a
+        thousandth.
         """
+        if loops := _loops(self.values):
+            found = torch.zeros(clients, dtype=torch.float64)
+            _run(loops.add_squares, found, self.client, self.values.view(len(self.ids), -1))
+            return found
         flat = self.values.float().view(len(self.ids), self.values.shape[1:].numel())
         cut = flat.shape[1] // 64 * 64
         squares = torch.linalg.vector_norm(flat[:, cut:], dim=1).double().square_()
@@ -149,12 +194,37 @@ def in_memory(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
+@cache
+def compiled_loops() -> Any:
+    """The module of compiled loops; None where numba is not installed."""
+    try:
+        return importlib.import_module("fedlab.core.compiled")
+    except ImportError:
+        return None
+
+
+def _loops(*tensors: Tensor) -> Any:
+    """The compiled loops, where these tensors are what they take: float32 side by side on a CPU."""
+    fit = all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    return compiled_loops() if fit and all(map(len, tensors)) else None
+
+
+def _run(loop: Callable[..., bool], *tensors: Tensor) -> None:
+    """Run a compiled loop; raises `IndexError` for a row or client that does not exist."""
+    if not loop(*(tensor.detach().numpy() for tensor in tensors)):
+        raise IndexError("index out of range: a row or a client does not exist")
+
+
 def add_rows(out: Tensor, ids: Tensor, values: Tensor) -> Tensor:
     """Add `values` (R, ...) to the rows `ids` (R,) of `out`, in place and in their order.
 
     On a GPU, index_add_ would add rows of the same number in whatever order threads come to them;
     index_put_ sorts them first, so that a run gives the same bits again.
     """
+    if loops := _loops(out, values):
+        flat = out.view(len(out), -1), values.view(len(ids), -1)
+        _run(loops.add_rows, flat[0], ids, flat[1])
+        return out
     if out.is_cpu:
         return out.index_add_(0, ids, values)
     return out.index_put_((ids,), values, accumulate=True)

@@ -4,11 +4,14 @@ from fedlab.data.downloads import cache_folder, from_wheel
 from fedlab.data.episodes import Curves, Episodes
 from fedlab.data.federation import (
     Federation,
+    Layout,
     Source,
     clicks,
     federation_of,
     fingerprint,
+    layout_of,
     own_rows,
+    seen_all,
     unseen,
 )
 from fedlab.data.interactions import (
@@ -58,6 +61,7 @@ __all__ = [
     "Federation",
     "ItemQueries",
     "LatestSmall",
+    "Layout",
     "OnePerUser",
     "Ratings",
     "Source",
@@ -73,6 +77,7 @@ __all__ = [
     "fingerprint",
     "from_latest",
     "from_wheel",
+    "layout_of",
     "leave_one_out",
     "load",
     "of_users",
@@ -81,6 +86,7 @@ __all__ = [
     "rated_often",
     "read",
     "recent",
+    "seen_all",
     "split_by_time",
     "standardise",
     "strictly_later",

@@ -10,6 +10,7 @@ Sources: Hsu, Qi, Brown 2019, "Measuring the effects of non-identical data distr
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Key, ParameterError, Tree, below, require
+from fedlab.core import Key, ParameterError, Tree, below, made_with, require
 from fedlab.data.interactions import Ratings
 from fedlab.data.readers import DataError
 
@@ -39,6 +40,37 @@ class Source(Protocol):
     def counts(self) -> Tensor: ...  # noqa: D102
     def __len__(self) -> int: ...
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A source's own rows, client after client, for compiled code that draws as `draw` does.
+
+    starts, counts (N,): where the rows of each client begin, and how many it has. columns: (m, ...)
+    by name. order (m,): the number of each of these rows in the columns; None where they lie in
+    this order. items: I, where unseen items are drawn beside clicks, else 0; then the rows lie by
+    user and item, too, and without a column 'user' client and user are one.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    order: np.ndarray | None = None
+    items: int = 0
+
+    @cached_property
+    def busiest(self) -> tuple[int, int]:
+        """(user, number of its rows), of a user who has most."""
+        if "user" not in self.columns:
+            return int(self.counts.argmax()), int(self.counts.max())
+        each = np.bincount(self.columns["user"])
+        return int(each.argmax()), int(each.max())
+
+    @cached_property
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        """The least and the greatest number in each column of whole numbers."""
+        whole = {n: c for n, c in self.columns.items() if np.issubdtype(c.dtype, np.integer)}
+        return {name: (int(column.min()), int(column.max())) for name, column in whole.items()}
 
 
 @dataclass(frozen=True)
@@ -90,6 +122,19 @@ class Federation:
         return order, self.counts.cumsum(0) - self.counts
 
     @cached_property
+    def layout(self) -> Layout:
+        """The train ratings by (client, user, item)."""
+        order, starts = self._by_client
+        where = starts.numpy(), self.counts.numpy()
+        columns = {
+            "user": self.train.users[order].int().numpy(),
+            "item": self.train.items[order].int().numpy(),
+        }
+        if self.task == "clicks":
+            return Layout(*where, columns, items=self.train.item_count)
+        return Layout(*where, columns | {"target": self.train.values[order].numpy()})
+
+    @cached_property
     def _by_pair(self) -> tuple[Tensor, Tensor]:
         """Numbers of the (user, item) pairs, growing, and the row of each."""
         pairs, rows = self.train.pairs().sort()
@@ -117,6 +162,11 @@ class Federation:
             columns = {"user": users, "item": items, "target": self.train.values[rows]}
             return shuffled(columns, cohort, self.counts[cohort], epochs, key)
         return clicks(cohort, client, users, items, self.train.item_count, epochs, negatives, key)
+
+
+def layout_of(data: Source) -> Layout | None:
+    """The layout of a source, unless it draws otherwise than the class that has the layout."""
+    return getattr(data, "layout", None) if made_with(data, "draw", "layout") else None
 
 
 def own_rows(cohort: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,10 +246,7 @@ def clicks(
     user_run = _user_runs(client, users)
     full = (torch.bincount(user_run)[user_run] >= item_count).nonzero()
     if negatives and len(full):
-        raise ParameterError(
-            f"negatives={negatives}: user {int(users[full[0]])} has seen all {item_count} items; "
-            "set negatives=0"
-        )
+        raise seen_all(negatives, int(users[full[0]]), item_count)
     own = torch.arange(len(users)) if train is None else train.nonzero()[:, 0]
     counts = torch.bincount(client.index_select(0, own), minlength=len(cohort))
     run, row = repeated(counts, epochs)
@@ -225,6 +272,13 @@ def clicks(
     return told(run, epochs) | {
         name: column.reshape(-1).index_select(0, order) for name, column in columns.items()
     }
+
+
+def seen_all(negatives: int, user: int, item_count: int) -> ParameterError:
+    """The error for a user who leaves no item to draw."""
+    return ParameterError(
+        f"negatives={negatives}: user {user} has seen all {item_count} items; set negatives=0"
+    )
 
 
 def _user_runs(client: Tensor, users: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Key, Lookup, Tree, require, stream
-from fedlab.data.federation import clicks, own_rows, shuffled
+from fedlab.data.federation import Layout, clicks, own_rows, shuffled
 from fedlab.data.readers import DataError
 
 MANY = (
@@ -117,6 +117,15 @@ class Columns:
         return self.owner.argsort(stable=True), starts, self.counts
 
     @cached_property
+    def layout(self) -> Layout | None:
+        """The rows where they lie, by client; None where they lie on a GPU."""
+        order, starts, counts = (part.numpy() for part in self._by_client)
+        if not all(column.is_cpu for column in self.columns.values()):
+            return None
+        columns = {name: column.numpy() for name, column in self.columns.items()}
+        return Layout(starts, counts, columns, order)
+
+    @cached_property
     def _beside_columns(self) -> tuple[Tensor, ...]:
         """The same, on the device of the columns."""
         return tuple(part.to(self.columns["target"].device) for part in self._by_client)
@@ -193,6 +202,12 @@ class Stored:
     @cached_property
     def _starts(self) -> Tensor:
         return self.counts.cumsum(0) - self.counts
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The clicks as they lie in the folder."""
+        where = self._starts.numpy(), self.counts.numpy()
+        return Layout(*where, {"item": self._items}, items=self.item_count)
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Examples of a round, as `Federation.draw` gives them.

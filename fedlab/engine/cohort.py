@@ -29,6 +29,7 @@ from fedlab.core import (
     ParameterError,
     RoundContext,
     Rows,
+    Summed,
     Tree,
     Update,
     add_rows,
@@ -38,6 +39,7 @@ from fedlab.core import (
     register,
 )
 from fedlab.data import Source
+from fedlab.engine import fused
 from fedlab.engine.backends import check_engine
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import Work, kept, puts_off, run
@@ -243,9 +245,14 @@ def updates(
     """
     if not len(cohort):
         return
-    device, first, train = next(iter(params.values())).device, 0, train or train_cohort
+    device, first = next(iter(params.values())).device, 0
     weights = data.counts[cohort].float()
-    if local.engine != "eager":
+    if train is None and how(model, data, params, local) == "fused":
+        key = Key(seed, f"{purpose}examples", number)
+        yield from fused.updates(model, data, params, cohort, local, key, correction)
+        return
+    train = train or train_cohort
+    if local.engine not in ("eager", "fused"):
         check_engine(local.engine, device)
     keys = tuple(Key(seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
     corrected = correction is not None
@@ -259,6 +266,14 @@ def updates(
         )
         yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
+
+
+def how(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
+    """How local steps run: the engine, where it is eager in place of another with the reason."""
+    if local.engine != "fused":
+        return local.engine
+    why = fused.unfit(model, data, params, local)
+    return f"eager: {why}" if why else "fused"
 
 
 def chunks(
@@ -441,6 +456,7 @@ class SGD(LocalSettings, Local):
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Yield each client's delta, chunk by chunk."""
+        context.notes["engine"] = how(context.model, context.data, context.params, self)
         return updates(
             context.model,
             context.data,
@@ -449,4 +465,16 @@ class SGD(LocalSettings, Local):
             self,
             seed=context.seed,
             number=context.number,
+        )
+
+    def train_summed(
+        self, context: RoundContext, cohort: Tensor, weights: Tensor, longest: float
+    ) -> Summed | None:
+        """The sum of what `train` yields, where the engine is fused."""
+        if how(context.model, context.data, context.params, self) != "fused":
+            return None
+        context.notes["engine"] = "fused"
+        key = Key(context.seed, "examples", context.number)
+        return fused.summed(
+            context.model, context.data, context.params, cohort, self, key, weights, longest
         )

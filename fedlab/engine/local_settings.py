@@ -64,12 +64,22 @@ class LocalSettings:
         group="local step",
     )
     engine: str = knob(
-        "eager",
+        "fused",
         0,
         0,
         "",
-        "how local steps run; compiled needs a C++ compiler, captured needs CUDA",
-        choices=("eager", "compiled", "captured"),
+        "how local steps run; fused takes the models it knows, compiled needs a C++ compiler, "
+        "captured needs CUDA",
+        choices=("fused", "eager", "compiled", "captured"),
+        group="machine and draws",
+    )
+    workers: int = knob(
+        0,
+        0,
+        256,
+        "threads",
+        "among which fused clients are shared, with the same bits; 0 for all cores",
+        usual=(0, 16),
         group="machine and draws",
     )
     precision: str = knob(

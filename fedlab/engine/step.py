@@ -372,7 +372,7 @@ def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
     They are (M, B), those of the predictions before each step.
     """
     eager = build(model, local.optimizer, local.precision, local.micro_batch)
-    if local.engine == "eager":
+    if local.engine in ("eager", "fused"):  # what no compiled client trains
         found = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))
     else:
         from fedlab.engine.backends import other_steps  # noqa: PLC0415 - needs this file

@@ -54,7 +54,8 @@ class Model:
     (predictions, a function from their gradient to the gradient of each parameter at the examples):
     predict's gradient by hand, where that is worth it; None leaves it to autograd. activity: floats
     that `predict` keeps for one example beside its parameters, to plan memory by. module: what the
-    model was made from, for `loaded`.
+    model was made from, for `loaded`. kernel: the compiled client in `fedlab/engine/fused` that
+    trains exactly this `predict`, or ''.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Model:
     pullback: Callable[[Tree, Tree], tuple[Tensor, Pull]] | None = None
     activity: int = 0
     module: nn.Module | None = None
+    kernel: str = ""
 
     def __post_init__(self) -> None:
         """Raise `ParameterError` for a task that is unknown and for what cannot be kept private."""
@@ -186,6 +188,7 @@ def matrix_factorisation(
         {"user": "user", "item": "item", "bias": "item"},
         frozenset({"user"} if private_users else ()),
         pullback=pullback,
+        kernel="factors",
     )
 
 

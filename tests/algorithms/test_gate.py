@@ -212,11 +212,11 @@ def test_a_missing_name_of_one_chunk_costs_that_chunk_alone(model, clicks):
         return without("item")(sent) if len(chunks) == 2 else sent
 
     done = next(
-        federate(model, clicks, Settings(rounds=1, cohort=60, memory_mb=3), local=sending(change))
+        federate(model, clicks, Settings(rounds=1, cohort=200, memory_mb=2), local=sending(change))
     )
     assert len(chunks) > 2
     assert sorted(done.rejected) == sorted(chunks[1].tolist())
-    assert len(done.cohort) == 60 - len(chunks[1])
+    assert len(done.cohort) == 200 - len(chunks[1])
     assert not done.skipped
 
 
@@ -421,18 +421,15 @@ def test_another_users_private_row_stays_as_it_was(model, clicks):
 def test_a_platform_may_move_the_rows_of_all_its_users(model, clicks):
     owner = torch.arange(671) % 5
     platforms = Federation(clicks.train, owner)
-    done = next(federate(model, platforms, Settings(rounds=1, cohort=5)))
+    settings = Settings(rounds=1, cohort=5, memory_mb=1000)  # in one chunk
+    done = next(federate(model, platforms, settings))
     assert not done.rejected
 
     def change(values, ids):  # a user of platform (k + 1) in place of its own first one
         return values, torch.cat([ids[:1] + 1, ids[1:]])
 
     longest = int(done.cohort[VICTIM])
-    done = next(
-        federate(
-            model, platforms, Settings(rounds=1, cohort=5), local=sending(rows(change, "user"))
-        )
-    )
+    done = next(federate(model, platforms, settings, local=sending(rows(change, "user"))))
     assert done.rejected == {longest: "its 'user' has a row of another client's"}
 
 

@@ -515,7 +515,7 @@ def books(done):
 
 
 def test_who_walks_its_updates_twice_or_stops_early_leaves_the_books_whole(model, clicks):
-    settings = Settings(rounds=1, cohort=60, memory_mb=3, drop_out=0.1)
+    settings = Settings(rounds=1, cohort=60, memory_mb=2, drop_out=0.1)
     usual = next(federate(model, clicks, settings))
     again = next(federate(model, clicks, settings, aggregate=twice))
     early = next(federate(model, clicks, settings, aggregate=First()))

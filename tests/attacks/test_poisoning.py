@@ -33,11 +33,11 @@ def scene(server, number=1, seed=0):
 
 @pytest.mark.parametrize("craft", [scaled(-3.0), noisy(0.5), aimed(7, 2.0)])
 def test_the_others_send_what_they_learned(craft, model, clicks):
-    params, cohort = model.init(0), sample(clicks, 40, 1)
+    params, cohort = model.init(0), sample(clicks, 200, 1)
     liars = cohort[torch.tensor([0, 3, 39])]
     shared = {name: params[name] for name in ("item", "bias")}
     poison, chunks, touched = Poison(clients=liars, craft=craft), 0, 0
-    for sent in updates(model, clicks, params, cohort, SGD(memory_mb=3)):  # some without attackers
+    for sent in updates(model, clicks, params, cohort, SGD(memory_mb=2)):  # some without attackers
         was = replace(sent, deltas={name: sent.deltas[name] for name in shared})
         now, bad = poison.each(was, scene(shared)), torch.isin(was.cohort, liars)
         chunks, touched = chunks + 1, touched + int(bad.sum())

@@ -1,0 +1,306 @@
+"""The updates of a cohort by compiled clients: draw, number rows, train, chunk by chunk.
+
+A chunk is as many clients as stay in the cache; what comes of it is an ordinary `Update`. Within it
+clients are shared among threads; as none sees another, no bit depends on how.
+
+Letters: N clients, C in a chunk, n examples, R rows, D dimensions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlab.core import Key, ParameterError, Rows, Summed, Tree, Update, require
+from fedlab.data import Layout, Source, layout_of, seen_all
+from fedlab.engine.fused import draws, factors
+from fedlab.engine.fused.draws import Examples, Held
+from fedlab.engine.fused.pool import cores, in_order
+from fedlab.engine.local_settings import LocalSettings
+from fedlab.engine.step import kept
+from fedlab.models import Model
+
+CHUNK_MB = 4
+NAMES = ("item", "bias", "user")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the clients of a cohort train, and how: the same for all pieces of a round."""
+
+    model: Model
+    data: Source
+    params: Tree
+    local: LocalSettings
+    key: Key
+    correction: Any = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the data's own rows lie."""
+        found = layout_of(self.data)
+        assert found is not None
+        return found
+
+    @property
+    def workers(self) -> int:
+        """How many threads work."""
+        return self.local.workers or cores()
+
+    def examples(self, cohort: Tensor) -> Examples:
+        """The examples of some clients (C,), all of them of rows that the model has."""
+        found = drawn(self.layout, cohort, self.local, self.key)
+        for name in ("user", "item"):
+            column, size = getattr(found, name), len(self.params[name])
+            bad = int(column.min()) if column.min() < 0 else int(column.max())
+            require(
+                0 <= bad < size, name, bad, f"the model has {size} rows of {name}s, counted from 0"
+            )
+        return found
+
+    @cached_property
+    def numbers(self) -> factors.Numbers:
+        """The settings of a step, as compiled code reads them."""
+        local, sgd = self.local, self.local.optimizer == "sgd"
+        keep, k = 1 - local.local_lr * local.weight_decay, kept(local)
+        count = int(self.data.counts.max()) * (1 + local.negatives * (self.layout.items > 0))
+        steps = local.local_epochs * -(-count // (local.batch_size or count))
+        pulled = "user" not in self.model.private
+        lazy = sgd and (k != 1 or self.correction is not None)
+        powers = k ** np.arange(steps + 1 if lazy else 1)
+        return factors.Numbers(
+            epochs=local.local_epochs,
+            batch=local.batch_size,
+            clicks=self.model.task == "clicks",
+            adaptive=not sgd,
+            lazy=lazy,
+            rate=local.local_lr,
+            decay=local.local_lr * local.weight_decay,
+            pull=local.proximal,
+            keep_user=k if pulled else keep,
+            pull_user=local.proximal * (local.local_lr if sgd else 1) * pulled,
+            powers=powers.astype(np.float32),
+            sums=np.concatenate([[0.0], powers.cumsum()[:-1]]).astype(np.float32),
+        )
+
+    def steps(self, examples: Examples) -> Tensor:
+        """(C,) local steps of each client."""
+        count = torch.from_numpy(np.diff(examples.offsets)) // self.local.local_epochs
+        batch = count.clamp(max=self.local.batch_size) if self.local.batch_size else count
+        return ((count + batch - 1) // batch * self.local.local_epochs).float()
+
+
+def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
+    """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`."""
+    weights = job.data.counts[cohort].float()
+
+    def piece(here: slice) -> Update:
+        mine = cohort[here]
+        examples = job.examples(mine)
+        done = trained(job, examples, mine)
+        return Update(done.rows(job.model), weights[here], done.losses, mine, job.steps(examples))
+
+    yield from in_order(piece, list(chunks(job, cohort, CHUNK_MB)), job.workers)
+
+
+def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
+    """Train a cohort (C,) and add up what it sends, in its order; see `Local.train_summed`."""
+    cuts = list(chunks(job, cohort, CHUNK_MB if job.workers > 1 else 8 * CHUNK_MB))
+    private = "user" in job.model.private
+    total = _sums(job, cohort, weights, longest, shared=not private)
+    losses, lengths = (torch.from_numpy(column) for column in (total.losses, total.lengths))
+    users, steps = list[Rows](), list[Tensor]()
+
+    def piece(here: slice) -> tuple[slice, Tensor, Trained]:
+        mine = cohort[here]
+        examples = job.examples(mine)
+        into = _part(total, here) if job.workers == 1 else None
+        return here, job.steps(examples), trained(job, examples, mine, into)
+
+    for here, taken, done in in_order(piece, cuts, job.workers):
+        if job.workers > 1:
+            into = _part(total, here)
+            into.losses[:] = done.losses.numpy()
+            factors.joined(done.items, done.users, done.out, into)
+        who = torch.from_numpy(done.users.client)
+        users.append(Rows(done.user, torch.from_numpy(done.users.rows), who + here.start))
+        steps.append(taken)
+    every = Rows.joined(users)
+    sums = _rows_of(total)
+    if not private:
+        chosen = weights * ((lengths <= longest) & losses.isfinite())
+        sums["user"] = every.add_to(torch.zeros_like(job.params["user"]), chosen)
+    sent = Update({}, job.data.counts[cohort].float(), losses, cohort, torch.cat(steps))
+    rows = {"item": torch.from_numpy(total.rows)}
+    if not private:
+        rows["user"] = torch.bincount(every.client, minlength=len(cohort))
+    return Summed(sent, lengths, rows, sums, {"user": every} if private else {})
+
+
+def _sums(
+    job: Job, cohort: Tensor, weights: Tensor, longest: float, *, shared: bool
+) -> factors.Sums:
+    """Empty sums: of all items, or of no more than can come where these are fewer."""
+    items, dims, clients = *job.params["item"].shape, len(cohort)
+    most = int(sizes(job, cohort).sum())
+    few = most < items
+    height = most if few else items
+    return factors.Sums(
+        item=np.zeros((height, dims), np.float32),
+        bias=np.zeros(height, np.float32),
+        slot=np.full(items if few else 0, -1, np.int32),
+        used=np.zeros(1, np.int64),
+        weights=weights.numpy(),
+        lengths=np.zeros(clients),
+        losses=np.zeros(clients, np.float32),
+        rows=np.zeros(clients, np.int64),
+        longest=longest,
+        user=shared,
+    )
+
+
+def _part(sums: factors.Sums, here: slice) -> factors.Sums:
+    """The same sums for some of the clients."""
+    each = ("weights", "lengths", "losses", "rows")
+    return sums._replace(**{name: getattr(sums, name)[here] for name in each})
+
+
+def _rows_of(sums: factors.Sums) -> dict[str, Tensor | Rows]:
+    """The sums by name: of all items, or of those that came, in growing order."""
+    if not len(sums.slot):
+        return {name: torch.from_numpy(getattr(sums, name)) for name in ("item", "bias")}
+    ids = torch.from_numpy((sums.slot >= 0).nonzero()[0])
+    at, none = torch.from_numpy(sums.slot[ids.numpy()]).long(), torch.zeros_like(ids)
+    tables = {name: torch.from_numpy(getattr(sums, name)) for name in ("item", "bias")}
+    return {name: Rows(table.index_select(0, at), ids, none) for name, table in tables.items()}
+
+
+def sizes(job: Job, cohort: Tensor) -> Tensor:
+    """(C,) how many examples each client has in a round."""
+    drawn_with = 1 + job.local.negatives * (job.layout.items > 0)
+    return job.data.counts[cohort] * job.local.local_epochs * drawn_with
+
+
+def chunks(job: Job, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
+    """Cut a cohort (C,) into pieces whose examples and rows fit the budget of memory."""
+    local, counts = job.local, sizes(job, cohort)
+    rows = counts.clamp(max=len(job.params["item"]))
+    each = job.params["item"].shape[1] + 1
+    copies = 1 + bool(local.proximal) + 3 * (local.optimizer == "adamw")
+    need = counts * 40 + rows * (4 * each * copies + 24)
+    budget = (local.memory_mb or usual_mb) * 1e6
+    for k in (need > budget).nonzero()[:, 0].tolist() if local.memory_mb else ():
+        raise ParameterError(
+            f"memory_mb={local.memory_mb!r}: client {int(cohort[k])} alone needs about "
+            f"{float(need[k]) / 1e6:.1f} MB; choose {int(need[k] / 1e6) + 1} or more"
+        )
+    first, used = 0, 0.0
+    for k, size in enumerate(need.tolist()):
+        if used and used + size > budget:
+            yield slice(first, k)
+            first, used = k, 0.0
+        used += size
+    yield slice(first, len(cohort))
+
+
+def drawn(layout: Layout, cohort: Tensor, local: LocalSettings, key: Key) -> Examples:
+    """The examples of some clients (C,), as their data draw them."""
+    who, each = cohort.numpy(), 1 + local.negatives * (layout.items > 0)
+    counts = layout.counts[who] * local.local_epochs * each
+    offsets = np.concatenate([[0], counts.cumsum()])
+    order = np.array(key.of("order").halves, np.uint64)
+    if not layout.items:
+        place = np.empty(offsets[-1], np.int64)
+        draws.orders(who, layout.starts, layout.counts, local.local_epochs, order, offsets, place)
+        which = place if layout.order is None else layout.order.take(place)
+        user, item = (layout.columns[name].take(which) for name in ("user", "item"))
+        target = layout.columns["target"].take(which)
+        return Examples(offsets, user.astype(np.int32), item.astype(np.int32), target)
+    busy, most = layout.busiest
+    if local.negatives and most >= layout.items:
+        raise seen_all(local.negatives, busy, layout.items)
+    none = np.empty(0, np.int32)
+    own = layout.columns.get("user", none), layout.columns["item"]
+    found = Examples(
+        offsets, *(np.empty(offsets[-1], kind) for kind in (np.int32, np.int32, np.float32))
+    )
+    luck = np.array(key.of("negatives").halves, np.uint64)
+    rows = draws.Rows(layout.starts, layout.counts, *own)
+    draws.clicks(who, rows, layout.items, local.local_epochs, local.negatives, order, luck, found)
+    return found
+
+
+def held(column: np.ndarray, size: int, offsets: np.ndarray) -> Held:
+    """The rows of a table of `size` that clients use; their numbers take their place in column."""
+    found, ids = np.empty(len(offsets) - 1, np.int64), np.empty(len(column), np.int32)
+    draws.numbered(offsets, column, size, ids, found)
+    first = np.concatenate([[0], found.cumsum()])
+    out = Held(first, np.empty(first[-1], np.int64), np.empty(first[-1], np.int64))
+    draws.gathered(offsets, ids, out)
+    return out
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What some clients (C,) learned: deltas of the rows that they hold, and mean losses (C,)."""
+
+    items: Held
+    users: Held
+    out: factors.Client
+    user: Tensor
+    losses: Tensor
+
+    def rows(self, model: Model) -> dict[str, Rows]:
+        """The deltas by name."""
+        kinds = {"item": self.items, "user": self.users}
+        ids = {k: [torch.from_numpy(part) for part in h[1:]] for k, h in kinds.items()}
+        return {
+            name: Rows(torch.from_numpy(getattr(self.out, name)), *ids[kind])
+            for name, kind in model.rows.items()
+        }
+
+
+def trained(
+    job: Job, examples: Examples, cohort: Tensor, into: factors.Sums | None = None
+) -> Trained:
+    """Train some clients (C,). into: where they are added up at once, in place of items' deltas."""
+    params, offsets, dims = job.params, examples.offsets, job.params["item"].shape[1]
+    users = held(examples.user, len(params["user"]), offsets)
+    first = params["user"].index_select(0, torch.from_numpy(users.rows))
+    user, losses = torch.empty_like(first), torch.empty(len(cohort))
+    server = factors.Server(params["item"].numpy(), params["bias"].numpy(), first.numpy())
+    if into is None:
+        items = held(examples.item, len(params["item"]), offsets)
+        rows = items.rows
+    else:
+        items = Held(np.zeros(1, np.int64), *(np.empty(0, np.int64) for _ in range(2)))
+        most = min(int(np.diff(offsets).max()), len(params["item"]))
+        rows = np.empty(most, np.int64)
+    height = len(rows)
+    out = factors.Client(
+        rows,
+        np.empty((height, dims), np.float32),
+        np.empty(height, np.float32),
+        user.numpy(),
+        np.empty(height, np.int64),
+        *(_shift(name, job, items if name != "user" else users, cohort) for name in NAMES),
+    )
+    if into is None:
+        factors.clients(examples, items, users, server, out, job.numbers, losses.numpy())
+    else:
+        factors.summed(examples, users, server, out, job.numbers, into)
+    return Trained(items, users, out, user, losses)
+
+
+def _shift(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:
+    """What SCAFFOLD adds to the rows of a parameter in each step; empty for nothing."""
+    table = job.params[name]
+    if job.correction is None or name in job.model.private:
+        return np.empty((0, *table.shape[1:]), np.float32)
+    ids, client = torch.from_numpy(rows.rows), torch.from_numpy(rows.client)
+    shift: Tensor = job.correction.shift(name, ids, client, cohort)
+    return (shift * -job.local.local_lr).numpy()

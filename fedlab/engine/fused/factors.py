@@ -1,0 +1,434 @@
+"""Matrix factorisation on a client: all of its local steps in the cache, compiled.
+
+A client keeps how far its rows have moved, not where they are: what it sends needs no subtraction,
+and a row that it touches once is read once.
+
+Letters: C clients of a piece, n examples of all of them, I items, R rows of items that a client
+holds, S of users, D dimensions, B examples of a batch, T steps of the busiest client.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fedlab.core.compiled import ANY_ORDER, add_squares, compiled
+from fedlab.engine.fused.draws import Examples, Held, number
+from fedlab.engine.fused.rules import adam, corrected, slopes
+
+
+class Server(NamedTuple):
+    """What clients begin from: item (I, D), bias (I,), and the users' rows user (S, D)."""
+
+    item: np.ndarray
+    bias: np.ndarray
+    user: np.ndarray
+
+
+class Client(NamedTuple):
+    """What clients have learned, one of them or several end to end.
+
+    ids (R,): rows of items. item (R, D), bias (R,): how far these have moved. user (S, D): where
+    the users' rows are. age (R,): up to which step an item's row is settled, -1 for one that was
+    never touched. shift_item, shift_bias, shift_user: of the same shapes, what SCAFFOLD adds in
+    each step, or empty.
+    """
+
+    ids: np.ndarray
+    item: np.ndarray
+    bias: np.ndarray
+    user: np.ndarray
+    age: np.ndarray
+    shift_item: np.ndarray
+    shift_bias: np.ndarray
+    shift_user: np.ndarray
+
+
+class Numbers(NamedTuple):
+    """The settings of a step.
+
+    batch: examples, 0 for all. rate, decay, pull: of a step, decay times the rate. adaptive: AdamW.
+    lazy: whether rows that no example touches move, too. keep_user, pull_user: what a step keeps of
+    a user's row, and adds of where it began. powers, sums (T + 1,): k^t and 1 + ... + k^(t-1),
+    where a step keeps k of how far an item's row has moved.
+    """
+
+    epochs: int
+    batch: int
+    clicks: bool
+    adaptive: bool
+    lazy: bool
+    rate: float
+    decay: float
+    pull: float
+    keep_user: float
+    pull_user: float
+    powers: np.ndarray
+    sums: np.ndarray
+
+
+class Moments(NamedTuple):
+    """What AdamW keeps of a client for a round: sums of gradients, and its moments."""
+
+    item: np.ndarray
+    item_mean: np.ndarray
+    item_square: np.ndarray
+    bias: np.ndarray
+    bias_mean: np.ndarray
+    bias_square: np.ndarray
+    user: np.ndarray
+    user_mean: np.ndarray
+    user_square: np.ndarray
+
+
+@compiled(fastmath=ANY_ORDER)
+def settled(mine: Client, server: Server, rows: np.ndarray, numbers: Numbers, step: int) -> None:
+    """Bring items' rows to where they are at the beginning of a step, after those they sat out.
+
+    A step moves a row to k times how far it is, less the decay of where it began.
+    """
+    item, bias, age, table, start = mine.item, mine.bias, mine.age, server.item, server.bias
+    for row in rows:
+        steps = step - age[row]
+        if steps > 0:
+            i, age[row], keep, share = (
+                mine.ids[row],
+                step,
+                numbers.powers[steps],
+                numbers.sums[steps],
+            )
+            lost = np.float32(numbers.decay) * share
+            bias[row] = bias[row] * keep - lost * start[i]
+            for j in range(item.shape[1]):
+                item[row, j] = item[row, j] * keep - lost * table[i, j]
+            if len(mine.shift_item):
+                bias[row] += mine.shift_bias[row] * share
+                for j in range(item.shape[1]):
+                    item[row, j] += mine.shift_item[row, j] * share
+
+
+@compiled(fastmath=ANY_ORDER)
+def move_users(mine: Client, begin: np.ndarray, numbers: Numbers) -> None:
+    """What a step does to users' rows besides the examples; begin (S, D): where they began."""
+    user, keep, pull = mine.user, np.float32(numbers.keep_user), np.float32(numbers.pull_user)
+    for u in range(len(user)):
+        for j in range(user.shape[1]):
+            user[u, j] = user[u, j] * keep + begin[u, j] * pull
+    shift = mine.shift_user
+    for u in range(len(shift)):
+        for j in range(user.shape[1]):
+            user[u, j] += shift[u, j]
+
+
+@compiled()
+def follow(user: np.ndarray, change: np.ndarray, who: np.ndarray) -> None:
+    """Add what has gathered in change (S, D) to the rows of a batch's users, and empty it."""
+    for k in range(len(who) if len(user) > 1 else 1):
+        u = who[k]
+        for j in range(user.shape[1]):
+            user[u, j] += change[u, j]
+            change[u, j] = 0
+
+
+@compiled()
+def taken(mine: Client, server: Server, what: np.ndarray, here: np.ndarray, y: np.ndarray) -> None:
+    """Write a batch's items' rows as they are now, here (B, D), and their biases, y (B,)."""
+    item, bias, table, start, age = mine.item, mine.bias, server.item, server.bias, mine.age
+    for k in range(len(y)):
+        r = what[k]
+        i = mine.ids[r]
+        y[k] = start[i] + bias[r]
+        if age[r] < 0:  # most rows are touched once: theirs is not even read
+            for j in range(here.shape[1]):
+                here[k, j] = table[i, j]
+        else:
+            for j in range(here.shape[1]):
+                here[k, j] = table[i, j] + item[r, j]
+
+
+@compiled(fastmath=ANY_ORDER)
+def predict(user: np.ndarray, here: np.ndarray, who: np.ndarray, y: np.ndarray) -> None:
+    """Add to y (B,) the products of the users' rows who (B,) and the items' rows here (B, D)."""
+    for k in range(len(y)):
+        u, total = who[k], np.float32(0)
+        for j in range(here.shape[1]):
+            total += user[u, j] * here[k, j]
+        y[k] += total
+
+
+@compiled(fastmath=ANY_ORDER)
+def gather(change: np.ndarray, here: np.ndarray, who: np.ndarray, g: np.ndarray) -> None:
+    """Add to the rows who (B,) of change each example's slope g (B,) times its row of here."""
+    if len(change) > 1:
+        for k in range(len(g)):
+            u, slope = who[k], g[k]
+            for j in range(here.shape[1]):
+                change[u, j] += slope * here[k, j]
+        return
+    four = len(g) // 4 * 4  # one row: four examples at a time take a third of the time
+    for k in range(0, four, 4):
+        p, q, r, s = g[k], g[k + 1], g[k + 2], g[k + 3]
+        for j in range(here.shape[1]):
+            change[0, j] += (
+                p * here[k, j] + q * here[k + 1, j] + r * here[k + 2, j] + s * here[k + 3, j]
+            )
+    for k in range(four, len(g)):
+        slope = g[k]
+        for j in range(here.shape[1]):
+            change[0, j] += slope * here[k, j]
+
+
+@compiled()
+def spread(
+    mine: Client, user: np.ndarray, what: np.ndarray, who: np.ndarray, g: np.ndarray
+) -> None:
+    """Add to the items' rows what (B,) each example's slope g (B,) times its user's row."""
+    item, bias, age = mine.item, mine.bias, mine.age
+    for k in range(len(g)):
+        r, u, slope = what[k], who[k], g[k]
+        bias[r] += slope
+        if age[r] < 0:
+            age[r] = 0
+            for j in range(item.shape[1]):
+                item[r, j] = slope * user[u, j]
+        else:
+            for j in range(item.shape[1]):
+                item[r, j] += slope * user[u, j]
+
+
+@compiled(fastmath=ANY_ORDER)
+def sgd(
+    mine: Client,
+    server: Server,
+    what: np.ndarray,
+    who: np.ndarray,
+    target: np.ndarray,
+    numbers: Numbers,
+    here: np.ndarray,
+    g: np.ndarray,
+) -> float:
+    """Train a client; returns its mean loss over the steps.
+
+    what, who, target (n,): its examples, by the numbers of its rows. here, g: scratch for a batch.
+    All gradients of a step are those before it.
+    """
+    user, change = mine.user, np.zeros_like(mine.user)
+    count, losses = len(what) // numbers.epochs, 0.0
+    batch = min(numbers.batch, count) if numbers.batch else count
+    each = (count + batch - 1) // batch
+    for step in range(numbers.epochs * each):
+        first = step // each * count + step % each * batch
+        last = min(first + batch, (step // each + 1) * count)
+        u, i, y = who[first:last], what[first:last], g[: last - first]
+        if numbers.lazy:
+            settled(mine, server, i, numbers, step)
+        taken(mine, server, i, here, y)
+        predict(user, here, u, y)
+        losses += slopes(y, target[first:last], numbers.clicks) / len(y)
+        rate = np.float32(-numbers.rate / len(y))
+        for k in range(len(y)):
+            y[k] *= rate
+        gather(change, here, u, y)
+        if numbers.lazy:
+            settled(mine, server, i, numbers, step + 1)
+        spread(mine, user, i, u, y)
+        if numbers.lazy:
+            move_users(mine, server.user, numbers)
+        follow(user, change, u)
+    if numbers.lazy:
+        settled(mine, server, np.arange(len(mine.bias)), numbers, numbers.epochs * each)
+    return losses / (numbers.epochs * each)
+
+
+@compiled(fastmath=ANY_ORDER)
+def adamw(
+    mine: Client,
+    server: Server,
+    what: np.ndarray,
+    who: np.ndarray,
+    target: np.ndarray,
+    numbers: Numbers,
+    here: np.ndarray,
+    g: np.ndarray,
+) -> float:
+    """The same by AdamW, where all rows move in each step."""
+    count, losses = len(what) // numbers.epochs, 0.0
+    batch = min(numbers.batch, count) if numbers.batch else count
+    each = (count + batch - 1) // batch
+    item, bias, user = mine.item, mine.bias.reshape((-1, 1)), mine.user
+    moved = user - server.user
+    m = Moments(
+        np.zeros_like(item),
+        np.zeros_like(item),
+        np.zeros_like(item),
+        np.zeros_like(bias),
+        np.zeros_like(bias),
+        np.zeros_like(bias),
+        np.zeros_like(user),
+        np.zeros_like(user),
+        np.zeros_like(user),
+    )
+    everyone, grown = np.arange(len(user)), np.zeros(len(item), np.int64)
+    slope = Client(mine.ids, m.item, m.bias[:, 0], user, grown, *mine[5:])
+    for step in range(numbers.epochs * each):
+        first = step // each * count + step % each * batch
+        last = min(first + batch, (step // each + 1) * count)
+        u, i, y = who[first:last], what[first:last], g[: last - first]
+        taken(mine, server, i, here, y)
+        predict(user, here, u, y)
+        losses += slopes(y, target[first:last], numbers.clicks) / len(y)
+        for k in range(len(y)):
+            y[k] /= np.float32(len(y))
+        gather(m.user, here, u, y)
+        spread(slope, user, i, u, y)
+        rates = corrected(step, numbers.rate)
+        how = (rates, numbers.decay, numbers.pull)
+        adam(item, server.item, mine.ids, m.item, m.item_mean, m.item_square, *how)
+        start = server.bias.reshape((-1, 1))
+        adam(bias, start, mine.ids, m.bias, m.bias_mean, m.bias_square, *how)
+        own = (rates, numbers.decay, numbers.pull_user)
+        adam(moved, server.user, everyone, m.user, m.user_mean, m.user_square, *own)
+        user[:] = server.user + moved
+    return losses / (numbers.epochs * each)
+
+
+@compiled()
+def fit(
+    mine: Client,
+    server: Server,
+    examples: Examples,
+    first: int,
+    last: int,
+    numbers: Numbers,
+    here: np.ndarray,
+    g: np.ndarray,
+) -> float:
+    """Train a client on examples first..last - 1, with the numbers of its rows in their place."""
+    mine.bias[:], mine.user[:], mine.age[:] = 0, server.user, -1
+    if numbers.lazy or numbers.adaptive:
+        mine.item[:], mine.age[:] = 0, 0
+    what, who = examples.item[first:last], examples.user[first:last]
+    how = (mine, server, what, who, examples.target[first:last], numbers, here, g)
+    loss = adamw(*how) if numbers.adaptive else sgd(*how)
+    mine.user[:] -= server.user
+    return loss
+
+
+@compiled()
+def clients(
+    examples: Examples,
+    items: Held,
+    users: Held,
+    server: Server,
+    out: Client,
+    numbers: Numbers,
+    losses: np.ndarray,
+) -> None:
+    """Train clients: how far their rows move to `out`, their mean losses to losses (C,).
+
+    examples: with the numbers of rows in place of the rows. server: its tables of items; of users
+    the rows (S, D) that these clients hold.
+    """
+    most = np.diff(examples.offsets).max() // numbers.epochs
+    wide = min(numbers.batch, most) if numbers.batch else most
+    here, g = np.empty((wide, out.item.shape[1]), np.float32), np.empty(wide, np.float32)
+    for c in range(len(losses)):
+        a, b, s, t = items.first[c], items.first[c + 1], users.first[c], users.first[c + 1]
+        mine = Client(
+            out.ids[a:b],
+            out.item[a:b],
+            out.bias[a:b],
+            out.user[s:t],
+            out.age[a:b],
+            out.shift_item[a:b],
+            out.shift_bias[a:b],
+            out.shift_user[s:t],
+        )
+        begin = Server(server.item, server.bias, server.user[s:t])
+        first, last = examples.offsets[c], examples.offsets[c + 1]
+        losses[c] = fit(mine, begin, examples, first, last, numbers, here, g)
+
+
+class Sums(NamedTuple):
+    """Where clients' deltas are added up, and what is told of each client.
+
+    item, bias: (I, ...), or fewer rows, of which slot (I,) int32 tells those of an item, -1 for
+    none yet; used (1,): how many there are. weights, lengths, losses (C,); rows (C,): how many each
+    client sends. longest: the length from which a client is left out. user: whether users' rows are
+    sent, too, and count in the length.
+    """
+
+    item: np.ndarray
+    bias: np.ndarray
+    slot: np.ndarray
+    used: np.ndarray
+    weights: np.ndarray
+    lengths: np.ndarray
+    losses: np.ndarray
+    rows: np.ndarray
+    longest: float
+    user: bool
+
+
+@compiled()
+def add(item: np.ndarray, bias: np.ndarray, ids: np.ndarray, weight: float, sums: Sums) -> None:
+    """Add a client's rows times its weight to the sums, in their order."""
+    into, level, share = sums.item, sums.bias, np.float32(weight)
+    for r in range(len(ids)):
+        row = ids[r]
+        if len(sums.slot):
+            if sums.slot[row] < 0:
+                sums.slot[row] = sums.used[0]
+                sums.used[0] += 1
+            row = sums.slot[row]
+        level[row] += bias[r] * share
+        for j in range(item.shape[1]):
+            into[row, j] += item[r, j] * share
+
+
+@compiled()
+def told(c: int, item: np.ndarray, bias: np.ndarray, user: np.ndarray, sums: Sums) -> bool:
+    """Note a client's rows and their length; whether it counts in the sums."""
+    squares, same = np.zeros(3), np.zeros(max(len(item), len(user)), np.int64)
+    add_squares(squares[:1], same[: len(item)], item)
+    add_squares(squares[1:2], same[: len(item)], bias.reshape((-1, 1)))
+    if sums.user:
+        add_squares(squares[2:], same[: len(user)], user)
+    sums.rows[c] = len(item)
+    sums.lengths[c] = math.sqrt(squares[2] + squares[0] + squares[1])
+    fine = sums.lengths[c] <= sums.longest and abs(sums.losses[c]) < np.inf
+    return fine and sums.weights[c] > 0
+
+
+@compiled()
+def summed(
+    examples: Examples, users: Held, server: Server, out: Client, numbers: Numbers, sums: Sums
+) -> None:
+    """Train clients one after another and add up those that count; see `clients`.
+
+    out: of users the rows of all clients; of items room for those of one.
+    """
+    size, most = len(server.item), np.diff(examples.offsets).max()
+    bits, top = np.zeros((size >> 6) + 1, np.uint64), np.zeros((size >> 12) + 1, np.uint64)
+    place, ids = np.empty(size, np.int32), out.ids
+    wide = most // numbers.epochs
+    wide = min(numbers.batch, wide) if numbers.batch else wide
+    here, g = np.empty((wide, out.item.shape[1]), np.float32), np.empty(wide, np.float32)
+    for c in range(len(sums.losses)):
+        first, last = examples.offsets[c], examples.offsets[c + 1]
+        s, t = users.first[c], users.first[c + 1]
+        r = number(examples.item[first:last], 0, last - first, bits, top, place, ids)
+        mine = Client(ids[:r], out.item[:r], out.bias[:r], out.user[s:t], out.age[:r], *out[5:])
+        begin = Server(server.item, server.bias, server.user[s:t])
+        sums.losses[c] = fit(mine, begin, examples, first, last, numbers, here, g)
+        if told(c, mine.item, mine.bias, mine.user, sums):
+            add(mine.item, mine.bias, mine.ids, sums.weights[c], sums)
+
+
+@compiled()
+def joined(items: Held, users: Held, out: Client, sums: Sums) -> None:
+    """Add up what clients have learned by themselves, as `summed` does; losses are in `sums`."""
+    for c in range(len(sums.losses)):
+        a, b, s, t = items.first[c], items.first[c + 1], users.first[c], users.first[c + 1]
+        if told(c, out.item[a:b], out.bias[a:b], out.user[s:t], sums):
+            add(out.item[a:b], out.bias[a:b], items.rows[a:b], sums.weights[c], sums)

@@ -1,0 +1,90 @@
+"""What all compiled clients share: the slopes of losses, and a step of AdamW.
+
+Letters: B examples of a batch, R rows, D numbers in each.
+
+Sources: Loshchilov, Hutter 2019, "Decoupled weight decay regularization", algorithm 2 (AdamW).
+"""
+
+import math
+
+import numpy as np
+
+from fedlab.core.compiled import ANY_ORDER, compiled
+from fedlab.engine.step import BETAS, EPS
+
+BETA1, BETA2 = BETAS
+ROOM = 64  # chances that are multiplied before a logarithm is taken: at least 2^-64
+
+
+@compiled(fastmath=ANY_ORDER)
+def slopes(y: np.ndarray, target: np.ndarray, clicks: bool) -> float:
+    """Turn predictions y (B,) into the slopes of their losses; returns the sum of the losses.
+
+    The sigmoid is 1/2 + tanh(y/2)/2, with the fraction of polynomials by which Eigen computes tanh
+    to the last bits of float32: no function is called, so the loop compiles to vectors. The loss of
+    a click is max(y, 0) - y t - log(the chance of what is likelier).
+    """
+    total = np.float32(0)
+    if not clicks:
+        for k in range(len(y)):
+            away = y[k] - target[k]
+            total += away * away
+            y[k] = 2 * away
+        return float(total)
+    for first in range(0, len(y), ROOM):
+        chance, sums = np.float32(1), np.float32(0)
+        for k in range(first, min(first + ROOM, len(y))):
+            x = min(max(y[k] * np.float32(0.5), np.float32(-7.905311)), np.float32(7.905311))
+            s = x * x
+            p = np.float32(-2.76076847742355e-16) * s + np.float32(2.00018790482477e-13)
+            p = p * s + np.float32(-8.60467152213735e-11)
+            p = p * s + np.float32(5.12229709037114e-08)
+            p = p * s + np.float32(1.48572235717979e-05)
+            p = p * s + np.float32(6.37261928875436e-04)
+            p = p * s + np.float32(4.89352455891786e-03)
+            q = np.float32(1.19825839466702e-06) * s + np.float32(1.18534705686654e-04)
+            q = q * s + np.float32(2.26843463243900e-03)
+            q = q * s + np.float32(4.89352518554385e-03)
+            half = np.float32(0.5) * (x * p / q)
+            sums += max(y[k], np.float32(0)) - y[k] * target[k]
+            chance *= np.float32(0.5) + abs(half)
+            y[k] = np.float32(0.5) + half - target[k]
+        total += sums - np.float32(math.log(chance))
+    return float(total)
+
+
+@compiled()
+def corrected(step: int, rate: float) -> tuple[float, float]:
+    """What AdamW's bias corrections make of a step: the rate, and the root of the squares'."""
+    return rate / (1 - BETA1 ** (step + 1)), math.sqrt(1 - BETA2 ** (step + 1))
+
+
+@compiled(fastmath=ANY_ORDER)
+def adam(
+    delta: np.ndarray,
+    begin: np.ndarray,
+    rows: np.ndarray,
+    grad: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    rates: tuple[float, float],
+    decay: float,
+    pull: float,
+) -> None:
+    """A step of AdamW on what all rows have moved, delta (R, D); grad is used up.
+
+    They began at the rows (R,) of begin. rates: as `corrected` gives them. decay: lambda times the
+    rate. pull: FedProx'.
+    """
+    keep, rate, root = np.float32(1 - decay), np.float32(rates[0]), np.float32(rates[1])
+    lost, mu = np.float32(decay), np.float32(pull)
+    one, two, beta2 = np.float32(1 - BETA1), np.float32(1 - BETA2), np.float32(BETA2)
+    for r in range(len(delta)):
+        i = rows[r]
+        for j in range(delta.shape[1]):
+            slope = grad[r, j] + delta[r, j] * mu
+            mean[r, j] += (slope - mean[r, j]) * one
+            square[r, j] = square[r, j] * beta2 + slope * slope * two
+            way = mean[r, j] / (math.sqrt(square[r, j]) / root + np.float32(EPS)) * rate
+            delta[r, j] = delta[r, j] * keep - lost * begin[i, j] - way
+            grad[r, j] = 0

@@ -1,0 +1,282 @@
+"""Compiled clients: the oracle's numbers, the data's own draws, the same bits on any threads."""
+
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+from numba.core.caching import CacheImpl
+from oracle import train_one
+from test_cohort import SETTINGS, per_client
+
+from fedlab.algorithms import Scaffold, federate, sample
+from fedlab.algorithms.scaffold import Control
+from fedlab.core import Key, ParameterError, Settings, SparseTable, Stage
+from fedlab.core import tree as tree_module
+from fedlab.core.compiled import compiled
+from fedlab.data import Columns, Federation, layout_of
+from fedlab.data.sources import synthesise
+from fedlab.engine import LocalSettings, how, updates
+from fedlab.engine.fused.pool import in_order
+from fedlab.evaluation import leaky
+from fedlab.models import interaction, matrix_factorisation
+
+WIDE = {"local_lr": 0.3, "workers": 1}
+
+
+def table(rows=900, users=20, items=60):
+    generator = torch.Generator().manual_seed(3)
+    owner = torch.arange(rows) % users
+    item = torch.randint(items, (rows,), generator=generator)
+    return Columns({"user": owner, "item": item, "target": (item % 3 == 0).float()}, owner)
+
+
+def cases(clicks, stars):
+    platforms = torch.arange(len(clicks.owner)) % 30
+    return {
+        "clicks": (clicks, True),
+        "stars": (stars, True),
+        "platforms": (Federation(clicks.train, platforms), True),
+        "shared users": (clicks, False),
+        "platforms that share users": (Federation(clicks.train, platforms), False),
+        "columns": (table(), True),
+    }
+
+
+CASES = ["clicks", "stars", "platforms", "shared users", "platforms that share users", "columns"]
+
+
+def model_of(data, private, dim=6):
+    train = getattr(data, "train", None)
+    sizes = (train.user_count, train.item_count) if train is not None else (20, 60)
+    return matrix_factorisation(*sizes, dim, task=data.task, private_users=private)
+
+
+def check_against_oracle(data, model, local, control=None, clients=12):
+    params, cohort = model.init(1), sample(data, clients, 1)
+    examples = data.draw(cohort, local.local_epochs, local.negatives, Key(0, "examples", 1))
+    assert how(model, data, params, local) == "fused"
+    sent = list(updates(model, data, params, cohort, local, correction=control))
+    assert torch.equal(torch.cat([each.cohort for each in sent]), cohort)
+    first = 0
+    for update in sent:
+        for c, mine in enumerate(per_client(update.deltas, len(update.cohort))):
+            own = {n: column[examples["client"] == first + c] for n, column in examples.items()}
+            shift = None
+            if control:
+                who = cohort[first + c : first + c + 1]
+                shift = {
+                    n: control.shift(n, torch.arange(len(rows)), torch.zeros(len(rows)).long(), who)
+                    for n, rows in control.server.items()
+                }
+            expected, loss = train_one(model, params, own, local, 1.0, shift)
+            assert float(update.losses[c]) == pytest.approx(loss, rel=1e-4, abs=1e-5)
+            for name, rows in expected.items():
+                assert sorted(rows) == list(mine[name])
+                right = torch.stack([rows[row] for row in sorted(rows)])
+                away = torch.stack(list(mine[name].values())) - right
+                # AdamW steps as far where a gradient is nothing but rounding
+                near = 0.03 if local.optimizer == "adamw" else 1e-4
+                rounding = 3e-8 * right.numel() ** 0.5  # of the oracle, which subtracts
+                assert float(away.norm()) <= near * float(right.norm()) + rounding, (name, c)
+        first += len(update.cohort)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_compiled_client_learns_what_the_oracle_learns(case, setting, clicks, stars):
+    data, private = cases(clicks, stars)[case]
+    usual = {"local_lr": 0.02} if data.task == "ratings" else {}
+    local = LocalSettings(**usual | SETTINGS[setting])
+    check_against_oracle(data, model_of(data, private), local)
+
+
+@pytest.mark.parametrize("case", ["clicks", "platforms that share users"])
+def test_control_variates_reach_compiled_clients(case, clicks, stars):
+    data, private = cases(clicks, stars)[case]
+    model = model_of(data, private)
+    shared = {n: value for n, value in model.init(2).items() if n not in model.private}
+    control = replace(Control.of(shared), server={n: 0.1 * value for n, value in shared.items()})
+    for more in ({}, {"weight_decay": 0.05}):
+        local = LocalSettings(local_lr=0.2, local_epochs=2, **more)
+        check_against_oracle(data, model, local, control)
+
+
+class Nothing(Stage):
+    """A stage on the way, so that updates are seen one by one."""
+
+    side = "client"
+    keeps = ("clipped", "equal")
+
+
+def last(model, data, uplink=(), local=None, **asked):
+    *_, done = federate(
+        model,
+        data,
+        Settings(
+            **{"rounds": 3, "cohort": min(50, len(data)), "local_lr": 1.0, "server_lr": 20.0}
+            | asked
+        ),
+        uplink=uplink,
+        local=local,
+    )
+    return done
+
+
+def same(one, other):
+    assert one.params.keys() == other.params.keys()
+    for name, value in one.params.items():
+        assert torch.equal(value, other.params[name]), name
+    for name in ("cohort", "losses", "norms"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert (one.bytes_up, one.bytes_down) == (other.bytes_up, other.bytes_down)
+    assert one.rejected == other.rejected
+    assert one.metrics == other.metrics
+
+
+WAYS = [
+    {},
+    {"weighting": "equal"},
+    {"cohort": 8},
+    {"local_epochs": 2, "weight_decay": 0.01},
+    {"proximal": 0.1},
+    {"optimizer": "adamw", "local_lr": 0.01, "server_lr": 1.0},
+    {"heaviest": 0.0},
+    {"longest": 0.0, "weighting": "equal"},
+    {"drop_out": 0.3},
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("asked", WAYS, ids=str)
+def test_bits_depend_neither_on_threads_nor_on_who_adds_up(case, asked, clicks, stars):
+    data, private = cases(clicks, stars)[case]
+    if data.task == "ratings":
+        asked = {"local_lr": 0.02, "server_lr": 1.0} | asked
+    model = model_of(data, private)
+    if "longest" in asked:
+        asked = asked | {
+            "longest": 0.7 * float(last(model, data, **asked | {"longest": 1e6}).norms.median())
+        }
+    if "heaviest" in asked:
+        asked = asked | {"heaviest": float(data.counts.median()) - 1}
+    one = last(model, data, workers=1, **asked)
+    assert one.engine == "fused"
+    same(one, last(model, data, workers=2, **asked))
+    same(one, last(model, data, workers=5, memory_mb=4, **asked))
+    same(one, last(model, data, [Nothing()], workers=1, **asked))
+    same(one, last(model, data, [Nothing()], workers=3, memory_mb=5, **asked))
+    if "heaviest" in asked or "longest" in asked:
+        assert one.rejected
+
+
+def test_the_knob_of_the_gate_decides_as_it_does_for_eager_clients(clicks):
+    model = model_of(clicks, True)
+    usual = float(last(model, clicks, rounds=1).norms.median())
+    for asked in ({"heaviest": 100.0}, {"longest": usual * 1.01}):
+        fused, eager = (
+            last(model, clicks, rounds=1, engine=engine, **asked) for engine in ("fused", "eager")
+        )
+        assert fused.rejected == eager.rejected
+        assert 0 < len(fused.rejected) < 50
+
+
+def test_a_client_that_diverges_is_refused_and_the_others_count(stars):
+    model, asked = model_of(stars, True), {"rounds": 1, "local_lr": 100.0, "local_epochs": 5, "cohort": 671}
+    done = last(model, stars, **asked)
+    assert done.rejected
+    assert len(done.cohort)
+    assert all("not finite" in why for why in done.rejected.values())
+    assert all(bool(value.isfinite().all()) for value in done.params.values())
+    same(done, last(model, stars, [Nothing()], **asked))
+
+
+def test_a_sparse_table_of_users_and_a_folder_of_clicks(clicks, tmp_path):
+    sparse = matrix_factorisation(671, 9066, 6, sparse_users=True)
+    done, dense = last(sparse, clicks), last(model_of(clicks, True), clicks)
+    assert isinstance(done.params["user"], SparseTable)
+    assert torch.equal(done.params["user"][torch.arange(671)], dense.params["user"])
+    stored = synthesise(tmp_path / "made", 300, 200, mean=15.0)
+    model = matrix_factorisation(300, 200, 6)
+    fused, eager = (last(model, stored, engine=engine) for engine in ("fused", "eager"))
+    assert fused.engine == "fused"
+    torch.testing.assert_close(fused.params["item"], eager.params["item"], rtol=1e-3, atol=1e-4)
+
+
+def test_what_no_compiled_client_trains_runs_eagerly_and_says_why(clicks, split, monkeypatch):
+    model = model_of(clicks, True)
+    assert last(interaction(671, 9066, 4), clicks, rounds=1).engine == (
+        "eager: no compiled client for the model 'interaction'"
+    )
+    assert last(model, leaky(split, clicks.owner), rounds=1).engine == (
+        "eager: these data draw their examples by themselves"
+    )
+    said = "eager: micro_batch=8 is for models that others train"
+    assert last(model, clicks, rounds=1, micro_batch=8).engine == said
+    assert last(model, clicks, rounds=1, engine="eager").engine == "eager"
+    assert last(model, clicks, rounds=1, local=Scaffold()).engine == "fused"
+    tree_module.compiled_loops.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "fedlab.core.compiled", None)
+    without = last(model, clicks)
+    monkeypatch.undo()
+    tree_module.compiled_loops.cache_clear()
+    assert without.engine == "eager: numba is not installed"
+    torch.testing.assert_close(
+        without.params["item"], last(model, clicks).params["item"], rtol=1e-2, atol=1e-4
+    )
+
+
+def test_who_writes_a_draw_of_its_own_is_not_drawn_for(clicks):
+    class Backwards(Federation):
+        def draw(self, cohort, epochs, negatives, key):
+            return super().draw(cohort, epochs, negatives, key)
+
+    assert layout_of(clicks) is not None
+    assert layout_of(Backwards(clicks.train, clicks.owner)) is None
+
+
+def test_bad_input_is_named(clicks):
+    with pytest.raises(ParameterError, match=r"item=.*the model has 500 rows of items"):
+        last(matrix_factorisation(671, 500, 4), clicks)
+    with pytest.raises(ParameterError, match=r"memory_mb=1: client .* alone needs about"):
+        last(model_of(clicks, True, dim=32), clicks, memory_mb=1, cohort=671)
+    few = Federation(tiny([0, 0, 0, 1], [0, 1, 2, 0]), torch.arange(2))
+    with pytest.raises(ParameterError, match="has seen all"):
+        last(matrix_factorisation(few.train.user_count, few.train.item_count, 2), few, cohort=2)
+
+
+def test_without_a_folder_to_keep_it_a_loop_is_compiled_anew(monkeypatch):
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    assert compiled()(lambda x: x + 1)(2) == 3
+
+
+def _in_a_child(queue, model, data):
+    queue.put(last(model, data, rounds=1, workers=2).params["bias"].sum().item())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_trains_though_threads_stay_behind():
+    data = table()
+    model = model_of(data, True)
+    here = last(model, data, rounds=1, workers=2, memory_mb=1).params["bias"].sum().item()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_a_child, args=(queue, model, data))
+    child.start()
+    assert queue.get(timeout=300) == pytest.approx(here)
+    child.join(300)
+    assert child.exitcode == 0
+
+
+def test_pieces_come_in_order_and_what_one_raises_is_raised():
+    def work(piece):
+        if piece == 30:
+            raise ValueError("piece 30")
+        return piece * 2
+
+    assert list(in_order(work, range(20), 4)) == list(range(0, 40, 2))
+    found = []
+    with pytest.raises(ValueError, match="piece 30"):
+        found.extend(in_order(work, range(60), 3))
+    assert found == list(range(0, 60, 2))
