@@ -306,6 +306,7 @@ class Sums:
         """Start with nothing added; server: the parameters, for their shapes."""
         self.server = server
         self.rows: dict[str, list[Rows]] = {}
+        self.few: dict[str, Rows] = {}
         self.whole: Tree = {}
         self.weights: list[float] = []
 
@@ -339,7 +340,7 @@ class Sums:
         """Add what has been added up elsewhere, over clients with these weights (C,)."""
         self.weights += weights.tolist()
         self.whole |= {name: total for name, total in sums.items() if isinstance(total, Tensor)}
-        self.rows |= {name: [total] for name, total in sums.items() if isinstance(total, Rows)}
+        self.few |= {name: total for name, total in sums.items() if isinstance(total, Rows)}
 
     def mean(self) -> Delta:
         """The sums divided by the total weight."""
@@ -357,7 +358,7 @@ class Sums:
                 )
             )
 
-        few = {
+        few = self.few | {
             name: Rows.joined(kept).merged(len(self.server[name]))
             for name, kept in self.rows.items()
             if kept

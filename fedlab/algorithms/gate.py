@@ -24,11 +24,9 @@ from fedlab.core import (
     Rows,
     Sent,
     Summed,
-    Tree,
     Update,
     in_memory,
     knob,
-    moved,
     norms,
     register,
 )
@@ -158,10 +156,10 @@ class Books:
         self.norms.append(length.float())
         self.weight += float(sent.update.weights.sum())
 
-    def private(self, params: Tree, names: Iterable[str]) -> Tree:
-        """Everybody's private rows after what their clients learned."""
+    def own_rows(self, names: Iterable[str]) -> dict[str, Rows]:
+        """How far everybody's private rows have moved."""
         return {
-            name: moved(params[name], Rows.joined(own), 1.0)
+            name: Rows.joined(own)
             for name in names
             if (own := [sent.own[name] for sent in self.kept if name in sent.own])
         }

@@ -26,6 +26,7 @@ from fedlab.algorithms.participation import Participation, Synchronous
 from fedlab.core import (
     Aggregation,
     Delta,
+    Journal,
     Local,
     ParameterError,
     Part,
@@ -43,12 +44,14 @@ from fedlab.core import (
     knob,
     knobs,
     made_with,
+    moved,
     one_thread,
     register,
     require,
     to,
     turned,
     walk,
+    within,
 )
 from fedlab.data import Source, fingerprint
 from fedlab.engine import SGD
@@ -309,7 +312,8 @@ def one_round(
         return None
     books, params, skipped = Books(context.plan.rejected), context.params, ""
     try:
-        delta = _summed_delta(pipe, context, books) or _one_delta(pipe, context, books)
+        alone = _summed_delta(pipe, context, books)
+        delta = alone or _one_delta(pipe, context, books)
     except NoDeltaError as reason:
         if any(len(sent.update.cohort) for sent in books.kept) and not books.rejected:
             raise
@@ -317,8 +321,7 @@ def one_round(
     else:
         context.share = _share(pipe, books, data, context.expected)
         delta = pipe.local.finish(delta, context)
-        shared = pipe.server.step(params, delta, context.memory(pipe.server))
-        params = params | shared | books.private(params, model.private)
+        params = _stepped(pipe, context, delta, books, unseen=alone is not None)
     for stage in pipe.uplink:
         stage.done(context)
     columns = books.columns()
@@ -338,6 +341,27 @@ def one_round(
     )
 
 
+def _stepped(
+    pipe: Pipeline, context: RoundContext, delta: Delta, books: Books, *, unseen: bool
+) -> Tree:
+    """The parameters after the server's step, and after what clients learned for themselves.
+
+    unseen: whether no part has seen the parameters but those that train and add up, so that rows of
+    large tables may move in place.
+    """
+    params, own = context.params, books.own_rows(context.model.private)
+    memory = context.memory(pipe.server)
+    if unseen and pipe.server.server_optimizer == "sgd":
+        before = Journal.of(context.before.params)
+        if before.holds(params):
+            pipe.server.step(params, {}, memory)
+            rate = pipe.server.server_lr
+            changes = {name: (d, rate) for name, d in delta.items()}
+            return before.stepped(changes | {name: (rows, 1.0) for name, rows in own.items()})
+    learned = {name: moved(params[name], rows, 1.0) for name, rows in own.items()}
+    return params | pipe.server.step(params, delta, memory) | learned
+
+
 def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> RoundContext:
     """Gather what the parts may know of the next round, with its plan."""
     state = {name: dict(kept) for name, kept in before.state.items()}
@@ -346,7 +370,7 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
         data,
         pipe.settings,
         before,
-        before.params,
+        within(before.params),
         state,
         pipe.run.seed,
         pipe.facts,

@@ -10,6 +10,7 @@ from fedlab.core.checkpoints import (
     save_round,
     stored,
 )
+from fedlab.core.journal import Journal, within
 from fedlab.core.knobs import (
     MADE_ONCE,
     REGISTRY,
@@ -90,6 +91,7 @@ __all__ = [
     "Dataset",
     "Delta",
     "Drawn",
+    "Journal",
     "Key",
     "Knob",
     "Local",
@@ -159,5 +161,6 @@ __all__ = [
     "unread",
     "walk",
     "whole",
+    "within",
     "write_settings",
 ]

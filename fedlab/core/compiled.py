@@ -117,3 +117,23 @@ def merged(ids: np.ndarray, values: np.ndarray, height: int) -> tuple[np.ndarray
         for j in range(values.shape[1]):
             sums[row, j] += values[r, j]
     return rows, sums
+
+
+@compiled()
+def step_rows(
+    out: np.ndarray, ids: np.ndarray, values: np.ndarray, rate: float, old: np.ndarray
+) -> bool:
+    """Move the rows ids (R,), each once, by `rate` times values (R, D); old: what they were.
+
+    False for a row that is not there; then nothing has moved.
+    """
+    for row in ids:
+        if not 0 <= row < len(out):
+            return False
+    share = np.float32(rate)
+    for r in range(len(ids)):
+        row = ids[r]
+        for j in range(out.shape[1]):
+            old[r, j] = out[row, j]
+            out[row, j] += values[r, j] * share
+    return True

@@ -245,6 +245,20 @@ def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
     return value.index_add(0, delta.ids, delta.values * rate)
 
 
+def move_rows(value: Tensor, delta: Rows, rate: float) -> Tensor:
+    """Move rows of a parameter in place, each of them once; returns what they were (R, ...)."""
+    if loops := _loops(value, delta.values):
+        old = torch.empty_like(delta.values)
+        flat = [each.view(len(each), -1) for each in (value, delta.values, old)]
+        given = [each.numpy() for each in (flat[0], delta.ids, flat[1])]
+        if not loops.step_rows(*given, rate, flat[2].numpy()):
+            raise IndexError("index out of range: a row does not exist")
+        return old
+    old = value.index_select(0, delta.ids)
+    value.index_copy_(0, delta.ids, old + delta.values * rate)
+    return old
+
+
 def whole(delta: Tensor | Rows, like: Tensor) -> Tensor:
     """A delta as a tensor of the parameter's shape."""
     return delta if isinstance(delta, Tensor) else moved(torch.zeros_like(like), delta, 1.0)

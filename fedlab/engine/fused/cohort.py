@@ -152,6 +152,7 @@ def _sums(
     return factors.Sums(
         item=np.zeros((height, dims), np.float32),
         bias=np.zeros(height, np.float32),
+        ids=np.empty(height if few else 0, np.int64),
         slot=np.full(items if few else 0, -1, np.int32),
         used=np.zeros(1, np.int64),
         weights=weights.numpy(),
@@ -170,13 +171,13 @@ def _part(sums: factors.Sums, here: slice) -> factors.Sums:
 
 
 def _rows_of(sums: factors.Sums) -> dict[str, Tensor | Rows]:
-    """The sums by name: of all items, or of those that came, in growing order."""
-    if not len(sums.slot):
-        return {name: torch.from_numpy(getattr(sums, name)) for name in ("item", "bias")}
-    ids = torch.from_numpy((sums.slot >= 0).nonzero()[0])
-    at, none = torch.from_numpy(sums.slot[ids.numpy()]).long(), torch.zeros_like(ids)
+    """The sums by name: of all items, or of those that came."""
     tables = {name: torch.from_numpy(getattr(sums, name)) for name in ("item", "bias")}
-    return {name: Rows(table.index_select(0, at), ids, none) for name, table in tables.items()}
+    if not len(sums.slot):
+        return dict(tables)
+    used = int(sums.used[0])
+    ids, none = torch.from_numpy(sums.ids[:used]), torch.zeros(used, dtype=torch.int64)
+    return {name: Rows(table[:used], ids, none) for name, table in tables.items()}
 
 
 def sizes(job: Job, cohort: Tensor) -> Tensor:

@@ -352,14 +352,15 @@ def clients(
 class Sums(NamedTuple):
     """Where clients' deltas are added up, and what is told of each client.
 
-    item, bias: (I, ...), or fewer rows, of which slot (I,) int32 tells those of an item, -1 for
-    none yet; used (1,): how many there are. weights, lengths, losses (C,); rows (C,): how many each
-    client sends. longest: the length from which a client is left out. user: whether users' rows are
-    sent, too, and count in the length.
+    item, bias: (I, ...), or fewer rows, those of the items ids in the order in which they came;
+    slot (I,) int32 tells the row of an item, -1 for none yet; used (1,): how many there are.
+    weights, lengths, losses (C,); rows (C,): how many each client sends. longest: the length from
+    which a client is left out. user: whether users' rows are sent, too, and count in the length.
     """
 
     item: np.ndarray
     bias: np.ndarray
+    ids: np.ndarray
     slot: np.ndarray
     used: np.ndarray
     weights: np.ndarray
@@ -378,7 +379,7 @@ def add(item: np.ndarray, bias: np.ndarray, ids: np.ndarray, weight: float, sums
         row = ids[r]
         if len(sums.slot):
             if sums.slot[row] < 0:
-                sums.slot[row] = sums.used[0]
+                sums.slot[row], sums.ids[sums.used[0]] = sums.used[0], row
                 sums.used[0] += 1
             row = sums.slot[row]
         level[row] += bias[r] * share
