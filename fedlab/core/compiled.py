@@ -137,3 +137,11 @@ def step_rows(
             old[r, j] = out[row, j]
             out[row, j] += values[r, j] * share
     return True
+
+
+@compiled()
+def step_all(value: np.ndarray, delta: np.ndarray, rate: float, out: np.ndarray) -> None:
+    """Write value (N,) plus `rate` times delta (N,) to out (N,)."""
+    share = np.float32(rate)
+    for k in range(len(value)):
+        out[k] = value[k] + delta[k] * share

@@ -241,6 +241,11 @@ def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
 def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
     """A parameter after a step of `rate` times `delta`; where that is `Rows`, only these change."""
     if isinstance(delta, Tensor):
+        if value.shape == delta.shape and (loops := _loops(value, delta)):
+            out = torch.empty_like(value)
+            given = [each.detach().view(-1).numpy() for each in (value, delta, out)]
+            loops.step_all(*given[:2], rate, given[2])
+            return out
         return value + rate * delta
     return value.index_add(0, delta.ids, delta.values * rate)
 

@@ -471,10 +471,9 @@ class SGD(LocalSettings, Local):
         self, context: RoundContext, cohort: Tensor, weights: Tensor, longest: float
     ) -> Summed | None:
         """The sum of what `train` yields, where the engine is fused."""
-        if how(context.model, context.data, context.params, self) != "fused":
+        model, data = context.model, context.data
+        if how(model, data, context.params, self) != "fused" or not fused.sums_up(model):
             return None
         context.notes["engine"] = "fused"
         key = Key(context.seed, "examples", context.number)
-        return fused.summed(
-            context.model, context.data, context.params, cohort, self, key, weights, longest
-        )
+        return fused.summed(model, data, context.params, cohort, self, key, weights, longest)

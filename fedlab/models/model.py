@@ -313,4 +313,5 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
         dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
         pullback=pullback,
         activity=2 * hidden,
+        kernel="perceptron",
     )

@@ -87,6 +87,7 @@ SETTINGS = {
     "one by one": {"batch_size": 1},
     "proximal": {"proximal": 0.5, "local_epochs": 2},
     "little by little": {"micro_batch": 5},
+    "eager": {"engine": "eager"},
 }
 
 

@@ -14,7 +14,12 @@ from fedlab.data import Source, layout_of
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model
 
-ROWS = {"factors": {"user": "user", "item": "item", "bias": "item"}}  # of the models it knows
+# of the models that it knows: what picks each parameter's rows, and the columns that it reads
+ROWS = {
+    "factors": {"user": "user", "item": "item", "bias": "item"},
+    "perceptron": dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
+}
+COLUMNS = {"factors": {"user", "item", "target"}, "perceptron": {"x", "target"}}
 
 
 def unfit(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
@@ -31,7 +36,9 @@ def _reasons(model: Model, data: Source, params: Tree, local: LocalSettings) -> 
     if layout is None:
         yield "these data draw their examples by themselves"
         return
-    needed = {"item"} if layout.items else {"user", "item", "target"}
+    needed = {"item"} if layout.items else COLUMNS.get(model.kernel, set())
+    if layout.items and model.kernel != "factors":
+        yield "it draws no negatives"
     if not needed <= layout.columns.keys():
         yield f"these data have no column {', '.join(sorted(needed - layout.columns.keys()))}"
     for name, usual in (("precision", "fp32"), ("micro_batch", 0)):
@@ -60,6 +67,11 @@ def updates(
     from fedlab.engine.fused.cohort import Job, updates  # noqa: PLC0415 - loads numba
 
     return updates(Job(model, data, params, local, key, correction), cohort)
+
+
+def sums_up(model: Model) -> bool:
+    """Whether its compiled clients can be added up one after another."""
+    return model.kernel == "factors"
 
 
 def summed(

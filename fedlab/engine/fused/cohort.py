@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlab.core import Key, ParameterError, Rows, Summed, Tree, Update, require
 from fedlab.data import Layout, Source, layout_of, seen_all
-from fedlab.engine.fused import draws, factors
+from fedlab.engine.fused import dense, draws, factors
 from fedlab.engine.fused.draws import Examples, Held
 from fedlab.engine.fused.pool import cores, in_order
 from fedlab.engine.local_settings import LocalSettings
@@ -87,22 +87,27 @@ class Job:
             sums=np.concatenate([[0.0], powers.cumsum()[:-1]]).astype(np.float32),
         )
 
-    def steps(self, examples: Examples) -> Tensor:
-        """(C,) local steps of each client."""
-        count = torch.from_numpy(np.diff(examples.offsets)) // self.local.local_epochs
+    def steps(self, offsets: np.ndarray) -> Tensor:
+        """(C,) local steps of each client; offsets (C + 1,): where its examples begin."""
+        count = torch.from_numpy(np.diff(offsets)) // self.local.local_epochs
         batch = count.clamp(max=self.local.batch_size) if self.local.batch_size else count
         return ((count + batch - 1) // batch * self.local.local_epochs).float()
 
 
 def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
     """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`."""
+    if job.model.kernel == "perceptron":
+        yield from dense_updates(job, cohort)
+        return
     weights = job.data.counts[cohort].float()
 
     def piece(here: slice) -> Update:
         mine = cohort[here]
         examples = job.examples(mine)
         done = trained(job, examples, mine)
-        return Update(done.rows(job.model), weights[here], done.losses, mine, job.steps(examples))
+        return Update(
+            done.rows(job.model), weights[here], done.losses, mine, job.steps(examples.offsets)
+        )
 
     yield from in_order(piece, list(chunks(job, cohort, CHUNK_MB)), job.workers)
 
@@ -119,7 +124,7 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
         mine = cohort[here]
         examples = job.examples(mine)
         into = _part(total, here) if job.workers == 1 else None
-        return here, job.steps(examples), trained(job, examples, mine, into)
+        return here, job.steps(examples.offsets), trained(job, examples, mine, into)
 
     for here, taken, done in in_order(piece, cuts, job.workers):
         if job.workers > 1:
@@ -305,3 +310,58 @@ def _shift(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:
     ids, client = torch.from_numpy(rows.rows), torch.from_numpy(rows.client)
     shift: Tensor = job.correction.shift(name, ids, client, cohort)
     return (shift * -job.local.local_lr).numpy()
+
+
+LAYERS = ("w1", "b1", "w2", "b2")  # as `dense` has them, end to end
+
+
+def dense_updates(job: Job, cohort: Tensor) -> Iterator[Update]:
+    """The same for a perceptron."""
+    local, layout, params = job.local, job.layout, job.params
+    shapes = [params[name].shape[1:] for name in LAYERS]
+    begin = torch.cat([params[name].flatten() for name in LAYERS])
+    counts, epochs = layout.counts[cohort.numpy()], local.local_epochs
+    sgd, pulled = local.optimizer == "sgd", local.proximal > 0 or job.correction is not None
+    numbers = dense.Numbers(
+        epochs=epochs,
+        batch=local.batch_size,
+        clicks=job.model.task == "clicks",
+        adaptive=not sgd,
+        rate=local.local_lr,
+        keep=kept(local) if pulled else 1 - local.local_lr * local.weight_decay,
+        pull=local.local_lr * local.proximal,
+        decay=local.local_lr * local.weight_decay,
+        proximal=local.proximal,
+    )
+    order = np.array(job.key.of("order").halves, np.uint64)
+    x, target = layout.columns["x"], layout.columns["target"]
+
+    def piece(here: slice) -> Update:
+        mine = cohort[here]
+        who, clients = mine.numpy(), len(mine)
+        offsets = np.concatenate([[0], (counts[here] * epochs).cumsum()])
+        place = np.empty(offsets[-1], np.int64)
+        draws.orders(who, layout.starts, layout.counts, epochs, order, offsets, place)
+        row = place if layout.order is None else layout.order.take(place)
+        out, losses = torch.empty(clients, len(begin)), torch.empty(clients)
+        one, everybody = torch.zeros(clients, dtype=torch.int64), torch.arange(clients)
+        shift = np.empty((0, len(begin)), np.float32)
+        if job.correction is not None:
+            found = [
+                job.correction.shift(name, one, everybody, mine).reshape(clients, -1)
+                for name in LAYERS
+            ]
+            shift = (torch.cat(found, 1) * -local.local_lr).numpy()
+        columns = dense.Columns(offsets, row, x, target)
+        dense.clients(columns, begin.numpy(), shift, numbers, out.numpy(), losses.numpy())
+        parts = out.split([shape.numel() for shape in shapes], 1)
+        deltas = {
+            name: Rows(part.reshape(clients, *shape).contiguous(), one, everybody)
+            for name, part, shape in zip(LAYERS, parts, shapes, strict=True)
+        }
+        steps = job.steps(offsets)
+        return Update(deltas, job.data.counts[mine].float(), losses, mine, steps)
+
+    each = max(1, int((local.memory_mb or CHUNK_MB) * 1e6 / (12 * len(begin))))
+    cuts = [slice(first, first + each) for first in range(0, len(cohort), each)]
+    yield from in_order(piece, cuts, job.workers)
