@@ -15,6 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 lab"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -c 'from fedlab.engine import warm; print(f"compiled in {warm():.0f} s")'
 	@touch $@
 
 lab: $(READY)  ## make the environment and open the first lesson in JupyterLab

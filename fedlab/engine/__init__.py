@@ -16,6 +16,7 @@ from fedlab.engine.cohort import (
     train_cohort,
     updates,
 )
+from fedlab.engine.fused.warm import warm
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import gradients, hyper, sgd
 
@@ -38,4 +39,5 @@ __all__ = [
     "train",
     "train_cohort",
     "updates",
+    "warm",
 ]
