@@ -2,10 +2,10 @@
 
     python benchmarks/cores.py [--quick] [--against FOLDER]
 
-against: a checkout of edition 0.5.0. Each way is a process of its own that takes a round when it is
-told to; ways take rounds in turn, and what counts is the median of each. One thread is pinned to one
-core, two threads to two. Threads share clients and not sums, so all of them end with the same bits,
-which is checked here for 1, 2 and 3 threads.
+against: a checkout of edition 0.5.0. Each way is a process of its own that takes a round when it
+is told to; ways take rounds in turn, and what counts is the median of each. One thread is pinned to
+one core, two threads to two. Threads share clients and not sums, so all of them end with the same
+bits, which is checked here for 1, 2 and 3 threads.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def serve(name: str, clients: int, more: dict[str, Any]) -> None:
             print(found.hexdigest(), flush=True)
         elif line == "memory\n":
             status = Path("/proc/self/status").read_text()
-            print(next(row.split()[1] for row in status.splitlines() if "VmHWM" in row), flush=True)
+            print(next(row.split()[1] for row in status.splitlines() if "VmRSS" in row), flush=True)
         else:
             began = time.perf_counter()
             done = next(rounds)
@@ -93,6 +93,7 @@ class Way:
         return self.process.stdout.readline().strip()
 
     def end(self) -> None:
+        """End it."""
         self.process.communicate()
 
 

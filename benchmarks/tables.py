@@ -112,6 +112,21 @@ SPEED = {
     "mf_vs_rows_10k": "10,000 items, against a loop over touched rows only",
     "lesson2_vs_loop_100": "lesson 2, 100 users, against a loop with dense tables",
 }
+CORES = {
+    "fused_vs_0_5_lesson2_20": "lesson 2, 20 users, over edition 0.5.0",
+    "fused_vs_0_5_lesson2_100": "lesson 2, 100 users, over edition 0.5.0",
+    "fused_vs_0_5_lesson2_671": "lesson 2, all 671 users, over edition 0.5.0",
+    "fused_vs_0_5_mlp": "the perceptron, 100 clients, over edition 0.5.0",
+    "fused_vs_0_5_10k_items": "matrix factorisation, 10,000 items, over edition 0.5.0",
+    "fused_vs_0_5_50k_items": "the same, 50,000 items",
+    "two_cores": "two cores over one",
+    "same_bits_on_any_cores": "the same bits on 1, 2 and 3 threads (1 for yes)",
+    "per_client_1000_over_100": "time for each client, 1,000 clients a round against 100",
+    "million_items_vs_10k": "a round over a million items against 10,000",
+    "full_ranks_speedup": "full ranking of 671 users over 9,066 films, over edition 0.7.0",
+    "ials_over_implicit_100k": "iALS, a round over everybody against a sweep of `implicit`, ML-100K",
+    "ials_over_implicit_1m": "the same at the size of ML-1M",
+}
 COST = {
     "mf_50k_over_10k": "time of a round at 5 times the items",
     "per_client_1000_vs_100": "time for each client, 1,000 clients a round against 100",
@@ -476,6 +491,17 @@ def cost() -> str:
         ("", "measured", "goal"),
         ((label, amount(held[n]), goal(held[n])) for n, label in COST.items()),
     )
+
+
+def cores() -> str:
+    """What compiled clients bring."""
+    held = measured("speed")
+    rows = (
+        (text, amount(held[name]), goal(held[name]), held[name]["note"])
+        for name, text in CORES.items()
+        if name in held
+    )
+    return table(("", "measured", "goal", ""), rows)
 
 
 def live() -> str:

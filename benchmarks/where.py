@@ -123,13 +123,17 @@ def product_floor() -> float:
 
 def main(quick: bool) -> None:
     repeats, shares = 3 if quick else 25, {}
-    net = perceptron(WIDTH, WIDTH), vectors(CLIENTS), Settings(cohort=CLIENTS, local_lr=0.1)
+    net = (
+        perceptron(WIDTH, WIDTH),
+        vectors(CLIENTS),
+        Settings(cohort=CLIENTS, local_lr=0.1, engine="eager"),
+    )
     shares["MLP, 100 clients"] = stages(*net, repeats)
     shares["the same, compiled"] = stages(
         net[0], net[1], net[2].replace(engine="compiled"), repeats
     )
     model, data, settings = lesson(100)
-    shares["lesson 2, 100 users"] = stages(model, data, settings, repeats)
+    shares["lesson 2, 100 users"] = stages(model, data, settings.replace(engine="eager"), repeats)
     rate, results = copy_rate(torch.device("cpu")), {}
     for label, parts in shares.items():
         key = {"MLP, 100 clients": "mlp", "the same, compiled": "mlp_compiled"}.get(
