@@ -86,10 +86,15 @@ class Factored:
 
 
 def factored(users: Tensor, items: Tensor, bias: Tensor | None = None) -> Factored:
-    """The Score p_u . q_i + beta_i of users (U, D), items (I, D) and bias (I,), 0 by default."""
+    """The Score p_u . q_i + beta_i of users (U, D), items (I, D) and bias (I,), 0 by default.
+
+    A pair has the same bits however it is asked for.
+    """
     beta = items.new_zeros(len(items)) if bias is None else bias
 
     def pairs(who: Tensor, what: Tensor) -> Tensor:
+        if who.dim() and who.stride(-1) == 0:  # one user for a row of items, looked up once
+            who = who[..., :1]
         return (arranged(users, who) * arranged(items, what)).sum(-1) + arranged(beta, what)
 
     return Factored(users, items, beta, pairs)
