@@ -18,6 +18,9 @@ from fedlab.data import Ratings, Split
 from fedlab.evaluation.metrics import at_k, rank
 from fedlab.models import Factored
 
+PAIRS = 1 << 15  # scored at a time: what models keep of a pair then stays in a core's cache
+PRODUCTS = 1 << 19  # numbers of a product at a time
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -97,26 +100,27 @@ class Unmet:
     items: int
     met: Tensor
 
-    def ranks(self, score: Score, chunk: int = 64) -> Tensor:
-        """Rank (U,) of the held-out item among itself and the unmet items, where 1 is the best.
+    def ranks(self, score: Score) -> Tensor:
+        """Rank (U,) of the held-out item among itself and the unmet items, where 1 is the best."""
+        places = torch.arange(len(self.users))
+        if not isinstance(score, Factored):
+            return self._by_pairs(score, places)
+        blocks = places.split(max(1, PRODUCTS // self.items))
+        return torch.cat([self._by_product(score, here) for here in blocks])
 
-        chunk: users that are scored at a time.
-        """
-        blocks = torch.arange(len(self.users)).split(chunk)
-        if isinstance(score, Factored):
-            return torch.cat([self._by_product(score, here) for here in blocks])
-        return torch.cat([self._by_pairs(score, here) for here in blocks])
-
-    def _by_pairs(self, score: Score, here: Tensor) -> Tensor:
-        """The ranks of the users at the places `here` (B,), whose pairs are scored one by one."""
-        items = torch.arange(self.items).expand(len(here), -1)
-        scores = score(self.users[here, None].expand_as(items), items).cpu()
-        positive = scores.gather(1, self.positives[here, None])
-        others = scores.flatten().index_fill(0, self._met(here), -torch.inf).view(scores.shape)
-        return rank(positive[:, 0], others)
+    def _by_pairs(self, score: Score, places: Tensor) -> Tensor:
+        """The ranks of the users at these places, growing one by one, every pair scored."""
+        ranks = []
+        for here in places.split(max(1, PAIRS // self.items)):
+            items = torch.arange(self.items).expand(len(here), -1)
+            scores = score(self.users[here, None].expand_as(items), items).cpu()
+            positive = scores.gather(1, self.positives[here, None])
+            others = scores.flatten().index_fill(0, self._met(here), -torch.inf)
+            ranks.append(rank(positive[:, 0], others.view(scores.shape)))
+        return torch.cat(ranks)
 
     def _by_product(self, score: Factored, here: Tensor) -> Tensor:
-        """The same ranks from one product: what comes too close to call is scored as a pair.
+        """The same from one product: what comes too close to call is scored as a pair.
 
         Counts are sums of 0 and 1 in place of the scores: that is 4 times faster than of truths,
         and exact below 16 million items.
@@ -167,10 +171,10 @@ def unmet(split: Split, part: str = "test") -> Unmet:
     return Unmet(held.users, held.items, held.item_count, met[met >= 0].sort().values)
 
 
-def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) -> Tensor:
+def full_ranks(split: Split, score: Score, part: str = "test") -> Tensor:
     """Rank (U,) of the held-out item among all items that the user has not met before.
 
-    part, chunk: as in `unmet` and `Unmet.ranks`.
+    part: as in `candidates`.
 
     >>> from dataclasses import replace
     >>> from fedlab.data import leave_one_out, load
@@ -179,7 +183,7 @@ def full_ranks(split: Split, score: Score, part: str = "test", chunk: int = 64) 
     >>> full_ranks(few, popularity(split.train)).shape
     torch.Size([4])
     """
-    return unmet(split, part).ranks(score, chunk)
+    return unmet(split, part).ranks(score)
 
 
 def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Ratings, Tensor]:
@@ -198,14 +202,12 @@ def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Rat
     return ratings.take(~cold[ratings.items]), cold
 
 
-def cold_ranking(
-    score: Score, ratings: Ratings, cold: Tensor, k: int = 10, chunk: int = 64
-) -> dict[str, float]:
+def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> dict[str, float]:
     """AUC and NDCG@k of each user's own cold items among all cold items, averaged over users.
 
     ratings: all ratings. cold (I,): true for the hidden items. Only users who have rated some of
     the cold items, and not all, count; `ParameterError` when there is none. A tie counts half in
-    the AUC and against the model in the NDCG. chunk: users that are scored at a time.
+    the AUC and against the model in the NDCG.
 
     >>> from fedlab.data import load
     >>> train = load()
@@ -223,7 +225,7 @@ def cold_ranking(
         "nobody rated some of the cold items and not all; hide more",
     )
     found = []
-    for here in users.split(chunk):
+    for here in users.split(max(1, PAIRS // len(items))):
         what = items.expand(len(here), -1)
         found.append(_cold_figures(score(here[:, None].expand_as(what), what), mine[here], k))
     auc, ndcg = torch.cat(found, 1).mean(1).tolist()

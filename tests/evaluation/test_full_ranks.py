@@ -1,6 +1,7 @@
 """The full ranking by one product, against a plain twin that scores pair by pair."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fedlab.models.model import hybrid
 from fedlab.workbench.experiment import Experiment, stream
 
 PARTS = ("validation", "test")
+RANKING = import_module("fedlab.evaluation.ranking")
 
 
 def plain_ranks(split, score, part="test"):
@@ -52,10 +54,14 @@ def chance(seed, users=9, items=40):
     return replace(split, test=split.test.take(kept.nonzero()[:, 0][order])), draw
 
 
-def same(split, score, **changed):
-    for part in PARTS:
-        plain = plain_ranks(split, score.pairs if isinstance(score, Factored) else score, part)
-        assert torch.equal(full_ranks(split, score, part, **changed), plain), part
+def same(split, score, size=None):
+    """Whether ranks are those of the twin, with `size` numbers at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PAIRS", "PRODUCTS") if size else ():
+            patch.setattr(RANKING, name, size)
+        for part in PARTS:
+            plain = plain_ranks(split, score.pairs if isinstance(score, Factored) else score, part)
+            assert torch.equal(full_ranks(split, score, part), plain), part
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -64,7 +70,7 @@ def test_ties_by_the_dozen_rank_as_pairs_do(seed):
     dim = seed % 7
     users, items = (torch.randint(-1, 2, (n, dim), generator=draw) * 0.1 for n in (9, 40))
     bias = torch.randint(2, (40,), generator=draw) * 0.3
-    same(split, factored(users, items, bias), chunk=1 + seed % 11)
+    same(split, factored(users, items, bias), size=1 + 40 * (seed % 11))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -74,7 +80,7 @@ def test_what_a_product_rounds_otherwise_ranks_as_pairs_do(seed):
     turned = torch.stack([torch.randperm(33, generator=draw) for _ in range(40)])
     items = torch.ones(40, 33) + turned * 1e-7  # the same sums but for a few last bits
     score = factored(users, items, torch.zeros(40))
-    same(split, score, chunk=1 + seed % 11)
+    same(split, score, size=1 + 40 * (seed % 11))
 
 
 def test_a_product_alone_would_rank_otherwise():
@@ -154,7 +160,7 @@ def test_users_with_rows_of_their_own_rank_by_those(owner):
     params = {n: torch.randn(p.shape, generator=draw) for n, p in model.init(0).items()}
     score = fine_tuned(model, data, params, SGD(local_lr=0.5, negatives=1))
     assert isinstance(score, Factored)
-    same(split, score, chunk=4)
+    same(split, score, size=160)
     server = full_ranks(split, scorer(model, params))
     assert not torch.equal(server, full_ranks(split, score))
     every = torch.arange(9)
