@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlab.algorithms.participation import longest_first
 from fedlab.core import (
     Delta,
     Key,
@@ -48,7 +49,7 @@ from fedlab.evaluation import scorer
 from fedlab.models import Model
 
 GROUP = "implicit"
-GROUP_SIZE = 256  # clients solved at a time
+GROUP_SIZE = 64  # clients solved at a time, padded to the longest of them
 
 
 @register
@@ -157,7 +158,8 @@ class Implicit(Local):
         """
         users, gram = params["user"].clone(), params["item"].T @ params["item"]
         weights = recent(data.train, self.recency) if self.recency else torch.ones(len(data.train))
-        for here in torch.arange(len(data)).split(GROUP_SIZE):
+        everyone = longest_first(data, torch.arange(len(data)))  # so that little is padded
+        for here in everyone.split(GROUP_SIZE):
             clicks = _clicks(data, here)
             mine = weights[data.rows(clicks["user"], clicks["item"])]
             _, _, owners, _, vectors = self._solved(clicks, params["item"], gram, mine)

@@ -18,6 +18,7 @@ from fedlab.evaluation.metrics import (
 from fedlab.evaluation.newcomers import NewUsers, item_means, new_users
 from fedlab.evaluation.ranking import (
     Candidates,
+    Unmet,
     candidates,
     cold_ranking,
     full_ranks,
@@ -25,6 +26,7 @@ from fedlab.evaluation.ranking import (
     popularity,
     ranking,
     seen,
+    unmet,
 )
 from fedlab.evaluation.scoring import own_score, scorer
 
@@ -33,6 +35,7 @@ __all__ = [
     "Error",
     "NewUsers",
     "Ranking",
+    "Unmet",
     "accuracy",
     "at_k",
     "auc",
@@ -58,4 +61,5 @@ __all__ = [
     "rmse",
     "scorer",
     "seen",
+    "unmet",
 ]

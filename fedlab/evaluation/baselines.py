@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedlab.core import Score, require, stream
 from fedlab.data import Ratings, recent
+from fedlab.models import Factored, factored
 
 
 def clicked(train: Ratings) -> Tensor:
@@ -95,7 +96,7 @@ def _solved(table: Tensor, fixed: Tensor, w0: float, reg: float, chunk: int = 51
     return torch.cat(found)
 
 
-def dot(users: Tensor, items: Tensor) -> Score:
+def dot(users: Tensor, items: Tensor) -> Factored:
     """Score pairs by the inner product of their vectors: users (U, D), items (I, D).
 
     >>> import torch
@@ -103,8 +104,4 @@ def dot(users: Tensor, items: Tensor) -> Score:
     >>> score(torch.tensor([0]), torch.tensor([0]))
     tensor([11.])
     """
-    return lambda who, what: (
-        (users.index_select(0, who.flatten()) * items.index_select(0, what.flatten()))
-        .sum(1)
-        .view(who.shape)
-    )
+    return factored(users, items)

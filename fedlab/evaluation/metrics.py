@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Metric, Score, register, require
+from fedlab.core import Metric, Score, knob, register, require
 
 
 def mse(prediction: Tensor, target: Tensor) -> float:
@@ -114,13 +114,31 @@ def at_k(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
 
 @register
 class Ranking(Metric):
-    """HR@10 and NDCG@10 of the held-out item among sampled ones."""
+    """HR@10 and NDCG@10 of the held-out item among sampled ones, and among all if asked for."""
 
-    modes = {"ndcg@10": "max", "hr@10": "max"}  # noqa: RUF012
+    modes = {  # noqa: RUF012
+        "ndcg@10": "max",
+        "hr@10": "max",
+        "full ndcg@10": "max",
+        "full hr@10": "max",
+    }
+    full_ranking: str = knob(
+        "off",
+        0,
+        0,
+        "",
+        "whether held-out clicks are ranked among all items, too",
+        live=False,
+        choices=("off", "on"),
+        group="measuring",
+    )
 
     def measure(self, score: Score, experiment: Any) -> dict[str, float]:
         """Rank the clicks of the validation part."""
-        return at_k(experiment.candidates.ranks(score))
+        found = at_k(experiment.candidates.ranks(score))
+        if self.full_ranking == "on":
+            found |= at_k(experiment.unmet.ranks(score), prefix="full ")
+        return found
 
 
 @register

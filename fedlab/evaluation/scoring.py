@@ -1,6 +1,8 @@
 """Predictions of trained parameters for any users and items, as evaluation asks for them.
 
-Letters: U users.
+Those of a model that factorises are `Factored`: all items can be scored by one product.
+
+Letters: U users, I items, C clients of a cohort, n pairs.
 """
 
 from collections.abc import Callable
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Rows, Score, Tree, arranged, require, to
-from fedlab.models import Model
+from fedlab.data import own_rows
+from fedlab.models import Factored, Model, factored
 
 
 def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
@@ -31,6 +34,8 @@ def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
         owner,
         "name the client of each user, say federation.owner",
     )
+    if model.factors:
+        return factored(*model.factors(to(params | model.constants, "cpu")))
     device = next(iter(params.values())).device
     return pair_scorer(
         model, lambda name, rows, _: arranged(params[name], rows), owner, each=each, device=device
@@ -90,4 +95,28 @@ def own_score(
         held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
         return params[name][rows] + learned.where(held, 0.0)
 
-    return pair_scorer(model, look_up, owner, each=True)
+    pairs = pair_scorer(model, look_up, owner, each=True)
+    moved = {model.rows[name] for name, d in deltas.items() if len(d.ids)}
+    if model.factors is None or not moved <= {"user", "item"}:
+        return pairs
+    users = torch.arange(len(owner))
+    mine = {n: look_up(n, users, owner) for n, kind in model.rows.items() if kind == "user"}
+    tables = model.factors(params | model.constants | mine)
+    learned = [d for name, d in deltas.items() if model.rows[name] == "item"]
+    return Factored(*tables, pairs, lambda: _learned_pairs(learned, cohort, owner, len(tables[1])))
+
+
+def _learned_pairs(deltas: list[Rows], cohort: Tensor, owner: Tensor, items: int) -> Tensor:
+    """Pairs (n,), user * I + item and growing: the items of which a user's client learned rows.
+
+    deltas: rows by item, those of `cohort` (C,). owner (U,): the client of each user. items: I.
+    """
+    order, counts = (
+        owner.argsort(stable=True),
+        torch.bincount(owner, minlength=int(cohort.max()) + 1),
+    )
+    found = []
+    for delta in deltas:
+        row, user = own_rows(cohort[delta.client], counts.cumsum(0) - counts, counts)
+        found.append(order[user] * items + delta.ids[row])
+    return torch.cat(found).unique()

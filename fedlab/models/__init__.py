@@ -9,6 +9,7 @@ from fedlab.models.content import (
     user_factor_model,
     user_features,
 )
+from fedlab.models.factored import Factored, factored
 from fedlab.models.lora import Adapted, adapted, merged
 from fedlab.models.model import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.models.modules import from_module, loaded
@@ -17,6 +18,7 @@ from fedlab.models.recipes import Content, Interaction, Linear, MatrixFactorisat
 __all__ = [
     "Adapted",
     "Content",
+    "Factored",
     "Interaction",
     "Linear",
     "MatrixFactorisation",
@@ -25,6 +27,7 @@ __all__ = [
     "UserFactors",
     "adapted",
     "content",
+    "factored",
     "from_module",
     "genre_profile",
     "history",

@@ -55,7 +55,9 @@ class Model:
     predict's gradient by hand, where that is worth it; None leaves it to autograd. activity: floats
     that `predict` keeps for one example beside its parameters, to plan memory by. module: what the
     model was made from, for `loaded`. kernel: the compiled client in `fedlab/engine/fused` that
-    trains exactly this `predict`, or ''.
+    trains exactly this `predict`, or ''. factors(whole parameters and constants, those by user with
+    a row for each user) -> users (U, D), items (I, D), bias (I,): for a model whose prediction is
+    p_u . q_i + beta_i, the tables of these; else None.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Model:
     activity: int = 0
     module: nn.Module | None = None
     kernel: str = ""
+    factors: Callable[[Tree], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         """Raise `ParameterError` for a task that is unknown and for what cannot be kept private."""
@@ -189,6 +192,7 @@ def matrix_factorisation(
         frozenset({"user"} if private_users else ()),
         pullback=pullback,
         kernel="factors",
+        factors=lambda p: (p["user"], p["item"], p["bias"]),
     )
 
 
@@ -224,8 +228,13 @@ def interaction(
             h = h * batch["keep"] / (1 - dropout)
         return (h @ p["dense"]).squeeze(-1) + p["offset"] + p["bias"]
 
+    def factors(p: Tree) -> tuple[Tensor, Tensor, Tensor]:
+        return p["user"] * p["dense"].view(-1), p["item"], p["bias"] + p["offset"].view(-1)
+
     rows = {**table.rows, "dense": "one", "offset": "one"}
-    return Model("interaction", task, init, predict, rows, table.private, noise=noise)
+    return Model(
+        "interaction", task, init, predict, rows, table.private, noise=noise, factors=factors
+    )
 
 
 def hybrid(
@@ -261,6 +270,7 @@ def hybrid(
         {**table.rows, "told": "one"},
         table.private,
         {"known": known},
+        factors=lambda p: (p["user"], p["item"] + p["known"] @ p["told"][0], p["bias"]),
     )
 
 

@@ -31,6 +31,7 @@ from fedlab.core import (
     require,
 )
 from fedlab.data import Ratings, Source, recent
+from fedlab.evaluation import dot
 from fedlab.models import Model
 
 
@@ -140,7 +141,7 @@ class GenrePairs(Recipe):
         train, basis = data.train, model.constants["basis"]
         own = torch.zeros(train.user_count, basis.shape[1])
         own = own.index_add_(0, train.users, basis[train.items]) @ params["pairs"][0].cpu()
-        return lambda users, items: (own[users] * basis[items]).sum(-1)
+        return dot(own, basis)
 
 
 def _clicked(data: Source, cohort: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ from fedlab.data import (
     standardise,
 )
 from fedlab.engine import LocalSettings
-from fedlab.evaluation import Candidates, candidates, scorer
+from fedlab.evaluation import Candidates, Unmet, candidates, scorer, unmet
 from fedlab.models import Model
 from fedlab.privacy import Ledger, spends
 
@@ -248,6 +248,11 @@ class Experiment:
         """What the held-out clicks of the validation part are ranked against."""
         return _candidates(*self._data, self.choices.against, self.settings.seed)
 
+    @cached_property
+    def unmet(self) -> Unmet:
+        """What they are ranked against in the full ranking."""
+        return _unmet(*self._data)
+
     @property
     def _data(self) -> tuple[type | None, str, Settings]:
         """What tells data from other data: the part, its name and its knobs."""
@@ -367,6 +372,11 @@ def _split(part: type | None, name: str, own: Settings, task: str) -> Split:
 @lru_cache(maxsize=2)
 def _candidates(part: type | None, name: str, own: Settings, against: int, seed: int) -> Candidates:
     return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
+
+
+@lru_cache(maxsize=2)
+def _unmet(part: type | None, name: str, own: Settings) -> Unmet:
+    return unmet(_split(part, name, own, "clicks"), "validation")
 
 
 def stream(

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedlab.core import Score, require
+from fedlab.core import require
 from fedlab.data import Ratings
+from fedlab.models.factored import Factored, factored
 from fedlab.models.text.backbone import PAD, Backbone, depth, mean_state, tokens
 from fedlab.models.text.encoder import Encoder
 
@@ -220,7 +221,7 @@ class TwoTower(nn.Module):
         product = torch.einsum("bd,bkd->bk", z, total) / (self.count[who] - own).clamp(min=1)
         return product * GAIN + b[:, None] + self.prior[who]
 
-    def scores(self, chunk: int = 64) -> Score:
+    def scores(self, chunk: int = 64) -> Factored:
         """A function (users, items of the same shape) -> logits on the CPU.
 
         They leave out the prior, which is the same for all items of a user. chunk: items read at a
@@ -231,4 +232,4 @@ class TwoTower(nn.Module):
             parts = [self.films(items) for items in everything.split(chunk)]
             z, b = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
             u = (self.user(self.total) * (GAIN / self.count.clamp(min=1)[:, None])).cpu()
-        return lambda users, items: (u[users] * z[items]).sum(-1) + b[items]
+        return factored(u, z, b)
