@@ -6,6 +6,7 @@ clients are shared among threads; as none sees another, no bit depends on how.
 Letters: N clients, C in a chunk, n examples, R rows, D dimensions.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,19 +119,28 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
     private = "user" in job.model.private
     total = _sums(job, cohort, weights, longest, shared=not private)
     losses, lengths = (torch.from_numpy(column) for column in (total.losses, total.lengths))
-    users, steps = list[Rows](), list[Tensor]()
+    users, steps, dims = list[Rows](), list[Tensor](), job.params["item"].shape[1]
+    most = max(int(sizes(job, cohort[here]).sum()) for here in cuts)
+    spare = deque[Room]()  # fresh memory for each piece would cost a quarter of its time
 
-    def piece(here: slice) -> tuple[slice, Tensor, Trained]:
+    def piece(here: slice) -> tuple[slice, Tensor, Trained, Room | None]:
         mine = cohort[here]
         examples = job.examples(mine)
-        into = _part(total, here) if job.workers == 1 else None
-        return here, job.steps(examples.offsets), trained(job, examples, mine, into)
+        steps = job.steps(examples.offsets)
+        if job.workers == 1:
+            return here, steps, trained(job, examples, mine, _part(total, here)), None
+        try:
+            room = spare.pop()
+        except IndexError:
+            room = _room(most, dims)
+        return here, steps, trained(job, examples, mine, None, room), room
 
-    for here, taken, done in in_order(piece, cuts, job.workers):
-        if job.workers > 1:
+    for here, taken, done, room in in_order(piece, cuts, job.workers):
+        if room:
             into = _part(total, here)
             into.losses[:] = done.losses.numpy()
             factors.joined(done.items, done.users, done.out, into)
+            spare.append(room)
         who = torch.from_numpy(done.users.client)
         users.append(Rows(done.user, torch.from_numpy(done.users.rows), who + here.start))
         steps.append(taken)
@@ -270,10 +280,26 @@ class Trained:
         }
 
 
+Room = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _room(height: int, dims: int) -> Room:
+    """Memory for what so many rows of items learn: vectors, biases, ages."""
+    vectors, biases = np.empty((height, dims), np.float32), np.empty(height, np.float32)
+    return vectors, biases, np.empty(height, np.int64)
+
+
 def trained(
-    job: Job, examples: Examples, cohort: Tensor, into: factors.Sums | None = None
+    job: Job,
+    examples: Examples,
+    cohort: Tensor,
+    into: factors.Sums | None = None,
+    room: Room | None = None,
 ) -> Trained:
-    """Train some clients (C,). into: where they are added up at once, in place of items' deltas."""
+    """Train some clients (C,).
+
+    into: where they are added up at once, in place of items' deltas. room: where these are put.
+    """
     params, offsets, dims = job.params, examples.offsets, job.params["item"].shape[1]
     users = held(examples.user, len(params["user"]), offsets)
     first = params["user"].index_select(0, torch.from_numpy(users.rows))
@@ -286,13 +312,14 @@ def trained(
         items = Held(np.zeros(1, np.int64), *(np.empty(0, np.int64) for _ in range(2)))
         most = min(int(np.diff(offsets).max()), len(params["item"]))
         rows = np.empty(most, np.int64)
+    item, bias, age = room or _room(len(rows), dims)
     height = len(rows)
     out = factors.Client(
         rows,
-        np.empty((height, dims), np.float32),
-        np.empty(height, np.float32),
+        item[:height],
+        bias[:height],
         user.numpy(),
-        np.empty(height, np.int64),
+        age[:height],
         *(_shift(name, job, items if name != "user" else users, cohort) for name in NAMES),
     )
     if into is None:
