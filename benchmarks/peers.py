@@ -1,13 +1,17 @@
 """The same federated job through what a user would pick instead.
 
-    python benchmarks/peers.py [--quick]
+    python benchmarks/peers.py [--quick] [frameworks] [jax] [hand]
 
-The peers are Flower, pfl, fedjax, and loops by hand. Each runs in an environment of its own under
-benchmarks/.peers, built from PyPI when it is missing, through its own natural API
-(benchmarks/peers/). All start before the first round is timed; rounds are then taken in turn, one
-peer at a time. Peers have one CPU thread on one core, except Flower, whose simulation keeps its
-processes on all cores, as it is meant to. Weights at the end are brought back: all must have moved
-as far and reach the same loss, so that all did the same work.
+Without a group, all are measured. 'frameworks': Flower, pfl, fedjax, and loops with modules and
+optimisers. 'jax': a round as one compiled call on arrays. 'hand': PyTorch by hand, with the
+gradient by hand client after client, or `torch.func.vmap(grad)`. Each peer with packages of its
+own runs in an environment under benchmarks/.peers, built from PyPI when it is missing, through its
+own natural API (benchmarks/peers/). All start before the first round is timed; rounds are then
+taken in turn, one peer at a time. Peers have one CPU thread on one core, except Flower, whose
+simulation keeps its processes on all cores, as it is meant to. Weights at the end are brought back:
+all must have moved as far and reach the same loss, so that all did the same work. In the groups
+'jax' and 'hand' all train the same clients, so that must hold after one round too, more closely,
+and each parameter must have moved the same way.
 """
 
 import json
@@ -17,11 +21,15 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import ROOT, entry, is_quick, record
+from common import ROOT, entry, record
+from speed import lesson
+
+from fedlab.algorithms import sample
 
 HERE, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "benchmarks" / ".peers"
 PINS = {
@@ -36,6 +44,9 @@ PINS = {
         "numpy<2",
         "fedjax==0.0.17",
     ],
+    "jax": ["jaxlib==0.10.2", "jax==0.10.2"],
+    # its compiler of small operations is the older one, which some jobs run faster on
+    "jax04": ["jaxlib==0.4.30", "numpy<2", "jax==0.4.30"],
 }
 PEERS = {  # script, environment (None: this one), further arguments
     "fedlab": ("ours.py", None, []),
@@ -45,8 +56,23 @@ PEERS = {  # script, environment (None: this one), further arguments
     "Flower": ("flower.py", "flower", []),
     "pfl": ("pfl_research.py", "pfl", []),
     "fedjax": ("fedjax_peer.py", "fedjax", []),
+    "fedlab fused": ("ours.py", None, ["fused"]),
+    "hand loop": ("arrays/torch_ways.py", None, ["hand"]),
+    "vmap(grad)": ("arrays/torch_ways.py", None, ["vmap"]),
+} | {
+    f"{title} {way}": ("arrays/jax_ways.py", env, [way])
+    for title, env in (("JAX", "jax"), ("JAX 0.4", "jax04"))
+    for way in ("vmap", "scan", "flat", "one", "lanes")
 }
+FRAMEWORKS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
+OURS = "fedlab fused"
+HAND, JAX = ("hand loop", "vmap(grad)"), tuple(name for name in PEERS if name.startswith("JAX"))
+GROUPS = {"frameworks": FRAMEWORKS, "jax": ("fedlab fused", *JAX), "hand": ("fedlab fused", *HAND)}
+# what each kind of job can be written as
+WAYS = {"mlp": ("vmap", "scan"), "private": ("vmap", "scan", "flat"), "clicks": ("one", "lanes")}
+EQUAL = {"perceptron": "mlp", "private_mf10k": "private10000", "private_mf50k": "private50000"}
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
+ROUNDS = 11  # of the groups 'jax' and 'hand'
 
 
 def environment(name: str) -> str:
@@ -69,14 +95,20 @@ def environment(name: str) -> str:
     return ""
 
 
-def job(kind: str, cohort: int, path: Path) -> dict[str, np.ndarray]:
-    """Write a job: 100 clients of 200 examples. kind: 'mlp', or 'mf' with the number of items."""
+def job(kind: str, cohort: int, path: Path, clients: int = CLIENTS) -> dict[str, np.ndarray]:
+    """Write a job and return what judges it: all examples, and the first weights.
+
+    kind: 'mlp', 'mf' or 'private' with the number of items, for clients of 200 examples; or
+    'clicks', lesson 2's users.
+    """
     rng = np.random.default_rng(0)
+    if kind == "clicks":
+        return lesson_job(cohort, path)
     if kind == "mlp":
-        x = rng.standard_normal((CLIENTS, EXAMPLES, WIDTH), np.float32)
+        x = rng.standard_normal((clients, EXAMPLES, WIDTH), np.float32)
         teacher = rng.standard_normal(WIDTH).astype(np.float32)
         columns = {"x": x, "target": (x @ teacher > 0).astype(np.float32)}
-        weights = {
+        shapes = {
             "first.weight": (WIDTH, WIDTH),
             "first.bias": (WIDTH,),
             "second.weight": (1, WIDTH),
@@ -84,35 +116,82 @@ def job(kind: str, cohort: int, path: Path) -> dict[str, np.ndarray]:
         }
         model, rate = "mlp", 0.1
     else:
-        items = int(kind.removeprefix("mf"))
-        item = rng.integers(items, size=(CLIENTS, EXAMPLES))
+        model, rate = kind.rstrip("0123456789"), 1.0
+        items = int(kind.removeprefix(model))
+        item = rng.integers(items, size=(clients, EXAMPLES))
         columns = {
-            "user": np.repeat(np.arange(CLIENTS)[:, None], EXAMPLES, 1),
+            "user": np.repeat(np.arange(clients)[:, None], EXAMPLES, 1),
             "item": item,
-            "target": (rng.random((CLIENTS, EXAMPLES)) < np.where(item % 5 == 0, 0.8, 0.05)).astype(
+            "target": (rng.random((clients, EXAMPLES)) < np.where(item % 5 == 0, 0.8, 0.05)).astype(
                 np.float32
             ),
         }
-        weights = {
-            "user.weight": (CLIENTS, WIDTH),
-            "item.weight": (items, WIDTH),
-            "bias.weight": (items, 1),
-        }
-        model, rate = "mf", 1.0
-    first = {
-        name: rng.uniform(-1, 1, shape).astype(np.float32) / WIDTH**0.5
-        for name, shape in weights.items()
-    }
-    np.savez(
-        path,
-        model=model,
-        cohort=cohort,
-        batch=32,
-        rate=rate,
-        **{f"columns/{n}": c for n, c in columns.items()},
-        **{f"weights/{n}": w for n, w in first.items()},
-    )
+        shapes = tables(clients, items, WIDTH)
+    first = random_weights(shapes, rng)
+    cohorts = np.tile(np.arange(clients), (ROUNDS + 1, 1))
+    plain = {"model": model, "clients": clients, "examples": EXAMPLES, "rate": rate}
+    write(path, plain | {"cohort": cohort, "batch": 32, "cohorts": cohorts}, columns, first)
     return columns | first
+
+
+def tables(users: int, items: int, width: int) -> dict[str, tuple[int, int]]:
+    """The shapes of matrix factorisation."""
+    return {
+        "user.weight": (users, width),
+        "item.weight": (items, width),
+        "bias.weight": (items, 1),
+    }
+
+
+def random_weights(
+    shapes: dict[str, tuple[int, ...]], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """First weights."""
+    return {
+        name: rng.uniform(-1, 1, shape).astype(np.float32) / WIDTH**0.5
+        for name, shape in shapes.items()
+    }
+
+
+def write(
+    path: Path, plain: dict, columns: dict[str, np.ndarray], weights: dict[str, np.ndarray]
+) -> None:
+    """Write a job's file."""
+    parts = {f"columns/{n}": c for n, c in columns.items()}
+    parts |= {f"weights/{n}": w for n, w in weights.items()}
+    np.savez(path, **plain, **parts)
+
+
+def lesson_job(cohort: int, path: Path) -> dict[str, np.ndarray]:
+    """Write lesson 2's job and return what judges it: its clicks, each with one random item."""
+    model, data, settings = lesson(cohort)
+    layout = data.layout
+    items = data.train.item_count
+    assert np.array_equal(layout.columns["user"], np.repeat(np.arange(len(data)), layout.counts))
+    first = {
+        f"{name}.weight": value.numpy().reshape(len(value), -1)
+        for name, value in model.init(settings.seed).items()
+    }
+    plain = {
+        "model": "clicks",
+        "clients": len(data),
+        "counts": layout.counts,
+        "cohort": cohort,
+        "cohorts": np.stack([sample(data, cohort, n).numpy() for n in range(1, ROUNDS + 2)]),
+        "batch": settings.batch_size,
+        "rate": settings.local_lr,
+        "server_rate": settings.server_lr,
+        "negatives": settings.negatives,
+    }
+    write(path, plain, {"item": layout.columns["item"]}, first)
+    user, item = (layout.columns[name] for name in ("user", "item"))
+    other = np.random.default_rng(1).integers(items, size=len(item))  # nobody else's stream
+    examples = {
+        "user": np.concatenate([user, user]),
+        "item": np.concatenate([item, other]),
+        "target": np.repeat(np.float32([1, 0]), len(item)),
+    }
+    return examples | first
 
 
 def loss(held: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> float:
@@ -148,8 +227,7 @@ class Peer:
             "RAY_USAGE_STATS_ENABLED": "0",
             "JAX_PLATFORMS": "cpu",
         }
-        if env is None:
-            variables["PYTHONPATH"] = str(ROOT)
+        variables["PYTHONPATH"] = os.pathsep.join([str(HERE)] + ([str(ROOT)] if env is None else []))
         self.log = path.with_name(f"{name}.log")
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
@@ -208,34 +286,45 @@ def tree_mb(root: int) -> float:
     return total / 1024
 
 
-def compare(kind: str, cohort: int, rounds: int, names: list[str]) -> dict[str, dict[str, float]]:
+def took_turns(
+    names: Iterable[str], path: Path, rounds: int
+) -> tuple[list[Peer], list[dict[str, np.ndarray]]]:
+    """Peers that took one round to start with and then as many in turn; and their weights."""
+    peers = []
+    for name in names:  # one starts after the other, so that first rounds are undisturbed
+        peers.append(Peer(name, path))
+        peers[-1].round()
+    for _ in range(rounds):
+        for peer in peers:
+            peer.round()
+    return peers, [peer.end() for peer in peers]
+
+
+def compare(
+    key: str, kind: str, cohort: int, rounds: int, names: Iterable[str], clients: int = CLIENTS
+) -> dict[str, dict[str, float]]:
     """For each peer: median seconds of a round, start to first round, peak MB, loss at the end."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.npz"
-        held = job(kind, cohort, path)
-        peers = []
-        for name in names:  # one starts after the other, so that first rounds are undisturbed
-            peers.append(Peer(name, path))
-            peers[-1].round()
-        for _ in range(rounds):
-            for peer in peers:
-                peer.round()
-        table = {}
-        for peer in peers:
-            final = peer.end()
-            moved = sum(float(np.square(final[n] - held[n]).sum()) for n in final) ** 0.5
-            table[peer.name] = {
-                "seconds": median(peer.seconds[1:]),
-                "first": peer.first,
-                "mb": peer.peak,
-                "loss": loss(held, final),
-                "moved": moved,
-            }
+        held = job(kind, cohort, path, clients)
+        peers, ends = took_turns(names, path, rounds)
+    table = {
+        peer.name: {
+            "seconds": median(peer.seconds[1:]),
+            "first": peer.first,
+            "mb": peer.peak,
+            **judged(held, end),
+        }
+        for peer, end in zip(peers, ends, strict=True)
+    }
+    if OURS in table:
+        after = [{n: end[f"first/{n}"] for n in held if f"first/{n}" in end} for end in ends]
+        for which, found in (("after a round", after), ("at the end", ends)):
+            alike(held, dict(zip(table, found, strict=True)), f"{key}, {which}")
     for name, row in table.items():
         print(
-            f"{kind} {cohort:3} {name:16} {row['seconds']:8.4f} s  first {row['first']:6.1f} s  "
-            f"{row['mb']:6.0f} MB"
-            f"  loss {row['loss']:.4f}  moved {row['moved']:.3f}",
+            f"{key:18} {name:16} {row['seconds'] * 1e3:8.2f} ms  first {row['first']:6.1f} s  "
+            f"{row['mb']:6.0f} MB  loss {row['loss']:.4f}  moved {row['moved']:.3f}",
             flush=True,
         )
     for what, spread in (("loss", 1.05), ("moved", 1.25)):
@@ -243,6 +332,29 @@ def compare(kind: str, cohort: int, rounds: int, names: list[str]) -> dict[str, 
         same = max(values.values()) < spread * min(values.values())
         assert same, f"the peers did not do the same work: {what} {values}"
     return table
+
+
+def judged(held: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> dict[str, float]:
+    """The loss of some weights, and how far they moved from the first ones."""
+    moved = sum(float(np.square(weights[n] - held[n]).sum()) for n in held if n in weights) ** 0.5
+    return {"loss": loss(held, weights), "moved": moved}
+
+
+def alike(held: dict[str, np.ndarray], found: dict[str, dict[str, np.ndarray]], when: str) -> None:
+    """Fail unless all ways reached our loss, each parameter having moved as far and the same way.
+
+    What may differ is what they draw: the order of examples, and unseen items.
+    """
+    for name, weights in found.items():
+        ratio = loss(held, weights) / loss(held, found[OURS])
+        print(when, name, f"{ratio:.4f}", end="  ")
+        for n in weights:
+            if n in held:
+                ours, theirs = ((w[n] - held[n]).ravel().astype(float) for w in (found[OURS], weights))
+                far = np.linalg.norm(theirs) / np.linalg.norm(ours)
+                same = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+                print(n, f"{far:.3f} {same:.4f}", end="  ")
+        print()
 
 
 def main(quick: bool) -> None:
