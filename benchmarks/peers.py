@@ -14,6 +14,7 @@ all must have moved as far and reach the same loss, so that all did the same wor
 and each parameter must have moved the same way.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from common import ROOT, entry, record
+from common import ROOT, entry, label, record
 from speed import lesson
 
 from fedlab.algorithms import sample
@@ -62,17 +63,23 @@ PEERS = {  # script, environment (None: this one), further arguments
 } | {
     f"{title} {way}": ("arrays/jax_ways.py", env, [way])
     for title, env in (("JAX", "jax"), ("JAX 0.4", "jax04"))
-    for way in ("vmap", "scan", "flat", "one", "lanes")
+    for way in ("vmap", "vmap hand", "scan", "scan hand", "flat", "lanes")
 }
 FRAMEWORKS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
 OURS = "fedlab fused"
 HAND, JAX = ("hand loop", "vmap(grad)"), tuple(name for name in PEERS if name.startswith("JAX"))
 GROUPS = {"frameworks": FRAMEWORKS, "jax": ("fedlab fused", *JAX), "hand": ("fedlab fused", *HAND)}
-# what each kind of job can be written as
-WAYS = {"mlp": ("vmap", "scan"), "private": ("vmap", "scan", "flat"), "clicks": ("one", "lanes")}
+WAYS = {  # see arrays/jax_ways.py
+    "mlp": ("vmap", "vmap hand", "scan", "scan hand"),
+    "private": ("vmap", "scan", "flat"),
+    "clicks": ("scan", "flat", "lanes"),
+}
 EQUAL = {"perceptron": "mlp", "private_mf10k": "private10000", "private_mf50k": "private50000"}
 CLIENTS, EXAMPLES, WIDTH = 100, 200, 64
 ROUNDS = 11  # of the groups 'jax' and 'hand'
+# limits for the same work: of losses, of distances, of cosines, of ways that draw the same
+LOSSES, FAR, APART = 0.01, 0.1, 0.02
+SAME = {"mlp": 0.95, "private": 0.6, "clicks": 0.1}
 
 
 def environment(name: str) -> str:
@@ -136,11 +143,7 @@ def job(kind: str, cohort: int, path: Path, clients: int = CLIENTS) -> dict[str,
 
 def tables(users: int, items: int, width: int) -> dict[str, tuple[int, int]]:
     """The shapes of matrix factorisation."""
-    return {
-        "user.weight": (users, width),
-        "item.weight": (items, width),
-        "bias.weight": (items, 1),
-    }
+    return {"user.weight": (users, width), "item.weight": (items, width), "bias.weight": (items, 1)}
 
 
 def random_weights(
@@ -227,7 +230,9 @@ class Peer:
             "RAY_USAGE_STATS_ENABLED": "0",
             "JAX_PLATFORMS": "cpu",
         }
-        variables["PYTHONPATH"] = os.pathsep.join([str(HERE)] + ([str(ROOT)] if env is None else []))
+        variables["PYTHONPATH"] = os.pathsep.join(
+            [str(HERE)] + ([str(ROOT)] if env is None else [])
+        )
         self.log = path.with_name(f"{name}.log")
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
@@ -319,8 +324,9 @@ def compare(
     }
     if OURS in table:
         after = [{n: end[f"first/{n}"] for n in held if f"first/{n}" in end} for end in ends]
-        for which, found in (("after a round", after), ("at the end", ends)):
-            alike(held, dict(zip(table, found, strict=True)), f"{key}, {which}")
+        last = [{n: end[n] for n in held if n in end} for end in ends]
+        for weights in (after, last):
+            alike(kind, held, dict(zip(table, weights, strict=True)))
     for name, row in table.items():
         print(
             f"{key:18} {name:16} {row['seconds'] * 1e3:8.2f} ms  first {row['first']:6.1f} s  "
@@ -340,54 +346,61 @@ def judged(held: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> dict[
     return {"loss": loss(held, weights), "moved": moved}
 
 
-def alike(held: dict[str, np.ndarray], found: dict[str, dict[str, np.ndarray]], when: str) -> None:
+def alike(kind: str, held: dict[str, np.ndarray], ends: dict[str, dict[str, np.ndarray]]) -> None:
     """Fail unless all ways reached our loss, each parameter having moved as far and the same way.
 
-    What may differ is what they draw: the order of examples, and unseen items.
+    What may differ is what is drawn: the order of examples, of which those in the last, shorter
+    batch count four times as much, and unseen items. A single number that hardly moves is left out.
+    Ways on whole arrays draw the same, so they must agree with one another but for rounding.
     """
-    for name, weights in found.items():
-        ratio = loss(held, weights) / loss(held, found[OURS])
-        print(when, name, f"{ratio:.4f}", end="  ")
-        for n in weights:
-            if n in held:
-                ours, theirs = ((w[n] - held[n]).ravel().astype(float) for w in (found[OURS], weights))
-                far = np.linalg.norm(theirs) / np.linalg.norm(ours)
-                same = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
-                print(n, f"{far:.3f} {same:.4f}", end="  ")
-        print()
+    drawn_alike = [name for name in ends if name.startswith(("JAX", "vmap"))]
+    for way, weights in ends.items():
+        ours, twin = ends[OURS], ends[drawn_alike[0]]
+        ratio = loss(held, weights) / loss(held, ours)
+        assert abs(ratio - 1) < LOSSES, (
+            f"{way} did not do the same work: {ratio:.4f} times our loss"
+        )
+        for name, value in weights.items():
+            mine, theirs, like = ((w[name] - held[name]).ravel() for w in (ours, weights, twin))
+            far = np.linalg.norm(theirs) / np.linalg.norm(mine)
+            same = mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs)
+            good = abs(far - 1) < FAR and same > SAME[kind.rstrip("0123456789")]
+            what = f"{name} moved {far:.3f} times as far, cosine {same:.3f}"
+            assert value.size == 1 or good, f"{way} did not do the same work: {what}"
+            apart = np.linalg.norm(theirs - like) / np.linalg.norm(like)
+            what = f"{name} is {apart:.4f} apart from that of {drawn_alike[0]}"
+            assert way not in drawn_alike or apart < APART, f"{way} computes otherwise: {what}"
 
 
-def main(quick: bool) -> None:
-    missing = {
-        name: reason for name, (_, env, _) in PEERS.items() if env and (reason := environment(env))
+def entries(
+    key: str, table: dict[str, dict[str, float]], rounds: int, quick: bool
+) -> dict[str, dict]:
+    """The figures of a job, as results."""
+    units = {"seconds": "s", "first": "s", "mb": "MB", "loss": "nats", "moved": "L2 norm"}
+    note = f"{key}, median of {rounds} rounds taken in turn{', quick' if quick else ''}"
+    return {
+        f"{key}_{label(name)}_{what}": entry(
+            value, units[what], None, higher=False, seeds=1, note=note
+        )
+        for name, row in table.items()
+        for what, value in row.items()
     }
-    names = [name for name in PEERS if name not in missing]
-    for name, reason in missing.items():
-        print(f"{name}: {reason}")
+
+
+def frameworks(quick: bool) -> dict[str, dict]:
+    """Measure the frameworks, and loops with modules and optimisers."""
+    names, missing = found(FRAMEWORKS)
     rounds = 2 if quick else 9
     jobs = {"mlp_20": ("mlp", 20, rounds), "mlp_100": ("mlp", 100, rounds)}
     if not quick:
         jobs |= {"mf10k_20": ("mf10000", 20, 5), "mf50k_20": ("mf50000", 20, 3)}
-    tables = {
-        key: compare(
-            kind, cohort, count, [n for n in names if kind == "mlp" or n != "fedlab compiled"]
-        )
-        for key, (kind, cohort, count) in jobs.items()
-    }
-    results = {}
-    units = {"seconds": "s", "first": "s", "mb": "MB", "loss": "nats", "moved": "L2 norm"}
-    for key, table in tables.items():
-        note = f"{key}, median of {jobs[key][2]} rounds taken in turn{', quick' if quick else ''}"
-        for name, row in table.items():
-            label = name.lower().replace("'", "").replace(" ", "_")
-            results |= {
-                f"{key}_{label}_{what}": entry(
-                    value, units[what], None, higher=False, seeds=1, note=note
-                )
-                for what, value in row.items()
-            }
+    results, tables = {}, {}
+    for key, (kind, cohort, count) in jobs.items():
+        here = [n for n in names if kind == "mlp" or n != "fedlab compiled"]
+        tables[key] = compare(key, kind, cohort, count, here)
+        results |= entries(key, tables[key], count, quick)
     ours = tables["mlp_100"]
-    for name, label, goal in (
+    for name, ratio_of, goal in (
         ("Flower", "vs_flower", 40),
         ("pfl", "vs_pfl", 15),
         ("fedjax", "vs_fedjax", 10),
@@ -395,9 +408,9 @@ def main(quick: bool) -> None:
         if name in names:
             note = f"{PINS[PEERS[name][1]][-1]}, 100 of 100 clients, MLP, our eager engine"
             ratio = ours[name]["seconds"] / ours["fedlab"]["seconds"]
-            results[label] = entry(ratio, "ratio", goal, higher=True, seeds=1, note=note)
+            results[ratio_of] = entry(ratio, "ratio", goal, higher=True, seeds=1, note=note)
         else:
-            print(f"{label} not measured: {missing[name]}")
+            print(f"{ratio_of} not measured: {missing[name]}")
     if "Flower" in names:
         results["memory_vs_flower"] = entry(
             ours["fedlab"]["mb"] / ours["Flower"]["mb"],
@@ -407,8 +420,65 @@ def main(quick: bool) -> None:
             seeds=1,
             note="peak memory of the process tree, 100 of 100 clients, MLP",
         )
-    record("peers", results, quick)
+    return results
+
+
+def found(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The peers that can run here, and why the others cannot."""
+    environments = {PEERS[name][1] for name in names} - {None}
+    reasons = {env: reason for env in environments if (reason := environment(env))}
+    missing = {n: reasons[PEERS[n][1]] for n in names if PEERS[n][1] in reasons}
+    for name, reason in missing.items():
+        print(f"{name}: {reason}")
+    return [name for name in names if name not in missing], missing
+
+
+def arrays(groups: Iterable[str], quick: bool) -> dict[str, dict]:
+    """Measure JAX on whole arrays and PyTorch by hand, those groups that are asked for."""
+    names, _ = found(dict.fromkeys(name for group in groups for name in GROUPS[group]))
+    jobs = {f"{key}_{n}": (kind, n) for key, kind in EQUAL.items() for n in (100, 1000)}
+    jobs |= {f"lesson2_{n}": ("clicks", n) for n in (20, 100, 671)}
+    if quick:
+        jobs = {key: jobs[key] for key in ("perceptron_100", "private_mf10k_100", "lesson2_20")}
+    rounds = 2 if quick else ROUNDS
+    results = {}
+    for key, (kind, n) in jobs.items():
+        ways = WAYS[kind.rstrip("0123456789")]
+        here = [name for name in names if name not in JAX or PEERS[name][2][0] in ways]
+        table = compare(key, kind, n, rounds, here, n)
+        results |= entries(key, table, rounds, quick) | ratios(key, table, rounds)
+    return results
+
+
+def ratios(key: str, table: dict[str, dict[str, float]], rounds: int) -> dict[str, dict]:
+    """How many times our round goes into that of the fastest JAX, and of the loop by hand."""
+    tail = f"median of {rounds} rounds taken in turn on one core, load {os.getloadavg()[0]:.1f}"
+    results = {}
+    seconds = {name: row["seconds"] for name, row in table.items()}
+    if forms := {name: taken for name, taken in seconds.items() if name in JAX}:
+        best = min(forms, key=forms.__getitem__)
+        note = f"{best}, the fastest of {len(forms)} forms; {tail}"
+        results[f"{key}_vs_jax_best"] = entry(
+            forms[best] / seconds[OURS], "ratio", 1.5, higher=True, seeds=1, note=note
+        )
+    if HAND[0] in seconds:
+        results[f"{key}_vs_hand_loop"] = entry(
+            seconds[HAND[0]] / seconds[OURS], "ratio", None, higher=True, seeds=1, note=tail
+        )
+    return results
+
+
+def main(quick: bool, groups: list[str]) -> None:
+    """Measure the groups and write the results."""
+    if "frameworks" in groups:
+        record("peers", frameworks(quick), quick)
+    if by_array := [group for group in groups if group != "frameworks"]:
+        record("peers", arrays(by_array, quick), quick)
 
 
 if __name__ == "__main__":
-    main(is_quick())
+    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked.add_argument("--quick", action="store_true")
+    asked.add_argument("groups", nargs="*", choices=[*GROUPS, []], metavar="group")
+    given = asked.parse_args()
+    main(given.quick, given.groups or list(GROUPS))

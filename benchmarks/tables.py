@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, label
 
 from fedlab.evaluation import figures
 
@@ -517,10 +517,10 @@ def peers() -> str:
     for key, job in JOBS.items():
         rows = []
         for name in PEERS:
-            label = f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}"
-            if f"{label}_seconds" in held:
+            found = f"{key}_{label(name)}"
+            if f"{found}_seconds" in held:
                 value = {
-                    what: held[f"{label}_{what}"]["value"]
+                    what: held[f"{found}_{what}"]["value"]
                     for what in ("seconds", "first", "mb", "loss")
                 }
                 rows.append(
@@ -540,8 +540,8 @@ def peers() -> str:
         ("vs_fedjax", "fedjax"),
     )
     rows = [
-        (f"times faster than {label}", f"{held[name]['value']:.1f}", goal(held[name]))
-        for name, label in ratios
+        (f"times faster than {peer}", f"{held[name]['value']:.1f}", goal(held[name]))
+        for name, peer in ratios
         if name in held
     ]
     if "memory_vs_flower" in held:
@@ -562,12 +562,7 @@ def picture() -> None:
     held = measured("peers")
     with figures.panels(2, 4.8, 2.8) as (figure, axes):
         for axis, key in zip(axes, ("mlp_100", "mf50k_20"), strict=True):
-            found = {
-                name: held.get(
-                    f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}_seconds"
-                )
-                for name in PEERS
-            }
+            found = {name: held.get(f"{key}_{label(name)}_seconds") for name in PEERS}
             shown = {name: row["value"] * 1e3 for name, row in found.items() if row}
             bars = axis.barh(
                 list(shown),

@@ -60,7 +60,7 @@ class Clicks:
         self.seen[np.repeat(np.arange(job.clients), self.counts), self.item] = True
         self.place = np.empty(job.cohort * self.items, np.int32)
         each = -(-self.counts * self.each // self.batch)
-        self.most = int(np.sort(each)[-job.cohort :].sum())
+        self.most, self.longest = int(np.sort(each)[-job.cohort :].sum()), int(each.max())
         shape = (self.most, self.batch)
         self.code, self.slot = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         self.weight, self.own = np.zeros(shape, np.float32), np.arange(self.most * self.batch)

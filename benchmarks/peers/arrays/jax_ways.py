@@ -2,15 +2,15 @@
 
 The job decides what is trained, a further argument how:
 
-vmap: `jit(vmap(scan))`, all clients side by side. scan: `jit(scan)` over clients of a scan over
-batches, so that a client stays in the cache. flat: matrix factorisation with the rows of all
-clients as one table, which each step gathers from and adds to. one, lanes: users of unequal
-length; numpy draws and batches, and one loop as long as there are batches takes these one by one,
-or one of each of 8 lanes of whole clients. Nothing compiles twice. Buffers are given away, so that
-tables are updated where they lie.
+vmap: `jit(vmap(scan))`, all clients side by side. scan: a loop over clients of a loop over batches,
+so that a client stays in the cache. flat: matrix factorisation with the rows of all clients as one
+table, which each step gathers from and adds to. lanes: the same for users of unequal length, a step
+taking a batch of each of 8 lanes of whole clients. With 'hand' the perceptron's gradient is by
+hand, as that of matrix factorisation always is. Users of unequal length are drawn and batched by
+numpy, and loops are as long as there are batches, so nothing compiles twice. Buffers are given
+away, so that tables are updated where they lie; nothing but the parameters is worked out.
 
-Gradients of matrix factorisation are by hand, as they are three lines; nothing but the parameters
-is worked out. Letters: as in draws.py, and D dimensions, W lanes.
+Letters: as in draws.py, and D dimensions, W lanes.
 """
 
 import sys
@@ -26,33 +26,52 @@ from protocol import read_job, serve
 
 job, way = read_job(), sys.argv[3]
 rng, B = np.random.default_rng(0), job.batch
-BLOCK = 512  # examples whose rows are copied at a time
+LANES = 8
 weights = {name: jnp.asarray(value) for name, value in job.weights.items()}
 
 
-def epoch(step: Callable, state, order):
+def epoch(step: Callable, state, order, unroll: int = 1):
     """Take a step for each batch of an order (..., n), of which the last may be shorter."""
     whole = order.shape[-1] // B * B
     cuts = jnp.moveaxis(order[..., :whole].reshape(*order.shape[:-1], -1, B), -2, 0)
-    state, _ = lax.scan(lambda now, cut: (step(now, cut), None), state, cuts)
+    state, _ = lax.scan(lambda now, cut: (step(now, cut), None), state, cuts, unroll=unroll)
     return step(state, order[..., whole:]) if whole < order.shape[-1] else state
+
+
+def loss(p, x, target):
+    """Mean cross-entropy of the perceptron, first.weight (inputs, hidden)."""
+    h = jax.nn.relu(x @ p["first.weight"] + p["first.bias"])
+    y = h @ p["second.weight"][0] + p["second.bias"][0]
+    return jnp.mean(jnp.maximum(y, 0) - y * target + jnp.log1p(jnp.exp(-jnp.abs(y))))
+
+
+def step_by_grad(p, x, target):
+    """A step of the perceptron with JAX's own gradient."""
+    return jax.tree.map(lambda w, d: w - job.rate * d, p, jax.grad(loss)(p, x, target))
+
+
+def step_by_hand(p, x, target):
+    """The same with the gradient by hand."""
+    a = x @ p["first.weight"] + p["first.bias"]
+    h, w2 = jax.nn.relu(a), p["second.weight"]
+    g = (jax.nn.sigmoid(h @ w2[0] + p["second.bias"][0]) - target) * (-job.rate / len(target))
+    d = jnp.where(a > 0, g[:, None] * w2[0], 0)
+    moves = {
+        "first.weight": x.T @ d,
+        "first.bias": d.sum(0),
+        "second.weight": (g @ h)[None],
+        "second.bias": g.sum()[None],
+    }
+    return {name: w + moves[name] for name, w in p.items()}
 
 
 def perceptron() -> tuple[Callable, dict, Callable]:
     """(round, first state, its weights by name) of the perceptron."""
     x, target = (jnp.asarray(job.columns[name]) for name in ("x", "target"))
-
-    def loss(p, x, target):
-        h = jax.nn.relu(x @ p["first.weight"].T + p["first.bias"])
-        y = h @ p["second.weight"][0] + p["second.bias"][0]
-        return jnp.mean(jnp.maximum(y, 0) - y * target + jnp.log1p(jnp.exp(-jnp.abs(y))))
+    take_step = step_by_hand if way.endswith("hand") else step_by_grad
 
     def client(p, x, target, order):
-        def step(now, cut):
-            slope = jax.grad(loss)(now, x[cut], target[cut])
-            return jax.tree.map(lambda w, d: w - job.rate * d, now, slope)
-
-        return epoch(step, p, order)
+        return epoch(lambda now, cut: take_step(now, x[cut], target[cut]), p, order)
 
     @partial(jax.jit, donate_argnums=0)
     def side_by_side(p, x, target, order):
@@ -67,12 +86,15 @@ def perceptron() -> tuple[Callable, dict, Callable]:
         total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, p), (x, target, order))
         return jax.tree.map(lambda w: w / job.clients, total)
 
-    run = {"vmap": side_by_side, "scan": one_by_one}[way]
+    run = {"vmap": side_by_side, "scan": one_by_one}[way.split()[0]]
 
     def step(p, cohort):
         return run(p, x, target, orders(rng, job.clients, job.examples))
 
-    return step, weights, lambda p: p
+    def turned(p):
+        return p | {"first.weight": p["first.weight"].T}
+
+    return step, turned(weights), turned
 
 
 def factor_step(now, s, target, rate, owner=None):
@@ -100,13 +122,13 @@ def private_factors() -> tuple[Callable, tuple, Callable]:
     slot = jnp.asarray(slots(job.columns["item"]))
     share = 1 / job.clients
 
-    def client(rows, bias, user, slot, target, order):
+    def client(rows, bias, user, slot, target, order, unroll=1):
         def step(now, cut):
             return factor_step(now, slot[cut], target[cut], -job.rate / len(cut))
 
-        return epoch(step, (rows, bias, user), order)
+        return epoch(step, (rows, bias, user), order, unroll)
 
-    def added(tables, ids, ends, starts):
+    def moved(tables, ids, ends, starts):
         return tuple(
             table.at[ids].add((end - start) * share)
             for table, end, start in zip(tables, ends, starts, strict=True)
@@ -115,14 +137,14 @@ def private_factors() -> tuple[Callable, tuple, Callable]:
     def side_by_side(table, bias, users, item, slot, target, order):
         starts = table[item], bias[item]
         *ends, users = jax.vmap(client)(*starts, users, slot, target, order)
-        return *added((table, bias), item, ends, starts), users
+        return *moved((table, bias), item, ends, starts), users
 
     def one_by_one(table, bias, users, item, slot, target, order):
         def add(sums, own):
             user, ids, *more = own
             starts = table[ids], bias[ids]
-            *ends, user = client(*starts, user, *more)
-            return added(sums, ids, ends, starts), user
+            *ends, user = client(*starts, user, *more, unroll=job.examples // B)
+            return moved(sums, ids, ends, starts), user
 
         sums, users = lax.scan(add, (table, bias), (users, item, slot, target, order))
         return *sums, users
@@ -138,7 +160,7 @@ def private_factors() -> tuple[Callable, tuple, Callable]:
 
         starts = table[ids], bias[ids]
         *ends, users = epoch(step, (*starts, users), order)
-        return *added((table, bias), ids, ends, starts), users
+        return *moved((table, bias), ids, ends, starts), users
 
     ways = {"vmap": side_by_side, "scan": one_by_one, "flat": flat}
     run = jax.jit(ways[way], donate_argnums=(0, 1, 2))
@@ -156,68 +178,92 @@ def tables() -> tuple:
 
 def named(state: tuple) -> dict:
     """The weights by name."""
-    return {
-        "item.weight": state[0],
-        "bias.weight": state[1][:, None],
-        "user.weight": state[2],
-    }
+    return {"item.weight": state[0], "bias.weight": state[1][:, None], "user.weight": state[2]}
 
 
 def ragged_clicks() -> tuple[Callable, tuple, Callable]:
     """(round, first state, its weights by name) of users with clicks and drawn items."""
-    clicks, width = Clicks(job), {"one": 1, "lanes": 8}[way]
-    room = -(-clicks.most * B // BLOCK) * BLOCK
-    step_size = job.server_rate / job.cohort
-
-    def padded(flat):
-        return jnp.zeros(room, flat.dtype).at[: flat.size].set(flat.reshape(-1))
-
-    @partial(jax.jit, donate_argnums=(0, 1, 2, 3, 4))
-    def run(table, bias, users, rows, biases, cohort, lanes, item, slot, target, weight, owner):
-        ids, (begin, end, used) = padded(item), lanes
-
-        def copy(k, held):
-            own = lax.dynamic_slice(ids, (k * BLOCK,), (BLOCK,))
-            return (
-                lax.dynamic_update_slice(held[0], table[own], (k * BLOCK, 0)),
-                lax.dynamic_update_slice(held[1], bias[own], (k * BLOCK,)),
-            )
-
-        def train(k, now):
-            at = jnp.minimum(begin + k, len(owner) - 1)
-            rate = weight[at] * jnp.where(begin + k < end, -job.rate, 0.0)[:, None]
-            flat = (slot[at].reshape(-1), target[at].reshape(-1), rate.reshape(-1))
-            return factor_step(now, *flat, owner[at])
-
-        def add(k, sums):
-            own = lax.dynamic_slice(ids, (k * BLOCK,), (BLOCK,))
-            ends = (
-                lax.dynamic_slice(rows, (k * BLOCK, 0), (BLOCK, rows.shape[1])),
-                lax.dynamic_slice(biases, (k * BLOCK,), (BLOCK,)),
-            )
-            return (
-                sums[0].at[own].add((ends[0] - table[own]) * step_size),
-                sums[1].at[own].add((ends[1] - bias[own]) * step_size),
-            )
-
-        rows, biases = lax.fori_loop(0, used[0], copy, (rows, biases))
-        longest = (end - begin).max()
-        rows, biases, mine = lax.fori_loop(0, longest, train, (rows, biases, users[cohort]))
-        new = lax.fori_loop(0, used[0], add, (table, bias))
-        return *new, users.at[cohort].set(mine), rows, biases
+    clicks = Clicks(job)
+    run, longest = (nested, clicks.longest) if way == "scan" else (in_lanes, clicks.most)
+    width = {"scan": 0, "flat": 1, "lanes": LANES}[way]
 
     def step(state, cohort):
-        *batches, first = clicks.draw(cohort)
-        # whole clients to each lane, about as many batches to one as to another
-        even = first[-1] * np.arange(1, width) / width
-        cuts = np.concatenate([[0], first[np.searchsorted(first, even)], first[-1:]])
-        # the rows past the last batch are those of an earlier round: they do not move
-        used = np.array([-(-int(first[-1]) * B // BLOCK)])
-        lanes = cuts[:-1].astype(np.int32), cuts[1:].astype(np.int32), used.astype(np.int32)
-        return run(*state, cohort, lanes, *batches)
+        batches = clicks.draw(cohort)
+        first = batches.first
+        if width:  # whole clients to each lane, about as many batches to one as to another
+            even = first[-1] * np.arange(1, width) / width
+            first = np.concatenate([[0], first[np.searchsorted(first, even)], first[-1:]])
+        return run(*state, cohort, first.astype(np.int32), *batches[:-1])
 
-    held = jnp.zeros((room, tables()[0].shape[1])), jnp.zeros(room)
+    held = jnp.zeros((longest * B, tables()[0].shape[1])), jnp.zeros(longest * B)
     return step, (*tables(), *held), named
+
+
+def copied(k, held, ids, table, bias):
+    """Rows and biases held, with those of the items ids (B,) at the place of batch k."""
+    rows = lax.dynamic_update_slice(held[0], table[ids], (k * B, 0))
+    return rows, lax.dynamic_update_slice(held[1], bias[ids], (k * B,))
+
+
+def added(k, sums, ids, held, table, bias):
+    """Sums, with the mean's share of what was learned at the place of batch k."""
+    share = job.server_rate / job.cohort
+    ends = lax.dynamic_slice(held[0], (k * B, 0), (B, table.shape[1]))
+    biases = lax.dynamic_slice(held[1], (k * B,), (B,))
+    rows = sums[0].at[ids].add((ends - table[ids]) * share)
+    return rows, sums[1].at[ids].add((biases - bias[ids]) * share)
+
+
+@partial(jax.jit, donate_argnums=(0, 1, 2, 3, 4))
+def in_lanes(table, bias, users, rows, biases, cohort, lanes, item, slot, target, weight, owner):
+    """A round of all clients' rows as one table: a step takes a batch of each lane.
+
+    rows (most examples, D), biases: room for them. lanes (W + 1,): where the batches of each begin.
+    """
+    begin, end, used = lanes[:-1], lanes[1:], lanes[-1]
+
+    def train(k, now):
+        at = jnp.minimum(begin + k, len(owner) - 1)
+        rate = weight[at] * jnp.where(begin + k < end, -job.rate, 0.0)[:, None]
+        flat = (slot[at].reshape(-1), target[at].reshape(-1), rate.reshape(-1))
+        return factor_step(now, *flat, owner[at])
+
+    held = lax.fori_loop(
+        0, used, lambda k, now: copied(k, now, item[k], table, bias), (rows, biases)
+    )
+    *held, mine = lax.fori_loop(0, (end - begin).max(), train, (*held, users[cohort]))
+    sums = lax.fori_loop(
+        0, used, lambda k, now: added(k, now, item[k], held, table, bias), (table, bias)
+    )
+    return *sums, users.at[cohort].set(mine), *held
+
+
+@partial(jax.jit, donate_argnums=(0, 1, 2, 3, 4))
+def nested(table, bias, users, rows, biases, cohort, first, item, slot, target, weight, owner):
+    """A round of one client after the other, whose rows stay in the cache.
+
+    rows (examples of the longest, D), biases: room for them. first (C + 1,): where the batches of
+    each client begin.
+    """
+
+    def client(c, now):
+        *sums, users, rows, biases = now
+        begin, count = first[c], first[c + 1] - first[c]
+
+        def train(k, now):
+            at = begin + k
+            return factor_step(now, slot[at] - begin * B, target[at], weight[at] * -job.rate)
+
+        held = lax.fori_loop(
+            0, count, lambda k, now: copied(k, now, item[begin + k], table, bias), (rows, biases)
+        )
+        *held, user = lax.fori_loop(0, count, train, (*held, users[cohort[c]]))
+        sums = lax.fori_loop(
+            0, count, lambda k, now: added(k, now, item[begin + k], held, table, bias), (*sums,)
+        )
+        return *sums, users.at[cohort[c]].set(user), *held
+
+    return lax.fori_loop(0, len(cohort), client, (table, bias, users, rows, biases))
 
 
 TRAINED = {"mlp": perceptron, "private": private_factors, "clicks": ragged_clicks}

@@ -64,9 +64,7 @@ def perceptron_by_vmap(cohort: Tensor) -> None:
 
     order = torch.from_numpy(orders(rng, job.clients, job.examples)).long()
     each = torch.arange(job.clients)[:, None]
-    now = {
-        name: value.expand(job.clients, *value.shape).clone() for name, value in weights.items()
-    }
+    now = {name: value.expand(job.clients, *value.shape).clone() for name, value in weights.items()}
     for cut in batches(job.examples):
         own = (columns[name][each, order[:, cut]] for name in ("x", "target"))
         for name, slope in vmap(grad(loss))(now, *own).items():
@@ -74,9 +72,7 @@ def perceptron_by_vmap(cohort: Tensor) -> None:
     weights.update({name: value.mean(0) for name, value in now.items()})
 
 
-def user_by_hand(
-    rows: Tensor, bias: Tensor, user: Tensor, slot: Tensor, target: Tensor
-) -> None:
+def user_by_hand(rows: Tensor, bias: Tensor, user: Tensor, slot: Tensor, target: Tensor) -> None:
     """Train a user (D,) and its rows (n, D) and biases (n,) in place.
 
     slot, target (n,): of its examples in their order, where each finds its row.
