@@ -68,7 +68,7 @@ PEERS = {  # script, environment (None: this one), further arguments
 FRAMEWORKS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
 OURS = "fedlab fused"
 HAND, JAX = ("hand loop", "vmap(grad)"), tuple(name for name in PEERS if name.startswith("JAX"))
-GROUPS = {"frameworks": FRAMEWORKS, "jax": ("fedlab fused", *JAX), "hand": ("fedlab fused", *HAND)}
+GROUPS = {"frameworks": FRAMEWORKS, "jax": (OURS, *JAX), "hand": (OURS, *HAND)}
 WAYS = {  # see arrays/jax_ways.py
     "mlp": ("vmap", "vmap hand", "scan", "scan hand"),
     "private": ("vmap", "scan", "flat"),
@@ -436,6 +436,8 @@ def found(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 def arrays(groups: Iterable[str], quick: bool) -> dict[str, dict]:
     """Measure JAX on whole arrays and PyTorch by hand, those groups that are asked for."""
     names, _ = found(dict.fromkeys(name for group in groups for name in GROUPS[group]))
+    if names == [OURS]:
+        return {}
     jobs = {f"{key}_{n}": (kind, n) for key, kind in EQUAL.items() for n in (100, 1000)}
     jobs |= {f"lesson2_{n}": ("clicks", n) for n in (20, 100, 671)}
     if quick:
