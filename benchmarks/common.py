@@ -60,6 +60,11 @@ def entry(
     }
 
 
+def label(name: str) -> str:
+    """A peer's name, as names of results have it."""
+    return name.lower().replace("'", "").replace(" ", "_").replace("(", "_").replace(")", "")
+
+
 def processor() -> str:
     """The processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")

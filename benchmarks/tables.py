@@ -1,8 +1,9 @@
-"""Write the tables of README.md and of docs from benchmarks/results, and the picture.
+"""Write the tables of README.md and of docs from benchmarks/results, and the pictures.
 
     python benchmarks/tables.py [--check]
 
-The picture is docs/peers.svg. --check writes nothing and fails when a table is not current.
+The pictures are docs/peers.svg and docs/arrays.svg. --check writes nothing and fails when a table
+is not current.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, label
 
 from fedlab.evaluation import figures
 
@@ -154,6 +155,20 @@ JOBS = {
     "mf10k_20": "matrix factorisation, 10,000 items, 20 of 100 clients",
     "mf50k_20": "the same, 50,000 items",
 }
+ARRAYS = {
+    "perceptron_100": "MLP 64-64-1, 100 clients",
+    "perceptron_1000": "the same, 1,000 clients",
+    "private_mf10k_100": "private users, 10,000 items, 100 clients",
+    "private_mf10k_1000": "the same, 1,000 clients",
+    "private_mf50k_100": "private users, 50,000 items, 100 clients",
+    "private_mf50k_1000": "the same, 1,000 clients",
+    "lesson2_20": "lesson 2, 20 of 671 users",
+    "lesson2_100": "the same, 100 users",
+    "lesson2_671": "the same, all users",
+}
+BY_HAND = ("fedlab fused", "hand loop", "vmap(grad)")
+JAX = ("JAX", "JAX 0.4")
+FORMS = ("vmap", "vmap hand", "scan", "scan hand", "flat", "lanes")
 STAGES = (
     "draw examples",
     "cut into batches",
@@ -543,10 +558,10 @@ def peers() -> str:
     for key, job in JOBS.items():
         rows = []
         for name in PEERS:
-            label = f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}"
-            if f"{label}_seconds" in held:
+            found = f"{key}_{label(name)}"
+            if f"{found}_seconds" in held:
                 value = {
-                    what: held[f"{label}_{what}"]["value"]
+                    what: held[f"{found}_{what}"]["value"]
                     for what in ("seconds", "first", "mb", "loss")
                 }
                 rows.append(
@@ -566,8 +581,8 @@ def peers() -> str:
         ("vs_fedjax", "fedjax"),
     )
     rows = [
-        (f"times faster than {label}", f"{held[name]['value']:.1f}", goal(held[name]))
-        for name, label in ratios
+        (f"times faster than {peer}", f"{held[name]['value']:.1f}", goal(held[name]))
+        for name, peer in ratios
         if name in held
     ]
     if "memory_vs_flower" in held:
@@ -583,34 +598,102 @@ def peers() -> str:
     )
 
 
-def picture() -> None:
-    """docs/peers.svg: a bar for every peer on every job."""
+def arrays() -> str:
+    """Our default engine beside JAX on whole arrays and PyTorch by hand, on every job."""
     held = measured("peers")
-    with figures.panels(2, 4.8, 2.8) as (figure, axes):
-        for axis, key in zip(axes, ("mlp_100", "mf50k_20"), strict=True):
-            found = {
-                name: held.get(
-                    f"{key}_{name.lower().replace(chr(39), '').replace(' ', '_')}_seconds"
-                )
-                for name in PEERS
-            }
-            shown = {name: row["value"] * 1e3 for name, row in found.items() if row}
-            bars = axis.barh(
+
+    def ms(key: str, name: str) -> str:
+        row = held.get(f"{key}_{label(name)}_seconds")
+        return f"{row['value'] * 1e3:.1f}" if row else ""
+
+    def best(key: str) -> str:
+        row = held.get(f"{key}_vs_jax_best")
+        return row["note"].split(",")[0] if row else ""
+
+    def times(key: str, name: str) -> str:
+        row = held.get(f"{key}_{name}")
+        return f"{row['value']:.2f}" if row else ""
+
+    ratios = (
+        (
+            job,
+            *(ms(key, name) for name in ("fedlab fused", best(key), "hand loop", "vmap(grad)")),
+            *(times(key, name) for name in ("vs_jax_best", "vs_hand_loop")),
+            best(key),
+        )
+        for key, job in ARRAYS.items()
+    )
+    head = (
+        "milliseconds a round, one thread",
+        "fedlab",
+        "fastest JAX",
+        "torch by hand",
+        "vmap(grad)",
+        "JAX over fedlab, at least 1.5",
+        "by hand over fedlab",
+        "which JAX",
+    )
+    forms = (
+        (f"{title} {form}", *(ms(key, f"{title} {form}") for key in ARRAYS))
+        for title in JAX
+        for form in FORMS
+    )
+    return "\n\n".join(
+        [
+            table(head, ratios),
+            table(("every form of JAX, ms", *(key.replace("_", " ") for key in ARRAYS)), forms),
+        ]
+    )
+
+
+def fastest(key: str) -> list[str]:
+    """Who trained a job on whole arrays: ours, the fastest form of each JAX, and by hand."""
+    held = measured("peers")
+    found = []
+    for title in JAX:
+        ran = [n for form in FORMS if f"{key}_{label(n := f'{title} {form}')}_seconds" in held]
+        found += sorted(ran, key=lambda n: held[f"{key}_{label(n)}_seconds"]["value"])[:1]
+    return [BY_HAND[0], *found, *BY_HAND[1:]]
+
+
+def pictures() -> None:
+    """docs/peers.svg and docs/arrays.svg: a bar for every peer on some jobs."""
+    bars("peers", {"mlp_100": PEERS, "mf50k_20": PEERS}, 4.8, 5)
+    shown = ("perceptron_100", "private_mf10k_100", "lesson2_100")
+    bars("arrays", {key: fastest(key) for key in shown}, 4.8, 1)
+
+
+def bars(name: str, jobs: dict[str, Iterable[str]], width: float, least: float) -> None:
+    """A picture with a panel `width` inches wide for each job: milliseconds, from `least`."""
+    held, titles = measured("peers"), JOBS | ARRAYS
+    with figures.panels(len(jobs), width, 2.8) as (figure, axes):
+        for axis, (key, peers_of) in zip(axes, jobs.items(), strict=True):
+            found = {peer: held.get(f"{key}_{label(peer)}_seconds") for peer in peers_of}
+            shown = {peer: row["value"] * 1e3 for peer, row in found.items() if row}
+            drawn = axis.barh(
                 list(shown),
                 list(shown.values()),
-                color=[figures.COLOURS[0 if name.startswith("fedlab") else 6] for name in shown],
+                color=[figures.COLOURS[0 if peer.startswith("fedlab") else 6] for peer in shown],
             )
             axis.bar_label(
-                bars, [f"{value:.0f}" for value in shown.values()], padding=3, fontsize=9
+                drawn,
+                [f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in shown.values()],
+                padding=3,
+                fontsize=9,
             )
             axis.set(
-                title=JOBS[key].replace("the same", "matrix factorisation"),
+                title=titles[key].replace(
+                    "the same", "lesson 2" if key in ARRAYS else "matrix factorisation"
+                ),
                 xlabel="milliseconds a round",
                 xscale="log",
-                xlim=(5, 10 * max(shown.values())),
+                xlim=(least, 10 * max(shown.values())),
             )
+            # the look takes no formulas, and a logarithmic axis would write its labels as such
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
             axis.invert_yaxis()
-        figure.savefig(ROOT / "docs" / "peers.svg", metadata={"Date": None})
+        figure.savefig(ROOT / "docs" / f"{name}.svg", metadata={"Date": None})
 
 
 def stages() -> str:
@@ -716,4 +799,4 @@ if __name__ == "__main__":
         else:
             path.write_text(new)
     if not sys.argv[1:]:
-        picture()
+        pictures()

@@ -1,6 +1,6 @@
-"""fedlab through its own API: `federate` over a table of examples.
+"""fedlab through its own API: `federate` over a table of examples, or over lesson 2's clicks.
 
-A second argument names the engine.
+A third argument names the engine.
 """
 
 import sys
@@ -9,13 +9,29 @@ from dataclasses import replace
 import torch
 from protocol import read_job, serve
 
-from fedlab import Columns, Settings, federate, matrix_factorisation, perceptron
+from fedlab import (
+    Columns,
+    Federation,
+    Settings,
+    federate,
+    leave_one_out,
+    load,
+    matrix_factorisation,
+    one_per_user,
+    perceptron,
+)
 
 torch.set_num_threads(1)
 job = read_job()
 weights = {name: torch.from_numpy(value) for name, value in job.weights.items()}
-flat = {name: torch.from_numpy(c).flatten(0, 1) for name, c in job.columns.items()}
-data = Columns(flat, torch.arange(job.clients).repeat_interleave(job.examples))
+if job.model == "clicks":
+    train = leave_one_out(load()).train
+    data = Federation(train, one_per_user(train))
+    more = {"server_lr": job.server_rate, "negatives": job.negatives, "weighting": "equal"}
+else:
+    flat = {name: torch.from_numpy(c).flatten(0, 1) for name, c in job.columns.items()}
+    data = Columns(flat, torch.arange(job.clients).repeat_interleave(job.examples))
+    more = {}
 if job.model == "mlp":
     model = perceptron(64, 64)
     first = {
@@ -25,8 +41,9 @@ if job.model == "mlp":
         "b2": weights["second.bias"][None],
     }
 else:
+    private = job.model != "mf"
     model = matrix_factorisation(
-        len(weights["user.weight"]), *weights["item.weight"].shape, private_users=False
+        len(weights["user.weight"]), *weights["item.weight"].shape, private_users=private
     )
     first = {
         "user": weights["user.weight"],
@@ -40,6 +57,8 @@ settings = Settings(
     batch_size=job.batch,
     local_lr=job.rate,
     engine=sys.argv[3] if len(sys.argv) > 3 else "eager",
+    workers=1,
+    **more,
 )
 rounds = federate(model, data, settings)
 latest = {}

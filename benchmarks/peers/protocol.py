@@ -1,8 +1,11 @@
 """What a peer and the benchmark say to each other: a job, rounds on command, weights at the end.
 
 It runs in every peer's own environment, so it needs nothing but numpy. A job is a .npz file:
-`model` ('mlp' or 'mf'), `cohort`, `batch`, `rate`, the examples' columns client by client (N, n,
-...), and the first weights by name.
+`model` ('mlp', 'mf', 'private' or 'clicks'), `clients` (N), `examples` of each (n), `cohort` (C),
+`batch`, `rate`, the examples' columns client by client (N, n, ...), and the first weights by name.
+'private' is 'mf' with a user for each client, who stays there. 'clicks' has clients of unequal
+length: `counts` (N,), a column `item` of all clicks, `negatives` to draw beside each, and
+`server_rate`. Where all ways train the same clients there are `cohorts`, (rounds, C).
 """
 
 import json
@@ -17,23 +20,15 @@ import numpy as np
 
 @lru_cache
 def read_job(path: str | None = None) -> SimpleNamespace:
-    """The job named on the command line: model, cohort, batch, rate, columns and weights."""
+    """The job named on the command line, its columns and weights by name."""
     with np.load(path or sys.argv[1]) as file:
         held = {name: file[name] for name in file.files}
     part = {
         kind: {n.split("/")[1]: v for n, v in held.items() if n.startswith(f"{kind}/")}
         for kind in ("columns", "weights")
     }
-    clients, examples = part["columns"]["target"].shape
-    return SimpleNamespace(
-        model=str(held["model"]),
-        cohort=int(held["cohort"]),
-        batch=int(held["batch"]),
-        rate=float(held["rate"]),
-        clients=clients,
-        examples=examples,
-        **part,
-    )
+    plain = {n: v if v.ndim else v.item() for n, v in held.items() if "/" not in n}
+    return SimpleNamespace(**plain, **part)
 
 
 class Commands:
@@ -62,9 +57,10 @@ def save(weights: dict[str, np.ndarray]) -> None:
 
 
 def serve(step: Callable[[], None], weights: Callable[[], dict[str, np.ndarray]]) -> None:
-    """Run `step` on command, then save `weights`."""
-    commands = Commands()
+    """Run `step` on command, then save `weights`, and as 'first/...' those after one round."""
+    commands, first = Commands(), {}
     while commands.wait():
         step()
         commands.done()
-    save(weights())
+        first = first or {f"first/{name}": value.copy() for name, value in weights().items()}
+    save(weights() | first)
