@@ -4,8 +4,9 @@ Importing this costs nothing; what is compiled, and numba, is loaded when a coho
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,18 @@ from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model
 
 ROWS = {"factors": {"user": "user", "item": "item", "bias": "item"}}  # of the models it knows
+
+
+class Clicks(NamedTuple):
+    """What clients clicked: counts (C,) of the items (n,), from starts (C,) on.
+
+    The items of each client grow. weights (n,): of the clicks; empty where all weigh 1.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+    items: np.ndarray
+    weights: np.ndarray
 
 
 def unfit(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
