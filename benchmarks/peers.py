@@ -36,6 +36,7 @@ PINS = {
         "numpy<2",
         "fedjax==0.0.17",
     ],
+    "implicit": ["numpy==2.4.6", "scipy==1.17.1", "implicit==0.7.3"],  # of ials.py
 }
 PEERS = {  # script, environment (None: this one), further arguments
     "fedlab": ("ours.py", None, []),
@@ -129,9 +130,9 @@ def loss(held: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> float:
 class Peer:
     """A peer's process, from its start to its weights."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        """Start the peer on a job."""
-        script, env, more = PEERS[name]
+    def __init__(self, name: str, how: tuple[str, str | None, list[str]], path: Path) -> None:
+        """Start the peer on a job; how: its script, environment and further arguments."""
+        script, env, more = how
         python = sys.executable if env is None else str(ENVIRONMENTS / env / "bin" / "python")
         self.name, self.final, self.seconds, self.peak = (
             name,
@@ -215,7 +216,7 @@ def compare(kind: str, cohort: int, rounds: int, names: list[str]) -> dict[str, 
         held = job(kind, cohort, path)
         peers = []
         for name in names:  # one starts after the other, so that first rounds are undisturbed
-            peers.append(Peer(name, path))
+            peers.append(Peer(name, PEERS[name], path))
             peers[-1].round()
         for _ in range(rounds):
             for peer in peers:
