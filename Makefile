@@ -38,6 +38,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/cores.py
 	$(BIN)/python benchmarks/architecture.py
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/ials.py
 	$(BIN)/python benchmarks/where.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/workbench.py

@@ -48,6 +48,7 @@ PINS = {
     "jax": ["jaxlib==0.10.2", "jax==0.10.2"],
     # its compiler of small operations is the older one, which some jobs run faster on
     "jax04": ["jaxlib==0.4.30", "numpy<2", "jax==0.4.30"],
+    "implicit": ["numpy==2.4.6", "scipy==1.17.1", "implicit==0.7.3"],  # of ials.py
 }
 PEERS = {  # script, environment (None: this one), further arguments
     "fedlab": ("ours.py", None, []),
@@ -211,9 +212,9 @@ def loss(held: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> float:
 class Peer:
     """A peer's process, from its start to its weights."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        """Start the peer on a job."""
-        script, env, more = PEERS[name]
+    def __init__(self, name: str, how: tuple[str, str | None, list[str]], path: Path) -> None:
+        """Start the peer on a job; how: its script, environment and further arguments."""
+        script, env, more = how
         python = sys.executable if env is None else str(ENVIRONMENTS / env / "bin" / "python")
         self.name, self.final, self.seconds, self.peak = (
             name,
@@ -297,7 +298,7 @@ def took_turns(
     """Peers that took one round to start with and then as many in turn; and their weights."""
     peers = []
     for name in names:  # one starts after the other, so that first rounds are undisturbed
-        peers.append(Peer(name, path))
+        peers.append(Peer(name, PEERS[name], path))
         peers[-1].round()
     for _ in range(rounds):
         for peer in peers:

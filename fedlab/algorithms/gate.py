@@ -223,7 +223,7 @@ def admit(summed: Summed, gate: Gate, context: RoundContext, books: Books) -> No
         here = [value for value, own in context.asked.values() if own == kind]
         floats = FLOATS * int(rows.sum()) * sum(value[:1].numel() for value in here)
         books.down += floats
-        books.up += floats + FLOATS * int(rows.sum())
+        books.up += floats + FLOATS * int(rows.sum()) * (kind != "one")
     sent, bad = Sent(summed.sent, summed.own), dict[int, str]()
     for places, why in _wrong_numbers(sent, summed.lengths, gate, context):
         for place in dict.fromkeys(places.flatten().tolist()):

@@ -22,8 +22,9 @@ regularisation, nu = 1).
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,20 +37,26 @@ from fedlab.core import (
     RoundContext,
     Rows,
     Score,
+    Summed,
     Tree,
     Update,
     add_rows,
+    compiled_loops,
     knob,
     register,
     require,
     whole,
 )
-from fedlab.data import Federation, Source, recent
+from fedlab.data import Federation, Source, layout_of, own_rows, recent
+from fedlab.engine.fused import Clicks
 from fedlab.evaluation import scorer
 from fedlab.models import Model
 
+if TYPE_CHECKING:
+    from fedlab.engine.fused.least_squares import Compiled
+
 GROUP = "implicit"
-GROUP_SIZE = 64  # clients solved at a time, padded to the longest of them
+GROUP_SIZE = 256  # clients at a time, of whom each sends D x D numbers
 
 
 @register
@@ -117,25 +124,42 @@ class Implicit(Local):
 
         The vector stays with the client.
         """
-        params = context.params
-        gram = params["item"].T @ params["item"]
+        solver, users = self._solver(context.params["item"]), context.params["user"]
         for here in cohort.split(GROUP_SIZE):
-            films, client, owners, rows, vectors = self._solved(
-                _clicks(context.data, here), params["item"], gram
-            )
-            mine = vectors.index_select(0, client)  # (n, D), as rows
-            miss, clients = 1 - (mine * rows).sum(1), torch.arange(len(here), device=rows.device)
-            losses = add_rows(rows.new_zeros(len(here)), client, miss.square())
-            losses += self.w0 * ((vectors @ gram) * vectors).sum(1)
+            clicks, owners = clicked(context.data, here)
+            vectors, item, losses = solver.gradients(clicks)
+            client, films, owners = (t.to(item.device) for t in (*_rows(clicks), owners))
+            clients, ones = torch.arange(len(here), device=item.device), torch.ones_like(losses)
+            outer, none = vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners)
             sent = {
-                "item": Rows(miss[:, None] * mine - self.reg * rows, films, client),
-                "gram": Rows(
-                    vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners), clients
-                ),
-                "user": Rows(vectors - params["user"].index_select(0, owners), owners, clients),
+                "item": Rows(item, films, client),
+                "gram": Rows(outer, none, clients),
+                "user": Rows(vectors - users.index_select(0, owners), owners, clients),
             }
-            ones = torch.ones_like(losses)
-            yield Update(sent, ones, losses / torch.bincount(client), here, ones)
+            yield Update(sent, ones, losses, here, ones)
+
+    def train_summed(
+        self, context: RoundContext, cohort: Tensor, weights: Tensor, longest: float
+    ) -> Summed | None:
+        """What `train` yields, added up in the cache; None without compiled loops."""
+        solver, users = self._solver(context.params["item"]), context.params["user"]
+        if isinstance(solver, Plain):
+            return None
+        clicks, owners = clicked(context.data, cohort)
+        vectors, found = solver.summed(clicks, weights, longest)
+        losses, lengths = (torch.from_numpy(column) for column in (found.losses, found.lengths))
+        ones = torch.ones_like(losses)
+        moved = Rows(vectors - users.index_select(0, owners), owners, torch.arange(len(cohort)))
+        return Summed(
+            Update({}, ones, losses, cohort, ones),
+            lengths,
+            {"item": torch.from_numpy(clicks.counts), "one": torch.ones_like(owners)},
+            {
+                "item": torch.from_numpy(found.item),
+                "gram": torch.from_numpy(found.gram).view_as(context.server["gram"]),
+            },
+            {"user": moved},
+        )
 
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
         """The negative half gradient of the mean loss by all items.
@@ -156,53 +180,89 @@ class Implicit(Local):
 
         Each client would solve its own in the same way.
         """
-        users, gram = params["user"].clone(), params["item"].T @ params["item"]
-        weights = recent(data.train, self.recency) if self.recency else torch.ones(len(data.train))
-        everyone = longest_first(data, torch.arange(len(data)))  # so that little is padded
-        for here in everyone.split(GROUP_SIZE):
-            clicks = _clicks(data, here)
-            mine = weights[data.rows(clicks["user"], clicks["item"])]
-            _, _, owners, _, vectors = self._solved(clicks, params["item"], gram, mine)
-            users[owners] = vectors
+        clicks, owners = clicked(data, torch.arange(len(data)))
+        if self.recency:
+            client, films = _rows(clicks)
+            mine = recent(data.train, self.recency)[data.rows(owners[client], films)]
+            clicks = clicks._replace(weights=mine.numpy())
+        users = params["user"].clone()
+        users[owners.to(users.device)] = self._solver(params["item"]).vectors(clicks)
         return params | {"user": users}
 
-    def _solved(
-        self, clicks: Tree, items: Tensor, gram: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Solve the vectors of the clients whose clicks these are.
+    def _solver(self, items: Tensor) -> "Plain | Compiled":
+        """What solves for the clients' vectors, given the items'."""
+        fit = items.is_cpu and items.dtype == torch.float32 and items.is_contiguous()
+        if not fit or compiled_loops() is None:
+            return Plain(items, self.w0, self.reg)
+        from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415 - loads numba
 
-        weights (n,): of the clicks, by default all 1. Returns the films clicked (n,), the client of
-        each, the user of each client (C,), the films' rows and the clients' vectors.
-        """
-        client, user = clicks["client"], clicks["user"]
-        owners = torch.zeros(int(client[-1]) + 1, dtype=torch.int64).index_copy_(0, client, user)
-        require(
-            bool((owners[client] == user).all()),
-            "data",
-            "platforms",
-            "implicit solves one user at each client; set partition='one per user'",
-        )
-        films, client, owners = (t.to(items.device) for t in (clicks["item"], client, owners))
-        rows, counts = items.index_select(0, films), torch.bincount(client)
-        weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(items.device)
-        place = (
-            client,
-            torch.arange(len(client), device=client.device) - (counts.cumsum(0) - counts)[client],
-        )
-        padded, weighted = rows.new_zeros(2, len(counts), int(counts.max()), rows.shape[1])
-        padded[place], weighted[place] = rows, rows * weights[:, None]
-        eye, total = torch.eye(rows.shape[1], device=rows.device), weights.new_zeros(len(counts))
-        strength = self.reg * (add_rows(total, client, weights) + self.w0 * len(items))
-        left = (
-            torch.bmm(padded.transpose(1, 2), weighted)
-            + self.w0 * gram
-            + strength[:, None, None] * eye
-        )
-        return films, client, owners, rows, torch.linalg.solve(left, weighted.sum(1))
+        return Compiled(items, self.w0, self.reg)
 
 
-def _clicks(data: Source, here: Tensor) -> Tree:
-    """What these clients clicked, client after client, with the items of each growing."""
-    drawn = data.draw(here, 1, 0, Key(0, "order"))
-    order = (drawn["client"] << 32 | drawn["item"]).argsort()
-    return {name: column[order] for name, column in drawn.items()}
+class Plain:
+    """The same as `Compiled`, which solves for the vectors, by torch, on any device."""
+
+    def __init__(self, items: Tensor, w0: float, reg: float) -> None:
+        """Multiply once for all clients."""
+        self.items, self.fine, self.w0, self.reg = items, items.double(), w0, reg
+        self.gram = self.fine.T @ self.fine
+
+    def vectors(self, clicks: Clicks) -> Tensor:
+        """The clients' vectors (C, D)."""
+        where = np.stack([clicks.starts, clicks.starts + clicks.counts], 1)
+        groups = torch.from_numpy(where).split(GROUP_SIZE)
+        return torch.cat([self._solved(clicks, group.tolist()) for group in groups])
+
+    def gradients(self, clicks: Clicks) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors (C, D), negative half gradients of the items clicked (n, D), losses (C,)."""
+        vectors = self.vectors(clicks)
+        client, films = (column.to(vectors.device) for column in _rows(clicks))
+        mine, rows = vectors.index_select(0, client), self.items.index_select(0, films)
+        miss = 1 - (mine * rows).sum(1)
+        losses = self.w0 * ((vectors @ self.gram.float()) * vectors).sum(1)
+        losses = add_rows(losses, client, miss.square()) / torch.bincount(client)
+        return vectors, miss[:, None] * mine - self.reg * rows, losses
+
+    def _solved(self, clicks: Clicks, where: list[list[int]]) -> Tensor:
+        """The vectors of clients whose clicks are these, from the first to before the last."""
+        eye, lefts, rights = torch.eye(len(self.gram)).to(self.gram), list[Tensor](), list[Tensor]()
+        for first, last in where:
+            films = torch.from_numpy(clicks.items[first:last].astype(np.int64))
+            rows = self.fine.index_select(0, films.to(self.fine.device))
+            weights = torch.from_numpy(clicks.weights[first:last]).to(rows)
+            weights = weights if len(weights) else torch.ones_like(rows[:, 0])
+            strength = self.reg * (weights.sum() + self.w0 * len(self.items))
+            lefts.append((rows.T * weights) @ rows + self.w0 * self.gram + strength * eye)
+            rights.append(weights @ rows)
+        return torch.linalg.solve(torch.stack(lefts), torch.stack(rights)).to(self.items)
+
+
+def clicked(data: Source, cohort: Tensor) -> tuple[Clicks, Tensor]:
+    """What these clients (C,) clicked, and the user of each (C,).
+
+    Raises `ParameterError` for a client of several users.
+    """
+    layout, who, none = layout_of(data), cohort.numpy(), np.empty(0, np.float32)
+    if layout is not None and layout.items:  # its rows lie by user and item
+        starts, counts = layout.starts[who], layout.counts[who]
+        items, user = layout.columns["item"], layout.columns.get("user")
+    else:
+        drawn = {n: c.numpy() for n, c in data.draw(cohort, 1, 0, Key(0, "order")).items()}
+        order = np.lexsort([drawn[name] for name in ("item", "user", "client")])
+        counts = np.bincount(drawn["client"])
+        starts, items, user = counts.cumsum() - counts, drawn["item"][order], drawn["user"][order]
+    first, last = (who, who) if user is None else (user[starts], user[starts + counts - 1])
+    require(
+        bool((first == last).all()),
+        "data",
+        "platforms",
+        "implicit solves one user at each client; set partition='one per user'",
+    )
+    return Clicks(starts, counts, items, none), torch.from_numpy(first).long()
+
+
+def _rows(clicks: Clicks) -> tuple[Tensor, Tensor]:
+    """(client (n,), item (n,)) of all clicks, client after client."""
+    starts, counts = torch.from_numpy(clicks.starts), torch.from_numpy(clicks.counts)
+    client, rows = own_rows(torch.arange(len(counts)), starts, counts)
+    return client, torch.from_numpy(clicks.items.take(rows.numpy()).astype(np.int64))

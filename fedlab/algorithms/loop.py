@@ -479,9 +479,11 @@ def _summed_delta(pipe: Pipeline, context: RoundContext, books: Books) -> Delta 
         or not made_with(pipe.local, "train", "train_summed")
     ):
         return None
-    counts = context.data.counts[cohort].float()
-    weights = torch.ones_like(counts) if pipe.equal else counts
-    weights = weights * (counts <= pipe.gate.most(context))
+    sent = context.data.counts[cohort].float()
+    if "equal" in pipe.facts[pipe.gate.name]:  # its clients send the weight 1
+        sent = torch.ones_like(sent)
+    weights = torch.ones_like(sent) if pipe.equal else sent
+    weights = weights * (sent <= pipe.gate.most(context))
     found = pipe.local.train_summed(context, cohort, weights, pipe.gate.bound(context)[0])
     if found is None:
         return None

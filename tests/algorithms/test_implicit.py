@@ -1,16 +1,19 @@
-"""Federated implicit factorisation against autograd on the whole loss."""
+"""Federated implicit factorisation against autograd on the whole loss, and one solve a client."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from conftest import context
+from conftest import context, tiny
 from oracle import implicit_loss, weighed
 
-from fedlab.aggregation import Krum, WeightedMean
-from fedlab.algorithms import Implicit, federate
+from fedlab.aggregation import Krum, WeightedMean, joined_updates
+from fedlab.algorithms import Implicit, federate, implicit
+from fedlab.algorithms.implicit import Plain
 from fedlab.core import ParameterError, Settings
-from fedlab.data import Federation, by_activity, one_per_user
+from fedlab.data import Columns, Federation, Stored, by_activity, one_per_user, synthesise
+from fedlab.engine.fused.least_squares import Compiled
 from fedlab.evaluation import candidates, clicked, ranking, scorer
 from fedlab.models import linear, matrix_factorisation
 
@@ -119,3 +122,161 @@ def test_what_the_method_cannot_train_is_refused(split, clicks):
     ]:
         with pytest.raises(ParameterError, match=message):
             call()
+
+
+class OneByOne(Implicit):
+    """The same, but nobody may add up what it trains."""
+
+    def train(self, context, cohort):
+        return super().train(context, cohort)
+
+
+def solved(items, w0, reg, own, weights):
+    """One client alone, in float64: its vector, the gradients of its items, and its loss."""
+    items, weights = items.double().numpy(), np.asarray(weights, np.float64)
+    rows = items[own]
+    strength = reg * (weights.sum() + w0 * len(items))
+    left = rows.T @ (weights[:, None] * rows) + w0 * items.T @ items
+    p = np.linalg.solve(left + strength * np.eye(items.shape[1]), weights @ rows)
+    miss = 1 - rows @ p
+    loss = (miss @ miss + w0 * np.square(items @ p).sum()) / len(own)
+    return p, miss[:, None] * p - reg * rows, loss
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16, 33])
+@pytest.mark.parametrize(("w0", "reg", "scale"), [(0.1, 0.01, 0.3), (0.01, 0.003, 1.0)])
+def test_compiled_clients_and_those_of_torch_solve_as_one_alone(clicks, dim, w0, reg, scale):
+    items = torch.randn(clicks.train.item_count, dim, generator=torch.Generator().manual_seed(1))
+    items *= scale
+    cohort = torch.arange(670, 0, -7)
+    own, users = implicit.clicked(clicks, cohort)
+    assert torch.equal(users, cohort)
+    heavy = own._replace(weights=np.linspace(0.1, 1, len(own.items), dtype=np.float32))
+    ways = Compiled(items, w0, reg), Plain(items, w0, reg)
+    found = [(*way.gradients(own), way.vectors(heavy)) for way in ways]
+    at = 0
+    for c, user in enumerate(cohort.tolist()):
+        films = clicks.train.items[clicks.train.users == user].sort().values.numpy()
+        here, at = slice(at, at + len(films)), at + len(films)
+        alone = solved(items, w0, reg, films, np.ones(len(films)))
+        first = own.starts[c]
+        weighed_, *_ = solved(items, w0, reg, films, heavy.weights[first : first + len(films)])
+        for vectors, item, losses, weighted in found:
+            parts = vectors[c], item[here], losses[c], weighted[c]
+            for part, want in zip(parts, (*alone, weighed_), strict=True):
+                size = float(np.abs(want).max())
+                np.testing.assert_allclose(part, want, rtol=1e-4, atol=1e-5 * size)
+    assert at == len(found[0][1])
+
+
+def test_no_bit_depends_on_the_order_the_pieces_or_who_adds_up(split, clicks, monkeypatch):
+    way, model = Implicit(), matrix_factorisation(671, split.train.item_count, 9)
+    round_ = context(model, clicks, local=way)
+    cohort = torch.randperm(671, generator=torch.Generator().manual_seed(0))[:300]
+    usual = joined_updates(way.train(round_, cohort))
+    monkeypatch.setattr(implicit, "GROUP_SIZE", 7)
+    pieces = joined_updates(way.train(round_, cohort))
+    turned = joined_updates(way.train(round_, cohort.flip(0)))
+    for name, rows in usual.deltas.items():
+        assert rows.growing(10**6)
+        assert torch.equal(rows.values, pieces.deltas[name].values), name
+        other = turned.deltas[name]
+        back = (299 - other.client).argsort(stable=True)
+        assert torch.equal(rows.values, other.values[back]), name
+        assert torch.equal(rows.ids, other.ids[back]), name
+    assert torch.equal(usual.losses, turned.losses.flip(0))
+    weights = torch.rand(300, generator=torch.Generator().manual_seed(1))
+    weights[3] = 0
+    lengths = (
+        usual.deltas["item"].square_norms(300) + usual.deltas["gram"].square_norms(300)
+    ).sqrt()
+    longest = float(lengths.quantile(0.9))
+    summed = way.train_summed(round_, cohort, weights, longest)
+    torch.testing.assert_close(summed.lengths, lengths, rtol=1e-12, atol=0)
+    kept = weights * (lengths <= longest)
+    for name, total in summed.sums.items():
+        want = usual.deltas[name].add_to(torch.zeros_like(total), kept)
+        assert torch.equal(total, want), name
+    for part in ("values", "ids", "client"):
+        assert torch.equal(getattr(summed.own["user"], part), getattr(usual.deltas["user"], part))
+
+
+def test_a_round_tells_the_same_whoever_adds_up(split, clicks):
+    model = matrix_factorisation(671, split.train.item_count, 4)
+    settings = Settings(rounds=2, cohort=100, server_lr=0.1, longest=1.5)
+    for mine, plain in zip(
+        federate(model, clicks, settings, local=Implicit()),
+        federate(model, clicks, settings, local=OneByOne()),
+        strict=True,
+    ):
+        for name, value in mine.params.items():
+            assert torch.equal(value, plain.params[name]), name
+        for name in ("cohort", "losses"):
+            assert torch.equal(getattr(mine, name), getattr(plain, name)), name
+        torch.testing.assert_close(mine.norms, plain.norms)
+        assert (mine.bytes_up, mine.bytes_down) == (plain.bytes_up, plain.bytes_down)
+        assert mine.rejected == plain.rejected
+        assert 0 < len(mine.rejected) < 100  # some are too long
+
+
+def test_without_numba_torch_solves(split, clicks, monkeypatch):
+    model = matrix_factorisation(671, split.train.item_count, 8)
+    way, settings = Implicit(recency=1.0), Settings(rounds=2, cohort=50, server_lr=0.1)
+
+    def both():
+        (*_, done) = federate(model, clicks, settings, local=way)
+        return done.params["item"], done.params["user"], way.personal(clicks, done.params)["user"]
+
+    compiled = both()
+    monkeypatch.setattr(implicit, "compiled_loops", lambda: None)
+    for one, other in zip(compiled, both(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_every_source_of_clicks_is_read_alike(small, tmp_path):
+    class Drawn(Federation):
+        def draw(self, cohort, epochs, negatives, key):
+            return super().draw(cohort, epochs, negatives, key)
+
+    made = synthesise(tmp_path / "made", 40, 120, mean=6.0, tastes=5)
+    held = torch.arange(40).repeat_interleave(made.counts)
+    films = torch.from_numpy(np.array(made.layout.columns["item"])).long()
+    ratings = tiny(held.tolist(), films.tolist(), item_count=120)
+    mixed = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))
+    columns = {"user": held[mixed], "item": films[mixed], "target": torch.ones(len(held))}
+    owner = one_per_user(ratings)
+    sources = Stored(made.folder), Columns(columns, held[mixed]), Drawn(ratings, owner)
+    cohort, model = torch.tensor([7, 3, 30]), matrix_factorisation(40, 120, 4)
+    (want,) = Implicit().train(context(model, Federation(ratings, owner)), cohort)
+    for data in sources:
+        (found,) = Implicit().train(context(model, data), cohort)
+        for name, rows in want.deltas.items():
+            for part in ("values", "ids", "client"):
+                got = getattr(found.deltas[name], part)
+                assert torch.equal(got, getattr(rows, part)), (data, name)
+
+
+def test_items_that_the_model_has_not_and_numbers_that_are_none_are_named(small):
+    data, everybody = Federation(small, one_per_user(small)), Settings(rounds=1, cohort=15)
+    with pytest.raises(ParameterError, match=r"item=10.*the model has 9 rows of items"):
+        next(federate(matrix_factorisation(15, 9, 4), data, everybody, local=Implicit()))
+    model = matrix_factorisation(15, 11, 4)
+    params = model.init(0)
+    params["item"][3] = torch.nan
+    (sent,) = Implicit().train(context(model, data, params=params), torch.arange(15))
+    assert bool(sent.losses.isnan().all())  # as all items are in everybody's system
+    broken = replace(model, init=lambda seed: params)
+    (done,) = federate(broken, data, everybody, local=Implicit())
+    assert len(done.rejected) == 15
+    assert "not finite" in done.rejected[0]
+
+
+def test_the_hardest_systems_are_solved_as_well_as_numbers_allow(clicks):
+    items = torch.randn(clicks.train.item_count, 32, generator=torch.Generator().manual_seed(0))
+    own, _ = implicit.clicked(clicks, torch.arange(0, 671, 50))
+    vectors, _, losses = Compiled(items, 1e-9, 1e-9).gradients(own)
+    assert bool(vectors.isfinite().all())
+    _, _, least = Plain(items, 1e-9, 1e-9).gradients(own)
+    torch.testing.assert_close(losses, least, rtol=1e-2, atol=1e-4)
+    none, _, _ = Compiled(torch.zeros_like(items), 0.1, 0.01).gradients(own)
+    assert torch.equal(none, torch.zeros_like(none))

@@ -4,8 +4,9 @@ Importing this costs nothing; what is compiled, and numba, is loaded when a coho
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,18 @@ ROWS = {
     "perceptron": dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
 }
 COLUMNS = {"factors": {"user", "item", "target"}, "perceptron": {"x", "target"}}
+
+
+class Clicks(NamedTuple):
+    """What clients clicked: counts (C,) of the items (n,), from starts (C,) on.
+
+    The items of each client grow. weights (n,): of the clicks; empty where all weigh 1.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+    items: np.ndarray
+    weights: np.ndarray
 
 
 def unfit(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
