@@ -125,7 +125,7 @@ CORES = {
     "per_client_1000_over_100": "time for each client, 1,000 clients a round against 100",
     "million_items_vs_10k": "a round over a million items against 10,000",
     "full_ranks_speedup": "full ranking of 671 users over 9,066 films, over edition 0.7.0",
-    "ials_over_implicit_100k": "iALS, a round over everybody against a sweep of `implicit`, ML-100K",
+    "ials_over_implicit_100k": "iALS, a round of everybody against a sweep of `implicit`, ML-100K",
     "ials_over_implicit_1m": "the same at the size of ML-1M",
 }
 COST = {

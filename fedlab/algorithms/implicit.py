@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.algorithms.participation import longest_first
 from fedlab.core import (
     Delta,
     Key,

@@ -8,6 +8,7 @@ Letters: N clients, C in a chunk, n examples, R rows, D dimensions.
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,45 +116,54 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
 
 def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
     """Train a cohort (C,) and add up what it sends, in its order; see `Local.train_summed`."""
-    cuts = list(chunks(job, cohort, CHUNK_MB if job.workers > 1 else 8 * CHUNK_MB))
     private = "user" in job.model.private
     total = _sums(job, cohort, weights, longest, shared=not private)
+    users, steps = list[Rows](), list[Tensor]()
+    for here, taken, done in _added(job, cohort, total):
+        who = torch.from_numpy(done.users.client)
+        users.append(Rows(done.user, torch.from_numpy(done.users.rows), who + here.start))
+        steps.append(taken)
+    every, sums = Rows.joined(users), _rows_of(total)
     losses, lengths = (torch.from_numpy(column) for column in (total.losses, total.lengths))
-    users, steps, dims = list[Rows](), list[Tensor](), job.params["item"].shape[1]
+    rows = {"item": torch.from_numpy(total.rows)}
+    if not private:
+        chosen = weights * ((lengths <= longest) & losses.isfinite())
+        sums["user"] = every.add_to(torch.zeros_like(job.params["user"]), chosen)
+        rows["user"] = torch.bincount(every.client, minlength=len(cohort))
+    sent = Update({}, job.data.counts[cohort].float(), losses, cohort, torch.cat(steps))
+    return Summed(sent, lengths, rows, sums, {"user": every} if private else {})
+
+
+def _added(
+    job: Job, cohort: Tensor, total: factors.Sums
+) -> "Iterator[tuple[slice, Tensor, Trained]]":
+    """Train a cohort (C,) and add it up: yields stretches, their local steps, what they learned.
+
+    One thread adds up each client as it has trained. Helpers keep what theirs learn until the
+    calling thread adds it up, in memory that goes from piece to piece: fresh memory would cost a
+    quarter of their time.
+    """
+    alone, dims, spare = job.workers == 1, job.params["item"].shape[1], deque[Room]()
+    cuts = list(chunks(job, cohort, 8 * CHUNK_MB if alone else CHUNK_MB))
     most = max(int(sizes(job, cohort[here]).sum()) for here in cuts)
-    spare = deque[Room]()  # fresh memory for each piece would cost a quarter of its time
 
     def piece(here: slice) -> tuple[slice, Tensor, Trained, Room | None]:
-        mine = cohort[here]
-        examples = job.examples(mine)
-        steps = job.steps(examples.offsets)
-        if job.workers == 1:
-            return here, steps, trained(job, examples, mine, _part(total, here)), None
-        try:
-            room = spare.pop()
-        except IndexError:
-            room = _room(most, dims)
-        return here, steps, trained(job, examples, mine, None, room), room
+        examples, room = job.examples(cohort[here]), None
+        if not alone:
+            with suppress(IndexError):  # none is free
+                room = spare.pop()
+            room = room or _room(most, dims)
+        into = _part(total, here) if alone else None
+        done = trained(job, examples, cohort[here], into, room)
+        return here, job.steps(examples.offsets), done, room
 
-    for here, taken, done, room in in_order(piece, cuts, job.workers):
+    for here, steps, done, room in in_order(piece, cuts, job.workers):
         if room:
             into = _part(total, here)
             into.losses[:] = done.losses.numpy()
             factors.joined(done.items, done.users, done.out, into)
             spare.append(room)
-        who = torch.from_numpy(done.users.client)
-        users.append(Rows(done.user, torch.from_numpy(done.users.rows), who + here.start))
-        steps.append(taken)
-    every = Rows.joined(users)
-    sums = _rows_of(total)
-    if not private:
-        chosen = weights * ((lengths <= longest) & losses.isfinite())
-        sums["user"] = every.add_to(torch.zeros_like(job.params["user"]), chosen)
-    sent = Update({}, job.data.counts[cohort].float(), losses, cohort, torch.cat(steps))
-    rows = {"item": torch.from_numpy(total.rows)}
-    if not private:
-        rows["user"] = torch.bincount(every.client, minlength=len(cohort))
-    return Summed(sent, lengths, rows, sums, {"user": every} if private else {})
+        yield here, steps, done
 
 
 def _sums(

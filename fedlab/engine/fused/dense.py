@@ -126,6 +126,35 @@ def descend(
 
 
 @compiled(fastmath=ANY_ORDER)
+def adapt(
+    value: np.ndarray,
+    begin: np.ndarray,
+    grad: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    numbers: Numbers,
+    step: int,
+) -> None:
+    """Take a step of AdamW; grad is used up."""
+    moved, wide = (value - begin).reshape((1, -1)), begin.reshape((1, -1))
+    both = (grad.reshape((1, -1)), mean.reshape((1, -1)), square.reshape((1, -1)))
+    rates, only = corrected(step, numbers.rate), np.zeros(1, np.int64)
+    adam(moved, wide, only, *both, rates, numbers.decay, numbers.proximal)
+    value[:] = begin + moved[0]
+
+
+@compiled()
+def taken(columns: Columns, first: int, size: int, room: Room) -> None:
+    """Write the columns of `size` examples to room."""
+    row, x, target = columns.row, columns.x, columns.target
+    for k in range(size):
+        at = row[first + k]
+        room.target[k] = target[at]
+        for f in range(x.shape[1]):
+            room.x[k, f] = x[at, f]
+
+
+@compiled(fastmath=ANY_ORDER)
 def fit(
     value: np.ndarray,
     begin: np.ndarray,
@@ -144,16 +173,12 @@ def fit(
     batch = min(numbers.batch, count) if numbers.batch else count
     each = (count + batch - 1) // batch
     grad, mean, square = (np.zeros_like(value), np.zeros_like(value), np.zeros_like(value))
-    inputs, row, x, target = columns.x.shape[1], columns.row, columns.x, columns.target
+    inputs = columns.x.shape[1]
     now, slope = layers(value, inputs), layers(grad, inputs)
     for step in range(numbers.epochs * each):
         first = low + step // each * count + step % each * batch
         size = min(batch, low + (step // each + 1) * count - first)
-        for k in range(size):
-            at = row[first + k]
-            room.target[k] = target[at]
-            for f in range(inputs):
-                room.x[k, f] = x[at, f]
+        taken(columns, first, size, room)
         forward(now, room, size)
         losses += slopes(room.y[:size], room.target[:size], numbers.clicks) / size
         rate = np.float32((1.0 if numbers.adaptive else -numbers.rate) / size)
@@ -161,19 +186,13 @@ def fit(
             room.y[k] *= rate
         if numbers.adaptive:
             backward(now, slope, room, size)
-            moved = (value - begin).reshape((1, -1))
-            both = (grad.reshape((1, -1)), mean.reshape((1, -1)), square.reshape((1, -1)))
-            rates = corrected(step, numbers.rate)
-            only = np.zeros(1, np.int64)
-            adam(moved, begin.reshape((1, -1)), only, *both, rates, numbers.decay, numbers.proximal)
-            value[:] = begin + moved[0]
+            adapt(value, begin, grad, mean, square, numbers, step)
         elif numbers.keep != 1 or numbers.pull or len(shift):
             backward(now, slope, room, size)
             descend(value, begin, shift, grad, numbers)
         else:  # the product goes where it belongs at once; w2 is still read
             backward(now, Layers(now.w1, slope.b1, slope.w2, slope.b2), room, size)
-            rest = now.w1.size
-            for j in range(rest, len(value)):
+            for j in range(now.w1.size, len(value)):
                 value[j] += grad[j]
                 grad[j] = 0
     return losses / (numbers.epochs * each)
