@@ -242,6 +242,13 @@ def test_who_writes_a_draw_of_its_own_is_not_drawn_for(clicks):
 def test_bad_input_is_named(clicks):
     with pytest.raises(ParameterError, match=r"item=.*the model has 500 rows of items"):
         last(matrix_factorisation(671, 500, 4), clicks)
+    wide = table()
+    wide.columns["item"][7] = 2**32 + 5
+    with pytest.raises(ParameterError, match="item=2147483647: the model has 60 rows of items"):
+        last(model_of(wide, True), wide)
+    wide.columns["item"][7] = -1
+    with pytest.raises(ParameterError, match="item=-1"):
+        last(model_of(wide, True), wide)
     with pytest.raises(ParameterError, match=r"memory_mb=1: client .* alone needs about"):
         last(model_of(clicks, True, dim=32), clicks, memory_mb=1, cohort=671)
     few = Federation(tiny([0, 0, 0, 1], [0, 1, 2, 0]), torch.arange(2))
@@ -335,3 +342,18 @@ def test_wide_layers_are_cut_for_one_thread():
         for e in ("eager", "fused")
     )
     torch.testing.assert_close(fused.params["w1"], eager.params["w1"], rtol=1e-3, atol=1e-5)
+
+
+def test_columns_that_are_no_plain_table_train_eagerly():
+    x = torch.randn(5, 80, generator=torch.Generator().manual_seed(1)).T
+    data = Columns({"x": x, "target": (x[:, 0] > 0).float()}, torch.arange(80) % 4)
+    done = last(perceptron(5, 3), data, rounds=1)
+    assert done.engine == "eager: 'x' is not a table of float32, row by row"
+    whole = Columns({"x": x.contiguous(), "target": (x[:, 0] > 0).float()}, torch.arange(80) % 4)
+    fused = last(perceptron(5, 3), whole, rounds=1)
+    assert fused.engine == "fused"
+    torch.testing.assert_close(fused.params["w1"], done.params["w1"], rtol=1e-3, atol=1e-5)
+    model = perceptron(6, 3)
+    assert (
+        how(model, whole, model.init(0), LocalSettings()) == "eager: 'x' has 5 columns, the model 6"
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Key, Summed, Tree, Update, compiled_loops
-from fedlab.data import Source, layout_of
+from fedlab.data import Layout, Source, layout_of
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model
 
@@ -40,6 +40,20 @@ def unfit(model: Model, data: Source, params: Tree, local: LocalSettings) -> str
     return next(_reasons(model, data, params, local), "")
 
 
+def _unfit_data(model: Model, layout: Layout, params: Tree) -> Iterator[str]:
+    needed = {"item"} if layout.items else COLUMNS.get(model.kernel, set())
+    if layout.items and model.kernel != "factors":
+        yield "it draws no negatives"
+    if not needed <= layout.columns.keys():
+        yield f"these data have no column {', '.join(sorted(needed - layout.columns.keys()))}"
+    elif model.kernel == "perceptron":
+        x, w1 = layout.columns["x"], params["w1"]
+        if not (x.ndim == 2 and x.dtype == np.float32 and x.flags.c_contiguous):
+            yield "'x' is not a table of float32, row by row"
+        elif x.shape[1] != w1.shape[1]:
+            yield f"'x' has {x.shape[1]} columns, the model {w1.shape[1]}"
+
+
 def _reasons(model: Model, data: Source, params: Tree, local: LocalSettings) -> Iterator[str]:
     if compiled_loops() is None:
         yield "numba is not installed"
@@ -49,11 +63,7 @@ def _reasons(model: Model, data: Source, params: Tree, local: LocalSettings) -> 
     if layout is None:
         yield "these data draw their examples by themselves"
         return
-    needed = {"item"} if layout.items else COLUMNS.get(model.kernel, set())
-    if layout.items and model.kernel != "factors":
-        yield "it draws no negatives"
-    if not needed <= layout.columns.keys():
-        yield f"these data have no column {', '.join(sorted(needed - layout.columns.keys()))}"
+    yield from _unfit_data(model, layout, params)
     for name, usual in (("precision", "fp32"), ("micro_batch", 0)):
         if getattr(local, name) != usual:
             yield f"{name}={getattr(local, name)!r} is for models that others train"

@@ -245,7 +245,7 @@ def drawn(layout: Layout, cohort: Tensor, local: LocalSettings, key: Key) -> Exa
         which = place if layout.order is None else layout.order.take(place)
         user, item = (layout.columns[name].take(which) for name in ("user", "item"))
         target = layout.columns["target"].take(which)
-        return Examples(offsets, user.astype(np.int32), item.astype(np.int32), target)
+        return Examples(offsets, _narrow(user), _narrow(item), target)
     busy, most = layout.busiest
     if local.negatives and most >= layout.items:
         raise seen_all(local.negatives, busy, layout.items)
@@ -258,6 +258,11 @@ def drawn(layout: Layout, cohort: Tensor, local: LocalSettings, key: Key) -> Exa
     rows = draws.Rows(layout.starts, layout.counts, *own)
     draws.clicks(who, rows, layout.items, local.local_epochs, local.negatives, order, luck, found)
     return found
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    """Row numbers in 32 bits; what does not fit stays out of every table."""
+    return np.clip(column, -1, 2**31 - 1).astype(np.int32)
 
 
 def held(column: np.ndarray, size: int, offsets: np.ndarray) -> Held:
