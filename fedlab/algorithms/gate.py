@@ -214,24 +214,32 @@ def admitted(
     books.refuse(dict.fromkeys(silent, "no update of it came"))
 
 
-def admit(summed: Summed, gate: Gate, context: RoundContext, books: Books) -> None:
+def admit(summed: Summed, counted: Tensor, gate: Gate, context: RoundContext, books: Books) -> bool:
     """Note in the books what came through the gate of updates that are added up already.
 
-    What could be wrong with single rows cannot: they are those of this very simulation.
+    counted (C,): whether each is in the sums. False, and nothing noted, where the gate decides
+    otherwise about somebody; then they have to come one by one. What could be wrong with single
+    rows of what is sent cannot: they are those of this very simulation.
     """
+    sent, bad = Sent(summed.sent, summed.own), dict[int, str]()
+    if summed.own.keys() - context.model.private:
+        return False
+    faults = [*_wrong_numbers(sent, summed.lengths, gate, context), *_wrong_own(sent, context)]
+    for places, why in faults:
+        for place in dict.fromkeys(places.flatten().tolist()):
+            bad.setdefault(place, why)
+    fine = torch.tensor([place not in bad for place in range(len(summed.lengths))])
+    if not torch.equal(fine, counted):
+        return False
     for kind, rows in summed.rows.items():
         here = [value for value, own in context.asked.values() if own == kind]
         floats = FLOATS * int(rows.sum()) * sum(value[:1].numel() for value in here)
         books.down += floats
         books.up += floats + FLOATS * int(rows.sum()) * (kind != "one")
-    sent, bad = Sent(summed.sent, summed.own), dict[int, str]()
-    for places, why in _wrong_numbers(sent, summed.lengths, gate, context):
-        for place in dict.fromkeys(places.flatten().tolist()):
-            bad.setdefault(place, why)
-    fine = torch.tensor([place not in bad for place in range(len(summed.lengths))])
     books.refuse({int(summed.sent.cohort[place]): why for place, why in bad.items()})
     kept = sent.only(fine) if bad else sent
     books.keep(kept, summed.lengths[fine])
+    return True
 
 
 def _plain(tensor: Any) -> TypeGuard[Tensor]:
@@ -372,9 +380,15 @@ def _wrong_rows(sent: Sent, context: RoundContext) -> Faults:
             else:
                 silent &= torch.bincount(rows.client, minlength=len(everybody)).cpu() == 0
     yield silent.nonzero(), "it sends no rows"
+    yield from _wrong_own(sent, context)
+
+
+def _wrong_own(sent: Sent, context: RoundContext) -> Faults:
+    """Yield whose private rows are not its own."""
+    looked = set[Any]()
     for name, rows in sent.own.items():
         yield from _unlike(name, rows, context.params[name], looked)
-        foreign = _holder(name, rows.ids, context) != update.cohort[rows.client.cpu()]
+        foreign = _holder(name, rows.ids, context) != sent.update.cohort[rows.client.cpu()]
         yield rows.client.cpu()[foreign], f"its {name!r} has a row of another client's"
 
 

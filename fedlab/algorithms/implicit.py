@@ -142,8 +142,9 @@ class Implicit(Local):
     ) -> Summed | None:
         """What `train` yields, added up in the cache; None without compiled loops."""
         solver, users = self._solver(context.params["item"]), context.params["user"]
-        if isinstance(solver, Plain):
-            return None
+        layout = layout_of(context.data)
+        if isinstance(solver, Plain) or layout is None or not layout.items:
+            return None  # or an item may come twice
         clicks, owners = clicked(context.data, cohort)
         vectors, found = solver.summed(clicks, weights, longest)
         losses, lengths = (torch.from_numpy(column) for column in (found.losses, found.lengths))

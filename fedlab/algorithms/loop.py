@@ -351,7 +351,10 @@ def _stepped(
     """
     params, own = context.params, books.own_rows(context.model.private)
     memory = context.memory(pipe.server)
-    if unseen and pipe.server.server_optimizer == "sgd":
+    own_parts = {Participation: pipe.participation, ServerStep: pipe.server}
+    usual = all(type(part) is kind for kind, part in own_parts.items())
+    usual &= "train_summed" in vars(type(pipe.local))  # no part of somebody's own has seen them
+    if unseen and usual and pipe.server.server_optimizer == "sgd":
         before = Journal.of(context.before.params)
         if before.holds(params):
             pipe.server.step(params, {}, memory)
@@ -484,10 +487,13 @@ def _summed_delta(pipe: Pipeline, context: RoundContext, books: Books) -> Delta 
         sent = torch.ones_like(sent)
     weights = torch.ones_like(sent) if pipe.equal else sent
     weights = weights * (sent <= pipe.gate.most(context))
-    found = pipe.local.train_summed(context, cohort, weights, pipe.gate.bound(context)[0])
+    longest = pipe.gate.bound(context)[0]
+    found = pipe.local.train_summed(context, cohort, weights, longest)
     if found is None:
         return None
-    admit(found, pipe.gate, context, books)
+    counted = (weights > 0) & (found.lengths <= longest) & found.sent.losses.isfinite()
+    if not admit(found, counted, pipe.gate, context, books):
+        return None
     kept = books.kept[0].update.weights
     sums = Sums(context.server)
     sums.add_total(found.sums, torch.ones_like(kept) if pipe.equal else kept)

@@ -34,6 +34,7 @@ class Journal(dict[str, Tensor]):
         """Start with these tensors, which nobody else holds."""
         super().__init__(tree)
         self.known: set[str] = set()  # names of tensors that somebody else holds
+        self.noted: dict[str, int] = {}  # name -> rows that earlier Rounds note since a copy
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, which from now on does not change."""
@@ -84,14 +85,18 @@ class Journal(dict[str, Tensor]):
         with LOCK:
             after = Journal(self.raw())
             after.known |= self.known - changes.keys()
+            after.noted |= self.noted
             for name, (delta, rate) in changes.items():
                 value = dict.__getitem__(after, name)
-                if _in_place(value, delta) and name not in self.known:
+                rows = self.noted.get(name, 0) + len(delta.ids) if isinstance(delta, Rows) else 0
+                after.noted[name] = rows
+                if _in_place(value, delta) and name not in self.known and rows < len(value):
                     assert isinstance(delta, Rows)
                     old = move_rows(value, delta, rate)
                     self._noted(name, _Behind(after, delta.ids, old))
                 else:
                     dict.__setitem__(after, name, moved(value, delta, rate))
+                    after.noted[name] = 0
         return after
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -114,6 +119,21 @@ class Journal(dict[str, Tensor]):
 
     def __ror__(self, other: Any) -> Any:
         return other | dict(self)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self) == other
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def _fixed(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise `TypeError`: a Round's parameters stay what they are."""
+        raise TypeError("parameters of a Round do not change; take a copy, dict(round.params)")
+
+    __setitem__ = __delitem__ = __ior__ = _fixed
+    setdefault = update = pop = popitem = clear = _fixed
 
     def copy(self) -> Tree:
         """An ordinary dict of the same tensors."""

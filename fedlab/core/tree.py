@@ -74,7 +74,8 @@ class Rows:
         This happens in place, row by row in their order, so that chunks of a cohort add up to the
         same bits however they are cut.
         """
-        if loops := _loops(out, self.values, weights):
+        fit = self.values.shape[1:] == out.shape[1:] and self._numbered
+        if loops := fit and _loops(out, self.values, weights):
             flat = out.view(len(out), -1), self.values.view(len(self.ids), -1)
             _run(loops.add_weighted, flat[0], self.ids, self.client, weights, flat[1])
             return out
@@ -86,9 +87,14 @@ class Rows:
             add_rows(out, ids, values * share)
         return out
 
+    @property
+    def _numbered(self) -> bool:
+        """Whether ids and clients are plain whole numbers, as compiled loops read them."""
+        return all(t.is_cpu and t.dtype == torch.int64 for t in (self.ids, self.client))
+
     def merged(self, height: int) -> "Rows":
         """The sums of the rows of each number, added in their order; numbers grow, to `height`."""
-        if loops := _loops(self.values):
+        if loops := self._numbered and _loops(self.values):
             flat = self.values.view(len(self.ids), -1).numpy()
             ids, values = loops.merged(self.ids.numpy(), flat, height)
             found = torch.from_numpy(ids), torch.from_numpy(values).view(-1, *self.values.shape[1:])
@@ -100,7 +106,7 @@ class Rows:
 
     def senders(self, clients: int) -> int:
         """How many of `clients` have rows here; -1 where these do not lie client after client."""
-        if loops := self.client.is_cpu and compiled_loops():
+        if loops := self._numbered and compiled_loops():
             return int(loops.senders(self.client.numpy(), clients))
         step = self.client.diff()
         if len(step) and bool((step < 0).any()):
@@ -110,7 +116,7 @@ class Rows:
 
     def growing(self, height: int) -> bool:
         """Whether the row numbers of each client grow and are those of a table of this height."""
-        if loops := self.ids.is_cpu and compiled_loops():
+        if loops := self._numbered and compiled_loops():
             return bool(loops.growing(self.ids.numpy(), self.client.numpy(), height))
         inside = bool(((self.ids >= 0) & (self.ids < height)).all())
         return inside and bool(((self.client.diff() != 0) | (self.ids.diff() > 0)).all())
@@ -128,7 +134,7 @@ class Rows:
         and takes a third of the time; over a row of a million equal numbers it would be off by a
         thousandth.
         """
-        if loops := _loops(self.values):
+        if loops := self._numbered and _loops(self.values):
             found = torch.zeros(clients, dtype=torch.float64)
             _run(loops.add_squares, found, self.client, self.values.view(len(self.ids), -1))
             return found
@@ -221,7 +227,8 @@ def add_rows(out: Tensor, ids: Tensor, values: Tensor) -> Tensor:
     On a GPU, index_add_ would add rows of the same number in whatever order threads come to them;
     index_put_ sorts them first, so that a run gives the same bits again.
     """
-    if loops := _loops(out, values):
+    fit = values.shape == (*ids.shape, *out.shape[1:]) and ids.dtype == torch.int64
+    if loops := fit and _loops(out, values):
         flat = out.view(len(out), -1), values.view(len(ids), -1)
         _run(loops.add_rows, flat[0], ids, flat[1])
         return out
@@ -252,7 +259,8 @@ def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
 
 def move_rows(value: Tensor, delta: Rows, rate: float) -> Tensor:
     """Move rows of a parameter in place, each of them once; returns what they were (R, ...)."""
-    if loops := _loops(value, delta.values):
+    fit = delta.values.shape[1:] == value.shape[1:] and delta.ids.dtype == torch.int64
+    if loops := fit and _loops(value, delta.values):
         old = torch.empty_like(delta.values)
         flat = [each.view(len(each), -1) for each in (value, delta.values, old)]
         given = [each.numpy() for each in (flat[0], delta.ids, flat[1])]

@@ -71,7 +71,6 @@ class Model:
     pullback: Callable[[Tree, Tree], tuple[Tensor, Pull]] | None = None
     activity: int = 0
     module: nn.Module | None = None
-    kernel: str = ""
     factors: Callable[[Tree], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +81,11 @@ class Model:
             require(
                 fits, "private", name, "only parameters with rows by user or client can be private"
             )
+
+    @property
+    def kernel(self) -> str:
+        """The compiled client in `fedlab/engine/fused` that trains this very `predict`, or ''."""
+        return getattr(self.predict, "kernel", "")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of each example: cross-entropy for clicks, squared error for ratings.
@@ -183,6 +187,7 @@ def matrix_factorisation(
 
         return predict(p, batch), pull
 
+    predict.kernel = "factors"  # type: ignore[attr-defined]
     return Model(
         "matrix factorisation",
         task,
@@ -191,7 +196,6 @@ def matrix_factorisation(
         {"user": "user", "item": "item", "bias": "item"},
         frozenset({"user"} if private_users else ()),
         pullback=pullback,
-        kernel="factors",
         factors=lambda p: (p["user"], p["item"], p["bias"]),
     )
 
@@ -315,6 +319,7 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
     def predict(p: Tree, batch: Tree) -> Tensor:
         return layers(p, batch)[0]
 
+    predict.kernel = "perceptron"  # type: ignore[attr-defined]
     return Model(
         "perceptron",
         task,
@@ -323,5 +328,4 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
         dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
         pullback=pullback,
         activity=2 * hidden,
-        kernel="perceptron",
     )

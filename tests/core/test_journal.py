@@ -9,6 +9,7 @@ import torch
 
 from fedlab.core import Journal, Rows, within
 from fedlab.core.journal import LARGE
+from fedlab.core.tree import add_rows, move_rows
 
 HEIGHT = LARGE // 16  # rows of four floats
 
@@ -110,3 +111,43 @@ def test_nobody_sees_half_a_step():
     assert not bad
     assert float(made[-1]["table"][0, 0]) == 60
     assert float(made[30]["table"][0, 0]) == 30
+
+
+def test_a_journal_is_not_changed_from_outside():
+    made, whole = rounds(2)
+    mine = torch.zeros(HEIGHT, 4)
+    for change in (
+        lambda: made[1].__setitem__("table", mine),
+        lambda: made[1].update(table=mine),
+        lambda: made[1].setdefault("other", mine),
+        lambda: made[1].pop("table"),
+        made[1].clear,
+    ):
+        with pytest.raises(TypeError, match="do not change"):
+            change()
+    assert "_Behind" not in repr(made[1])
+    assert torch.equal(made[1]["table"], whole[1]["table"])
+
+
+def test_notes_of_an_old_round_do_not_grow_without_end():
+    table = torch.randn(HEIGHT, 4)
+    first = now = Journal.of({"table": table})
+    wide = [step(number, HEIGHT // 3) for number in range(20)]
+    copies = 0
+    for rows in wide:
+        now = now.stepped({"table": (rows, 1.0)})
+        copies += now.noted["table"] == 0
+        assert now.noted["table"] < HEIGHT
+    assert copies >= 5
+    assert torch.equal(first["table"], table)
+
+
+def test_rows_of_other_widths_are_no_business_of_compiled_loops():
+    ids = torch.tensor([0, 1, 2])
+    rows = Rows(torch.ones(3, 2), ids, ids)
+    with pytest.raises((RuntimeError, IndexError)):
+        rows.add_to(torch.zeros(3, 64), torch.ones(3))
+    with pytest.raises((RuntimeError, IndexError)):
+        add_rows(torch.zeros(3, 64), ids, torch.ones(3, 2))
+    with pytest.raises((RuntimeError, IndexError)):
+        move_rows(torch.zeros(3, 64), rows, 1.0)

@@ -17,7 +17,7 @@ from fedlab.core import tree as tree_module
 from fedlab.core.compiled import compiled
 from fedlab.data import Columns, Federation, layout_of
 from fedlab.data.sources import synthesise
-from fedlab.engine import LocalSettings, how, updates
+from fedlab.engine import SGD, LocalSettings, how, updates
 from fedlab.engine.fused.pool import in_order
 from fedlab.evaluation import leaky
 from fedlab.models import interaction, matrix_factorisation, perceptron
@@ -354,6 +354,98 @@ def test_columns_that_are_no_plain_table_train_eagerly():
     assert fused.engine == "fused"
     torch.testing.assert_close(fused.params["w1"], done.params["w1"], rtol=1e-3, atol=1e-5)
     model = perceptron(6, 3)
-    assert (
-        how(model, whole, model.init(0), LocalSettings()) == "eager: 'x' has 5 columns, the model 6"
-    )
+    assert "'x' has 5 columns" in how(model, whole, model.init(0), LocalSettings())
+
+
+def reason(model, data, **params):
+    return how(model, data, model.init(0) | params, LocalSettings())
+
+
+def test_parameters_that_compiled_code_cannot_read_are_left_to_torch():
+    data = table()
+    model = model_of(data, True)
+    assert reason(model, data) == "fused"
+    wrong = [
+        ({"user": torch.zeros(20, 2)}, "shapes"),
+        ({"user": torch.zeros(20, 9)}, "shapes"),
+        ({"bias": torch.zeros(0)}, "shapes"),
+        ({"bias": torch.zeros(60, 1)}, "shapes"),
+        ({"item": torch.zeros(60)}, "shapes"),
+        ({"item": torch.zeros(60, 6, requires_grad=True)}, "gradient"),
+        ({"item": torch.zeros(6, 60).T}, "side by side"),
+        ({"item": torch.zeros(60, 6).double()}, "float64"),
+        ({"item": torch.zeros(60, 6).to_sparse()}, "is a Tensor"),
+        ({"user": SparseTable.untouched(20, torch.zeros(4, 2))}, "shapes"),
+    ]
+    for params, why in wrong:
+        assert why in reason(model, data, **params), params
+    x = torch.zeros(900, 5)
+    layers, rows = perceptron(5, 7), Columns({"x": x, "target": x[:, 0]}, data.owner)
+    assert reason(layers, rows) == "fused"
+    for params in (
+        {"b2": torch.zeros(1, 0)},
+        {"b1": torch.zeros(1, 8)},
+        {"w2": torch.zeros(1, 3)},
+        {"w1": torch.zeros(1, 5, 8)},
+        {"w1": torch.zeros(2, 5, 7)},
+    ):
+        assert "shapes" in reason(layers, rows, **params)
+
+
+def test_columns_that_are_others_than_they_were_are_not_read():
+    for name, value, why in (
+        ("target", torch.zeros(2), "shorter"),
+        ("target", torch.zeros(900).double(), "float32"),
+        ("item", torch.zeros(900), "whole numbers"),
+        ("user", torch.zeros(900, 2).long(), "whole numbers"),
+    ):
+        data = table()
+        data.columns[name] = value
+        assert why in reason(model_of(data, True), data)
+
+
+def test_another_predict_has_no_compiled_client(clicks):
+    model = model_of(clicks, True)
+    assert model.kernel == "factors"
+    other = replace(model, predict=lambda p, batch: p["bias"], pullback=None)
+    assert "no compiled client" in reason(other, clicks)
+
+
+def test_the_gate_decides_alike_where_updates_are_added_up(stars):
+    """Of rows that are somebody else's, and of numbers that cannot be squared."""
+    generator = torch.Generator().manual_seed(5)
+    owner = torch.arange(400) % 8
+    item, user = (torch.randint(n, (400,), generator=generator) for n in (30, 8))
+    for who in (user, owner // 2):
+        columns = {"user": who, "item": item, "target": (item % 2).float()}
+        data, model = Columns(columns, owner), matrix_factorisation(8, 30, 4)
+        added, single = (last(model, data, stages, rounds=1) for stages in ([], [Nothing()]))
+        same(added, single)
+        assert added.rejected
+    huge = (item % 5).float().masked_fill(owner == 0, 1e16)
+    data = Columns({"user": owner, "item": item, "target": huge}, owner, "ratings")
+    model = matrix_factorisation(8, 30, 4, task="ratings")
+    asked = {"rounds": 1, "local_lr": 1e-12}
+    added, single = (last(model, data, stages, **asked) for stages in ([], [Nothing()]))
+    same(added, single)
+    assert list(added.rejected) == [0]
+
+
+class Keeps(SGD):
+    """Keeps what it has seen."""
+
+    def check(self, context):
+        KEPT.append((context.params["item"], context.params["item"].clone()))
+
+
+KEPT = []
+
+
+def test_a_part_that_keeps_the_parameters_has_them_for_good():
+    item, owner = torch.arange(3000) * 13 % 40_000, torch.arange(3000) % 30
+    data = Columns({"user": owner, "item": item, "target": (item % 2).float()}, owner)
+    model = matrix_factorisation(30, 40_000, 8)
+    KEPT.clear()
+    list(federate(model, data, Settings(rounds=4, cohort=10, local_lr=0.5), local=Keeps()))
+    assert len(KEPT) == 4
+    assert all(torch.equal(kept, was) for kept, was in KEPT)
