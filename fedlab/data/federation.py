@@ -66,12 +66,6 @@ class Layout:
         each = np.bincount(self.columns["user"])
         return int(each.argmax()), int(each.max())
 
-    @cached_property
-    def limits(self) -> Mapping[str, tuple[int, int]]:
-        """The least and the greatest number in each column of whole numbers."""
-        whole = {n: c for n, c in self.columns.items() if np.issubdtype(c.dtype, np.integer)}
-        return {name: (int(column.min()), int(column.max())) for name, column in whole.items()}
-
 
 @dataclass(frozen=True)
 class Federation:

@@ -17,7 +17,7 @@ from fedlab.core import tree as tree_module
 from fedlab.core.compiled import compiled
 from fedlab.data import Columns, Federation, layout_of
 from fedlab.data.sources import synthesise
-from fedlab.engine import SGD, LocalSettings, how, updates
+from fedlab.engine import SGD, LocalSettings, how, updates, warm
 from fedlab.engine.fused.pool import in_order
 from fedlab.evaluation import leaky
 from fedlab.models import interaction, matrix_factorisation, perceptron
@@ -449,3 +449,17 @@ def test_a_part_that_keeps_the_parameters_has_them_for_good():
     list(federate(model, data, Settings(rounds=4, cohort=10, local_lr=0.5), local=Keeps()))
     assert len(KEPT) == 4
     assert all(torch.equal(kept, was) for kept, was in KEPT)
+
+
+def test_all_is_compiled_ahead_and_then_takes_no_time(monkeypatch):
+    assert warm() > 0  # whatever it took, nothing is compiled twice
+    import fedlab.engine.fused.factors as loops
+
+    before = {
+        name: len(f.signatures) for name, f in vars(loops).items() if hasattr(f, "signatures")
+    }
+    warm()
+    assert before["summed"] >= 1
+    assert before == {n: len(getattr(loops, n).signatures) for n in before}
+    monkeypatch.setattr("fedlab.engine.fused.warm.compiled_loops", lambda: None)
+    assert warm() == 0

@@ -1,7 +1,7 @@
 """The updates of a cohort by compiled clients: draw, number rows, train, chunk by chunk.
 
-A chunk is as many clients as stay in the cache; what comes of it is an ordinary `Update`. Within it
-clients are shared among threads; as none sees another, no bit depends on how.
+A chunk is as many clients as stay near in the cache; what comes of it is an ordinary `Update`.
+Chunks are shared among threads; as no client sees another, no bit depends on how.
 
 Letters: N clients, C in a chunk, n examples, R rows, D dimensions.
 """
@@ -26,6 +26,7 @@ from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import kept
 from fedlab.models import Model
 
+# measured with all users of lesson 2: 2 costs a tenth more Python, 16 a fifth more time for memory
 CHUNK_MB = 4
 NAMES = ("item", "bias", "user")
 

@@ -43,6 +43,15 @@ def warm() -> float:
                 _loops(rows)
         if fused.sums_up(model):
             fused.summed(model, data, params, cohort, local, key, torch.ones(2), 1.0)
+    from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415 - loads numba
+
+    counts = torch.full((2,), 4).numpy()
+    items, none = columns["item"].int().numpy(), torch.empty(0).numpy()
+    clicks = fused.Clicks(counts * [0, 1], counts, items, none)
+    solver = Compiled(tables.init(0)["item"], 0.1, 0.1)
+    solver.gradients(clicks)
+    solver.vectors(clicks)
+    solver.summed(clicks, torch.ones(2), 1.0)
     return time.perf_counter() - began
 
 
