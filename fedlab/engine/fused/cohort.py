@@ -70,7 +70,7 @@ class Job:
         """The settings of a step, as compiled code reads them."""
         local, sgd = self.local, self.local.optimizer == "sgd"
         keep, k = 1 - local.local_lr * local.weight_decay, kept(local)
-        count = int(self.data.counts.max()) * (1 + local.negatives * (self.layout.items > 0))
+        count = int(self.data.counts.max()) * drawn_with(self.layout, local)
         steps = local.local_epochs * -(-count // (local.batch_size or count))
         pulled = "user" not in self.model.private
         lazy = sgd and (k != 1 or self.correction is not None)
@@ -208,8 +208,13 @@ def _rows_of(sums: factors.Sums) -> dict[str, Tensor | Rows]:
 
 def sizes(job: Job, cohort: Tensor) -> Tensor:
     """(C,) how many examples each client has in a round."""
-    drawn_with = 1 + job.local.negatives * (job.layout.items > 0)
-    return job.data.counts[cohort] * job.local.local_epochs * drawn_with
+    each = drawn_with(job.layout, job.local)
+    return job.data.counts[cohort] * job.local.local_epochs * each
+
+
+def drawn_with(layout: Layout, local: LocalSettings) -> int:
+    """How many examples come of each row that a client holds: clicks come with negatives."""
+    return 1 + local.negatives * (layout.items > 0)
 
 
 def chunks(job: Job, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
@@ -236,7 +241,7 @@ def chunks(job: Job, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
 
 def drawn(layout: Layout, cohort: Tensor, local: LocalSettings, key: Key) -> Examples:
     """The examples of some clients (C,), as their data draw them."""
-    who, each = cohort.numpy(), 1 + local.negatives * (layout.items > 0)
+    who, each = cohort.numpy(), drawn_with(layout, local)
     counts = layout.counts[who] * local.local_epochs * each
     offsets = np.concatenate([[0], counts.cumsum()])
     order = np.array(key.of("order").halves, np.uint64)

@@ -15,7 +15,6 @@ import torch
 
 P = TypeVar("P")
 R = TypeVar("R")
-MOST = 256  # threads, which begin as they are needed
 
 
 def cores() -> int:
