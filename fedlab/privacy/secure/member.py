@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -144,10 +145,11 @@ class Member:
 
         letters: the encrypted shares, by sender; U2 are their senders and this client.
         """
+        fits = isinstance(vector, np.ndarray) and vector.dtype == np.uint32
         require(
-            vector.shape == (self.terms.length,) and vector.dtype == "uint32",
+            fits and vector.shape == (self.terms.length,),
             "vector",
-            f"{vector.dtype} {vector.shape}",
+            f"{type(vector).__name__} {getattr(vector, 'dtype', '')} {np.shape(vector)}",
             f"the terms say {self.terms.length} words of 32 bits",
         )
         with self._round(2):
@@ -198,7 +200,12 @@ class Member:
         if due != number:
             then = f"{ROUNDS[due]} is next" if due < len(ROUNDS) else "the run is over"
             raise self._refusal(f"asked for {ROUNDS[number]}, but {then}: each happens once")
-        yield
+        try:
+            yield
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise self._refusal(
+                f"what it was sent has not the form of a message ({error})"
+            ) from error
         self._due = number + 1
 
     def _refusal(self, reason: str) -> SecureSumError:

@@ -9,6 +9,7 @@ import pytest
 from secure_sums import ATTACKS, LOW_ORDER, attempt
 from test_secure_sum import Run
 
+from fedlab.core import ParameterError
 from fedlab.privacy import Identity, Member, SecureSumError, Terms
 from fedlab.privacy.secure import arrivals
 
@@ -212,3 +213,67 @@ def test_mangled_messages_are_refused_with_a_reason_and_never_raise_anything_els
                 one.unmasking({})
     assert all(re_found("client 1: |signature of client", text) for text in said)
     assert len(said) > 50
+
+
+ODD = [
+    None,
+    7,
+    2.5,
+    "text",
+    b"bytes",
+    object(),
+    [1],
+    [[1]],
+    {1: None},
+    {None: b""},
+    {"1": 2},
+    {-1: 0},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("step", ["share_keys", "masked_input", "consistency_check", "unmasking"])
+def test_objects_of_wrong_types_are_refused_as_messages_are(step, odd):
+    run = Run()
+    adverts = {n: member.advertise_keys() for n, member in run.members.items()}
+    mine = run.members[1]
+    if step != "share_keys":
+        letters = {n: member.share_keys(adverts) for n, member in run.members.items()}
+    if step in ("consistency_check", "unmasking"):
+        mine.masked_input({n: sent[1] for n, sent in letters.items() if n != 1}, run.vectors[1])
+    if step == "unmasking":
+        mine.consistency_check(run.members)
+    given = (odd, run.vectors[1]) if step == "masked_input" else (odd,)
+    with pytest.raises(SecureSumError, match="client 1: "):
+        getattr(mine, step)(*given)
+    with pytest.raises(SecureSumError, match="it has stopped"):
+        getattr(mine, step)(*given)
+
+
+@pytest.mark.parametrize("part", [None, 7, "text", [1], object()], ids=repr)
+def test_messages_with_parts_of_wrong_types_are_refused(part):
+    run = Run()
+    adverts = {n: member.advertise_keys() for n, member in run.members.items()}
+    letters = {n: member.share_keys(adverts) for n, member in run.members.items() if n > 2}
+    for number, bad in ((1, part), (2, replace(adverts[3], mask=part))):
+        with pytest.raises(SecureSumError, match=f"client {number}: "):
+            run.members[number].share_keys(adverts | {3: bad})
+    mine = run.members[3]
+    sealed = {n: sent[3] for n, sent in letters.items() if n != 3}
+    with pytest.raises(ParameterError, match="vector="):
+        mine.masked_input(sealed, part)
+
+
+def test_letters_of_wrong_types_are_refused_when_they_are_opened():
+    run = Run()
+    adverts = {n: member.advertise_keys() for n, member in run.members.items()}
+    letters = {n: member.share_keys(adverts) for n, member in run.members.items()}
+    mine = run.members[1]
+    sealed = {n: sent[1] for n, sent in letters.items() if n != 1}
+    mine.masked_input(sealed | {2: 7}, run.vectors[1])
+    mine.consistency_check(run.members)
+    signatures = {
+        n: run.identities[n].sign(run.terms, n, "arrivals", arrivals(run.members)) for n in adverts
+    }
+    with pytest.raises(SecureSumError, match="client 1: "):
+        mine.unmasking(signatures)
