@@ -22,6 +22,11 @@ PAYLOADS = [
     "\r=1+1",
     "\n=1+1",
     "  =1+1",
+    "\u200b=1+1",
+    "\ufeff@SUM(1)",
+    "\u2060\xad\u200e+1",
+    "\x00=1+1",
+    "\u3164\ufe0f-1",
     "＝1+1",  # noqa: RUF001 - as some spreadsheets write it
 ]
 
@@ -73,14 +78,26 @@ def test_no_cell_of_a_csv_starts_a_formula(text):
     rows = list(csv.reader(io.StringIO(to_csv([run]).decode(), newline="")))
     cells = [cell for row in rows for cell in row]
     assert f"'{text}" in cells
-    assert not [c for c in cells if c.lstrip().startswith(("=", "+", "@", "＝"))]  # noqa: RUF001
+    unseen = " \t\r\n\x00\xad\u200b\u200e\u2060\u3164\ufe0f\ufeff"
+    assert not [c for c in cells if c.lstrip(unseen)[:1] in {*"=+@＝"}]  # noqa: RUF001
     numbers = [c for c in cells if c.startswith("-")]  # numbers stay numbers
     assert sorted(map(float, numbers)) == [-0.5, -1e-9]
     assert harmless(text) == f"'{text}"
 
 
 def test_what_is_no_formula_stays_as_it_is():
-    for cell in ("clip + gaussian noise", "run 1", "a=b", "", -0.5, 7, None, "ml-latest-small"):
+    for cell in (
+        "clip + gaussian noise",
+        "\u200bé",
+        "\xa0run",
+        "run 1",
+        "a=b",
+        "",
+        -0.5,
+        7,
+        None,
+        "ml-latest-small",
+    ):
         assert harmless(cell) == cell
 
 

@@ -1,13 +1,15 @@
 """Runs as files for other tools: CSV, JSON, PNG.
 
 Source: OWASP, "CSV injection": a cell that begins with =, +, -, @, a tab or a line break is run as
-a formula by spreadsheets, so such a text gets an apostrophe in front; numbers stay numbers.
+a formula by spreadsheets, so such a text gets an apostrophe in front, as does one in which only
+what nobody sees stands before these; numbers stay numbers.
 """
 
 import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from fedlab.core import VERSION, require
@@ -15,7 +17,10 @@ from fedlab.evaluation import figures
 from fedlab.workbench.runs import PLAIN, Run, metrics, usual
 
 KINDS = ("csv", "json", "png")
-FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")  # noqa: RUF001 - the wide ones count as well
+STARTS = re.compile(r"[=+\-@＝＋－＠]")  # noqa: RUF001 - the wide ones count as well
+# letters, marks, numbers, punctuation, symbols: what is seen
+VISIBLE = ("L", "N", "P", "S")
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol that look like nothing
 
 
 def to_csv(runs: Sequence[Run]) -> bytes:
@@ -43,7 +48,9 @@ def harmless(cell: object) -> object:
     if cell is None or isinstance(cell, int | float):
         return cell
     text = str(cell)
-    return f"'{text}" if FORMULA.match(text) else text
+    seen = (c for c in text if c not in BLANK and unicodedata.category(c)[0] in VISIBLE)
+    risky = STARTS.match(next(seen, "")) or text.startswith(("\t", "\r", "\n"))
+    return f"'{text}" if risky else text
 
 
 def to_json(runs: Sequence[Run]) -> bytes:
