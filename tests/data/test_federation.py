@@ -1,5 +1,7 @@
 """Clients get their own train ratings and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
@@ -8,12 +10,14 @@ from hypothesis import strategies as st
 
 from fedlab.core import Key, ParameterError
 from fedlab.data import (
+    Columns,
     DataError,
     Federation,
     by_activity,
     by_genre,
     equal,
     favourite_genre,
+    fingerprint,
     one_per_user,
     unseen,
 )
@@ -128,3 +132,27 @@ def test_bad_federations_are_refused(split):
         Federation(tiny([0, 0], [0, 1]), torch.tensor([0])).draw(
             torch.tensor([0]), 1, 1, Key(0, "x")
         )
+
+
+def test_the_fingerprint_covers_all_that_is_trained_on(split):
+    """Another value, item or owner gives another one; the same data, made again, the same."""
+    owner = one_per_user(split.train)
+    train = split.train
+    first = fingerprint(Federation(train, owner, "ratings"))
+    assert fingerprint(Federation(replace(train), owner.clone(), "ratings")) == first
+    values, items = train.values.clone(), train.items.clone()
+    values[7] += 0.5
+    items[[3, 4]] = items[[4, 3]]
+    others = [
+        Federation(replace(train, values=values), owner, "ratings"),
+        Federation(replace(train, items=items), owner, "ratings"),
+        Federation(train, owner.flip(0), "ratings"),
+        Federation(train, owner),
+    ]
+    assert len({first, *map(fingerprint, others)}) == 5
+    columns = {"x": torch.arange(6.0).view(3, 2), "target": torch.ones(3)}
+    found = [
+        fingerprint(Columns({**columns, "x": columns["x"].to(kind)}, torch.tensor([0, 1, 1])))
+        for kind in (torch.float32, torch.float32, torch.bfloat16)
+    ]
+    assert found[0] == found[1] != found[2]
