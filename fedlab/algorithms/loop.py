@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from fedlab.aggregation import NoDeltaError, ServerStep, Sums, WeightedMean, as_aggregation
 from fedlab.algorithms.gate import Books, Gate, admit, admitted
@@ -36,6 +37,7 @@ from fedlab.core import (
     Schedule,
     Sent,
     Settings,
+    SparseTable,
     Stage,
     Tree,
     Update,
@@ -270,9 +272,12 @@ def federate(
         pipe.spending.check_delta(len(data))
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
-    done = replace(done, params=to(done.params, device), state=begun(done, pipe, model, data))
+    state = begun(done, pipe, model, data)
     if start:
         _check_known(start, pipe)
+        for name, like in model.init(pipe.run.seed).items():
+            _check_like(name, start.params[name], like)
+    done = replace(done, params=to(done.params, device), state=state)
     book = _booking(pipe, data, ledger, start)
     first = done.number
     while done.number < pipe.run.rounds:
@@ -637,6 +642,21 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
         f"the model needs {missing}, too",
     )
     return {**start.state, "run": own}
+
+
+def _check_like(name: str, value: object, like: Tensor) -> None:
+    """Raise `ParameterError` unless a parameter to start from is such a tensor as the model's."""
+
+    def form(tensor: object) -> str:
+        if isinstance(tensor, SparseTable):
+            return f"{tensor.first.dtype} {tuple(tensor.shape)}"
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            kind = type(tensor).__name__
+            return f"a {kind} without numbers side by side"
+        return f"{tensor.dtype} {tuple(tensor.shape)}"
+
+    fix = f"the model's is {form(like)}; give a plain tensor like it"
+    require(form(value) == form(like), f"start.params[{name!r}]", form(value), fix)
 
 
 def _booking(

@@ -267,6 +267,27 @@ def test_a_start_from_parameters_alone_begins_anew(model, clicks):
     assert not torch.equal(first.params["item"], trained["item"])
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda value: value.to("meta"),
+        lambda value: value.bfloat16(),
+        lambda value: value.double(),
+        lambda value: value.long(),
+        lambda value: value.to(torch.complex64),
+        lambda value: value.to_sparse(),
+        lambda value: value[:2],
+        lambda value: value.tolist(),
+        lambda value: None,
+    ],
+)
+def test_parameters_to_start_from_are_such_tensors_as_the_models(model, clicks, odd):
+    params = model.init(0)
+    start = Round(0, FEW, {**params, "item": odd(params["item"])})
+    with pytest.raises(ParameterError, match=r"start.params\['item'\]=.*the model's is torch.flo"):
+        next(federate(model, clicks, FEW, start=start))
+
+
 OTHER = Columns({"x": X, "target": TABLE.columns["target"]}, torch.arange(60) % 5)
 
 
