@@ -20,7 +20,7 @@ from fedlab.data.sources import synthesise
 from fedlab.engine import SGD, LocalSettings, how, updates, warm
 from fedlab.engine.fused.pool import in_order
 from fedlab.evaluation import leaky
-from fedlab.models import interaction, matrix_factorisation, perceptron
+from fedlab.models import hybrid, matrix_factorisation, perceptron
 
 WIDE = {"local_lr": 0.3, "workers": 1}
 
@@ -56,6 +56,8 @@ def model_of(data, private, dim=6):
 def check_against_oracle(data, model, local, control=None, clients=12):
     params, cohort = model.init(1), sample(data, clients, 1)
     examples = data.draw(cohort, local.local_epochs, local.negatives, Key(0, "examples", 1))
+    examples |= model.noise(cohort, torch.bincount(examples["client"]), Key(0, "noise", 1))
+    kept = 1 - getattr(model.predict, "dropout", 0.0)
     assert how(model, data, params, local) == "fused"
     sent = list(updates(model, data, params, cohort, local, correction=control))
     assert torch.equal(torch.cat([each.cohort for each in sent]), cohort)
@@ -70,7 +72,7 @@ def check_against_oracle(data, model, local, control=None, clients=12):
                     n: control.shift(n, torch.arange(len(rows)), torch.zeros(len(rows)).long(), who)
                     for n, rows in control.server.items()
                 }
-            expected, loss = train_one(model, params, own, local, 1.0, shift)
+            expected, loss = train_one(model, params, own, local, kept, shift)
             assert float(update.losses[c]) == pytest.approx(loss, rel=1e-4, abs=1e-5)
             for name, rows in expected.items():
                 assert sorted(rows) == list(mine[name])
@@ -209,8 +211,8 @@ def test_a_sparse_table_of_users_and_a_folder_of_clicks(clicks, tmp_path):
 
 def test_what_no_compiled_client_trains_runs_eagerly_and_says_why(clicks, split, monkeypatch):
     model = model_of(clicks, True)
-    assert last(interaction(671, 9066, 4), clicks, rounds=1).engine == (
-        "eager: no compiled client for the model 'interaction'"
+    assert last(hybrid(671, torch.ones(9066, 2), 4), clicks, rounds=1).engine == (
+        "eager: no compiled client for the model 'hybrid'"
     )
     assert last(model, leaky(split, clicks.owner), rounds=1).engine == (
         "eager: these data draw their examples by themselves"

@@ -7,7 +7,7 @@ Letters: N clients, C in a chunk, n examples, R rows, D dimensions.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,11 +72,6 @@ class Job:
         tables = self.params if kind in self.params else self.model.constants
         return len(tables[kind if kind in self.params else f"{kind}_features"])
 
-    def rows(self, name: str, moved: Table, rows: Held) -> Rows:
-        """How far the rows of a parameter have moved that clients hold."""
-        values = torch.from_numpy(moved.moved).view(-1, *self.params[name].shape[1:])
-        return Rows(values, *(torch.from_numpy(part) for part in rows[1:]))
-
     @cached_property
     def numbers(self) -> factors.Numbers:
         """The settings of a step, as compiled code reads them."""
@@ -109,8 +104,8 @@ class Job:
         """The share of a private row that a step of SGD keeps, which no FedProx pulls."""
         return 1 - self.local.local_lr * self.local.weight_decay
 
-    def series(self, k: float) -> tuple[np.ndarray, np.ndarray]:
-        """k^t and 1 + ... + k^(t-1) for t = 0 to T, the steps of the busiest client: (T + 1,) each.
+    def series(self, k: float) -> np.ndarray:
+        """k^t and 1 + ... + k^(t-1) for t = 0 to T, the steps of the busiest client: (2, T + 1).
 
         k: what a step of SGD keeps. Just t = 0 where no row moves but by examples.
         """
@@ -118,7 +113,7 @@ class Job:
         steps = local.local_epochs * -(-count // (local.batch_size or count))
         powers = k ** np.arange(steps + 1 if self.lazy else 1)
         sums = np.concatenate([[0.0], powers.cumsum()[:-1]])
-        return powers.astype(np.float32), sums.astype(np.float32)
+        return np.stack([powers, sums]).astype(np.float32)
 
     def steps(self, offsets: np.ndarray) -> Tensor:
         """(C,) local steps of each client; offsets (C + 1,): where its examples begin."""
@@ -402,28 +397,40 @@ def _shift(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:
     return (shift * -job.local.local_lr).numpy()
 
 
-def table(job: Job, name: str, rows: Held, cohort: Tensor) -> Table:
-    """The rows of a parameter that some clients (C,) hold, none of which has moved yet.
+def table(job: Job, names: Sequence[str], rows: Held, cohort: Tensor) -> Table:
+    """The rows that some clients (C,) hold of parameters, end to end; none has moved yet.
 
-    A parameter that the model has not is a table without rows.
+    Without names it is a table without rows.
     """
-    shared, numbers = name not in job.model.private, job.numbers
-    value = job.params[name] if name in job.model.rows else torch.empty(0)
-    start = value.reshape(len(value), value.shape[1:].numel()).numpy()
+    shared, parts = not job.model.private.intersection(names), [job.params[n] for n in names]
+    flat = [part.view(len(part), part.shape[1:].numel()).numpy() for part in parts]
+    start = (
+        np.concatenate(flat, 1) if len(flat) > 1 else (flat or [np.empty((0, 1), np.float32)])[0]
+    )
     size = (len(rows.rows), start.shape[1])
-    own = (np.zeros(size if numbers.adaptive else (0, size[1]), np.float32) for _ in range(3))
-    series = (numbers.powers, numbers.sums) if shared else job.series(job.kept_alone)
-    shift = shifted(name, job, rows, cohort) if len(value) else np.empty((0, 1), np.float32)
+    shifts = [shifted(name, job, rows, cohort) for name in names]
+    own = (np.zeros(size if job.numbers.adaptive else (0, size[1]), np.float32) for _ in range(3))
     return Table(
         rows.rows,
         start,
         np.zeros(size, np.float32),
-        shift,
+        np.concatenate(shifts, 1) if shifts else np.empty((0, 1), np.float32),
         np.zeros(len(rows.rows), np.int64),
-        *series,
+        job.series(kept(job.local) if shared else job.kept_alone),
         *own,
-        float(numbers.pull * shared),
+        float(job.local.proximal * shared),
     )
+
+
+def deltas(job: Job, names: Sequence[str], moved: np.ndarray, rows: Held) -> dict[str, Rows]:
+    """How far rows have moved, (R, ...) end to end, by name."""
+    ids, client = (torch.from_numpy(part) for part in rows[1:])
+    shapes = [job.params[name].shape[1:] for name in names]
+    parts = torch.from_numpy(moved).split([shape.numel() for shape in shapes], 1)
+    return {
+        name: Rows(part.reshape(len(ids), *shape).contiguous(), ids, client)
+        for name, part, shape in zip(names, parts, shapes, strict=True)
+    }
 
 
 def shifted(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from fedlab.core import Rows, Summed, Update, norms
 from fedlab.core.compiled import ANY_ORDER, compiled
-from fedlab.engine.fused.cohort import CHUNK_MB, Job, cut, held, shifted, shuffled, sizes, table
+from fedlab.engine.fused.cohort import (
+    CHUNK_MB,
+    Job,
+    cut,
+    deltas,
+    held,
+    shifted,
+    shuffled,
+    sizes,
+    table,
+)
 from fedlab.engine.fused.draws import Held
 from fedlab.engine.fused.factors import Numbers
 from fedlab.engine.fused.pool import in_order
@@ -308,8 +318,8 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
     def piece(here: slice) -> Update:
         mine = cohort[here]
         examples, inputs, items = prepared(job, mine)
-        deltas, losses = trained(job, examples, inputs, items, begin, mine)
-        return Update(deltas, weights[here], losses, mine, job.steps(examples.offsets))
+        learned, losses = trained(job, examples, inputs, items, begin, mine)
+        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
 
     yield from in_order(piece, list(cut(job, cohort, need, CHUNK_MB)), job.workers)
 
@@ -339,17 +349,18 @@ def trained(
     one = Held(np.arange(clients + 1), np.zeros(clients, np.int64), everybody.numpy())
     out, losses = [torch.empty(clients, shape.numel()) for shape in shapes], torch.empty(clients)
     shift = np.concatenate([shifted(name, job, one, cohort) for name in LAYERS], 1)
-    bias = table(job, "bias", items, cohort)
+    biases = ["bias"] if "bias" in job.model.rows else []
+    bias = table(job, biases, items, cohort)
     flat = Layers(*(layer.numpy() for layer in out))
     how = (begin.numpy(), shift, bias, items.first, job.numbers, flat, losses.numpy())
     fit_clients(examples, inputs, *how)
-    deltas = {
+    learned = {
         name: Rows(layer.view(clients, *shape), torch.zeros_like(everybody), everybody)
         for name, layer, shape in zip(LAYERS, out, shapes, strict=True)
     }
-    if "bias" in job.model.rows:
-        deltas["bias"] = job.rows("bias", bias, items)
-    return deltas, losses
+    if biases:
+        learned |= deltas(job, biases, bias.moved, items)
+    return learned, losses
 
 
 def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:

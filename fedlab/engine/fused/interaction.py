@@ -2,7 +2,7 @@
 
 It is matrix factorisation with a weight for each dimension, `y = w . (m p_u q_i) + b + beta_i`,
 where m is a dropout mask, 1 / (1 - dropout) where it keeps. Each parameter is a table of which a
-client holds rows: one of w and of b.
+client holds rows, w and b together a table of one row.
 
 Letters: C clients of a piece, n examples of all of them, D dimensions, B examples of a batch.
 """
@@ -16,23 +16,24 @@ from torch import Tensor
 
 from fedlab.core import Rows, Update
 from fedlab.core.compiled import ANY_ORDER, compiled
-from fedlab.engine.fused.cohort import CHUNK_MB, Job, chunks, held, table
+from fedlab.engine.fused.cohort import CHUNK_MB, Job, chunks, deltas, held, table
 from fedlab.engine.fused.draws import Examples, Held, words
 from fedlab.engine.fused.factors import Numbers
 from fedlab.engine.fused.pool import in_order
 from fedlab.engine.fused.rules import Table, adapt_rows, corrected, part, settle, slopes
 
+# the parameters of each of `Tables`, and what picks their rows
+NAMES = {("user",): "user", ("item",): "item", ("bias",): "item", ("dense", "offset"): "one"}
 LOW, TOP = np.uint32(0xFFFF), np.uint32(0x8000)
 
 
 class Tables(NamedTuple):
-    """The parameters: users' and items' rows, biases, w and b."""
+    """The parameters: users' and items' rows, biases, and (w, b) end to end."""
 
     user: Table
     item: Table
     bias: Table
     dense: Table
-    offset: Table
 
 
 class First(NamedTuple):
@@ -55,7 +56,7 @@ class Dropout(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Scratch for a batch: users' and items' rows and masks (B, D), y (B,), w (D,).
+    """Scratch for a batch: users' and items' rows and masks (B, D), y (B,), (w, b) (D + 1,).
 
     words: of a client's dropout, 32 bits each.
     """
@@ -92,15 +93,15 @@ def masked(room: Room, first: int, size: int, drop: Dropout) -> None:
 @compiled(fastmath=ANY_ORDER)
 def predict(mine: Tables, who: np.ndarray, what: np.ndarray, room: Room) -> None:
     """Look up the rows of a batch and write its predictions."""
-    dense, offset = room.dense, mine.offset.start[0, 0] + mine.offset.moved[0, 0]
+    dense, width = room.dense, room.item.shape[1]
     now(mine.dense, 0, dense)
     for k in range(len(who)):
         now(mine.user, who[k], room.user[k])
         now(mine.item, what[k], room.item[k])
         i, total = mine.bias.ids[what[k]], np.float32(0)
-        for j in range(len(dense)):
+        for j in range(width):
             total += dense[j] * room.mask[k, j] * room.user[k, j] * room.item[k, j]
-        room.y[k] = total + offset + mine.bias.start[i, 0] + mine.bias.moved[what[k], 0]
+        room.y[k] = total + dense[width] + mine.bias.start[i, 0] + mine.bias.moved[what[k], 0]
 
 
 @compiled(fastmath=ANY_ORDER)
@@ -110,12 +111,12 @@ def backward(into: Tables, who: np.ndarray, what: np.ndarray, room: Room, adapti
     item = into.item.grad if adaptive else into.item.moved
     bias = into.bias.grad if adaptive else into.bias.moved
     dense = into.dense.grad if adaptive else into.dense.moved
-    offset = into.offset.grad if adaptive else into.offset.moved
+    width = room.item.shape[1]
     for k in range(len(who)):
         u, r, slope = who[k], what[k], room.y[k]
         bias[r, 0] += slope
-        offset[0, 0] += slope
-        for j in range(len(room.dense)):
+        dense[0, width] += slope
+        for j in range(width):
             p, q, here = room.user[k, j], room.item[k, j], slope * room.mask[k, j]
             dense[0, j] += here * p * q
             user[u, j] += here * room.dense[j] * q
@@ -125,12 +126,9 @@ def backward(into: Tables, who: np.ndarray, what: np.ndarray, room: Room, adapti
 @compiled()
 def settled(mine: Tables, who: np.ndarray, what: np.ndarray, decay: float, step: int) -> None:
     """Bring the rows of a batch to where they are at the beginning of a step of SGD."""
-    one = np.zeros(1, np.int32)
-    settle(mine.user, who, decay, step)
-    settle(mine.item, what, decay, step)
-    settle(mine.bias, what, decay, step)
-    settle(mine.dense, one, decay, step)
-    settle(mine.offset, one, decay, step)
+    rows = (who, what, what, np.zeros(1, np.int32))
+    for kind in range(4):
+        settle(mine[kind], rows[kind], decay, step)
 
 
 @compiled()
@@ -199,7 +197,7 @@ def fit_clients(
         np.empty((tall, width), np.float32),
         np.full((tall, width), np.float32(dropout.scale)),
         np.empty(tall, np.float32),
-        np.empty(width, np.float32),
+        np.empty(width + 1, np.float32),
         np.empty(each * busiest if dropout.least else 0, np.uint32),
     )
     for c in range(len(cohort)):
@@ -212,7 +210,6 @@ def fit_clients(
             part(tables.item, a, b),
             part(tables.bias, a, b),
             part(tables.dense, first.one[c], first.one[c + 1]),
-            part(tables.offset, first.one[c], first.one[c + 1]),
         )
         losses[c] = fit(mine, examples, low, high, numbers, room, dropout)
 
@@ -224,8 +221,8 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
     def piece(here: slice) -> Update:
         mine = cohort[here]
         examples = job.examples(mine)
-        deltas, losses = trained(job, examples, mine)
-        return Update(deltas, weights[here], losses, mine, job.steps(examples.offsets))
+        learned, losses = trained(job, examples, mine)
+        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
 
     yield from in_order(piece, list(chunks(job, cohort, CHUNK_MB)), job.workers)
 
@@ -237,12 +234,14 @@ def trained(job: Job, examples: Examples, cohort: Tensor) -> tuple[dict[str, Row
     kinds = {k: held(own, job.height(k), examples.offsets) for k, own in columns.items()}
     everybody = np.arange(clients + 1)
     kinds["one"] = Held(everybody, np.zeros(clients, np.int64), everybody[:-1])
-    rows = {name: kinds[kind] for name, kind in job.model.rows.items()}
-    tables = Tables(*(table(job, name, rows[name], cohort) for name in Tables._fields))
+    tables = Tables(*(table(job, n, kinds[kind], cohort) for n, kind in NAMES.items()))
     first = First(*(kinds[kind].first for kind in First._fields))
     how = (first, job.numbers, dropped(job), losses.numpy())
     fit_clients(cohort.numpy(), examples, tables, *how)
-    return {name: job.rows(name, getattr(tables, name), own) for name, own in rows.items()}, losses
+    learned: dict[str, Rows] = {}
+    for (names, kind), moved in zip(NAMES.items(), tables, strict=True):
+        learned |= deltas(job, names, moved.moved, kinds[kind])
+    return learned, losses
 
 
 def dropped(job: Job) -> Dropout:

@@ -22,10 +22,9 @@ class Table(NamedTuple):
     """Rows of a table that one client holds, or several end to end, and how far they have moved.
 
     ids (R,): the rows. start (N, D): where all rows of the table began. moved (R, D). shift (R, D):
-    what SCAFFOLD adds in each step, or empty. age (R,): up to which step a row is settled. powers,
-    sums (T + 1,): k^t and 1 + ... + k^(t-1), where a step of SGD keeps k of how far a row has
-    moved; empty where it keeps all. grad, mean, square (R, D): of AdamW, or empty. pull: FedProx',
-    in AdamW.
+    what SCAFFOLD adds in each step, or empty. age (R,): up to which step a row is settled. series
+    (2, T + 1): k^t and 1 + ... + k^(t-1), where a step of SGD keeps k of how far a row has moved.
+    grad, mean, square (R, D): of AdamW, or empty. pull: FedProx', in AdamW.
     """
 
     ids: np.ndarray
@@ -33,8 +32,7 @@ class Table(NamedTuple):
     moved: np.ndarray
     shift: np.ndarray
     age: np.ndarray
-    powers: np.ndarray
-    sums: np.ndarray
+    series: np.ndarray
     grad: np.ndarray
     mean: np.ndarray
     square: np.ndarray
@@ -50,8 +48,7 @@ def part(table: Table, a: int, b: int) -> Table:
         table.moved[a:b],
         table.shift[a:b],
         table.age[a:b],
-        table.powers,
-        table.sums,
+        table.series,
         table.grad[a:b],
         table.mean[a:b],
         table.square[a:b],
@@ -71,7 +68,7 @@ def settle(table: Table, rows: np.ndarray, decay: float, step: int) -> None:
         steps = step - age[row]
         if steps > 0:
             i, age[row] = table.ids[row], step
-            keep, share = table.powers[steps], table.sums[steps]
+            keep, share = table.series[0, steps], table.series[1, steps]
             lost = np.float32(decay) * share
             for j in range(moved.shape[1]):
                 moved[row, j] = moved[row, j] * keep - lost * start[i, j]
