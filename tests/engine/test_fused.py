@@ -20,7 +20,8 @@ from fedlab.data.sources import synthesise
 from fedlab.engine import SGD, LocalSettings, how, updates, warm
 from fedlab.engine.fused.pool import in_order
 from fedlab.evaluation import leaky
-from fedlab.models import hybrid, matrix_factorisation, perceptron
+from fedlab.models import matrix_factorisation, perceptron
+from fedlab.models.model import hybrid
 
 WIDE = {"local_lr": 0.3, "workers": 1}
 

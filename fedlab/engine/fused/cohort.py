@@ -409,7 +409,7 @@ def table(job: Job, names: Sequence[str], rows: Held, cohort: Tensor) -> Table:
     )
     size = (len(rows.rows), start.shape[1])
     shifts = [shifted(name, job, rows, cohort) for name in names]
-    own = (np.zeros(size if job.numbers.adaptive else (0, size[1]), np.float32) for _ in range(3))
+    grown = size if job.numbers.adaptive else (0, size[1])
     return Table(
         rows.rows,
         start,
@@ -417,7 +417,9 @@ def table(job: Job, names: Sequence[str], rows: Held, cohort: Tensor) -> Table:
         np.concatenate(shifts, 1) if shifts else np.empty((0, 1), np.float32),
         np.zeros(len(rows.rows), np.int64),
         job.series(kept(job.local) if shared else job.kept_alone),
-        *own,
+        np.zeros(grown, np.float32),
+        np.zeros(grown, np.float32),
+        np.zeros(grown, np.float32),
         float(job.local.proximal * shared),
     )
 

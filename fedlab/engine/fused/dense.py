@@ -368,7 +368,7 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
 
     Lengths and sums are those of the gate and of the mean. Nobody keeps a row to itself.
     """
-    sums = {name: torch.zeros_like(job.params[name]) for name in job.model.rows}
+    total = {name: torch.zeros_like(job.params[name]) for name in job.model.rows}
     rows = {kind: list[Tensor]() for kind in job.model.rows.values()}
     lengths, losses, steps, first = list[Tensor](), list[Tensor](), list[Tensor](), 0
     for update in updates(job, cohort):
@@ -377,15 +377,15 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
         chosen = (share > 0) & (length <= longest) & update.losses.isfinite()
         kept = update if chosen.all() else update.only(chosen)  # 0 times infinity is no number
         for name, delta in kept.deltas.items():
-            delta.add_to(sums[name], share[chosen])
+            delta.add_to(total[name], share[chosen])
         for kind, counts in rows.items():
-            name = next(name for name, own in job.model.rows.items() if own == kind)
+            name = next(name for name, k in job.model.rows.items() if k == kind)
             counts.append(torch.bincount(update.deltas[name].client, minlength=clients))
         lengths.append(length)
         losses.append(update.losses)
         steps.append(update.steps)
         first += clients
-    counts = job.data.counts[cohort].float()
-    sent = Update({}, counts, torch.cat(losses), cohort, torch.cat(steps))
+    own = job.data.counts[cohort].float()
+    sent = Update({}, own, torch.cat(losses), cohort, torch.cat(steps))
     every = {kind: torch.cat(counts) for kind, counts in rows.items()}
-    return Summed(sent, torch.cat(lengths), every, sums, {})
+    return Summed(sent, torch.cat(lengths), every, dict(total), {})
