@@ -158,8 +158,9 @@ def test_what_does_not_fit_trains_eagerly_and_says_why():
         assert why in reason(other, data), name
     other = replace(model, predict=lambda p, batch: p["bias"], pullback=None)
     assert "no compiled client" in reason(other, data)
-    data.columns["item"] = torch.zeros(900)
-    assert "whole numbers" in reason(model, data)
+    other = table()
+    other.columns["item"] = torch.zeros(900)
+    assert "whole numbers" in reason(model, other)
 
 
 def test_an_interaction_that_does_not_fit_trains_eagerly_and_says_why():
