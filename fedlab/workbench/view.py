@@ -22,6 +22,10 @@ from fedlab.workbench.session import Session, Swept
 POINTS, BINS, ROWS = 300, 24, 100
 TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
 CLOCK = "simulated s"  # a line as well, where the run has a clock
+PREPARING = (
+    "Preparing the first round; what trains clients is compiled once on a machine, "
+    "which takes about half a minute."
+)
 SPREADS = {
     "loss by client": "mean local loss",
     "norm by client": "L2 norm of what a client sent",
@@ -368,7 +372,7 @@ def heat(swept: Swept | None, kept: Collection[str]) -> dict[str, Any]:
 
 
 def status(session: Session, sums: Mapping[str, float]) -> str:
-    """The status line: how far it is, the time of a round and of the rest, and what was sent."""
+    """The status line: how far it is, the time of the rest, what was sent, why nothing is compiled."""
     state = session.runner.state
     if session.trying:
         ended = [run for run in session.members if run.state != "running"]
@@ -380,9 +384,7 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
         return text + (left if state == "running" else "")
     run = session.members[-1] if session.members else None
     if run is None or not run.records:
-        return {"running": "Starting: the first round is under way.", "ready": "Press Start."}.get(
-            state, f"{state.capitalize()}."
-        )
+        return {"running": PREPARING, "ready": "Press Start."}.get(state, f"{state.capitalize()}.")
     last, ends, total = run.records[-1], list(run.clock), session.settings.rounds
     pace = statistics.median([b - a for a, b in pairwise(ends)] or [last["seconds"]])
     left = max(total - last["round"], 0)
@@ -399,4 +401,6 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     elif "rejected" in last:
         why = Counter(last["rejected"].values()).most_common(1)[0]
         text += f"; {len(last['rejected'])} clients did not count ({why[1]}: {why[0]})"
-    return text + (f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else "")
+    text += f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else ""
+    _, _, why_stacked = run.rounds[-1].engine.partition("eager: ") if run.rounds else ("", "", "")
+    return text + (f"; clients are stacked: {why_stacked}" if why_stacked else "")

@@ -183,6 +183,28 @@ def test_an_error_shows_in_the_status_and_the_rounds_before_it_stay(bench):
     ends(bench)
 
 
+def test_the_status_tells_what_prepares_and_why_clients_are_stacked(build, clicks):
+    model, begun, go = build("matrix factorisation", clicks.train), [], threading.Event()
+
+    def slow(settings):
+        begun.append(True)
+        go.wait()
+        yield from federate(replace(model, predict=lambda p, b: model.predict(p, b)), clicks, settings)
+
+    bench = Workbench(slow, SMALL.replace(rounds=1), {}, {})
+    try:
+        tell(bench, "start")
+        until(lambda: begun and bench.message.startswith("Preparing the first round"))
+        go.set()
+        ends(bench)
+        why = "clients are stacked: no compiled client for the model 'mf'"
+        assert bench.message.endswith(why.replace("mf", model.name))
+    finally:
+        go.set()
+        bench.session.runner.stop()
+        bench.close()
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,11 +115,17 @@ class Job:
         sums = np.concatenate([[0.0], powers.cumsum()[:-1]])
         return np.stack([powers, sums]).astype(np.float32)
 
-    def steps(self, offsets: np.ndarray) -> Tensor:
+    def steps(self, offsets: np.ndarray) -> np.ndarray:
         """(C,) local steps of each client; offsets (C + 1,): where its examples begin."""
-        count = torch.from_numpy(np.diff(offsets)) // self.local.local_epochs
-        batch = count.clamp(max=self.local.batch_size) if self.local.batch_size else count
-        return ((count + batch - 1) // batch * self.local.local_epochs).float()
+        count = np.diff(offsets) // self.local.local_epochs
+        batch = np.minimum(count, self.local.batch_size) if self.local.batch_size else count
+        found: np.ndarray = (count + batch - 1) // batch * self.local.local_epochs
+        return found
+
+    @cached_property
+    def noted(self) -> bool:
+        """Whether examples alone move items' rows, so that the first step is only noted."""
+        return not self.lazy and self.local.optimizer == "sgd"
 
 
 def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
@@ -130,9 +136,8 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
         mine = cohort[here]
         examples = job.examples(mine)
         done = trained(job, examples, mine)
-        return Update(
-            done.rows(job.model), weights[here], done.losses, mine, job.steps(examples.offsets)
-        )
+        factors.whole(done.items, done.users, done.out, done.first)
+        return Update(done.rows(job.model), weights[here], done.losses, mine, done.steps)
 
     yield from in_order(piece, list(chunks(job, cohort, CHUNK_MB)), job.workers)
 
@@ -142,10 +147,10 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
     private = "user" in job.model.private
     total = _sums(job, cohort, weights, longest, shared=not private)
     users, steps = list[Rows](), list[Tensor]()
-    for here, taken, done in _added(job, cohort, total):
+    for here, done in _added(job, cohort, total):
         who = torch.from_numpy(done.users.client)
         users.append(Rows(done.user, torch.from_numpy(done.users.rows), who + here.start))
-        steps.append(taken)
+        steps.append(done.steps)
     every, sums = Rows.joined(users), _rows_of(total)
     losses, lengths = (torch.from_numpy(column) for column in (total.losses, total.lengths))
     rows = {"item": torch.from_numpy(total.rows)}
@@ -157,10 +162,8 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
     return Summed(sent, lengths, rows, sums, {"user": every} if private else {})
 
 
-def _added(
-    job: Job, cohort: Tensor, total: factors.Sums
-) -> "Iterator[tuple[slice, Tensor, Trained]]":
-    """Train a cohort (C,) and add it up: yields stretches, their local steps, what they learned.
+def _added(job: Job, cohort: Tensor, total: factors.Sums) -> "Iterator[tuple[slice, Trained]]":
+    """Train a cohort (C,) and add it up: yields stretches and what they learned.
 
     One thread adds up each client as it has trained. Helpers keep what theirs learn until the
     calling thread adds it up, in memory that goes from piece to piece: fresh memory would cost a
@@ -168,25 +171,27 @@ def _added(
     """
     alone, dims, spare = job.workers == 1, job.params["item"].shape[1], deque[Room]()
     cuts = list(chunks(job, cohort, 8 * CHUNK_MB if alone else CHUNK_MB))
-    most = max(int(sizes(job, cohort[here]).sum()) for here in cuts)
+    most = 0 if alone else max(int(sizes(job, cohort[here]).sum()) for here in cuts)
 
-    def piece(here: slice) -> tuple[slice, Tensor, Trained, Room | None]:
+    def piece(here: slice) -> tuple[slice, Trained, Room | None]:
         examples, room = job.examples(cohort[here]), None
         if not alone:
             with suppress(IndexError):  # none is free
                 room = spare.pop()
             room = room or _room(most, dims)
-        into = _part(total, here) if alone else None
-        done = trained(job, examples, cohort[here], into, room)
-        return here, job.steps(examples.offsets), done, room
+        into = _part(total, here)
+        done = trained(job, examples, cohort[here], into if alone else None, room)
+        if not alone:
+            into.losses[:] = done.losses.numpy()
+            factors.measured(done.items, done.users, done.out, done.first, into)
+        return here, done, room
 
-    for here, steps, done, room in in_order(piece, cuts, job.workers):
+    for here, done, room in in_order(piece, cuts, job.workers):
         if room:
             into = _part(total, here)
-            into.losses[:] = done.losses.numpy()
-            factors.joined(done.items, done.users, done.out, into)
+            factors.joined(done.items, done.users, done.out, done.first, into)
             spare.append(room)
-        yield here, steps, done
+        yield here, done
 
 
 def _sums(
@@ -245,7 +250,8 @@ def chunks(job: Job, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
     rows = counts.clamp(max=len(job.params["item"]))
     each = job.params["item"].shape[1] + 1
     copies = 1 + bool(local.proximal) + 3 * (local.optimizer == "adamw")
-    need = counts * 40 + rows * (4 * each * copies + 24)
+    steps = counts / local.batch_size if local.batch_size else 0
+    need = counts * 40 + rows * (4 * each * copies + 24) + steps * 4 * each
     yield from cut(job, cohort, need, usual_mb)
 
 
@@ -320,16 +326,25 @@ def held(column: np.ndarray, size: int, offsets: np.ndarray) -> Held:
 
 @dataclass(frozen=True)
 class Trained:
-    """What some clients (C,) learned: deltas of the rows that they hold, and mean losses (C,)."""
+    """What some clients (C,) learned: deltas of the rows that they hold, and mean losses (C,).
+
+    first (C + 1,): where the local steps of each begin.
+    """
 
     items: Held
     users: Held
     out: factors.Client
     user: Tensor
     losses: Tensor
+    first: np.ndarray
+
+    @property
+    def steps(self) -> Tensor:
+        """(C,) local steps of each client."""
+        return torch.from_numpy(np.diff(self.first)).float()
 
     def rows(self, model: Model) -> dict[str, Rows]:
-        """The deltas by name."""
+        """The deltas by name, once all rows are written."""
         kinds = {"item": self.items, "user": self.users}
         ids = {k: [torch.from_numpy(part) for part in h[1:]] for k, h in kinds.items()}
         return {
@@ -338,13 +353,18 @@ class Trained:
         }
 
 
-Room = tuple[np.ndarray, np.ndarray, np.ndarray]
+class Room(NamedTuple):
+    """Memory for what items' rows learn: vectors, biases, and which were touched once."""
+
+    item: np.ndarray
+    bias: np.ndarray
+    once: np.ndarray
 
 
 def _room(height: int, dims: int) -> Room:
-    """Memory for what so many rows of items learn: vectors, biases, ages."""
+    """Room for so many rows of items."""
     vectors, biases = np.empty((height, dims), np.float32), np.empty(height, np.float32)
-    return vectors, biases, np.empty(height, np.int64)
+    return Room(vectors, biases, np.empty(height, np.int32))
 
 
 def trained(
@@ -360,31 +380,32 @@ def trained(
     """
     params, offsets, dims = job.params, examples.offsets, job.params["item"].shape[1]
     users = held(examples.user, len(params["user"]), offsets)
-    first = params["user"].index_select(0, torch.from_numpy(users.rows))
-    user, losses = torch.empty_like(first), torch.empty(len(cohort))
-    server = factors.Server(params["item"].numpy(), params["bias"].numpy(), first.numpy())
+    begin = params["user"].index_select(0, torch.from_numpy(users.rows))
+    user, losses = torch.empty_like(begin), torch.empty(len(cohort))
+    server = factors.Server(params["item"].numpy(), params["bias"].numpy(), begin.numpy())
+    steps = job.steps(offsets)
+    first = np.concatenate([[0], steps.cumsum()])
     if into is None:
-        items = held(examples.item, len(params["item"]), offsets)
+        items, past = held(examples.item, len(params["item"]), offsets), int(first[-1])
         rows = items.rows
     else:
-        items = Held(np.zeros(1, np.int64), *(np.empty(0, np.int64) for _ in range(2)))
-        most = min(int(np.diff(offsets).max()), len(params["item"]))
-        rows = np.empty(most, np.int64)
-    item, bias, age = room or _room(len(rows), dims)
+        items, past = Held(np.zeros(1, np.int64), *(np.empty((2, 0), np.int64))), int(steps.max())
+        rows = np.empty(min(int(np.diff(offsets).max()), len(params["item"])), np.int64)
     height = len(rows)
+    room = room or _room(height, dims)
     out = factors.Client(
         rows,
-        item[:height],
-        bias[:height],
+        *(part[:height] for part in room),
+        np.empty((past if job.noted else 0, dims), np.float32),
         user.numpy(),
-        age[:height],
+        np.empty(0 if job.noted else height, np.int64),
         *(_shift(name, job, items if name != "user" else users, cohort) for name in NAMES),
     )
     if into is None:
-        factors.clients(examples, items, users, server, out, job.numbers, losses.numpy())
+        factors.clients(examples, items, users, server, out, first, job.numbers, losses.numpy())
     else:
         factors.summed(examples, users, server, out, job.numbers, into)
-    return Trained(items, users, out, user, losses)
+    return Trained(items, users, out, user, losses, first)
 
 
 def _shift(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:

@@ -319,7 +319,8 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
         mine = cohort[here]
         examples, inputs, items = prepared(job, mine)
         learned, losses = trained(job, examples, inputs, items, begin, mine)
-        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
+        steps = torch.from_numpy(job.steps(examples.offsets)).float()
+        return Update(learned, weights[here], losses, mine, steps)
 
     yield from in_order(piece, list(cut(job, cohort, need, CHUNK_MB)), job.workers)
 

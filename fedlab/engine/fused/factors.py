@@ -1,10 +1,12 @@
 """Matrix factorisation on a client: all of its local steps in the cache, compiled.
 
-A client keeps how far its rows have moved, not where they are: what it sends needs no subtraction,
-and a row that it touches once is read once.
+A client keeps how far its rows have moved, not where they are: what it sends needs no subtraction.
+An item's row that one example has touched has moved along its user's row, as far as its bias has;
+so this row is not written at all: the step is noted, and a client keeps its user's rows. Most rows
+stay so, and a sum over clients reads a fraction of the memory.
 
 Letters: C clients of a piece, n examples of all of them, I items, R rows of items that a client
-holds, S of users, D dimensions, B examples of a batch, T steps of the busiest client.
+holds, S of users, D dimensions, B examples of a batch, T steps of a client.
 """
 
 import math
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedlab.core.compiled import ANY_ORDER, add_squares, compiled
+from fedlab.core.compiled import ANY_ORDER, compiled
 from fedlab.engine.fused.draws import Examples, Held, number
 from fedlab.engine.fused.rules import adam, corrected, slopes
 
@@ -28,15 +30,19 @@ class Server(NamedTuple):
 class Client(NamedTuple):
     """What clients have learned, one of them or several end to end.
 
-    ids (R,): rows of items. item (R, D), bias (R,): how far these have moved. user (S, D): where
-    the users' rows are. age (R,): up to which step an item's row is settled, -1 for one that was
-    never touched. shift_item, shift_bias, shift_user: of the same shapes, what SCAFFOLD adds in
-    each step, or empty.
+    ids (R,): rows of items. bias (R,): how far their biases have moved, and item (R, D) their
+    vectors where once (R,) is -1. Where it is 0, the row has not moved; above 0, only step once - 1
+    has moved it: by its bias times that step's row of past (T, D), the user's rows at the
+    beginning of each step. user (S, D): where the users' rows are. age (R,): up to which step an
+    item's row is settled, where all rows move. shift_item, shift_bias, shift_user: of the same
+    shapes, what SCAFFOLD adds in each step, or empty.
     """
 
     ids: np.ndarray
     item: np.ndarray
     bias: np.ndarray
+    once: np.ndarray
+    past: np.ndarray
     user: np.ndarray
     age: np.ndarray
     shift_item: np.ndarray
@@ -133,14 +139,17 @@ def follow(user: np.ndarray, change: np.ndarray, who: np.ndarray) -> None:
 @compiled()
 def taken(mine: Client, server: Server, what: np.ndarray, here: np.ndarray, y: np.ndarray) -> None:
     """Write a batch's items' rows as they are now, here (B, D), and their biases, y (B,)."""
-    item, bias, table, start, age = mine.item, mine.bias, server.item, server.bias, mine.age
+    item, bias, once, past, table = mine.item, mine.bias, mine.once, mine.past, server.item
     for k in range(len(y)):
         r = what[k]
-        i = mine.ids[r]
-        y[k] = start[i] + bias[r]
-        if age[r] < 0:  # most rows are touched once: theirs is not even read
+        i, moved, step = mine.ids[r], bias[r], once[r] - 1
+        y[k] = server.bias[i] + moved
+        if step == -1:
             for j in range(here.shape[1]):
                 here[k, j] = table[i, j]
+        elif step >= 0:
+            for j in range(here.shape[1]):
+                here[k, j] = table[i, j] + moved * past[step, j]
         else:
             for j in range(here.shape[1]):
                 here[k, j] = table[i, j] + item[r, j]
@@ -180,20 +189,58 @@ def gather(change: np.ndarray, here: np.ndarray, who: np.ndarray, g: np.ndarray)
 
 @compiled()
 def spread(
-    mine: Client, user: np.ndarray, what: np.ndarray, who: np.ndarray, g: np.ndarray
+    item: np.ndarray,
+    bias: np.ndarray,
+    user: np.ndarray,
+    what: np.ndarray,
+    who: np.ndarray,
+    g: np.ndarray,
 ) -> None:
     """Add to the items' rows what (B,) each example's slope g (B,) times its user's row."""
-    item, bias, age = mine.item, mine.bias, mine.age
     for k in range(len(g)):
         r, u, slope = what[k], who[k], g[k]
         bias[r] += slope
-        if age[r] < 0:
-            age[r] = 0
+        for j in range(item.shape[1]):
+            item[r, j] += slope * user[u, j]
+
+
+@compiled()
+def noted(mine: Client, what: np.ndarray, who: np.ndarray, g: np.ndarray, step: int) -> None:
+    """The same where only examples move rows: what the first one does to a row is noted."""
+    item, bias, once, past, user = mine.item, mine.bias, mine.once, mine.past, mine.user
+    for k in range(len(g)):
+        r, u, slope = what[k], who[k], g[k]
+        before, moved = once[r], bias[r]
+        bias[r] = moved + slope
+        if before == 0 and len(past):
+            once[r] = step + 1
+        elif before == 0:
+            once[r] = -1
             for j in range(item.shape[1]):
                 item[r, j] = slope * user[u, j]
+        elif before > 0:
+            once[r] = -1
+            for j in range(item.shape[1]):
+                item[r, j] = moved * past[before - 1, j] + slope * user[u, j]
         else:
             for j in range(item.shape[1]):
                 item[r, j] += slope * user[u, j]
+
+
+@compiled()
+def written(mine: Client, r: int, out: np.ndarray) -> None:
+    """Write how far an item's row has moved, which was only noted, to out (D,)."""
+    step, moved, past = mine.once[r] - 1, mine.bias[r], mine.past
+    for j in range(len(out)):
+        out[j] = moved * past[step, j]
+
+
+@compiled()
+def cut(step: int, count: int, batch: int) -> tuple[int, int]:
+    """The first and the last example but one of a step's batch; count: of an epoch."""
+    each = (count + batch - 1) // batch
+    first = step // each * count + step % each * batch
+    return first, min(first + batch, (step // each + 1) * count)
 
 
 @compiled(fastmath=ANY_ORDER)
@@ -215,11 +262,12 @@ def sgd(
     user, change = mine.user, np.zeros_like(mine.user)
     count, losses = len(what) // numbers.epochs, 0.0
     batch = min(numbers.batch, count) if numbers.batch else count
-    each = (count + batch - 1) // batch
-    for step in range(numbers.epochs * each):
-        first = step // each * count + step % each * batch
-        last = min(first + batch, (step // each + 1) * count)
+    steps = numbers.epochs * ((count + batch - 1) // batch)
+    for step in range(steps):
+        first, last = cut(step, count, batch)
         u, i, y = who[first:last], what[first:last], g[: last - first]
+        if len(mine.past):
+            mine.past[step] = user[0]
         if numbers.lazy:
             settled(mine, server, i, numbers, step)
         taken(mine, server, i, here, y)
@@ -231,13 +279,14 @@ def sgd(
         gather(change, here, u, y)
         if numbers.lazy:
             settled(mine, server, i, numbers, step + 1)
-        spread(mine, user, i, u, y)
-        if numbers.lazy:
+            spread(mine.item, mine.bias, user, i, u, y)
             move_users(mine, server.user, numbers)
+        else:
+            noted(mine, i, u, y, step)
         follow(user, change, u)
     if numbers.lazy:
-        settled(mine, server, np.arange(len(mine.bias)), numbers, numbers.epochs * each)
-    return losses / (numbers.epochs * each)
+        settled(mine, server, np.arange(len(mine.bias)), numbers, steps)
+    return losses / steps
 
 
 @compiled(fastmath=ANY_ORDER)
@@ -254,7 +303,7 @@ def adamw(
     """The same by AdamW, where all rows move in each step."""
     count, losses = len(what) // numbers.epochs, 0.0
     batch = min(numbers.batch, count) if numbers.batch else count
-    each = (count + batch - 1) // batch
+    steps = numbers.epochs * ((count + batch - 1) // batch)
     item, bias, user = mine.item, mine.bias.reshape((-1, 1)), mine.user
     moved = user - server.user
     m = Moments(
@@ -268,11 +317,9 @@ def adamw(
         np.zeros_like(user),
         np.zeros_like(user),
     )
-    everyone, grown = np.arange(len(user)), np.zeros(len(item), np.int64)
-    slope = Client(mine.ids, m.item, m.bias[:, 0], user, grown, *mine[5:])
-    for step in range(numbers.epochs * each):
-        first = step // each * count + step % each * batch
-        last = min(first + batch, (step // each + 1) * count)
+    everyone, slope = np.arange(len(user)), m.bias[:, 0]
+    for step in range(steps):
+        first, last = cut(step, count, batch)
         u, i, y = who[first:last], what[first:last], g[: last - first]
         taken(mine, server, i, here, y)
         predict(user, here, u, y)
@@ -280,7 +327,7 @@ def adamw(
         for k in range(len(y)):
             y[k] /= np.float32(len(y))
         gather(m.user, here, u, y)
-        spread(slope, user, i, u, y)
+        spread(m.item, slope, user, i, u, y)
         rates = corrected(step, numbers.rate)
         how = (rates, numbers.decay, numbers.pull)
         adam(item, server.item, mine.ids, m.item, m.item_mean, m.item_square, *how)
@@ -289,7 +336,7 @@ def adamw(
         own = (rates, numbers.decay, numbers.pull_user)
         adam(moved, server.user, everyone, m.user, m.user_mean, m.user_square, *own)
         user[:] = server.user + moved
-    return losses / (numbers.epochs * each)
+    return losses / steps
 
 
 @compiled()
@@ -304,14 +351,45 @@ def fit(
     g: np.ndarray,
 ) -> float:
     """Train a client on examples first..last - 1, with the numbers of its rows in their place."""
-    mine.bias[:], mine.user[:], mine.age[:] = 0, server.user, -1
+    mine.bias[:], mine.user[:], mine.once[:] = 0, server.user, 0
     if numbers.lazy or numbers.adaptive:
-        mine.item[:], mine.age[:] = 0, 0
+        mine.item[:], mine.age[:], mine.once[:] = 0, 0, -1
     what, who = examples.item[first:last], examples.user[first:last]
     how = (mine, server, what, who, examples.target[first:last], numbers, here, g)
     loss = adamw(*how) if numbers.adaptive else sgd(*how)
     mine.user[:] -= server.user
     return loss
+
+
+@compiled()
+def scratch(examples: Examples, numbers: Numbers, dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """Room for the largest batch: items' rows (B, D), and predictions (B,)."""
+    wide = np.diff(examples.offsets).max() // numbers.epochs
+    wide = min(numbers.batch, wide) if numbers.batch else wide
+    return np.empty((wide, dims), np.float32), np.empty(wide, np.float32)
+
+
+@compiled()
+def one(c: int, items: Held, users: Held, out: Client, steps: np.ndarray) -> Client:
+    """What client c has learned, of several end to end; steps (C + 1,): where those of each begin.
+
+    Only a client with one user, and with rows that nothing but examples moves, has a past.
+    """
+    a, b, s, t = items.first[c], items.first[c + 1], users.first[c], users.first[c + 1]
+    alone = t - s == 1 and len(out.past) > 0
+    p, q = (steps[c], steps[c + 1]) if alone else (0, 0)
+    return Client(
+        out.ids[a:b],
+        out.item[a:b],
+        out.bias[a:b],
+        out.once[a:b],
+        out.past[p:q],
+        out.user[s:t],
+        out.age[a:b],
+        out.shift_item[a:b],
+        out.shift_bias[a:b],
+        out.shift_user[s:t],
+    )
 
 
 @compiled()
@@ -321,32 +399,31 @@ def clients(
     users: Held,
     server: Server,
     out: Client,
+    steps: np.ndarray,
     numbers: Numbers,
     losses: np.ndarray,
 ) -> None:
     """Train clients: how far their rows move to `out`, their mean losses to losses (C,).
 
     examples: with the numbers of rows in place of the rows. server: its tables of items; of users
-    the rows (S, D) that these clients hold.
+    the rows (S, D) that these clients hold. steps: as `one` takes them.
     """
-    most = np.diff(examples.offsets).max() // numbers.epochs
-    wide = min(numbers.batch, most) if numbers.batch else most
-    here, g = np.empty((wide, out.item.shape[1]), np.float32), np.empty(wide, np.float32)
+    here, g = scratch(examples, numbers, out.item.shape[1])
     for c in range(len(losses)):
-        a, b, s, t = items.first[c], items.first[c + 1], users.first[c], users.first[c + 1]
-        mine = Client(
-            out.ids[a:b],
-            out.item[a:b],
-            out.bias[a:b],
-            out.user[s:t],
-            out.age[a:b],
-            out.shift_item[a:b],
-            out.shift_bias[a:b],
-            out.shift_user[s:t],
-        )
-        begin = Server(server.item, server.bias, server.user[s:t])
+        mine = one(c, items, users, out, steps)
+        begin = Server(server.item, server.bias, server.user[users.first[c] : users.first[c + 1]])
         first, last = examples.offsets[c], examples.offsets[c + 1]
         losses[c] = fit(mine, begin, examples, first, last, numbers, here, g)
+
+
+@compiled()
+def whole(items: Held, users: Held, out: Client, steps: np.ndarray) -> None:
+    """Write all items' rows of clients where they were only noted."""
+    for c in range(len(items.first) - 1):
+        mine = one(c, items, users, out, steps)
+        for r in range(len(mine.ids)):
+            if mine.once[r] > 0:
+                written(mine, r, mine.item[r])
 
 
 class Sums(NamedTuple):
@@ -372,31 +449,55 @@ class Sums(NamedTuple):
 
 
 @compiled()
-def add(item: np.ndarray, bias: np.ndarray, ids: np.ndarray, weight: float, sums: Sums) -> None:
+def add(mine: Client, weight: float, sums: Sums) -> None:
     """Add a client's rows times its weight to the sums, in their order."""
+    item, bias, once, past = mine.item, mine.bias, mine.once, mine.past
     into, level, share = sums.item, sums.bias, np.float32(weight)
-    for r in range(len(ids)):
-        row = ids[r]
+    for r in range(len(mine.ids)):
+        row, step, moved = mine.ids[r], once[r] - 1, bias[r]
         if len(sums.slot):
             if sums.slot[row] < 0:
                 sums.slot[row], sums.ids[sums.used[0]] = sums.used[0], row
                 sums.used[0] += 1
             row = sums.slot[row]
-        level[row] += bias[r] * share
-        for j in range(item.shape[1]):
-            into[row, j] += item[r, j] * share
+        level[row] += moved * share
+        if step >= 0:
+            for j in range(into.shape[1]):
+                into[row, j] += moved * past[step, j] * share
+        else:
+            for j in range(into.shape[1]):
+                into[row, j] += item[r, j] * share
+
+
+@compiled(fastmath=ANY_ORDER)
+def square(row: np.ndarray) -> float:
+    """The sum of the squares of a row (D,), as `add_squares` takes it."""
+    total = 0.0
+    for j in range(len(row)):
+        number = np.float64(row[j])
+        total += number * number
+    return total
 
 
 @compiled()
-def told(c: int, item: np.ndarray, bias: np.ndarray, user: np.ndarray, sums: Sums) -> bool:
-    """Note a client's rows and their length; whether it counts in the sums."""
-    squares, same = np.zeros(3), np.zeros(max(len(item), len(user)), np.int64)
-    add_squares(squares[:1], same[: len(item)], item)
-    add_squares(squares[1:2], same[: len(item)], bias.reshape((-1, 1)))
-    if sums.user:
-        add_squares(squares[2:], same[: len(user)], user)
-    sums.rows[c] = len(item)
-    sums.lengths[c] = math.sqrt(squares[2] + squares[0] + squares[1])
+def length(mine: Client, user: bool) -> float:
+    """The L2 norm of what a client sends; user: whether its users' rows are sent, too."""
+    rows, levels, users, row = 0.0, 0.0, 0.0, np.empty(mine.item.shape[1], np.float32)
+    for r in range(len(mine.ids)):
+        if mine.once[r] > 0:
+            written(mine, r, row)
+            rows += square(row)
+        else:
+            rows += square(mine.item[r])
+        levels += square(mine.bias[r : r + 1])
+    for u in range(len(mine.user) if user else 0):
+        users += square(mine.user[u])
+    return math.sqrt(users + rows + levels)
+
+
+@compiled()
+def counts(c: int, sums: Sums) -> bool:
+    """Whether a client counts in the sums."""
     fine = sums.lengths[c] <= sums.longest and abs(sums.losses[c]) < np.inf
     return fine and sums.weights[c] > 0
 
@@ -407,29 +508,46 @@ def summed(
 ) -> None:
     """Train clients one after another and add up those that count; see `clients`.
 
-    out: of users the rows of all clients; of items room for those of one.
+    out: of users the rows of all clients; of items, and of the past, room for those of one.
     """
-    size, most = len(server.item), np.diff(examples.offsets).max()
+    size, dims = len(server.item), out.item.shape[1]
     bits, top = np.zeros((size >> 6) + 1, np.uint64), np.zeros((size >> 12) + 1, np.uint64)
-    place, ids = np.empty(size, np.int32), out.ids
-    wide = most // numbers.epochs
-    wide = min(numbers.batch, wide) if numbers.batch else wide
-    here, g = np.empty((wide, out.item.shape[1]), np.float32), np.empty(wide, np.float32)
+    place, (here, g) = np.empty(size, np.int32), scratch(examples, numbers, dims)
     for c in range(len(sums.losses)):
         first, last = examples.offsets[c], examples.offsets[c + 1]
         s, t = users.first[c], users.first[c + 1]
-        r = number(examples.item[first:last], 0, last - first, bits, top, place, ids)
-        mine = Client(ids[:r], out.item[:r], out.bias[:r], out.user[s:t], out.age[:r], *out[5:])
+        r = number(examples.item[first:last], 0, last - first, bits, top, place, out.ids)
+        past = out.past if t - s == 1 else out.past[:0]
+        mine = Client(
+            out.ids[:r],
+            out.item[:r],
+            out.bias[:r],
+            out.once[:r],
+            past,
+            out.user[s:t],
+            out.age[:r],
+            out.shift_item,
+            out.shift_bias,
+            out.shift_user,
+        )
         begin = Server(server.item, server.bias, server.user[s:t])
         sums.losses[c] = fit(mine, begin, examples, first, last, numbers, here, g)
-        if told(c, mine.item, mine.bias, mine.user, sums):
-            add(mine.item, mine.bias, mine.ids, sums.weights[c], sums)
+        sums.rows[c], sums.lengths[c] = r, length(mine, sums.user)
+        if counts(c, sums):
+            add(mine, sums.weights[c], sums)
 
 
 @compiled()
-def joined(items: Held, users: Held, out: Client, sums: Sums) -> None:
-    """Add up what clients have learned by themselves, as `summed` does; losses are in `sums`."""
+def measured(items: Held, users: Held, out: Client, steps: np.ndarray, sums: Sums) -> None:
+    """Note the rows and lengths of clients that have trained by themselves."""
     for c in range(len(sums.losses)):
-        a, b, s, t = items.first[c], items.first[c + 1], users.first[c], users.first[c + 1]
-        if told(c, out.item[a:b], out.bias[a:b], out.user[s:t], sums):
-            add(out.item[a:b], out.bias[a:b], items.rows[a:b], sums.weights[c], sums)
+        mine = one(c, items, users, out, steps)
+        sums.rows[c], sums.lengths[c] = len(mine.ids), length(mine, sums.user)
+
+
+@compiled()
+def joined(items: Held, users: Held, out: Client, steps: np.ndarray, sums: Sums) -> None:
+    """Add up those that count, as `summed` does."""
+    for c in range(len(sums.losses)):
+        if counts(c, sums):
+            add(one(c, items, users, out, steps), sums.weights[c], sums)

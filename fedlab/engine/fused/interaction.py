@@ -222,7 +222,8 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
         mine = cohort[here]
         examples = job.examples(mine)
         learned, losses = trained(job, examples, mine)
-        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
+        steps = torch.from_numpy(job.steps(examples.offsets)).float()
+        return Update(learned, weights[here], losses, mine, steps)
 
     yield from in_order(piece, list(chunks(job, cohort, CHUNK_MB)), job.workers)
 
