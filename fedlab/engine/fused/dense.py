@@ -172,10 +172,13 @@ def taken(
     for k in range(size):
         at = row[first + k]
         room.target[k] = examples.target[first + k]
-        for f in range(width):
-            room.x[k, wide + f] = x[at, f]
-        if wide:
+        if not wide:
+            for f in range(width):
+                room.x[k, f] = x[at, f]
+        else:
             i = bias.ids[examples.item[first + k]]
+            for f in range(width):
+                room.x[k, wide + f] = x[at, f]
             for f in range(wide):
                 room.x[k, f] = items[i, f]
                 room.x[k, wide + width + f] = items[i, f] * x[at, f]
@@ -304,8 +307,9 @@ def fit_clients(
         losses[c] = fit(value, begin, own, mine, examples, inputs, low, high, numbers, room)
         at = 0
         for layer in out:
+            here, start = value[at : at + layer.shape[1]], begin[at : at + layer.shape[1]]
             for j in range(layer.shape[1]):
-                layer[c, j] = value[at + j] - begin[at + j]
+                layer[c, j] = here[j] - start[j]
             at += layer.shape[1]
 
 
