@@ -20,6 +20,11 @@ def forward(name, p, batch, features):
             [item[batch["item"]], user[batch["user"]], torch.ones(len(batch["item"]), 1)], 1
         )
         return x @ p["theta"][0, :, 0]
+    if name == "content":
+        item, user = features[0][batch["item"]], features[1][batch["user"]]
+        x = torch.cat([item, user, item * user[:, : item.shape[1]]], 1)
+        h = (x @ p["w1"][0] + p["b1"][0]).relu()
+        return h @ p["w2"][0] + p["b2"][0, 0] + p["bias"][batch["item_row"]]
     h = p["user"][batch["user_row"]] * p["item"][batch["item_row"]]
     if name == "matrix factorisation":
         return h.sum(1) + p["bias"][batch["item_row"]]

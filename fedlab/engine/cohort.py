@@ -246,15 +246,13 @@ def updates(
     if not len(cohort):
         return
     device, first = next(iter(params.values())).device, 0
-    weights = data.counts[cohort].float()
+    weights, keys = data.counts[cohort].float(), keys_of(seed, number, purpose)
     if train is None and how(model, data, params, local) == "fused":
-        key = Key(seed, f"{purpose}examples", number)
-        yield from fused.updates(model, data, params, cohort, local, key, correction)
+        yield from fused.updates(model, data, params, cohort, local, keys, correction)
         return
     train = train or train_cohort
     if local.engine not in ("eager", "fused"):
         check_engine(local.engine, device)
-    keys = tuple(Key(seed, f"{purpose}{what}", number) for what in ("examples", "noise"))
     corrected = correction is not None
     for examples in chunks(
         model, data, params, cohort, local, keys, graphs=graphs, corrected=corrected
@@ -266,6 +264,11 @@ def updates(
         )
         yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
+
+
+def keys_of(seed: int, number: int, purpose: str = "") -> tuple[Key, Key]:
+    """The keys of a round's draws of examples and of noise."""
+    return Key(seed, f"{purpose}examples", number), Key(seed, f"{purpose}noise", number)
 
 
 def how(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
@@ -475,5 +478,5 @@ class SGD(LocalSettings, Local):
         if how(model, data, context.params, self) != "fused" or not fused.sums_up(model):
             return None
         context.notes["engine"] = "fused"
-        key = Key(context.seed, "examples", context.number)
-        return fused.summed(model, data, context.params, cohort, self, key, weights, longest)
+        keys = keys_of(context.seed, context.number)
+        return fused.summed(model, data, context.params, cohort, self, keys, weights, longest)

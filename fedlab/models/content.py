@@ -8,12 +8,14 @@ sections on biases and on additional inputs; Arivazhagan et al. 2019, "Federated
 personalization layers" (FedPer, a private user vector).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from fedlab.core import Tree, require
 from fedlab.data import Catalogue, Ratings
-from fedlab.models.model import Model, check_sizes, drawn, perceptron
+from fedlab.models.model import Model, Product, Pull, check_sizes, drawn, perceptron
 
 
 def linear(
@@ -78,11 +80,26 @@ def content(
     def init(seed: int) -> Tree:
         return layers.init(seed) | {"bias": torch.zeros(len(item_features))}
 
-    def predict(p: Tree, batch: Tree) -> Tensor:
+    def inputs(p: Tree, batch: Tree) -> Tree:
         item, user = p["item_features"][batch["item"]], p["user_features"][batch["user"]]
-        x = torch.cat([item, user, item * user[..., :width]], -1)  # (A, B, F)
-        return layers.predict(p, {"x": x}) + p["bias"]
+        return {"x": torch.cat([item, user, item * user[..., :width]], -1)}  # (A, B, F)
 
+    def predict(p: Tree, batch: Tree) -> Tensor:
+        return layers.predict(p, inputs(p, batch)) + p["bias"]
+
+    def pullback(p: Tree, batch: Tree) -> tuple[Tensor, Pull]:
+        assert layers.pullback is not None
+        y, below = layers.pullback(p, inputs(p, batch))
+
+        def pull(
+            g: Tensor,
+        ) -> Mapping[str, Tensor | Product]:  # (A, B); a client's one item: (A, 1)
+            single = p["bias"].shape[1] < g.shape[1]
+            return {**below(g), "bias": g.sum(1, keepdim=True) if single else g}
+
+        return y + p["bias"], pull
+
+    predict.kernel = "content"  # type: ignore[attr-defined]
     return Model(
         "content",
         task,
@@ -90,6 +107,7 @@ def content(
         predict,
         {**layers.rows, "bias": "item"},
         constants={"item_features": item_features, "user_features": user_features},
+        pullback=pullback,
         activity=2 * hidden + 3 * width,
     )
 

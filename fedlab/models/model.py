@@ -232,6 +232,9 @@ def interaction(
             h = h * batch["keep"] / (1 - dropout)
         return (h @ p["dense"]).squeeze(-1) + p["offset"] + p["bias"]
 
+    predict.kernel = "interaction"  # type: ignore[attr-defined]
+    predict.dropout, predict.noise = dropout, noise  # type: ignore[attr-defined]
+
     def factors(p: Tree) -> tuple[Tensor, Tensor, Tensor]:
         return p["user"] * p["dense"].view(-1), p["item"], p["bias"] + p["offset"].view(-1)
 

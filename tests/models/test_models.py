@@ -13,6 +13,7 @@ from fedlab.evaluation import scorer
 from fedlab.models import (
     Model,
     Product,
+    content,
     interaction,
     item_features,
     linear,
@@ -67,6 +68,9 @@ def test_gradients_by_hand_equal_those_of_autograd(task):
         return torch.randn(shape, generator=g, dtype=torch.float64)
 
     tables, net = matrix_factorisation(5, 6, 4, task=task), perceptron(3, 7, task=task)
+    known = content(draw(6, 2), draw(5, 3), 7, task=task)
+    layers = {"w1": draw(2, 7, 7), "b1": draw(2, 7), "w2": draw(2, 7), "b2": draw(2, 1)}
+    pairs = {"item": torch.arange(16).view(2, 8) % 6, "user": torch.arange(16).view(2, 8) % 5}
     for model, leaves, batch in [
         (tables, {"user": draw(2, 1, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
         (tables, {"user": draw(2, 8, 4), "item": draw(2, 8, 4), "bias": draw(2, 8)}, {}),
@@ -75,14 +79,17 @@ def test_gradients_by_hand_equal_those_of_autograd(task):
             {"w1": draw(2, 3, 7), "b1": draw(2, 7), "w2": draw(2, 7), "b2": draw(2, 1)},
             {"x": draw(2, 8, 3)},
         ),
+        (known, layers | {"bias": draw(2, 8)}, dict(pairs)),
+        (known, layers | {"bias": draw(2, 1)}, dict(pairs)),  # clients of one item each
     ]:
         batch |= {"target": (draw(2, 8) > 0).double()}
         share = draw(2, 8)
-        found, by_hand = gradients(model, leaves, {}, batch, share)
-        same, by_graph = gradients(replace(model, pullback=None), leaves, {}, batch, share)
+        fixed = model.constants
+        found, by_hand = gradients(model, leaves, fixed, batch, share)
+        same, by_graph = gradients(replace(model, pullback=None), leaves, fixed, batch, share)
         torch.testing.assert_close(found, same)
         ready = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-        loss = model.loss(model.predict(ready, batch), batch["target"])
+        loss = model.loss(model.predict(ready | fixed, batch), batch["target"])
         of_loss = torch.autograd.grad((loss * share).sum(), list(ready.values()))
         for a, b, c in zip(by_hand, by_graph, of_loss, strict=True):
             whole = torch.bmm(*a) if isinstance(a, Product) else a

@@ -3,6 +3,7 @@
 Importing this costs nothing; what is compiled, and numba, is loaded when a cohort first trains.
 """
 
+import importlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,10 +17,15 @@ from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model
 
 # of the models that it knows: what picks each parameter's rows
+FACTORS = {"user": "user", "item": "item", "bias": "item"}
+LAYERS = dict.fromkeys(("w1", "b1", "w2", "b2"), "one")
 ROWS = {
-    "factors": {"user": "user", "item": "item", "bias": "item"},
-    "perceptron": dict.fromkeys(("w1", "b1", "w2", "b2"), "one"),
+    "factors": FACTORS,
+    "interaction": FACTORS | {"dense": "one", "offset": "one"},
+    "perceptron": LAYERS,
+    "content": LAYERS | {"bias": "item"},
 }
+FEATURES = ("item_features", "user_features")
 
 
 class Clicks(NamedTuple):
@@ -51,45 +57,79 @@ def _reasons(model: Model, data: Source, params: Tree, local: LocalSettings) -> 
     if layout is None:
         yield "these data draw their examples by themselves"
         return
-    yield from (_unread(name, params[name]) for name in model.rows)
-    fits = _fits_factors if model.kernel == "factors" else _fits_perceptron
-    yield from fits(layout, params)
+    own = set(model.constants)
+    if own != set(FEATURES if model.kernel == "content" else ()):
+        yield f"constants {', '.join(sorted(own))} that no compiled client reads"
+        return
+    tables, sparse = params | model.constants, model.kernel == "factors"
+    yield from (_unread(name, tables[name], sparse) for name in (*model.rows, *model.constants))
+    if model.kernel in ("perceptron", "content"):
+        yield from _fits_layers(layout, tables)
+        return
+    yield from _fits_factors(layout, params)
+    if model.kernel == "interaction":
+        yield from _fits_interaction(model, params)
 
 
-def _unread(name: str, value: Any) -> str:
-    """Why compiled code cannot read a parameter; ''."""
-    table = value.first if isinstance(value, SparseTable) and name == "user" else value
+def _unread(name: str, value: Any, sparse: bool) -> str:
+    """Why compiled code cannot read a table; ''. sparse: whether it reads sparse users."""
+    kept = isinstance(value, SparseTable) and name == "user" and sparse
+    table = value.first if kept else value
     if not isinstance(table, Tensor) or table.layout != torch.strided:
         return f"{name!r} is a {type(value).__name__}"
     if table.device.type != "cpu":
-        return f"parameters on {table.device.type}"
+        return f"{name!r} on {table.device.type}"
     if table.dtype != torch.float32:
-        return f"parameters of {table.dtype}"
+        return f"{name!r} of {table.dtype}"
     fine = table.is_contiguous() and not table.requires_grad
     return "" if fine else f"{name!r} does not lie side by side in memory, or wants a gradient"
 
 
 def _fits_factors(layout: Layout, params: Tree) -> Iterator[str]:
+    yield from _pairs(layout)
+    item, bias, user = (tuple(params[name].shape) for name in ("item", "bias", "user"))
+    if not (len(item) == len(user) == 2 and item[1] == user[1] and bias == item[:1]):
+        yield f"parameters of shapes {item}, {bias} and {user}"
+
+
+def _fits_interaction(model: Model, params: Tree) -> Iterator[str]:
+    dense, offset = (tuple(params[name].shape) for name in ("dense", "offset"))
+    if dense != (1, params["item"].shape[1], 1) or offset != (1, 1):
+        yield f"parameters of shapes {dense} and {offset}"
+    if model.noise is not getattr(model.predict, "noise", None):
+        yield "dropout that is not the model's own"
+
+
+def _fits_layers(layout: Layout, tables: Tree) -> Iterator[str]:
+    shapes = [tuple(tables[name].shape) for name in LAYERS]
+    if "bias" in tables:
+        yield from _pairs(layout)
+        items, users, bias = (tuple(tables[name].shape) for name in (*FEATURES, "bias"))
+        fit = len(items) == len(users) == 2 and users[1] >= items[1] and bias == items[:1]
+        if not fit:
+            yield f"features of shapes {items} and {users}, 'bias' of shape {bias}"
+            return
+        what, wide = "an input", 2 * items[1] + users[1]
+    else:
+        yield from _columns(layout, {"x", "target"})
+        x = layout.columns["x"]
+        if not (x.ndim == 2 and x.dtype == np.float32 and x.flags.c_contiguous):
+            yield "'x' is not a table of float32, row by row"
+            return
+        what, wide = "'x'", x.shape[1]
+    width = shapes[1][-1] if shapes[1] else 0
+    if shapes != [(1, wide, width), (1, width), (1, width), (1, 1)]:
+        yield f"{what} has {wide} columns, the parameters shapes {shapes}"
+
+
+def _pairs(layout: Layout) -> Iterator[str]:
+    """Yield what is wrong with the columns of users and items."""
     needed = {"item"} if layout.items else {"user", "item", "target"}
     yield from _columns(layout, needed)
     for name in needed & {"user", "item"}:
         column = layout.columns[name]
         if column.ndim != 1 or not np.issubdtype(column.dtype, np.integer):
             yield f"{name!r} is no column of whole numbers"
-    item, bias, user = (tuple(params[name].shape) for name in ("item", "bias", "user"))
-    if not (len(item) == len(user) == 2 and item[1] == user[1] and bias == item[:1]):
-        yield f"parameters of shapes {item}, {bias} and {user}"
-
-
-def _fits_perceptron(layout: Layout, params: Tree) -> Iterator[str]:
-    yield from _columns(layout, {"x", "target"})
-    x, shapes = layout.columns["x"], [tuple(params[n].shape) for n in ("w1", "b1", "w2", "b2")]
-    if not (x.ndim == 2 and x.dtype == np.float32 and x.flags.c_contiguous):
-        yield "'x' is not a table of float32, row by row"
-        return
-    width = shapes[1][-1] if shapes[1] else 0
-    if shapes != [(1, x.shape[1], width), (1, width), (1, width), (1, 1)]:
-        yield f"'x' has {x.shape[1]} columns, the parameters shapes {shapes}"
 
 
 def _columns(layout: Layout, needed: set[str]) -> Iterator[str]:
@@ -110,18 +150,31 @@ def updates(
     params: Tree,
     cohort: Tensor,
     local: LocalSettings,
-    key: Key,
+    keys: tuple[Key, Key],
     correction: Any = None,
 ) -> Iterator[Update]:
-    """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`."""
-    from fedlab.engine.fused.cohort import Job, updates  # noqa: PLC0415 - loads numba
+    """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`.
 
-    return updates(Job(model, data, params, local, key, correction), cohort)
+    keys: those of the draws of examples and of noise.
+    """
+    from fedlab.engine.fused.cohort import Job  # noqa: PLC0415 - loads numba
+
+    found: Iterator[Update] = _clients(model).updates(
+        Job(model, data, params, local, *keys, correction), cohort
+    )
+    return found
 
 
 def sums_up(model: Model) -> bool:
     """Whether its compiled clients can be added up one after another."""
-    return model.kernel == "factors"
+    return model.kernel in ("factors", "perceptron", "content")
+
+
+def _clients(model: Model) -> Any:
+    """The module of a model's compiled clients."""
+    where = {"factors": "cohort", "perceptron": "dense", "content": "dense"}
+    name = where.get(model.kernel, model.kernel)
+    return importlib.import_module(f"fedlab.engine.fused.{name}")
 
 
 def summed(
@@ -130,11 +183,13 @@ def summed(
     params: Tree,
     cohort: Tensor,
     local: LocalSettings,
-    key: Key,
+    keys: tuple[Key, Key],
     weights: Tensor,
     longest: float,
 ) -> Summed:
     """Train a cohort (C,) and add up what it sends; see `Local.train_summed`."""
-    from fedlab.engine.fused.cohort import Job, summed  # noqa: PLC0415 - loads numba
+    from fedlab.engine.fused.cohort import Job  # noqa: PLC0415 - loads numba
 
-    return summed(Job(model, data, params, local, key), cohort, weights, longest)
+    job = Job(model, data, params, local, *keys)
+    found: Summed = _clients(model).summed(job, cohort, weights, longest)
+    return found

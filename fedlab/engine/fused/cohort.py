@@ -7,7 +7,7 @@ Letters: N clients, C in a chunk, n examples, R rows, D dimensions.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from fedlab.core import Key, ParameterError, Rows, Summed, Tree, Update, require
 from fedlab.data import Layout, Source, layout_of, seen_all
-from fedlab.engine.fused import dense, draws, factors
+from fedlab.engine.fused import draws, factors
 from fedlab.engine.fused.draws import Examples, Held
 from fedlab.engine.fused.pool import cores, in_order
+from fedlab.engine.fused.rules import Table
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import kept
 from fedlab.models import Model
@@ -40,6 +41,7 @@ class Job:
     params: Tree
     local: LocalSettings
     key: Key
+    noise: Key
     correction: Any = None
 
     @cached_property
@@ -58,37 +60,60 @@ class Job:
         """The examples of some clients (C,), all of them of rows that the model has."""
         found = drawn(self.layout, cohort, self.local, self.key)
         for name in ("user", "item"):
-            column, size = getattr(found, name), len(self.params[name])
+            column, size = getattr(found, name), self.height(name)
             bad = int(column.min()) if column.min() < 0 else int(column.max())
             require(
                 0 <= bad < size, name, bad, f"the model has {size} rows of {name}s, counted from 0"
             )
         return found
 
+    def height(self, kind: str) -> int:
+        """How many rows of users or of items the model has."""
+        tables = self.params if kind in self.params else self.model.constants
+        return len(tables[kind if kind in self.params else f"{kind}_features"])
+
     @cached_property
     def numbers(self) -> factors.Numbers:
         """The settings of a step, as compiled code reads them."""
         local, sgd = self.local, self.local.optimizer == "sgd"
-        keep, k = 1 - local.local_lr * local.weight_decay, kept(local)
-        count = int(self.data.counts.max()) * drawn_with(self.layout, local)
-        steps = local.local_epochs * -(-count // (local.batch_size or count))
-        pulled = "user" not in self.model.private
-        lazy = sgd and (k != 1 or self.correction is not None)
-        powers = k ** np.arange(steps + 1 if lazy else 1)
+        k, pulled = kept(local), "user" not in self.model.private
+        powers, sums = self.series(k)
         return factors.Numbers(
             epochs=local.local_epochs,
             batch=local.batch_size,
             clicks=self.model.task == "clicks",
             adaptive=not sgd,
-            lazy=lazy,
+            lazy=self.lazy,
             rate=local.local_lr,
             decay=local.local_lr * local.weight_decay,
             pull=local.proximal,
-            keep_user=k if pulled else keep,
+            keep_user=k if pulled else self.kept_alone,
             pull_user=local.proximal * (local.local_lr if sgd else 1) * pulled,
-            powers=powers.astype(np.float32),
-            sums=np.concatenate([[0.0], powers.cumsum()[:-1]]).astype(np.float32),
+            powers=powers,
+            sums=sums,
         )
+
+    @property
+    def lazy(self) -> bool:
+        """Whether rows that no example touches move, too, in a step of SGD."""
+        moves = kept(self.local) != 1 or self.correction is not None
+        return self.local.optimizer == "sgd" and moves
+
+    @property
+    def kept_alone(self) -> float:
+        """The share of a private row that a step of SGD keeps, which no FedProx pulls."""
+        return 1 - self.local.local_lr * self.local.weight_decay
+
+    def series(self, k: float) -> np.ndarray:
+        """k^t and 1 + ... + k^(t-1) for t = 0 to T, the steps of the busiest client: (2, T + 1).
+
+        k: what a step of SGD keeps. Just t = 0 where no row moves but by examples.
+        """
+        local, count = self.local, int(self.data.counts.max()) * drawn_with(self.layout, self.local)
+        steps = local.local_epochs * -(-count // (local.batch_size or count))
+        powers = k ** np.arange(steps + 1 if self.lazy else 1)
+        sums = np.concatenate([[0.0], powers.cumsum()[:-1]])
+        return np.stack([powers, sums]).astype(np.float32)
 
     def steps(self, offsets: np.ndarray) -> np.ndarray:
         """(C,) local steps of each client; offsets (C + 1,): where its examples begin."""
@@ -100,14 +125,11 @@ class Job:
     @cached_property
     def noted(self) -> bool:
         """Whether examples alone move items' rows, so that the first step is only noted."""
-        return not (self.numbers.lazy or self.numbers.adaptive)
+        return not self.lazy and self.local.optimizer == "sgd"
 
 
 def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
     """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`."""
-    if job.model.kernel == "perceptron":
-        yield from dense_updates(job, cohort)
-        return
     weights = job.data.counts[cohort].float()
 
     def piece(here: slice) -> Update:
@@ -230,6 +252,12 @@ def chunks(job: Job, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
     copies = 1 + bool(local.proximal) + 3 * (local.optimizer == "adamw")
     steps = counts / local.batch_size if local.batch_size else 0
     need = counts * 40 + rows * (4 * each * copies + 24) + steps * 4 * each
+    yield from cut(job, cohort, need, usual_mb)
+
+
+def cut(job: Job, cohort: Tensor, need: Tensor, usual_mb: float) -> Iterator[slice]:
+    """Cut a cohort (C,) whose clients need so many bytes (C,)."""
+    local = job.local
     budget = (local.memory_mb or usual_mb) * 1e6
     for k in (need > budget).nonzero()[:, 0].tolist() if local.memory_mb else ():
         raise ParameterError(
@@ -247,17 +275,15 @@ def chunks(job: Job, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
 
 def drawn(layout: Layout, cohort: Tensor, local: LocalSettings, key: Key) -> Examples:
     """The examples of some clients (C,), as their data draw them."""
+    if not layout.items:
+        offsets, which = shuffled(layout, cohort, local, key)
+        user, item = (layout.columns[name].take(which) for name in ("user", "item"))
+        target = layout.columns["target"].take(which)
+        return Examples(offsets, _narrow(user), _narrow(item), target)
     who, each = cohort.numpy(), drawn_with(layout, local)
     counts = layout.counts[who] * local.local_epochs * each
     offsets = np.concatenate([[0], counts.cumsum()])
     order = np.array(key.of("order").halves, np.uint64)
-    if not layout.items:
-        place = np.empty(offsets[-1], np.int64)
-        draws.orders(who, layout.starts, layout.counts, local.local_epochs, order, offsets, place)
-        which = place if layout.order is None else layout.order.take(place)
-        user, item = (layout.columns[name].take(which) for name in ("user", "item"))
-        target = layout.columns["target"].take(which)
-        return Examples(offsets, _narrow(user), _narrow(item), target)
     busy, most = layout.busiest
     if local.negatives and most >= layout.items:
         raise seen_all(local.negatives, busy, layout.items)
@@ -270,6 +296,17 @@ def drawn(layout: Layout, cohort: Tensor, local: LocalSettings, key: Key) -> Exa
     rows = draws.Rows(layout.starts, layout.counts, *own)
     draws.clicks(who, rows, layout.items, local.local_epochs, local.negatives, order, luck, found)
     return found
+
+
+def shuffled(
+    layout: Layout, cohort: Tensor, local: LocalSettings, key: Key
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the examples of each client (C,) begin, (C + 1,), and the row (n,) of each of them."""
+    who, epochs = cohort.numpy(), local.local_epochs
+    offsets = np.concatenate([[0], (layout.counts[who] * epochs).cumsum()])
+    order, place = np.array(key.of("order").halves, np.uint64), np.empty(offsets[-1], np.int64)
+    draws.orders(who, layout.starts, layout.counts, epochs, order, offsets, place)
+    return offsets, place if layout.order is None else layout.order.take(place)
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:
@@ -381,56 +418,45 @@ def _shift(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:
     return (shift * -job.local.local_lr).numpy()
 
 
-LAYERS = ("w1", "b1", "w2", "b2")  # as `dense` has them, end to end
+def table(job: Job, names: Sequence[str], rows: Held, cohort: Tensor) -> Table:
+    """The rows that some clients (C,) hold of parameters, end to end; none has moved yet.
 
-
-def dense_updates(job: Job, cohort: Tensor) -> Iterator[Update]:
-    """The same for a perceptron."""
-    local, layout, params = job.local, job.layout, job.params
-    shapes = [params[name].shape[1:] for name in LAYERS]
-    begin = torch.cat([params[name].flatten() for name in LAYERS])
-    counts, epochs = layout.counts[cohort.numpy()], local.local_epochs
-    sgd, pulled = local.optimizer == "sgd", local.proximal > 0 or job.correction is not None
-    numbers = dense.Numbers(
-        epochs=epochs,
-        batch=local.batch_size,
-        clicks=job.model.task == "clicks",
-        adaptive=not sgd,
-        rate=local.local_lr,
-        keep=kept(local) if pulled else 1 - local.local_lr * local.weight_decay,
-        pull=local.local_lr * local.proximal,
-        decay=local.local_lr * local.weight_decay,
-        proximal=local.proximal,
+    Without names it is a table without rows.
+    """
+    shared, parts = not job.model.private.intersection(names), [job.params[n] for n in names]
+    flat = [part.view(len(part), part.shape[1:].numel()).numpy() for part in parts]
+    start = (
+        np.concatenate(flat, 1) if len(flat) > 1 else (flat or [np.empty((0, 1), np.float32)])[0]
     )
-    order = np.array(job.key.of("order").halves, np.uint64)
-    x, target = layout.columns["x"], layout.columns["target"]
+    size = (len(rows.rows), start.shape[1])
+    shifts = [shifted(name, job, rows, cohort) for name in names]
+    grown = size if job.numbers.adaptive else (0, size[1])
+    return Table(
+        rows.rows,
+        start,
+        np.zeros(size, np.float32),
+        np.concatenate(shifts, 1) if shifts else np.empty((0, 1), np.float32),
+        np.zeros(len(rows.rows), np.int64),
+        job.series(kept(job.local) if shared else job.kept_alone),
+        np.zeros(grown, np.float32),
+        np.zeros(grown, np.float32),
+        np.zeros(grown, np.float32),
+        float(job.local.proximal * shared),
+    )
 
-    def piece(here: slice) -> Update:
-        mine = cohort[here]
-        who, clients = mine.numpy(), len(mine)
-        offsets = np.concatenate([[0], (counts[here] * epochs).cumsum()])
-        place = np.empty(offsets[-1], np.int64)
-        draws.orders(who, layout.starts, layout.counts, epochs, order, offsets, place)
-        row = place if layout.order is None else layout.order.take(place)
-        out, losses = torch.empty(clients, len(begin)), torch.empty(clients)
-        one, everybody = torch.zeros(clients, dtype=torch.int64), torch.arange(clients)
-        shift = np.empty((0, len(begin)), np.float32)
-        if job.correction is not None:
-            found = [
-                job.correction.shift(name, one, everybody, mine).reshape(clients, -1)
-                for name in LAYERS
-            ]
-            shift = (torch.cat(found, 1) * -local.local_lr).numpy()
-        columns = dense.Columns(offsets, row, x, target)
-        dense.clients(columns, begin.numpy(), shift, numbers, out.numpy(), losses.numpy())
-        parts = out.split([shape.numel() for shape in shapes], 1)
-        deltas = {
-            name: Rows(part.reshape(clients, *shape).contiguous(), one, everybody)
-            for name, part, shape in zip(LAYERS, parts, shapes, strict=True)
-        }
-        steps = torch.from_numpy(job.steps(offsets)).float()
-        return Update(deltas, job.data.counts[mine].float(), losses, mine, steps)
 
-    each = max(1, int((local.memory_mb or CHUNK_MB) * 1e6 / (12 * len(begin))))
-    cuts = [slice(first, first + each) for first in range(0, len(cohort), each)]
-    yield from in_order(piece, cuts, job.workers)
+def deltas(job: Job, names: Sequence[str], moved: np.ndarray, rows: Held) -> dict[str, Rows]:
+    """How far rows have moved, (R, ...) end to end, by name."""
+    ids, client = (torch.from_numpy(part) for part in rows[1:])
+    shapes = [job.params[name].shape[1:] for name in names]
+    parts = torch.from_numpy(moved).split([shape.numel() for shape in shapes], 1)
+    return {
+        name: Rows(part.reshape(len(ids), *shape).contiguous(), ids, client)
+        for name, part, shape in zip(names, parts, shapes, strict=True)
+    }
+
+
+def shifted(name: str, job: Job, rows: Held, cohort: Tensor) -> np.ndarray:
+    """What SCAFFOLD adds to rows in each step, (R, ...) flat from axis 1 on; empty for nothing."""
+    shift = _shift(name, job, rows, cohort)
+    return shift.reshape(len(shift), job.params[name].shape[1:].numel())

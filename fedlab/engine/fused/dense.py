@@ -1,46 +1,65 @@
 """A perceptron of one hidden layer on a client: all of its local steps in the cache, compiled.
 
-Products are BLAS' own, through numba; they are cut so small that BLAS takes one thread.
+Its inputs are a column x of the examples; or features of the item, of the user, and the product of
+both, which with a bias for each item is the content model. The one is the other without features of
+items. Products are BLAS' own, through numba; they are cut so small that BLAS takes one thread.
 
 Letters: C clients of a piece, n examples of all of them, F inputs, H hidden units, B examples of a
-batch, P = F H + 2 H + 1 parameters.
+batch, P = F H + 2 H + 1 parameters, I items, R rows of items that clients hold.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from fedlab.core import Rows, Summed, Update, norms
 from fedlab.core.compiled import ANY_ORDER, compiled
-from fedlab.engine.fused.rules import adam, corrected, slopes
+from fedlab.engine.fused.cohort import (
+    CHUNK_MB,
+    Job,
+    cut,
+    deltas,
+    held,
+    shifted,
+    shuffled,
+    sizes,
+    table,
+)
+from fedlab.engine.fused.draws import Held
+from fedlab.engine.fused.factors import Numbers
+from fedlab.engine.fused.pool import in_order
+from fedlab.engine.fused.rules import Table, adam, adapt_rows, corrected, part, settle, slopes
 
 ONE_THREAD = 1 << 18  # multiplications of a product from which OpenBLAS takes several threads
+LAYERS = ("w1", "b1", "w2", "b2")  # as `Layers` has them
+FEATURES = ("item_features", "user_features")
 
 
-class Columns(NamedTuple):
-    """What clients train on: row (n,) of the columns x (m, F), target (m,); offsets (C + 1,)."""
+class Examples(NamedTuple):
+    """What clients train on, client after client and epoch after epoch.
+
+    offsets (C + 1,): where those of each client begin. row (n,): of `Inputs.x`. item (n,): of which
+    of the client's items, by its number among these; empty where there are none. target (n,).
+    """
 
     offsets: np.ndarray
     row: np.ndarray
-    x: np.ndarray
+    item: np.ndarray
     target: np.ndarray
 
 
-class Numbers(NamedTuple):
-    """The settings of a step.
+class Inputs(NamedTuple):
+    """Of what inputs are made: items (I, F1) and x (m, F2), a column or the features of users.
 
-    keep: what a step of SGD keeps of a parameter; pull: what it adds of where this began. decay,
-    proximal: AdamW's own.
+    An input is (item, x, their product over the first F1 columns): F = 2 F1 + F2. A column has no
+    items, and F1 = 0.
     """
 
-    epochs: int
-    batch: int
-    clicks: bool
-    adaptive: bool
-    rate: float
-    keep: float
-    pull: float
-    decay: float
-    proximal: float
+    items: np.ndarray
+    x: np.ndarray
 
 
 class Layers(NamedTuple):
@@ -117,7 +136,7 @@ def descend(
     value: np.ndarray, begin: np.ndarray, shift: np.ndarray, grad: np.ndarray, numbers: Numbers
 ) -> None:
     """Take a step of SGD, with what moves all parameters besides the examples; grad is used up."""
-    keep, pull = np.float32(numbers.keep), np.float32(numbers.pull)
+    keep, pull = np.float32(numbers.keep_user), np.float32(numbers.pull_user)
     for j in range(len(value)):
         value[j] = value[j] * keep + begin[j] * pull + grad[j]
         grad[j] = 0
@@ -139,19 +158,68 @@ def adapt(
     moved, wide = (value - begin).reshape((1, -1)), begin.reshape((1, -1))
     both = (grad.reshape((1, -1)), mean.reshape((1, -1)), square.reshape((1, -1)))
     rates, only = corrected(step, numbers.rate), np.zeros(1, np.int64)
-    adam(moved, wide, only, *both, rates, numbers.decay, numbers.proximal)
+    adam(moved, wide, only, *both, rates, numbers.decay, numbers.pull)
     value[:] = begin + moved[0]
 
 
 @compiled()
-def taken(columns: Columns, first: int, size: int, room: Room) -> None:
-    """Write the columns of `size` examples to room."""
-    row, x, target = columns.row, columns.x, columns.target
+def taken(
+    examples: Examples, inputs: Inputs, bias: Table, first: int, size: int, room: Room
+) -> None:
+    """Write the inputs and targets of `size` examples to room."""
+    row, x, items = examples.row, inputs.x, inputs.items
+    wide, width = items.shape[1], x.shape[1]
     for k in range(size):
         at = row[first + k]
-        room.target[k] = target[at]
-        for f in range(x.shape[1]):
-            room.x[k, f] = x[at, f]
+        room.target[k] = examples.target[first + k]
+        if not wide:
+            for f in range(width):
+                room.x[k, f] = x[at, f]
+        else:
+            i = bias.ids[examples.item[first + k]]
+            for f in range(width):
+                room.x[k, wide + f] = x[at, f]
+            for f in range(wide):
+                room.x[k, f] = items[i, f]
+                room.x[k, wide + width + f] = items[i, f] * x[at, f]
+
+
+@compiled()
+def predict(now: Layers, bias: Table, what: np.ndarray, room: Room, size: int) -> None:
+    """Write hidden units and predictions; what (size,): the items, or empty."""
+    forward(now, room, size)
+    for k in range(len(what)):
+        r = what[k]
+        room.y[k] += bias.start[bias.ids[r], 0] + bias.moved[r, 0]
+
+
+@compiled()
+def step_sgd(
+    value: np.ndarray,
+    begin: np.ndarray,
+    shift: np.ndarray,
+    grad: np.ndarray,
+    layer: tuple[Layers, Layers],
+    bias: Table,
+    what: np.ndarray,
+    numbers: Numbers,
+    room: Room,
+    size: int,
+    step: int,
+) -> None:
+    """Take a step of SGD; room.y: slopes times the rate. layer: views of value and grad."""
+    now, slope = layer
+    if numbers.lazy:
+        backward(now, slope, room, size)
+        descend(value, begin, shift, grad, numbers)
+        settle(bias, what, numbers.decay, step + 1)
+    else:  # the product goes where it belongs at once; w2 is still read
+        backward(now, Layers(now.w1, slope.b1, slope.w2, slope.b2), room, size)
+        for j in range(now.w1.size, len(value)):
+            value[j] += grad[j]
+            grad[j] = 0
+    for k in range(len(what)):
+        bias.moved[what[k], 0] += room.y[k]
 
 
 @compiled(fastmath=ANY_ORDER)
@@ -159,7 +227,9 @@ def fit(
     value: np.ndarray,
     begin: np.ndarray,
     shift: np.ndarray,
-    columns: Columns,
+    bias: Table,
+    examples: Examples,
+    inputs: Inputs,
     low: int,
     high: int,
     numbers: Numbers,
@@ -167,67 +237,160 @@ def fit(
 ) -> float:
     """Train a client's parameters value (P,) from begin (P,); returns its mean loss over the steps.
 
-    shift (P,): what SCAFFOLD adds in each step, or empty. low, high: its examples.
+    shift (P,): what SCAFFOLD adds in each step, or empty. bias: its items'. low, high: its
+    examples.
     """
     count, losses = (high - low) // numbers.epochs, 0.0
     batch = min(numbers.batch, count) if numbers.batch else count
     each = (count + batch - 1) // batch
     grad, mean, square = (np.zeros_like(value), np.zeros_like(value), np.zeros_like(value))
-    inputs = columns.x.shape[1]
-    now, slope = layers(value, inputs), layers(grad, inputs)
+    layer = layers(value, room.x.shape[1]), layers(grad, room.x.shape[1])
     for step in range(numbers.epochs * each):
         first = low + step // each * count + step % each * batch
         size = min(batch, low + (step // each + 1) * count - first)
-        taken(columns, first, size, room)
-        forward(now, room, size)
+        what = examples.item[first : first + size]
+        taken(examples, inputs, bias, first, size, room)
+        if numbers.lazy:
+            settle(bias, what, numbers.decay, step)
+        predict(layer[0], bias, what, room, size)
         losses += slopes(room.y[:size], room.target[:size], numbers.clicks) / size
         rate = np.float32((1.0 if numbers.adaptive else -numbers.rate) / size)
         for k in range(size):
             room.y[k] *= rate
         if numbers.adaptive:
-            backward(now, slope, room, size)
+            backward(*layer, room, size)
             adapt(value, begin, grad, mean, square, numbers, step)
-        elif numbers.keep != 1 or numbers.pull or len(shift):
-            backward(now, slope, room, size)
-            descend(value, begin, shift, grad, numbers)
-        else:  # the product goes where it belongs at once; w2 is still read
-            backward(now, Layers(now.w1, slope.b1, slope.w2, slope.b2), room, size)
-            for j in range(now.w1.size, len(value)):
-                value[j] += grad[j]
-                grad[j] = 0
+            for k in range(len(what)):
+                bias.grad[what[k], 0] += room.y[k]
+            adapt_rows(bias, corrected(step, numbers.rate), numbers.decay)
+        else:
+            step_sgd(value, begin, shift, grad, layer, bias, what, numbers, room, size, step)
+    if numbers.lazy:
+        settle(bias, np.arange(len(bias.ids)), numbers.decay, numbers.epochs * each)
     return losses / (numbers.epochs * each)
 
 
 @compiled()
-def clients(
-    columns: Columns,
+def fit_clients(
+    examples: Examples,
+    inputs: Inputs,
     begin: np.ndarray,
     shift: np.ndarray,
+    bias: Table,
+    first: np.ndarray,
     numbers: Numbers,
-    out: np.ndarray,
+    out: Layers,
     losses: np.ndarray,
 ) -> None:
-    """Train clients from begin (P,): how far they move, out (C, P), and mean losses (C,).
+    """Train clients from begin (P,): how far they move, and mean losses (C,).
 
-    shift (C, P): what SCAFFOLD adds in each step, or empty.
+    shift (C, P): what SCAFFOLD adds in each step, or empty. bias: of all of them, whose rows begin
+    at first (C + 1,). out: (C, ...) of each layer, flat.
     """
-    inputs = columns.x.shape[1]
-    most = np.diff(columns.offsets).max() // numbers.epochs
-    wide = min(numbers.batch, most) if numbers.batch else most
-    width = len(layers(begin, inputs).b1)
+    wide = 2 * inputs.items.shape[1] + inputs.x.shape[1]
+    most = np.diff(examples.offsets).max() // numbers.epochs
+    tall = min(numbers.batch, most) if numbers.batch else most
+    width = len(layers(begin, wide).b1)
     room = Room(
-        np.empty((wide, inputs), np.float32),
+        np.empty((tall, wide), np.float32),
+        np.empty((tall, width), np.float32),
+        np.empty((tall, width), np.float32),
+        np.empty(tall, np.float32),
+        np.empty(tall, np.float32),
         np.empty((wide, width), np.float32),
-        np.empty((wide, width), np.float32),
-        np.empty(wide, np.float32),
-        np.empty(wide, np.float32),
-        np.empty((inputs, width), np.float32),
     )
-    none = np.empty(0, np.float32)
+    none, value = np.empty(0, np.float32), np.empty_like(begin)
     for c in range(len(losses)):
-        value = out[c]
         value[:] = begin
-        own = shift[c] if len(shift) else none
-        low, high = columns.offsets[c], columns.offsets[c + 1]
-        losses[c] = fit(value, begin, own, columns, low, high, numbers, room)
-        value[:] -= begin
+        own, mine = shift[c] if len(shift) else none, part(bias, first[c], first[c + 1])
+        low, high = examples.offsets[c], examples.offsets[c + 1]
+        losses[c] = fit(value, begin, own, mine, examples, inputs, low, high, numbers, room)
+        at = 0
+        for layer in out:
+            here, start = value[at : at + layer.shape[1]], begin[at : at + layer.shape[1]]
+            for j in range(layer.shape[1]):
+                layer[c, j] = here[j] - start[j]
+            at += layer.shape[1]
+
+
+def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
+    """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`."""
+    begin = torch.cat([job.params[name].flatten() for name in LAYERS])
+    need = sizes(job, cohort) * 64 + 12 * len(begin)
+    weights = job.data.counts[cohort].float()
+
+    def piece(here: slice) -> Update:
+        mine = cohort[here]
+        examples, inputs, items = prepared(job, mine)
+        learned, losses = trained(job, examples, inputs, items, begin, mine)
+        steps = torch.from_numpy(job.steps(examples.offsets)).float()
+        return Update(learned, weights[here], losses, mine, steps)
+
+    yield from in_order(piece, list(cut(job, cohort, need, CHUNK_MB)), job.workers)
+
+
+def prepared(job: Job, cohort: Tensor) -> tuple[Examples, Inputs, Held]:
+    """The examples of some clients (C,), what inputs are made of, and the items that they hold."""
+    none = np.empty(0, np.int64)
+    if job.model.kernel == "content":
+        found = job.examples(cohort)
+        items = held(found.item, job.height("item"), found.offsets)
+        examples = Examples(found.offsets, found.user.astype(np.int64), found.item, found.target)
+        tables = (job.model.constants[name].numpy() for name in FEATURES)
+        return examples, Inputs(*tables), items
+    offsets, row = shuffled(job.layout, cohort, job.local, job.key)
+    x, target = (job.layout.columns[name] for name in ("x", "target"))
+    examples = Examples(offsets, row, np.empty(0, np.int32), target.take(row))
+    nothing = Held(np.zeros(len(cohort) + 1, np.int64), none, none)
+    return examples, Inputs(np.empty((0, 0), np.float32), x), nothing
+
+
+def trained(
+    job: Job, examples: Examples, inputs: Inputs, items: Held, begin: Tensor, cohort: Tensor
+) -> tuple[dict[str, Rows], Tensor]:
+    """Train some clients (C,) from begin (P,): their deltas by name, and mean losses (C,)."""
+    clients, shapes = len(cohort), [job.params[name].shape[1:] for name in LAYERS]
+    everybody = torch.arange(clients)
+    one = Held(np.arange(clients + 1), np.zeros(clients, np.int64), everybody.numpy())
+    out, losses = [torch.empty(clients, shape.numel()) for shape in shapes], torch.empty(clients)
+    shift = np.concatenate([shifted(name, job, one, cohort) for name in LAYERS], 1)
+    biases = ["bias"] if "bias" in job.model.rows else []
+    bias = table(job, biases, items, cohort)
+    flat = Layers(*(layer.numpy() for layer in out))
+    how = (begin.numpy(), shift, bias, items.first, job.numbers, flat, losses.numpy())
+    fit_clients(examples, inputs, *how)
+    learned = {
+        name: Rows(layer.view(clients, *shape), torch.zeros_like(everybody), everybody)
+        for name, layer, shape in zip(LAYERS, out, shapes, strict=True)
+    }
+    if biases:
+        learned |= deltas(job, biases, bias.moved, items)
+    return learned, losses
+
+
+def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
+    """Train a cohort (C,) and add up what it sends, in its order; see `Local.train_summed`.
+
+    Lengths and sums are those of the gate and of the mean. Nobody keeps a row to itself.
+    """
+    total = {name: torch.zeros_like(job.params[name]) for name in job.model.rows}
+    rows = {kind: list[Tensor]() for kind in job.model.rows.values()}
+    lengths, losses, steps, first = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for update in updates(job, cohort):
+        clients = len(update.cohort)
+        length, share = norms(update.deltas, clients), weights[first : first + clients]
+        chosen = (share > 0) & (length <= longest) & update.losses.isfinite()
+        kept = update if chosen.all() else update.only(chosen)  # 0 times infinity is no number
+        for name, delta in kept.deltas.items():
+            delta.add_to(total[name], share[chosen])
+        for kind, counts in rows.items():
+            name = next(name for name, k in job.model.rows.items() if k == kind)
+            counts.append(torch.bincount(update.deltas[name].client, minlength=clients))
+        lengths.append(length)
+        losses.append(update.losses)
+        steps.append(update.steps)
+        first += clients
+    own = job.data.counts[cohort].float()
+    sent = Update({}, own, torch.cat(losses), cohort, torch.cat(steps))
+    every = {kind: torch.cat(counts) for kind, counts in rows.items()}
+    return Summed(sent, torch.cat(lengths), every, dict(total), {})

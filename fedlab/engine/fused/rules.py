@@ -1,11 +1,13 @@
-"""What all compiled clients share: the slopes of losses, and a step of AdamW.
+"""What compiled clients share: the slopes of losses, rows that a client holds, a step of AdamW.
 
-Letters: B examples of a batch, R rows, D numbers in each.
+Letters: B examples of a batch, N rows of a table, R of them that a client holds, D numbers in each,
+T steps of the busiest client.
 
 Sources: Loshchilov, Hutter 2019, "Decoupled weight decay regularization", algorithm 2 (AdamW).
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,72 @@ from fedlab.engine.step import BETAS, EPS
 
 BETA1, BETA2 = BETAS
 ROOM = 64  # chances that are multiplied before a logarithm is taken: at least 2^-64
+
+
+class Table(NamedTuple):
+    """Rows of a table that one client holds, or several end to end, and how far they have moved.
+
+    ids (R,): the rows. start (N, D): where all rows of the table began. moved (R, D). shift (R, D):
+    what SCAFFOLD adds in each step, or empty. age (R,): up to which step a row is settled. series
+    (2, T + 1): k^t and 1 + ... + k^(t-1), where a step of SGD keeps k of how far a row has moved.
+    grad, mean, square (R, D): of AdamW, or empty. pull: FedProx', in AdamW.
+    """
+
+    ids: np.ndarray
+    start: np.ndarray
+    moved: np.ndarray
+    shift: np.ndarray
+    age: np.ndarray
+    series: np.ndarray
+    grad: np.ndarray
+    mean: np.ndarray
+    square: np.ndarray
+    pull: float
+
+
+@compiled()
+def part(table: Table, a: int, b: int) -> Table:
+    """Rows a to b - 1 of those that clients hold."""
+    return Table(
+        table.ids[a:b],
+        table.start,
+        table.moved[a:b],
+        table.shift[a:b],
+        table.age[a:b],
+        table.series,
+        table.grad[a:b],
+        table.mean[a:b],
+        table.square[a:b],
+        table.pull,
+    )
+
+
+@compiled(fastmath=ANY_ORDER)
+def settle(table: Table, rows: np.ndarray, decay: float, step: int) -> None:
+    """Bring rows, some of them twice, to where they are at the beginning of a step of SGD.
+
+    That is after the steps that they sat out: each moves a row to k times how far it is, less the
+    decay of where it began.
+    """
+    start, moved, age, shift = table.start, table.moved, table.age, table.shift
+    for row in rows:
+        steps = step - age[row]
+        if steps > 0:
+            i, age[row] = table.ids[row], step
+            keep, share = table.series[0, steps], table.series[1, steps]
+            lost = np.float32(decay) * share
+            for j in range(moved.shape[1]):
+                moved[row, j] = moved[row, j] * keep - lost * start[i, j]
+            if len(shift):
+                for j in range(moved.shape[1]):
+                    moved[row, j] += shift[row, j] * share
+
+
+@compiled()
+def adapt_rows(table: Table, rates: tuple[float, float], decay: float) -> None:
+    """Take a step of AdamW with all rows; rates: as `corrected` gives them."""
+    how = (table.grad, table.mean, table.square, rates, decay, table.pull)
+    adam(table.moved, table.start, table.ids, *how)
 
 
 @compiled(fastmath=ANY_ORDER)

@@ -8,7 +8,7 @@ from fedlab.core import Key, Rows, compiled_loops
 from fedlab.data import Columns, Layout
 from fedlab.engine import fused
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.models import matrix_factorisation, perceptron
+from fedlab.models import content, interaction, matrix_factorisation, perceptron
 
 
 class _Clicks(Columns):
@@ -34,15 +34,17 @@ def warm() -> float:
         "target": (torch.arange(8) % 2).float(),
         "x": torch.ones(8, 2),
     }
-    cohort, key, local = torch.arange(2), Key(0, "examples", 1), LocalSettings(workers=1)
-    tables, layers = matrix_factorisation(2, 9, 2), perceptron(2, 2)
-    for model, kind in ((tables, Columns), (tables, _Clicks), (layers, Columns)):
+    cohort, local = torch.arange(2), LocalSettings(workers=1)
+    keys = Key(0, "examples", 1), Key(0, "noise", 1)
+    tables, features = matrix_factorisation(2, 9, 2), (torch.ones(9, 2), torch.ones(2, 2))
+    others = perceptron(2, 2), content(*features, 2), interaction(2, 9, 2)
+    for model, kind in ((tables, _Clicks), *((each, Columns) for each in (tables, *others))):
         data, params = kind(columns, owner), model.init(0)
-        for update in fused.updates(model, data, params, cohort, local, key):
+        for update in fused.updates(model, data, params, cohort, local, keys):
             for rows in update.deltas.values():
                 _loops(rows)
         if fused.sums_up(model):
-            fused.summed(model, data, params, cohort, local, key, torch.ones(2), 1.0)
+            fused.summed(model, data, params, cohort, local, keys, torch.ones(2), 1.0)
     from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415 - loads numba
 
     counts = torch.full((2,), 4).numpy()
