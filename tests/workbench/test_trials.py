@@ -159,7 +159,7 @@ def test_a_run_in_a_process_of_one_core_has_one_thread_and_its_settings_do_not_s
     tiny_settings,
 ):
     trial = Settings(**tiny_settings)
-    for asked in (trial, trial.replace(workers=2), trial.replace(task="ratings", model="linear")):
+    for asked in (trial, trial.replace(workers=2), trial.replace(model="linear")):
         *_, done = rounds_of(stream, asked, None)
         *_, same = stream(lambda asked=asked: asked)
         assert done.settings == same.settings
