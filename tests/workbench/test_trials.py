@@ -14,8 +14,6 @@ from fedlab.workbench import processes as workers
 from fedlab.workbench.session import Session
 from fedlab.workbench.trials import rounds_of
 
-LONG = 300.0  # seconds: processes of a busy machine take their time to start
-
 
 def endless(settings, start=None):
     """Rounds without end, of a model of one number."""
@@ -100,7 +98,7 @@ def test_stop_ends_all_processes_and_each_run_keeps_its_last_round(tmp_path, mon
         lambda: len(session.members) == 2 and all(len(r.records) > 3 for r in session.members), LONG
     )
     session.runner.pause()
-    until(lambda: session.runner.state == "paused", LONG)
+    until(lambda: session.runner.state == "paused")
     session.runner.stop()
     assert session.runner.state == "stopped"
     assert not any(worker.alive for worker in crews[0][0])
