@@ -94,9 +94,7 @@ def test_stop_ends_all_processes_and_each_run_keeps_its_last_round(tmp_path, mon
     )
     session = Session(endless, Settings(), {}, tmp_path, {}, lambda: None)
     session.sweep(Sweep({"seed": [0, 1, 2]}, "loss", "min"), processes=2)
-    until(
-        lambda: len(session.members) == 2 and all(len(r.records) > 3 for r in session.members), LONG
-    )
+    until(lambda: len(session.members) == 2 and all(len(r.records) > 3 for r in session.members))
     session.runner.pause()
     until(lambda: session.runner.state == "paused")
     session.runner.stop()
