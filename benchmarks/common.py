@@ -2,13 +2,11 @@
 
 import ast
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +17,7 @@ from fedlab.algorithms import in_order, one_round, pipeline
 from fedlab.core import Round, Settings, Tree
 from fedlab.data import Source, from_wheel
 from fedlab.models import Model
+from fedlab.workbench import over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,17 +124,18 @@ def from_params(
 def by_seed(
     job: Callable[[int, bool], Found], report: Callable[[list[Found], bool], None], quick: bool
 ) -> None:
-    """Run job(seed, quick) for 5 seeds, or one, each on one thread of a process of its own.
+    """Run job(seed, quick) for 5 seeds, or one, side by side (`over_seeds`).
 
     All results so far are reported after each.
     """
-    seeds = range(1 if quick else 5)
     every: list[Found] = []
-    context = get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
-        for found in pool.map(job, seeds, [quick] * len(seeds)):
-            every.append(found)
-            report(every, quick)
+    for found in over_seeds(partial(_seeded, job, quick), range(1 if quick else 5)):
+        every.append(found)
+        report(every, quick)
+
+
+def _seeded(job: Callable[[int, bool], Found], quick: bool, seed: int) -> Found:
+    return job(seed, quick)
 
 
 def is_quick() -> bool:

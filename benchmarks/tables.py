@@ -121,6 +121,7 @@ CORES = {
     "fused_vs_0_5_10k_items": "matrix factorisation, 10,000 items, over edition 0.5.0",
     "fused_vs_0_5_50k_items": "the same, 50,000 items",
     "two_cores": "two cores over one",
+    "sweep_two_cores": "a sweep of 16 runs on two processes, over one by one",
     "same_bits_on_any_cores": "the same bits on 1, 2 and 3 threads (1 for yes)",
     "per_client_1000_over_100": "time for each client, 1,000 clients a round against 100",
     "million_items_vs_10k": "a round over a million items against 10,000",

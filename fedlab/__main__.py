@@ -15,7 +15,6 @@ import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,17 +23,16 @@ from fedlab.core import ParameterError, Settings, parsed, read_settings_file, re
 from fedlab.data import DataError
 from fedlab.workbench import (
     PRESETS,
-    WIDTH,
     Experiment,
     Job,
     Run,
     Runs,
     Sweep,
+    Trials,
     better,
     follow,
     metrics,
     shown,
-    side_by_side,
     stream,
     table,
     values,
@@ -112,6 +110,13 @@ def _words() -> argparse.ArgumentParser:
     )
     part.add_argument(
         "--random", type=int, default=0, metavar="N", help="N random draws instead of the grid"
+    )
+    part.add_argument(
+        "--processes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="runs that train side by side, each on a core; 0 for all cores (%(default)s)",
     )
     parts.choices["run"].add_argument("--name", default="", help="what the run is called")
     for name, do, about in (
@@ -261,15 +266,20 @@ def _sweep(words: argparse.Namespace) -> bool:
     _check_asked(base, [name for name in asked if name not in pairs], trials)
     runs = _kept(words)
     before = len(runs.listed())
-    jobs = [partial(_job, runs, trial, what.name(trial)) for trial in trials]
+    named = [(what.name(trial), trial) for trial in trials]
+    sweep = Trials(stream, named, runs, runs.begin, _said, words.parts)
     _drive(
-        side_by_side(jobs, WIDTH),
+        sweep.job(words.processes),
         sum(trial.rounds for trial in trials),
         runs,
         lambda: f"{len(runs.listed()) - before} of {len(trials)} runs begun",
     )
     _table(runs.listed()[before:])
     return bool(runs.unsaved)
+
+
+def _said(why: str) -> None:
+    tqdm.write(shown(why[:1].upper() + why[1:]), file=sys.stderr)
 
 
 def _job(runs: Runs, settings: Settings, name: str) -> Job:

@@ -3,7 +3,7 @@
 import time
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=300.0):
     """Return when `condition()` holds; fail after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -19,6 +19,7 @@ from fedlab.evaluation.metrics import at_k, rank
 from fedlab.models import Factored
 
 PAIRS = 1 << 15  # scored at a time: what models keep of a pair then stays in a core's cache
+BLOCK = 1 << 13  # pairs of vectors that are looked up at a time, for the same reason
 PRODUCTS = 1 << 19  # numbers of a product at a time
 
 
@@ -37,8 +38,13 @@ class Candidates:
     def ranks(self, score: Score) -> Tensor:
         """Rank (U,) of the held-out item among itself and the negatives, where 1 is the best."""
         items = torch.cat([self.positives[:, None], self.negatives], 1)
-        scores = score(self.users[:, None].expand_as(items), items)
-        return rank(scores[:, 0], scores[:, 1:])
+        # a product's pairs have the same bits however they are asked for; others may not
+        block = max(1, BLOCK // items.shape[1]) if isinstance(score, Factored) else len(items)
+        ranks = []
+        for users, what in zip(self.users.split(block), items.split(block), strict=True):
+            scores = score(users[:, None].expand_as(what), what)
+            ranks.append(rank(scores[:, 0], scores[:, 1:]))
+        return torch.cat(ranks)
 
 
 def seen(parts: Sequence[Ratings], users: Tensor) -> Tensor:

@@ -371,11 +371,15 @@ class Ledger:
             os.fsync(file.fileno())
         new.replace(self.head)
 
-    def _check_head(self) -> None:
-        """Raise `ParameterError` for a ledger that is shorter than it was, or another one."""
-        if not self.head.exists():
+    def _check_head(self, head: str) -> None:
+        """Raise `ParameterError` for a ledger that is shorter than it was, or another one.
+
+        head: what the file beside it said before the ledger was read. Others book meanwhile: the
+        head is written after the lines, so whoever reads it first never finds it ahead of them.
+        """
+        if not head:
             return
-        count, _, chain = self.head.read_text().strip().partition(" ")
+        count, _, chain = head.strip().partition(" ")
         known = count.isdecimal() and int(count) < len(self._chains)
         require(
             known and self._chains[int(count)] == chain,
@@ -386,6 +390,7 @@ class Ledger:
 
     def _read(self) -> None:
         """Take the lines that were added since the last look."""
+        head = self.head.read_text() if self.head.exists() else ""
         if not self.path.exists():
             gone = bool(self._at) or self.head.exists()
             require(not gone, "ledger", str(self.path), "the file is gone; put it back")
@@ -403,7 +408,7 @@ class Ledger:
             self._take(json.loads(line))
             self._chains.append(chain)
             self._at += len(text)
-        self._check_head()
+        self._check_head(head)
 
     def _take(self, line: Mapping[str, Any]) -> None:
         if "people" in line:

@@ -2,16 +2,16 @@
 
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream
 from fedlab.workbench.export import export
+from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
 from fedlab.workbench.runs import Run, Runs, metrics, record, shown
-from fedlab.workbench.session import WIDTH
 from fedlab.workbench.sweep import Sweep, values
+from fedlab.workbench.trials import Trials
 from fedlab.workbench.view import table
 from fedlab.workbench.widget import Workbench
 
 __all__ = [
     "PRESETS",
-    "WIDTH",
     "Choices",
     "Experiment",
     "Job",
@@ -19,11 +19,14 @@ __all__ = [
     "Runner",
     "Runs",
     "Sweep",
+    "Trials",
     "Workbench",
+    "WorkerDied",
     "better",
     "export",
     "follow",
     "metrics",
+    "over_seeds",
     "record",
     "shown",
     "side_by_side",

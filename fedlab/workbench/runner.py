@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedlab.core import Round, Settings, require
@@ -139,34 +140,46 @@ def claim(runner: Runner | None) -> None:
         _active = runner
 
 
-def follow(
-    live: Live, ask: Callable[[], Settings], run: Run, runs: Runs, start: Round | None = None
-) -> Job:
-    """A job: note each Round of `live(ask)` in `run`, and how it ended, whichever way that was.
-
-    start: a Round to go on from. A stream that takes `ledger` gets that of the folder of runs.
-    """
+@contextmanager
+def noted(run: Run, runs: Runs) -> Iterator[None]:
+    """Note how a run ended, whichever way that was."""
     state, reason = "stopped", ""
-    asked = Settings()
-
-    def noted() -> Settings:
-        nonlocal asked
-        asked = ask()
-        return asked
-
     try:
-        more: dict[str, Any] = {} if start is None else {"start": start}
-        if "ledger" in inspect.signature(live).parameters:
-            more["ledger"] = runs.ledger
-        for done in live(noted, **more):
-            runs.add(run, done, asked)
-            yield
+        yield
         state = "done"
     except Exception as error:
         state, reason = "failed", f"{type(error).__name__}: {error}"
         raise
     finally:
         runs.end(run, state, reason)
+
+
+def takes(live: Live, name: str) -> bool:
+    """Whether a stream takes `start`, to go on from, or `ledger`, to book in."""
+    return name in inspect.signature(live).parameters
+
+
+def follow(
+    live: Live, ask: Callable[[], Settings], run: Run, runs: Runs, start: Round | None = None
+) -> Job:
+    """A job: note each Round of `live(ask)` in `run`, and how it ended.
+
+    start: a Round to go on from. A stream that takes `ledger` gets that of the folder of runs.
+    """
+    asked = Settings()
+
+    def remembered() -> Settings:
+        nonlocal asked
+        asked = ask()
+        return asked
+
+    with noted(run, runs):
+        more: dict[str, Any] = {} if start is None else {"start": start}
+        if takes(live, "ledger"):
+            more["ledger"] = runs.ledger
+        for done in live(remembered, **more):
+            runs.add(run, done, asked)
+            yield
 
 
 def side_by_side(jobs: Iterable[Callable[[], Job]], width: int) -> Job:

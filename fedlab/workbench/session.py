@@ -7,16 +7,15 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from fedlab.core import ParameterError, Round, Settings, described, known, read_settings, require
 from fedlab.workbench.experiment import Experiment, stream
-from fedlab.workbench.runner import Job, Live, Runner, claim, follow, side_by_side
+from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweep import Sweep
+from fedlab.workbench.trials import Trials
 
-WIDTH = 4  # runs of a sweep that train side by side
 Swept = tuple[Sweep, list[Run], int]  # a sweep, its runs so far, and how many there will be
 
 
@@ -56,6 +55,7 @@ class Session:
         self.trying: Sweep | None = None
         self.mapped: Swept | None = None  # the last sweep, which other starts leave on show
         self.planned = 1  # runs of the sweep
+        self.turns = ""  # why its runs take turns in this process
         self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
         self._first = self._settings = settings
@@ -143,8 +143,8 @@ class Session:
         self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
         self.mapped = None
 
-    def sweep(self, what: Sweep) -> None:
-        """Train every trial of a sweep, some side by side."""
+    def sweep(self, what: Sweep, processes: int = 0) -> None:
+        """Train every trial of a sweep, side by side; processes: how many, 0 for all cores."""
         require(
             what.metric in self.metrics,
             "metric",
@@ -153,14 +153,17 @@ class Session:
         )
         trials = what.trials(self.settings, self.unread)
         claim(None)
-        self.in_use = None
+        self.in_use, self.turns = None, ""
         self.trying, self.members, self.planned = what, [], len(trials)
         self.mapped = what, self.members, len(trials)
         self.began = time.monotonic()
-        jobs = [
-            partial(self._job, trial, partial(_same, trial), what.name(trial)) for trial in trials
-        ]
-        self.runner.start(side_by_side(jobs, WIDTH))
+        named = [(what.name(trial), trial) for trial in trials]
+        job = Trials(self.live, named, self.runs, self._begin, self._said).job(processes)
+        self.runner.start(job)
+
+    def _said(self, why: str) -> None:
+        self.turns = why
+        self.changed()
 
     def pin(self, id_: str, on: bool) -> None:
         """Keep a run in the charts, or take it out."""
@@ -191,15 +194,18 @@ class Session:
 
         return ask
 
-    def _job(self, settings: Settings, ask: Callable[[], Settings], name: str = "") -> Job:
+    def _job(self, settings: Settings, ask: Callable[[], Settings]) -> Job:
         """The job of one run, which is not begun before its first round is asked for."""
-        # ended ones lose their parameters, so that memory does not fill
+        yield from follow(self.live, ask, self._begin(settings), self.runs)
+
+    def _begin(self, settings: Settings, name: str = "") -> Run:
+        """A new run; ended ones lose their parameters, so that memory does not fill."""
         for old in self.runs.listed():
             if old.state != "running" and old.rounds and old.rounds[-1].params:
                 old.rounds = [done.light() for done in old.rounds]
         run = self.runs.begin(settings, name)
         self.members.append(run)
-        yield from follow(self.live, ask, run, self.runs)
+        return run
 
 
 def going_on(run: Run, start: Round | None, rounds: int) -> Settings:
@@ -214,7 +220,3 @@ def going_on(run: Run, start: Round | None, rounds: int) -> Settings:
         return settings
     require(rounds > done, "rounds", rounds, f"{run.name} has done {done} rounds; choose more")
     return settings.replace(rounds=rounds)
-
-
-def _same(settings: Settings) -> Settings:
-    return settings

@@ -379,6 +379,7 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
         failed = sum(run.state == "failed" for run in ended)
         text = f"{state.capitalize()}: {len(ended)} of {session.planned} runs of the sweep ended"
         text += f", {failed} of them failed" if failed else ""
+        text += f"; {session.turns}" if session.turns else ""
         share, took = session.progress, time.monotonic() - session.began
         left = f", about {took / share - took:.0f} s left" if share else ""
         return text + (left if state == "running" else "")

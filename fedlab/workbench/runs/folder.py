@@ -86,6 +86,7 @@ class RunFolder:
         self.path, self._held = path, lock
         self.log = Log(path, chain, size)
         self._saver: Saver | None = None
+        self._last_line = self._best_line = ""  # chains of the lines of the last and best Round
 
     @classmethod
     def made(cls, path: Path) -> "RunFolder":
@@ -128,10 +129,17 @@ class RunFolder:
         """Begin to save Rounds in the background; failed: told of what cannot be saved."""
         self._saver = Saver(self._save, self._settle, failed)
 
-    def offer(self, done: Round, best: bool) -> None:
-        """Let a Round, whose line is the last one of the log, be saved in due time."""
-        if self._saver:
-            self._saver.offer((done, self.log.chain), best)
+    def mark(self, *, best: bool) -> None:
+        """Remember that the last line of the log is of a Round, which may be offered later."""
+        self._last_line = self.log.chain
+        self._best_line = self._last_line if best else self._best_line
+
+    def offer(self, last: Round, best: Round | None = None) -> None:
+        """Let the last Round that was marked, and the best, be saved in due time."""
+        if self._saver and best and self._best_line:
+            self._saver.offer((best, self._best_line), best=True)
+        if self._saver and best is not last:
+            self._saver.offer((last, self._last_line), best=False)
 
     def _save(self, last: Offered, best: Offered | None) -> None:
         """Write checkpoints: the best first, so that the last one is never ahead of it."""

@@ -205,11 +205,12 @@ class Runs:
             raise ParameterError(f"run={run.name!r}: it has no best model yet")
         return found
 
-    def add(self, run: Run, done: Round, asked: Settings) -> None:
-        """Note a finished Round.
+    def add(self, run: Run, done: Round, asked: Settings) -> bool:
+        """Note a finished Round; whether it is the best so far.
 
         asked: the settings that it was given, of which it may read only some. The Round before it
-        loses its parameters, so that memory does not fill.
+        loses its parameters, so that memory does not fill. One that comes without them is kept by
+        whoever trains it, until `keep`.
         """
         with self._lock:
             if run.came is not None and run.was is not None:
@@ -227,7 +228,21 @@ class Runs:
             self._save(run, run.records[-1])
             is_best = run.has_best(self.metrics)
             if folder := self._live.get(run.id):
-                folder.offer(done, is_best)
+                folder.mark(best=is_best)
+                if done.params:
+                    folder.offer(done, done if is_best else None)
+        return is_best
+
+    def keep(self, run: Run, last: Round, best: Round | None) -> None:
+        """Take the last Round of a run as a whole, and the best where it is a new one."""
+        with self._lock:
+            run.rounds[-1] = last
+            if folder := self._live.get(run.id):
+                folder.offer(last, best)
+
+    def saves(self, run: Run) -> bool:
+        """Whether checkpoints of this run are written on the way."""
+        return run.id in self._live
 
     def end(self, run: Run, state: str, error: str = "") -> None:
         """Note how a run ended; one that was resumed and got no further is as it was."""
@@ -326,7 +341,8 @@ class Runs:
         self.unsaved.discard(run.id)
         self._save_rounds(run, folder)
         if run.rounds and run.rounds[-1].params:
-            folder.offer(run.rounds[-1], best=False)
+            folder.mark(best=False)
+            folder.offer(run.rounds[-1])
         if run.state != "running":
             self._let_go(run)
 
