@@ -145,9 +145,7 @@ def main(quick: bool) -> None:
         picture(peak, rates, points)
 
 
-def picture(
-    peak: float, rates: dict[str, float], points: dict[str, tuple[float, float]]
-) -> None:
+def picture(peak: float, rates: dict[str, float], points: dict[str, tuple[float, float]]) -> None:
     """docs/roofline.svg: what this core can do, and what rounds reach."""
     with figures.panels(1, 8, 4) as (figure, (axis,)):
         across = np.geomspace(0.05, 100, 200)

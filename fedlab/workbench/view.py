@@ -372,7 +372,7 @@ def heat(swept: Swept | None, kept: Collection[str]) -> dict[str, Any]:
 
 
 def status(session: Session, sums: Mapping[str, float]) -> str:
-    """The status line: how far it is, the time of the rest, what was sent, why nothing is compiled."""
+    """The status line: how far it is, the time of the rest, what was sent, what trains slowly."""
     state = session.runner.state
     if session.trying:
         ended = [run for run in session.members if run.state != "running"]

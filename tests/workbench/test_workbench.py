@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,11 +186,12 @@ def test_an_error_shows_in_the_status_and_the_rounds_before_it_stay(bench):
 
 def test_the_status_tells_what_prepares_and_why_clients_are_stacked(build, clicks):
     model, begun, go = build("matrix factorisation", clicks.train), [], threading.Event()
+    unknown = replace(model, predict=partial(model.predict))
 
     def slow(settings):
         begun.append(True)
         go.wait()
-        yield from federate(replace(model, predict=lambda p, b: model.predict(p, b)), clicks, settings)
+        yield from federate(unknown, clicks, settings)
 
     bench = Workbench(slow, SMALL.replace(rounds=1), {}, {})
     try:
@@ -197,8 +199,8 @@ def test_the_status_tells_what_prepares_and_why_clients_are_stacked(build, click
         until(lambda: begun and bench.message.startswith("Preparing the first round"))
         go.set()
         ends(bench)
-        why = "clients are stacked: no compiled client for the model 'mf'"
-        assert bench.message.endswith(why.replace("mf", model.name))
+        why = f"clients are stacked: no compiled client for the model {model.name!r}"
+        assert bench.message.endswith(why)
     finally:
         go.set()
         bench.session.runner.stop()

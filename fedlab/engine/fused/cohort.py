@@ -395,7 +395,9 @@ def trained(
     room = room or _room(height, dims)
     out = factors.Client(
         rows,
-        *(part[:height] for part in room),
+        room.item[:height],
+        room.bias[:height],
+        room.once[:height],
         np.empty((past if job.noted else 0, dims), np.float32),
         user.numpy(),
         np.empty(0 if job.noted else height, np.int64),
