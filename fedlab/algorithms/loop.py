@@ -275,8 +275,7 @@ def federate(
     state = begun(done, pipe, model, data)
     if start:
         _check_known(start, pipe)
-        for name, like in model.init(pipe.run.seed).items():
-            _check_like(name, start.params[name], like)
+        _check_alike(start.params, model.init(pipe.run.seed))
     done = replace(done, params=to(done.params, device), state=state)
     book = _booking(pipe, data, ledger, start)
     first = done.number
@@ -644,19 +643,19 @@ def begun(start: Round, pipe: Pipeline, model: Model, data: Source) -> dict[str,
     return {**start.state, "run": own}
 
 
-def _check_like(name: str, value: object, like: Tensor) -> None:
-    """Raise `ParameterError` unless a parameter to start from is such a tensor as the model's."""
+def _check_alike(given: Tree, usual: Tree) -> None:
+    """Raise `ParameterError` unless parameters to start from are such tensors as the model's."""
 
     def form(tensor: object) -> str:
         if isinstance(tensor, SparseTable):
             return f"{tensor.first.dtype} {tuple(tensor.shape)}"
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            kind = type(tensor).__name__
-            return f"a {kind} without numbers side by side"
+            return f"a {type(tensor).__name__} without numbers side by side"
         return f"{tensor.dtype} {tuple(tensor.shape)}"
 
-    fix = f"the model's is {form(like)}; give a plain tensor like it"
-    require(form(value) == form(like), f"start.params[{name!r}]", form(value), fix)
+    for name, like in usual.items():
+        found, fix = form(given[name]), f"the model's is {form(like)}; give a plain tensor like it"
+        require(found == form(like), f"start.params[{name!r}]", found, fix)
 
 
 def _booking(

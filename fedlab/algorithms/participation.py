@@ -216,11 +216,12 @@ class Participation(Part):
         It trains for the pace times its speed times its work. when: tells one draw of delays from
         another.
         """
-        if not self.pace and not self.delay:
-            return torch.zeros(len(cohort), dtype=torch.float64)
-        chance = Key(context.seed, f"delay {when}").uniform(cohort, 1)[:, 0]
         speed = _slowness(len(context.data), self.spread, context.seed)[cohort]
-        return self.pace * speed * context.work(cohort) - self.delay * torch.log1p(-chance)
+        took = self.pace * speed * context.work(cohort)
+        if not self.delay:
+            return took
+        chance = Key(context.seed, f"delay {when}").uniform(cohort, 1)[:, 0]
+        return took - self.delay * torch.log1p(-chance)
 
     def welcome(self, context: RoundContext) -> Tree:
         """The parameters, with newcomers' private rows at the mean of the members before them."""

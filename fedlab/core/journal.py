@@ -81,6 +81,7 @@ class Journal(dict[str, Tensor]):
         """The Tree after a step of `rate` times `delta` for some names: (delta, rate).
 
         Rows of a large table, each of them once, are moved in place where nobody has asked for it.
+        Deltas are used up: the memory of a whole one is that of the parameter from now on.
         """
         with LOCK:
             after = Journal(self.raw())
@@ -95,7 +96,7 @@ class Journal(dict[str, Tensor]):
                     old = move_rows(value, delta, rate)
                     self._noted(name, _Behind(after, delta.ids, old))
                 else:
-                    dict.__setitem__(after, name, moved(value, delta, rate))
+                    dict.__setitem__(after, name, moved(value, delta, rate, used_up=True))
                     after.noted[name] = 0
         return after
 

@@ -245,11 +245,14 @@ def norms(deltas: Mapping[str, Rows], clients: int) -> Tensor:
     ).sqrt()
 
 
-def moved(value: Tensor, delta: Tensor | Rows, rate: float) -> Tensor:
-    """A parameter after a step of `rate` times `delta`; where that is `Rows`, only these change."""
+def moved(value: Tensor, delta: Tensor | Rows, rate: float, *, used_up: bool = False) -> Tensor:
+    """A parameter after a step of `rate` times `delta`; where that is `Rows`, only these change.
+
+    used_up: whether the result may lie in the memory of the delta.
+    """
     if isinstance(delta, Tensor):
         if value.shape == delta.shape and (loops := _loops(value, delta)):
-            out = torch.empty_like(value)
+            out = delta if used_up else torch.empty_like(value)
             given = [each.detach().view(-1).numpy() for each in (value, delta, out)]
             loops.step_all(*given[:2], rate, given[2])
             return out
