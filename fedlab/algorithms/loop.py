@@ -273,9 +273,7 @@ def federate(
     model = replace(model, constants=to(model.constants, device))
     done = start or Round(0, asked, model.init(pipe.run.seed))
     state = begun(done, pipe, model, data)
-    if start:
-        _check_known(start, pipe)
-        _check_alike(start.params, model.init(pipe.run.seed))
+    _check_known(start, pipe, model)
     done = replace(done, params=to(done.params, device), state=state)
     book = _booking(pipe, data, ledger, start)
     first = done.number
@@ -690,8 +688,14 @@ def _booking(
     return partial(ledger.book, people)
 
 
-def _check_known(start: Round, pipe: Pipeline) -> None:
-    """Raise `ParameterError` where it is not known what a private run's start tells of people."""
+def _check_known(start: Round | None, pipe: Pipeline, model: Model) -> None:
+    """Raise `ParameterError` where it is not known what a private run's start tells of people.
+
+    And where its parameters are no such tensors as the model's.
+    """
+    if start is None:
+        return
+    _check_alike(start.params, model.init(pipe.run.seed))
     if not pipe.spending:
         return
     require(
