@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedlab.aggregation import NoDeltaError, ServerStep, Sums, WeightedMean, as_aggregation
 from fedlab.algorithms.gate import Books, Gate, admit, admitted
-from fedlab.algorithms.participation import Participation, Synchronous
+from fedlab.algorithms.participation import Participation, Synchronous, check_clients, longest_first
 from fedlab.core import (
     Aggregation,
     Delta,
@@ -31,6 +31,7 @@ from fedlab.core import (
     Local,
     ParameterError,
     Part,
+    Plan,
     Round,
     RoundContext,
     Rows,
@@ -149,7 +150,28 @@ def pipeline(parts: Sequence[Part], settings: Settings, data: Source) -> Pipelin
     equal = "equal" in facts[aggregate.name] or whole.weighting == "equal"
     uplink = tuple(part for part in between if not isinstance(part, Gate))
     (gate,) = (part for part in between if isinstance(part, Gate))
+    _check_sums(schedule, uplink)
     return Pipeline(run, who, schedule, local, uplink, gate, aggregate, server, whole, facts, equal)
+
+
+def _check_sums(schedule: Schedule, uplink: Sequence[Stage]) -> None:
+    """Raise `ParameterError` where noise in a sum would not hide a client, or two add it up."""
+    hiding = _hiding(uplink)
+    require(
+        not hiding or schedule.apart,
+        "schedule",
+        schedule.name,
+        f"one client's update may hang on another there, which {', '.join(hiding)} does not hide; "
+        "take the synchronous one, or say `apart = True` in yours if it cannot",
+    )
+    adders = [part.name for part in uplink if type(part).add_up is not Stage.add_up]
+    fix = "only one stage can add up what clients send; leave one of them out"
+    require(len(adders) < 2, "uplink", " and ".join(adders), fix)
+
+
+def _hiding(uplink: Sequence[Stage]) -> list[str]:
+    """The stages whose noise hides a client among those that were drawn with it."""
+    return [part.name for part in uplink if isinstance(part, Spending) and part.side != "client"]
 
 
 def _agreed(parts: Sequence[Part]) -> dict[str, Any]:
@@ -388,8 +410,23 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
     pipe.aggregate.check(context)
     for stage in pipe.uplink:
         stage.begin(context)
-    context.plan = pipe.schedule.plan(context, pipe.participation)
+    context.plan = _planned(pipe, context)
     return context
+
+
+def _planned(pipe: Pipeline, context: RoundContext) -> Plan:
+    """Who starts now; raises `ParameterError` for a plan that is none, or that draws by itself."""
+    plan, name = pipe.schedule.plan(context, pipe.participation), pipe.schedule.name
+    require(isinstance(plan, Plan), f"{name}.plan", plan, "return a Plan")
+    check_clients(f"{name}.plan.start", plan.start, len(context.data))
+    if _hiding(pipe.uplink):
+        drawn = plan.drawn.cohort if plan.drawn else plan.start[:0]
+        own = plan.start[~torch.isin(plan.start, drawn)]
+        fix = "in a private run those start whom participation draws; return its draw as `drawn`"
+        require(not len(own), f"{name}.plan.start", own[:5].tolist(), fix)
+    counts = context.data.counts[plan.start]
+    ordered = bool((counts.diff() <= 0).all())
+    return plan if ordered else replace(plan, start=longest_first(context.data, plan.start))
 
 
 def _affordable(pipe: Pipeline, context: RoundContext, first: bool, book: Book | None) -> bool:
@@ -445,7 +482,8 @@ def _received(pipe: Pipeline, update: Update, context: RoundContext) -> Update:
 def checked(stage: Stage, update: Update, context: RoundContext) -> Update:
     """What leaves a stage; raises `ParameterError` for one that changes names or shapes."""
     found, clients = stage.each(update, context), len(update.cohort)
-    require(isinstance(found, Update), stage.name, found, "a stage returns an Update")
+    fix = "a stage's `each` returns an Update: the one it was given, or a changed one"
+    require(isinstance(found, Update), stage.name, found, fix)
     counted = found.bytes_up
     require(
         counted is None or (counted.shape == (clients,) and bool((counted >= 0).all())),
@@ -533,6 +571,7 @@ def _one_delta(pipe: Pipeline, context: RoundContext, books: Books) -> Delta:
 
 def _check_delta(found: Delta, server: Tree, who: str) -> None:
     """Raise `ParameterError` for a delta that cannot be added to the server's parameters."""
+    require(isinstance(found, Mapping), who, found, "return a delta for each name")
     for name, delta in found.items():
         values, table = (delta.values, 1) if isinstance(delta, Rows) else (delta, 0)
         require(

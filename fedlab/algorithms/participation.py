@@ -166,7 +166,7 @@ class Participation(Part):
         facts = {
             "members": self.members or self.late or self.early,
             "poisson": self.sampling == "poisson",
-            "own sampler": self.sampler,
+            "own sampler": self.sampler or type(self).draw is not Participation.draw,
         }
         return {name: value for name, value in facts.items() if value}
 
@@ -197,9 +197,9 @@ class Participation(Part):
         )
         if self.sampler or (self.sampling == "fixed" and not context.private):
             draw = self.sampler or sample
-            cohort = longest_first(
-                data, draw(data, self.cohort, context.number, there, seed=context.seed)
-            )
+            chosen = draw(data, self.cohort, context.number, there, seed=context.seed)
+            check_clients("sampler", chosen, len(data))
+            cohort = longest_first(data, chosen)
             return Drawn(cohort, min(1.0, len(cohort) / max(count, 1)), "fixed", float(len(cohort)))
         seed = context.settings.teaching_seed if context.private else context.seed
         source = NoiseSource.of(seed, "cohort", context.number)
@@ -249,6 +249,7 @@ class Participation(Part):
 class Synchronous(Schedule):
     """The server waits for the cohort of a round, or until a deadline."""
 
+    apart = True
     deadline: float = knob(
         0.0,
         0.0,
@@ -321,6 +322,17 @@ def sample(
         # the first `count` different ones
         cohort = torch.tensor(list(dict.fromkeys(drawn))[:count])
     return longest_first(data, cohort)
+
+
+def check_clients(name: str, cohort: Any, clients: int) -> None:
+    """Raise `ParameterError` unless this is a cohort: different clients of so many."""
+    good = isinstance(cohort, Tensor) and cohort.dtype == torch.int64 and cohort.dim() == 1
+    require(good, name, cohort, "give a tensor (C,) of client numbers, int64")
+    for each in [int(part) for part in cohort.aminmax()] if len(cohort) else ():
+        require(0 <= each < clients, name, each, f"the federation has {clients} clients, from 0")
+    grown = cohort.sort().values
+    again = grown[1:][grown.diff() == 0]
+    require(not len(again), name, again[:5].tolist(), "a client is in a cohort once")
 
 
 def longest_first(data: Source, cohort: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Letters: C clients in a cohort, R rows, N clients in all.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import Field, dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -43,6 +43,7 @@ FACTS = {
 }
 # a stage takes these facts away unless it declares that it keeps them
 FRAGILE = ("clipped", "equal")
+OF_DATA = ("negatives",)  # facts that data state
 BEHIND = {"client": ("received", "summed"), "server": ("summed",), "sum": ()}
 REACHED = {"client": (), "server": ("received",), "sum": ("received", "summed")}
 
@@ -185,6 +186,19 @@ class Aggregation(Part):
     kind = "aggregation"
     refuses: ClassVar[tuple[str, ...]] = ("summed", "second moments")
 
+    def __init_subclass__(cls) -> None:
+        """Set the name; a rule of its own is asked, whatever the rule that it derives from may do.
+
+        That may stream, or take sums: the new one says so itself.
+        """
+        super().__init_subclass__()
+        own = vars(cls)
+        if "__call__" in own and "delta" not in own:
+            cls.delta = Aggregation.delta  # type: ignore[method-assign]
+        for name in ("streams", "refuses") if {"__call__", "delta"} & own.keys() else ():
+            if name not in own:
+                setattr(cls, name, vars(Aggregation)[name])
+
     @property
     def streams(self) -> bool:
         """Whether it walks the updates once."""
@@ -197,6 +211,8 @@ class Aggregation(Part):
 
     def __call__(self, updates: Iterable[Update], server: Tree) -> Tree:
         """The delta by name; write this, or `delta`."""
+        if type(self).delta is Aggregation.delta:
+            raise ParameterError(f"{self.name}: it has no rule; write __call__, or delta")
         return {name: whole(d, server[name]) for name, d in self.delta(updates, server).items()}
 
     def check(self, context: "RoundContext") -> None:
@@ -212,9 +228,20 @@ class Aggregation(Part):
 
 
 class Schedule(Part):
-    """Whose updates arrive when."""
+    """Whose updates arrive when.
+
+    apart: whether what becomes of one client's update hangs on no other client. Noise in a sum
+    hides a client only then.
+    """
 
     kind = "schedule"
+    apart: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Set the name; a plan of its own says itself that it keeps clients apart."""
+        super().__init_subclass__()
+        if {"plan", "land", "received"} & vars(cls).keys() and "apart" not in vars(cls):
+            cls.apart = False
 
     def plan(self, context: "RoundContext", who: Any) -> "Plan":
         """Who starts to train in this step of the server, and whose updates may arrive."""
@@ -414,6 +441,7 @@ def walk(
         require(
             part.name not in found, "parts", part.name, "it is there twice; leave one of them out"
         )
+        _check_stated(part)
         found[part.name] = dict(now)
         side = part.side if isinstance(part, Stage) else ""
         if fault := _fault(part, side, now, cause):
@@ -427,6 +455,24 @@ def walk(
         cause |= {fact: part.name for fact in added if fact not in now}
         now |= added
     return found
+
+
+def _check_stated(part: Part) -> None:
+    """Raise `ParameterError` for a part that was not registered, and for facts that nobody adds."""
+    bare = [name for name, value in vars(type(part)).items() if isinstance(value, Field)]
+    require(
+        not bare,
+        part.name,
+        ", ".join(bare),
+        f"its knobs have no values; write @register in front of {type(part).__name__}",
+    )
+    for where in ("needs", "refuses", "keeps"):
+        stated = getattr(part, where, ())
+        require(isinstance(stated, tuple), f"{part.name}.{where}", stated, "give a tuple of facts")
+        for fact in stated if where != "needs" else ():
+            known = fact in (*FACTS, *OF_DATA) or fact in part.adds() or _makers(fact)
+            fix = f"no registered part adds it; known facts are {', '.join(FACTS)}"
+            require(bool(known), f"{part.name}.{where}", fact, fix)
 
 
 def _fault(

@@ -432,7 +432,7 @@ class Silent(Stage):
         ({"uplink": Clip()}, "uplink=.*: give a list of stages"),
         ({"uplink": [WeightedMean()]}, "uplink=.*: its parts are stages"),
         ({"aggregate": WeightedMean}, "aggregate=.*: give an Aggregation, or a function"),
-        ({"uplink": [Silent()]}, "silent=None: a stage returns an Update"),
+        ({"uplink": [Silent()]}, "silent=None: a stage.s `each` returns an Update"),
     ],
 )
 def test_a_part_in_the_place_of_another_kind_is_refused(parts, message):
