@@ -36,6 +36,7 @@ notebooks: $(READY)  ## run every lesson from the top and store its outputs
 bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmarks/results and the tables of the documents
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/cores.py
+	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/architecture.py
 	$(BIN)/python benchmarks/peers.py

@@ -13,7 +13,7 @@ Source: McMahan et al. 2017, algorithm 1; `fedlab/fedavg.py` has it in forty lin
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -463,7 +463,9 @@ def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
     if not len(context.plan.start):
         return
     private = context.model.private
-    for update in pipe.local.train(context, context.plan.start):
+    found = pipe.local.train(context, context.plan.start)
+    require(isinstance(found, Iterable), f"{pipe.local.name}.train", found, "yield Updates")
+    for update in found:
         own = {name: rows for name, rows in update.deltas.items() if name in private}
         out = replace(update, deltas={n: rows for n, rows in update.deltas.items() if n not in own})
         for stage in pipe.stages("client"):

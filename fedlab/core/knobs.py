@@ -97,6 +97,9 @@ def several(text: str) -> list[str]:
     return [] if text == "none" else text.split(" + ")
 
 
+MANY = 30  # parameters, as only settings have
+
+
 def knob(default: Any, *args: Any, **kwargs: Any) -> Any:
     """A dataclass field with a `Knob` beside its default."""
     return field(default=default, metadata={"knob": Knob(*args, **kwargs)})
@@ -122,6 +125,9 @@ def known(names: list[str], given: Mapping[str, object]) -> None:
             continue  # the search below takes 0.1 ms a name
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
+        hint += "; parts of yours bring theirs when their file is read (--parts)" * (
+            not near and len(names) > MANY
+        )
         raise ParameterError(f"{name}={value!r}: no such parameter; {hint}")
 
 

@@ -71,6 +71,10 @@ class Part:
         """Knobs without effect in this combination; facts: those in front of this part."""
         return ()
 
+    def unwritten(self, what: str) -> ParameterError:
+        """The error of a part that lacks what each of its kind has."""
+        return ParameterError(f"{self.name}: write `{what}`, which each {self.kind} has")
+
     def ready(self, experiment: Any) -> "Part":
         """The part as an experiment uses it, completed with what only the experiment knows."""
         return self
@@ -97,7 +101,7 @@ class Local(Part):
 
         They stay with their clients: the loop sends only the others.
         """
-        raise NotImplementedError
+        raise self.unwritten("train")
 
     def train_summed(
         self, context: "RoundContext", cohort: Tensor, weights: Tensor, longest: float
@@ -245,7 +249,7 @@ class Schedule(Part):
 
     def plan(self, context: "RoundContext", who: Any) -> "Plan":
         """Who starts to train in this step of the server, and whose updates may arrive."""
-        raise NotImplementedError
+        raise self.unwritten("plan")
 
     def land(self, sent: "Iterator[Sent]", context: "RoundContext") -> "Iterator[Sent]":
         """Yield the updates that arrive in this step, whether sent now or in an earlier one."""
@@ -263,7 +267,7 @@ class Dataset(Part):
 
     def load(self) -> Any:
         """The `Ratings`."""
-        raise NotImplementedError
+        raise self.unwritten("load")
 
 
 class Partition(Part):
@@ -273,7 +277,7 @@ class Partition(Part):
 
     def owner(self, train: Any, seed: int) -> Tensor:
         """(U,) the client of each user of these train ratings."""
-        raise NotImplementedError
+        raise self.unwritten("owner")
 
 
 class Recipe(Part):
@@ -284,7 +288,7 @@ class Recipe(Part):
 
     def build(self, train: Any, task: str) -> Any:
         """The `Model` for these train ratings."""
-        raise NotImplementedError
+        raise self.unwritten("build")
 
     def source(self, data: Any) -> Any:
         """What the model trains on, made from a federation."""
@@ -307,7 +311,7 @@ class Metric(Part):
 
     def measure(self, score: Score, experiment: Any) -> dict[str, float]:
         """The numbers, over the validation part of an experiment."""
-        raise NotImplementedError
+        raise self.unwritten("measure")
 
 
 @dataclass(frozen=True)

@@ -360,7 +360,11 @@ def better() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def _ratings(part: type | None, name: str, own: Settings) -> Ratings:
-    return read(name) if part is None else turned(cast(type[Dataset], part)(), own).load()
+    if part is None:
+        return read(name)
+    found = turned(cast(type[Dataset], part)(), own).load()
+    require(isinstance(found, Ratings), "data", name, "its `load` gives no Ratings")
+    return found
 
 
 @lru_cache(maxsize=2)

@@ -7,8 +7,18 @@ import torch
 
 from fedlab.aggregation import WeightedMean
 from fedlab.algorithms import Buffered, Participation, Synchronous, federate
-from fedlab.core import Aggregation, ParameterError, Settings, Stage, knob, register
+from fedlab.core import (
+    Aggregation,
+    Local,
+    ParameterError,
+    Schedule,
+    Settings,
+    Stage,
+    knob,
+    register,
+)
 from fedlab.data import Columns
+from fedlab.engine import SGD
 from fedlab.models import perceptron
 from fedlab.privacy import Clip, DistributedGaussian, GaussianNoise, LocalNoise, SecureSum
 
@@ -191,6 +201,24 @@ def test_a_plan_in_any_order_trains_alike(engine):
 def test_a_plan_that_is_none_is_told_so(schedule, message):
     with pytest.raises(ParameterError, match=message):
         run(schedule=schedule)
+
+
+class Lazy(SGD):
+    def train(self, context, cohort):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"local": Lazy()}, "lazy.train=None: yield Updates"),
+        ({"local": Local()}, "local: write `train`, which each local has"),
+        ({"schedule": Schedule()}, "schedule: write `plan`, which each schedule has"),
+    ],
+)
+def test_what_a_part_lacks_is_named(parts, message):
+    with pytest.raises(ParameterError, match=message):
+        run(**parts)
 
 
 def test_a_registered_part_of_another_file_states_facts_of_its_own(own_parts):
