@@ -1,4 +1,4 @@
-"""Public texts spare privacy: only what people do with films costs epsilon, not what these are.
+"""Public texts cost no privacy: only what people do with films does, not what these are.
 
     count = sum_u x_u / |x_u| + noise           what is watched; smoothed over films of like texts
     pairs = sum_u h_u h_u' / |h_u|^2 + noise    what goes together, h_u = x_u' B in texts' basis B
