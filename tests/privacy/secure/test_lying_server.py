@@ -231,7 +231,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("odd", ODD, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("step", ["share_keys", "masked_input", "consistency_check", "unmasking"])
 def test_objects_of_wrong_types_are_refused_as_messages_are(step, odd):
     run = Run()
@@ -250,7 +250,9 @@ def test_objects_of_wrong_types_are_refused_as_messages_are(step, odd):
         getattr(mine, step)(*given)
 
 
-@pytest.mark.parametrize("part", [None, 7, "text", [1], object()], ids=repr)
+@pytest.mark.parametrize(
+    "part", [None, 7, "text", [1], object()], ids=lambda value: type(value).__name__
+)
 def test_messages_with_parts_of_wrong_types_are_refused(part):
     run = Run()
     adverts = {n: member.advertise_keys() for n, member in run.members.items()}
