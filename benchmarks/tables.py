@@ -123,7 +123,7 @@ CORES = {
     "two_cores": "two cores over one",
     "fused_over_floor": "lesson 2, all 671 users, over the floor below",
     "fused_over_floor_lesson2_100": "the same, 100 users",
-    "fused_over_floor_10000_1000": "matrix factorisation, 10,000 items, 1,000 clients, over its floor",
+    "fused_over_floor_10000_1000": "10,000 items, 1,000 clients, over its floor",
     "fused_over_floor_mlp_100": "the perceptron, 100 clients, over its floor",
     "sweep_two_cores": "a sweep of 16 runs on two processes, over one by one",
     "same_bits_on_any_cores": "the same bits on 1, 2 and 3 threads (1 for yes)",
