@@ -115,6 +115,10 @@ class SameCohort(Participation):
 
     size: float = 1.0
 
+    def adds(self):
+        """What it says, and is not: a cohort whose chances are known."""
+        return {"poisson": True}
+
     def draw(self, context):
         """The cohort of the first round."""
         drawn = super().draw(context)

@@ -307,6 +307,8 @@ class Delivery:
         class Faulty(type(usual)):  # type: ignore[misc]
             """Delivers faults."""
 
+            apart = usual.apart
+
             def land(self, sent: Iterator[Sent], context: RoundContext) -> Iterator[Sent]:
                 for every in super().land(sent, context):
                     clients = torch.arange(len(every.update.cohort))
