@@ -48,7 +48,7 @@ SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',
     "apputils-extension/notification": '{"fetchNews": "false"}',
 }
-expect.set_options(timeout=30_000)  # a busy machine is no failure
+expect.set_options(timeout=120_000)  # a busy machine is no failure
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
