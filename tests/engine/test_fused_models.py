@@ -14,11 +14,10 @@ from fedlab.data import Columns
 from fedlab.engine import LocalSettings, updates
 from fedlab.models import content, interaction, perceptron
 
-G = torch.Generator().manual_seed(7)
-
 
 def features(users, items):
-    return torch.rand(items, 4, generator=G), torch.rand(users, 5, generator=G)
+    own = torch.Generator().manual_seed(7)  # the same in whatever order tests run
+    return torch.rand(items, 4, generator=own), torch.rand(users, 5, generator=own)
 
 
 KINDS = {

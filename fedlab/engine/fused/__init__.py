@@ -18,7 +18,7 @@ from fedlab.models import Model
 
 # of the models that it knows: what picks each parameter's rows
 FACTORS = {"user": "user", "item": "item", "bias": "item"}
-LAYERS = dict.fromkeys(("w1", "b1", "w2", "b2"), "one")
+LAYERS = dict.fromkeys(("w1", "b1", "w2", "b2"), "one")  # as `dense.Layers` has them
 ROWS = {
     "factors": FACTORS,
     "interaction": FACTORS | {"dense": "one", "offset": "one"},

@@ -115,12 +115,11 @@ class Job:
         sums = np.concatenate([[0.0], powers.cumsum()[:-1]])
         return np.stack([powers, sums]).astype(np.float32)
 
-    def steps(self, offsets: np.ndarray) -> np.ndarray:
+    def steps(self, offsets: np.ndarray) -> Tensor:
         """(C,) local steps of each client; offsets (C + 1,): where its examples begin."""
-        count = np.diff(offsets) // self.local.local_epochs
-        batch = np.minimum(count, self.local.batch_size) if self.local.batch_size else count
-        found: np.ndarray = (count + batch - 1) // batch * self.local.local_epochs
-        return found
+        count = torch.from_numpy(np.diff(offsets)) // self.local.local_epochs
+        batch = count.clamp(max=self.local.batch_size) if self.local.batch_size else count
+        return ((count + batch - 1) // batch * self.local.local_epochs).float()
 
     @cached_property
     def noted(self) -> bool:
@@ -383,7 +382,7 @@ def trained(
     begin = params["user"].index_select(0, torch.from_numpy(users.rows))
     user, losses = torch.empty_like(begin), torch.empty(len(cohort))
     server = factors.Server(params["item"].numpy(), params["bias"].numpy(), begin.numpy())
-    steps = job.steps(offsets)
+    steps = job.steps(offsets).long().numpy()
     first = np.concatenate([[0], steps.cumsum()])
     if into is None:
         items, past = held(examples.item, len(params["item"]), offsets), int(first[-1])

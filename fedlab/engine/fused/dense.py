@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedlab.core import Rows, Summed, Update, norms
 from fedlab.core.compiled import ANY_ORDER, compiled
+from fedlab.engine.fused import FEATURES, LAYERS
 from fedlab.engine.fused.cohort import (
     CHUNK_MB,
     Job,
@@ -31,11 +32,19 @@ from fedlab.engine.fused.cohort import (
 from fedlab.engine.fused.draws import Held
 from fedlab.engine.fused.factors import Numbers
 from fedlab.engine.fused.pool import in_order
-from fedlab.engine.fused.rules import Table, adam, adapt_rows, corrected, part, settle, slopes
+from fedlab.engine.fused.rules import (
+    Table,
+    adam,
+    adapt_rows,
+    batch_of,
+    corrected,
+    part,
+    settle,
+    slopes,
+    widest,
+)
 
 ONE_THREAD = 1 << 18  # multiplications of a product from which OpenBLAS takes several threads
-LAYERS = ("w1", "b1", "w2", "b2")  # as `Layers` has them
-FEATURES = ("item_features", "user_features")
 
 
 class Examples(NamedTuple):
@@ -242,12 +251,12 @@ def fit(
     """
     count, losses = (high - low) // numbers.epochs, 0.0
     batch = min(numbers.batch, count) if numbers.batch else count
-    each = (count + batch - 1) // batch
+    steps = numbers.epochs * ((count + batch - 1) // batch)
     grad, mean, square = (np.zeros_like(value), np.zeros_like(value), np.zeros_like(value))
     layer = layers(value, room.x.shape[1]), layers(grad, room.x.shape[1])
-    for step in range(numbers.epochs * each):
-        first = low + step // each * count + step % each * batch
-        size = min(batch, low + (step // each + 1) * count - first)
+    for step in range(steps):
+        here, end = batch_of(step, count, batch)
+        first, size = low + here, end - here
         what = examples.item[first : first + size]
         taken(examples, inputs, bias, first, size, room)
         if numbers.lazy:
@@ -266,8 +275,8 @@ def fit(
         else:
             step_sgd(value, begin, shift, grad, layer, bias, what, numbers, room, size, step)
     if numbers.lazy:
-        settle(bias, np.arange(len(bias.ids)), numbers.decay, numbers.epochs * each)
-    return losses / (numbers.epochs * each)
+        settle(bias, np.arange(len(bias.ids)), numbers.decay, steps)
+    return losses / steps
 
 
 @compiled()
@@ -288,8 +297,7 @@ def fit_clients(
     at first (C + 1,). out: (C, ...) of each layer, flat.
     """
     wide = 2 * inputs.items.shape[1] + inputs.x.shape[1]
-    most = np.diff(examples.offsets).max() // numbers.epochs
-    tall = min(numbers.batch, most) if numbers.batch else most
+    tall = widest(examples.offsets, numbers.epochs, numbers.batch)
     width = len(layers(begin, wide).b1)
     room = Room(
         np.empty((tall, wide), np.float32),
@@ -323,8 +331,7 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
         mine = cohort[here]
         examples, inputs, items = prepared(job, mine)
         learned, losses = trained(job, examples, inputs, items, begin, mine)
-        steps = torch.from_numpy(job.steps(examples.offsets)).float()
-        return Update(learned, weights[here], losses, mine, steps)
+        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
 
     yield from in_order(piece, list(cut(job, cohort, need, CHUNK_MB)), job.workers)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedlab.core.compiled import ANY_ORDER, compiled
 from fedlab.engine.fused.draws import Examples, Held, number
-from fedlab.engine.fused.rules import adam, corrected, slopes
+from fedlab.engine.fused.rules import adam, batch_of, corrected, slopes, widest
 
 
 class Server(NamedTuple):
@@ -235,14 +235,6 @@ def written(mine: Client, r: int, out: np.ndarray) -> None:
         out[j] = moved * past[step, j]
 
 
-@compiled()
-def cut(step: int, count: int, batch: int) -> tuple[int, int]:
-    """The first and the last example but one of a step's batch; count: of an epoch."""
-    each = (count + batch - 1) // batch
-    first = step // each * count + step % each * batch
-    return first, min(first + batch, (step // each + 1) * count)
-
-
 @compiled(fastmath=ANY_ORDER)
 def sgd(
     mine: Client,
@@ -264,7 +256,7 @@ def sgd(
     batch = min(numbers.batch, count) if numbers.batch else count
     steps = numbers.epochs * ((count + batch - 1) // batch)
     for step in range(steps):
-        first, last = cut(step, count, batch)
+        first, last = batch_of(step, count, batch)
         u, i, y = who[first:last], what[first:last], g[: last - first]
         if len(mine.past):
             mine.past[step] = user[0]
@@ -319,7 +311,7 @@ def adamw(
     )
     everyone, slope = np.arange(len(user)), m.bias[:, 0]
     for step in range(steps):
-        first, last = cut(step, count, batch)
+        first, last = batch_of(step, count, batch)
         u, i, y = who[first:last], what[first:last], g[: last - first]
         taken(mine, server, i, here, y)
         predict(user, here, u, y)
@@ -364,8 +356,7 @@ def fit(
 @compiled()
 def scratch(examples: Examples, numbers: Numbers, dims: int) -> tuple[np.ndarray, np.ndarray]:
     """Room for the largest batch: items' rows (B, D), and predictions (B,)."""
-    wide = np.diff(examples.offsets).max() // numbers.epochs
-    wide = min(numbers.batch, wide) if numbers.batch else wide
+    wide = widest(examples.offsets, numbers.epochs, numbers.batch)
     return np.empty((wide, dims), np.float32), np.empty(wide, np.float32)
 
 

@@ -20,7 +20,16 @@ from fedlab.engine.fused.cohort import CHUNK_MB, Job, chunks, deltas, held, tabl
 from fedlab.engine.fused.draws import Examples, Held, words
 from fedlab.engine.fused.factors import Numbers
 from fedlab.engine.fused.pool import in_order
-from fedlab.engine.fused.rules import Table, adapt_rows, corrected, part, settle, slopes
+from fedlab.engine.fused.rules import (
+    Table,
+    adapt_rows,
+    batch_of,
+    corrected,
+    part,
+    settle,
+    slopes,
+    widest,
+)
 
 # the parameters of each of `Tables`, and what picks their rows
 NAMES = {("user",): "user", ("item",): "item", ("bias",): "item", ("dense", "offset"): "one"}
@@ -144,10 +153,10 @@ def fit(
     """Train a client on examples low..high - 1; returns its mean loss over the steps."""
     count, losses = (high - low) // numbers.epochs, 0.0
     batch = min(numbers.batch, count) if numbers.batch else count
-    each = (count + batch - 1) // batch
-    for step in range(numbers.epochs * each):
-        first = low + step // each * count + step % each * batch
-        size = min(batch, low + (step // each + 1) * count - first)
+    steps = numbers.epochs * ((count + batch - 1) // batch)
+    for step in range(steps):
+        here, end = batch_of(step, count, batch)
+        first, size = low + here, end - here
         who, what = examples.user[first : first + size], examples.item[first : first + size]
         if dropout.least:
             masked(room, first - low, size, dropout)
@@ -168,10 +177,8 @@ def fit(
                 adapt_rows(rows, rates, numbers.decay)
     if numbers.lazy:
         for rows in mine:
-            settle(
-                rows, np.arange(len(rows.ids), dtype=np.int32), numbers.decay, numbers.epochs * each
-            )
-    return losses / (numbers.epochs * each)
+            settle(rows, np.arange(len(rows.ids), dtype=np.int32), numbers.decay, steps)
+    return losses / steps
 
 
 @compiled()
@@ -189,8 +196,7 @@ def fit_clients(
     examples: with the numbers of rows in place of the rows.
     """
     busiest, width = np.diff(examples.offsets).max(), tables.item.moved.shape[1]
-    most = busiest // numbers.epochs
-    tall = min(numbers.batch, most) if numbers.batch else most
+    tall = widest(examples.offsets, numbers.epochs, numbers.batch)
     each = (width + 7) // 8 * 4
     room = Room(
         np.empty((tall, width), np.float32),
@@ -222,8 +228,7 @@ def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
         mine = cohort[here]
         examples = job.examples(mine)
         learned, losses = trained(job, examples, mine)
-        steps = torch.from_numpy(job.steps(examples.offsets)).float()
-        return Update(learned, weights[here], losses, mine, steps)
+        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
 
     yield from in_order(piece, list(chunks(job, cohort, CHUNK_MB)), job.workers)
 

@@ -84,6 +84,21 @@ def adapt_rows(table: Table, rates: tuple[float, float], decay: float) -> None:
     adam(table.moved, table.start, table.ids, *how)
 
 
+@compiled()
+def batch_of(step: int, count: int, batch: int) -> tuple[int, int]:
+    """Where a step's batch begins and ends among a client's examples; count: of an epoch."""
+    each = (count + batch - 1) // batch
+    first = step // each * count + step % each * batch
+    return first, min(first + batch, (step // each + 1) * count)
+
+
+@compiled()
+def widest(offsets: np.ndarray, epochs: int, batch: int) -> int:
+    """Examples in the largest batch; offsets (C + 1,): where each client's examples begin."""
+    most = np.diff(offsets).max() // epochs
+    return min(batch, most) if batch else most
+
+
 @compiled(fastmath=ANY_ORDER)
 def slopes(y: np.ndarray, target: np.ndarray, clicks: bool) -> float:
     """Turn predictions y (B,) into the slopes of their losses; returns the sum of the losses.
