@@ -418,12 +418,10 @@ def whole(items: Held, users: Held, out: Client, steps: np.ndarray) -> None:
 
 
 class Sums(NamedTuple):
-    """Where clients' deltas are added up, and what is told of each client.
+    """Where clients' deltas are added up.
 
     item, bias: (I, ...), or fewer rows, those of the items ids in the order in which they came;
     slot (I,) int32 tells the row of an item, -1 for none yet; used (1,): how many there are.
-    weights, lengths, losses (C,); rows (C,): how many each client sends. longest: the length from
-    which a client is left out. user: whether users' rows are sent, too, and count in the length.
     """
 
     item: np.ndarray
@@ -431,12 +429,30 @@ class Sums(NamedTuple):
     ids: np.ndarray
     slot: np.ndarray
     used: np.ndarray
+
+
+class Told(NamedTuple):
+    """What is told of each client: weights, lengths, losses (C,), rows (C,), how many it sends.
+
+    longest: the length from which a client is left out. user: whether users' rows are sent, too,
+    and count in the length.
+    """
+
     weights: np.ndarray
     lengths: np.ndarray
     losses: np.ndarray
     rows: np.ndarray
     longest: float
     user: bool
+
+
+@compiled()
+def room(sums: Sums, item: int) -> int:
+    """The row of an item in sums that have room for few: its own, or the next."""
+    if sums.slot[item] < 0:
+        sums.slot[item], sums.ids[sums.used[0]] = sums.used[0], item
+        sums.used[0] += 1
+    return sums.slot[item]
 
 
 @compiled()
@@ -447,14 +463,12 @@ def add(mine: Client, weight: float, sums: Sums) -> None:
     for r in range(len(mine.ids)):
         row, step, moved = mine.ids[r], once[r] - 1, bias[r]
         if len(sums.slot):
-            if sums.slot[row] < 0:
-                sums.slot[row], sums.ids[sums.used[0]] = sums.used[0], row
-                sums.used[0] += 1
-            row = sums.slot[row]
+            row = room(sums, row)
         level[row] += moved * share
         if step >= 0:
+            both = moved * share
             for j in range(into.shape[1]):
-                into[row, j] += moved * past[step, j] * share
+                into[row, j] += both * past[step, j]
         else:
             for j in range(into.shape[1]):
                 into[row, j] += item[r, j] * share
@@ -473,29 +487,37 @@ def square(row: np.ndarray) -> float:
 @compiled()
 def length(mine: Client, user: bool) -> float:
     """The L2 norm of what a client sends; user: whether its users' rows are sent, too."""
-    rows, levels, users, row = 0.0, 0.0, 0.0, np.empty(mine.item.shape[1], np.float32)
+    rows, levels, users, past = 0.0, 0.0, 0.0, np.empty(len(mine.past))
+    for step in range(len(past)):
+        past[step] = square(mine.past[step])
     for r in range(len(mine.ids)):
+        level = np.float64(mine.bias[r])
+        levels += level * level
         if mine.once[r] > 0:
-            written(mine, r, row)
-            rows += square(row)
+            rows += level * level * past[mine.once[r] - 1]
         else:
             rows += square(mine.item[r])
-        levels += square(mine.bias[r : r + 1])
     for u in range(len(mine.user) if user else 0):
         users += square(mine.user[u])
     return math.sqrt(users + rows + levels)
 
 
 @compiled()
-def counts(c: int, sums: Sums) -> bool:
+def counts(c: int, told: Told) -> bool:
     """Whether a client counts in the sums."""
-    fine = sums.lengths[c] <= sums.longest and abs(sums.losses[c]) < np.inf
-    return fine and sums.weights[c] > 0
+    fine = told.lengths[c] <= told.longest and abs(told.losses[c]) < np.inf
+    return fine and told.weights[c] > 0
 
 
 @compiled()
 def summed(
-    examples: Examples, users: Held, server: Server, out: Client, numbers: Numbers, sums: Sums
+    examples: Examples,
+    users: Held,
+    server: Server,
+    out: Client,
+    numbers: Numbers,
+    sums: Sums,
+    told: Told,
 ) -> None:
     """Train clients one after another and add up those that count; see `clients`.
 
@@ -504,7 +526,7 @@ def summed(
     size, dims = len(server.item), out.item.shape[1]
     bits, top = np.zeros((size >> 6) + 1, np.uint64), np.zeros((size >> 12) + 1, np.uint64)
     place, (here, g) = np.empty(size, np.int32), scratch(examples, numbers, dims)
-    for c in range(len(sums.losses)):
+    for c in range(len(told.losses)):
         first, last = examples.offsets[c], examples.offsets[c + 1]
         s, t = users.first[c], users.first[c + 1]
         r = number(examples.item[first:last], 0, last - first, bits, top, place, out.ids)
@@ -522,23 +544,25 @@ def summed(
             out.shift_user,
         )
         begin = Server(server.item, server.bias, server.user[s:t])
-        sums.losses[c] = fit(mine, begin, examples, first, last, numbers, here, g)
-        sums.rows[c], sums.lengths[c] = r, length(mine, sums.user)
-        if counts(c, sums):
-            add(mine, sums.weights[c], sums)
+        told.losses[c] = fit(mine, begin, examples, first, last, numbers, here, g)
+        told.rows[c], told.lengths[c] = r, length(mine, told.user)
+        if counts(c, told):
+            add(mine, told.weights[c], sums)
 
 
 @compiled()
-def measured(items: Held, users: Held, out: Client, steps: np.ndarray, sums: Sums) -> None:
-    """Note the rows and lengths of clients that have trained by themselves."""
-    for c in range(len(sums.losses)):
-        mine = one(c, items, users, out, steps)
-        sums.rows[c], sums.lengths[c] = len(mine.ids), length(mine, sums.user)
-
-
-@compiled()
-def joined(items: Held, users: Held, out: Client, steps: np.ndarray, sums: Sums) -> None:
-    """Add up those that count, as `summed` does."""
-    for c in range(len(sums.losses)):
-        if counts(c, sums):
-            add(one(c, items, users, out, steps), sums.weights[c], sums)
+def emptied(sums: Sums, total: Sums) -> None:
+    """Add sums of some clients to those of all, and leave them empty."""
+    some = len(sums.slot) > 0
+    for r in range(sums.used[0] if some else len(sums.item)):
+        row = sums.ids[r] if some else r
+        if some:
+            sums.slot[row] = -1
+        if len(total.slot):
+            row = room(total, row)
+        total.bias[row] += sums.bias[r]
+        sums.bias[r] = 0
+        for j in range(total.item.shape[1]):
+            total.item[row, j] += sums.item[r, j]
+            sums.item[r, j] = 0
+    sums.used[0] = 0

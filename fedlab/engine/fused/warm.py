@@ -45,7 +45,10 @@ def warm() -> float:
                 _loops(rows)
         if fused.sums_up(model):
             fused.summed(model, data, params, cohort, local, keys, torch.ones(2), 1.0)
-    from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415 - loads numba
+    from fedlab.engine.fused.cohort import Job, warm_sums  # noqa: PLC0415 - loads numba
+    from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415
+
+    warm_sums(Job(tables, _Clicks(columns, owner), tables.init(0), local, *keys))
 
     counts = torch.full((2,), 4).numpy()
     items, none = columns["item"].int().numpy(), torch.empty(0).numpy()
