@@ -30,7 +30,7 @@ from common import entry, is_quick, record
 from fedlab import DPSGD, SGD, Clip, Federation, GaussianNoise, Participation, Settings, federate
 from fedlab.attacks import Audit, Canaries, CanaryExamples, audited
 from fedlab.core import Drawn, Rows, Stage, Update
-from fedlab.data import Catalogue, Ratings, one_per_user
+from fedlab.data import Catalogue, Interactions, one_per_user
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import ItemCounts, item_counts
 
@@ -185,15 +185,8 @@ def users(canaries: int, honest: int, clicks: int, items: int) -> Federation:
     who = torch.cat([torch.arange(canaries), user + canaries])
     watched = 31 * user + click.repeat_interleave(honest)
     what = torch.cat([torch.arange(canaries), watched]) % items
-    catalogue = Catalogue(
-        tuple(map(str, range(canaries + honest))),
-        tuple(map(str, range(items))),
-        ("",) * items,
-        torch.full((items,), 2000),
-        torch.zeros(items, 1, dtype=torch.bool),
-        ("none",),
-    )
-    train = Ratings(who, what, torch.ones(len(who)), torch.arange(len(who)), catalogue)
+    ids = (tuple(map(str, range(count))) for count in (canaries + honest, items))
+    train = Interactions(who, what, Catalogue(*ids))
     return Federation(train, one_per_user(train))
 
 

@@ -43,7 +43,15 @@ from fedlab.core import (
     unread,
     walk,
 )
-from fedlab.data import Catalogue, Episodes, Federation, Ratings, leave_one_out, load, one_per_user
+from fedlab.data import (
+    Catalogue,
+    Episodes,
+    Federation,
+    Interactions,
+    leave_one_out,
+    load,
+    one_per_user,
+)
 from fedlab.models import Model, matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise, LocalNoise, SecureSum
 
@@ -197,14 +205,10 @@ def world(public: bool = False) -> tuple[Federation, Model]:
     users = torch.arange(USERS).repeat_interleave(6)
     titles = tuple(f"Film {i}" for i in range(ITEMS))
     catalogue = Catalogue(
-        tuple(map(str, range(USERS))),
-        tuple(map(str, range(ITEMS))),
-        titles,
-        torch.full((ITEMS,), 1990),
-        torch.ones(ITEMS, 1).bool(),
-        ("Drama",),
+        tuple(map(str, range(USERS))), tuple(map(str, range(ITEMS))), {"titles": titles}
     )
-    ratings = Ratings(users, items, torch.ones(len(users)), torch.arange(len(users)), catalogue)
+    columns = {"values": torch.ones(len(users)), "times": torch.arange(len(users))}
+    ratings = Interactions(users, items, catalogue, columns)
     model = matrix_factorisation(USERS, ITEMS, 4, private_users=not public)
     return Federation(ratings, one_per_user(ratings)), model
 

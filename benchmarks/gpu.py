@@ -279,11 +279,11 @@ def fine_tuning(
 ) -> Iterator[tuple[str, float, str, str]]:
     """Figures of MiniLM among shops, a batch of 16 films each: (name, value, unit, what it is)."""
     from fedlab import Federation, equal, load  # noqa: PLC0415 - for machines without it
-    from fedlab.data import ItemQueries, rated_often  # noqa: PLC0415
+    from fedlab.data import ItemQueries, at_least  # noqa: PLC0415
     from fedlab.models import adapted, text  # noqa: PLC0415
 
     every = load()
-    ratings, kept = rated_often(every, 25)
+    ratings, _, kept = at_least(every, items=25)
     titles = text.item_texts(ratings.catalogue, "{title} ({year})")
     texts = text.TextEncoder(text.encoder(), titles, length=12)
     known = text.vectors(text.item_texts(every.catalogue), progress=False)[kept]

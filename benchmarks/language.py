@@ -36,7 +36,7 @@ from fedlab import (
 )
 from fedlab.algorithms import Implicit
 from fedlab.core import Key, Tree
-from fedlab.data import Ratings
+from fedlab.data import Interactions
 from fedlab.evaluation import cold_ranking, hide_items, popularity
 from fedlab.models import history
 from fedlab.models.text import encoder, item_kernel, item_texts, kernel_ridge, tfidf, vectors
@@ -46,7 +46,7 @@ WARM = Implicit(w0=0.1, reg=0.01, recency=1.0)
 TITLE, SHARE = "{title}", 0.5
 
 
-def trained(train: Ratings, way: Implicit, seed: int) -> tuple[Model, Federation, Tree]:
+def trained(train: Interactions, way: Implicit, seed: int) -> tuple[Model, Federation, Tree]:
     """The model, all users as clients, and the parameters after 30 rounds of federated iALS."""
     clients = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, 32)
@@ -54,7 +54,7 @@ def trained(train: Ratings, way: Implicit, seed: int) -> tuple[Model, Federation
     return model, clients, end.params
 
 
-def kernels(ratings: Ratings) -> dict[str, Tensor]:
+def kernels(ratings: Interactions) -> dict[str, Tensor]:
     """How alike films are, by what one knows of them."""
     about = ratings.catalogue
     texts, titles = item_texts(about), item_texts(about, TITLE)
@@ -67,7 +67,7 @@ def kernels(ratings: Ratings) -> dict[str, Tensor]:
     }
 
 
-def cold(ratings: Ratings, seeds: range) -> dict[str, list[dict[str, float]]]:
+def cold(ratings: Interactions, seeds: range) -> dict[str, list[dict[str, float]]]:
     """AUC and NDCG@10 among hidden films, by what is known of them, seed by seed."""
     rows, known = defaultdict(list), kernels(ratings)
     for seed in seeds:
@@ -94,7 +94,7 @@ def chance(seed: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda users, items: torch.rand(users.shape, generator=generator)
 
 
-def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
+def hybrid(ratings: Interactions, seeds: range) -> dict[str, list[float]]:
     """Test NDCG@10 of rows by ids alone, of these and half of what texts say, and of texts."""
     split = leave_one_out(ratings)
     train, found = split.train, defaultdict(list)
@@ -117,7 +117,7 @@ def hybrid(ratings: Ratings, seeds: range) -> dict[str, list[float]]:
     return found
 
 
-def kept_or_encoded(ratings: Ratings, times: int) -> float:
+def kept_or_encoded(ratings: Interactions, times: int) -> float:
     """How much longer a round takes if clients encode their films' texts, not look them up."""
     texts = item_texts(ratings.catalogue)
     known, minilm = vectors(texts, progress=False), encoder()

@@ -36,7 +36,7 @@ from fedlab import (
 )
 from fedlab.algorithms import Meta, newcomers, with_rates
 from fedlab.core import Key, Local, Tree
-from fedlab.data import Curves, Episodes, Ratings
+from fedlab.data import Curves, Episodes, Interactions
 from fedlab.evaluation import NewUsers, item_means, new_users
 from fedlab.models import user_factor_model
 from fedlab.models.text import item_texts, principal_components, vectors
@@ -51,13 +51,13 @@ SERVER = Settings(
 )
 
 
-def about(ratings: Ratings) -> Tensor:
+def about(ratings: Interactions) -> Tensor:
     """What is known (I, F) of each film: its text, genres and year."""
     texts = vectors(item_texts(ratings.catalogue), progress=False)
     return torch.cat([principal_components(texts, 64), item_features(ratings.catalogue)], 1)
 
 
-def newcomer_table(ratings: Ratings, fold: int, quick: bool) -> dict[str, dict[int, float]]:
+def newcomer_table(ratings: Interactions, fold: int, quick: bool) -> dict[str, dict[int, float]]:
     """The RMSE of newcomers by how many ratings are given.
 
     The ways are counting, and `ridge` with the mean of the parameters of its last 20 rounds.
@@ -140,7 +140,7 @@ def ways(task: str, rounds: int, clients: int, seed: int) -> dict[str, Way]:
     return found | ({"ridge": ridge} if task == "ratings" else {})
 
 
-def curves(ratings: Ratings, task: str, fold: int, rounds: int) -> dict[str, list[float]]:
+def curves(ratings: Interactions, task: str, fold: int, rounds: int) -> dict[str, list[float]]:
     """The query loss of newcomers with ten ratings after each round, by way.
 
     FedPer's newcomers start with what it never learned.
@@ -170,13 +170,13 @@ def asked(late: NewUsers, task: str, fold: int) -> Callable[[Meta, Model, Tree],
     A click comes with four negatives.
     """
     people, first = late.query.user_count, late.given.take(torch.arange(len(late.given)) % 20 < 10)
-    columns = (
-        torch.cat([getattr(part, name) for part in (late.given, late.query)])
-        for name in ("users", "items", "values", "times")
-    )
+    given, query = late.given, late.query
+    users, items = (torch.cat([getattr(p, n) for p in (given, query)]) for n in ("users", "items"))
+    columns = {n: torch.cat([c, query.columns[n]]) for n, c in given.columns.items()}
+    every = Interactions(users, items, query.catalogue, columns)
     support, judges = (
         Federation(part, one_per_user(part), task).draw(torch.arange(people), 1, 4, Key(fold, name))
-        for name, part in (("given", first), ("query", Ratings(*columns, late.query.catalogue)))
+        for name, part in (("given", first), ("query", every))
     )
     known = torch.isin(judges["user"] * late.query.item_count + judges["item"], late.given.pairs())
     judges = {name: column[~known] for name, column in judges.items()}

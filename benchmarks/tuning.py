@@ -25,7 +25,7 @@ from fedlab import (
     load,
     ranking,
 )
-from fedlab.data import ItemQueries, rated_often
+from fedlab.data import ItemQueries, at_least
 from fedlab.evaluation import Candidates
 from fedlab.models import adapted, from_module, loaded
 from fedlab.models.text import TextEncoder, TwoTower, encoder, item_texts, vectors
@@ -64,7 +64,7 @@ def figures(net: nn.Module, against: Candidates) -> dict[str, float]:
 def tuned(seed: int, quick: bool) -> dict[str, tuple[dict[str, float], int]]:
     """Test figures of each way, and the bytes it sent after the head."""
     every = load()
-    ratings, kept = rated_often(every, LEAST)
+    ratings, _, kept = at_least(every, items=LEAST)
     split = leave_one_out(ratings)
     train, against = split.train, candidates(split, seed=seed)
     known = vectors(item_texts(every.catalogue), progress=False)[kept]

@@ -5,22 +5,25 @@
     python -m fedlab resume "run 1" --set rounds=80
     python -m fedlab compare runs
     python -m fedlab export "run 1" --to model
+    python -m fedlab data clicks.csv --set user=customer --set item=sku
 
 Settings and files are those of the workbench. `--parts FILE.py` runs a file that registers parts of
 your own: they are choices like all others.
 """
 
 import argparse
+import inspect
 import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
-from fedlab.data import DataError
+from fedlab.data import DataError, described, read
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -137,6 +140,12 @@ def _words() -> argparse.ArgumentParser:
     )
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
+    part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
+    part.add_argument("path", help="a file of interactions, or a folder with one")
+    part.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of read()"
+    )
+    part.set_defaults(do=_data)
     return whole
 
 
@@ -318,6 +327,22 @@ def _compare(words: argparse.Namespace) -> bool:
             f"folder={words.folder!r}: there is no such folder; name the one that runs are kept in"
         )
     _table(_kept(words).listed())
+    return False
+
+
+def _data(words: argparse.Namespace) -> bool:
+    """Print what is read of a file: no run is begun."""
+    asked, known = dict(map(_pair, words.set)), inspect.signature(read).parameters
+    for name in asked:
+        fit = ", ".join(n for n in known if n not in ("path", "item_columns"))
+        require(name in known, "--set", name, f"choose one of {fit}")
+    plain = {"False": False, "True": True}
+    how: dict[str, Any] = {
+        name: int(value) if value.isdecimal() else plain.get(value, value)
+        for name, value in asked.items()
+    }
+    for line in described(read(words.path, **how)).splitlines():
+        print(shown(line))
     return False
 
 

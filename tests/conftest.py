@@ -12,7 +12,7 @@ from fedlab.core.knobs import _described
 from fedlab.data import (
     Catalogue,
     Federation,
-    Ratings,
+    Interactions,
     leave_one_out,
     load,
     one_per_user,
@@ -75,14 +75,16 @@ def tiny(users, items, values=None, times=None, user_count=None, item_count=None
     catalogue = Catalogue(
         tuple(f"u{u}" for u in range(user_count)),
         tuple(f"i{i}" for i in range(item_count)),
-        tuple(f"Film {i}" for i in range(item_count)),
-        torch.full((item_count,), 1990),
-        torch.eye(2).bool()[torch.arange(item_count) % 2],
-        ("Comedy", "Drama"),
+        {
+            "titles": tuple(f"Film {i}" for i in range(item_count)),
+            "years": torch.full((item_count,), 1990),
+            "categories": torch.eye(2).bool()[torch.arange(item_count) % 2],
+            "category_names": ("Comedy", "Drama"),
+        },
     )
     values = torch.ones(len(users)) if values is None else torch.tensor(values, dtype=torch.float32)
     times = torch.arange(len(users)) if times is None else torch.tensor(times)
-    return Ratings(users, items, values, times, catalogue)
+    return Interactions(users, items, catalogue, {"values": values, "times": times})
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from fedlab import (
     perceptron,
 )
 from fedlab.core import Key, as_tensor
-from fedlab.data import of_users, rated_often
+from fedlab.data import at_least, of_users
 from fedlab.fedavg import federated_averaging
 from fedlab.privacy import NoiseSource
 
@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def films(ratings):
-    few, _ = rated_often(ratings, 100)
+    few, *_ = at_least(ratings, items=100)
     busy = torch.bincount(few.users, minlength=few.user_count) >= 8
     few = of_users(few, busy & (busy.cumsum(0) <= CLIENTS))
     return Federation(few, one_per_user(few))

@@ -31,7 +31,7 @@ from fedlab.core import (
     moved,
     register,
 )
-from fedlab.data import Ratings
+from fedlab.data import Interactions
 from fedlab.evaluation import Candidates, scorer
 from fedlab.models import Model
 
@@ -62,7 +62,7 @@ class HeldOut:
         return cls(*(column.flatten() for column in (users, items, targets, weights)))
 
     @classmethod
-    def ratings(cls, held: Ratings) -> "HeldOut":
+    def ratings(cls, held: Interactions) -> "HeldOut":
         """Held-out ratings with their values as targets."""
         return cls(
             held.users, held.items, held.values, 1 / torch.bincount(held.users)[held.users].float()

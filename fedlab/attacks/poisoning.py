@@ -29,7 +29,7 @@ from fedlab.core import (
     require,
     stream,
 )
-from fedlab.data import Ratings
+from fedlab.data import Interactions
 from fedlab.evaluation import seen
 
 GROUP = "attack"
@@ -180,7 +180,7 @@ def aimed(target: int, size: float, name: str = "bias") -> Craft:
     return craft
 
 
-def with_clicks(train: Ratings, users: Tensor, target: int) -> Ratings:
+def with_clicks(train: Interactions, users: Tensor, target: int) -> Interactions:
     """Train ratings in which these users have watched the target, too.
 
     They stand for profiles that are made up to promote it (shilling).
@@ -189,16 +189,15 @@ def with_clicks(train: Ratings, users: Tensor, target: int) -> Ratings:
         0 <= target < train.item_count, "target", target, f"choose from 0 to {train.item_count - 1}"
     )
     new = users[~seen([train], users)[:, target]]
-    return Ratings(
+    return Interactions(
         torch.cat([train.users, new]),
         torch.cat([train.items, torch.full_like(new, target)]),
-        torch.cat([train.values, train.values.max().expand(len(new))]),
-        torch.cat([train.times, train.times.max().expand(len(new))]),
         train.catalogue,
+        {name: torch.cat([c, c.max().expand(len(new))]) for name, c in train.columns.items()},
     )
 
 
-def exposure(score: Score, train: Ratings, target: int, k: int = 10, chunk: int = 64) -> float:
+def exposure(score: Score, train: Interactions, target: int, k: int = 10, chunk: int = 64) -> float:
     """ER@k: the share of users to whom the target is shown among their first k unseen films.
 
     Only users who have not seen the target count.

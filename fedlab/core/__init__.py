@@ -14,6 +14,7 @@ from fedlab.core.journal import Journal, within
 from fedlab.core.knobs import (
     MADE_ONCE,
     REGISTRY,
+    DataError,
     Knob,
     ParameterError,
     described,
@@ -88,6 +89,7 @@ __all__ = [
     "REGISTRY",
     "VERSION",
     "Aggregation",
+    "DataError",
     "Dataset",
     "Delta",
     "Drawn",

@@ -22,6 +22,10 @@ class ParameterError(ValueError):
     """A parameter is unknown or out of range; the message names it, its value and the fix."""
 
 
+class DataError(ValueError):
+    """A data file or table cannot be used; the message names the place, the value and the fix."""
+
+
 def require(ok: bool, name: str, value: object, fix: str) -> None:
     """Raise `ParameterError` unless `ok`; `fix` says what to write instead.
 

@@ -266,7 +266,7 @@ class Dataset(Part):
     kind = "data"
 
     def load(self) -> Any:
-        """The `Ratings`."""
+        """The `Interactions`."""
         raise self.unwritten("load")
 
 

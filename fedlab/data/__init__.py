@@ -1,5 +1,6 @@
 """Interactions, how they are read, split and dealt out to clients."""
 
+from fedlab.core import DataError
 from fedlab.data.downloads import cache_folder, from_wheel
 from fedlab.data.episodes import Curves, Episodes
 from fedlab.data.federation import (
@@ -14,15 +15,15 @@ from fedlab.data.federation import (
     seen_all,
     unseen,
 )
+from fedlab.data.files import described, from_arrays, from_frame, read, read_split
 from fedlab.data.interactions import (
     DATA,
     Catalogue,
+    Interactions,
     LatestSmall,
-    Ratings,
+    at_least,
     load,
     of_users,
-    rated_often,
-    read,
 )
 from fedlab.data.item_queries import ItemQueries
 from fedlab.data.partition import (
@@ -36,11 +37,11 @@ from fedlab.data.partition import (
     favourite_genre,
     one_per_user,
 )
-from fedlab.data.readers import DataError
 from fedlab.data.sources import Columns, Stored, synthesise
 from fedlab.data.split import (
     Split,
     from_latest,
+    hold_out,
     leave_one_out,
     recent,
     split_by_time,
@@ -59,32 +60,37 @@ __all__ = [
     "Episodes",
     "Equal",
     "Federation",
+    "Interactions",
     "ItemQueries",
     "LatestSmall",
     "Layout",
     "OnePerUser",
-    "Ratings",
     "Source",
     "Split",
     "Stored",
+    "at_least",
     "by_activity",
     "by_genre",
     "cache_folder",
     "clicks",
+    "described",
     "equal",
     "favourite_genre",
     "federation_of",
     "fingerprint",
+    "from_arrays",
+    "from_frame",
     "from_latest",
     "from_wheel",
+    "hold_out",
     "layout_of",
     "leave_one_out",
     "load",
     "of_users",
     "one_per_user",
     "own_rows",
-    "rated_often",
     "read",
+    "read_split",
     "recent",
     "seen_all",
     "split_by_time",

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from fedlab.data.readers import DataError
+from fedlab.core import DataError
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Ratings dealt out to clients: one per user, or K platforms that hold disjoint users.
+"""Interactions dealt out to clients: one per user, or K platforms that hold disjoint users.
 
 A partition is one tensor, `owner` (U,): the client that holds each user. Since users are disjoint,
 a user's vector lives on exactly one client and can stay private.
@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Key, ParameterError, Tree, below, made_with, require
-from fedlab.data.interactions import Ratings
-from fedlab.data.readers import DataError
+from fedlab.core import DataError, Key, ParameterError, Tree, below, made_with, require
+from fedlab.data.interactions import Interactions
 
 
 class Source(Protocol):
@@ -76,7 +75,7 @@ class Federation:
     0); 'ratings' keeps the values as targets. Raises `DataError` for an empty federation or client.
     """
 
-    train: Ratings
+    train: Interactions
     owner: Tensor
     task: str = "clicks"
 

@@ -1,121 +1,210 @@
-"""Interactions as tensors: who rated what, and when.
+"""Interactions as tensors: who met what, and what else there happens to be, say a rating or a time.
 
-`Ratings` is one frozen table. A split is three of them over the same users and items
+`Interactions` is one frozen table. A split is three of them over the same users and items
 (`fedlab.data.split`). Nothing here knows of clients; a `Federation` gives each client its own rows.
 
-Letters: n ratings, U users, I items, G genres.
+Letters: n interactions, U users, I items, G categories.
 
 Source: Harper, Konstan 2015, "The MovieLens datasets: history and context" (the bundled data).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Dataset, register, require
-from fedlab.data.readers import DataError, read_columns
+from fedlab.core import DataError, Dataset, register, require
 
 DATA = Path(__file__).with_name("bundled")
+WITHOUT = {
+    "values": "no ratings; name their column with read(..., rating=...), or train on clicks",
+    "times": "no times; name their column with read(..., time=...)",
+    "titles": "no titles; give a table of items, read(..., items=FILE), with a column of titles",
+    "years": "no years; give a table of items, read(..., items=FILE), with a column of years",
+    "texts": "no texts; give a table of items, read(..., items=FILE), with a column of texts",
+    "categories": "no categories; give a table of items, read(..., items=FILE), with such a column",
+}
+
+
+def _asked(columns: Mapping[str, Any], name: str) -> Any:
+    """A column that may be there; raises `DataError` where it is not."""
+    if name not in columns:
+        raise DataError(f"these data have {WITHOUT[name]}")
+    return columns[name]
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is known of users and items besides the ratings.
+    """The users and items, and what is known of the items.
 
-    user_ids (U,), item_ids (I,): ids as in the source. titles (I,): without the year. years (I,):
-    int, 0 when unknown. genres (I, G): bool. genre_names (G,).
+    user_ids (U,), item_ids (I,): ids as in the source. columns: what there is of `titles` (I,),
+    texts without the year; `years` (I,), int, 0 when unknown; `texts` (I,); `categories` (I, G)
+    bool, and `category_names` (G,). Each is an attribute, too, which raises `DataError` where these
+    data have no such column.
     """
 
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
-    titles: tuple[str, ...]
-    years: Tensor
-    genres: Tensor
-    genre_names: tuple[str, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """(I,) the titles."""
+        found: tuple[str, ...] = _asked(self.columns, "titles")
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(I,) what to call items: titles where there are any, else ids."""
+        return self.titles if "titles" in self.columns else self.item_ids
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """(I,) a longer text for each item."""
+        found: tuple[str, ...] = _asked(self.columns, "texts")
+        return found
+
+    @property
+    def years(self) -> Tensor:
+        """(I,) int, 0 when unknown."""
+        found: Tensor = _asked(self.columns, "years")
+        return found
+
+    @property
+    def categories(self) -> Tensor:
+        """(I, G) bool: which items are of which category."""
+        found: Tensor = _asked(self.columns, "categories")
+        return found
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """(G,) the categories, say genres of films."""
+        _asked(self.columns, "categories")
+        found: tuple[str, ...] = self.columns["category_names"]
+        return found
+
+    def of_items(self, kept: Tensor) -> "Catalogue":
+        """The same users with some of the items, numbers (I',)."""
+        rows, columns = kept.tolist(), dict(self.columns)
+        for name in columns.keys() - {"category_names"}:
+            column = columns[name]
+            columns[name] = (
+                column[kept] if isinstance(column, Tensor) else tuple(column[i] for i in rows)
+            )
+        return replace(self, item_ids=tuple(self.item_ids[i] for i in rows), columns=columns)
+
+    def of_users(self, kept: Tensor) -> "Catalogue":
+        """The same items with some of the users, numbers (U',)."""
+        return replace(self, user_ids=tuple(self.user_ids[u] for u in kept.tolist()))
 
 
 @dataclass(frozen=True)
-class Ratings:
-    """A frozen, checked table with one rating a row, and at most one for each (user, item) pair.
+class Interactions:
+    """A frozen, checked table of who met what, with at most one row for each (user, item) pair.
 
-    users, items (n,): numbers from 0 to U - 1 and I - 1. values (n,): float32 stars, unless
-    standardised. times (n,): int64 seconds since 1970. Raises `DataError` for columns of different
-    lengths, unknown numbers, values that are not finite, and pairs that occur twice.
+    users, items (n,): numbers from 0 to U - 1 and I - 1. columns: what else there is, each (n,):
+    `values`, float32 ratings; `times`, int64 seconds since 1970; both are attributes, too, which
+    raise `DataError` where these data have no such column. notes: how the table was read. Raises
+    `DataError` for columns of different lengths, unknown numbers, values that are not finite, and
+    pairs that occur twice.
 
-    >>> ratings = load()
-    >>> len(ratings), ratings.user_count, ratings.item_count
+    >>> films = load()
+    >>> len(films), films.user_count, films.item_count
     (100004, 671, 9066)
     """
 
     users: Tensor
     items: Tensor
-    values: Tensor
-    times: Tensor
     catalogue: Catalogue
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Check what all later code relies on."""
-        sizes = {len(column) for column in (self.users, self.items, self.values, self.times)}
-        if len(sizes) > 1:
+        columns = {"users": self.users, "items": self.items, **self.columns}
+        if len({len(column) for column in columns.values()}) > 1:
             raise DataError(
-                f"columns users, items, values, times have lengths {sorted(sizes)}; make them equal"
+                f"columns have lengths { {n: len(c) for n, c in columns.items()} }; make them equal"
             )
-        for name, column, count in (
-            ("users", self.users, self.user_count),
-            ("items", self.items, self.item_count),
-        ):
-            bad = ((column < 0) | (column >= count)).nonzero()
-            if len(bad):
+        for name, count in (("users", self.user_count), ("items", self.item_count)):
+            column = columns[name]
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < count:
+                bad = int(((column < 0) | (column >= count)).nonzero()[0])
                 raise DataError(
-                    f"{name}[{int(bad[0])}]={int(column[bad[0]])} is unknown; use 0 to {count - 1}"
+                    f"{name}[{bad}]={int(column[bad])} is unknown; use 0 to {count - 1}"
                 )
-        bad = (~self.values.isfinite()).nonzero()
-        if len(bad):
-            raise DataError(
-                f"values[{int(bad[0])}]={float(self.values[bad[0]])} is not finite; remove the row"
-            )
-        pairs = self.pairs().sort().values
-        twice = (pairs[1:] == pairs[:-1]).nonzero()
+        for name, column in self.columns.items():
+            if column.is_floating_point() and not bool(column.isfinite().all()):
+                bad = int((~column.isfinite()).nonzero()[0])
+                raise DataError(f"{name}[{bad}]={float(column[bad])} is not finite; remove the row")
+        pairs = self.pairs().numpy()
+        if len(pairs) and not bool((pairs[1:] > pairs[:-1]).all()):
+            pairs = np.sort(pairs)
+        twice = (pairs[1:] == pairs[:-1]).nonzero()[0]
         if len(twice):
             user, item = divmod(int(pairs[twice[0]]), self.item_count)
             raise DataError(
-                f"user {user} rated item {item} more than once; keep one rating for each pair"
+                f"user {user} met item {item} more than once; keep one row of each pair"
             )
 
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def values(self) -> Tensor:
+        """(n,) float32 ratings, say stars, unless standardised."""
+        found: Tensor = _asked(self.columns, "values")
+        return found
+
+    @property
+    def times(self) -> Tensor:
+        """(n,) int64 seconds since 1970."""
+        found: Tensor = _asked(self.columns, "times")
+        return found
+
     @cached_property
     def user_count(self) -> int:
-        """U, the users of the catalogue, with or without ratings here."""
+        """U, the users of the catalogue, with or without rows here."""
         return len(self.catalogue.user_ids)
 
     @cached_property
     def item_count(self) -> int:
-        """I, the items of the catalogue, rated here or not."""
+        """I, the items of the catalogue, met here or not."""
         return len(self.catalogue.item_ids)
 
     def pairs(self) -> Tensor:
         """One number for each (user, item) pair (n,): user * I + item."""
         return self.users * self.item_count + self.items
 
-    def take(self, rows: Tensor) -> "Ratings":
-        """The ratings at `rows`: a mask (n,) or row numbers."""
-        return Ratings(
-            self.users[rows], self.items[rows], self.values[rows], self.times[rows], self.catalogue
-        )
+    def take(self, rows: Tensor) -> "Interactions":
+        """The rows of a mask (n,) or of row numbers."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, users=self.users[rows], items=self.items[rows], columns=columns)
+
+    def having(self, **columns: Tensor) -> "Interactions":
+        """The same with some columns (n,) in place of those of these names, or beside them.
+
+        >>> films = load()
+        >>> bool((films.having(values=films.values * 2).values == films.values * 2).all())
+        True
+        """
+        return replace(self, columns={**self.columns, **columns})
 
     def item_counts(self) -> Tensor:
-        """The number of ratings of each item (I,), as floats: its popularity."""
+        """The number of rows of each item (I,), as floats: its popularity."""
         return torch.bincount(self.items, minlength=self.item_count).float()
 
+    def user_counts(self) -> Tensor:
+        """The number of rows of each user (U,)."""
+        return torch.bincount(self.users, minlength=self.user_count)
 
-def load(name: str = "ml-latest-small") -> Ratings:
+
+def load(name: str = "ml-latest-small") -> Interactions:
     """MovieLens ml-latest-small (October 2016), which comes with the package.
 
     It has 100,004 ratings of 9,066 films by 671 users, sorted by user, time and film. Source,
@@ -128,128 +217,79 @@ def load(name: str = "ml-latest-small") -> Ratings:
         name == "ml-latest-small",
         "name",
         name,
-        "only 'ml-latest-small' comes along; use read(folder) for others",
+        "only 'ml-latest-small' comes along; use read(path) for others",
     )
     with np.load(DATA / f"{name}.npz") as file:
         column = {key: file[key] for key in file.files}
-    genre_names = tuple(column["genres"].tobytes().decode().split("\n"))
+    names = tuple(column["genres"].tobytes().decode().split("\n"))
     bits = torch.from_numpy(column["genre_bits"].astype(np.int64))
-    catalogue = Catalogue(
-        user_ids=tuple(map(str, column["user_id"])),
-        item_ids=tuple(map(str, column["item_id"])),
-        titles=tuple(column["titles"].tobytes().decode().split("\n")),
-        years=torch.from_numpy(column["year"].astype(np.int64)),
-        genres=(bits[:, None] >> torch.arange(len(genre_names)) & 1).bool(),
-        genre_names=genre_names,
-    )
+    about = {
+        "titles": tuple(column["titles"].tobytes().decode().split("\n")),
+        "years": torch.from_numpy(column["year"].astype(np.int64)),
+        "categories": (bits[:, None] >> torch.arange(len(names)) & 1).bool(),
+        "category_names": names,
+    }
+    user_ids, item_ids = (tuple(map(str, column[key])) for key in ("user_id", "item_id"))
     users, items, times = (
         torch.from_numpy(column[key].astype(np.int64)) for key in ("user", "item", "time")
     )
-    return Ratings(
-        users, items, torch.from_numpy(column["half_stars"] / np.float32(2)), times, catalogue
+    values = torch.from_numpy(column["half_stars"] / np.float32(2))
+    return Interactions(
+        users, items, Catalogue(user_ids, item_ids, about), {"values": values, "times": times}
     )
 
 
-def read(folder: str | Path) -> Ratings:
-    """Ratings from a folder: MovieLens 100K, 1M or a CSV release, or RecBole's atomic files.
+def at_least(
+    interactions: Interactions, *, users: int = 0, items: int = 0
+) -> tuple[Interactions, Tensor, Tensor]:
+    """Keep users and items with enough interactions: (these, numbers of users, of items kept).
 
-    Users and items without a rating get no row. Ids are sorted as numbers where they are numbers;
-    ratings are sorted by user and time. Ratings of the same second keep the order of the file:
-    since ML-100K numbers its films nearly by popularity, sorting them by number would hold out rare
-    films. Raises `DataError` with file and line at the first bad line.
+    users: how many of each user; items: how many of each item. Both hold for what is left: whoever
+    falls short goes, until nobody does. With 0 all stay, with or without rows. Users (U',) and
+    items (I',) are numbered anew, in their order. Raises `ParameterError` where nothing is left.
 
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "ratings.dat").write_text("1::7::4::978300760")
-    >>> _ = (folder / "movies.dat").write_text("7::Heat (1995)::Action|Crime")
-    >>> read(folder).values
-    tensor([4.])
+    >>> few, users, items = at_least(load(), items=300)
+    >>> few.item_count == len(items), few.user_count == len(users) == 671
+    (True, True)
     """
-    columns = read_columns(folder)
-    at = {item: i for i, item in enumerate(columns["item_id"])}
-    user_ids, item_ids = _ordered(columns["user"]), _ordered(columns["item"])
-    rows = [at[item] for item in item_ids]
-    names = sorted({g for genres in columns["genres"] for g in genres})
-    catalogue = Catalogue(
-        user_ids=user_ids,
-        item_ids=item_ids,
-        titles=tuple(columns["title"][r] for r in rows),
-        years=torch.tensor([columns["year"][r] for r in rows]),
-        genre_names=tuple(names),
-        genres=torch.tensor(
-            [[g in columns["genres"][r] for g in names] for r in rows], dtype=torch.bool
-        ),
-    )
-    users, items = _numbered(columns["user"], user_ids), _numbered(columns["item"], item_ids)
-    ratings = Ratings(
-        users,
-        items,
-        torch.tensor(columns["rating"], dtype=torch.float32),
-        torch.tensor(columns["time"]),
-        catalogue,
-    )
-    return ratings.take(torch.from_numpy(np.lexsort((ratings.times, users))))
-
-
-def _ordered(ids: Sequence[str]) -> tuple[str, ...]:
-    unique = set(ids)
-    return tuple(sorted(unique, key=lambda i: (0, int(i), i) if i.isdecimal() else (1, 0, i)))
-
-
-def _numbered(ids: Sequence[str], order: Sequence[str]) -> Tensor:
-    at = {name: row for row, name in enumerate(order)}
-    return torch.tensor([at[name] for name in ids])
-
-
-def rated_often(ratings: Ratings, least: int) -> tuple[Ratings, Tensor]:
-    """(ratings of the items with `least` or more ratings, the former numbers (I',) of these items).
-
-    The items are numbered anew. Raises `ParameterError` when no item has so many ratings.
-
-    >>> few, numbers = rated_often(load(), 300)
-    >>> few.item_count == len(numbers)
-    True
-    """
-    kept = (ratings.item_counts() >= least).nonzero()[:, 0]
+    for name, least in (("users", users), ("items", items)):
+        whole = isinstance(least, int) and least >= 0
+        require(whole, name, least, "choose a whole number, 0 to keep all")
+    keep_users = torch.ones(interactions.user_count, dtype=torch.bool)
+    keep_items, before = torch.ones(interactions.item_count, dtype=torch.bool), -1
+    while before != (before := int(keep_users.sum()) + int(keep_items.sum())):
+        rows = keep_users[interactions.users] & keep_items[interactions.items]
+        mine, theirs = interactions.users[rows], interactions.items[rows]
+        keep_users &= torch.bincount(mine, minlength=len(keep_users)) >= users
+        keep_items &= torch.bincount(theirs, minlength=len(keep_items)) >= items
+    rows = keep_users[interactions.users] & keep_items[interactions.items]
+    most = int(interactions.user_counts().max()), int(interactions.item_counts().max())
     require(
-        len(kept) > 0,
-        "least",
-        least,
-        f"no item has so many; choose {int(ratings.item_counts().max())} or fewer",
+        bool(rows.any()),
+        "users, items",
+        (users, items),
+        f"nothing is left; the busiest user has {most[0]}, the most popular item {most[1]}",
     )
-    known = ratings.catalogue
-    at = torch.full((ratings.item_count,), -1)
-    at[kept] = torch.arange(len(kept))
-    fewer = replace(
-        known,
-        item_ids=tuple(known.item_ids[i] for i in kept),
-        years=known.years[kept],
-        titles=tuple(known.titles[i] for i in kept),
-        genres=known.genres[kept],
-    )
-    rows = at[ratings.items] >= 0
-    return Ratings(
-        ratings.users[rows],
-        at[ratings.items[rows]],
-        ratings.values[rows],
-        ratings.times[rows],
-        fewer,
-    ), kept
+    return _numbered_anew(interactions, rows, keep_users, keep_items)
 
 
-def of_users(ratings: Ratings, chosen: Tensor) -> Ratings:
-    """The ratings of the chosen users (U,), who are numbered anew."""
-    rows, at = chosen[ratings.users], chosen.cumsum(0) - 1
-    ids = tuple(
-        name for name, mine in zip(ratings.catalogue.user_ids, chosen.tolist(), strict=True) if mine
-    )
-    return Ratings(
-        at[ratings.users[rows]],
-        ratings.items[rows],
-        ratings.values[rows],
-        ratings.times[rows],
-        replace(ratings.catalogue, user_ids=ids),
-    )
+def _numbered_anew(
+    every: Interactions, rows: Tensor, users: Tensor, items: Tensor
+) -> tuple[Interactions, Tensor, Tensor]:
+    """The rows (n,), a mask, with the users (U,) and items (I,) of masks numbered anew."""
+    kept = users.nonzero()[:, 0], items.nonzero()[:, 0]
+    at = users.cumsum(0) - 1, items.cumsum(0) - 1
+    some = every.take(rows)
+    catalogue = every.catalogue.of_users(kept[0]).of_items(kept[1])
+    return replace(
+        some, users=at[0][some.users], items=at[1][some.items], catalogue=catalogue
+    ), *kept
+
+
+def of_users(interactions: Interactions, chosen: Tensor) -> Interactions:
+    """The rows of the chosen users, a mask (U,), who are numbered anew."""
+    items = torch.ones(interactions.item_count, dtype=torch.bool)
+    return _numbered_anew(interactions, chosen[interactions.users], chosen, items)[0]
 
 
 @register
@@ -258,6 +298,6 @@ class LatestSmall(Dataset):
 
     title = "ml-latest-small"
 
-    def load(self) -> Ratings:
+    def load(self) -> Interactions:
         """All its ratings."""
         return load(self.name)

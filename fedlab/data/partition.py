@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Partition, knob, register, require, stream
-from fedlab.data.interactions import Ratings
+from fedlab.data.interactions import Interactions
 
 GROUP = "partition"
 
@@ -27,7 +27,7 @@ def platforms() -> int:
     return count
 
 
-def one_per_user(train: Ratings) -> Tensor:
+def one_per_user(train: Interactions) -> Tensor:
     """The owner (U,) of each user, where every user is a client.
 
     >>> from fedlab.data import load
@@ -37,7 +37,7 @@ def one_per_user(train: Ratings) -> Tensor:
     return torch.arange(train.user_count)
 
 
-def equal(train: Ratings, platforms: int, seed: int = 0) -> Tensor:
+def equal(train: Interactions, platforms: int, seed: int = 0) -> Tensor:
     """The owner (U,) of each user: K platforms of equal size with users drawn at random, as in IID.
 
     platforms: K, from 1 to U, else `ParameterError`.
@@ -53,7 +53,7 @@ def equal(train: Ratings, platforms: int, seed: int = 0) -> Tensor:
     return owner
 
 
-def by_activity(train: Ratings, platforms: int) -> Tensor:
+def by_activity(train: Interactions, platforms: int) -> Tensor:
     """The owner (U,) of each user: K platforms of equal size, users sorted by activity.
 
     platforms: K, from 1 to U, else `ParameterError`.
@@ -67,7 +67,7 @@ def by_activity(train: Ratings, platforms: int) -> Tensor:
     return activity.argsort(stable=True).argsort() * platforms // train.user_count
 
 
-def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) -> Tensor:
+def by_genre(train: Interactions, platforms: int, alpha: float = 0.3, seed: int = 0) -> Tensor:
     """The owner (U,) of each user: K platforms whose users prefer different genres.
 
     The users of each favourite genre are spread over platforms by Dirichlet(alpha). With a small
@@ -94,14 +94,14 @@ def by_genre(train: Ratings, platforms: int, alpha: float = 0.3, seed: int = 0) 
     return owner
 
 
-def favourite_genre(train: Ratings) -> Tensor:
+def favourite_genre(train: Interactions) -> Tensor:
     """The genre (U,) with the largest ratio of a user's share to the share overall.
 
     >>> from fedlab.data import load
     >>> favourite_genre(load()).shape
     torch.Size([671])
     """
-    genres = train.catalogue.genres[train.items].float()
+    genres = train.catalogue.categories[train.items].float()
     watched = 1e-9 + torch.zeros(train.user_count, genres.shape[1]).index_add_(
         0, train.users, genres
     )
@@ -109,7 +109,7 @@ def favourite_genre(train: Ratings) -> Tensor:
     return lift.argmax(1)
 
 
-def _check(train: Ratings, platforms: int) -> None:
+def _check(train: Interactions, platforms: int) -> None:
     fits = isinstance(platforms, int) and 1 <= platforms <= train.user_count
     require(
         fits,
@@ -123,7 +123,7 @@ def _check(train: Ratings, platforms: int) -> None:
 class OnePerUser(Partition):
     """Every user is a client."""
 
-    def owner(self, train: Ratings, seed: int) -> Tensor:
+    def owner(self, train: Interactions, seed: int) -> Tensor:
         """(U,) the client of each user."""
         return one_per_user(train)
 
@@ -134,7 +134,7 @@ class Equal(Partition):
 
     platforms: int = platforms()
 
-    def owner(self, train: Ratings, seed: int) -> Tensor:
+    def owner(self, train: Interactions, seed: int) -> Tensor:
         """(U,) the client of each user."""
         return equal(train, self.platforms, seed)
 
@@ -145,7 +145,7 @@ class ByActivity(Partition):
 
     platforms: int = platforms()
 
-    def owner(self, train: Ratings, seed: int) -> Tensor:
+    def owner(self, train: Interactions, seed: int) -> Tensor:
         """(U,) the client of each user."""
         return by_activity(train, self.platforms)
 
@@ -167,6 +167,6 @@ class ByGenre(Partition):
         group=GROUP,
     )
 
-    def owner(self, train: Ratings, seed: int) -> Tensor:
+    def owner(self, train: Interactions, seed: int) -> Tensor:
         """(U,) the client of each user."""
         return by_genre(train, self.platforms, self.alpha, seed)

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Key, Lookup, Tree, require, stream
+from fedlab.core import DataError, Key, Lookup, Tree, require, stream
 from fedlab.data.federation import Layout, clicks, own_rows, shuffled
-from fedlab.data.readers import DataError
 
 MANY = (
     50_000  # rows; on an H100, 20,000 are drawn a fifth faster on the CPU, 2 million 4 times slower

@@ -6,15 +6,14 @@ Sources: He et al. 2017, "Neural collaborative filtering", section 4.1 (leave-on
 "Collaborative filtering with temporal dynamics" (older ratings weigh less).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import require
-from fedlab.data.interactions import Ratings
-from fedlab.data.readers import DataError
+from fedlab.core import DataError, require, stream
+from fedlab.data.interactions import Interactions
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,17 @@ class Split:
     RMSE times std is in stars.
     """
 
-    train: Ratings
-    validation: Ratings
-    test: Ratings
+    train: Interactions
+    validation: Interactions
+    test: Interactions
     mean: float = 0.0  # subtracted from every value by `standardise`
     std: float = 1.0  # every value was divided by it, so an RMSE times this is in stars
 
 
-def from_latest(ratings: Ratings) -> Tensor:
+def from_latest(ratings: Interactions) -> Tensor:
     """How many ratings (n,) of the same user come later; 0 for the user's last.
 
-    Ratings of the same second are ordered by their rows.
+    Those of the same second are ordered by their rows.
 
     >>> from fedlab.data import load
     >>> from_latest(load().take(torch.arange(4))).tolist()
@@ -48,7 +47,7 @@ def from_latest(ratings: Ratings) -> Tensor:
     return later
 
 
-def strictly_later(ratings: Ratings) -> Tensor:
+def strictly_later(ratings: Interactions) -> Tensor:
     """How many ratings (n,) of the same user have a later time; those of one second count alike.
 
     >>> from fedlab.data import load
@@ -62,7 +61,7 @@ def strictly_later(ratings: Ratings) -> Tensor:
     return ends[ratings.users] - torch.searchsorted(moments.sort().values, moments, right=True)
 
 
-def recent(ratings: Ratings, recency: float) -> Tensor:
+def recent(ratings: Interactions, recency: float) -> Tensor:
     """Weight (n,) of each rating by recency: (1 + ratings strictly later) ** -recency.
 
     recency: 0, which weighs all alike, or more; else `ParameterError`.
@@ -75,31 +74,62 @@ def recent(ratings: Ratings, recency: float) -> Tensor:
     return (1 + strictly_later(ratings).double()).pow(-recency).float()
 
 
-def leave_one_out(ratings: Ratings) -> Split:
-    """Each user's last rating for test, the one before for validation, the others for train.
+def _later(interactions: Interactions, seed: int) -> Tensor:
+    """How many rows (n,) of the same user come later; in a random order where there are no times.
 
-    Raises `DataError` for a user with fewer than three ratings.
+    The order of a file is none that somebody has lived through: it is never taken for one.
+    """
+    if "times" in interactions.columns:
+        return from_latest(interactions)
+    order = torch.randperm(len(interactions), generator=stream(seed, "split"))
+    return from_latest(interactions.having(times=order))
+
+
+def leave_one_out(interactions: Interactions, seed: int = 0) -> Split:
+    """Each user's last row for test, the one before for validation, the others for train.
+
+    Where there are no times, these are random rows of each user; seed: of that draw. Raises
+    `DataError` for a user with fewer than three rows.
 
     >>> from fedlab.data import load
     >>> split = leave_one_out(load())
     >>> len(split.train), len(split.validation), len(split.test)
     (98662, 671, 671)
     """
-    few = (torch.bincount(ratings.users, minlength=ratings.user_count) < 3).nonzero()
+    few = (interactions.user_counts() < 3).nonzero()[:, 0]
     if len(few):
+        name = interactions.catalogue.user_ids[int(few[0])]
         raise DataError(
-            f"user {int(few[0])} has fewer than 3 ratings; leave-one-out needs 3, drop such users "
-            "first"
+            f"user {name!r} and {len(few) - 1} others have fewer than 3 interactions, and "
+            "leave-one-out needs 3; leave such users out with at_least(..., users=3)"
         )
-    later = from_latest(ratings)
-    return Split(ratings.take(later > 1), ratings.take(later == 1), ratings.take(later == 0))
+    later, take = _later(interactions, seed), interactions.take
+    return Split(take(later > 1), take(later == 1), take(later == 0))
 
 
-def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) -> Split:
-    """Each user's latest ratings for test, those before them for validation, the others for train.
+def hold_out(train: Interactions, test: Interactions, seed: int = 0) -> Split:
+    """A split whose test part is given: the last train row of each user goes to validation.
 
-    validation, test: shares of a user's ratings, from 0 to below 1 and together below 1, else
-    `ParameterError`. They are rounded down, so a user with few ratings may have none in a part.
+    A user with a single train row keeps it. Where there are no times it is a random row (seed).
+
+    >>> from fedlab.data import load
+    >>> first = leave_one_out(load())
+    >>> len(hold_out(first.train, first.test).validation)
+    671
+    """
+    last = (_later(train, seed) == 0) & (train.user_counts()[train.users] > 1)
+    return Split(train.take(~last), train.take(last), test)
+
+
+def split_by_time(
+    interactions: Interactions, validation: float = 0.1, test: float = 0.1, seed: int = 0
+) -> Split:
+    """Each user's latest rows for test, those before them for validation, the others for train.
+
+    Where there are no times, these are random rows of each user; seed: of that draw.
+
+    validation, test: shares of a user's rows, from 0 to below 1 and together below 1, else
+    `ParameterError`. They are rounded down, so a user with few rows may have none in a part.
 
     >>> from fedlab.data import load
     >>> split = split_by_time(load())
@@ -111,15 +141,11 @@ def split_by_time(ratings: Ratings, validation: float = 0.1, test: float = 0.1) 
     require(
         validation + test < 1, "validation + test", validation + test, "leave something to train on"
     )
-    later = from_latest(ratings)
-    own = torch.bincount(ratings.users, minlength=ratings.user_count)[ratings.users].double()
+    later, take = _later(interactions, seed), interactions.take
+    own = interactions.user_counts()[interactions.users].double()
     last = (own * test).long()
     held = last + (own * validation).long()
-    return Split(
-        ratings.take(later >= held),
-        ratings.take((later >= last) & (later < held)),
-        ratings.take(later < last),
-    )
+    return Split(take(later >= held), take((later >= last) & (later < held)), take(later < last))
 
 
 def standardise(split: Split) -> Split:
@@ -143,7 +169,7 @@ def standardise(split: Split) -> Split:
         std > 0, "train std", std, "all train ratings are equal; there is nothing to standardise"
     )
     train, validation, test = (
-        replace(part, values=(part.values - mean) / std)
+        part.having(values=(part.values - mean) / std)
         for part in (split.train, split.validation, split.test)
     )
     return Split(train, validation, test, mean * split.std + split.mean, std * split.std)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Score, require, stream
-from fedlab.data import Ratings, recent
+from fedlab.data import Interactions, recent
 from fedlab.models import Factored, factored
 
 
-def clicked(train: Ratings) -> Tensor:
+def clicked(train: Interactions) -> Tensor:
     """X (U, I): 1 where the user rated the item in train, else 0.
 
     >>> from fedlab.data import load
@@ -28,15 +28,15 @@ def clicked(train: Ratings) -> Tensor:
     return table
 
 
-def ease(train: Ratings, strength: float = 300.0, recency: float = 0.0) -> Score:
+def ease(train: Interactions, strength: float = 300.0, recency: float = 0.0) -> Score:
     """EASE: predict each item from all others by ridge regression, and score users by X B.
 
     B = I - P / diag(P) with P = (X'X + strength I)^-1. strength: above 0, else `ParameterError`.
     recency: in the X of the scores, a click weighs as `fedlab.data.recent` says; 0 weighs all
     alike.
 
-    >>> from fedlab.data import load, rated_often
-    >>> few, _ = rated_often(load(), 150)
+    >>> from fedlab.data import at_least, load
+    >>> few, *_ = at_least(load(), items=150)
     >>> score = ease(few)
     >>> score(torch.tensor([0, 0]), torch.tensor([1, 2])).shape
     torch.Size([2])
@@ -53,7 +53,7 @@ def ease(train: Ratings, strength: float = 300.0, recency: float = 0.0) -> Score
 
 
 def ials(
-    train: Ratings,
+    train: Interactions,
     dim: int = 32,
     *,
     w0: float = 0.1,
@@ -66,8 +66,8 @@ def ials(
     The loss is that of `fedlab.algorithms.Implicit`. w0: weight of unobserved pairs, above 0. reg:
     strength of the regularisation, above 0. Raises `ParameterError` for values out of range.
 
-    >>> from fedlab.data import load, rated_often
-    >>> few, _ = rated_often(load(), 150)
+    >>> from fedlab.data import at_least, load
+    >>> few, *_ = at_least(load(), items=150)
     >>> users, items = ials(few, dim=2, epochs=1)
     >>> users.shape == (few.user_count, 2), items.shape == (few.item_count, 2)
     (True, True)

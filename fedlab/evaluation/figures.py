@@ -220,13 +220,13 @@ def genre_lift(federations: Mapping[str, Federation]) -> Figure:
     """What each platform watches: the share of each genre in its ratings over the share overall."""
     with panels(len(federations), 4.6, 3.6) as (figure, axes):
         for axis, (name, data) in zip(axes, federations.items(), strict=True):
-            genres = data.train.catalogue.genres[data.train.items].float()
+            genres = data.train.catalogue.categories[data.train.items].float()
             table = torch.zeros(len(data), genres.shape[1])
             table.index_add_(0, data.owner[data.train.users], genres)
             lift = table / table.sum(1, keepdim=True) / (table.sum(0) / table.sum())
             image = axis.imshow(lift.numpy(), cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
             axis.set_xticks(
-                range(genres.shape[1]), data.train.catalogue.genre_names, rotation=90, fontsize=8
+                range(genres.shape[1]), data.train.catalogue.category_names, rotation=90, fontsize=8
             )
             axis.set_yticks(range(len(data)), [f"{n:,}" for n in data.counts.tolist()], fontsize=8)
             axis.set(title=name, ylabel="platform, by its ratings")

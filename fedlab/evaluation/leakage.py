@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Key, Tree, require
-from fedlab.data import Federation, Ratings, Split, clicks, own_rows
+from fedlab.data import Federation, Interactions, Split, clicks, own_rows
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Leaky(Federation):
     ratings that are not trained on.
     """
 
-    every: Ratings | None = None
+    every: Interactions | None = None
     held: Tensor | None = None
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
@@ -68,11 +68,9 @@ def leaky(split: Split, owner: Tensor) -> Leaky:
         "there is nothing to leak without a test part",
     )
     parts = (split.train, split.validation, split.test)
-    columns = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("users", "items", "values", "times")
-    }
-    held = torch.arange(sum(map(len, parts))) >= len(split.train)
-    return Leaky(
-        split.train, owner, "clicks", Ratings(**columns, catalogue=split.train.catalogue), held
+    users, items = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("users", "items")
     )
+    every = Interactions(users, items, split.train.catalogue)
+    held = torch.arange(sum(map(len, parts))) >= len(split.train)
+    return Leaky(split.train, owner, "clicks", every, held)

@@ -10,13 +10,13 @@ networks", section 2.1 (adaptation from k examples); Chen et al. 2018, "Federate
 fast convergence and efficient communication", section 3 (support and query of a user).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedlab.core import Score, Tree, require, stream
-from fedlab.data import Ratings, of_users
+from fedlab.data import Interactions, of_users
 from fedlab.data.episodes import _place
 from fedlab.evaluation.metrics import rmse
 
@@ -30,9 +30,9 @@ class NewUsers:
     many were given. left_out: how many users had too few ratings.
     """
 
-    train: Ratings
-    given: Ratings
-    query: Ratings
+    train: Interactions
+    given: Interactions
+    query: Interactions
     left_out: int
 
     def first(self, k: int) -> Tree:
@@ -45,8 +45,7 @@ class NewUsers:
         """The same users with the mean of train subtracted from all values, and that mean."""
         mean = float(self.train.values.mean())
         train, given, query = (
-            replace(part, values=part.values - mean)
-            for part in (self.train, self.given, self.query)
+            part.having(values=part.values - mean) for part in (self.train, self.given, self.query)
         )
         return NewUsers(train, given, query, self.left_out), mean
 
@@ -67,7 +66,7 @@ class NewUsers:
         return rmse(score(self.query.users, self.query.items), self.query.values)
 
 
-def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
+def item_means(train: Interactions, strength: float = 5.0) -> Tensor:
     """Mean value (I,) of each item in train, shrunk to 0; give centred values.
 
     strength: how many ratings of 0 each item is imagined to have in addition.
@@ -81,7 +80,7 @@ def item_means(train: Ratings, strength: float = 5.0) -> Tensor:
 
 
 def new_users(
-    ratings: Ratings, fold: int, folds: int = 5, support: int = 20, seed: int = 0
+    ratings: Interactions, fold: int, folds: int = 5, support: int = 20, seed: int = 0
 ) -> NewUsers:
     """Take one of `folds` random parts of the users as new users.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Score, require, stream
-from fedlab.data import Ratings, Split
+from fedlab.data import Interactions, Split
 from fedlab.evaluation.metrics import at_k, rank
 from fedlab.models import Factored
 
@@ -47,7 +47,7 @@ class Candidates:
         return torch.cat(ranks)
 
 
-def seen(parts: Sequence[Ratings], users: Tensor) -> Tensor:
+def seen(parts: Sequence[Interactions], users: Tensor) -> Tensor:
     """A mask (len(users), I), true where the user rated the item in one of the `parts`.
 
     >>> from fedlab.data import load
@@ -192,7 +192,9 @@ def full_ranks(split: Split, score: Score, part: str = "test") -> Tensor:
     return unmet(split, part).ranks(score)
 
 
-def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Ratings, Tensor]:
+def hide_items(
+    ratings: Interactions, share: float = 0.2, seed: int = 0
+) -> tuple[Interactions, Tensor]:
     """Make a random share of the items cold: (ratings of the others, a mask (I,) of the cold).
 
     share: above 0 and below 1, else `ParameterError`.
@@ -208,7 +210,9 @@ def hide_items(ratings: Ratings, share: float = 0.2, seed: int = 0) -> tuple[Rat
     return ratings.take(~cold[ratings.items]), cold
 
 
-def cold_ranking(score: Score, ratings: Ratings, cold: Tensor, k: int = 10) -> dict[str, float]:
+def cold_ranking(
+    score: Score, ratings: Interactions, cold: Tensor, k: int = 10
+) -> dict[str, float]:
     """AUC and NDCG@k of each user's own cold items among all cold items, averaged over users.
 
     ratings: all ratings. cold (I,): true for the hidden items. Only users who have rated some of
@@ -255,7 +259,7 @@ def _cold_figures(scores: Tensor, mine: Tensor, k: int) -> Tensor:
     return torch.stack([auc[:, 0], (won / best).double()])
 
 
-def popularity(train: Ratings) -> Score:
+def popularity(train: Interactions) -> Score:
     """Score every item by its number of train ratings: the baseline that knows nothing of the user.
 
     >>> from fedlab.data import load
@@ -277,10 +281,10 @@ def ranking(score: Score, against: Candidates, k: int = 10) -> dict[str, float]:
     return at_k(against.ranks(score), k)
 
 
-def _held(split: Split, part: str) -> Ratings:
+def _held(split: Split, part: str) -> Interactions:
     """The held-out ratings of a part, after checking that there is one for each user."""
     require(part in ("validation", "test"), "part", part, "choose validation or test")
-    held: Ratings = getattr(split, part)
+    held: Interactions = getattr(split, part)
     require(
         0 < len(held) == len(held.users.unique()),
         "part",

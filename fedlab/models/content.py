@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Tree, require
-from fedlab.data import Catalogue, Ratings
+from fedlab.data import Catalogue, Interactions
 from fedlab.models.model import Model, Product, Pull, check_sizes, drawn, perceptron
 
 
@@ -122,10 +122,10 @@ def item_features(catalogue: Catalogue) -> Tensor:
     torch.Size([9066, 20])
     """
     years = torch.where(catalogue.years > 0, (catalogue.years - 1990) / 20, 0.0)
-    return torch.cat([catalogue.genres.float(), years[:, None]], 1)
+    return torch.cat([catalogue.categories.float(), years[:, None]], 1)
 
 
-def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
+def user_features(train: Interactions, strength: float = 5.0) -> Tensor:
     """Features (U, 2) of users from train: mean rating and log activity, both centred.
 
     The mean rating is given as its distance to the overall mean and shrunk towards it. strength:
@@ -145,7 +145,7 @@ def user_features(train: Ratings, strength: float = 5.0) -> Tensor:
     return torch.stack([above / (counts + strength), (activity - activity.mean()) / 2], 1)
 
 
-def genre_profile(train: Ratings, strength: float = 20.0) -> Tensor:
+def genre_profile(train: Interactions, strength: float = 20.0) -> Tensor:
     """Log of each user's share of a genre (U, G) in train over the share among all ratings.
 
     strength: the average items that each user is imagined to have rated already, above 0, else
@@ -156,21 +156,21 @@ def genre_profile(train: Ratings, strength: float = 20.0) -> Tensor:
     torch.Size([671, 19])
     """
     require(strength > 0, "strength", strength, "choose a positive number of imagined films")
-    genres = train.catalogue.genres[train.items].float()
+    genres = train.catalogue.categories[train.items].float()
     usual = genres.sum(0) / genres.sum() + 1e-6
     watched = torch.zeros(train.user_count, genres.shape[1]).index_add_(0, train.users, genres)
     share = (watched + strength * usual) / (watched.sum(1, keepdim=True) + strength)
     return (share / usual).log()
 
 
-def history(train: Ratings, vectors: Tensor) -> Tensor:
+def history(train: Interactions, vectors: Tensor) -> Tensor:
     """The mean vector (U, E) of each user's train items, less the mean over all train ratings.
 
     vectors (I, E): one for each item, else `ParameterError`. Users without ratings get zeros.
 
     >>> from fedlab.data import load
     >>> train = load()
-    >>> history(train, train.catalogue.genres.float()).shape
+    >>> history(train, train.catalogue.categories.float()).shape
     torch.Size([671, 19])
     """
     require(

@@ -1,7 +1,7 @@
 """The models that an experiment can name, each made for the data at hand."""
 
 from fedlab.core import Recipe, knob, register
-from fedlab.data import Ratings
+from fedlab.data import Interactions
 from fedlab.models.content import (
     content,
     genre_profile,
@@ -34,7 +34,7 @@ class MatrixFactorisation(Recipe):
 
     dim: int = dim()
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         return matrix_factorisation(train.user_count, train.item_count, self.dim, task=task)
 
@@ -45,7 +45,7 @@ class Interaction(Recipe):
 
     dim: int = dim()
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         return interaction(train.user_count, train.item_count, self.dim, task=task)
 
@@ -56,16 +56,18 @@ class Content(Recipe):
 
     dim: int = dim()
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
-        return content(train.catalogue.genres.float(), genre_profile(train), self.dim, task=task)
+        return content(
+            train.catalogue.categories.float(), genre_profile(train), self.dim, task=task
+        )
 
 
 @register
 class Linear(Recipe):
     """A linear regression on what is known of items and users."""
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         return linear(item_features(train.catalogue), user_features(train), task=task)
 
@@ -76,7 +78,7 @@ class UserFactors(Recipe):
 
     dim: int = dim()
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         return user_factor_model(
             train.item_count, self.dim, item_features(train.catalogue), task=task

@@ -30,7 +30,7 @@ from fedlab.core import (
     register,
     require,
 )
-from fedlab.data import Ratings, Source, recent
+from fedlab.data import Interactions, Source, recent
 from fedlab.evaluation import dot
 from fedlab.models import Model
 
@@ -123,7 +123,7 @@ class PairCounts(Local):
 class Popularity(Recipe):
     """A number for each item, the same for all users: the model of item counts."""
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         return item_counts(train.item_count)
 
@@ -132,9 +132,9 @@ class Popularity(Recipe):
 class GenrePairs(Recipe):
     """How genres go together: the model of pair counts."""
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
-        return pair_counts(torch.nn.functional.normalize(train.catalogue.genres.float()))
+        return pair_counts(torch.nn.functional.normalize(train.catalogue.categories.float()))
 
     def score(self, model: Model, data: Any, params: Tree) -> Score:
         """Predict by what goes together with a user's own items."""
@@ -199,7 +199,7 @@ def together(noisy: Tensor, basis: Tensor, popularity: Tensor, noise: float) -> 
 
 
 def own_taste(
-    train: Ratings, likeness: Sequence[tuple[float, Tensor]], recency: float = 1.0
+    train: Interactions, likeness: Sequence[tuple[float, Tensor]], recency: float = 1.0
 ) -> Tensor:
     """How alike (U, I) each item is to a user's own last ones.
 

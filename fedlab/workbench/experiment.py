@@ -44,9 +44,10 @@ from fedlab.core import (
 )
 from fedlab.data import (
     Federation,
-    Ratings,
+    Interactions,
     Source,
     Split,
+    at_least,
     leave_one_out,
     read,
     split_by_time,
@@ -359,18 +360,24 @@ def better() -> dict[str, str]:
 
 
 @lru_cache(maxsize=2)
-def _ratings(part: type | None, name: str, own: Settings) -> Ratings:
+def _ratings(part: type | None, name: str, own: Settings) -> Interactions:
     if part is None:
         return read(name)
     found = turned(cast(type[Dataset], part)(), own).load()
-    require(isinstance(found, Ratings), "data", name, "its `load` gives no Ratings")
+    require(isinstance(found, Interactions), "data", name, "its `load` gives no Interactions")
     return found
 
 
 @lru_cache(maxsize=2)
 def _split(part: type | None, name: str, own: Settings, task: str) -> Split:
-    ratings = _ratings(part, name, own)
-    return leave_one_out(ratings) if task == "clicks" else standardise(split_by_time(ratings))
+    every = _ratings(part, name, own)
+    if task == "ratings":
+        return standardise(split_by_time(every))
+    short = int((every.user_counts() < 3).sum())
+    if short and part is None:
+        said = f"{short:,} users with fewer than 3 interactions are left out"
+        every = replace(at_least(every, users=3)[0], notes=(*every.notes, said))
+    return leave_one_out(every)
 
 
 @lru_cache(maxsize=2)

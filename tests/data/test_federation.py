@@ -144,7 +144,7 @@ def test_the_fingerprint_covers_all_that_is_trained_on(split):
     values[7] += 0.5
     items[[3, 4]] = items[[4, 3]]
     others = [
-        Federation(replace(train, values=values), owner, "ratings"),
+        Federation(train.having(values=values), owner, "ratings"),
         Federation(replace(train, items=items), owner, "ratings"),
         Federation(train, owner.flip(0), "ratings"),
         Federation(train, owner),

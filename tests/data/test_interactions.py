@@ -14,9 +14,9 @@ from fedlab.core import ParameterError
 from fedlab.data import (
     DATA,
     DataError,
+    at_least,
     leave_one_out,
     load,
-    rated_often,
     recent,
     split_by_time,
     standardise,
@@ -35,7 +35,7 @@ def test_ml_latest_small_is_whole(ratings):
     named = [
         n
         for n, on in zip(
-            ratings.catalogue.genre_names, ratings.catalogue.genres[toy_story], strict=True
+            ratings.catalogue.category_names, ratings.catalogue.categories[toy_story], strict=True
         )
         if on
     ]
@@ -74,14 +74,28 @@ def test_leave_one_out_by_hand():
 
 
 def test_items_with_few_ratings_go_and_the_rest_is_numbered_anew():
-    few, kept = rated_often(tiny([0, 1, 0, 1, 0], [3, 3, 1, 2, 2], values=[5, 4, 3, 2, 1]), 2)
+    every = tiny([0, 1, 0, 1, 0], [3, 3, 1, 2, 2], values=[5, 4, 3, 2, 1])
+    few, users, kept = at_least(every, items=2)
+    assert users.tolist() == [0, 1]
     assert kept.tolist() == [2, 3]
     assert few.catalogue.titles == ("Film 2", "Film 3")
     assert few.users.tolist() == [0, 1, 1, 0]
     assert few.items.tolist() == [1, 1, 0, 0]
     assert few.values.tolist() == [5, 4, 2, 1]
-    with pytest.raises(ParameterError, match="least=3: no item has so many"):
-        rated_often(few, 3)
+    with pytest.raises(ParameterError, match="nothing is left; the busiest user has 2, the most"):
+        at_least(few, items=3)
+    with pytest.raises(ParameterError, match="users=-1: choose a whole number"):
+        at_least(few, users=-1)
+
+
+def test_users_and_items_with_few_rows_go_until_nobody_falls_short():
+    """User 2 goes for having one row, so item 2 has but one, goes too, and takes user 1 along."""
+    every = tiny([0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 3, 0, 2, 2, 0, 1])
+    few, users, items = at_least(every, users=2, items=2)
+    assert users.tolist() == [0, 3]
+    assert items.tolist() == [0, 1]
+    assert few.catalogue.user_ids == ("u0", "u3")
+    assert (few.users.tolist(), few.items.tolist()) == ([0, 0, 1, 1], [0, 1, 0, 1])
 
 
 def test_what_came_last_weighs_most_and_the_same_second_alike():
@@ -124,7 +138,7 @@ def test_standardise_learns_from_train_alone(ratings):
         (([0, 0], [0, 9], None, None, 2, 2), r"items\[1\]=9 is unknown"),
         (([0, 0], [0, -1], None, None, 2, 2), r"items\[1\]=-1 is unknown"),
         (([0, 0], [0, 1], [1.0, float("nan")]), r"values\[1\]=nan is not finite"),
-        (([0, 1, 0], [1, 0, 1]), "user 0 rated item 1 more than once"),
+        (([0, 1, 0], [1, 0, 1]), "user 0 met item 1 more than once"),
     ],
 )
 def test_bad_columns_are_named(columns, message):
@@ -139,5 +153,5 @@ def test_bad_shares_and_names_are_refused(ratings):
         split_by_time(ratings, 0.5, 0.5)
     with pytest.raises(ParameterError, match="name='ml-1m'"):
         load("ml-1m")
-    with pytest.raises(DataError, match="user 0 has fewer than 3 ratings"):
+    with pytest.raises(DataError, match="user 'u0' and 0 others have fewer than 3 interactions"):
         leave_one_out(tiny([0, 0], [0, 1]))

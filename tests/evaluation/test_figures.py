@@ -67,7 +67,7 @@ def test_intervals_reach_from_low_to_high():
 def test_tastes_show_platforms_over_the_average(split):
     figure = figures.genre_lift({"random": Federation(split.train, equal(split.train, 3))})
     image = figure.axes[0].images[0].get_array()
-    assert image.shape == (3, len(split.train.catalogue.genre_names))
+    assert image.shape == (3, len(split.train.catalogue.category_names))
     assert abs(float(image.mean()) - 1) < 0.2
 
 

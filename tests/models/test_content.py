@@ -8,7 +8,7 @@ from fedlab.models import content, genre_profile
 
 
 def test_content_predicts_from_shared_parameters_only(split, clicks):
-    genres = split.train.catalogue.genres.float()
+    genres = split.train.catalogue.categories.float()
     profile = genre_profile(split.train)
     assert profile.shape == (671, genres.shape[1])
     model = content(genres, profile, hidden=8)

@@ -9,7 +9,7 @@ import torch
 from conftest import read_once, tiny
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from fedlab.core import ParameterError
+from fedlab.core import DataError, ParameterError
 from fedlab.models.text import (
     MINILM,
     SHIPPED,
@@ -46,12 +46,13 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_text_has_title_year_and_genres():
-    catalogue = replace(
-        tiny([0, 0], [0, 1]).catalogue,
-        titles=("Usual Suspects, The", "Alien"),
-        years=torch.tensor([1995, 0]),
-        genres=torch.tensor([[True, True], [False, False]]),
-    )
+    known = tiny([0, 0], [0, 1]).catalogue
+    columns = {
+        "titles": ("Usual Suspects, The", "Alien"),
+        "years": torch.tensor([1995, 0]),
+        "categories": torch.tensor([[True, True], [False, False]]),
+    }
+    catalogue = replace(known, columns={**known.columns, **columns})
     assert item_texts(catalogue) == [
         "The Usual Suspects (1995). Comedy, Drama",
         "Alien (year unknown). ",
@@ -62,6 +63,14 @@ def test_a_text_has_title_year_and_genres():
     ]
     with pytest.raises(ParameterError, match=r"template='\{plot\}': unknown field 'plot'"):
         item_texts(catalogue, "{plot}")
+
+
+def test_a_text_of_an_item_of_which_only_the_title_is_known():
+    known = tiny([0, 0], [0, 1]).catalogue
+    bare = replace(known, columns={"titles": known.titles})
+    assert item_texts(bare) == ["Film 0 (year unknown). ", "Film 1 (year unknown). "]
+    with pytest.raises(DataError, match="these data have no titles; give a table of items"):
+        item_texts(replace(known, columns={}))
 
 
 def test_tfidf_is_that_of_scikit_learn(ratings):

@@ -28,11 +28,12 @@ def test_cold_rows_are_kernel_ridge_and_warm_ones_leave_themselves_out():
 
 
 def test_a_kernel_by_hand():
-    catalogue = replace(
-        tiny([0] * 3, [0, 1, 2]).catalogue,
-        years=torch.tensor([1990, 1992, 0]),
-        genres=torch.tensor([[True, False], [True, True], [False, False]]),
-    )
+    known = tiny([0] * 3, [0, 1, 2]).catalogue
+    columns = {
+        "years": torch.tensor([1990, 1992, 0]),
+        "categories": torch.tensor([[True, False], [True, True], [False, False]]),
+    }
+    catalogue = replace(known, columns={**known.columns, **columns})
     x = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
     unit = x / x.norm(dim=1, keepdim=True)
     unit = unit - unit.mean(0)

@@ -3,12 +3,14 @@
 import torch
 
 from fedlab import Clip, Federation, GaussianNoise, Settings, federate
-from fedlab.data import leave_one_out, load, one_per_user, rated_often
+from fedlab.data import at_least, leave_one_out, load, one_per_user
 from fedlab.privacy import ItemCounts, item_counts
 
 
 def test_updates_of_a_thousand_equal_rows_that_were_clipped_come_through():
-    train = leave_one_out(rated_often(load(), 5)[0]).train  # one user watched 1446 of these films
+    train = leave_one_out(
+        at_least(load(), items=5)[0]
+    ).train  # one user watched 1446 of these films
     data = Federation(train, one_per_user(train))
     settings = Settings(
         rounds=1,

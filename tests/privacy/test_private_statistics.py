@@ -6,7 +6,7 @@ from conftest import tiny
 
 from fedlab.algorithms import federate
 from fedlab.core import ParameterError, Settings
-from fedlab.data import Federation, leave_one_out, one_per_user, rated_often
+from fedlab.data import Federation, at_least, leave_one_out, one_per_user
 from fedlab.evaluation import candidates, popularity, ranking
 from fedlab.models.text import item_texts, text_kernel, vectors
 from fedlab.privacy import (
@@ -140,7 +140,7 @@ def test_taste_weighs_the_last_films_most():
 
 
 def test_noise_that_proves_two_leaves_more_than_popularity(ratings):
-    split = leave_one_out(rated_often(ratings, 20)[0])
+    split = leave_one_out(at_least(ratings, items=20)[0])
     data, test = Federation(split.train, one_per_user(split.train)), candidates(split)
     text = text_kernel(vectors(item_texts(split.train.catalogue), progress=False), 0.35)
     noisy = everybody(item_counts(len(text)), data, ItemCounts(), 1.735).params["count"]

@@ -215,7 +215,7 @@ def test_knobs_that_count_from_the_next_round_do():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "/nowhere"}, "is not a folder"),
+        ({"data": "/nowhere"}, "no such file or folder"),
         ({"device": "cudo"}, "device='cudo'"),
         ({"clip": 0.5}, "clip=0.5: nothing in this run reads it; clip would; leave it as it was"),
         (
@@ -540,7 +540,7 @@ def test_wrong_words_are_explained_in_a_line(words, message, tmp_path, capsys, m
 
 def test_a_run_that_fails_is_kept_as_failed(tmp_path, capsys):
     assert main(["run", "--set", "data=/nowhere", "--folder", str(tmp_path)]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "no such file or folder" in capsys.readouterr().err
     (file,) = tmp_path.glob("*/log.jsonl")
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "failed"
 
@@ -553,3 +553,22 @@ def test_lora_reads_with_the_language_model_that_is_asked_for():
     assert adapters == {(1, 4, 16)}  # rank 4, beside layers of width 16
     with pytest.raises(ParameterError, match=r"model='/no/such/folder': not to be had"):
         _ = Experiment(asked.replace(reader="/no/such/folder")).model
+
+
+def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
+    rows = [(user, (user * 7 + k * k) % 40) for user in range(30) for k in range(6)]
+    clicks = "".join(f"{user},{item}\n" for user, item in [*set(rows), (99, 1)])
+    (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks)
+    settings = {
+        "data": str(tmp_path / "shop.csv"),
+        "rounds": 2,
+        "cohort": 10,
+        "dim": 4,
+        "against": 20,
+    }
+    *_, done = stream(lambda: settings)
+    assert done.number == 2
+    assert 0 <= done.metrics["hr@10"] <= 1
+    split = Experiment(Settings(**settings)).split
+    assert split.train.user_count == 30
+    assert "1 users with fewer than 3 interactions are left out" in split.train.notes

@@ -317,7 +317,7 @@ def test_a_changed_rating_changes_the_fingerprint(trained):
     split = trained()[0].split
     values = split.test.values.clone()
     values[0] += 0.5
-    other = replace(split, test=replace(split.test, values=values))
+    other = replace(split, test=split.test.having(values=values))
     assert data_fingerprint(other) != data_fingerprint(split)
 
 

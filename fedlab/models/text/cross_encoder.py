@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlab.core import Tree, require, stream
-from fedlab.data import Ratings
+from fedlab.data import Interactions
 from fedlab.models.text.backbone import PAD, Backbone, mean_state, tokens
 from fedlab.models.text.encoder import Encoder
 
@@ -43,12 +43,12 @@ class CrossEncoder(nn.Module):
 
 
 def make_pairs(
-    train: Ratings,
+    train: Interactions,
     texts: Sequence[str],
     encoder: Encoder,
     count: int,
     *,
-    asked: Ratings | None = None,
+    asked: Interactions | None = None,
     liked: float = 4.0,
     history: int = 4,
     length: int = 48,

@@ -58,19 +58,19 @@ def item_texts(catalogue: Catalogue, template: str = "{title} ({year}). {genres}
         raise ParameterError(
             f"template={template!r}: unknown field {error}; use title, year, genres"
         ) from error
-    names = [
-        [g for g, on in zip(catalogue.genre_names, row, strict=True) if on]
-        for row in catalogue.genres.tolist()
-    ]
+    count, known = len(catalogue.item_ids), catalogue.columns
+    years = catalogue.years.tolist() if "years" in known else [0] * count
+    names = [list[str]() for _ in range(count)]
+    if "categories" in known:
+        for item, category in catalogue.categories.nonzero().tolist():
+            names[item].append(catalogue.category_names[category])
     return [
         template.format(
             title=ARTICLE.sub(r"\2 \1", title),
             year=year or "year unknown",
             genres=", ".join(genres),
         )
-        for title, year, genres in zip(
-            catalogue.titles, catalogue.years.tolist(), names, strict=True
-        )
+        for title, year, genres in zip(catalogue.titles, years, names, strict=True)
     ]
 
 

@@ -62,7 +62,7 @@ def item_kernel(
 
 def genre_kernel(catalogue: Catalogue) -> Tensor:
     """Similarity (I, I) by the cosine of genres: 1 for the same, exp(-2) for none in common."""
-    named = torch.nn.functional.normalize(catalogue.genres.float())
+    named = torch.nn.functional.normalize(catalogue.categories.float())
     return (named @ named.T).sub_(1).mul_(2).exp_()
 
 

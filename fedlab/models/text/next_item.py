@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from fedlab.core import Key, Lookup, Score, Tree, below, require, to
-from fedlab.data import Federation, Ratings, from_latest
+from fedlab.data import Federation, Interactions, from_latest
 from fedlab.models import Model
 
 
-def histories(train: Ratings, length: int) -> Tensor:
+def histories(train: Interactions, length: int) -> Tensor:
     """The items (n, T) that the same user rated before each rating, the latest one last.
 
     length: T, from 1 to 1000, else `ParameterError`. Shorter histories are filled at the front with
@@ -49,7 +49,7 @@ def histories(train: Ratings, length: int) -> Tensor:
     return found
 
 
-def last_films(train: Ratings, length: int) -> Tensor:
+def last_films(train: Interactions, length: int) -> Tensor:
     """The latest items (U, T) of each user, filled like `histories`: where a recommendation starts.
 
     >>> from fedlab.data import load
@@ -64,7 +64,7 @@ def last_films(train: Ratings, length: int) -> Tensor:
     return found
 
 
-def _timeline(train: Ratings) -> tuple[Tensor, Tensor]:
+def _timeline(train: Interactions) -> tuple[Tensor, Tensor]:
     """Two (n,): how many earlier ratings the user has, and the rows ordered by user and time."""
     counts = torch.bincount(train.users, minlength=train.user_count)
     place = counts[train.users] - 1 - from_latest(train)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlab.core import Recipe, Score, Tree, knob, register, require
-from fedlab.data import Federation, ItemQueries, Ratings
+from fedlab.data import Federation, Interactions, ItemQueries
 from fedlab.models.content import content, history
 from fedlab.models.lora import adapted
 from fedlab.models.model import Model, hybrid
@@ -40,7 +40,7 @@ class TextContent(Recipe):
 
     dim: int = dim()
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         known = principal_components(_read(train), 2 * self.dim)
         return replace(content(known, history(train, known), self.dim, task=task), name=self.name)
@@ -52,7 +52,7 @@ class Hybrid(Recipe):
 
     dim: int = dim()
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         known = principal_components(_read(train), 2 * self.dim)
         return hybrid(train.user_count, known, self.dim, task=task)
@@ -75,7 +75,7 @@ class NextItem(Recipe):
         group=GROUP,
     )
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         _check_clicks(self, task)
         known = _read(train)
@@ -157,7 +157,7 @@ class Lora(Recipe):
         group=GROUP,
     )
 
-    def build(self, train: Ratings, task: str) -> Model:
+    def build(self, train: Interactions, task: str) -> Model:
         """The model for these train ratings."""
         _check_clicks(self, task)
         texts = item_texts(train.catalogue, "{title} ({year})")
@@ -190,7 +190,7 @@ class Lora(Recipe):
         return tower.scores()
 
 
-def _read(train: Ratings) -> Tensor:
+def _read(train: Interactions) -> Tensor:
     """The vectors (I, E) that MiniLM makes of the items' texts."""
     return vectors(item_texts(train.catalogue), progress=False)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlab.core import require
-from fedlab.data import Ratings
+from fedlab.data import Interactions
 from fedlab.models.factored import Factored, factored
 from fedlab.models.text.backbone import PAD, Backbone, depth, mean_state, tokens
 from fedlab.models.text.encoder import Encoder
@@ -162,7 +162,7 @@ class TwoTower(nn.Module):
     def __init__(
         self,
         text: TextEncoder,
-        train: Ratings,
+        train: Interactions,
         vectors: Tensor,
         *,
         head: str = "dense",

@@ -171,8 +171,9 @@ def data_fingerprint(split: Split) -> str:
     for ids in (split.train.catalogue.user_ids, split.train.catalogue.item_ids):
         found.update("\n".join(ids).encode() + b"\0")
     for part in (split.train, split.validation, split.test):
-        for column in (part.users, part.items, part.values, part.times):
-            found.update(str(len(column)).encode() + b"\0" + column.contiguous().numpy().tobytes())
+        for name, column in {"users": part.users, "items": part.items, **part.columns}.items():
+            found.update(f"{name} {len(column)}".encode() + b"\0")
+            found.update(column.contiguous().numpy().tobytes())
     return f"sha256:{found.hexdigest()}"
 
 

@@ -1,0 +1,255 @@
+"""The door for data: files, frames and arrays in, `Interactions` or a `Split` out.
+
+Letters: n rows, U users, I items.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from fedlab.core import DataError
+from fedlab.data.files.layouts import ITEM_ROLES, ROLES, Asked, files_in, interactions_in, items_in
+from fedlab.data.files.layouts import roles_of as find_roles
+from fedlab.data.files.table import Known, joined, known_of, table_of
+from fedlab.data.files.text import of_frame
+from fedlab.data.interactions import Interactions
+from fedlab.data.split import Split, hold_out
+
+Column = str | int | bool | None
+
+
+def read(
+    path: str | Path,
+    *,
+    user: Column = None,
+    item: Column = None,
+    rating: Column = None,
+    time: Column = None,
+    items: str | Path | None = None,
+    item_columns: Mapping[str, Column] | None = None,
+    separator: str | None = None,
+    header: bool | None = None,
+    encoding: str | None = None,
+    time_format: str | None = None,
+    duplicates: str = "last",
+) -> Interactions:
+    r"""Interactions from a file, or from a folder with a file of them and one of items.
+
+    Found out by themselves: how a file is packed (gzip, bzip2, xz) and written (UTF-8, UTF-16,
+    Latin-1); what stands between fields; whether there is a header; and which column is what, by
+    its name or, without a header, by its place: user, item, rating, time. So MovieLens' releases
+    are read, RecBole's atomic files, lists of items with one line a user, and parquet.
+
+    user, item, rating, time: the name of the column, or its place from 0; False for none of it.
+    items: a file of items with any of the columns title, year, categories, text; item_columns: role
+    -> column, where its header says otherwise. separator, header, encoding: of the file of
+    interactions. time_format: of dates that ISO 8601 would write otherwise, as strftime has it.
+    duplicates: which row counts for a pair of user and item that comes again: 'last', 'first', or
+    the 'mean' or 'sum' of their ratings.
+
+    Users and items are sorted by id, rows by user and time, or as in the file where there are no
+    times. Items of the file of items that nobody met stay in the catalogue: leaving them out would
+    tell which are met. `Interactions.notes` says what was found. Raises `DataError` with file and
+    line at the first bad row.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "shop.csv"
+    >>> _ = file.write_text("customer,sku,stars\nann,tea,5\nbob,tea,4\nbob,cup,3\n")
+    >>> shop = read(file)
+    >>> shop.catalogue.user_ids, shop.values.tolist()
+    (('ann', 'bob'), [5.0, 4.0, 3.0])
+    """
+    asked = Asked(
+        _given(user=user, item=item, rating=rating, time=time), separator, header, encoding
+    )
+    file, beside = files_in(Path(path))
+    found, roles = interactions_in(file, asked)
+    roles = _without(roles, rating=rating, time=time)
+    known = _known(Path(items) if items is not None else beside, item_columns or {})
+    how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
+    return joined(table_of((found, roles)), known, **how)[0]
+
+
+def read_split(
+    train: str | Path,
+    test: str | Path,
+    validation: str | Path | None = None,
+    *,
+    user: Column = None,
+    item: Column = None,
+    rating: Column = None,
+    time: Column = None,
+    items: str | Path | None = None,
+    item_columns: Mapping[str, Column] | None = None,
+    separator: str | None = None,
+    header: bool | None = None,
+    encoding: str | None = None,
+    time_format: str | None = None,
+    duplicates: str = "last",
+    seed: int = 0,
+) -> Split:
+    """A split that comes as files, such as u1.base and u1.test, over the same users and items.
+
+    Without a file for validation, the last train row of each user who has two or more is held out
+    for it, a random one (seed) where there are no times. The other arguments are those of `read`.
+    Raises `DataError` for a pair of user and item in two of the files.
+    """
+    asked = Asked(
+        _given(user=user, item=item, rating=rating, time=time), separator, header, encoding
+    )
+    files, sheets, kinds = (train, validation, test), [], []
+    for kind, path in enumerate(files):
+        if path is not None:
+            found, roles = interactions_in(files_in(Path(path))[0], asked)
+            sheets.append((found, _without(roles, rating=rating, time=time)))
+            kinds.append(kind)
+    table = table_of(*sheets)
+    part = np.repeat(kinds, table.rows)
+    known = _known(Path(items) if items is not None else None, item_columns or {})
+    how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
+    every, rows = joined(table, known, part=part, **how)
+    which = torch.from_numpy(part[rows])
+    fit, choose, report = (every.take(which == kind) for kind in range(3))
+    return hold_out(fit, report, seed) if validation is None else Split(fit, choose, report)
+
+
+def from_frame(
+    frame: Any,
+    *,
+    user: str | None = None,
+    item: str | None = None,
+    rating: Column = None,
+    time: Column = None,
+    items: Any = None,
+    item_columns: Mapping[str, Column] | None = None,
+    time_format: str | None = None,
+    duplicates: str = "last",
+) -> Interactions:
+    """Interactions from a frame of pandas or polars; items: a frame of items. See `read`.
+
+    >>> clicks = pl.DataFrame({"who": ["a", "b"], "what": [7, 7]})
+    >>> from_frame(clicks, user="who", item="what").item_count
+    1
+    """
+    found = of_frame(_frame(frame), "the frame")
+    asked = _given(user=user, item=item, rating=rating, time=time)
+    roles = _without(find_roles(found, asked, ROLES, ("user", "item")), rating=rating, time=time)
+    known = None
+    if items is not None:
+        table = of_frame(_frame(items), "the frame of items")
+        known = known_of(
+            table, find_roles(table, _given(**(item_columns or {})), ITEM_ROLES, ("item",))
+        )
+    how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
+    return joined(table_of((found, roles)), known, **how)[0]
+
+
+def from_arrays(
+    users: Sequence[Any] | np.ndarray | torch.Tensor,
+    items: Sequence[Any] | np.ndarray | torch.Tensor,
+    ratings: Sequence[float] | np.ndarray | torch.Tensor | None = None,
+    times: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
+    *,
+    duplicates: str = "last",
+) -> Interactions:
+    """Interactions from columns (n,): ids of users and items, ratings, times; see `read`.
+
+    >>> from_arrays(["ann", "bob", "bob"], [3, 3, 5]).catalogue.item_ids
+    ('3', '5')
+    """
+    given = {"user": users, "item": items, "rating": ratings, "time": times}
+    columns = {
+        name: column.numpy() if isinstance(column, torch.Tensor) else np.asarray(column)
+        for name, column in given.items()
+        if column is not None
+    }
+    sizes = {name: column.shape for name, column in columns.items()}
+    if len(set(sizes.values())) > 1 or len(columns["user"].shape) != 1:
+        raise DataError(f"columns of shapes {sizes}; give as many of each, (n,)")
+    return from_frame(pl.DataFrame(columns, strict=False), duplicates=duplicates)
+
+
+def _given(**columns: Column) -> dict[str, str | int]:
+    """The columns that are named."""
+    return {role: name for role, name in columns.items() if name is not None and name is not False}
+
+
+def _without(roles: dict[str, str], **columns: Column) -> dict[str, str]:
+    """The roles but for those that are asked to be left out."""
+    return {role: name for role, name in roles.items() if columns.get(role) is not False}
+
+
+def _known(path: Path | None, columns: Mapping[str, Column]) -> Known | None:
+    """What a file of items says."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise DataError(f"items={str(path)!r}: no such file; check the path")
+    return known_of(*items_in(path, Asked(_given(**columns))))
+
+
+def _frame(frame: Any) -> pl.DataFrame:
+    """A frame of pandas or polars as one of polars."""
+    if isinstance(frame, pl.DataFrame):
+        found = frame
+    elif hasattr(frame, "columns") and hasattr(frame, "__getitem__"):
+        found = pl.DataFrame(
+            {str(name): _column(np.asarray(frame[name])) for name in frame.columns}, strict=False
+        )
+    else:
+        raise DataError(f"frame={type(frame).__name__}: give a frame of pandas or polars")
+    if not len(found):
+        raise DataError("the frame is empty; it must hold at least one row")
+    return found
+
+
+def _column(values: np.ndarray) -> np.ndarray | list[Any]:
+    """A column, with None in place of what pandas has for nothing."""
+    if values.dtype != object:
+        return values
+    held = values.tolist()
+    return [
+        None if each is None or str(each) in ("nan", "<NA>", "NaT") else str(each) for each in held
+    ]
+
+
+def described(interactions: Interactions) -> str:
+    """What there is, and what was found when it was read: some lines.
+
+    >>> from fedlab.data import load
+    >>> print(described(load()).splitlines()[0])
+    100,004 interactions of 671 users with 9,066 items (1.64 % of all pairs)
+    """
+    n, users, items = len(interactions), interactions.user_count, interactions.item_count
+    each, popular = interactions.user_counts(), interactions.item_counts()
+    lines = [
+        f"{n:,} interactions of {users:,} users with {items:,} items "
+        f"({100 * n / (users * items):.2f} % of all pairs)",
+        f"of a user {int(each.min()):,} to {int(each.max()):,}, half have {int(each.median()):,} "
+        f"or fewer; {int((each < 3).sum()):,} have fewer than 3",
+        f"of an item up to {int(popular.max()):,}; {int((popular == 0).sum()):,} have none",
+    ]
+    if "values" in interactions.columns:
+        values = interactions.values
+        lines.append(
+            f"ratings from {values.min():g} to {values.max():g}, {values.mean():.2f} on average"
+        )
+    else:
+        lines.append("no ratings")
+    if "times" in interactions.columns:
+        ends = (int(interactions.times.min()), int(interactions.times.max()))
+        first, last = (np.datetime64(end, "s").astype("datetime64[D]") for end in ends)
+        lines.append(f"from {first} to {last}")
+    else:
+        lines.append("no times: what is held out is drawn at random")
+    known = [
+        name
+        for name in ("titles", "years", "categories", "texts")
+        if name in interactions.catalogue.columns
+    ]
+    lines.append(f"of items: {', '.join(known)}" if known else "of items nothing but their ids")
+    return "\n".join([*lines, *interactions.notes])
