@@ -102,7 +102,7 @@ def context(model, data, *, local=None, params=None, number=1, **turned):
     local, settings = local or SGD(), Settings(**turned)
     before = Round(number - 1, settings, model.init(settings.seed) if params is None else params)
     found = RoundContext(model, data, settings, before, before.params, {}, settings.seed)
-    found.work = lambda cohort: local.work(found, cohort)
+    found.local = local
     found.asked = local.asks(found)
     return found
 

@@ -401,9 +401,9 @@ def _context(pipe: Pipeline, model: Model, data: Source, before: Round) -> Round
         state,
         pipe.run.seed,
         pipe.facts,
+        local=pipe.local,
         private=pipe.spending is not None,
     )
-    context.work = lambda cohort: pipe.local.work(context, cohort)
     context.params = pipe.participation.welcome(context)
     pipe.local.check(context)
     context.asked = pipe.local.asks(context)

@@ -12,7 +12,7 @@ What a part remembers from round to round lies in `Round.state`, under its name,
 Letters: C clients in a cohort, R rows, N clients in all.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -381,9 +381,9 @@ class RoundContext:
 
     params: the server's parameters and everybody's private rows at its start. facts: by the name of
     each part, the facts in front of it. asked: what clients send (`Local.asks`). metrics: to add
-    to. notes: what parts tell each other within the round. work: examples that clients (C,) go
-    through in a round. share: the weight of the clients that were aggregated over that of all
-    clients. private: whether the run spends privacy.
+    to. notes: what parts tell each other within the round. local: what clients do. share: the
+    weight of the clients that were aggregated over that of all clients. private: whether the run
+    spends privacy.
     """
 
     model: Any
@@ -398,7 +398,7 @@ class RoundContext:
     plan: Plan = field(default_factory=lambda: Plan(torch.empty(0, dtype=torch.int64), {}, {}, 0.0))
     metrics: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    work: Callable[[Tensor], Tensor] = lambda cohort: torch.ones(len(cohort))
+    local: Any = None
     share: float = 1.0
     private: bool = False
 
@@ -406,6 +406,13 @@ class RoundContext:
     def number(self) -> int:
         """The number of the round under way, from 1."""
         return self.before.number + 1
+
+    def work(self, cohort: Tensor) -> Tensor:
+        """How many examples clients (C,) go through; 1 where nobody says what they do."""
+        if self.local is None:
+            return torch.ones(len(cohort))
+        found: Tensor = self.local.work(self, cohort)
+        return found
 
     @property
     def expected(self) -> float:

@@ -1,19 +1,21 @@
 """The stream of Rounds: reproducible, resumable, live, and honest about its arguments."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from oracle import train_one
 
-from fedlab.aggregation import Krum, WeightedMean
+from fedlab.aggregation import CoordinateMedian, Krum, WeightedMean
 from fedlab.algorithms import Buffered, Scaffold, federate
 from fedlab.algorithms.participation import _slowness
 from fedlab.core import Aggregation, Key, ParameterError, Round, Rows, Settings, Stage, stream
-from fedlab.data import Columns, Federation, equal
+from fedlab.data import Columns, Federation, equal, one_per_user
 from fedlab.engine import SGD
 from fedlab.evaluation import candidates, ranking, scorer
-from fedlab.models import item_features, linear, perceptron, user_features
+from fedlab.models import item_features, linear, matrix_factorisation, perceptron, user_features
 from fedlab.privacy import Clip
 
 FEW = Settings(rounds=3, cohort=10)
@@ -580,3 +582,29 @@ def test_what_is_no_model_no_data_or_no_start_is_named():
             next(federate(*given))
     with pytest.raises(ParameterError, match="start='int': give a Round"):
         next(federate(NET, TABLE, start=5))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"uplink": [Clip()]},
+        {"schedule": Buffered()},
+        {"aggregate": CoordinateMedian()},
+    ],
+    ids=lambda parts: next(iter(parts), "default"),
+)
+def test_a_round_that_nobody_keeps_is_gone_at_once(small, parts):
+    """Without the collector of cycles: a round that waits for it holds all its tables."""
+    data = Federation(small, one_per_user(small))
+    model = matrix_factorisation(small.user_count, small.item_count, 4)
+    rounds = federate(model, data, Settings(rounds=9, cohort=5), **parts)
+    gc.collect()
+    gc.disable()
+    try:
+        old = weakref.ref(next(rounds))
+        for _ in range(3):
+            next(rounds)
+        assert old() is None
+    finally:
+        gc.enable()

@@ -466,9 +466,8 @@ def add(mine: Client, weight: float, sums: Sums) -> None:
             row = room(sums, row)
         level[row] += moved * share
         if step >= 0:
-            both = moved * share
             for j in range(into.shape[1]):
-                into[row, j] += both * past[step, j]
+                into[row, j] += moved * past[step, j] * share
         else:
             for j in range(into.shape[1]):
                 into[row, j] += item[r, j] * share
