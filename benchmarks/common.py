@@ -15,7 +15,7 @@ import torch
 
 from fedlab.algorithms import in_order, one_round, pipeline
 from fedlab.core import Round, Settings, Tree
-from fedlab.data import Source, from_wheel
+from fedlab.data import Source, fetch
 from fedlab.models import Model
 from fedlab.workbench import over_seeds
 
@@ -38,11 +38,11 @@ def parameters(lesson: str) -> dict:
 def ml100k() -> Path:
     """The folder of ML-100K: data/ml-100k if it is there, else that of RecBole's wheel.
 
-    pip brings the wheel. The data may not be passed on, so it stays in a cache of the user's own.
+    The data may not be passed on, so it stays in a cache of the user's own.
     """
     if (folder := ROOT / "data" / "ml-100k").is_dir():
         return folder
-    return from_wheel("recbole==1.2.1", "recbole/dataset_example/ml-100k")
+    return fetch("ml-100k")
 
 
 def entry(

@@ -1,7 +1,7 @@
 """Tables of interactions as people have them, each three rows of the same two users.
 
 Files by name, and the path that is read. All that edition 0.5.0 refused is here, but for parquet
-and frames, and a pair of files for train and test, which `data.py` writes.
+and frames, and a pair of files for train and test, which `reading.py` writes.
 """
 
 import gzip

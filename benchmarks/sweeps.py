@@ -1,9 +1,10 @@
-"""A sweep on two processes against one by one: 16 runs of lesson 2's federation.
+"""A sweep on two processes against one run after another: 16 runs of lesson 2's federation.
 
     python benchmarks/sweeps.py [--quick]
 
-Both ways take turns; the time of a sweep is that of all it does, the start of its processes
-included. One by one, compiled clients are shared among all cores, as they are by default.
+The ways take turns; the time of a sweep is that of all it does, the start of its processes too.
+`sweep_two_cores`: over one run after another on one thread; `sweep_over_threads`: over one run
+after another whose compiled clients share all cores, as they do by default.
 """
 
 import time
@@ -49,19 +50,27 @@ def main() -> None:
     quick = is_quick()
     base, seeds, repeats = lesson(quick), 4 if quick else 16, 1 if quick else 5
     Experiment(base).federation  # noqa: B018 - read before the clock starts, as in a notebook
-    pairs = []
+    ways = ((Settings(**{**base, "workers": 1}), 1), (base, 1), (base, PROCESSES))
+    turns = []
     for _ in range(repeats):
-        (one, alone), (two, abreast) = (swept(base, seeds, count) for count in (1, PROCESSES))
-        if alone != abreast:
-            raise SystemExit("runs on processes differ from those one by one")
-        pairs.append((one, two))
-    one, two = (median(times) for times in zip(*pairs, strict=True))
+        done = [swept(asked, seeds, processes) for asked, processes in ways]
+        if any(records != done[0][1] for _, records in done):
+            raise SystemExit("runs on processes or threads differ from those one by one")
+        turns.append([took for took, _ in done])
+    one, threads, two = (median(times) for times in zip(*turns, strict=True))
     note = (
         f"{seeds} runs of {base.rounds} rounds of all users of lesson 2, {PROCESSES} processes and "
-        f"their start: {one:.1f} and {two:.1f} s, median of {repeats} in turn; the same records"
+        f"their start: {{:.1f}} and {two:.1f} s, median of {repeats} in turn; the same records"
     )
-    row = entry(one / two, "times", 1.6, higher=True, seeds=seeds, note=note)
-    record("speed", {"sweep_two_cores": row}, quick)
+    found = {
+        "sweep_two_cores": entry(
+            one / two, "times", 1.6, higher=True, seeds=seeds, note=note.format(one)
+        ),
+        "sweep_over_threads": entry(
+            threads / two, "times", None, higher=True, seeds=seeds, note=note.format(threads)
+        ),
+    }
+    record("speed", found, quick)
 
 
 if __name__ == "__main__":

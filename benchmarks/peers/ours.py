@@ -61,17 +61,17 @@ settings = Settings(
     **more,
 )
 rounds = federate(model, data, settings)
-latest = {}
+latest = []
 
 
 def step() -> None:
     """Take one round."""
-    latest.update(next(rounds).params)
+    latest[:] = [next(rounds)]
 
 
 def final() -> dict:
     """The weights under the names that the job gave them."""
-    p = {name: value.numpy() for name, value in latest.items()}
+    p = {name: value.numpy() for name, value in latest[0].params.items()}
     if job.model == "mlp":
         return {
             "first.weight": p["w1"][0].T,

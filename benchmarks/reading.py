@@ -1,6 +1,6 @@
 """Data of other people: which layouts are read, how fast, in how much memory, and what is refused.
 
-    python benchmarks/data.py [--quick]
+    python benchmarks/reading.py [--quick]
 
 - `layouts_read`: how many of the tables that edition 0.5.0 refused are read in one line, right row
   by row.
