@@ -11,6 +11,7 @@ Letters: R rows moved. Source: Baker 1991, "Shallow binding makes functional arr
 import threading
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor
 
@@ -34,7 +35,8 @@ class Journal(dict[str, Tensor]):
         """Start with these tensors, which nobody else holds."""
         super().__init__(tree)
         self.known: set[str] = set()  # names of tensors that somebody else holds
-        self.noted: dict[str, int] = {}  # name -> rows that earlier Rounds note since a copy
+        # name -> notes since a copy that earlier Rounds have, as long as somebody keeps these
+        self.noted: dict[str, WeakSet[_Behind]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, which from now on does not change."""
@@ -89,15 +91,16 @@ class Journal(dict[str, Tensor]):
             after.noted |= self.noted
             for name, (delta, rate) in changes.items():
                 value = dict.__getitem__(after, name)
-                rows = self.noted.get(name, 0) + len(delta.ids) if isinstance(delta, Rows) else 0
-                after.noted[name] = rows
-                if _in_place(value, delta) and name not in self.known and rows < len(value):
-                    assert isinstance(delta, Rows)
-                    old = move_rows(value, delta, rate)
-                    self._noted(name, _Behind(after, delta.ids, old))
+                notes = after.noted.setdefault(name, WeakSet())
+                known = name in self.known or not _in_place(value, delta)
+                rows = sum(len(note.ids) for note in notes)
+                if not known and isinstance(delta, Rows) and rows + len(delta.ids) < len(value):
+                    note = _Behind(after, delta.ids, move_rows(value, delta, rate))
+                    self._noted(name, note)
+                    notes.add(note)
                 else:
                     dict.__setitem__(after, name, moved(value, delta, rate, used_up=True))
-                    after.noted[name] = 0
+                    after.noted[name] = WeakSet()
         return after
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -130,16 +130,25 @@ def test_a_journal_is_not_changed_from_outside():
 
 
 def test_notes_of_an_old_round_do_not_grow_without_end():
-    table = torch.randn(HEIGHT, 4)
-    first = now = Journal.of({"table": table})
     wide = [step(number, HEIGHT // 3) for number in range(20)]
+    first = now = Journal({"table": torch.randn(HEIGHT, 4)})
+    table = first.raw()["table"].clone()
     copies = 0
     for rows in wide:
         now = now.stepped({"table": (rows, 1.0)})
-        copies += now.noted["table"] == 0
-        assert now.noted["table"] < HEIGHT
+        copies += not now.noted["table"]
+        assert sum(len(note.ids) for note in now.noted["table"]) < HEIGHT
     assert copies >= 5
     assert torch.equal(first["table"], table)
+
+
+def test_rounds_that_nobody_keeps_cost_no_copy():
+    now = Journal({"table": torch.randn(HEIGHT, 4)})
+    where = now.raw()["table"].data_ptr()
+    for number in range(20):
+        now = now.stepped({"table": (step(number, HEIGHT // 3), 1.0)})
+        assert now.raw()["table"].data_ptr() == where
+        assert len(now.noted["table"]) <= 1
 
 
 def test_rows_of_other_widths_are_no_business_of_compiled_loops():
