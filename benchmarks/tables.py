@@ -2,20 +2,41 @@
 
     python benchmarks/tables.py [--check]
 
-The pictures are docs/peers.svg and docs/arrays.svg. --check writes nothing and fails when a table
-is not current.
+The pictures are docs/peers.svg and docs/arrays.svg. What names the repository or the version
+(README.md, docs/start.md, CITATION.cff) is written from pyproject.toml. --check writes nothing and
+fails when something is not current.
 """
 
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterable
 
 from common import RESULTS, ROOT, label
 
 from fedlab.evaluation import figures
 
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/trust.md", "docs/workbench.md")
+DOCUMENTS = (
+    "README.md",
+    "CITATION.cff",
+    "docs/start.md",
+    "docs/results.md",
+    "docs/performance.md",
+    "docs/trust.md",
+    "docs/workbench.md",
+)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = PROJECT["urls"]["Repository"]
+FIRST = "notebooks/01_local_training.ipynb"
+COLAB = """import sys
+
+if "google.colab" in sys.modules:
+    %pip install --quiet "fedlab-workbench @ git+{address}"
+    from google.colab import output
+
+    output.enable_custom_widget_manager()
+"""
 MARKS = re.compile(
     r"(<!-- table (\w+): made by benchmarks/tables.py -->\n).*?(<!-- end of table -->)", re.S
 )
@@ -200,6 +221,57 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     lines = [list(head), ["---"] * len(list(head)), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def links() -> dict[str, str]:
+    """A button for each place that opens the first lesson in a browser."""
+    path = ADDRESS.removeprefix("https://github.com/")
+    buttons = {
+        "Codespaces": ("github.com/codespaces/badge.svg", f"codespaces.new/{path}"),
+        "Binder": (
+            "mybinder.org/badge_logo.svg",
+            f"mybinder.org/v2/gh/{path}/main?urlpath=lab/tree/{FIRST}",
+        ),
+        "Colab": (
+            "colab.research.google.com/assets/colab-badge.svg",
+            f"colab.research.google.com/github/{path}/blob/main/{FIRST}",
+        ),
+    }
+    return {
+        place: f"[![Open in {place}](https://{badge})](https://{target})"
+        for place, (badge, target) in buttons.items()
+    }
+
+
+def ways() -> str:
+    """The buttons, and that they lead nowhere as long as the repository has no address."""
+    told = "In Colab, run [this cell](docs/start.md#in-a-browser-with-nothing-installed) first."
+    if "/OWNER/" in ADDRESS:
+        told += (
+            " The repository has no public address yet: the buttons work once `OWNER` in "
+            "`pyproject.toml` is who publishes it."
+        )
+    return f"{' '.join(links().values())}\n\n{told}"
+
+
+def places() -> str:
+    """Where to run without installing, what happens there, and Colab's first cell."""
+    what = {
+        "Codespaces": "`.devcontainer/` makes `.venv` in some minutes and opens the first lesson; "
+        "choose the kernel `.venv`. `make lab` and `make app` work in its terminal.",
+        "Binder": "`binder/` installs this checkout with its pinned versions and opens the first "
+        "lesson in JupyterLab, in `notebooks/`; the first start after a change builds for long.",
+        "Colab": "Put the cell below on top of a lesson and run it first. It replaces Colab's "
+        "versions of torch and others by the pinned ones; Colab may ask for a new start of the "
+        "runtime, and the cell is then run again.",
+    }
+    rows = [(links()[place], text) for place, text in what.items()]
+    return (
+        f"{table(('', 'what happens'), rows)}\n\nNone of the three was tried: that needs a public "
+        "repository. repo2docker was seen to read `binder/` and to write a Dockerfile from it.\n\n"
+        "Colab's first cell, which does nothing elsewhere, as a test sees:\n\n"
+        f"```python\n{COLAB.format(address=ADDRESS)}```"
+    )
 
 
 def quality() -> str:
@@ -788,7 +860,11 @@ def faults() -> str:
 
 
 def filled(text: str) -> str:
-    """A document with every table made anew."""
+    """A document with every table, and what a citation names, made anew."""
+    cited = {"version": PROJECT["version"], "repository-code": ADDRESS}
+    text = re.sub(
+        r'^(version|repository-code): ".*"$', lambda m: f'{m[1]}: "{cited[m[1]]}"', text, flags=re.M
+    )
     return MARKS.sub(lambda m: f"{m[1]}{globals()[m[2]]()}\n{m[3]}", text)
 
 

@@ -2,9 +2,15 @@
 
 import contextlib
 import json
-import resource
+import os
+
+import pytest
 
 from fedlab.workbench.runs.log import CLOSING, HEAD, LOG, OPENING, START, link, read_log
+
+posix = pytest.mark.skipif(
+    os.name != "posix", reason="this system lacks the signals, limits or permissions"
+)
 
 
 def chained_anew(folder, change):
@@ -21,6 +27,7 @@ def chained_anew(folder, change):
 @contextlib.contextmanager
 def full_disk(size):
     """No file may grow beyond so many bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource", reason="this system lacks the limit")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

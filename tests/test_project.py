@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -34,6 +35,7 @@ def test_every_dependency_is_pinned_and_in_the_lock():
     assert "torch==2.13.0" in PINS
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make, as on Windows")
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
     shown = subprocess.run(
@@ -134,11 +136,16 @@ def test_the_gpu_script_runs_as_far_as_a_cpu_can():
     assert "lora_vs_loop" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "example", re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
-)
-def test_the_examples_of_the_readme_train(example, capsys):
-    exec(compile(example, "README.md", "exec"), {})
+EXAMPLES = [
+    example
+    for page in ("README.md", "docs/package.md")
+    for example in re.findall(r"```python\n(.+?)```", (ROOT / page).read_text(), re.S)
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_the_readme_and_of_the_page_on_the_package_train(example, capsys):
+    exec(compile(example, "an example", "exec"), {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) >= 3
     assert losses[-1] < losses[0]
@@ -148,7 +155,12 @@ LINKS = [
     (page, link)
     for page in (
         "README.md",
+        "CONTRIBUTING.md",
         "data/README.md",
+        "docs/start.md",
+        "docs/package.md",
+        "docs/results.md",
+        "docs/trust.md",
         "docs/performance.md",
         "docs/workbench.md",
         "docs/architecture.md",

@@ -271,5 +271,5 @@ def steer(page, bench):
     expect(bench.locator(".notice")).to_have_text("")
     expect(bench.locator('[data-used="local_lr"]')).to_have_text("in use: 2")
     reach(page, bench, 25)
-    bench.screenshot(path=SHOTS / "workbench.png")  # the picture of the README
+    bench.screenshot(path=SHOTS / "workbench.png")  # the picture of docs/workbench.md
     stop(bench)

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from runfiles import posix
 
 from fedlab.core import ParameterError
 from fedlab.workbench import WorkerDied, over_seeds
@@ -44,6 +45,7 @@ def test_seeds_are_worked_out_on_two_processes_of_one_thread_in_their_order():
     assert {threads for _, _, threads in found} == {1}
 
 
+@posix
 def test_a_death_names_the_seed_and_is_raised_when_it_is_its_turn():
     found = over_seeds(dies, range(3), processes=2)
     assert next(found) == 0
@@ -71,6 +73,7 @@ def test_a_part_in_a_file_is_one_that_workers_can_have(tmp_path):
     dismissed(crew)
 
 
+@posix
 def test_a_worker_answers_step_by_step_in_a_session_of_its_own():
     worker = Worker()
     why = "'clip' stands in a cell, or in a file that other processes do not read"
@@ -96,6 +99,7 @@ def test_a_worker_answers_step_by_step_in_a_session_of_its_own():
     assert not worker.alive
 
 
+@posix
 def test_a_job_whose_process_dies_is_alone_and_a_new_process_takes_the_next():
     log, crew = [], [Worker()]
 

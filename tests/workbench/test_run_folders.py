@@ -18,7 +18,7 @@ import pytest
 import torch
 from composition import mark
 from lasting import mutations
-from runfiles import chained_anew, full_disk
+from runfiles import chained_anew, full_disk, posix
 from waiting import until
 
 from fedlab.__main__ import main
@@ -556,6 +556,7 @@ KINDS = {
 }
 
 
+@posix
 @pytest.mark.parametrize("kind", ["adam", "buffered"])
 def test_a_killed_command_is_resumed_bit_for_bit(tiny_settings, tmp_path, kind, capsys):
     settings = Settings(**tiny_settings | {"rounds": 60} | KINDS[kind])
@@ -682,6 +683,7 @@ def test_resume_says_in_a_line_what_it_cannot_do(tiny_settings, tmp_path, capsys
     assert f"{path}:2=" in capsys.readouterr().err
 
 
+@posix
 def test_a_run_that_could_not_be_saved_ends_the_command_with_an_error(tiny_settings, tmp_path):
     """It is said before the last round."""
     (tmp_path / "start.json").write_text(write_settings(Settings(**tiny_settings | {"rounds": 30})))
@@ -770,6 +772,7 @@ def test_a_run_is_saved_as_it_goes_and_while_it_is_paused(tiny_settings, tmp_pat
     bench.close()
 
 
+@posix
 def test_a_read_only_folder_is_read():
     """Root may write everywhere, so it looks as nobody."""
     home = Path(tempfile.mkdtemp())

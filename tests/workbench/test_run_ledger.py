@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from composition import folder
+from runfiles import posix
 from waiting import until
 
 from fedlab.__main__ import main
@@ -115,6 +116,7 @@ def test_a_teaching_seed_counts_its_own_run_alone(tmp_path):
     assert not (tmp_path / "ledger").exists()
 
 
+@posix
 def test_what_a_killed_run_released_stays_booked(tmp_path):
     words = [sys.executable, "-m", "fedlab", "run", "--folder", str(tmp_path)]
     process = subprocess.Popen([*words, *settings_of(asked(rounds=5000))])

@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import torch
+from runfiles import posix
 from waiting import until
 
 from fedlab.__main__ import main
@@ -76,6 +77,7 @@ def test_runs_on_processes_have_the_records_and_the_bits_of_runs_one_by_one(
     assert again.best(again.listed()[0].id).number == here.best(here.listed()[0].id).number
 
 
+@posix
 def test_a_process_that_dies_fails_its_run_alone_and_names_it(tmp_path):
     runs, _ = trained(tmp_path, Settings(), {"seed": [0, 1, 2]}, live=mortal)
     states = [(run.name, run.state, len(run.records)) for run in runs.listed()]

@@ -26,6 +26,7 @@ START = "0" * 64  # the chain in front of the first line
 OPENING, CLOSING = '{"chain": "', '", '
 # a link that somebody put in a file's place is not followed
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+AS_IT_IS = getattr(os, "O_BINARY", 0)  # on Windows no carriage return is put before a line's end
 
 
 def link(chain: str, body: str) -> str:
@@ -123,13 +124,13 @@ class Log:
 
     def __init__(self, folder: Path, chain: str, size: int) -> None:
         """chain: of its last line. size: its bytes; what lies behind them is dropped."""
-        flags = os.O_RDWR | os.O_CREAT | NO_LINKS
+        flags = os.O_RDWR | os.O_CREAT | NO_LINKS | AS_IT_IS
         self.chain, self._size = chain, size
         self._head = os.open(folder / HEAD, flags, 0o666)
         self._log = os.open(folder / LOG, flags, 0o666)
         os.ftruncate(self._log, size)
-        if os.pread(self._head, 64, 0).decode("ascii", "replace") != chain:
-            os.pwrite(self._head, f"{chain}\n".encode(), 0)
+        if os.read(self._head, 64).decode("ascii", "replace") != chain:
+            _whole_at(self._head, f"{chain}\n".encode(), 0)
 
     def add(self, line: dict[str, Any]) -> str:
         """Add a line; return its chain. Raises OSError, and what was there stays whole."""
@@ -157,7 +158,7 @@ class Log:
 
 
 def _whole_at(file: int, content: bytes, place: int) -> None:
-    """Write all of it; a full disk takes some and then fails."""
+    """Write all of it; a full disk takes some and then fails. Windows has no pwrite."""
+    os.lseek(file, place, os.SEEK_SET)
     while content:
-        count = os.pwrite(file, content, place)
-        content, place = content[count:], place + count
+        content = content[os.write(file, content) :]
