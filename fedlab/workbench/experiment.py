@@ -70,7 +70,7 @@ class Choices(Part):
         0,
         0,
         "",
-        "a registered data set, or a folder that `fedlab.read` takes",
+        "a registered data set, or a file or folder that `fedlab.read` takes",
         live=False,
         parts="data",
         others=True,

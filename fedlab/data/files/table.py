@@ -190,10 +190,14 @@ def _dates(series: pl.Series, form: str | None) -> pl.Series:
 
 
 class Known(NamedTuple):
-    """What a table of items says: ids, and columns as `Catalogue` has them, in its own order."""
+    """What a table of items says: ids, and columns as `Catalogue` has them, in its own order.
+
+    notes: how the table is read.
+    """
 
     ids: tuple[str, ...]
     columns: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def known_of(sheet: Sheet, roles: Mapping[str, str]) -> Known:
@@ -227,7 +231,7 @@ def known_of(sheet: Sheet, roles: Mapping[str, str]) -> Known:
     elif "categories" in roles:
         spaced = roles["categories"].endswith(":token_seq")
         columns["categories"] = _lists(table["categories"], spaced=spaced)
-    return Known(ids, columns)
+    return Known(ids, columns, sheet.notes)
 
 
 def _lists(series: pl.Series, *, spaced: bool) -> list[list[str]]:
@@ -293,7 +297,7 @@ def joined(
         ids = tuple(sorted({*items.ids, *known.ids}, key=_place))
         at = {name: row for row, name in enumerate(ids)}
         number = np.array([at[name] for name in items.ids], np.int32)[items.numbers]
-        notes += _told(items.ids, known.ids)
+        notes += [*known.notes, *_told(items.ids, known.ids)]
     columns: dict[str, np.ndarray] = {}
     if "rating" in found.columns:
         columns["values"] = ratings_of(found)
