@@ -381,3 +381,66 @@ def feedback(rest: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Any]) 
         if forgotten
         else "delta + left - code(delta + left)",
     )
+
+
+def held_out(places: Callable[[Tensor], Any]) -> None:
+    """Lesson 11: `places(times)` are those of validation and test among purchases (n,) of somebody.
+
+    >>> held_out(lambda times: (len(times) - 2, len(times) - 1))
+    Not yet. Hint: those are the last two of the file; which were bought last?
+    """
+    times = torch.tensor([30, 70, 10, 90, 20])
+    answer = _asked(places, times)
+    pair = (
+        [place for each in answer for place in range(5) if _is(each, place)]
+        if _pair(answer)
+        else []
+    )
+    _say(
+        pair == [1, 3],
+        "those are the last two of the file; which were bought last?"
+        if pair == [3, 4]
+        else "validation comes before test"
+        if pair == [3, 1]
+        else "give two places, counted from 0: of the last purchase but one, and of the last",
+    )
+
+
+def chance(answer: object, against: int, k: int) -> None:
+    """Lesson 11: HR@k of random scores, where the held-out item stands among `against` others.
+
+    >>> chance(10 / 49, against=49, k=10)
+    Not yet. Hint: the held-out product is one of those that are ranked, too
+    """
+    _say(
+        _equal(answer, torch.tensor(k / (against + 1), dtype=torch.float64)),
+        "the held-out product is one of those that are ranked, too"
+        if _equal(answer, torch.tensor(k / against, dtype=torch.float64))
+        else "every place is as likely: how many of all places are among the first k?",
+    )
+
+
+def report(choice: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
+    """Lesson 11: `choice(table)` is the setting to take and the number to report.
+
+    table: setting -> what it reaches on (validation, test).
+
+    >>> report(lambda table: max((test, name) for name, (_, test) in table.items())[::-1])
+    Not yet. Hint: who chooses by the test has nothing left to report: choose by validation
+    """
+    table = {"weak": (0.31, 0.33), "strong": (0.36, 0.32), "middle": (0.34, 0.35)}
+    answer = _asked(choice, dict(table))
+    found = tuple(answer) if _pair(answer) else ()
+    _say(
+        found == ("strong", 0.32),
+        "who chooses by the test has nothing left to report: choose by validation"
+        if found and found[0] == "middle"
+        else "that number helped to choose, so it flatters: report the other one"
+        if found == ("strong", 0.36)
+        else "give a pair: the name of a setting, and one of its numbers",
+    )
+
+
+def _pair(answer: object) -> bool:
+    """Whether an answer is two things."""
+    return isinstance(answer, tuple | list | Tensor) and len(answer) == 2

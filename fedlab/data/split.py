@@ -64,13 +64,16 @@ def strictly_later(ratings: Interactions) -> Tensor:
 def recent(ratings: Interactions, recency: float) -> Tensor:
     """Weight (n,) of each rating by recency: (1 + ratings strictly later) ** -recency.
 
-    recency: 0, which weighs all alike, or more; else `ParameterError`.
+    recency: 0, which weighs all alike, or more, for which there must be times; else
+    `ParameterError`, or `DataError`.
 
     >>> from fedlab.data import load
     >>> recent(load().take(torch.arange(3)), recency=0.0)
     tensor([1., 1., 1.])
     """
     require(recency >= 0, "recency", recency, "choose 0, which weighs all alike, or more, say 1")
+    if not recency:  # and so needs no times
+        return torch.ones(len(ratings))
     return (1 + strictly_later(ratings).double()).pow(-recency).float()
 
 

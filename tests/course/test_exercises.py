@@ -141,6 +141,36 @@ def test_lesson_10_has_solutions_and_hints(capsys):
     assert "delta + left - code" in other
 
 
+def test_lesson_11_has_solutions_and_hints(capsys):
+    eleven = solution("lesson_11")
+    exercises.held_out(eleven.held_out)
+    exercises.chance(eleven.chance, against=49, k=10)
+    exercises.report(eleven.report)
+    exercises.held_out(lambda times: (len(times) - 2, len(times) - 1))
+    exercises.held_out(lambda times: eleven.held_out(times)[::-1])
+    exercises.held_out(lambda times: times.topk(2).indices.flip(0))  # a tensor will do
+    exercises.held_out(lambda times: times.topk(2).values)
+    exercises.held_out(lambda times: ("the one", "the other"))
+    exercises.held_out(lambda times: ...)
+    exercises.chance(10 / 49, against=49, k=10)
+    exercises.chance(..., against=49, k=10)
+    exercises.report(lambda table: ("middle", 0.35))
+    exercises.report(lambda table: ("strong", 0.36))
+    exercises.report(lambda table: "strong")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["Right."] * 3
+    file, order, tensor, values, words, none, counted, dots, tested, flattering, single = said[3:]
+    assert "of the file" in file
+    assert "before test" in order
+    assert tensor == "Right."
+    assert all("counted from 0" in each for each in (values, words, none))
+    assert "one of those that are ranked" in counted
+    assert "as likely" in dots
+    assert "nothing left to report" in tested
+    assert "flatters" in flattering
+    assert "give a pair" in single
+
+
 def test_an_answer_may_change_what_it_is_given(capsys):
     exercises.inner_step(lambda w, x, y, rate: w.sub_(rate * 2 * x.T @ (x @ w - y) / len(y)))
     exercises.clipped(lambda delta, bound: delta.mul_(min(1, bound / delta.norm())))

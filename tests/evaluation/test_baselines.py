@@ -1,10 +1,12 @@
 """Central iALS against autograd on the whole loss, EASE against its definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import implicit_loss, weighed
 
-from fedlab.core import ParameterError
+from fedlab.core import DataError, ParameterError
 from fedlab.evaluation import clicked, dot, ease, ials
 
 
@@ -34,6 +36,14 @@ def test_ease_is_the_least_squares_without_the_diagonal(small):
         b = torch.linalg.solve(x.T @ x + 2.0 * torch.eye(10).double(), x.T @ table[:, item])
         torch.testing.assert_close(found[:, item], x @ b, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(late[:, item], weighted[:, others] @ b, atol=1e-5, rtol=1e-4)
+
+
+def test_ease_needs_times_only_to_weigh_by_them(small):
+    without = replace(small, columns={})
+    users, items = small.users, small.items
+    assert torch.equal(ease(without)(users, items), ease(small)(users, items))
+    with pytest.raises(DataError, match=r"no times; name their column with read\(..., time=...\)"):
+        ease(without, recency=1.0)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,19 @@ def test_lesson_10_changes_the_code_while_it_trains(page, tmp_path):
         shoot(page, "lesson 10 in few bits")
 
 
+def test_lesson_11_turns_regularisation_on_data_of_ones_own(page, tmp_path):
+    with lesson(page, tmp_path, "11_bring_your_own", ROUNDS=4) as bench:
+        press(bench, "Start")
+        reach(page, bench, 8)
+        turn(page, bench, 6, reg=0.9)
+        stop(bench)
+        found = told(page, "(len(r.cohort), r.settings.reg, r.metrics['ndcg@10'])")
+        assert {clients for clients, *_ in found} == {538}  # of the shop, not of MovieLens
+        kept, lost = ([m for _, reg, m in found if reg == at] for at in (0.1, 0.9))
+        assert lost[-1] < 0.8 * max(kept)  # so strong that nothing is left of anybody
+        shoot(page, "lesson 11 held back too much")
+
+
 def steer(page, bench):
     chart = bench.locator('svg[data-series="ndcg@10"]')
     expect(chart).to_have_attribute("aria-label", "ndcg@10 by round: no rounds yet")

@@ -199,10 +199,14 @@ def _days(series: pl.Series, form: str) -> pl.Series:
 
 
 class Known(NamedTuple):
-    """What a table of items says: ids, and columns as `Catalogue` has them, in its own order."""
+    """What a table of items says: ids, and columns as `Catalogue` has them, in its own order.
+
+    notes: how the table is read.
+    """
 
     ids: tuple[str, ...]
     columns: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def known_of(sheet: Sheet, roles: Mapping[str, str]) -> Known:
@@ -236,7 +240,7 @@ def known_of(sheet: Sheet, roles: Mapping[str, str]) -> Known:
     elif "categories" in roles:
         spaced = roles["categories"].endswith(":token_seq")
         columns["categories"] = _lists(table["categories"], spaced=spaced)
-    return Known(ids, columns)
+    return Known(ids, columns, sheet.notes)
 
 
 def _lists(series: pl.Series, *, spaced: bool) -> list[list[str]]:
@@ -302,7 +306,7 @@ def joined(
         ids = tuple(sorted({*items.ids, *known.ids}, key=_place))
         at = {name: row for row, name in enumerate(ids)}
         number = np.array([at[name] for name in items.ids], np.int32)[items.numbers]
-        notes += _told(items.ids, known.ids)
+        notes += [*known.notes, *_told(items.ids, known.ids)]
     columns: dict[str, np.ndarray] = {}
     if "rating" in found.columns:
         columns["values"] = ratings_of(found)

@@ -92,7 +92,7 @@ def _data(data: Card) -> str:
         [
             "## What it was trained on\n",
             f"{data['title']} (`{data['name']}`): {data['train']} train, {data['validation']} "
-            f"validation and {data['test']} test ratings of {data['items']} items by "
+            f"validation and {data['test']} test interactions of {data['items']} items by "
             f"{data['users']} users, at {data['clients']} clients ({data['partition']}).\n",
             f"- licence: {data['licence']}",
             *([f"- citation: {data['citation']}"] if "citation" in data else []),
