@@ -29,7 +29,7 @@ LATE = [
     *("IPython", "anywidget", "gguf", "ipywidgets", "jupyterlab", "matplotlib", "numba"),
     *("opacus", "pandas", "polars", "scipy", "tensorboard", "transformers", "voila"),
 ]
-FACES = ["__init__", "__main__", "fedavg"]
+FACES = ["__init__", "__main__", "fedavg", "namesake"]
 
 
 def imported(path):
