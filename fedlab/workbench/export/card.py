@@ -173,7 +173,7 @@ def data_fingerprint(split: Split) -> str:
 
     >>> from fedlab.data import leave_one_out, load
     >>> data_fingerprint(leave_one_out(load()))[:15]
-    'sha256:8eb04872'
+    'sha256:2f8605d3'
     """
     found = hashlib.sha256()
     for ids in (split.train.catalogue.user_ids, split.train.catalogue.item_ids):
