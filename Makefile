@@ -5,7 +5,7 @@ READY := .venv/.ready
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab app test test-all notebooks bench lint lock
+.PHONY: help lab app test test-all wheel notebooks bench lint lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -22,13 +22,17 @@ lab: $(READY)  ## make the environment and open the first lesson in JupyterLab
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(ROOT) --LabApp.default_url=/lab/tree/notebooks/01_local_training.ipynb
 
 app: $(READY)  ## serve the workbench alone, without a notebook around it
-	$(BIN)/voila notebooks/workbench.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True
+	$(BIN)/fedlab app notebooks
 
 test: $(READY) lint  ## make the environment and run all that CI runs
 	$(BIN)/python -m pytest
 
-test-all: test  ## all that `test` runs, and every pair of parts composed, which takes hours
+test-all: test  ## all that `test` runs, the wheel installed elsewhere, and every pair of parts composed, which takes hours
+	$(BIN)/python -m pytest -n0 tests/installed.py
 	$(BIN)/python benchmarks/composition.py
+
+wheel: $(READY)  ## build the wheel and the source distribution in dist
+	$(BIN)/python -c 'from setuptools import build_meta as build; build.build_sdist("dist"); build.build_wheel("dist")'
 
 notebooks: $(READY)  ## run every lesson from the top and store its outputs
 	$(BIN)/python tests/store_outputs.py
@@ -67,4 +71,4 @@ lint: $(READY)  ## check style and types
 	$(BIN)/mypy
 
 lock: $(READY)  ## write down the versions in .venv, so that every install gets the same
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -viE '^(nvidia|cuda|triton)' > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/\+cpu$$//' | grep -viE '^(nvidia|cuda|triton|pip=)' > constraints.txt

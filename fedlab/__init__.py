@@ -3,6 +3,7 @@
 This list is the short road; every folder has more. Read `fedlab/fedavg.py` first.
 """
 
+from fedlab import namesake  # noqa: F401 - raises where another project has mixed in its files
 from fedlab.aggregation import (
     BestModels,
     ByQuality,

@@ -1,14 +1,16 @@
-"""The workbench without a notebook: train, sweep and compare runs from the command line.
+"""The command line: lessons and workbench in a browser, and the workbench without a notebook.
 
-    python -m fedlab run settings.json --set local_lr=0.5 --folder runs
-    python -m fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
-    python -m fedlab resume "run 1" --set rounds=80
-    python -m fedlab compare runs
-    python -m fedlab export "run 1" --to model
-    python -m fedlab data clicks.csv --set user=customer --set item=sku
+    fedlab lab my-lessons
+    fedlab app
+    fedlab run settings.json --set local_lr=0.5 --folder runs
+    fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
+    fedlab resume "run 1" --set rounds=80
+    fedlab compare runs
+    fedlab export "run 1" --to model
+    fedlab data clicks.csv --set user=customer --set item=sku
 
-Settings and files are those of the workbench. `--parts FILE.py` runs a file that registers parts of
-your own: they are choices like all others.
+`python -m fedlab` is the same. Settings and files are those of the workbench. `--parts FILE.py`
+runs a file that registers parts of your own: they are choices like all others.
 """
 
 import argparse
@@ -22,7 +24,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fedlab import namesake  # noqa: F401 - where another project's face hides our own
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
+from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read
 from fedlab.workbench import (
     PRESETS,
@@ -81,9 +85,10 @@ def _register(given: Sequence[str] | None) -> None:
 
 def _words() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
-        prog="python -m fedlab", description="Train, sweep and compare federations."
+        prog="fedlab", description="Learn federated recommendation; train and compare federations."
     )
     parts = whole.add_subparsers(required=True)
+    _browser_words(parts)
     for name, do, about in (
         ("run", _run, "train one run"),
         ("sweep", _sweep, "train a run for every combination"),
@@ -147,6 +152,59 @@ def _words() -> argparse.ArgumentParser:
     )
     part.set_defaults(do=_data)
     return whole
+
+
+def _browser_words(parts: Any) -> None:
+    """The commands that open something in a browser."""
+    for name, do, about in (
+        ("lab", _lab, "copy the lessons into a folder and open them in JupyterLab"),
+        ("app", _app, "serve the workbench alone, without a notebook around it"),
+    ):
+        part = parts.add_parser(name, help=about)
+        part.add_argument(
+            "folder", nargs="?", default="fedlab-lessons", help="where they are (%(default)s)"
+        )
+        part.add_argument("--port", type=int, help="of the address; a free one without")
+        part.add_argument(
+            "--no-browser", action="store_true", help="serve, and open no browser here"
+        )
+        part.set_defaults(do=do)
+    parts.choices["lab"].add_argument(
+        "--no-open", action="store_true", help="only copy the lessons; start nothing"
+    )
+
+
+def _lab(words: argparse.Namespace) -> bool:
+    found = copy_lessons(words.folder)
+    _tell(found, words.folder)
+    if not words.no_open:
+        open_lab(words.folder, _served(words))
+    return False
+
+
+def _app(words: argparse.Namespace) -> bool:
+    _tell(copy_lessons(words.folder, [WORKBENCH]), words.folder)
+    open_workbench(words.folder, _served(words))
+    return False
+
+
+def _tell(found: Copied, folder: str) -> None:
+    """Say what was copied, what was not, and what to do about that."""
+    if found.new:
+        print(f"Copied to {folder}: {len(found.new)} of the lessons' files.")
+    if found.kept:
+        print(
+            f"Changed, and left as they are: {', '.join(found.kept)}. To have one as it comes, "
+            "rename yours and give this command again, or name another folder."
+        )
+    if not (found.new or found.kept):
+        print(f"All files in {folder} are as they come.")
+
+
+def _served(words: argparse.Namespace) -> list[str]:
+    """The arguments of a server in the browser."""
+    port = [] if words.port is None else [f"--port={words.port}"]
+    return [*port, *["--no-browser"] * words.no_browser]
 
 
 def _settings(words: argparse.Namespace) -> tuple[Settings, list[str]]:

@@ -1,6 +1,8 @@
 """Imports only go down: a folder may use those before it in this list."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,12 @@ FLOORS = [
     "workbench",
     "course",
 ]
-FACES = ["__init__", "__main__", "fedavg"]
+# each takes from a tenth of a second to seconds, and loads where it is used
+LATE = [
+    *("IPython", "anywidget", "gguf", "ipywidgets", "jupyterlab", "matplotlib", "numba"),
+    *("opacus", "pandas", "polars", "scipy", "tensorboard", "transformers", "voila"),
+]
+FACES = ["__init__", "__main__", "fedavg", "namesake"]
 
 
 def imported(path):
@@ -77,3 +84,15 @@ def test_functions_stay_small():
 def test_the_public_list_is_whole():
     assert len(set(fedlab.__all__)) == len(fedlab.__all__)
     assert all(hasattr(fedlab, name) for name in fedlab.__all__)
+
+
+def loaded(source):
+    """The names of `LATE` that are loaded after these lines, in a Python of their own."""
+    words = [sys.executable, "-c", f"{source}\nimport sys\nprint(*sys.modules)"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return set(LATE) & set(done.stdout.split())
+
+
+def test_importing_the_package_loads_little_beside_torch():
+    assert loaded("import fedlab, fedlab.fedavg") == set()
+    assert loaded("from fedlab.data import from_arrays\nfrom_arrays([1], [2])") == {"polars"}

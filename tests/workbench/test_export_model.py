@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedlab.core import ParameterError, Settings
+from fedlab.data import DATA
 from fedlab.evaluation import at_k, dot, ials, popularity, ranking
 from fedlab.models import adapted, loaded
 from fedlab.models.text import MINILM, SASRec, encoder, item_texts, last_films
@@ -105,6 +106,20 @@ def test_what_belongs_to_people_is_left_out_unless_asked_for(trained, tmp_path):
             assert ("user" in rows) == people
             assert rows["item"] == list(experiment.split.train.catalogue.item_ids)
     assert "people=True" in (tmp_path / "userFalse" / "card.md").read_text()
+
+
+def test_the_conditions_of_the_data_go_with_the_model(trained, tmp_path):
+    text = (DATA / "README.md").read_bytes()
+    for data, name in (({}, "own"), ({"data": "ml-latest-small", "rounds": 1}, "movielens")):
+        experiment, done, _ = trained(**data)
+        folder = export_model(experiment, done, tmp_path / name, baselines=[])
+        card = (folder / "card.md").read_text()
+        theirs = folder / "data-licence.md"
+        assert theirs.exists() == ("data-licence.md, beside this card" in card) == bool(data)
+    assert theirs.read_bytes() == text
+    assert "no commercial use without permission" in card
+    assert "acknowledged in publications" in card
+    assert "citation: F. Maxwell Harper and Joseph A. Konstan" in card
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own

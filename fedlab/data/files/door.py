@@ -1,5 +1,7 @@
 """The door for data: files, frames and arrays in, `Interactions` or a `Split` out.
 
+Polars, and the files of this folder that need it, load when something is read.
+
 Letters: n rows, U users, I items.
 """
 
@@ -8,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from fedlab.core import DataError
-from fedlab.data.files.layouts import ITEM_ROLES, ROLES, Asked, files_in, interactions_in, items_in
-from fedlab.data.files.layouts import roles_of as find_roles
-from fedlab.data.files.table import Known, joined, known_of, table_of
-from fedlab.data.files.text import of_frame
 from fedlab.data.interactions import Interactions
 from fedlab.data.split import Split, hold_out
 
@@ -63,15 +60,17 @@ def read(
     >>> shop.catalogue.user_ids, shop.values.tolist()
     (('ann', 'bob'), [5.0, 4.0, 3.0])
     """
-    asked = Asked(
+    from fedlab.data.files import layouts, table  # noqa: PLC0415 - loads polars
+
+    asked = layouts.Asked(
         _given(user=user, item=item, rating=rating, time=time), separator, header, encoding
     )
-    file, beside = files_in(Path(path))
-    found, roles = interactions_in(file, asked)
+    file, beside = layouts.files_in(Path(path))
+    found, roles = layouts.interactions_in(file, asked)
     roles = _without(roles, rating=rating, time=time)
     known = _known(Path(items) if items is not None else beside, item_columns or {})
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    return joined(table_of((found, roles)), known, **how)[0]
+    return table.joined(table.table_of((found, roles)), known, **how)[0]
 
 
 def read_split(
@@ -98,20 +97,22 @@ def read_split(
     for it, a random one (seed) where there are no times. The other arguments are those of `read`.
     Raises `DataError` for a pair of user and item in two of the files.
     """
-    asked = Asked(
+    from fedlab.data.files import layouts, table  # noqa: PLC0415 - loads polars
+
+    asked = layouts.Asked(
         _given(user=user, item=item, rating=rating, time=time), separator, header, encoding
     )
     files, sheets, kinds = (train, validation, test), [], []
     for kind, path in enumerate(files):
         if path is not None:
-            found, roles = interactions_in(files_in(Path(path))[0], asked)
+            found, roles = layouts.interactions_in(layouts.files_in(Path(path))[0], asked)
             sheets.append((found, _without(roles, rating=rating, time=time)))
             kinds.append(kind)
-    table = table_of(*sheets)
-    part = np.repeat(kinds, table.rows)
+    whole = table.table_of(*sheets)
+    part = np.repeat(kinds, whole.rows)
     known = _known(Path(items) if items is not None else None, item_columns or {})
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    every, rows = joined(table, known, part=part, **how)
+    every, rows = table.joined(whole, known, part=part, **how)
     which = torch.from_numpy(part[rows])
     fit, choose, report = (every.take(which == kind) for kind in range(3))
     return hold_out(fit, report, seed) if validation is None else Split(fit, choose, report)
@@ -131,21 +132,24 @@ def from_frame(
 ) -> Interactions:
     """Interactions from a frame of pandas or polars; items: a frame of items. See `read`.
 
-    >>> clicks = pl.DataFrame({"who": ["a", "b"], "what": [7, 7]})
+    >>> import polars
+    >>> clicks = polars.DataFrame({"who": ["a", "b"], "what": [7, 7]})
     >>> from_frame(clicks, user="who", item="what").item_count
     1
     """
-    found = of_frame(_frame(frame), "the frame")
+    from fedlab.data.files import layouts, table, text  # noqa: PLC0415 - loads polars
+
+    found = text.of_frame(_frame(frame), "the frame")
     asked = _given(user=user, item=item, rating=rating, time=time)
-    roles = _without(find_roles(found, asked, ROLES, ("user", "item")), rating=rating, time=time)
+    roles = layouts.roles_of(found, asked, layouts.ROLES, ("user", "item"))
+    roles = _without(roles, rating=rating, time=time)
     known = None
     if items is not None:
-        table = of_frame(_frame(items), "the frame of items")
-        known = known_of(
-            table, find_roles(table, _given(**(item_columns or {})), ITEM_ROLES, ("item",))
-        )
+        sheet, named = text.of_frame(_frame(items), "the frame of items"), item_columns or {}
+        told = layouts.roles_of(sheet, _given(**named), layouts.ITEM_ROLES, ("item",))
+        known = table.known_of(sheet, told)
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    return joined(table_of((found, roles)), known, **how)[0]
+    return table.joined(table.table_of((found, roles)), known, **how)[0]
 
 
 def from_arrays(
@@ -162,6 +166,8 @@ def from_arrays(
     ('3', '5')
     """
     given = {"user": users, "item": items, "rating": ratings, "time": times}
+    import polars as pl  # noqa: PLC0415 - takes a tenth of a second
+
     columns = {
         name: column.numpy() if isinstance(column, torch.Tensor) else np.asarray(column)
         for name, column in given.items()
@@ -183,17 +189,21 @@ def _without(roles: dict[str, str], **columns: Column) -> dict[str, str]:
     return {role: name for role, name in roles.items() if columns.get(role) is not False}
 
 
-def _known(path: Path | None, columns: Mapping[str, Column]) -> Known | None:
-    """What a file of items says."""
+def _known(path: Path | None, columns: Mapping[str, Column]) -> Any:
+    """What a file of items says, a `table.Known`; None without one."""
+    from fedlab.data.files import layouts, table  # noqa: PLC0415 - loads polars
+
     if path is None:
         return None
     if not path.is_file():
         raise DataError(f"items={str(path)!r}: no such file; check the path")
-    return known_of(*items_in(path, Asked(_given(**columns))))
+    return table.known_of(*layouts.items_in(path, layouts.Asked(_given(**columns))))
 
 
-def _frame(frame: Any) -> pl.DataFrame:
+def _frame(frame: Any) -> Any:
     """A frame of pandas or polars as one of polars."""
+    import polars as pl  # noqa: PLC0415 - takes a tenth of a second
+
     if isinstance(frame, pl.DataFrame):
         found = frame
     elif hasattr(frame, "columns") and hasattr(frame, "__getitem__"):

@@ -19,7 +19,7 @@ import torch
 
 from fedlab.attacks import rated_items, reading_metrics, row_scores, sign_scores
 from fedlab.core import VERSION, Key, Metric, Round, Score, known, one_thread, several, to
-from fedlab.data import Federation, Split, fingerprint
+from fedlab.data import DATA, Federation, Split, fingerprint
 from fedlab.engine import SGD, updates
 from fedlab.evaluation import dot, ease, ials, item_means, popularity
 from fedlab.privacy import DPSGD, SecureSum, proven, proven_for_examples
@@ -52,12 +52,14 @@ RELATIONS = {
     "add-remove": "one client more or less, with all its data",
     "replace-one": "other data of one client",
 }
-DATA = {
+LICENCE = "data-licence.md"  # the file that goes with every model trained on bundled data
+KNOWN = {
     "ml-latest-small": {
         "title": "MovieLens ml-latest-small (October 2016), GroupLens Research",
-        "licence": "GroupLens' own: research only, no endorsement, no commercial use without "
-        "permission, and whoever passes on the data or transformations of it does so under the "
-        "same conditions; see fedlab/data/bundled/README.md",
+        "licence": "GroupLens' own: research only, acknowledged in publications by the citation "
+        "here; no endorsement; no commercial use without permission; and whoever passes on the "
+        f"data or transformations of it does so under the same conditions. {LICENCE}, beside this "
+        "card, has its text",
         "citation": "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: "
         "History and Context. ACM TiiS 5, 4: 19:1-19:19. https://doi.org/10.1145/2827872",
     }
@@ -147,7 +149,7 @@ def described_data(experiment: Experiment) -> Card:
     unknown = {"title": "data of your own", "licence": "not known here; ask where they came from"}
     return {
         "name": name,
-        **DATA.get(name, unknown),
+        **KNOWN.get(name, unknown),
         "users": split.train.user_count,
         "items": split.train.item_count,
         "train": len(split.train),
@@ -158,6 +160,12 @@ def described_data(experiment: Experiment) -> Card:
         "fingerprint": data_fingerprint(split),
         "fingerprint of the federation": fingerprint(experiment.federation),
     }
+
+
+def data_licence(experiment: Experiment) -> dict[str, bytes]:
+    """The file with the licence of the data, where they are bundled data, by name."""
+    bundled = experiment.choices.data in KNOWN
+    return {LICENCE: (DATA / "README.md").read_bytes()} if bundled else {}
 
 
 def data_fingerprint(split: Split) -> str:

@@ -2,8 +2,9 @@
 
     model.safetensors        what the server holds; a parameter of a single row is without that axis
     card.json, card.md       what it is, was trained on, reaches, proves and gives away
-    settings.json            to train it again: python -m fedlab run settings.json
+    settings.json            to train it again: fedlab run settings.json
     rows.json                which item of the data each row of 'item' and 'bias' belongs to
+    data-licence.md          only where trained on the data that come along: what holds for them
     people.safetensors       only where asked for: rows of single persons
     adapter_model.safetensors, adapter_config.json      low-rank adapters, for peft
 
@@ -29,7 +30,7 @@ from fedlab.data import fingerprint
 from fedlab.models import Model
 from fedlab.workbench.experiment import Experiment
 from fedlab.workbench.export.adapter import has_adapters, peft_layout
-from fedlab.workbench.export.card import card
+from fedlab.workbench.export.card import card, data_licence
 from fedlab.workbench.export.words import in_words
 from fedlab.workbench.runs import Record
 
@@ -130,6 +131,7 @@ def model_files(
         "settings.json": write_settings(experiment.settings).encode(),
         "card.json": _json(about),
         "card.md": in_words(about).encode(),
+        **data_licence(experiment),
     }
 
 
