@@ -11,8 +11,8 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 lab"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || \
+	  { echo "Python 3.11.5 or newer is needed; name one: make PYTHON=/path/to/python3 lab"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	$(BIN)/python -c 'from fedlab.engine import warm; print(f"compiled in {warm():.0f} s")'
@@ -45,6 +45,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/architecture.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/ials.py
+	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/where.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/workbench.py
