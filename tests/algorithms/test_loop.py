@@ -586,12 +586,7 @@ def test_what_is_no_model_no_data_or_no_start_is_named():
 
 @pytest.mark.parametrize(
     "parts",
-    [
-        {},
-        {"uplink": [Clip()]},
-        {"schedule": Buffered()},
-        {"aggregate": CoordinateMedian()},
-    ],
+    [{}, {"uplink": [Clip()]}, {"schedule": Buffered()}, {"aggregate": CoordinateMedian()}],
     ids=lambda parts: next(iter(parts), "default"),
 )
 def test_a_round_that_nobody_keeps_is_gone_at_once(small, parts):
