@@ -7,7 +7,8 @@ workbench, the command line, sweeps and the settings JSON follow from that.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import fedlab.models.text  # noqa: F401 - its recipes are choices, too
 from fedlab.aggregation import HeldOut, Judge, judge
@@ -242,25 +243,25 @@ class Experiment:
     @cached_property
     def split(self) -> Split:
         """Train, validation and test; clicks by leave-one-out, ratings standardised."""
-        return _split(*self._data, self.choices.task)
+        return _split(self._which, self.choices.task)
 
     @cached_property
     def candidates(self) -> Candidates:
         """What the held-out clicks of the validation part are ranked against."""
-        return _candidates(*self._data, self.choices.against, self.settings.seed)
+        return _candidates(self._which, self.choices.against, self.settings.seed)
 
     @cached_property
     def unmet(self) -> Unmet:
         """What they are ranked against in the full ranking."""
-        return _unmet(*self._data)
+        return _unmet(self._which)
 
-    @property
-    def _data(self) -> tuple[type | None, str, Settings]:
-        """What tells data from other data: the part, its name and its knobs."""
+    @cached_property
+    def _which(self) -> "_Which":
+        """What tells the data from others."""
         name = self.choices.data
         part = REGISTRY["data"].get(name)
         own = {n: self.settings[n] for n in knobs(part)} if part else {}
-        return part, name, Settings(**own)
+        return _Which(part, name, Settings(**own), () if part else _stamp(Path(name)))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -359,35 +360,52 @@ def better() -> dict[str, str]:
     return modes | {"staleness": "min", "epsilon": "min"}
 
 
+class _Which(NamedTuple):
+    """What tells data from other data: part, name and knobs; of a path, how its files are."""
+
+    part: type | None
+    name: str
+    own: Settings
+    stamp: tuple[tuple[str, int, int], ...]
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a file, or of those in a folder: who mends one has it read anew."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    about = ((file.name, file.stat()) for file in files)
+    return tuple((name, found.st_mtime_ns, found.st_size) for name, found in about)
+
+
 @lru_cache(maxsize=2)
-def _ratings(part: type | None, name: str, own: Settings) -> Interactions:
-    if part is None:
-        return read(name)
-    found = turned(cast(type[Dataset], part)(), own).load()
-    require(isinstance(found, Interactions), "data", name, "its `load` gives no Interactions")
+def _interactions(which: _Which) -> Interactions:
+    if which.part is None:
+        return read(which.name)
+    found = turned(cast(type[Dataset], which.part)(), which.own).load()
+    fix = "its `load` gives no Interactions"
+    require(isinstance(found, Interactions), "data", which.name, fix)
     return found
 
 
 @lru_cache(maxsize=2)
-def _split(part: type | None, name: str, own: Settings, task: str) -> Split:
-    every = _ratings(part, name, own)
+def _split(which: _Which, task: str) -> Split:
+    every = _interactions(which)
     if task == "ratings":
         return standardise(split_by_time(every))
     short = int((every.user_counts() < 3).sum())
-    if short and part is None:
+    if short and which.part is None:
         said = f"{short:,} users with fewer than 3 interactions are left out"
         every = replace(at_least(every, users=3)[0], notes=(*every.notes, said))
     return leave_one_out(every)
 
 
 @lru_cache(maxsize=2)
-def _candidates(part: type | None, name: str, own: Settings, against: int, seed: int) -> Candidates:
-    return candidates(_split(part, name, own, "clicks"), "validation", against, seed=seed)
+def _candidates(which: _Which, against: int, seed: int) -> Candidates:
+    return candidates(_split(which, "clicks"), "validation", against, seed=seed)
 
 
 @lru_cache(maxsize=2)
-def _unmet(part: type | None, name: str, own: Settings) -> Unmet:
-    return unmet(_split(part, name, own, "clicks"), "validation")
+def _unmet(which: _Which) -> Unmet:
+    return unmet(_split(which, "clicks"), "validation")
 
 
 def stream(

@@ -572,3 +572,6 @@ def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
     split = Experiment(Settings(**settings)).split
     assert split.train.user_count == 30
     assert "1 users with fewer than 3 interactions are left out" in split.train.notes
+    (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks + "0,999\n1,999\n2,999\n")
+    again = Experiment(Settings(**settings)).split
+    assert again.train.item_count == split.train.item_count + 1  # a file that changed is read anew
