@@ -7,14 +7,13 @@
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
-    fedlab data clicks.csv --set user=customer --set item=sku
+    fedlab data "clicks.csv?user=customer&item=sku"
 
 `python -m fedlab` is the same. Settings and files are those of the workbench. `--parts FILE.py`
 runs a file that registers parts of your own: they are choices like all others.
 """
 
 import argparse
-import inspect
 import runpy
 import sys
 from collections import Counter
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
-from fedlab.data import DataError, described, read
+from fedlab.data import DataError, asked_for, described, read
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -146,9 +145,8 @@ def _words() -> argparse.ArgumentParser:
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
     part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
-    part.add_argument("path", help="a file of interactions, or a folder with one")
     part.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of read()"
+        "path", help="a file of interactions, or a folder with one; 'FILE?user=buyer&item=code'"
     )
     part.set_defaults(do=_data)
     return whole
@@ -390,16 +388,8 @@ def _compare(words: argparse.Namespace) -> bool:
 
 def _data(words: argparse.Namespace) -> bool:
     """Print what is read of a file: no run is begun."""
-    asked, known = dict(map(_pair, words.set)), inspect.signature(read).parameters
-    for name in asked:
-        fit = ", ".join(n for n in known if n not in ("path", "item_columns"))
-        require(name in known, "--set", name, f"choose one of {fit}")
-    plain = {"False": False, "True": True}
-    how: dict[str, Any] = {
-        name: int(value) if value.isdecimal() else plain.get(value, value)
-        for name, value in asked.items()
-    }
-    for line in described(read(words.path, **how)).splitlines():
+    path, how = asked_for(words.path)
+    for line in described(read(path, **how)).splitlines():
         print(shown(line))
     return False
 

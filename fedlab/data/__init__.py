@@ -15,7 +15,7 @@ from fedlab.data.federation import (
     seen_all,
     unseen,
 )
-from fedlab.data.files import described, from_arrays, from_frame, read, read_split
+from fedlab.data.files import asked_for, described, from_arrays, from_frame, read, read_split
 from fedlab.data.interactions import (
     DATA,
     Catalogue,
@@ -68,6 +68,7 @@ __all__ = [
     "Source",
     "Split",
     "Stored",
+    "asked_for",
     "at_least",
     "by_activity",
     "by_genre",

@@ -48,6 +48,7 @@ from fedlab.data import (
     Interactions,
     Source,
     Split,
+    asked_for,
     at_least,
     leave_one_out,
     read,
@@ -71,7 +72,8 @@ class Choices(Part):
         0,
         0,
         "",
-        "a registered data set, or a file or folder that `fedlab.read` takes",
+        "a registered data set, or a file or folder that `fedlab.read` takes, with its arguments "
+        "as in till.csv?user=buyer&item=code",
         live=False,
         parts="data",
         others=True,
@@ -261,7 +263,7 @@ class Experiment:
         name = self.choices.data
         part = REGISTRY["data"].get(name)
         own = {n: self.settings[n] for n in knobs(part)} if part else {}
-        return _Which(part, name, Settings(**own), () if part else _stamp(Path(name)))
+        return _Which(part, name, Settings(**own), () if part else _stamp(asked_for(name)[0]))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -379,7 +381,8 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 @lru_cache(maxsize=2)
 def _interactions(which: _Which) -> Interactions:
     if which.part is None:
-        return read(which.name)
+        path, how = asked_for(which.name)
+        return read(path, **how)
     found = turned(cast(type[Dataset], which.part)(), which.own).load()
     fix = "its `load` gives no Interactions"
     require(isinstance(found, Interactions), "data", which.name, fix)

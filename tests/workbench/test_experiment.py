@@ -575,3 +575,11 @@ def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
     (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks + "0,999\n1,999\n2,999\n")
     again = Experiment(Settings(**settings)).split
     assert again.train.item_count == split.train.item_count + 1  # a file that changed is read anew
+
+
+def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
+    (tmp_path / "till.csv").write_text("who;what\nann;tea\nbob;tea\n")
+    assert main(["data", f"{tmp_path}/till.csv?user=who&item=what"]) == 0
+    assert "2 interactions of 2 users with 1 items" in capsys.readouterr().out
+    assert main(["data", f"{tmp_path}/till.csv"]) == 2
+    assert "till.csv:1: no column of users among 'who', 'what'" in capsys.readouterr().err

@@ -8,15 +8,20 @@ Letters: n rows, U users, I items.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 
-from fedlab.core import DataError
+from fedlab.core import DataError, require
 from fedlab.data.interactions import Interactions
 from fedlab.data.split import Split, hold_out
 
 Column = str | int | bool | None
+ARGUMENTS = (  # of `read`, that a text may give
+    *("user", "item", "rating", "time", "items", "separator", "header", "encoding"),
+    *("time_format", "duplicates"),
+)
 
 
 def read(
@@ -71,6 +76,43 @@ def read(
     known = _known(Path(items) if items is not None else beside, item_columns or {})
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
     return table.joined(table.table_of((found, roles)), known, **how)[0]
+
+
+def asked_for(text: str) -> tuple[Path, dict[str, Any]]:
+    """The path and the arguments of `read` in a text, as settings and commands name data.
+
+    Arguments stand behind a question mark, `&` between them, columns of the items' file as
+    `items.title=...`; signs that mean something else are written as in addresses (%26 for `&`).
+
+    >>> asked_for("till.csv?user=buyer&item=2&rating=False")  # doctest: +ELLIPSIS
+    (...Path('till.csv'), {'user': 'buyer', 'item': 2, 'rating': False})
+    """
+    if "?" not in text or Path(text).exists():
+        return Path(text), {}
+    from fedlab.data.files.layouts import ITEM_ROLES  # noqa: PLC0415 - loads polars
+
+    path, _, rest = text.partition("?")
+    how: dict[str, Any] = {}
+    for each in rest.split("&"):
+        name, equals, value = each.partition("=")
+        of_items, column = name.startswith("items."), name.removeprefix("items.")
+        known = ITEM_ROLES if of_items else ARGUMENTS
+        require(
+            bool(equals) and column in known,
+            "data",
+            text,
+            f"{each!r} is no argument; write NAME=VALUE, with a name of {', '.join(ARGUMENTS)}, "
+            f"{', '.join(f'items.{role}' for role in ITEM_ROLES)}",
+        )
+        (how.setdefault("item_columns", {}) if of_items else how)[column] = _value(unquote(value))
+    return Path(path), how
+
+
+def _value(text: str) -> str | int | bool:
+    """A column's place, whether there is any, or a text."""
+    if text in ("True", "False"):
+        return text == "True"
+    return int(text) if text.isascii() and text.isdecimal() else text
 
 
 def read_split(

@@ -1,6 +1,7 @@
 """Tables as people have them, each read in one line, with no column renamed by hand."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -8,7 +9,8 @@ import pytest
 import torch
 from layouts import CLICKS, CSV, DATES, LAYOUTS, ROWS, WITHOUT_TIMES, lines, rows_of, write
 
-from fedlab.data import DataError, described, from_arrays, from_frame, read, read_split
+from fedlab.core import ParameterError
+from fedlab.data import DataError, asked_for, described, from_arrays, from_frame, read, read_split
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -165,6 +167,25 @@ def test_quotes_with_line_breaks_and_marks_of_unicode(tmp_path):
         read(tmp_path / "r.csv")
     write(tmp_path, {"r.csv": text.replace(",x,", ",4,").encode("utf-16")})
     assert read(tmp_path / "r.csv").values.tolist() == [3, 4]
+
+
+def test_a_path_with_its_arguments_is_one_text(tmp_path):
+    write(
+        tmp_path, {"till.csv": "buyer;code;at\na;7;5\n", "goods.csv": "code,label\n7,Tea & milk\n"}
+    )
+    text = f"{tmp_path}/till.csv?user=buyer&item=1&time=at&items={tmp_path}/goods.csv"
+    path, how = asked_for(f"{text}&items.item=code&items.title=label")
+    assert how["item_columns"] == {"item": "code", "title": "label"}
+    assert read(path, **how).catalogue.titles == ("Tea & milk",)
+    assert asked_for("a.csv?user=a%26b&time=False&separator=%3B") == (
+        Path("a.csv"),
+        {"user": "a&b", "time": False, "separator": ";"},
+    )
+    write(tmp_path, {"odd?user=1.csv": CSV})
+    assert asked_for(f"{tmp_path}/odd?user=1.csv") == (tmp_path / "odd?user=1.csv", {})
+    for bad in ("usr=a", "user", "items.colour=c"):
+        with pytest.raises(ParameterError, match=f"{bad!r} is no argument; write NAME=VALUE"):
+            asked_for(f"till.csv?{bad}")
 
 
 def test_what_is_said_of_data(tmp_path):
