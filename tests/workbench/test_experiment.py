@@ -581,5 +581,9 @@ def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
     (tmp_path / "till.csv").write_text("who;what\nann;tea\nbob;tea\n")
     assert main(["data", f"{tmp_path}/till.csv?user=who&item=what"]) == 0
     assert "2 interactions of 2 users with 1 items" in capsys.readouterr().out
-    assert main(["data", f"{tmp_path}/till.csv"]) == 2
+    assert main(["data", f"{tmp_path}/till.csv"]) == 0
+    said = capsys.readouterr().out
+    assert "3 interactions of 3 users" in said  # words alone: nothing tells the header
+    assert "till.csv: if 'who;what' names columns, say header=True" in said
+    assert main(["data", f"{tmp_path}/till.csv?header=True"]) == 2
     assert "till.csv:1: no column of users among 'who', 'what'" in capsys.readouterr().err

@@ -117,11 +117,13 @@ def sheet(
         raise DataError(f"{name}: no rows in it; it must hold at least one")
     columns = _distinct(names, name) or [str(k) for k in range(len(rows[0]))]
     told = {"\t": "tabs", " ": "spaces"}.get(separator, repr(separator))
-    said = (*notes, f"{name}: fields between {told}, {'a' if named else 'no'} header")
+    said = [*notes, f"{name}: fields between {told}, {'a' if named else 'no'} header"]
+    if not named and header is None and all(number(text) is None for text in rows[0]):
+        said.append(f"{name}: if {lines[0][:60]!r} names columns, say header=True")
     load = _Loader(path, encoding, separator, columns, blank + named, [data])
     if any(len(row) > len(columns) for row in rows):
         raise load.blamed("too many fields")
-    return Sheet(name, columns, rows[named:], load, named, 1 + blank + named, said)
+    return Sheet(name, columns, rows[named:], load, named, 1 + blank + named, tuple(said))
 
 
 def _content(path: Path) -> bytes:
