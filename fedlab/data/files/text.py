@@ -102,15 +102,16 @@ def sheet(
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
     lines = _sample(data, name)
-    blank = data[: len(data) - len(data.lstrip(b"\r\n"))].count(b"\n")
+    first = re.match(rb"[\r\n]*", data)
+    blank = first[0].count(b"\n") if first else 0
     require(separator is None or separator not in ("", "\n"), "separator", separator, "give a sign")
     separator = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
     if separator is None:
         separator = _separator(lines, name)
     rows = fields_of(lines, separator)
     if separator == LIST:
-        frame, said = _lists(data, name), (*notes, f"{name}: lists of items, one line a user")
-        return replace(of_frame(frame, name, said), named=False)
+        notes = (*notes, f"{name}: lists of items, one line a user")
+        return replace(of_frame(_lists(data, name), name, notes), named=False)
     named = _header(rows, known) if header is None else header
     names = [text.strip() for text in rows[0]] if named else []
     if named and len(rows) < 2:
