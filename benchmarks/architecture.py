@@ -153,20 +153,6 @@ def ratio(name: str, against: Path, repeats: int) -> float:
     return median(pairs)
 
 
-def import_ratio(repeats: int) -> float:
-    """How long `import fedlab` takes, over `import torch`: each in a Python of its own, in turn."""
-    lines = "from time import perf_counter as now; began = now(); import {}; print(now() - began)"
-    dropped = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # installed packages are compiled, too
-    env = {n: v for n, v in os.environ.items() if n not in dropped} | {"PYTHONPATH": str(ROOT)}
-
-    def seconds(name: str) -> float:
-        words = [sys.executable, "-c", lines.format(name)]
-        return float(subprocess.run(words, check=True, env=env, capture_output=True).stdout)
-
-    seconds("fedlab")  # compiles
-    return median(seconds("fedlab") / seconds("torch") for _ in range(repeats))
-
-
 def measured(against: Path | None, quick: bool) -> None:
     """Record the size of the package and, against another checkout, its speed."""
     from common import entry, record  # noqa: PLC0415 - the other edition has another `fedlab`
@@ -185,15 +171,6 @@ def measured(against: Path | None, quick: bool) -> None:
         name: entry(value, "", goal, higher=False, seeds=1, note="counted")
         for name, (value, goal) in counts.items()
     }
-    repeats = 3 if quick else 21
-    found["import_over_torch"] = entry(
-        import_ratio(repeats),
-        "times",
-        1.3,
-        higher=False,
-        seeds=1,
-        note=f"the median of {repeats} pairs{', quick' if quick else ''}",
-    )
     if against:
         ratios = {name: ratio(name, against, 5 if quick else 41) for name in JOBS}
         each = ", ".join(f"{name} {value:.2f}" for name, value in ratios.items())

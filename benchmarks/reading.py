@@ -11,9 +11,11 @@
 - `fuzz_tracebacks`: files that were spoiled at random (bytes cut, doubled, overwritten; lines and
   fields exchanged), and how many of them end in anything but interactions or a `DataError`.
 - `import_over_torch`: the time to import fedlab over that to import torch alone.
+- `wheel_mb`: the size of the wheel, as tests build it.
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from common import entry, is_quick, record
+from common import ROOT, entry, is_quick, record
 from layouts import CLICKS, DATES, LAYOUTS, ROWS, WITHOUT_TIMES, lines, rows_of, write
 
 from fedlab.core import ParameterError
@@ -102,6 +104,16 @@ def layouts() -> tuple[int, int]:
         frame.write_parquet(folder / "shop.parquet")
         right.append(rows_of(read(folder / "shop.parquet")) == wanted)
     return sum(right), len(right)
+
+
+def wheel_mb() -> float:
+    """The size of the wheel that is made of this checkout."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from built import build, checkout  # noqa: PLC0415 - of the tests
+
+    with tempfile.TemporaryDirectory() as place:
+        checkout(Path(place) / "here")
+        return build("wheel", Path(place) / "here", Path(place)).stat().st_size / 1e6
 
 
 def spoiled(draw: random.Random) -> dict[str, bytes]:
@@ -183,12 +195,18 @@ def speed(quick: bool) -> dict[str, dict]:
     return found
 
 
-def imports(times: int) -> dict:
-    """How much longer it takes to import fedlab than torch."""
-    code = "import time; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
-    took = [[told(code.format(name)) for name in ("fedlab", "torch")] for _ in range(times)]
-    ours, theirs = (median(float(row[k]) for row in took) for k in (0, 1))  # type: ignore[arg-type]
-    return figure(ours / theirs, "times", 1.3, f"{ours:.2f} and {theirs:.2f} s")
+def import_ratio(repeats: int) -> float:
+    """How long `import fedlab` takes, over `import torch`: each in a Python of its own, in turn."""
+    lines = "from time import perf_counter as now; began = now(); import {}; print(now() - began)"
+    dropped = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # installed packages are compiled, too
+    env = {n: v for n, v in os.environ.items() if n not in dropped} | {"PYTHONPATH": str(ROOT)}
+
+    def seconds(name: str) -> float:
+        words = [sys.executable, "-c", lines.format(name)]
+        return float(subprocess.run(words, check=True, env=env, capture_output=True).stdout)
+
+    seconds("fedlab")  # compiles
+    return median(seconds("fedlab") / seconds("torch") for _ in range(repeats))
 
 
 if __name__ == "__main__":
@@ -199,10 +217,15 @@ if __name__ == "__main__":
     measured = {
         "layouts": figure(every, "tables", None, "tables that 0.5.0 refused", more=True),
         "layouts_read": figure(read_right, "tables", 20, "in one line, all rows right", more=True),
+        "wheel_mb": figure(
+            wheel_mb(), "MB", 25, "lessons, solutions, data and their licence in it"
+        ),
         "fuzz_files": figure(spoilt, "files", None, f"{taken} could be read", more=True),
         "fuzz_tracebacks": figure(
             tracebacks, "files", 0, "neither data nor an error that says why"
         ),
-        "import_over_torch": imports(2 if quick else 7),
+        "import_over_torch": figure(
+            import_ratio(2 if quick else 21), "times", 1.3, "the median of 21 pairs"
+        ),
     }
     record("data", measured | speed(quick), quick)

@@ -91,8 +91,18 @@ HOUSE = {
     "statements": "statements of the package",
     "names_in_package": "entries of `fedlab/`",
     "long_lines": "lines of more than 100 characters",
-    "import_over_torch": "seconds that `import fedlab` takes over those of `import torch`, in turn",
     "speed_vs_0_5": "rounds a second over edition 0.5.0's, in turn, the least of five jobs",
+}
+DOOR = {
+    "layouts_read": "layouts of other people's data that are read in one line",
+    "read_1m_vs_columnar": "a million ratings, over polars' own read and numbering",
+    "read_1m_memory_vs_columns": "memory that this takes, over that of the columns read",
+    "read_10m_peak_mb": "peak memory of a process that reads ten million",
+    "fuzz_files": "files that were spoiled at random",
+    "fuzz_tracebacks": "of them end in neither data nor an error that says why",
+    "wheel_mb": "the wheel",
+    "import_over_torch": "seconds that `import fedlab` takes over those of `import torch`, in turn",
+    "pythons_tried": "versions of Python on which the wheel was installed and trained with",
 }
 TRUST = {
     "fault_runs": "runs with clients that send what they should not",
@@ -835,6 +845,17 @@ def architecture() -> str:
         if name in found
     )
     return table(("", "measured", "goal"), rows)
+
+
+def door() -> str:
+    """What it costs to read other people's data, and to install and import the package."""
+    found = measured("data")
+    rows = (
+        (text, amount(found[name]), goal(found[name]), found[name]["note"])
+        for name, text in DOOR.items()
+        if name in found
+    )
+    return table(("", "measured", "goal", ""), rows)
 
 
 def trust() -> str:

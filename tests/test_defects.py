@@ -782,7 +782,9 @@ class Mine(Local):
 
 def test_s3_10a_a_local_method_of_ones_own_is_a_few_lines():
     asked = Settings(rounds=4, cohort=20)
-    assert equal(last(*people(), QUICK), last(*people(), asked, local=Mine()))
+    usual, mine = last(*people(), QUICK), last(*people(), asked, local=Mine())
+    for name, value in usual.params.items():  # but for the order in which updates are added up
+        torch.testing.assert_close(value, mine.params[name], atol=1e-6, rtol=1e-5)
 
 
 def test_s3_10b_control_variates_are_named_in_their_own_file_alone():

@@ -138,7 +138,7 @@ def test_each_kind_of_knob_counts_when_it_says(bench, page):
     press(bench, "Start")  # the next run takes what was written
     state(bench, "failed")
     expect(bench.locator(".status")).to_contain_text(
-        "DataError: folder='/somewhere/else' is not a folder"
+        "DataError: '/somewhere/else': no such file or folder"
     )
 
 
