@@ -64,7 +64,7 @@ def made_up(file: Path, rows: int) -> None:
     """Write about so many ratings, each pair once, most of them of a few items."""
     draw = np.random.default_rng(0)
     users, items = rows // 150, max(3000, rows // 300)
-    user = draw.integers(1, users + 1, int(rows * 1.26))
+    user = draw.integers(1, users + 1, 2 * rows)
     item = (draw.pareto(1.2, len(user)) * 50).astype(int) % items + 1
     pairs = np.unique(user * (items + 1) + item)
     draw.shuffle(pairs)

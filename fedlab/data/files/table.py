@@ -71,9 +71,8 @@ def table_of(*sheets: tuple[Sheet, Mapping[str, str]]) -> Table:
     """The columns of the roles that sheets have; raises `DataError` where these differ."""
     frames = []
     for sheet, roles in sheets:
-        numbers = [column for role, column in roles.items() if role in ("rating", "time")]
         names = {column: role for role, column in roles.items()}
-        loaded = sheet.typed(names.keys() - set(numbers), numbers).rename(names)
+        loaded = sheet.typed(roles).rename(names)
         frames.append(loaded.select(sorted(loaded.columns)))
     if len({tuple(frame.columns) for frame in frames}) > 1:
         raise DataError(
@@ -97,8 +96,9 @@ def ids_of(found: Table, role: str) -> Ids:
         raise found.bad(role, row, "complete or remove the row")
     if series.dtype.is_float() and bool((series == series.round(0)).all()):
         series = series.cast(pl.Int64)  # as pandas has whole numbers with gaps
-    if series.dtype.is_integer():
-        return _numbered(series.cast(pl.Int64).to_numpy())
+    if series.dtype.is_integer() and series.dtype != pl.UInt64:
+        wide = series.dtype in (pl.Int32, pl.Int64)
+        return _numbered((series if wide else series.cast(pl.Int64)).to_numpy())
     series = series.cast(pl.String).str.strip_chars()
     ordered = sorted(series.unique().to_list(), key=_place)
     at = pl.DataFrame({"id": ordered, "at": np.arange(len(ordered))})
@@ -124,7 +124,7 @@ def _numbered(values: np.ndarray) -> Ids:
 def ratings_of(found: Table) -> np.ndarray:
     """The ratings (n,), float32."""
     series = found.columns.pop("rating")
-    numbers = series.cast(pl.Float64, strict=False)
+    numbers = series if series.dtype.is_float() else series.cast(pl.Float64, strict=False)
     fine = numbers.is_not_null() & (numbers.abs() <= FARTHEST)
     if not fine.all():
         row = int((~fine.fill_null(False)).arg_max() or 0)

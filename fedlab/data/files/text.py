@@ -10,7 +10,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,10 @@ INSIDE = "\x1f"  # stands for a separator of two characters, which polars does n
 SAMPLE, LINES = 1 << 18, 200  # bytes and lines that are looked at to tell what a file is
 BLOCK = 1 << 20  # bytes that are searched at a time
 WHOLE, NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?")
-KINDS = {"text": pl.String, "whole": pl.Int64, "number": pl.Float64}
+KINDS = {
+    **{"text": pl.String, "small": pl.Int32, "whole": pl.Int64},
+    **{"rating": pl.Float32, "number": pl.Float64},
+}
 LIST = "list"  # separator of lines with a user and any number of items
 
 
@@ -53,21 +56,25 @@ class Sheet:
     first: int = 0
     notes: tuple[str, ...] = field(default=())
 
-    def typed(self, ids: Iterable[str], numbers: Iterable[str]) -> pl.DataFrame:
-        """Some columns: of ids and of numbers, typed where that loses nothing, else as texts."""
-        kinds = {name: self._kind(name, NUMBER) for name in numbers}
-        kinds |= {name: self._kind(name, WHOLE) for name in ids}
+    def typed(self, roles: Mapping[str, str]) -> pl.DataFrame:
+        """The columns of roles, typed where that loses nothing, else as texts."""
+        kinds = {column: self._kind(column, role) for role, column in roles.items()}
         try:
             return self.load(kinds)
         except DataError:
             return self.load(dict.fromkeys(kinds, "text"))
 
-    def _kind(self, column: str, most: re.Pattern[str]) -> str:
+    def _kind(self, column: str, role: str) -> str:
+        """The narrowest type that the first rows fit in; where others do not, texts are read."""
         at = self.columns.index(column)
         found = [row[at] for row in self.sample if len(row) > at]
-        if found and all(WHOLE.fullmatch(each) for each in found):
-            return "whole"
-        return "number" if most is NUMBER and all(map(NUMBER.fullmatch, found)) else "text"
+        whole = bool(found) and all(map(WHOLE.fullmatch, found))
+        if role == "rating":
+            return "rating" if all(map(NUMBER.fullmatch, found)) else "text"
+        if role == "time":
+            fits = all(map(NUMBER.fullmatch, found))
+            return "whole" if whole else "number" if fits else "text"
+        return "text" if not whole else "small" if max(map(len, found)) < 10 else "whole"
 
     def where(self, row: int) -> str:
         """File and line of a row; fields with line breaks are counted."""
@@ -282,8 +289,9 @@ class _Loader:
         data, inside = self._text(), self.separator
         if len(inside) > 1:
             data, inside = data.replace(inside.encode(), INSIDE.encode()), INSIDE
-        if "whole" in kinds.values() and _leading(data, inside):  # '01' and '1' are two ids
-            kinds = {name: "text" if kind == "whole" else kind for name, kind in kinds.items()}
+        ids = {name for name, kind in kinds.items() if kind in ("small", "whole")}
+        if ids and _leading(data, inside):  # '01' and '1' are two ids
+            kinds = {name: "text" if name in ids else kind for name, kind in kinds.items()}
         wanted = sorted(kinds, key=self.columns.index)
         try:
             frame = pl.read_csv(

@@ -289,3 +289,24 @@ def test_paths_that_are_none(tmp_path):
         read(tmp_path)
     with pytest.raises(DataError, match="items='nowhere': no such file"):
         read(tmp_path / "a.csv", items="nowhere")
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.UInt32, pl.UInt64, pl.Int32, pl.Float64])
+def test_ids_of_any_whole_type(kind):
+    high = 2**63 + 5 if kind == pl.UInt64 else 127
+    frame = pl.DataFrame({"user": pl.Series([high, 1, 0], dtype=kind), "item": [7, 7, 8]})
+    found = from_frame(frame)
+    assert found.catalogue.user_ids == ("0", "1", str(high))
+    assert rows_of(found) == [("0", "8"), ("1", "7"), (str(high), "7")]
+    if kind == pl.Int8:
+        low = frame.with_columns(pl.Series("user", [127, -128, 0], dtype=kind))
+        assert set(from_frame(low).catalogue.user_ids) == {"127", "-128", "0"}
+
+
+def test_ids_that_grow_beyond_the_first_rows(tmp_path):
+    rows = [("1", "5", 1, 2)] * 300 + [("9999999999", "x", 4.5, 3), ("01", "5", 2, 4)]
+    write(tmp_path, {"r.csv": "user,item,rating,time\n" + lines(",", rows)})
+    found = read(tmp_path / "r.csv")
+    assert found.catalogue.user_ids == ("01", "1", "9999999999")
+    assert found.catalogue.item_ids == ("5", "x")
+    assert found.values.tolist() == [2, 1, 4.5]
