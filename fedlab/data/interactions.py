@@ -144,7 +144,7 @@ class Interactions:
                 raise DataError(f"{name}[{bad}]={float(column[bad])} is not finite; remove the row")
         pairs = self.pairs().numpy()
         if len(pairs) and not bool((pairs[1:] > pairs[:-1]).all()):
-            pairs = np.sort(pairs)
+            pairs.sort()
         twice = (pairs[1:] == pairs[:-1]).nonzero()[0]
         if len(twice):
             user, item = divmod(int(pairs[twice[0]]), self.item_count)
@@ -179,7 +179,7 @@ class Interactions:
 
     def pairs(self) -> Tensor:
         """One number for each (user, item) pair (n,): user * I + item."""
-        return self.users * self.item_count + self.items
+        return (self.users * self.item_count).add_(self.items)
 
     def take(self, rows: Tensor) -> "Interactions":
         """The rows of a mask (n,) or of row numbers."""

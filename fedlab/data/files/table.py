@@ -312,13 +312,11 @@ def joined(
         columns["values"] = ratings_of(found)
     if "time" in found.columns:
         columns["times"] = times_of(found, time_format)
-    pairs = users.numbers.astype(np.int64)
-    pairs *= len(ids)
-    pairs += number
     if part is not None:
-        _apart(found, pairs, part)
-    kept, twice = _once(pairs, columns, duplicates)
-    del pairs
+        _apart(found, _pairs(users.numbers, number, len(ids)), part)
+    kept, twice = None, len(number) - _different(_pairs(users.numbers, number, len(ids)))
+    if twice:
+        kept = _once(_pairs(users.numbers, number, len(ids)), columns, duplicates)
     if twice:
         how = {"last": "the last", "first": "the first"}.get(duplicates, f"their {duplicates}")
         notes.append(f"{twice:,} rows repeat a pair of user and item: {how} counts")
@@ -327,6 +325,7 @@ def joined(
     taken = {name: torch.from_numpy(columns.pop(name)[order]) for name in tuple(columns)}
     catalogue = catalogue_of(users.ids, ids, known)
     who, what = (torch.from_numpy(column[order]).long() for column in (users.numbers, number))
+    del users, items, number  # before the table is looked through, which takes memory
     return Interactions(who, what, catalogue, taken, tuple(notes)), order
 
 
@@ -350,6 +349,7 @@ def _by(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
     keys = keys[order]
     run = np.zeros(len(keys), np.int64)  # rows of the same key lie in their own order
     np.cumsum(keys[1:] != keys[:-1], out=run[1:])
+    del keys
     run <<= bits
     run |= order
     run.sort()
@@ -371,22 +371,28 @@ def _told(met: tuple[str, ...], known: tuple[str, ...]) -> list[str]:
     return notes
 
 
-def _once(
-    pairs: np.ndarray, columns: dict[str, np.ndarray], duplicates: str
-) -> tuple[np.ndarray | None, int]:
-    """(which rows (n,) stand for their pair, None for all; how many others there are).
+def _pairs(users: np.ndarray, items: np.ndarray, width: int) -> np.ndarray:
+    """One number for each pair (n,)."""
+    found = users.astype(np.int64)
+    found *= width
+    found += items
+    return found
+
+
+def _different(pairs: np.ndarray) -> int:
+    """How many pairs there are; they are sorted where they lie."""
+    pairs.sort()
+    return 1 + int(np.count_nonzero(pairs[1:] != pairs[:-1]))
+
+
+def _once(pairs: np.ndarray, columns: dict[str, np.ndarray], duplicates: str) -> np.ndarray:
+    """Which rows (n,) stand for their pair.
 
     Which is first or last follows the times, and the file among equal ones. Means and sums of
     ratings take their place in `columns`, at the last row; without ratings it is the last that
     counts.
     """
-    grown = np.sort(pairs)
-    count = 1 + int(np.count_nonzero(grown[1:] != grown[:-1]))
-    if count == len(pairs):
-        return None, 0
-    order = _by(pairs, None)
-    if "times" in columns:
-        order = np.lexsort((columns["times"], pairs))
+    order = np.lexsort((columns["times"], pairs)) if "times" in columns else _by(pairs, None)
     new = np.concatenate([[True], pairs[order][1:] != pairs[order][:-1]])
     first = new.nonzero()[0]
     last = np.concatenate([first[1:], [len(pairs)]]) - 1
@@ -398,7 +404,7 @@ def _once(
         columns["values"][order[last]] = total
     kept = np.zeros(len(pairs), bool)
     kept[order[first] if duplicates == "first" else order[last]] = True
-    return kept, len(pairs) - count
+    return kept
 
 
 def _apart(found: Table, pairs: np.ndarray, part: np.ndarray) -> None:
