@@ -103,7 +103,7 @@ class Catalogue:
         return replace(self, user_ids=tuple(self.user_ids[u] for u in kept.tolist()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interactions:
     """A frozen, checked table of who met what, with at most one row for each (user, item) pair.
 
@@ -154,6 +154,13 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def __repr__(self) -> str:
+        more = "".join(f", {name}" for name in self.columns)
+        return (
+            f"<{len(self):,} interactions of {self.user_count:,} users with {self.item_count:,} "
+            f"items{more}>"
+        )
 
     @property
     def values(self) -> Tensor:

@@ -70,6 +70,11 @@ def read(
     asked = layouts.Asked(
         _given(user=user, item=item, rating=rating, time=time), separator, header, encoding
     )
+    require(
+        isinstance(path, str | Path) and str(path) != "", "path", path, "give a path, as a text"
+    )
+    for name, column in (("user", user), ("item", item)):
+        require(column is not False, name, column, "interactions need both users and items")
     file, beside = layouts.files_in(Path(path))
     found, roles = layouts.interactions_in(file, asked)
     roles = _without(roles, rating=rating, time=time)
@@ -104,15 +109,17 @@ def asked_for(text: str) -> tuple[Path, dict[str, Any]]:
             f"{each!r} is no argument; write NAME=VALUE, with a name of {', '.join(ARGUMENTS)}, "
             f"{', '.join(f'items.{role}' for role in ITEM_ROLES)}",
         )
-        (how.setdefault("item_columns", {}) if of_items else how)[column] = _value(unquote(value))
+        into = how.setdefault("item_columns", {}) if of_items else how
+        into[column] = _value(unquote(value), place=of_items or column in ARGUMENTS[:4])
     return Path(path), how
 
 
-def _value(text: str) -> str | int | bool:
-    """A column's place, whether there is any, or a text."""
-    if text in ("True", "False"):
-        return text == "True"
-    return int(text) if text.isascii() and text.isdecimal() else text
+def _value(text: str, *, place: bool) -> str | int | bool:
+    """A column's place, where it may be one; whether there is any; or a text, quotes or not."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    text = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    return int(text) if place and text.isascii() and text.isdecimal() else text
 
 
 def read_split(

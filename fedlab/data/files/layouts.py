@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedlab.core import DataError
+from fedlab.core import DataError, require
 from fedlab.data.files.text import Sheet, number, sheet
 
 # column -> names that mean it, in lower case and without signs between words; the first is usual
@@ -120,7 +120,7 @@ def items_in(path: Path, asked: Asked) -> tuple[Sheet, dict[str, str]]:
 
 
 def _sheet(path: Path, asked: Asked, names: set[str]) -> Sheet:
-    given = {plain(str(name)) for name in asked.columns.values()}
+    given = {plain(name) for name in asked.columns.values() if isinstance(name, str)}
     how = {"separator": asked.separator, "encoding": asked.encoding}
     return sheet(path, header=asked.header, known=lambda n: plain(n) in names | given, **how)
 
@@ -137,7 +137,10 @@ def roles_of(
     """
     columns, taken = found.columns, dict[str, str]()
     for role, name in asked.items():
-        taken[role] = _named(found, role, name)
+        column = _named(found, role, name)
+        other = next((r for r, c in taken.items() if c == column), None)
+        require(other is None, role, name, f"the same column as {other}; name another")
+        taken[role] = column
     if not found.named:
         return _placed(found, taken, roles, needed)
     for role, names in roles.items():

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 
 from fedlab.core import DataError, require
-from fedlab.data.files.layouts import ITEM_ROLES
+from fedlab.data.files.layouts import ITEM_ROLES, ROLES
 from fedlab.data.files.text import Sheet, texts
 from fedlab.data.interactions import Catalogue, Interactions
 
@@ -25,10 +25,13 @@ MOST_CATEGORIES = 512  # a column for each item: 1 MB for 2,000 items
 FARTHEST = 1e6  # a rating beyond is none
 UNITS = ((1e11, 1), (1e14, 10**3), (1e17, 10**6), (math.inf, 10**9))  # a second, by the median time
 LAST_TIME = 4_102_444_800  # the year 2100
+DAYS = (19_700_101, 20_991_231)  # days as whole numbers: as seconds they would all lie in 1970
 ISO = (
     *("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M"),
     *("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z"),
+    *("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S"),  # with points the day stands first
 )
+YEAR = 365 * 24 * 3600
 SAME = ("last", "first", "mean", "sum")
 
 
@@ -91,6 +94,10 @@ def ids_of(found: Table, role: str) -> Ids:
     '01' and '1' are two ids.
     """
     series = found.columns.pop(role)
+    if not len(series):
+        raise DataError(f"{found.sheets[0][0].name}: no rows in it; it must hold at least one")
+    if series.dtype.is_nested():
+        raise found.bad(role, 0, "a list; write a row for each of its items")
     if series.null_count():
         row = int(series.is_null().arg_max() or 0)
         raise found.bad(role, row, "complete or remove the row")
@@ -124,13 +131,27 @@ def _numbered(values: np.ndarray) -> Ids:
 def ratings_of(found: Table) -> np.ndarray:
     """The ratings (n,), float32."""
     series = found.columns.pop("rating")
-    numbers = series if series.dtype.is_float() else series.cast(pl.Float64, strict=False)
+    numbers = series if series.dtype.is_float() else _decimals(series)
     fine = numbers.is_not_null() & (numbers.abs() <= FARTHEST)
     if not fine.all():
         row = int((~fine.fill_null(False)).arg_max() or 0)
         fix = "write it with a point" if "," in str(series[row]) else "correct or remove the row"
         raise found.bad("rating", row, f"no rating; {fix}, or leave ratings out with rating=False")
     return numbers.to_numpy().astype(np.float32)
+
+
+def _decimals(series: pl.Series) -> pl.Series:
+    """Texts as numbers; where all that are none have a comma for a point, they are read so."""
+    if series.dtype != pl.String:
+        return series.cast(pl.Float64, strict=False)
+    texts = series.str.strip_chars()
+    numbers = texts.cast(pl.Float64, strict=False)
+    if numbers.null_count() and not texts.str.contains(".", literal=True).any():
+        parts = texts.filter(texts.str.contains(",", literal=True))
+        thousands = parts.str.contains(r"^-?\d{1,3}(,\d{3})+$").all()  # 3,547 may be either
+        if len(parts) and not thousands:
+            return texts.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+    return numbers
 
 
 def times_of(found: Table, form: str | None) -> np.ndarray:
@@ -161,6 +182,8 @@ def times_of(found: Table, form: str | None) -> np.ndarray:
 
 def _clock(series: pl.Series) -> pl.Series:
     """Numbers as seconds; none where there is no number."""
+    if series.dtype == pl.String:
+        series = series.str.strip_chars()
     numbers = series.cast(pl.Int64, strict=False)
     if numbers.null_count():
         numbers = series.cast(pl.Float64, strict=False)
@@ -168,6 +191,10 @@ def _clock(series: pl.Series) -> pl.Series:
     usual = numbers.head(10_000).median()
     if usual is None:
         return numbers
+    if DAYS[0] <= float(usual) <= DAYS[1]:  # type: ignore[arg-type]
+        found = _dates(series, "%Y%m%d")
+        if not found.null_count():
+            return found
     unit = next(unit for most, unit in UNITS if abs(float(usual)) < most)  # type: ignore[arg-type]
     return numbers if unit == 1 else numbers // unit
 
@@ -300,7 +327,7 @@ def joined(
     """
     require(duplicates in SAME, "duplicates", duplicates, f"choose one of {', '.join(SAME)}")
     users, items = (ids_of(found, role) for role in ("user", "item"))
-    notes = [note for sheet, _ in found.sheets for note in sheet.notes]
+    notes = [n for sheet, roles in found.sheets for n in (*sheet.notes, _columns(sheet, roles))]
     number, ids = items.numbers, items.ids
     if known is not None:
         ids = tuple(sorted({*items.ids, *known.ids}, key=_place))
@@ -312,6 +339,7 @@ def joined(
         columns["values"] = ratings_of(found)
     if "time" in found.columns:
         columns["times"] = times_of(found, time_format)
+    notes += _doubts(users.numbers, len(users.ids), columns.get("times"))
     if part is not None:
         _apart(found, _pairs(users.numbers, number, len(ids)), part)
     kept, twice = None, len(number) - _different(_pairs(users.numbers, number, len(ids)))
@@ -355,6 +383,24 @@ def _by(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
     run.sort()
     run &= (1 << bits) - 1
     return run
+
+
+def _columns(sheet: Sheet, roles: Mapping[str, str]) -> str:
+    """Which column is what, and which are left alone."""
+    names = {role: repr(c) if sheet.named else f"field {int(c) + 1}" for role, c in roles.items()}
+    said = ", ".join(f"{role} from {names[role]}" for role in ROLES if role in names)
+    left = [repr(c) for c in sheet.columns if c not in roles.values()] if sheet.named else []
+    return f"{sheet.name}: {said}" + (f"; not used: {', '.join(left)}" if left else "")
+
+
+def _doubts(users: np.ndarray, count: int, times: np.ndarray | None) -> list[str]:
+    """What is odd, and may mean that a column is something else."""
+    notes = []
+    if count == len(users) > 1:
+        notes.append("every user has one row: is the column of users another?")
+    if times is not None and int(times.max()) < YEAR:
+        notes.append("all times lie in 1970: say time_format=... if they are dates, or time=False")
+    return notes
 
 
 def _told(met: tuple[str, ...], known: tuple[str, ...]) -> list[str]:

@@ -36,6 +36,7 @@ KINDS = {
     **{"text": pl.String, "small": pl.Int32, "whole": pl.Int64},
     **{"rating": pl.Float32, "number": pl.Float64},
 }
+NUMBERS = re.compile(r"[-+]?\d[\d.,:/ TZ+-]*")  # numbers, dates and times, however written
 LIST = "list"  # separator of lines with a user and any number of items
 
 
@@ -109,13 +110,25 @@ def sheet(
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
     lines = _sample(data, name)
-    first = re.match(rb"[\r\n]*", data)
-    blank = first[0].count(b"\n") if first else 0
+    first = re.match(rb"(?:#[^\n]*\n|\r?\n)*(?i:sep=.\r?\n)?", data)
+    head = first[0].decode(errors="ignore") if first else ""
+    blank, left_out = head.count("\n"), [line for line in head.splitlines() if line.strip()]
+    lines = lines[len(left_out) :]
+    if separator is None and left_out and left_out[-1].lower().startswith("sep="):
+        separator = left_out[-1][4]
+    if not lines:
+        raise DataError(f"{name}: no rows in it; it must hold at least one")
+    if lines[0].lstrip()[:1] in ("[", "{"):
+        raise DataError(f"{name}: JSON; read it with pandas or polars, and use from_frame")
+    require(header is None or isinstance(header, bool), "header", header, "say True or False")
+    require(separator is None or isinstance(separator, str), "separator", separator, "give a text")
     require(separator is None or separator not in ("", "\n"), "separator", separator, "give a sign")
     separator = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
     if separator is None:
         separator = _separator(lines, name)
-    rows = fields_of(lines, separator)
+    rows, quoted = fields_of(lines, separator), separator in QUOTED
+    if not quoted and separator != LIST and _in_quotes(rows):
+        rows, quoted = list(csv.reader(lines, delimiter=separator)), True
     if separator == LIST:
         notes = (*notes, f"{name}: lists of items, one line a user")
         return replace(of_frame(_lists(data, name), name, notes), named=False)
@@ -128,7 +141,7 @@ def sheet(
     said = [*notes, f"{name}: fields between {told}, {'a' if named else 'no'} header"]
     if not named and header is None and all(number(text) is None for text in rows[0]):
         said.append(f"{name}: if {lines[0][:60]!r} names columns, say header=True")
-    load = _Loader(path, encoding, separator, columns, blank + named, [data])
+    load = _Loader(path, encoding, separator, columns, blank + named, quoted, [data])
     if any(len(row) > len(columns) for row in rows):
         raise load.blamed("too many fields")
     return Sheet(name, columns, rows[named:], load, named, 1 + blank + named, tuple(said))
@@ -140,6 +153,8 @@ def _content(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read, {error.strerror or error}") from error
+    if data[:4] == b"PK\x03\x04" and b"xl/workbook" in data:
+        raise DataError(f"{path.name}: a workbook of Excel; save the sheet as CSV, and read that")
     if data[:4] == b"PK\x03\x04":
         raise DataError(f"{path.name}: a zip; unpack it and name the file or folder in it")
     for mark, unpack in PACKED:
@@ -170,9 +185,13 @@ def _decoded(data: bytes, name: str, encoding: str | None) -> tuple[bytes, tuple
                 data.decode()
             found, notes = data, tuple[str, ...]()
         except UnicodeDecodeError:
-            found, notes = data.decode("latin-1").encode(), (f"{name}: read as Latin-1",)
+            found, notes = _western(data, name)
     else:
         found, notes = _as(data, name, asked), (f"{name}: {asked}",) * (encoding is None)
+    if b"\r\r\n" in found:  # Windows' breaks, written twice
+        found = found.replace(b"\r\r\n", b"\n")
+    if b"\r" in found and b"\n" not in found:  # a Mac's of old
+        found = found.replace(b"\r", b"\n")
     if (at := found.find(b"\0")) >= 0:
         line = found.count(b"\n", 0, at) + 1
         raise DataError(
@@ -180,6 +199,15 @@ def _decoded(data: bytes, name: str, encoding: str | None) -> tuple[bytes, tuple
             "'utf-16-be'"
         )
     return found, notes
+
+
+def _western(data: bytes, name: str) -> tuple[bytes, tuple[str, ...]]:
+    """Text that is no UTF-8: Latin-1, or what Windows makes of it where it has signs of its own."""
+    windows = re.search(rb"[\x80-\x9f]", data)
+    with suppress(UnicodeDecodeError):
+        if windows:
+            return data.decode("cp1252").encode(), (f"{name}: read as Windows-1252",)
+    return data.decode("latin-1").encode(), (f"{name}: read as Latin-1",)
 
 
 def _as(data: bytes, name: str, encoding: str) -> bytes:
@@ -219,6 +247,12 @@ def fields_of(lines: list[str], separator: str) -> list[list[str]]:
     return [line.strip(" ").split(separator) for line in lines]
 
 
+def _in_quotes(rows: list[list[str]]) -> bool:
+    """Whether quotes stand around whole fields, and nowhere else."""
+    marked = [field.strip() for row in rows for field in row if '"' in field]
+    return bool(marked) and all(len(f) > 1 and f[0] == f[-1] == '"' for f in marked)
+
+
 def _separator(lines: list[str], name: str) -> str:
     """What stands between fields: that by which most lines have as many of them, two or more."""
     best, share = "", 0.0
@@ -249,7 +283,9 @@ def _header(rows: list[list[str]], known: Callable[[str], bool]) -> bool:
     if not others or any(number(name) is not None for name in first):
         return False
     columns = ([row[k] for row in others if len(row) > k] for k in range(len(first)))
-    return any(all(number(each) is not None for each in column) for column in columns)
+    return any(
+        column and all(NUMBERS.fullmatch(each.strip()) for each in column) for column in columns
+    )
 
 
 def number(text: str) -> float | None:
@@ -272,6 +308,7 @@ class _Loader:
     separator: str
     columns: list[str]
     skip: int
+    quoted: bool
     kept: list[bytes]
 
     @property
@@ -299,7 +336,7 @@ class _Loader:
                 separator=inside,
                 has_header=False,
                 skip_rows=self.skip,
-                quote_char='"' if self.separator in QUOTED else None,
+                quote_char='"' if self.quoted else None,
                 new_columns=self.columns,
                 columns=[self.columns.index(name) for name in wanted],
                 schema={name: KINDS[kinds.get(name, "text")] for name in self.columns},
@@ -320,7 +357,7 @@ class _Loader:
         try:
             rows = (
                 csv.reader(text, delimiter=self.separator, strict=True)
-                if self.separator in QUOTED
+                if self.quoted and len(self.separator) == 1
                 else (row.rstrip("\r\n").split(self.separator) for row in text)
             )
             for row in rows:

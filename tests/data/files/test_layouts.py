@@ -213,6 +213,65 @@ def test_a_separator_as_one_types_it(tmp_path):
         assert rows_of(read(tmp_path / "t.txt", separator=name)) == [("a b", "c d")]
 
 
+GERMAN = "Kunde;Artikel;Bewertung;Datum\nZoë;7;4,5;31.12.2000\nAnn;7;3;1.1.2001\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "values", "times"),
+    [
+        (
+            GERMAN.encode("latin-1"),
+            {"user": "Kunde", "item": "Artikel", "rating": "Bewertung", "time": "Datum"},
+            [3, 4.5],
+            [978307200, 978220800],
+        ),
+        ("sep=;\nuser;item;rating\na;7;1\nb;7;2\n", {}, [1, 2], None),
+        ("# from the till\nuser,item,rating\na,7,1\nb,7,2\n", {}, [1, 2], None),
+        ("user,item,rating\ra,7,1\rb,7,2\r", {}, [1, 2], None),
+        ("user,item,rating\r\r\na,7,1\r\r\nb,7,2\r\r\n", {}, [1, 2], None),
+        ("a, 7, 1\nb, 7, 2\n", {}, [1, 2], None),
+        ('"user"\t"item"\t"rating"\n"a"\t"one ""7"""\t"1"\n"b"\t"8"\t"2"\n', {}, [1, 2], None),
+        ("5,1,10\n5,2,20\n6,1,30\n", {"user": 0, "item": 1, "rating": 2}, [10, 20, 30], None),
+        (
+            "user,item,day\na,7,20001231\nb,7,20010101\n",
+            {"time": "day"},
+            None,
+            [978220800, 978307200],
+        ),
+    ],
+)
+def test_tables_as_newcomers_have_them(text, how, values, times, tmp_path):
+    write(tmp_path, {"r.csv": text})
+    found = read(tmp_path / "r.csv", **how)
+    assert '"' not in "".join(found.catalogue.user_ids)
+    assert values is None or found.values.tolist() == values
+    assert times is None or found.times.tolist() == times
+
+
+def test_what_is_assumed_and_what_is_odd_is_said(tmp_path):
+    write(tmp_path, {"r.csv": "visitorid,event,itemid,at\n1,view,7,5\n2,buy,7,6\n3,buy,9,7\n"})
+    said = described(read(tmp_path / "r.csv", time="at"))
+    assert "user from 'visitorid', item from 'itemid', time from 'at'; not used: 'event'" in said
+    assert "every user has one row: is the column of users another?" in said
+    assert "all times lie in 1970: say time_format=... if they are dates" in said
+    assert repr(read(tmp_path / "r.csv")) == "<3 interactions of 3 users with 2 items>"
+    write(tmp_path, {"w.csv": "user,item\na,Prix € 0\nb,“x”\n".encode("cp1252")})
+    found = read(tmp_path / "w.csv")
+    assert set(found.catalogue.item_ids) == {"Prix € 0", "“x”"}
+    assert "w.csv: read as Windows-1252" in found.notes
+
+
+def test_frames_without_rows_or_with_lists_are_refused(tmp_path):
+    empty = pl.DataFrame({"user": [], "item": []}, schema={"user": pl.Int64, "item": pl.Int64})
+    empty.write_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"empty\.parquet: no rows in it"):
+        read(tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"the frame, row 0: 'item' is .*; a list; write a row"):
+        from_frame(pl.DataFrame({"user": [1], "item": [[1, 2]]}))
+    with pytest.raises(ParameterError, match="path=None: give a path, as a text"):
+        read(None)
+
+
 BAD = {
     "no separator": (CSV, {"separator": ""}, "separator='': give a sign"),
     "a format of times that is none": (CSV, {"time_format": "%Q"}, "time_format='%Q'"),
@@ -229,10 +288,20 @@ BAD = {
     "no users": ("a,item\n1,2\n", {}, r"r\.csv:1: no column of users among 'a', 'item'; say user"),
     "a word for a rating": (CSV + "1,2,good,5\n", {}, r"r\.csv:5: 'rating' is 'good'; no rating"),
     "a rating far away": (CSV + "1,2,1e30,5\n", {}, r"r\.csv:5: 'rating' is '1e30'"),
-    "a comma for a point": (
-        CSV.replace(",", ";") + "1;2;4,5;5\n",
+    "a comma that may part thousands": (
+        "user;item;rating\na;b;3,547\nb;b;1,200\n",
         {},
-        r"r\.csv:5: 'rating' is '4,5'; no rating; write it with a point",
+        r"r\.csv:2: 'rating' is '3,547'; no rating; write it with a point",
+    ),
+    "one column for two": (CSV, {"user": 0, "item": 0}, "item=0: the same column as user"),
+    "no header to speak of": (CSV, {"header": "no"}, "header='no': say True or False"),
+    "a separator that is a number": (CSV, {"separator": 1}, "separator=1: give a text"),
+    "no users at all": (CSV, {"user": False}, "user=False: interactions need both users and items"),
+    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv: JSON; read it with pandas or polars"),
+    "a workbook": (
+        b"PK\x03\x04 xl/workbook.xml",
+        {},
+        r"r\.csv: a workbook of Excel; save the sheet",
     ),
     "no number": (CSV + "1,2,nan,5\n", {}, r"r\.csv:5: 'rating' is 'nan'"),
     "a time before 1970": (
