@@ -426,6 +426,8 @@ def stream(
     first = Settings(**ask())
     made = Experiment(first)
     check_read(made.parts, made.facts, first)
+    if made.choices.task == "clicks":
+        _ = made.candidates  # what cannot be ranked is said before anything trains
     loop = {name for part in made.parts for name in knobs(type(part)) if part.kind not in MADE_ONCE}
     own = {name for part in made.parts for name in knobs(type(part))} - loop
     clients = len(made.federation)
