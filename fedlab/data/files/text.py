@@ -83,7 +83,8 @@ class Sheet:
             return f"{self.name}, row {row}"
         before = self.load(dict.fromkeys(self.columns, "text")).head(row)
         breaks = before.select(pl.all().str.count_matches("\n").fill_null(0).sum()).row(0)
-        return f"{self.name}:{self.first + row + sum(breaks)}"
+        line = self.first + row + sum(breaks)
+        return f"{self.name}:{self.load.line(line) if isinstance(self.load, _Loader) else line}"
 
 
 def of_frame(frame: pl.DataFrame, name: str, notes: tuple[str, ...] = ()) -> Sheet:
@@ -324,6 +325,8 @@ class _Loader:
     def __call__(self, kinds: Mapping[str, str]) -> pl.DataFrame:
         """The columns of these names, typed as `KINDS` says."""
         data, inside = self._text(), self.separator
+        if b"\n\n" in data or b"\n\r\n" in data:
+            data = self._without_blank(data)
         if len(inside) > 1:
             data, inside = data.replace(inside.encode(), INSIDE.encode()), INSIDE
         ids = {name for name, kind in kinds.items() if kind in ("small", "whole")}
@@ -349,6 +352,23 @@ class _Loader:
         if not len(frame):
             raise DataError(f"{self.name}: no rows in it; it must hold at least one")
         return frame
+
+    def _without_blank(self, data: bytes) -> bytes:
+        """The text with no blank lines below its first ones."""
+        head = 0
+        for _ in range(self.skip):
+            head = data.find(b"\n", head) + 1
+        head = max(head - 1, 0)  # the break of the last one stands before a blank line
+        return data[:head] + re.sub(rb"\n(?:\r?\n)+", b"\n", data[head:])
+
+    def line(self, at: int) -> int:
+        """The line in the file of one that is counted without blank lines."""
+        number = 0
+        for number, text in enumerate(self._text().split(b"\n"), 1):
+            at -= number <= self.skip or bool(text.strip())
+            if not at:
+                break
+        return number
 
     def blamed(self, error: object) -> DataError:
         """An error that names the first line with more fields than those before it."""

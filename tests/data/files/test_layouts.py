@@ -206,6 +206,15 @@ def test_blank_lines_before_a_table_are_nothing_and_lines_are_counted(tmp_path):
         read(tmp_path / "r.csv")
 
 
+def test_blank_lines_between_rows_are_nothing_and_lines_are_counted(tmp_path):
+    apart = CSV.replace("\n", "\r\n\r\n")  # as csv.writer writes to a text file on Windows
+    write(tmp_path, {"r.csv": apart})
+    assert read(tmp_path / "r.csv").values.tolist() == [4, 3, 5]
+    write(tmp_path, {"r.csv": "\n" + apart + "3,4,five,6\n"})
+    with pytest.raises(DataError, match=r"r\.csv:10: 'rating' is 'five'"):
+        read(tmp_path / "r.csv")
+
+
 def test_a_separator_as_one_types_it(tmp_path):
     write(tmp_path, {"r.txt": lines("||"), "t.txt": "a b\tc d\n"})
     assert read(tmp_path / "r.txt", separator="||").values.tolist() == [4, 3, 5]
