@@ -56,6 +56,8 @@ FOLDERS = (  # names of the file of interactions, and of that of items
     ("interactions.*", "items.*"),
     ("*.parquet", ""),
 )
+# words in longer names of columns that nobody has to have: purchased_at, InvoiceDate, Book-Rating
+WORDS = {"rating": {"rating", "stars", "score"}, "time": {"date", "time", "at", "timestamp"}}
 CLOCK = 1e8  # seconds: 1973; a number above is a time, below a rating
 
 
@@ -75,6 +77,13 @@ class Asked:
 def plain(name: str) -> str:
     """A column's name for comparison: lower case, no signs, no type behind a colon (RecBole)."""
     return re.sub(r"[^a-z0-9]", "", str(name).split(":")[0].lower())
+
+
+def words(name: str) -> set[str]:
+    """The words of a column's name, however they are joined."""
+    return {
+        word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name.split(":", maxsplit=1)[0])
+    }
 
 
 def files_in(path: Path) -> tuple[Path, Path | None]:
@@ -144,8 +153,13 @@ def roles_of(
     if not found.named:
         return _placed(found, taken, roles, needed)
     for role, names in roles.items():
-        fit = [c for c in columns if plain(c) in names and c not in taken.values()]
-        if role in taken or not fit:
+        free = [c for c in columns if c not in taken.values()]
+        fit = [c for c in free if plain(c) in names]
+        if role in taken:
+            continue
+        if not fit:
+            near = [c for c in free if words(c) & WORDS.get(role, set())]
+            taken |= {role: near[0]} if len(near) == 1 else {}
             continue
         if len(fit) > 1 and role in needed:
             raise DataError(

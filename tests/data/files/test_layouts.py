@@ -257,13 +257,21 @@ def test_tables_as_newcomers_have_them(text, how, values, times, tmp_path):
     assert times is None or found.times.tolist() == times
 
 
+@pytest.mark.parametrize("name", ["purchased_at", "InvoiceDate", "order date", "EVENT_TIME"])
+def test_a_time_is_found_by_a_word_of_its_name(name, tmp_path):
+    write(tmp_path, {"r.csv": f"User-ID,ISBN,Book-Rating,format,{name}\na,7,4,x,2000-12-31\n"})
+    found = read(tmp_path / "r.csv")
+    assert (found.values.tolist(), found.times.tolist()) == ([4], [978220800])
+    assert f"rating from 'Book-Rating', time from {name!r}; not used: 'format'" in described(found)
+
+
 def test_what_is_assumed_and_what_is_odd_is_said(tmp_path):
     write(tmp_path, {"r.csv": "visitorid,event,itemid,at\n1,view,7,5\n2,buy,7,6\n3,buy,9,7\n"})
     said = described(read(tmp_path / "r.csv", time="at"))
     assert "user from 'visitorid', item from 'itemid', time from 'at'; not used: 'event'" in said
     assert "every user has one row: is the column of users another?" in said
     assert "all times lie in 1970: say time_format=... if they are dates" in said
-    assert repr(read(tmp_path / "r.csv")) == "<3 interactions of 3 users with 2 items>"
+    assert repr(read(tmp_path / "r.csv")) == "<3 interactions of 3 users with 2 items, times>"
     write(tmp_path, {"w.csv": "user,item\na,Prix € 0\nb,“x”\n".encode("cp1252")})
     found = read(tmp_path / "w.csv")
     assert set(found.catalogue.item_ids) == {"Prix € 0", "“x”"}
