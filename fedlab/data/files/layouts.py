@@ -81,9 +81,8 @@ def plain(name: str) -> str:
 
 def words(name: str) -> set[str]:
     """The words of a column's name, however they are joined."""
-    return {
-        word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name.split(":", maxsplit=1)[0])
-    }
+    bare, _, _ = name.partition(":")
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", bare)}
 
 
 def files_in(path: Path) -> tuple[Path, Path | None]:
