@@ -389,6 +389,11 @@ class _Loader:
                 most, line = max(most, len(row)), line + 1
         except csv.Error as wrong:
             return DataError(f"{self.name}:{line}: {wrong}; close the quotes")
+        text.seek(0)
+        for number, whole in enumerate(text, 1):
+            if self.quoted and whole.count('"') % 2:
+                fix = "write it twice, in a field in quotes"
+                return DataError(f"{self.name}:{number}: a quote that nothing closes; {fix}")
         return DataError(f"{self.name}: no table ({error}); say separator=... or header=...")
 
 

@@ -352,7 +352,8 @@ BAD = {
         r"r\.csv: damaged, it cannot be unpacked",
     ),
     "a damaged parquet": (b"PAR1 and so on", {}, r"r\.csv: a damaged parquet file"),
-    "open quotes": (CSV + '1,"2,3,4\n', {}, r"r\.csv:"),
+    "open quotes": (CSV + '1,"2,3,4\n', {}, r"r\.csv:5: unexpected end of data; close the quotes"),
+    "an inch": ("user,item,rating\n" + "a,b,3\n" * 60 + '1,5" nail,3\n', {}, r"r\.csv:62: a quote"),
     "a way that is none": (CSV, {"duplicates": "both"}, "duplicates='both': choose one of last"),
 }
 
