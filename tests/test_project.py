@@ -60,6 +60,7 @@ def test_results_have_the_agreed_form():
         "privacy",
         "architecture",
         "reliability",
+        "data",
     }
     for path in RESULTS:
         found = json.loads(path.read_text())

@@ -110,23 +110,9 @@ def sheet(
     if data[:4] == b"PAR1":
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
-    lines = _sample(data, name)
-    first = re.match(rb"(?:#[^\n]*\n|\r?\n)*(?i:sep=.\r?\n)?", data)
-    head = first[0].decode(errors="ignore") if first else ""
-    blank, left_out = head.count("\n"), [line for line in head.splitlines() if line.strip()]
-    lines = lines[len(left_out) :]
-    if separator is None and left_out and left_out[-1].lower().startswith("sep="):
-        separator = left_out[-1][4]
-    if not lines:
-        raise DataError(f"{name}: no rows in it; it must hold at least one")
-    if lines[0].lstrip()[:1] in ("[", "{"):
-        raise DataError(f"{name}: JSON; read it with pandas or polars, and use from_frame")
     require(header is None or isinstance(header, bool), "header", header, "say True or False")
-    require(separator is None or isinstance(separator, str), "separator", separator, "give a text")
-    require(separator is None or separator not in ("", "\n"), "separator", separator, "give a sign")
-    separator = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
-    if separator is None:
-        separator = _separator(lines, name)
+    blank, lines, told = _head(data, name)
+    separator = _said(separator) or told or _separator(lines, name)
     rows, quoted = fields_of(lines, separator), separator in QUOTED
     if not quoted and separator != LIST and _in_quotes(rows):
         rows, quoted = list(csv.reader(lines, delimiter=separator)), True
@@ -138,14 +124,39 @@ def sheet(
     if named and len(rows) < 2:
         raise DataError(f"{name}: no rows in it; it must hold at least one")
     columns = _distinct(names, name) or [str(k) for k in range(len(rows[0]))]
-    told = {"\t": "tabs", " ": "spaces"}.get(separator, repr(separator))
-    said = [*notes, f"{name}: fields between {told}, {'a' if named else 'no'} header"]
+    signs = {"\t": "tabs", " ": "spaces"}.get(separator, repr(separator))
+    said = [*notes, f"{name}: fields between {signs}, {'a' if named else 'no'} header"]
     if not named and header is None and all(number(text) is None for text in rows[0]):
         said.append(f"{name}: if {lines[0][:60]!r} names columns, say header=True")
     load = _Loader(path, encoding, separator, columns, blank + named, quoted, [data])
     if any(len(row) > len(columns) for row in rows):
         raise load.blamed("too many fields")
     return Sheet(name, columns, rows[named:], load, named, 1 + blank + named, tuple(said))
+
+
+def _said(separator: str | None) -> str | None:
+    """A separator as it was given, or as one types a tab."""
+    if separator is not None:
+        require(isinstance(separator, str), "separator", separator, "give a text")
+        require(separator not in ("", "\n"), "separator", separator, "give a sign")
+    return {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
+
+
+def _head(data: bytes, name: str) -> tuple[int, list[str], str]:
+    """How many lines stand on top of a table, its first ones, and the separator that they tell.
+
+    These are blank lines, comments behind #, and Excel's `sep=;`.
+    """
+    first = re.match(rb"(?:#[^\n]*\n|\r?\n)*(?i:sep=.\r?\n)?", data)
+    head = first[0].decode(errors="ignore") if first else ""
+    left_out = [line for line in head.splitlines() if line.strip()]
+    lines = _sample(data, name)[len(left_out) :]
+    if not lines:
+        raise DataError(f"{name}: no rows in it; it must hold at least one")
+    if lines[0].lstrip()[:1] in ("[", "{"):
+        raise DataError(f"{name}: JSON; read it with pandas or polars, and use from_frame")
+    told = left_out[-1][4] if left_out and left_out[-1].lower().startswith("sep=") else ""
+    return head.count("\n"), lines, told
 
 
 def _content(path: Path) -> bytes:
