@@ -597,15 +597,20 @@ def cost() -> str:
     )
 
 
-def cores() -> str:
-    """What compiled clients bring."""
-    held = measured("speed")
+def listed(results: str, labels: dict[str, str]) -> str:
+    """What was measured of some names, with goals and notes."""
+    held = measured(results)
     rows = (
         (text, amount(held[name]), goal(held[name]), held[name]["note"])
-        for name, text in CORES.items()
+        for name, text in labels.items()
         if name in held
     )
     return table(("", "measured", "goal", ""), rows)
+
+
+def cores() -> str:
+    """What compiled clients bring."""
+    return listed("speed", CORES)
 
 
 def live() -> str:
@@ -849,13 +854,7 @@ def architecture() -> str:
 
 def door() -> str:
     """What it costs to read other people's data, and to install and import the package."""
-    found = measured("data")
-    rows = (
-        (text, amount(found[name]), goal(found[name]), found[name]["note"])
-        for name, text in DOOR.items()
-        if name in found
-    )
-    return table(("", "measured", "goal", ""), rows)
+    return listed("data", DOOR)
 
 
 def trust() -> str:

@@ -73,8 +73,6 @@ def read(
     require(
         isinstance(path, str | Path) and str(path) != "", "path", path, "give a path, as a text"
     )
-    for name, column in (("user", user), ("item", item)):
-        require(column is not False, name, column, "interactions need both users and items")
     file, beside = layouts.files_in(Path(path))
     found, roles = layouts.interactions_in(file, asked)
     roles = _without(roles, rating=rating, time=time)
@@ -229,7 +227,10 @@ def from_arrays(
 
 
 def _given(**columns: Column) -> dict[str, str | int]:
-    """The columns that are named."""
+    """The columns that are named; users and items are never left out."""
+    for role in ("user", "item"):
+        asked = columns.get(role)
+        require(asked is not False, role, asked, "interactions need both users and items")
     return {role: name for role, name in columns.items() if name is not None and name is not False}
 
 

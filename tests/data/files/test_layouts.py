@@ -287,6 +287,10 @@ def test_frames_without_rows_or_with_lists_are_refused(tmp_path):
         from_frame(pl.DataFrame({"user": [1], "item": [[1, 2]]}))
     with pytest.raises(ParameterError, match="path=None: give a path, as a text"):
         read(None)
+    with pytest.raises(ParameterError, match="item=False: interactions need both"):
+        from_frame(pl.DataFrame({"user": [1], "item": [2]}), item=False)
+    with pytest.raises(ParameterError, match="user=False: interactions need both"):
+        read_split("a", "b", user=False)
 
 
 BAD = {
