@@ -26,12 +26,11 @@ Found = TypeVar("Found")
 
 def parameters(lesson: str) -> dict:
     """The values of a lesson's tagged parameters cell, so that a benchmark runs what it shows."""
-    import nbformat  # noqa: PLC0415 - gpu.py runs where there is none
-
-    book = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
-    cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
+    book = json.loads((ROOT / "notebooks" / f"{lesson}.ipynb").read_text(encoding="utf-8"))
+    cell = next(c for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
     return {
-        line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body
+        line.targets[0].id: ast.literal_eval(line.value)
+        for line in ast.parse("".join(cell["source"])).body
     }
 
 

@@ -27,9 +27,9 @@ class Plain(nn.Module):
         return (self.user(user) * self.item(item)).sum(1) + self.bias(item)[:, 0]
 
 
-def drawn(data, settings, number):
+def drawn(data, settings, number, device="cpu"):
     """A round's cohort, and the examples of each of its clients in the order of the engine."""
-    cohort = sample(data, settings.cohort, number, seed=settings.seed)
+    cohort = sample(data, settings.cohort, number, seed=settings.seed).to(device)
     examples = data.draw(
         cohort, settings.local_epochs, settings.negatives, Key(settings.seed, "examples", number)
     )
@@ -87,7 +87,8 @@ def module_loop(build, params, data, settings, number):
 
     build() makes the module. params: its weights by name, each with a leading axis of 1.
     """
-    cohort, examples, sizes = drawn(data, settings, number)
+    device = next(iter(params.values())).device
+    cohort, examples, sizes = drawn(data, settings, number, device)
     rows, targets = examples["x"].rows.split(sizes), as_tensor(examples["target"]).split(sizes)
     resident = build()
     names = [name for name, _ in resident.named_parameters()]

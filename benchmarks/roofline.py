@@ -26,7 +26,7 @@ from common import ROOT, entry, is_quick, record
 from cores import job
 
 from fedlab import Settings, federate
-from fedlab.core.compiled import compiled
+from fedlab.core.loops.cpu import compiled
 from fedlab.evaluation import figures
 
 SIGMOID, WORD, PLACE = 40, 25, 20

@@ -228,7 +228,8 @@ def admit(summed: Summed, counted: Tensor, gate: Gate, context: RoundContext, bo
     for places, why in faults:
         for place in dict.fromkeys(places.flatten().tolist()):
             bad.setdefault(place, why)
-    fine = torch.tensor([place not in bad for place in range(len(summed.lengths))])
+    fine = torch.ones(len(summed.lengths), dtype=torch.bool)
+    fine[list(bad)] = False
     if not torch.equal(fine, counted):
         return False
     for kind, rows in summed.rows.items():

@@ -204,7 +204,7 @@ def in_memory(tensor: Tensor) -> tuple[Any, ...]:
 def compiled_loops() -> Any:
     """The module of compiled loops; None where numba is not installed."""
     try:
-        return importlib.import_module("fedlab.core.compiled")
+        return importlib.import_module("fedlab.core.loops.cpu")
     except ImportError:
         return None
 

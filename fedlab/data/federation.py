@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ class Source(Protocol):
     with the examples of a round, client after client: client (position in the cohort), epoch,
     target, and what the model reads. What a client draws is keyed by its number, so its examples
     are the same whoever else is in the cohort. Nothing but the cohort's own rows needs to be in
-    memory.
+    memory. A class that says `draws_anywhere = True` beside its `draw` takes a cohort on a GPU and
+    returns examples there; others are given one on the CPU.
     """
 
     @property
@@ -78,6 +79,7 @@ class Federation:
     train: Interactions
     owner: Tensor
     task: str = "clicks"
+    draws_anywhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the partition."""
@@ -115,6 +117,19 @@ class Federation:
         return order, self.counts.cumsum(0) - self.counts
 
     @cached_property
+    def _moved(self) -> dict[torch.device, tuple[Tensor, ...]]:
+        """What has been copied to other devices, to stay there."""
+        return {}
+
+    def _beside(self, device: torch.device) -> tuple[Tensor, ...]:
+        """On a device: `_by_client`, counts, and the columns of the ratings."""
+        if device not in self._moved:
+            values = () if self.task == "clicks" else (self.train.values,)
+            every = (*self._by_client, self.counts, self.train.users, self.train.items, *values)
+            self._moved[device] = tuple(column.to(device) for column in every)
+        return self._moved[device]
+
+    @cached_property
     def layout(self) -> Layout:
         """The train ratings by (client, user, item)."""
         order, starts = self._by_client
@@ -143,17 +158,17 @@ class Federation:
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Draw the examples of a round, shuffled within each client and epoch.
 
-        Clicks come with fresh negatives in each epoch. cohort (C,): client numbers. key: of the
-        draws. Returns columns (n,): client (position in the cohort, sorted), epoch, user, item,
-        target.
+        Clicks come with fresh negatives in each epoch. cohort (C,): client numbers, on the device
+        where the examples are wanted. key: of the draws. Returns columns (n,): client (position in
+        the cohort, sorted), epoch, user, item, target.
         """
-        order, starts = self._by_client
-        client, rows = own_rows(cohort, starts, self.counts)
+        order, starts, counts, *table = self._beside(cohort.device)
+        client, rows = own_rows(cohort, starts, counts)
         rows = order.index_select(0, rows)
-        users, items = (c.index_select(0, rows) for c in (self.train.users, self.train.items))
+        users, items, *values = (column.index_select(0, rows) for column in table)
         if self.task == "ratings":
-            columns = {"user": users, "item": items, "target": self.train.values[rows]}
-            return shuffled(columns, cohort, self.counts[cohort], epochs, key)
+            columns = {"user": users, "item": items, "target": values[0]}
+            return shuffled(columns, cohort, counts[cohort], epochs, key)
         return clicks(cohort, client, users, items, self.train.item_count, epochs, negatives, key)
 
 
@@ -240,7 +255,7 @@ def clicks(
     full = (torch.bincount(user_run)[user_run] >= item_count).nonzero()
     if negatives and len(full):
         raise seen_all(negatives, int(users[full[0]]), item_count)
-    own = torch.arange(len(users)) if train is None else train.nonzero()[:, 0]
+    own = torch.arange(len(users), device=users.device) if train is None else train.nonzero()[:, 0]
     counts = torch.bincount(client.index_select(0, own), minlength=len(cohort))
     run, row = repeated(counts, epochs)
     row = own.index_select(0, row)
@@ -257,7 +272,7 @@ def clicks(
         "item": torch.cat(
             [items.index_select(0, row)[:, None], drawn.view(len(row), negatives)], 1
         ),
-        "target": torch.eye(1, each).expand(len(row), each),
+        "target": torch.eye(1, each, device=users.device).expand(len(row), each),
     }
     luck = key.of("order").runs(cohort, counts * (epochs * each))
     run = run.repeat_interleave(each)
@@ -276,7 +291,7 @@ def seen_all(negatives: int, user: int, item_count: int) -> ParameterError:
 
 def _user_runs(client: Tensor, users: Tensor) -> Tensor:
     """(n,) 0, 1, ... for each user of each client, whose rows lie together."""
-    first = torch.ones(len(users), dtype=torch.int64)
+    first = torch.ones_like(users)
     first[1:] = (users[1:] != users[:-1]) | (client[1:] != client[:-1])
     return first.cumsum(0) - 1
 
@@ -290,7 +305,9 @@ def unseen(run: Tensor, items: Tensor, item_count: int, rows: Tensor, luck: Tens
     """
     seen, who = torch.bincount(run), run.index_select(0, rows)
     starts, free = seen.cumsum(0) - seen, item_count - seen
-    before = items - torch.arange(len(run)) + starts[run] + run * (item_count + 1)
+    before = (
+        items - torch.arange(len(run), device=run.device) + starts[run] + run * (item_count + 1)
+    )
     rank = below(luck, free.index_select(0, who))
     place = torch.searchsorted(before, who * (item_count + 1) + rank, right=True)
     return rank + place - starts.index_select(0, who)

@@ -20,9 +20,6 @@ from torch import Tensor
 from fedlab.core import DataError, Key, Lookup, Tree, require, stream
 from fedlab.data.federation import Layout, clicks, own_rows, shuffled
 
-MANY = (
-    50_000  # rows; on an H100, 20,000 are drawn a fifth faster on the CPU, 2 million 4 times slower
-)
 FILES = ("counts.npy", "items.npy", "about.json")
 
 
@@ -36,6 +33,7 @@ class Columns:
     """
 
     draws_negatives: ClassVar[bool] = False  # the targets are given
+    draws_anywhere: ClassVar[bool] = True
 
     columns: Mapping[str, Tensor]
     owner: Tensor
@@ -125,19 +123,26 @@ class Columns:
         return Layout(starts, counts, columns, order)
 
     @cached_property
-    def _beside_columns(self) -> tuple[Tensor, ...]:
-        """The same, on the device of the columns."""
-        return tuple(part.to(self.columns["target"].device) for part in self._by_client)
+    def _moved(self) -> dict[torch.device, tuple[Tree, tuple[Tensor, ...]]]:
+        """What has been copied to other devices, to stay there."""
+        return {}
+
+    def _beside(self, device: torch.device) -> tuple[Mapping[str, Tensor], tuple[Tensor, ...]]:
+        """On a device: the columns, and `_by_client`."""
+        if device.type == "cpu":
+            return self.columns, self._by_client
+        if device not in self._moved:
+            columns = {name: column.to(device) for name, column in self.columns.items()}
+            self._moved[device] = columns, tuple(part.to(device) for part in self._by_client)
+        return self._moved[device]
 
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """The examples of a round: columns client, epoch and those given, wide ones as `Lookup`s.
 
-        client is the position in the cohort. Many rows are drawn where the columns lie, on a GPU
-        with the same bits. `negatives` is not used, as the targets are given.
+        client is the position in the cohort (C,), which lies where the examples are wanted.
+        `negatives` is not used, as the targets are given.
         """
-        many = int(self.counts[cohort].sum()) >= MANY
-        order, starts, counts = self._beside_columns if many else self._by_client
-        cohort = cohort.to(order.device)
+        columns, (order, starts, counts) = self._beside(cohort.device)
         _, rows = own_rows(cohort, starts, counts)
         drawn = shuffled({"row": order.index_select(0, rows)}, cohort, counts[cohort], epochs, key)
         row = drawn.pop("row")
@@ -145,7 +150,7 @@ class Columns:
             name: column.index_select(0, row.to(column.device))
             if column.dim() == 1
             else cast(Tensor, Lookup(column, row))
-            for name, column in self.columns.items()
+            for name, column in columns.items()
         }
 
 

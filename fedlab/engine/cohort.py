@@ -36,10 +36,11 @@ from fedlab.core import (
     arranged,
     as_tensor,
     joined,
+    made_with,
     register,
 )
 from fedlab.data import Source
-from fedlab.engine import fused
+from fedlab.engine import fused, gpu
 from fedlab.engine.backends import check_engine
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import Work, kept, puts_off, run
@@ -220,6 +221,7 @@ Train = Callable[
 BLOCK, GPU_BLOCK = 256, 8192  # clients whose examples are drawn at once
 # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 USUAL_MB = 128
+SHARE = 0.25  # of a GPU's memory
 
 
 def updates(
@@ -248,8 +250,10 @@ def updates(
     device, first = next(iter(params.values())).device, 0
     weights, keys = data.counts[cohort].float(), keys_of(seed, number, purpose)
     if train is None and how(model, data, params, local) == "fused":
-        yield from fused.updates(model, data, params, cohort, local, keys, correction)
-        return
+        if device.type == "cpu":
+            yield from fused.updates(model, data, params, cohort, local, keys, correction)
+            return
+        train = gpu.train_cohort
     train = train or train_cohort
     if local.engine not in ("eager", "fused"):
         check_engine(local.engine, device)
@@ -275,7 +279,8 @@ def how(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
     """How local steps run: the engine, where it is eager in place of another with the reason."""
     if local.engine != "fused":
         return local.engine
-    why = fused.unfit(model, data, params, local)
+    on_cpu = next(iter(params.values())).device.type == "cpu"
+    why = fused.unfit(model, data, params, local) if on_cpu else gpu.unfit(model, params, local)
     return f"eager: {why}" if why else "fused"
 
 
@@ -294,11 +299,11 @@ def chunks(
 
     keys: those of the draws of examples and of noise.
     """
-    # more epochs are more examples, and no wider steps
-    usual = USUAL_MB * min(local.local_epochs, 8)
-    budget, held, clients, used = (local.memory_mb or usual) * 1e6, [], 0, 0.0
-    on_cpu = next(iter(params.values())).device.type == "cpu"
-    for block in cohort.split(BLOCK if on_cpu else GPU_BLOCK):
+    device = next(iter(params.values())).device
+    budget, held, clients, used = _budget(local, device), [], 0, 0.0
+    for block in cohort.split(BLOCK if device.type == "cpu" else GPU_BLOCK):
+        if made_with(data, "draw", "draws_anywhere"):
+            block = block.to(device)  # noqa: PLW2901 - the same clients
         examples = data.draw(block, local.local_epochs, local.negatives, keys[0])
         sizes = torch.bincount(examples["client"], minlength=len(block))
         examples |= model.noise(block.to(sizes.device), sizes, keys[1])
@@ -320,6 +325,15 @@ def chunks(
         held.append(_part(examples, ends, first, len(block), clients))
         clients += len(block) - first
     yield {name: joined([part[name] for part in held]) for name in held[0]}
+
+
+def _budget(local: LocalSettings, device: torch.device) -> float:
+    """Bytes that clients that train at once may take."""
+    if local.memory_mb:
+        return local.memory_mb * 1e6
+    if device.type == "cuda":
+        return SHARE * torch.cuda.get_device_properties(device).total_memory
+    return USUAL_MB * 1e6 * min(local.local_epochs, 8)  # more examples, and no wider steps
 
 
 def _part(examples: Tree, ends: list[int], first: int, last: int, before: int) -> Tree:
@@ -474,9 +488,13 @@ class SGD(LocalSettings, Local):
         self, context: RoundContext, cohort: Tensor, weights: Tensor, longest: float
     ) -> Summed | None:
         """The sum of what `train` yields, where the engine is fused."""
-        model, data = context.model, context.data
-        if how(model, data, context.params, self) != "fused" or not fused.sums_up(model):
+        model, data, params = context.model, context.data, context.params
+        on_cpu = next(iter(params.values())).device.type == "cpu"
+        if how(model, data, params, self) != "fused" or not fused.sums_up(model):
             return None
         context.notes["engine"] = "fused"
         keys = keys_of(context.seed, context.number)
-        return fused.summed(model, data, context.params, cohort, self, keys, weights, longest)
+        if on_cpu:
+            return fused.summed(model, data, params, cohort, self, keys, weights, longest)
+        parts, own = chunks(model, data, params, cohort, self, keys), data.counts[cohort].float()
+        return gpu.summed(model, params, parts, cohort, own, self, weights, longest)

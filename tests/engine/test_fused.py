@@ -14,7 +14,7 @@ from fedlab.algorithms import Scaffold, federate, sample
 from fedlab.algorithms.scaffold import Control
 from fedlab.core import Key, ParameterError, Settings, SparseTable, Stage
 from fedlab.core import tree as tree_module
-from fedlab.core.compiled import compiled
+from fedlab.core.loops.cpu import compiled
 from fedlab.data import Columns, Federation, layout_of
 from fedlab.data.sources import synthesise
 from fedlab.engine import SGD, LocalSettings, how, updates, warm
@@ -241,7 +241,7 @@ def test_what_no_compiled_client_trains_runs_eagerly_and_says_why(clicks, split,
     assert last(model, clicks, rounds=1, engine="eager").engine == "eager"
     assert last(model, clicks, rounds=1, local=Scaffold()).engine == "fused"
     tree_module.compiled_loops.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "fedlab.core.compiled", None)
+    monkeypatch.setitem(__import__("sys").modules, "fedlab.core.loops.cpu", None)
     without = last(model, clicks)
     monkeypatch.undo()
     tree_module.compiled_loops.cache_clear()

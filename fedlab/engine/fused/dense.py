@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Rows, Summed, Update, norms
-from fedlab.core.compiled import ANY_ORDER, compiled
+from fedlab.core.loops.cpu import ANY_ORDER, compiled
 from fedlab.engine.fused import FEATURES, LAYERS
 from fedlab.engine.fused.cohort import (
     CHUNK_MB,

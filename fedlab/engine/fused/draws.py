@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.extending import intrinsic
 
-from fedlab.core.compiled import compiled
+from fedlab.core.loops.cpu import compiled
 from fedlab.core.randomness import MULTIPLIERS, ROUNDS, WEYL
 
 M0, M1 = (np.uint64(word) for word in MULTIPLIERS)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedlab.core.compiled import ANY_ORDER, compiled
+from fedlab.core.loops.cpu import ANY_ORDER, compiled
 from fedlab.engine.fused.draws import Examples, Held, number
 from fedlab.engine.fused.rules import adam, batch_of, corrected, slopes, widest
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Rows, Update
-from fedlab.core.compiled import ANY_ORDER, compiled
+from fedlab.core.loops.cpu import ANY_ORDER, compiled
 from fedlab.engine.fused.cohort import CHUNK_MB, Job, chunks, deltas, held, table
 from fedlab.engine.fused.draws import Examples, Held, words
 from fedlab.engine.fused.factors import Numbers

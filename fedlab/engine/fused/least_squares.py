@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import require
-from fedlab.core.compiled import ANY_ORDER, add_squares, compiled
+from fedlab.core.loops.cpu import ANY_ORDER, add_squares, compiled
 from fedlab.engine.fused import Clicks
 
 RESIDUAL = 1e-6  # of the right side's length, where the steps end: what float32 can tell

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedlab.core.compiled import ANY_ORDER, compiled
+from fedlab.core.loops.cpu import ANY_ORDER, compiled
 from fedlab.engine.step import BETAS, EPS
 
 BETA1, BETA2 = BETAS
