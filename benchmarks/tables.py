@@ -829,16 +829,27 @@ def gpu() -> str:
 
     ways = [
         (way, *(rate(way, size) for size in sizes), f"{found[f'{way}_1000_mb']['value']:.0f}")
-        for way in ("loop", "eager", "compiled", "captured", "module", "bf16")
+        for way in ("loop", "fused", "eager", "compiled", "captured", "module", "bf16")
         if f"{way}_1000_mb" in found
+    ]
+    people = [name.removesuffix("_vs_cores") for name in found if name.endswith("_vs_cores")]
+    rounds = [
+        (
+            found[f"{name}_vs_cores"]["note"].split(", against")[0],
+            *(f"{found[f'{name}_{where}_rounds_s']['value']:.3g}" for where in ("cuda", "cpu")),
+            amount(found[f"{name}_vs_cores"]),
+        )
+        for name in people
     ]
     others = (
         (row["note"].split(";")[0], amount(row), goal(row))
         for name, row in found.items()
-        if not any(f"_{size}_" in name for size in sizes)
+        if not any(f"_{size}_" in name for size in sizes) and not name.startswith(tuple(people))
     )
+    about = ("rounds a second, people", "on the GPU", "on all cores", "GPU over cores")
     head = ("MLP 64-64-1, rounds a second", *(f"{size} clients" for size in sizes), "MB at 1000")
-    return "\n\n".join([table(head, ways), table((held["remark"], "measured", "goal"), others)])
+    last = table((held["remark"], "measured", "goal"), others)
+    return "\n\n".join([table(about, rounds), table(head, ways), last])
 
 
 def architecture() -> str:
