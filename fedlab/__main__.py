@@ -26,7 +26,7 @@ from tqdm import tqdm
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
-from fedlab.data import DataError, asked_for, described, read
+from fedlab.data import DataError, described, read_asked
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -388,8 +388,7 @@ def _compare(words: argparse.Namespace) -> bool:
 
 def _data(words: argparse.Namespace) -> bool:
     """Print what is read of a file: no run is begun."""
-    path, how = asked_for(words.path)
-    for line in described(read(path, **how)).splitlines():
+    for line in described(read_asked(words.path)).splitlines():
         print(shown(line))
     return False
 

@@ -22,12 +22,12 @@ from fedlab.core import DataError, Dataset, register, require
 
 DATA = Path(__file__).with_name("bundled")
 WITHOUT = {
-    "values": "no ratings; name their column with read(..., rating=...), or train on clicks",
-    "times": "no times; name their column with read(..., time=...)",
-    "titles": "no titles; give a table of items, read(..., items=FILE), with a column of titles",
-    "years": "no years; give a table of items, read(..., items=FILE), with a column of years",
-    "texts": "no texts; give a table of items, read(..., items=FILE), with a column of texts",
-    "categories": "no categories; give a table of items, read(..., items=FILE), with such a column",
+    "values": "no ratings; name their column when you read them, rating=..., or train on clicks",
+    "times": "no times; name their column when you read them, time=...",
+    "titles": "no titles; give a table of items, items=FILE, with a column of titles",
+    "years": "no years; give a table of items, items=FILE, with a column of years",
+    "texts": "no texts; give a table of items, items=FILE, with a column of texts",
+    "categories": "no categories; give a table of items, items=FILE, with such a column",
 }
 
 

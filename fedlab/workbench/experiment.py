@@ -51,7 +51,7 @@ from fedlab.data import (
     asked_for,
     at_least,
     leave_one_out,
-    read,
+    read_asked,
     split_by_time,
     standardise,
 )
@@ -381,8 +381,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 @lru_cache(maxsize=2)
 def _interactions(which: _Which) -> Interactions:
     if which.part is None:
-        path, how = asked_for(which.name)
-        return read(path, **how)
+        return read_asked(which.name)
     found = turned(cast(type[Dataset], which.part)(), which.own).load()
     fix = "its `load` gives no Interactions"
     require(isinstance(found, Interactions), "data", which.name, fix)

@@ -332,6 +332,11 @@ BAD = {
     ),
     "a far time": (CSV + "1,2,3,99999999999\n", {}, r"r\.csv:5: .*before 1970 or after 2100"),
     "no user in a row": (CSV + ",2,3,4\n", {}, r"r\.csv:5: 'userId' is missing; 3 of 4 fields"),
+    "more names than fields": (
+        "user,item,rating,note\n1,2,3\n",
+        {},
+        r"r\.csv:1: 4 columns are named, and no row has more than 3 fields",
+    ),
     "a row too short": (CSV + "1,2\n", {}, r"r\.csv:5: 'rating' is missing; 2 of 4 fields"),
     "a row too long": (CSV + "1,2,3,4,5\n", {}, r"r\.csv:5: 5 fields where 4 are usual"),
     "one field": ("hello\nworld\n", {}, r"r\.csv:1: 'hello' is one field; say what stands"),
