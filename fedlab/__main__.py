@@ -41,6 +41,7 @@ from fedlab.workbench import (
     shown,
     stream,
     table,
+    usual_knobs,
     values,
 )
 from fedlab.workbench.export import export_model
@@ -94,9 +95,11 @@ def _words() -> argparse.ArgumentParser:
     ):
         part = parts.add_parser(name, help=about, parents=[_own()])
         part.add_argument(
-            "settings", nargs="?", help="JSON as the workbench shows it; the first preset without"
+            "settings",
+            nargs="?",
+            help="JSON as the workbench shows it; what one of your own leaves out is the preset's",
         )
-        part.add_argument("--preset", choices=PRESETS, help="start from these settings")
+        part.add_argument("--preset", choices=PRESETS, help="start from these; the first without")
         part.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="change one of them"
         )
@@ -209,8 +212,10 @@ def _settings(words: argparse.Namespace) -> tuple[Settings, list[str]]:
     """The settings, and the names of those that were asked for and do not come from a preset."""
     base, asked = PRESETS[words.preset or next(iter(PRESETS))], []
     if words.settings:
-        base = read_settings_file(words.settings, Settings())
-        asked = list(base)
+        own, base = (read_settings_file(words.settings, under) for under in (Settings(), base))
+        fix = f"{words.settings} says all that it would; leave one of the two out"
+        require(not words.preset or own != base, "--preset", words.preset, fix)
+        asked = list(own)
     changes = dict(_pair(text) for text in words.set)
     settings = base.replace(**{name: parsed(name, value) for name, value in changes.items()})
     return settings, [*asked, *changes]
@@ -240,7 +245,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _kept(words: argparse.Namespace) -> Runs:
-    runs = Runs(words.folder, better())
+    runs = Runs(words.folder, better(), usual_knobs)
     if runs.trouble:
         print(runs.trouble, file=sys.stderr)
     return runs

@@ -352,6 +352,16 @@ class Experiment:
         return found
 
 
+def usual_knobs(settings: Settings) -> dict[str, Any]:
+    """The knobs that such an experiment reads and that are not turned, with their values.
+
+    >>> usual_knobs(Settings(rounds=3))["data"]
+    'ml-latest-small'
+    """
+    idle = Experiment(settings).unread().keys() | settings.keys()
+    return {name: found.default for name, found in described().items() if name not in idle}
+
+
 def better() -> dict[str, str]:
     """Name of each metric -> whether 'max' or 'min' is better."""
     modes = {
