@@ -641,8 +641,11 @@ def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
     assert "till.csv: if 'who;what' names columns, say header=True" in said
     assert main(["data", f"{tmp_path}/till.csv?header=True"]) == 2
     said = capsys.readouterr().err
-    assert "till.csv:1: no column of users among 'who', 'what'; say user=..." in said
-    assert f"as a text: '{tmp_path}/till.csv?header=True&user=...'" in said
+    assert "till.csv:1: no column of users and none of items among 'who', 'what'; say" in said
+    assert f"behind the file's name: '{tmp_path}/till.csv?header=True&user=...&item=...'" in said
     words = ["run", "--set", f"data={tmp_path}/till.csv?header=True"]
     assert main([*words, "--folder", str(tmp_path / "runs")]) == 2
-    assert f"as a text: '{tmp_path}/till.csv?header=True&user=...'" in capsys.readouterr().err
+    assert (
+        f"behind the file's name: '{tmp_path}/till.csv?header=True&user=...&item=...'"
+        in capsys.readouterr().err
+    )

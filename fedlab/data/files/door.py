@@ -24,8 +24,10 @@ ARGUMENTS = (  # of `read`, that a text may give
     *("user", "item", "rating", "time", "items", "separator", "header", "encoding"),
     *("time_format", "duplicates", "missing"),
 )
-OPTION = re.compile(rf"\b({'|'.join(ARGUMENTS)})=('[^']*'|\([^)]*\)|\w+|\.\.\.)")  # of a message
-QUOTE = "'"
+# an option in a message, behind what stands before it
+OPTION = re.compile(
+    rf"(.*?)\b({'|'.join(ARGUMENTS)})=('[^']*'|\"[^\"]*\"|\([^)]*\)|\w+|\.\.\.)", re.DOTALL
+)
 
 
 def read(
@@ -101,19 +103,24 @@ def read_asked(text: str) -> Interactions:
         ways = _as_text(text, str(error))
         if not ways:
             raise
-        raise type(error)(f"{error}; as a text: {' or '.join(map(repr, ways))}") from error
+        way = f"{error}; behind the file's name: {' or '.join(map(repr, ways))}"
+        raise type(error)(way) from error
 
 
 def _as_text(text: str, message: str) -> list[str]:
-    """The text with each option that a message proposes, in what stands behind its last mark."""
-    path, _, given = text.partition("?")
-    ways = []
-    for name, value in OPTION.findall(message.rpartition("; ")[2]):
+    """The text with each way out that a message proposes, which is what is behind its last mark."""
+    ways: list[dict[str, str]] = []
+    for before, name, value in OPTION.findall(message.rpartition("; ")[2]):
         signs = value.strip("()").replace("&", "%26").split(", ")
-        new = f"{name}={','.join(sign.strip(QUOTE) for sign in signs)}"
-        kept = [each for each in given.split("&") if each and not each.startswith(f"{name}=")]
-        ways.append(f"{path}?{'&'.join([*kept, new])}")
-    return list(dict.fromkeys(way for way in ways if way != text))
+        option = {name: ",".join(sign.strip("'\"") for sign in signs)}
+        if ways and " or " not in before:
+            ways[-1] |= option
+        else:
+            ways.append(option)
+    path, _, given = text.partition("?")
+    kept = {name: value for name, _, value in (g.partition("=") for g in given.split("&") if g)}
+    found = (path + "?" + "&".join(f"{n}={v}" for n, v in (kept | way).items()) for way in ways)
+    return [way for way in dict.fromkeys(found) if way != text]
 
 
 def asked_for(text: str) -> tuple[Path, dict[str, Any]]:

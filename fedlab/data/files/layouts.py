@@ -23,7 +23,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         *("item", "itemid", "items", "iid", "movie", "movieid", "film", "filmid", "product"),
         *("productid", "asin", "parentasin", "sku", "article", "articleid", "song", "songid"),
         *("track", "trackid", "artist", "artistid", "book", "bookid", "isbn", "business"),
-        *("businessid", "game", "gameid", "recipe", "recipeid", "news", "newsid"),
+        *("businessid", "game", "gameid", "recipe", "recipeid", "news", "newsid", "stockcode"),
     ),
     "rating": ("rating", "ratings", "stars", "star", "score", "overall", "value", "weight"),
     "time": (
@@ -56,8 +56,12 @@ FOLDERS = (  # names of the file of interactions, and of that of items
     ("interactions.*", "items.*"),
     ("*.parquet", ""),
 )
-# words in longer names of columns that nobody has to have: purchased_at, InvoiceDate, Book-Rating
-WORDS = {"rating": {"rating", "stars", "score"}, "time": {"date", "time", "at", "timestamp"}}
+# words in longer names: purchased_at, InvoiceDate and Book-Rating are taken for what they say, but
+# columns that one has to have, such as Customer Email, are only proposed
+WORDS = {
+    **{"rating": {"rating", "stars", "score"}, "time": {"date", "time", "at", "timestamp"}},
+    **{"user": {"buyer", "email", "shopper"}, "item": {"code", "ean"}},
+}
 DAY = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}( 00:00:00)?")
 HOUR = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
 CLOCK = 1e8  # seconds: 1973; a number above is a time, below a rating
@@ -196,9 +200,10 @@ def roles_of(
         fit = [c for c in free if plain(c) in names]
         if role in taken:
             continue
-        if not fit:
+        if not fit and role not in needed:
             near = [c for c in free if words(c) & WORDS.get(role, set())]
             taken |= {role: near[0]} if len(near) == 1 else {}
+        if not fit:
             continue
         if len(fit) > 1 and role in needed:
             raise DataError(
@@ -206,13 +211,21 @@ def roles_of(
                 f" say {role}={fit[0]!r}"
             )
         taken[role] = min(fit, key=lambda c: names.index(plain(c)))
-    for role in needed:
-        if role not in taken:
-            raise DataError(
-                f"{found.name}:1: no column of {role}s among {', '.join(map(repr, columns))}; say "
-                f"{role}=..., the name of the column"
-            )
+    lacks = [role for role in needed if role not in taken]
+    if lacks:
+        free = found.unused(taken.values())
+        ways = [f"{role}={_proposed(free, roles[role], role)}" for role in lacks]
+        raise DataError(
+            f"{found.name}:1: no column of {' and none of '.join(f'{r}s' for r in lacks)} among "
+            f"{', '.join(map(repr, columns))}; say {' and '.join(ways)}, by the names of columns"
+        )
     return taken
+
+
+def _proposed(free: list[str], names: tuple[str, ...], role: str) -> str:
+    """The first column with a word that means such a role, for a hint; '...' where none has."""
+    known = {*names, *WORDS.get(role, ())}
+    return next((repr(column) for column in free if words(column) & known), "...")
 
 
 def _named(found: Sheet, role: str, name: Place) -> str:

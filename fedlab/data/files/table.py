@@ -31,6 +31,7 @@ ISO = (
     *("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z"),
     *("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S"),  # with points the day stands first
 )
+NUMBERED = re.compile(r"(\d\d?)([/.-])(\d\d?)[/.-](\d{4}|\d\d)( \d\d?:\d\d)?(:\d\d)?")  # 31/12/2000
 YEAR = 365 * 24 * 3600
 SAME = ("last", "first", "mean", "sum")
 MISSING = ("refuse", "drop")
@@ -214,10 +215,13 @@ def ratings_of(found: Table) -> np.ndarray:
 
 
 def _decimals(series: pl.Series) -> pl.Series:
-    """Texts as numbers; where all that are none have a comma for a point, they are read so."""
+    """Texts as numbers: with a comma for a point where all that are none have one, true as 1."""
     if series.dtype != pl.String:
         return series.cast(pl.Float64, strict=False)
     texts = series.str.strip_chars()
+    if texts.head(1).str.to_lowercase().is_in(["true", "false"]).all():
+        told = texts.str.to_lowercase()
+        return told.replace_strict({"true": 1.0, "false": 0.0}, default=None)
     numbers = texts.cast(pl.Float64, strict=False)
     if numbers.null_count() and not texts.str.contains(".", literal=True).any():
         parts = texts.filter(texts.str.contains(",", literal=True))
@@ -246,7 +250,8 @@ def times_of(found: Table, form: str | None) -> np.ndarray:
         times = _clock(series)
         if times.null_count() == len(times):
             times = _dates(series, None)
-        fix = f"{_how_times(series)}, or {fix}"
+        some = times.null_count() < len(times)
+        fix = f"no time; {fix}" if some else f"{_how_times(series)}, or {fix}"
     fine = times.is_not_null() & (times >= 0) & (times < LAST_TIME)
     if not fine.all():
         row = int((~fine.fill_null(False)).arg_max() or 0)
@@ -263,8 +268,16 @@ def _how_times(series: pl.Series) -> str:
     held = series.drop_nulls().cast(pl.String).str.strip_chars()
     if len(held) and held.str.contains(f"^{HOUR.pattern}$").all():
         return "an hour without its day; name both columns, as in time=('date', 'time')"
-    hours = " %H:%M" * bool(held.str.contains(":").any())
-    return f"no time; say how it is written, time_format='%d/%m/%Y{hours}'"
+    found = [match for match in map(NUMBERED.fullmatch, held.head(10_000).to_list()) if match]
+    if not found:
+        return "no time; say how it is written, as in time_format='%d/%m/%Y %H:%M'"
+    days, months = (max(int(match[group]) for match in found) > 12 for group in (1, 3))
+    orders = ["%m{0}%d{0}"] if months and not days else ["%d{0}%m{0}"]
+    orders += [] if months or days else ["%m{0}%d{0}"]
+    _, sign, _, year, hours, seconds = found[0].groups()
+    rest = ("%Y" if len(year) == 4 else "%y") + bool(hours) * " %H:%M" + bool(seconds) * ":%S"
+    ways = (f"time_format={order.format(sign) + rest!r}" for order in orders)
+    return f"no time; say how it is written, {' or '.join(ways)}"
 
 
 def _clock(series: pl.Series) -> pl.Series:

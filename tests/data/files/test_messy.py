@@ -283,6 +283,8 @@ def test_days_and_hours_that_are_none(text, how, message, tmp_path):
     ("text", "given", "ways"),
     [
         ("user,uid,item\n1,2,3\n", "", ["?user=user"]),
+        ("Customer Email,What\na,7\n", "", ["?user=Customer Email&item=..."]),
+        ("who,what\n1,2\n", "?header=True", ["?header=True&user=...&item=..."]),
         ("user,item,at\n1,2,x\n", "?user=user", ["?user=user&time=False"]),
         ("user,item,rating\n1,2,NA\n", "?rating=2", ["?rating=2&missing=drop", "?rating=False"]),
         ("user,item,day,time\na,7,1,13:45\n", "?time=time", ["?time=date,time", "?time=False"]),
@@ -295,7 +297,7 @@ def test_a_hint_says_how_an_option_is_written_in_a_text(text, given, ways, tmp_p
     name = f"{tmp_path}/r.csv"
     with pytest.raises(DataError) as caught:
         read_asked(name + given)
-    said = str(caught.value).partition("; as a text: ")[2]
+    said = str(caught.value).partition("; behind the file's name: ")[2]
     assert all(repr(name + way) in said for way in ways)
     if ways[-1].endswith("False"):
         assert len(read_asked(name + ways[-1]))
@@ -307,8 +309,56 @@ def test_a_hint_without_an_option_stays_as_it_is(tmp_path):
     write(tmp_path, {"r.csv": ""})
     with pytest.raises(DataError) as caught:
         read_asked(f"{tmp_path}/r.csv")
-    assert "as a text" not in str(caught.value)
+    assert "behind the file's name" not in str(caught.value)
     two = "user,item,d,h,a & b\na,7,2001-01-01,13:45,1\n"
     write(tmp_path, {"r.csv": two})
     assert read_asked(f"{tmp_path}/r.csv?time=d,h").times.tolist() == [AFTERNOON]
     assert read_asked(f"{tmp_path}/r.csv?rating=a %26 b").values.tolist() == [1]
+
+
+def test_columns_that_one_has_to_have_are_proposed_and_not_guessed(tmp_path):
+    text = "Order ID,Customer's Email,Product SKU,Product Name\n5,a@x.org,7,Tea\n"
+    with pytest.raises(DataError) as caught:
+        table(tmp_path, text)
+    said = "no column of users and none of items among 'Order ID', "
+    assert said in str(caught.value)
+    way = """say user="Customer's Email" and item='Product SKU', by the names of columns"""
+    assert str(caught.value).endswith(way)
+    with pytest.raises(DataError) as caught:
+        read_asked(f"{tmp_path}/r.csv")
+    way = f"{tmp_path}/r.csv?user=Customer's Email&item=Product SKU"
+    assert repr(way) in str(caught.value)
+    assert rows_of(read_asked(way)) == [("a@x.org", "7")]
+
+
+@pytest.mark.parametrize(
+    ("texts", "ways"),
+    [
+        (["31/12/2000"], "time_format='%d/%m/%Y', or"),
+        (["01/02/2000", "12/31/2000"], "time_format='%m/%d/%Y', or"),
+        (["1-2-00 9:05"], "time_format='%d-%m-%y %H:%M' or time_format='%m-%d-%y %H:%M', or"),
+        (["7/26/2023 22:06:00"], "time_format='%m/%d/%Y %H:%M:%S', or"),
+        (["Jul 3, 2023"], "as in time_format='%d/%m/%Y %H:%M', or"),
+    ],
+)
+def test_a_hint_says_how_times_are_written(texts, ways, tmp_path):
+    rows = "".join(f'a,{k},"{text}"\n' for k, text in enumerate(texts))
+    with pytest.raises(DataError) as caught:
+        table(tmp_path, "user,item,time\n" + rows)
+    assert f"no time; say how it is written, {ways}" in str(caught.value)
+    if "as in" not in ways:
+        form = ways.split("'")[1]
+        found = table(tmp_path, "user,item,time\n" + rows, time_format=form)
+        assert len(found.times) == len(texts)
+    one_bad = "user,item,time\na,1,2000-12-31\nb,1,2000-13-31\n"
+    with pytest.raises(DataError, match=r"r\.csv:3: 'time' is .*; no time; correct it, or leave"):
+        table(tmp_path, one_bad)
+
+
+def test_yes_and_no_are_ratings_of_one_and_none(tmp_path):
+    found = table(tmp_path, "user,item,liked\na,7,TRUE\nb,7,false\n", rating="liked")
+    assert found.values.tolist() == [1, 0]
+    frame = pl.DataFrame({"user": ["a", "b"], "item": [7, 7], "liked": [True, False]})
+    assert from_frame(frame, rating="liked").values.tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"r\.csv:3: 'liked' is 'maybe'; no rating"):
+        table(tmp_path, "user,item,liked\na,7,true\nb,7,maybe\n", rating="liked")
