@@ -609,7 +609,7 @@ def test_lora_reads_with_the_language_model_that_is_asked_for():
         _ = Experiment(asked.replace(reader="/no/such/folder")).model
 
 
-def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
+def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path, capsys):
     rows = [(user, (user * 7 + k * k) % 40) for user in range(30) for k in range(6)]
     clicks = "".join(f"{user},{item}\n" for user, item in [*set(rows), (99, 1)])
     (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks)
@@ -629,12 +629,22 @@ def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
     (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks + "0,999\n1,999\n2,999\n")
     again = Experiment(Settings(**settings)).split
     assert again.train.item_count == split.train.item_count + 1  # a file that changed is read anew
+    told = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    assert main(["run", *told, "--folder", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().err
+    assert all(note in said.splitlines() for note in again.train.notes)
+    assert main(["run", str(tmp_path / "shop.csv"), "--folder", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert f'; for a file of data, say --set "data={tmp_path}/shop.csv"' in said
 
 
 def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
     (tmp_path / "till.csv").write_text("who;what\nann;tea\nbob;tea\n")
     assert main(["data", f"{tmp_path}/till.csv?user=who&item=what"]) == 0
-    assert "2 interactions of 2 users with 1 items" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 interactions of 2 users with 1 items" in said
+    train = f'Train on it: fedlab run --set "data={tmp_path}/till.csv?user=who&item=what"'
+    assert said.splitlines()[-1] == train
     assert main(["data", f"{tmp_path}/till.csv"]) == 0
     said = capsys.readouterr().out
     assert "3 interactions of 3 users" in said  # words alone: nothing tells the header
