@@ -31,7 +31,9 @@ ISO = (
     *("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z"),
     *("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S"),  # with points the day stands first
 )
-NUMBERED = re.compile(r"(\d\d?)([/.-])(\d\d?)[/.-](\d{4}|\d\d)( \d\d?:\d\d)?(:\d\d)?")  # 31/12/2000
+NUMBERED = re.compile(  # 31/12/2000 11:59 PM
+    r"(\d\d?)([/.-])(\d\d?)[/.-](\d{4}|\d\d)(?: \d\d?:\d\d(:\d\d)?( [AaPp][Mm])?)?"
+)
 YEAR = 365 * 24 * 3600
 SAME = ("last", "first", "mean", "sum")
 MISSING = ("refuse", "drop")
@@ -274,8 +276,10 @@ def _how_times(series: pl.Series) -> str:
     days, months = (max(int(match[group]) for match in found) > 12 for group in (1, 3))
     orders = ["%m{0}%d{0}"] if months and not days else ["%d{0}%m{0}"]
     orders += [] if months or days else ["%m{0}%d{0}"]
-    _, sign, _, year, hours, seconds = found[0].groups()
-    rest = ("%Y" if len(year) == 4 else "%y") + bool(hours) * " %H:%M" + bool(seconds) * ":%S"
+    _, sign, _, year, seconds, half = found[0].groups()
+    rest = "%Y" if len(year) == 4 else "%y"
+    if ":" in found[0][0]:
+        rest += (" %I:%M" if half else " %H:%M") + bool(seconds) * ":%S" + bool(half) * " %p"
     ways = (f"time_format={order.format(sign) + rest!r}" for order in orders)
     return f"no time; say how it is written, {' or '.join(ways)}"
 
@@ -303,8 +307,9 @@ def _dates(series: pl.Series, form: str | None) -> pl.Series:
     """Dates as seconds; none where there is no date."""
     series, forms = series.cast(pl.String).str.strip_chars(), ISO if form is None else (form,)
     if form is None:
-        series = series.str.replace("T", " ").str.replace("Z$", "+0000")
-        series = series.str.replace(r"([+-]\d\d):?(\d\d)$", "${1}${2}")
+        series = series.str.replace(r"(\d)T", "${1} ").str.replace("(Z| UTC| GMT)$", "+0000")
+        series = series.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d):?(\d\d)?$", "${1}${2}${3}")
+        series = series.str.replace(r"(:.*[+-]\d\d)$", "${1}00")
     found = pl.Series([None] * len(series), dtype=pl.Int64)
     for each in forms:
         if found.null_count():

@@ -168,7 +168,7 @@ def sheet(
     if not named and header is None and all(number(text) is None for text in rows[0]):
         said.append(f"{name}: if {lines[0][:60]!r} names columns, say header=True")
     load = _Loader(path, encoding, separator, columns, blank + named, quoted, [data])
-    if any(len(row) > len(columns) for row in rows):
+    if any(len(row) > len(columns) for row in rows[named:]):
         raise load.blamed("too many fields")
     sample, first = [row[: len(kept)] for row in rows[named:]], 1 + blank + named
     return Sheet(name, kept, sample, load, named, first, tuple(said), load.line)
@@ -179,22 +179,32 @@ def _columns(rows: list[list[str]], name: str, *, named: bool) -> tuple[list[str
 
     R writes the names of rows first, and nothing above them; others end each line with a separator.
     """
-    below, odd = rows[named:], ""
-    width, most = len(rows[0]), max(map(len, below))
-    if most < width:
+    below, names = rows[named:], [text.strip() for text in rows[0]] if named else []
+    most = max(map(len, below))
+    while len(names) > most and not names[-1]:
+        names.pop()
+    if most < len(names):
         raise DataError(
-            f"{name}:1: {width} columns are named, and no row has more than {most} fields; remove "
-            "the names that stand for nothing"
+            f"{name}:1: {len(names)} columns are named, and no row has more than {most} fields; "
+            "remove the names that stand for nothing"
         )
-    columns = [text.strip() for text in rows[0]] if named else [str(k) for k in range(width)]
-    more = named and all(len(row) == width + 1 for row in below)
-    ends = all(len(row) == width + more and not row[-1].strip() for row in below)
-    if more and not ends:
-        columns, odd = ["row name", *columns], "the first field has no heading: names of rows"
-    elif ends and width + more > 2 and (more or not named or not columns[-1]):
-        columns, odd = [*columns, ""] if more else columns, "a separator ends each line"
-        return _distinct(columns, name), columns[:-1], odd
-    return _distinct(columns, name), columns, odd
+    more = named and all(len(row) == len(names) + 1 for row in below)
+    width = len(names) + more if named else len(rows[0])
+    kept = width
+    while kept > 2 and not any(names[kept - 1 : kept]) and _blank(below, kept - 1, width):
+        kept -= 1
+    first, odd = list[str](), "a separator ends each line" if kept < width else ""
+    if more and kept == width:
+        first, odd = ["row name"], "the first field has no heading: names of rows"
+    named_all = [*first, *(text or f"field {k}" for k, text in enumerate(names, 1))]
+    columns = _distinct(named_all, name) if named else list[str]()
+    columns += [str(k) for k in range(len(columns), width)]
+    return columns, columns[:kept], odd
+
+
+def _blank(rows: list[list[str]], at: int, width: int) -> bool:
+    """Whether all rows have so many fields, and nothing in the one at this place."""
+    return all(len(row) == width and not row[at].strip() for row in rows)
 
 
 def _said(separator: str | None) -> str | None:
@@ -217,7 +227,9 @@ def _head(data: bytes, name: str) -> tuple[int, list[str], str]:
     if not lines:
         raise DataError(f"{name}: no rows in it; it must hold at least one")
     if lines[0].lstrip()[:1] in ("[", "{"):
-        raise DataError(f"{name}: JSON; read it with pandas or polars, and use from_frame")
+        raise DataError(
+            f"{name}: JSON; save it as CSV, or read it with pandas or polars and use from_frame"
+        )
     told = left_out[-1][4] if left_out and left_out[-1].lower().startswith("sep=") else ""
     return head.count("\n"), lines, told
 

@@ -184,6 +184,7 @@ def test_names_of_rows_that_have_no_heading(text, tmp_path):
         "ann,tea,5,\nbob,cup,4,\n",
         "ann::tea::5::\nbob::cup::4::\n",
         "user\titem\trating\t\nann\ttea\t5\t\nbob\tcup\t4\t\n",
+        "user;item;rating;;;\nann;tea;5;;;\nbob;cup;4;;;\n",  # as spreadsheets write empty columns
     ],
 )
 def test_a_separator_at_the_end_of_each_line(text, tmp_path):
@@ -192,6 +193,17 @@ def test_a_separator_at_the_end_of_each_line(text, tmp_path):
     assert found.values.tolist() == [5, 4]
     assert not found.columns.keys() - {"values"}
     assert "r.csv: a separator ends each line" in found.notes
+
+
+def test_columns_without_a_heading_go_by_their_place(tmp_path):
+    found = table(tmp_path, ",user,,item\n0,ann,x,tea\n1,bob,,cup\n")
+    assert rows_of(found) == [("ann", "tea"), ("bob", "cup")]
+    assert "not used: 'field 1', 'field 3'" in described(found)
+    named = table(tmp_path, ",user,,item\n0,ann,x,tea\n1,bob,y,cup\n", item="field 3")
+    assert rows_of(named) == [("ann", "x"), ("bob", "y")]
+    more = table(tmp_path, "user;item;;\nann;tea\nbob;cup\n")  # headings of nothing
+    assert rows_of(more) == [("ann", "tea"), ("bob", "cup")]
+    assert "not used" not in described(more)
 
 
 def test_a_line_too_long_is_still_refused(tmp_path):
@@ -338,6 +350,7 @@ def test_columns_that_one_has_to_have_are_proposed_and_not_guessed(tmp_path):
         (["01/02/2000", "12/31/2000"], "time_format='%m/%d/%Y', or"),
         (["1-2-00 9:05"], "time_format='%d-%m-%y %H:%M' or time_format='%m-%d-%y %H:%M', or"),
         (["7/26/2023 22:06:00"], "time_format='%m/%d/%Y %H:%M:%S', or"),
+        (["1/13/2023 1:45 PM"], "time_format='%m/%d/%Y %I:%M %p', or"),
         (["Jul 3, 2023"], "as in time_format='%d/%m/%Y %H:%M', or"),
     ],
 )
