@@ -2,12 +2,13 @@
 
     fedlab lab my-lessons
     fedlab app
+    fedlab data "clicks.csv?user=customer&item=sku"
+    fedlab run --set "data=clicks.csv?user=customer&item=sku" --set rounds=20
     fedlab run settings.json --set local_lr=0.5 --folder runs
     fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
-    fedlab data "clicks.csv?user=customer&item=sku"
 
 `python -m fedlab` is the same. Settings and files are those of the workbench. `--parts FILE.py`
 runs a file that registers parts of your own: they are choices like all others.
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
-from fedlab.data import DataError, asked_for, described, read
+from fedlab.data import DataError, described, read_asked
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -41,6 +42,7 @@ from fedlab.workbench import (
     shown,
     stream,
     table,
+    usual_knobs,
     values,
 )
 from fedlab.workbench.export import export_model
@@ -94,11 +96,17 @@ def _words() -> argparse.ArgumentParser:
     ):
         part = parts.add_parser(name, help=about, parents=[_own()])
         part.add_argument(
-            "settings", nargs="?", help="JSON as the workbench shows it; the first preset without"
+            "settings",
+            nargs="?",
+            help="JSON as the workbench shows it; what one of your own leaves out is the preset's",
         )
-        part.add_argument("--preset", choices=PRESETS, help="start from these settings")
+        part.add_argument("--preset", choices=PRESETS, help="start from these; the first without")
         part.add_argument(
-            "--set", action="append", default=[], metavar="NAME=VALUE", help="change one of them"
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="change a setting, such as data=clicks.csv or rounds=20",
         )
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
@@ -209,11 +217,28 @@ def _settings(words: argparse.Namespace) -> tuple[Settings, list[str]]:
     """The settings, and the names of those that were asked for and do not come from a preset."""
     base, asked = PRESETS[words.preset or next(iter(PRESETS))], []
     if words.settings:
-        base = read_settings_file(words.settings, Settings())
-        asked = list(base)
+        own, base = (_read(words.settings, under) for under in (Settings(), base))
+        fix = f"{words.settings} says all that it would; leave one of the two out"
+        require(not words.preset or own != base, "--preset", words.preset, fix)
+        asked = list(own)
     changes = dict(_pair(text) for text in words.set)
     settings = base.replace(**{name: parsed(name, value) for name, value in changes.items()})
     return settings, [*asked, *changes]
+
+
+def _read(path: str, base: Settings) -> Settings:
+    """What a file of settings makes of others; who names a file of data is told what to do."""
+    try:
+        return read_settings_file(path, base)
+    except ParameterError as error:
+        if Path(path).suffix.lower() == ".json":
+            raise
+        raise ParameterError(f"{error}; for a file of data, say {_set_data(path)}") from error
+
+
+def _set_data(text: str) -> str:
+    """How data are named on the command line."""
+    return f'--set "data={text}"'
 
 
 def _unread(settings: Settings) -> dict[str, str]:
@@ -240,7 +265,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _kept(words: argparse.Namespace) -> Runs:
-    runs = Runs(words.folder, better())
+    runs = Runs(words.folder, better(), usual_knobs)
     if runs.trouble:
         print(runs.trouble, file=sys.stderr)
     return runs
@@ -251,7 +276,10 @@ def _run(words: argparse.Namespace) -> bool:
     settings = base.without(_unread(base))
     _check_asked(base, asked, [settings])
     runs = _kept(words)
-    return _one(runs, _job(runs, settings, words.name), settings.rounds)
+    unsaved = _one(runs, _job(runs, settings, words.name), settings.rounds)
+    for note in Experiment(settings).split.train.notes:
+        print(shown(note), file=sys.stderr)
+    return unsaved
 
 
 def _one(runs: Runs, job: Job, rounds: int) -> bool:
@@ -388,9 +416,9 @@ def _compare(words: argparse.Namespace) -> bool:
 
 def _data(words: argparse.Namespace) -> bool:
     """Print what is read of a file: no run is begun."""
-    path, how = asked_for(words.path)
-    for line in described(read(path, **how)).splitlines():
+    for line in described(read_asked(words.path)).splitlines():
         print(shown(line))
+    print(shown(f"Train on it: fedlab run {_set_data(words.path)}"))
     return False
 
 

@@ -2,8 +2,10 @@
 
     {"fedlab": 2, "settings": {"rounds": 40, "cohort": 64, ...}}
 
-Settings that are left out stay as they are. A wrong one is named, and nothing is taken. The text
-may come from anywhere: whatever it holds, the answer is Settings or one sentence.
+Settings that are left out stay as they are, say as in a preset. What this package writes says
+`"whole": true`: all knobs that are turned are there, and the others have their defaults. A wrong
+one is named, and nothing is taken. The text may come from anywhere: whatever it holds, the answer
+is Settings or one sentence.
 """
 
 import json
@@ -85,12 +87,14 @@ class Settings(Mapping[str, Any]):
 
 
 def write_settings(values: Mapping[str, Any]) -> str:
-    """Settings as JSON, to copy, keep or paste back."""
-    return json.dumps({"fedlab": VERSION, "settings": dict(values)}, indent=2)
+    """Settings as JSON, to copy, keep or paste back: they are the same wherever they are read."""
+    return json.dumps({"fedlab": VERSION, "whole": True, "settings": dict(values)}, indent=2)
 
 
 def read_settings(text: str, base: Settings) -> Settings:
-    """`base` with what the text sets; raises `ParameterError` that names the field and the fix.
+    """`base` with what the text sets, the defaults where that is whole.
+
+    Raises `ParameterError` that names the field and the fix.
 
     >>> read_settings('{"fedlab": 2, "settings": {"cohort": 8}}', Settings(rounds=3))
     Settings(rounds=3, cohort=8)
@@ -105,13 +109,15 @@ def read_settings(text: str, base: Settings) -> Settings:
     if isinstance(edition, bool) or edition != VERSION:
         fix = f"these settings are of another version; this one reads version {VERSION}"
         _refuse("fedlab", edition, fix)
+    whole = found.get("whole", False)
+    require(isinstance(whole, bool), "whole", whole, "write true, or leave it out")
     for name, value in found["settings"].items():
         if not tidy(name, LONGEST_NAME):
             _refuse("settings", name, "no such parameter; look at what `settings` shows")
         number = isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST)
         if not (number or (isinstance(value, str) and tidy(value))):
             _refuse(name, value, "write a number or a short text")
-    return base.replace(**found["settings"])
+    return (Settings() if whole else base).replace(**found["settings"])
 
 
 def read_settings_file(path: str | Path, base: Settings) -> Settings:

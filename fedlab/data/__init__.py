@@ -15,7 +15,15 @@ from fedlab.data.federation import (
     seen_all,
     unseen,
 )
-from fedlab.data.files import asked_for, described, from_arrays, from_frame, read, read_split
+from fedlab.data.files import (
+    asked_for,
+    described,
+    from_arrays,
+    from_frame,
+    read,
+    read_asked,
+    read_split,
+)
 from fedlab.data.interactions import (
     DATA,
     Catalogue,
@@ -91,6 +99,7 @@ __all__ = [
     "one_per_user",
     "own_rows",
     "read",
+    "read_asked",
     "read_split",
     "recent",
     "seen_all",

@@ -21,13 +21,14 @@ from torch import Tensor
 from fedlab.core import DataError, Dataset, register, require
 
 DATA = Path(__file__).with_name("bundled")
+GIVE, OR_NOT = "give a table of items, items=FILE,", "or choose what needs none"
 WITHOUT = {
-    "values": "no ratings; name their column with read(..., rating=...), or train on clicks",
-    "times": "no times; name their column with read(..., time=...)",
-    "titles": "no titles; give a table of items, read(..., items=FILE), with a column of titles",
-    "years": "no years; give a table of items, read(..., items=FILE), with a column of years",
-    "texts": "no texts; give a table of items, read(..., items=FILE), with a column of texts",
-    "categories": "no categories; give a table of items, read(..., items=FILE), with such a column",
+    "values": "no ratings; name their column when you read them, rating=..., or train on clicks",
+    "times": "no times; name their column when you read them, time=...",
+    "titles": f"no titles; {GIVE} with a column of titles, {OR_NOT}",
+    "years": f"no years; {GIVE} with a column of years, {OR_NOT}",
+    "texts": f"no texts; {GIVE} with a column of texts, {OR_NOT}",
+    "categories": f"no categories; {GIVE} with such a column, {OR_NOT}",
 }
 
 

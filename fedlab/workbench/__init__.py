@@ -1,6 +1,6 @@
 """Experiments as settings: runs, sweeps, and the widget that turns their knobs."""
 
-from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream
+from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
 from fedlab.workbench.export import export
 from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
@@ -32,5 +32,6 @@ __all__ = [
     "side_by_side",
     "stream",
     "table",
+    "usual_knobs",
     "values",
 ]

@@ -51,7 +51,7 @@ from fedlab.data import (
     asked_for,
     at_least,
     leave_one_out,
-    read,
+    read_asked,
     split_by_time,
     standardise,
 )
@@ -352,6 +352,16 @@ class Experiment:
         return found
 
 
+def usual_knobs(settings: Settings) -> dict[str, Any]:
+    """The knobs that such an experiment reads and that are not turned, with their values.
+
+    >>> usual_knobs(Settings(rounds=3))["data"]
+    'ml-latest-small'
+    """
+    idle = Experiment(settings).unread().keys() | settings.keys()
+    return {name: found.default for name, found in described().items() if name not in idle}
+
+
 def better() -> dict[str, str]:
     """Name of each metric -> whether 'max' or 'min' is better."""
     modes = {
@@ -381,8 +391,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 @lru_cache(maxsize=2)
 def _interactions(which: _Which) -> Interactions:
     if which.part is None:
-        path, how = asked_for(which.name)
-        return read(path, **how)
+        return read_asked(which.name)
     found = turned(cast(type[Dataset], which.part)(), which.own).load()
     fix = "its `load` gives no Interactions"
     require(isinstance(found, Interactions), "data", which.name, fix)

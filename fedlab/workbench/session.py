@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedlab.core import ParameterError, Round, Settings, described, known, read_settings, require
-from fedlab.workbench.experiment import Experiment, stream
+from fedlab.workbench.experiment import Experiment, stream, usual_knobs
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweep import Sweep
@@ -49,7 +49,8 @@ class Session:
             )
         self.presets = presets
         claim(None)
-        self.live, self.runs, self.runner = live, Runs(folder, metrics), Runner(changed)
+        self.live, self.runner = live, Runner(changed)
+        self.runs = Runs(folder, metrics, usual_knobs if live is stream else None)
         self.changed = changed
         self.members: list[Run] = []  # what the last start or sweep trains
         self.trying: Sweep | None = None
@@ -175,8 +176,8 @@ class Session:
         self.settings = self.presets[name]
 
     def paste(self, text: str) -> None:
-        """Take the settings of a JSON text; those that it leaves out are as usual."""
-        self.settings = read_settings(text, Settings())
+        """Take the settings of a JSON text; those that it leaves out are as this began."""
+        self.settings = read_settings(text, self._first)
 
     def _snapshots(self, started: Settings) -> Callable[[], Settings]:
         """The knobs as each round takes them; those that are not live stay as the run started."""

@@ -91,10 +91,14 @@ def test_json_holds_the_turned_knobs_and_gives_them_back():
     text = write_settings(settings)
     assert json.loads(text) == {
         "fedlab": 2,
+        "whole": True,
         "settings": {"rounds": 3, "local_lr": 0.25, "server_optimizer": "adam"},
     }
     assert read_settings(text, Settings()) == settings
-    assert read_settings(text, Settings(cohort=5, rounds=9)) == settings.replace(cohort=5)
+    assert read_settings(text, Settings(cohort=5, rounds=9)) == settings
+    mine = text.replace('"whole": true,', "")
+    assert read_settings(mine, Settings(cohort=5, rounds=9)) == settings.replace(cohort=5)
+    assert read_settings(text.replace("true", "false"), Settings(cohort=5)).cohort == 5
 
 
 @pytest.mark.parametrize(
@@ -111,6 +115,7 @@ def test_json_holds_the_turned_knobs_and_gives_them_back():
             "fedlab=1: these settings are of another version; this one reads version 2",
         ),
         ('{"settings": {}}', "fedlab=None"),
+        ('{"fedlab": 2, "whole": 1, "settings": {}}', "whole=1: write true, or leave it out"),
         ('{"fedlab": 2, "settings": {"rounds": 0}}', "rounds=0: choose a whole number"),
         (
             '{"fedlab": 2, "settings": {"round": 3}}',

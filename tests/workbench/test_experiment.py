@@ -21,6 +21,7 @@ from fedlab.core import (
     Stage,
     described,
     knob,
+    knobs,
     read_settings,
     register,
     several,
@@ -445,7 +446,7 @@ def test_parts_of_a_file_are_choices_of_the_command_line(tiny_settings, tmp_path
 
 def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     file, folder = tmp_path / "settings.json", str(tmp_path / "runs")
-    file.write_text('{"fedlab": 2, "settings": {"rounds": 3, "cohort": 5}}')
+    file.write_text(write_settings(Settings(rounds=3, cohort=5)))
     assert (
         main(["run", str(file), "--set", "local_lr=0.4", "--folder", folder, "--name", "mine"]) == 0
     )
@@ -545,6 +546,59 @@ def test_a_run_that_fails_is_kept_as_failed(tmp_path, capsys):
     assert json.loads(file.read_text().splitlines()[-1])["end"] == "failed"
 
 
+def test_what_a_file_leaves_out_is_as_where_it_is_left_out_of_the_command(tiny_settings, tmp_path):
+    """A file of one's own is over the preset, as `--set` is; one that was written is whole."""
+    own, whole, runs = tmp_path / "own.json", tmp_path / "whole.json", str(tmp_path / "runs")
+    tiny = {**tiny_settings, "rounds": 1}
+    own.write_text(json.dumps({"fedlab": 2, "settings": tiny}))
+    whole.write_text(write_settings(Settings(**tiny)))
+    told = [word for name, value in tiny.items() for word in ("--set", f"{name}={value}")]
+    for words in (
+        [str(own)],
+        told,
+        [str(own), "--preset", "few clients: 8 users a round"],
+        ["--preset", "few clients: 8 users a round", *told],
+        [str(whole)],
+    ):
+        assert main(["run", *words, "--folder", runs]) == 0
+    first, same, few, again, last = (run.settings for run in Runs(runs).listed())
+    assert first == same == dict(next(iter(PRESETS.values())).replace(**tiny))
+    assert few == again == dict(PRESETS["few clients: 8 users a round"].replace(**tiny))
+    assert last == dict(Settings(**tiny))
+
+
+def test_a_preset_that_a_whole_file_leaves_nothing_of_is_refused(tmp_path, capsys):
+    (tmp_path / "whole.json").write_text(write_settings(Settings(rounds=1)))
+    words = ["run", str(tmp_path / "whole.json"), "--preset", next(iter(PRESETS))]
+    assert main([*words, "--folder", str(tmp_path / "runs")]) == 2
+    assert "whole.json says all that it would; leave one of the two" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_says_all_that_it_reads_and_its_header_runs_again(tiny_settings, tmp_path):
+    runs = str(tmp_path / "runs")
+    told = [word for name, value in tiny_settings.items() for word in ("--set", f"{name}={value}")]
+    assert main(["run", *told, "--folder", runs]) == 0
+    (run,) = Runs(runs).listed()
+    line = (tmp_path / "runs" / run.id / "log.jsonl").read_text().splitlines()[0]
+    header = json.loads(line)
+    assert run.usual == header["usual"]
+    assert not header["usual"].keys() & header["settings"].keys()
+    said = header["settings"] | header["usual"]
+    for kind in ("data", "partition", "model", "local", "uplink", "aggregation", "schedule"):
+        assert said[kind] == Settings(**run.settings)[kind]
+    assert (said["seed"], said["rounds"], said["cohort"]) == (0, 2, 8)
+    experiment = Experiment(Settings(**run.settings))
+    read = {name for part in experiment.parts for name in knobs(type(part))}
+    assert said.keys() == read - experiment.unread().keys()
+    assert "noise" not in said  # nothing here reads it
+    (tmp_path / "again.json").write_text(line)
+    assert main(["run", str(tmp_path / "again.json"), "--folder", runs]) == 0
+    before, after = Runs(runs).listed()
+    assert after.settings == before.settings
+    assert [r["loss"] for r in after.records] == [r["loss"] for r in before.records]
+
+
 def test_lora_reads_with_the_language_model_that_is_asked_for():
     asked = Settings(data=folder(), model="lora", reader=small_reader())
     made = Experiment(asked)
@@ -555,7 +609,7 @@ def test_lora_reads_with_the_language_model_that_is_asked_for():
         _ = Experiment(asked.replace(reader="/no/such/folder")).model
 
 
-def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
+def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path, capsys):
     rows = [(user, (user * 7 + k * k) % 40) for user in range(30) for k in range(6)]
     clicks = "".join(f"{user},{item}\n" for user, item in [*set(rows), (99, 1)])
     (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks)
@@ -575,15 +629,33 @@ def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path):
     (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks + "0,999\n1,999\n2,999\n")
     again = Experiment(Settings(**settings)).split
     assert again.train.item_count == split.train.item_count + 1  # a file that changed is read anew
+    told = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    assert main(["run", *told, "--folder", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().err
+    assert all(note in said.splitlines() for note in again.train.notes)
+    assert main(["run", str(tmp_path / "shop.csv"), "--folder", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert f'; for a file of data, say --set "data={tmp_path}/shop.csv"' in said
 
 
 def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
     (tmp_path / "till.csv").write_text("who;what\nann;tea\nbob;tea\n")
     assert main(["data", f"{tmp_path}/till.csv?user=who&item=what"]) == 0
-    assert "2 interactions of 2 users with 1 items" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 interactions of 2 users with 1 items" in said
+    train = f'Train on it: fedlab run --set "data={tmp_path}/till.csv?user=who&item=what"'
+    assert said.splitlines()[-1] == train
     assert main(["data", f"{tmp_path}/till.csv"]) == 0
     said = capsys.readouterr().out
     assert "3 interactions of 3 users" in said  # words alone: nothing tells the header
     assert "till.csv: if 'who;what' names columns, say header=True" in said
     assert main(["data", f"{tmp_path}/till.csv?header=True"]) == 2
-    assert "till.csv:1: no column of users among 'who', 'what'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "till.csv:1: no column of users and none of items among 'who', 'what'; say" in said
+    assert f"behind the file's name: '{tmp_path}/till.csv?header=True&user=...&item=...'" in said
+    words = ["run", "--set", f"data={tmp_path}/till.csv?header=True"]
+    assert main([*words, "--folder", str(tmp_path / "runs")]) == 2
+    assert (
+        f"behind the file's name: '{tmp_path}/till.csv?header=True&user=...&item=...'"
+        in capsys.readouterr().err
+    )

@@ -156,6 +156,7 @@ def test_settings_survive_the_way_through_text():
     assert read_settings(write_settings(settings), Settings()) == settings
     assert json.loads(write_settings(settings)) == {
         "fedlab": 2,
+        "whole": True,
         "settings": {
             "rounds": 3,
             "cohort": 2,

@@ -267,6 +267,9 @@ def test_settings_and_presets_are_taken_whole(bench):
     assert bench.values["cohort"] == 5
     assert bench.session.settings.memory_mb == 64  # also what has no knob here
     assert json.loads(bench.text)["settings"]["memory_mb"] == 64
+    assert bench.session.settings == SMALL.replace(cohort=5, memory_mb=64)  # the rest as it began
+    tell(bench, "settings", '{"fedlab": 2, "whole": true, "settings": {"cohort": 5}}')
+    assert bench.session.settings == Settings(cohort=5)
     tell(bench, "preset", "two")
     assert bench.session.settings == SMALL.replace(cohort=2)
     tell(bench, "preset", "three")

@@ -5,6 +5,7 @@ Polars, and the files of this folder that need it, load when something is read.
 Letters: n rows, U users, I items.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 
-from fedlab.core import DataError, require
+from fedlab.core import DataError, ParameterError, require
 from fedlab.data.interactions import Interactions
 from fedlab.data.split import Split, hold_out
 
 Column = str | int | bool | None
+Both = Column | tuple[str | int, str | int]  # of a time: days and hours may be two columns
 ARGUMENTS = (  # of `read`, that a text may give
     *("user", "item", "rating", "time", "items", "separator", "header", "encoding"),
-    *("time_format", "duplicates"),
+    *("time_format", "duplicates", "missing"),
+)
+# an option in a message, behind what stands before it
+OPTION = re.compile(
+    rf"(.*?)\b({'|'.join(ARGUMENTS)})=('[^']*'|\"[^\"]*\"|\([^)]*\)|\w+|\.\.\.)", re.DOTALL
 )
 
 
@@ -30,7 +36,7 @@ def read(
     user: Column = None,
     item: Column = None,
     rating: Column = None,
-    time: Column = None,
+    time: Both = None,
     items: str | Path | None = None,
     item_columns: Mapping[str, Column] | None = None,
     separator: str | None = None,
@@ -38,6 +44,7 @@ def read(
     encoding: str | None = None,
     time_format: str | None = None,
     duplicates: str = "last",
+    missing: str = "refuse",
 ) -> Interactions:
     r"""Interactions from a file, or from a folder with a file of them and one of items.
 
@@ -46,12 +53,15 @@ def read(
     its name or, without a header, by its place: user, item, rating, time. So MovieLens' releases
     are read, RecBole's atomic files, lists of items with one line a user, and parquet.
 
-    user, item, rating, time: the name of the column, or its place from 0; False for none of it.
+    user, item, rating, time: the name of the column, or its place from 0; False for none of it;
+    time=("date", "hour"), where days and hours are two columns, as is found out where they are.
     items: a file of items with any of the columns title, year, categories, text; item_columns: role
     -> column, where its header says otherwise. separator, header, encoding: of the file of
     interactions. time_format: of dates that ISO 8601 would write otherwise, as strftime has it.
     duplicates: which row counts for a pair of user and item that comes again: 'last', 'first', or
-    the 'mean' or 'sum' of their ratings.
+    the 'mean' or 'sum' of their ratings. missing: 'refuse', or 'drop' rows in which a column that
+    is read holds nothing: an empty field, NA, NaN, null or None. Ids that are all whole numbers are
+    read as such, 12.0 as 12; '01' and '1' are two.
 
     Users and items are sorted by id, rows by user and time, or as in the file where there are no
     times. Items of the file of items that nobody met stay in the catalogue: leaving them out would
@@ -76,16 +86,49 @@ def read(
     file, beside = layouts.files_in(Path(path))
     found, roles = layouts.interactions_in(file, asked)
     roles = _without(roles, rating=rating, time=time)
-    known = _known(Path(items) if items is not None else beside, item_columns or {})
+    known = _known(Path(items) if items is not None else beside, item_columns or {}, missing)
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    return table.joined(table.table_of((found, roles)), known, **how)[0]
+    return table.joined(table.table_of((found, roles), missing=missing), known, **how)[0]
+
+
+def read_asked(text: str) -> Interactions:
+    """What `read` makes of a text by which settings and commands name data; see `asked_for`.
+
+    Where an error names an option, it says how that is written in such a text.
+    """
+    path, how = asked_for(text)
+    try:
+        return read(path, **how)
+    except (DataError, ParameterError) as error:
+        ways = _as_text(text, str(error))
+        if not ways:
+            raise
+        way = f"{error}; behind the file's name: {' or '.join(map(repr, ways))}"
+        raise type(error)(way) from error
+
+
+def _as_text(text: str, message: str) -> list[str]:
+    """The text with each way out that a message proposes, which is what is behind its last mark."""
+    ways: list[dict[str, str]] = []
+    for before, name, value in OPTION.findall(message.rpartition("; ")[2]):
+        signs = value.strip("()").replace("&", "%26").split(", ")
+        option = {name: ",".join(sign.strip("'\"") for sign in signs)}
+        if ways and " or " not in before:
+            ways[-1] |= option
+        else:
+            ways.append(option)
+    path, _, given = text.partition("?")
+    kept = {name: value for name, _, value in (g.partition("=") for g in given.split("&") if g)}
+    found = (path + "?" + "&".join(f"{n}={v}" for n, v in (kept | way).items()) for way in ways)
+    return [way for way in dict.fromkeys(found) if way != text]
 
 
 def asked_for(text: str) -> tuple[Path, dict[str, Any]]:
     """The path and the arguments of `read` in a text, as settings and commands name data.
 
     Arguments stand behind a question mark, `&` between them, columns of the items' file as
-    `items.title=...`; signs that mean something else are written as in addresses (%26 for `&`).
+    `items.title=...`, two columns of a time with a comma between; signs that mean something else
+    are written as in addresses (%26 for `&`, %2C for a comma).
 
     >>> asked_for("till.csv?user=buyer&item=2&rating=False")  # doctest: +ELLIPSIS
     (...Path('till.csv'), {'user': 'buyer', 'item': 2, 'rating': False})
@@ -108,7 +151,10 @@ def asked_for(text: str) -> tuple[Path, dict[str, Any]]:
             f"{', '.join(f'items.{role}' for role in ITEM_ROLES)}",
         )
         into = how.setdefault("item_columns", {}) if of_items else how
-        into[column] = _value(unquote(value), place=of_items or column in ARGUMENTS[:4])
+        place = of_items or column in ARGUMENTS[:4]
+        parts = value.split(",") if name == "time" else [value]
+        values = [_value(unquote(part), place=place) for part in parts]
+        into[column] = values[0] if len(values) == 1 else tuple(values)
     return Path(path), how
 
 
@@ -128,7 +174,7 @@ def read_split(
     user: Column = None,
     item: Column = None,
     rating: Column = None,
-    time: Column = None,
+    time: Both = None,
     items: str | Path | None = None,
     item_columns: Mapping[str, Column] | None = None,
     separator: str | None = None,
@@ -136,6 +182,7 @@ def read_split(
     encoding: str | None = None,
     time_format: str | None = None,
     duplicates: str = "last",
+    missing: str = "refuse",
     seed: int = 0,
 ) -> Split:
     """A split that comes as files, such as u1.base and u1.test, over the same users and items.
@@ -155,9 +202,9 @@ def read_split(
             found, roles = layouts.interactions_in(layouts.files_in(Path(path))[0], asked)
             sheets.append((found, _without(roles, rating=rating, time=time)))
             kinds.append(kind)
-    whole = table.table_of(*sheets)
+    whole = table.table_of(*sheets, missing=missing)
     part = np.repeat(kinds, whole.rows)
-    known = _known(Path(items) if items is not None else None, item_columns or {})
+    known = _known(Path(items) if items is not None else None, item_columns or {}, missing)
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
     every, rows = table.joined(whole, known, part=part, **how)
     which = torch.from_numpy(part[rows])
@@ -171,11 +218,12 @@ def from_frame(
     user: str | None = None,
     item: str | None = None,
     rating: Column = None,
-    time: Column = None,
+    time: Both = None,
     items: Any = None,
     item_columns: Mapping[str, Column] | None = None,
     time_format: str | None = None,
     duplicates: str = "last",
+    missing: str = "refuse",
 ) -> Interactions:
     """Interactions from a frame of pandas or polars; items: a frame of items. See `read`.
 
@@ -186,17 +234,17 @@ def from_frame(
     """
     from fedlab.data.files import layouts, table, text  # noqa: PLC0415 - loads polars
 
-    found = text.of_frame(_frame(frame), "the frame")
     asked = _given(user=user, item=item, rating=rating, time=time)
-    roles = layouts.roles_of(found, asked, layouts.ROLES, ("user", "item"))
+    found, roles = layouts.with_roles(text.of_frame(_frame(frame), "the frame"), asked)
     roles = _without(roles, rating=rating, time=time)
     known = None
+    _check_items(items, item_columns)
     if items is not None:
         sheet, named = text.of_frame(_frame(items), "the frame of items"), item_columns or {}
         told = layouts.roles_of(sheet, _given(**named), layouts.ITEM_ROLES, ("item",))
-        known = table.known_of(sheet, told)
+        known = table.known_of(sheet, told, missing)
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    return table.joined(table.table_of((found, roles)), known, **how)[0]
+    return table.joined(table.table_of((found, roles), missing=missing), known, **how)[0]
 
 
 def from_arrays(
@@ -206,6 +254,7 @@ def from_arrays(
     times: Sequence[Any] | np.ndarray | torch.Tensor | None = None,
     *,
     duplicates: str = "last",
+    missing: str = "refuse",
 ) -> Interactions:
     """Interactions from columns (n,): ids of users and items, ratings, times; see `read`.
 
@@ -223,10 +272,11 @@ def from_arrays(
     sizes = {name: column.shape for name, column in columns.items()}
     if len(set(sizes.values())) > 1 or len(columns["user"].shape) != 1:
         raise DataError(f"columns of shapes {sizes}; give as many of each, (n,)")
-    return from_frame(pl.DataFrame(columns, strict=False), duplicates=duplicates)
+    frame = pl.DataFrame({name: _column(column) for name, column in columns.items()}, strict=False)
+    return from_frame(frame, duplicates=duplicates, missing=missing)
 
 
-def _given(**columns: Column) -> dict[str, str | int]:
+def _given(**columns: Both) -> dict[str, Any]:
     """The columns that are named; users and items are never left out."""
     for role in ("user", "item"):
         asked = columns.get(role)
@@ -234,20 +284,27 @@ def _given(**columns: Column) -> dict[str, str | int]:
     return {role: name for role, name in columns.items() if name is not None and name is not False}
 
 
-def _without(roles: dict[str, str], **columns: Column) -> dict[str, str]:
+def _without(roles: dict[str, str], **columns: Both) -> dict[str, str]:
     """The roles but for those that are asked to be left out."""
     return {role: name for role, name in roles.items() if columns.get(role) is not False}
 
 
-def _known(path: Path | None, columns: Mapping[str, Column]) -> Any:
+def _check_items(items: Any, columns: Mapping[str, Column] | None) -> None:
+    """Raise `ParameterError` for columns of items without a table of items."""
+    fix = "there is no table of items; name it with items, or leave this out"
+    require(items is not None or not columns, "item_columns", columns, fix)
+
+
+def _known(path: Path | None, columns: Mapping[str, Column], missing: str) -> Any:
     """What a file of items says, a `table.Known`; None without one."""
     from fedlab.data.files import layouts, table  # noqa: PLC0415 - loads polars
 
+    _check_items(path, columns)
     if path is None:
         return None
     if not path.is_file():
         raise DataError(f"items={str(path)!r}: no such file; check the path")
-    return table.known_of(*layouts.items_in(path, layouts.Asked(_given(**columns))))
+    return table.known_of(*layouts.items_in(path, layouts.Asked(_given(**columns))), missing)
 
 
 def _frame(frame: Any) -> Any:

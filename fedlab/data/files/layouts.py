@@ -23,7 +23,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         *("item", "itemid", "items", "iid", "movie", "movieid", "film", "filmid", "product"),
         *("productid", "asin", "parentasin", "sku", "article", "articleid", "song", "songid"),
         *("track", "trackid", "artist", "artistid", "book", "bookid", "isbn", "business"),
-        *("businessid", "game", "gameid", "recipe", "recipeid", "news", "newsid"),
+        *("businessid", "game", "gameid", "recipe", "recipeid", "news", "newsid", "stockcode"),
     ),
     "rating": ("rating", "ratings", "stars", "star", "score", "overall", "value", "weight"),
     "time": (
@@ -56,9 +56,18 @@ FOLDERS = (  # names of the file of interactions, and of that of items
     ("interactions.*", "items.*"),
     ("*.parquet", ""),
 )
-# words in longer names of columns that nobody has to have: purchased_at, InvoiceDate, Book-Rating
-WORDS = {"rating": {"rating", "stars", "score"}, "time": {"date", "time", "at", "timestamp"}}
+# words in longer names: purchased_at, InvoiceDate and Book-Rating are taken for what they say, but
+# columns that one has to have, such as Customer Email, are only proposed
+WORDS = {
+    **{"rating": {"rating", "stars", "score"}, "time": {"date", "time", "at", "timestamp"}},
+    **{"user": {"buyer", "email", "shopper"}, "item": {"code", "ean"}},
+}
+DAY = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}( 00:00:00)?")
+HOUR = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
 CLOCK = 1e8  # seconds: 1973; a number above is a time, below a rating
+
+
+Place = str | int | tuple[str | int, ...]  # a column by its name or place, or the two of a time
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Asked:
     columns: role -> the name of its column. separator, header, encoding: of the file.
     """
 
-    columns: Mapping[str, str | int] = field(default_factory=dict)
+    columns: Mapping[str, Place] = field(default_factory=dict)
     separator: str | None = None
     header: bool | None = None
     encoding: str | None = None
@@ -114,7 +123,42 @@ def interactions_in(path: Path, asked: Asked) -> tuple[Sheet, dict[str, str]]:
     """The table of interactions in a file, and the column of each role that it has."""
     every = {name for names in ROLES.values() for name in names}
     found = _sheet(path, asked, every)
-    return found, roles_of(found, asked.columns, ROLES, ("user", "item"))
+    return with_roles(found, asked.columns)
+
+
+def with_roles(found: Sheet, asked: Mapping[str, Place]) -> tuple[Sheet, dict[str, str]]:
+    """A table of interactions, and the column of each role; days and hours are one column."""
+    both = asked.get("time")
+    if isinstance(both, tuple):
+        require(len(both) == 2, "time", both, "name one column, or two: of days and of hours")
+        halves = [_named(found, "time", half) for half in both]
+        require(halves[0] != halves[1], "time", both, "twice the same column; name two")
+    else:
+        halves = _halves(found, asked)
+    if halves:
+        found = found.paired(*halves)
+        asked = {**asked, "time": found.columns[-1]}
+    return found, roles_of(found, asked, ROLES, ("user", "item"))
+
+
+def _halves(found: Sheet, asked: Mapping[str, Place]) -> list[str]:
+    """The columns of days and of hours, where there is one of each and no other is asked for.
+
+    Where columns have names, one of the two must be that of a time.
+    """
+    held = {
+        c: [row[k] for row in found.sample if len(row) > k] for k, c in enumerate(found.columns)
+    }
+    days, hours = (
+        [c for c, rows in held.items() if rows and all(form.fullmatch(r.strip()) for r in rows)]
+        for form in (DAY, HOUR)
+    )
+    if "time" in asked or len(days) != 1 or len(hours) != 1:
+        return []
+    both = [*days, *hours]
+    named = any(plain(c) in ROLES["time"] or words(c) & WORDS["time"] for c in both)
+    free = not set(both) & {_named(found, role, name) for role, name in asked.items()}
+    return both if free and (named or not found.named) else []
 
 
 def items_in(path: Path, asked: Asked) -> tuple[Sheet, dict[str, str]]:
@@ -135,7 +179,7 @@ def _sheet(path: Path, asked: Asked, names: set[str]) -> Sheet:
 
 def roles_of(
     found: Sheet,
-    asked: Mapping[str, str | int],
+    asked: Mapping[str, Place],
     roles: Mapping[str, tuple[str, ...]],
     needed: tuple[str, ...],
 ) -> dict[str, str]:
@@ -152,13 +196,14 @@ def roles_of(
     if not found.named:
         return _placed(found, taken, roles, needed)
     for role, names in roles.items():
-        free = [c for c in columns if c not in taken.values()]
+        free = found.unused(taken.values())
         fit = [c for c in free if plain(c) in names]
         if role in taken:
             continue
-        if not fit:
+        if not fit and role not in needed:
             near = [c for c in free if words(c) & WORDS.get(role, set())]
             taken |= {role: near[0]} if len(near) == 1 else {}
+        if not fit:
             continue
         if len(fit) > 1 and role in needed:
             raise DataError(
@@ -166,16 +211,24 @@ def roles_of(
                 f" say {role}={fit[0]!r}"
             )
         taken[role] = min(fit, key=lambda c: names.index(plain(c)))
-    for role in needed:
-        if role not in taken:
-            raise DataError(
-                f"{found.name}:1: no column of {role}s among {', '.join(map(repr, columns))}; say "
-                f"{role}=..., the name of the column"
-            )
+    lacks = [role for role in needed if role not in taken]
+    if lacks:
+        free = found.unused(taken.values())
+        ways = [f"{role}={_proposed(free, roles[role], role)}" for role in lacks]
+        raise DataError(
+            f"{found.name}:1: no column of {' and none of '.join(f'{r}s' for r in lacks)} among "
+            f"{', '.join(map(repr, columns))}; say {' and '.join(ways)}, by the names of columns"
+        )
     return taken
 
 
-def _named(found: Sheet, role: str, name: str | int) -> str:
+def _proposed(free: list[str], names: tuple[str, ...], role: str) -> str:
+    """The first column with a word that means such a role, for a hint; '...' where none has."""
+    known = {*names, *WORDS.get(role, ())}
+    return next((repr(column) for column in free if words(column) & known), "...")
+
+
+def _named(found: Sheet, role: str, name: Place) -> str:
     """A column by its name, or by its place, counted from 0."""
     columns = found.columns
     if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(columns):
@@ -195,7 +248,7 @@ def _placed(
     needed: tuple[str, ...],
 ) -> dict[str, str]:
     """Roles by place: user, item, rating, time; a single third column is what its numbers say."""
-    free = [c for c in found.columns if c not in taken.values()]
+    free = found.unused(taken.values())
     left = [role for role in roles if role not in taken]
     if len(found.columns) == 3 and left == ["user", "item", "rating", "time"]:
         third = [number(row[2]) for row in found.sample if len(row) > 2]

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 
 from fedlab.core import DataError, require
-from fedlab.data.files.layouts import ITEM_ROLES, ROLES
+from fedlab.data.files.layouts import HOUR, ITEM_ROLES, ROLES
 from fedlab.data.files.text import Sheet, texts
 from fedlab.data.interactions import Catalogue, Interactions
 
@@ -31,47 +31,95 @@ ISO = (
     *("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z"),
     *("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S"),  # with points the day stands first
 )
+NUMBERED = re.compile(  # 31/12/2000 11:59 PM
+    r"(\d\d?)([/.-])(\d\d?)[/.-](\d{4}|\d\d)(?: \d\d?:\d\d(:\d\d)?( [AaPp][Mm])?)?"
+)
 YEAR = 365 * 24 * 3600
 SAME = ("last", "first", "mean", "sum")
+MISSING = ("refuse", "drop")
+# how tables write that a field holds nothing, beside leaving it empty
+NOTHING = ("", *("NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL", "None"))
+WHOLE = r"^-?(0|[1-9]\d*)(\.0+)?$"  # a whole number, or one that was written as 12.0
 
 
 class Ids(NamedTuple):
-    """The numbers (n,) of a column's ids, int32, and the ids in their order."""
+    """The numbers (n,) of a column's ids, int32, the ids in their order, and how they are read."""
 
     numbers: np.ndarray
     ids: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns by role, of one sheet or of several below each other.
 
-    columns: of each role, until it is taken. sheets: each with the columns of its roles. rows: of
-    each sheet.
+    columns: of each role, until it is taken. sheets: each with the columns of its roles. rows: how
+    many are left of each sheet. kept: (n,) where each row stood in its sheet. notes: what was left
+    out.
     """
 
     columns: dict[str, pl.Series]
     sheets: tuple[tuple[Sheet, Mapping[str, str]], ...]
     rows: tuple[int, ...]
+    kept: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The sheet of a row, and where it stands in that."""
+        at, place = 0, row
+        while place >= self.rows[at]:
+            place, at = place - self.rows[at], at + 1
+        return at, place if self.kept is None else int(self.kept[row])
+
+    def where(self, row: int) -> str:
+        """File and line of a row."""
+        at, place = self._place(row)
+        return self.sheets[at][0].where(place)
 
     def bad(self, role: str, row: int, fix: str) -> DataError:
         """An error that names the place, the column and what is there."""
-        at = 0
-        while row >= self.rows[at]:
-            row, at = row - self.rows[at], at + 1
+        at, place = self._place(row)
         sheet, roles = self.sheets[at]
-        column = roles[role]
-        line = sheet.load(dict.fromkeys(sheet.columns, "text")).row(row, named=True)
-        name, what = repr(column) if sheet.named else f"field {int(column) + 1}", line[column]
+        line = sheet.load(dict.fromkeys(sheet.columns, "text")).row(place, named=True)
+        name, what = sheet.titled(roles[role]), line[roles[role]]
         if what is None:
-            count = sum(value is not None for value in line.values())
-            short = f"{count} of {len(line)} fields; " if sheet.first else ""
-            return DataError(f"{sheet.where(row)}: {name} is missing; {short}{fix}")
-        return DataError(f"{sheet.where(row)}: {name} is {str(what)[:60]!r}; {fix}")
+            own = [value for column, value in line.items() if column not in sheet.halves]
+            count = sum(value is not None for value in own)
+            short = f"{count} of {len(own)} fields; " if sheet.first else ""
+            return DataError(f"{self.where(row)}: {name} is missing; {short}{fix}")
+        return DataError(f"{self.where(row)}: {name} is {str(what)[:60]!r}; {fix}")
+
+    def having(self, *roles: str) -> "Table":
+        """The rows whose columns of these roles hold something."""
+        lacks = {role: _lacks(self.columns[role]) for role in roles}
+        gone = np.any(list(lacks.values()), axis=0)
+        if not gone.any():
+            return self
+        whose = np.repeat(np.arange(len(self.rows)), self.rows)
+        rows = tuple(np.bincount(whose[~gone], minlength=len(self.rows)).tolist())
+        kept = np.concatenate([np.arange(count) for count in self.rows])[~gone]
+        columns = {role: series.filter(~gone) for role, series in self.columns.items()}
+        what = " or ".join(f"no {role} ({n.sum():,})" for role, n in lacks.items() if n.any())
+        note = f"{self.sheets[0][0].name}: {gone.sum():,} rows are left out, which have {what}"
+        return Table(columns, self.sheets, rows, kept, (note,))
 
 
-def table_of(*sheets: tuple[Sheet, Mapping[str, str]]) -> Table:
-    """The columns of the roles that sheets have; raises `DataError` where these differ."""
+def _lacks(series: pl.Series) -> np.ndarray:
+    """Which rows (n,) hold nothing."""
+    if series.dtype == pl.String:
+        nothing = series.str.strip_chars().is_in(NOTHING)
+    else:
+        nothing = series.is_nan() if series.dtype.is_float() else series.is_null()
+    return nothing.fill_null(True).to_numpy()
+
+
+def table_of(*sheets: tuple[Sheet, Mapping[str, str]], missing: str) -> Table:
+    """The columns of the roles that sheets have; raises `DataError` where these differ.
+
+    missing: 'drop' leaves out rows that lack something; who asks for columns refuses them else.
+    """
+    require(missing in MISSING, "missing", missing, f"choose one of {', '.join(MISSING)}")
     frames = []
     for sheet, roles in sheets:
         names = {column: role for role, column in roles.items()}
@@ -85,7 +133,12 @@ def table_of(*sheets: tuple[Sheet, Mapping[str, str]]) -> Table:
     if len({tuple(frame.dtypes) for frame in frames}) > 1:
         frames = [frame.cast(pl.String) for frame in frames]
     whole = pl.concat(frames) if len(frames) > 1 else frames[0]
-    return Table({s.name: s for s in whole.get_columns()}, sheets, tuple(map(len, frames)))
+    found = Table({s.name: s for s in whole.get_columns()}, sheets, tuple(map(len, frames)))
+    return (
+        found.having(*(role for role in ROLES if role in found.columns))
+        if missing == "drop"
+        else found
+    )
 
 
 def ids_of(found: Table, role: str) -> Ids:
@@ -98,34 +151,56 @@ def ids_of(found: Table, role: str) -> Ids:
         raise DataError(f"{found.sheets[0][0].name}: no rows in it; it must hold at least one")
     if series.dtype.is_nested():
         raise found.bad(role, 0, "a list; write a row for each of its items")
-    if series.null_count():
-        row = int(series.is_null().arg_max() or 0)
-        raise found.bad(role, row, "complete or remove the row")
+    if (gone := _lacks_id(series)) is not None:
+        fix = "no id; complete or remove the row, or leave out all such rows with missing='drop'"
+        raise found.bad(role, gone, fix)
+    notes = tuple[str, ...]()
     if series.dtype.is_float() and bool((series == series.round(0)).all()):
         series = series.cast(pl.Int64)  # as pandas has whole numbers with gaps
+        notes = (f"{role}s are whole numbers, kept as floats: 12.0 is read as 12",)
     if series.dtype.is_integer() and series.dtype != pl.UInt64:
         wide = series.dtype in (pl.Int32, pl.Int64)
-        return _numbered((series if wide else series.cast(pl.Int64)).to_numpy())
-    series = series.cast(pl.String).str.strip_chars()
+        return _numbered((series if wide else series.cast(pl.Int64)).to_numpy(), notes)
+    series, more = _whole(series.cast(pl.String).str.strip_chars(), role)
     ordered = sorted(series.unique().to_list(), key=_place)
     at = pl.DataFrame({"id": ordered, "at": np.arange(len(ordered))})
     numbers = pl.DataFrame({"id": series}).join(at, on="id", how="left", maintain_order="left")
-    return Ids(numbers["at"].to_numpy().astype(np.int32), tuple(ordered))
+    return Ids(numbers["at"].to_numpy().astype(np.int32), tuple(ordered), (*notes, *more))
+
+
+def _lacks_id(series: pl.Series) -> int | None:
+    """The first row that has no id."""
+    nothing = _lacks(series)
+    return int(nothing.argmax()) if nothing.any() else None
+
+
+def _whole(series: pl.Series, role: str) -> tuple[pl.Series, tuple[str, ...]]:
+    """Ids as texts, and what to say: where all are whole numbers, 12.0 is 12."""
+    ids = series.unique()
+    ended = ids.filter(ids.str.contains(r"\.0+$"))
+    if not len(ended):
+        return series, ()
+    if ids.str.contains(WHOLE).all():
+        note = f"{role}s are whole numbers, some written as {ended[0]}: read as {ended[0][:-2]}"
+        return series.str.replace(r"\.0+$", ""), (note,)
+    both = ended.filter(ended.str.replace(r"\.0+$", "").is_in(ids.to_list()))
+    said = tuple(f"{text!r} and {text.split('.')[0]!r} are two {role}s" for text in both[:1])
+    return series, said
 
 
 def _place(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isdecimal() and name.isascii() else (1, 0, name)
 
 
-def _numbered(values: np.ndarray) -> Ids:
+def _numbered(values: np.ndarray, notes: tuple[str, ...]) -> Ids:
     low, high = int(values.min()), int(values.max())
     if high - low > 4 * len(values) + 1_000_000:
         unique, numbers = np.unique(values, return_inverse=True)
-        return Ids(numbers.astype(np.int32), tuple(map(str, unique.tolist())))
+        return Ids(numbers.astype(np.int32), tuple(map(str, unique.tolist())), notes)
     there = np.zeros(high - low + 1, bool)
     there[values - low] = True
     unique, at = there.nonzero()[0] + low, there.cumsum(dtype=np.int32) - 1
-    return Ids(at[values - low], tuple(map(str, unique.tolist())))
+    return Ids(at[values - low], tuple(map(str, unique.tolist())), notes)
 
 
 def ratings_of(found: Table) -> np.ndarray:
@@ -136,15 +211,19 @@ def ratings_of(found: Table) -> np.ndarray:
     if not fine.all():
         row = int((~fine.fill_null(False)).arg_max() or 0)
         fix = "write it with a point" if "," in str(series[row]) else "correct or remove the row"
+        fix += ", or leave out all such rows with missing='drop'" * bool(_lacks(series)[row])
         raise found.bad("rating", row, f"no rating; {fix}, or leave ratings out with rating=False")
     return numbers.to_numpy().astype(np.float32)
 
 
 def _decimals(series: pl.Series) -> pl.Series:
-    """Texts as numbers; where all that are none have a comma for a point, they are read so."""
+    """Texts as numbers: with a comma for a point where all that are none have one, true as 1."""
     if series.dtype != pl.String:
         return series.cast(pl.Float64, strict=False)
     texts = series.str.strip_chars()
+    if texts.head(1).str.to_lowercase().is_in(["true", "false"]).all():
+        told = texts.str.to_lowercase()
+        return told.replace_strict({"true": 1.0, "false": 0.0}, default=None)
     numbers = texts.cast(pl.Float64, strict=False)
     if numbers.null_count() and not texts.str.contains(".", literal=True).any():
         parts = texts.filter(texts.str.contains(",", literal=True))
@@ -162,6 +241,9 @@ def times_of(found: Table, form: str | None) -> np.ndarray:
     """
     series, fix = found.columns.pop("time"), "correct it, or leave times out with time=False"
     if series.dtype in (pl.Date, pl.Datetime):
+        require(
+            form is None, "time_format", form, "the column holds times, not texts; leave it out"
+        )
         times = series.cast(pl.Datetime("us")).dt.epoch("s")
     elif form is not None:
         times = _dates(series, form)
@@ -170,14 +252,36 @@ def times_of(found: Table, form: str | None) -> np.ndarray:
         times = _clock(series)
         if times.null_count() == len(times):
             times = _dates(series, None)
-        fix = f"no time; say how it is written, time_format='%d/%m/%Y', or {fix}"
+        some = times.null_count() < len(times)
+        fix = f"no time; {fix}" if some else f"{_how_times(series)}, or {fix}"
     fine = times.is_not_null() & (times >= 0) & (times < LAST_TIME)
     if not fine.all():
         row = int((~fine.fill_null(False)).arg_max() or 0)
         if times[row] is not None:
             fix = "before 1970 or after 2100; correct it, or leave times out with time=False"
+        elif _lacks(series)[row]:
+            fix = f"no time; {fix}, or leave out all such rows with missing='drop'"
         raise found.bad("time", row, fix)
     return times.cast(pl.Int64).to_numpy()
+
+
+def _how_times(series: pl.Series) -> str:
+    """What to say of texts of which none is read as a time."""
+    held = series.drop_nulls().cast(pl.String).str.strip_chars()
+    if len(held) and held.str.contains(f"^{HOUR.pattern}$").all():
+        return "an hour without its day; name both columns, as in time=('date', 'time')"
+    found = [match for match in map(NUMBERED.fullmatch, held.head(10_000).to_list()) if match]
+    if not found:
+        return "no time; say how it is written, as in time_format='%d/%m/%Y %H:%M'"
+    days, months = (max(int(match[group]) for match in found) > 12 for group in (1, 3))
+    orders = ["%m{0}%d{0}"] if months and not days else ["%d{0}%m{0}"]
+    orders += [] if months or days else ["%m{0}%d{0}"]
+    _, sign, _, year, seconds, half = found[0].groups()
+    rest = "%Y" if len(year) == 4 else "%y"
+    if ":" in found[0][0]:
+        rest += (" %I:%M" if half else " %H:%M") + bool(seconds) * ":%S" + bool(half) * " %p"
+    ways = (f"time_format={order.format(sign) + rest!r}" for order in orders)
+    return f"no time; say how it is written, {' or '.join(ways)}"
 
 
 def _clock(series: pl.Series) -> pl.Series:
@@ -203,8 +307,9 @@ def _dates(series: pl.Series, form: str | None) -> pl.Series:
     """Dates as seconds; none where there is no date."""
     series, forms = series.cast(pl.String).str.strip_chars(), ISO if form is None else (form,)
     if form is None:
-        series = series.str.replace("T", " ").str.replace("Z$", "+0000")
-        series = series.str.replace(r"([+-]\d\d):?(\d\d)$", "${1}${2}")
+        series = series.str.replace(r"(\d)T", "${1} ").str.replace("(Z| UTC| GMT)$", "+0000")
+        series = series.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d):?(\d\d)?$", "${1}${2}${3}")
+        series = series.str.replace(r"(:.*[+-]\d\d)$", "${1}00")
     found = pl.Series([None] * len(series), dtype=pl.Int64)
     for each in forms:
         if found.null_count():
@@ -236,18 +341,29 @@ class Known(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def known_of(sheet: Sheet, roles: Mapping[str, str]) -> Known:
-    """What a table of items says; raises `DataError` for an item that stands there twice."""
+def known_of(sheet: Sheet, roles: Mapping[str, str], missing: str) -> Known:
+    """What a table of items says; raises `DataError` for an item that stands there twice.
+
+    missing: 'drop' leaves out rows without an item.
+    """
     frame = sheet.load(dict.fromkeys(roles.values(), "text"))
-    table = {role: frame[column] for role, column in roles.items()}
-    found = Table(table, ((sheet, roles),), (len(frame),))
-    numbers, columns = ids_of(found, "item"), dict[str, Any]()
+    columns = {role: frame[column] for role, column in roles.items()}
+    found = Table(columns, ((sheet, roles),), (len(frame),))
+    found = found.having("item") if missing == "drop" else found
+    numbers = ids_of(found, "item")
     ids = tuple(numbers.ids[k] for k in numbers.numbers.tolist())
     if len(set(ids)) < len(ids):
         first: dict[str, int] = {}
         row = next(k for k, name in enumerate(ids) if first.setdefault(name, k) != k)
-        there = sheet.where(first[ids[row]])
+        there = found.where(first[ids[row]])
         raise found.bad("item", row, f"it stands already at {there}; keep one")
+    said = tuple(f"{sheet.name}: {note}" for note in numbers.notes)
+    return Known(ids, _about(found.columns, roles), (*sheet.notes, *found.notes, *said))
+
+
+def _about(table: Mapping[str, pl.Series], roles: Mapping[str, str]) -> dict[str, Any]:
+    """What the columns of a table of items say, as `Catalogue` has it."""
+    columns = dict[str, Any]()
     flags = [role for role in roles if role not in ITEM_ROLES]
     if "title" in roles:
         titles = [(TITLE_AND_YEAR.match(text), text) for text in texts(table["title"])]
@@ -267,7 +383,7 @@ def known_of(sheet: Sheet, roles: Mapping[str, str]) -> Known:
     elif "categories" in roles:
         spaced = roles["categories"].endswith(":token_seq")
         columns["categories"] = _lists(table["categories"], spaced=spaced)
-    return Known(ids, columns, sheet.notes)
+    return columns
 
 
 def _lists(series: pl.Series, *, spaced: bool) -> list[list[str]]:
@@ -328,24 +444,20 @@ def joined(
     require(duplicates in SAME, "duplicates", duplicates, f"choose one of {', '.join(SAME)}")
     users, items = (ids_of(found, role) for role in ("user", "item"))
     notes = [n for sheet, roles in found.sheets for n in (*sheet.notes, _columns(sheet, roles))]
+    notes += [*found.notes, *users.notes, *items.notes]
     number, ids = items.numbers, items.ids
     if known is not None:
         ids = tuple(sorted({*items.ids, *known.ids}, key=_place))
         at = {name: row for row, name in enumerate(ids)}
         number = np.array([at[name] for name in items.ids], np.int32)[items.numbers]
         notes += [*known.notes, *_told(items.ids, known.ids)]
-    columns: dict[str, np.ndarray] = {}
-    if "rating" in found.columns:
-        columns["values"] = ratings_of(found)
-    if "time" in found.columns:
-        columns["times"] = times_of(found, time_format)
+    columns = _ratings_and_times(found, time_format)
     notes += _doubts(users.numbers, len(users.ids), columns.get("times"))
     if part is not None:
         _apart(found, _pairs(users.numbers, number, len(ids)), part)
     kept, twice = None, len(number) - _different(_pairs(users.numbers, number, len(ids)))
     if twice:
         kept = _once(_pairs(users.numbers, number, len(ids)), columns, duplicates)
-    if twice:
         how = {"last": "the last", "first": "the first"}.get(duplicates, f"their {duplicates}")
         notes.append(f"{twice:,} rows repeat a pair of user and item: {how} counts")
     order = _by(users.numbers, columns.get("times"))
@@ -355,6 +467,18 @@ def joined(
     who, what = (torch.from_numpy(column[order]).long() for column in (users.numbers, number))
     del users, items, number  # before the table is looked through, which takes memory
     return Interactions(who, what, catalogue, taken, tuple(notes)), order
+
+
+def _ratings_and_times(found: Table, time_format: str | None) -> dict[str, np.ndarray]:
+    """The columns (n,) that a table has beside users and items, as `Interactions` names them."""
+    columns: dict[str, np.ndarray] = {}
+    if "rating" in found.columns:
+        columns["values"] = ratings_of(found)
+    if "time" in found.columns:
+        columns["times"] = times_of(found, time_format)
+    fix = "no column of times is read; name it with time, or leave time_format out"
+    require("times" in columns or time_format is None, "time_format", time_format, fix)
+    return columns
 
 
 def _by(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
@@ -387,9 +511,8 @@ def _by(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
 
 def _columns(sheet: Sheet, roles: Mapping[str, str]) -> str:
     """Which column is what, and which are left alone."""
-    names = {role: repr(c) if sheet.named else f"field {int(c) + 1}" for role, c in roles.items()}
-    said = ", ".join(f"{role} from {names[role]}" for role in ROLES if role in names)
-    left = [repr(c) for c in sheet.columns if c not in roles.values()] if sheet.named else []
+    said = ", ".join(f"{r} from {sheet.titled(roles[r])}" for r in ROLES if r in roles)
+    left = [sheet.titled(column) for column in sheet.unused(roles.values())]
     return f"{sheet.name}: {said}" + (f"; not used: {', '.join(left)}" if left else "")
 
 

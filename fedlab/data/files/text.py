@@ -10,9 +10,10 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import time
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,9 @@ class Sheet:
 
     columns: their names; '0', '1', ... where no header names them. sample: the first rows, as
     texts. load: columns -> a frame of them, each typed as a name of `KINDS` says, or as texts.
-    first: the line of the first row, 0 where rows have no lines. notes: how it is read.
+    first: the line of the first row, 0 where rows have no lines. notes: how it is read. line: the
+    line in the file of one that is counted without blank lines. halves: the two columns that a
+    column is joined of, by its name.
     """
 
     name: str
@@ -56,6 +59,35 @@ class Sheet:
     named: bool = True
     first: int = 0
     notes: tuple[str, ...] = field(default=())
+    line: Callable[[int], int] = int
+    halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def titled(self, column: str) -> str:
+        """A column as messages name it, by its name or by its place from 1; both of joined ones."""
+        both = self.halves.get(column, (column,))
+        return " and ".join(repr(c) if self.named else f"field {int(c) + 1}" for c in both)
+
+    def unused(self, used: Iterable[str]) -> list[str]:
+        """The columns but for these, and for those that they are joined of."""
+        taken = {part for column in used for part in (column, *self.halves.get(column, ()))}
+        return [c for c in self.columns if c not in taken and c not in self.halves]
+
+    def paired(self, first: str, second: str) -> "Sheet":
+        """The same with one more column, what two of them hold with a space between, as text."""
+        name, load = f"{first} {second}", self.load
+
+        def loaded(kinds: Mapping[str, str]) -> pl.DataFrame:
+            own = {column: kind for column, kind in kinds.items() if column != name}
+            if name not in kinds:
+                return load(kinds)
+            frame = load(own | dict.fromkeys((first, second), "text"))
+            both = (_bare(frame[column]).cast(pl.String) for column in (first, second))
+            return frame.select(*own, pl.concat_str(both, separator=" ").alias(name))
+
+        at = self.columns.index(first), self.columns.index(second)
+        sample = [[*row, f"{row[at[0]]} {row[at[1]]}"] for row in self.sample if len(row) > max(at)]
+        columns, halves = [*self.columns, name], {**self.halves, name: (first, second)}
+        return replace(self, columns=columns, sample=sample, load=loaded, halves=halves)
 
     def typed(self, roles: Mapping[str, str]) -> pl.DataFrame:
         """The columns of roles, typed where that loses nothing, else as texts."""
@@ -84,7 +116,13 @@ class Sheet:
         before = self.load(dict.fromkeys(self.columns, "text")).head(row)
         breaks = before.select(pl.all().str.count_matches("\n").fill_null(0).sum()).row(0)
         line = self.first + row + sum(breaks)
-        return f"{self.name}:{self.load.line(line) if isinstance(self.load, _Loader) else line}"
+        return f"{self.name}:{self.line(line)}"
+
+
+def _bare(series: pl.Series) -> pl.Series:
+    """A column of days that are typed as times, as days."""
+    midnight = series.dtype == pl.Datetime and bool((series.dt.time() == time()).all())
+    return series.dt.date() if midnight else series
 
 
 def of_frame(frame: pl.DataFrame, name: str, notes: tuple[str, ...] = ()) -> Sheet:
@@ -108,30 +146,65 @@ def sheet(
     """
     data, name = _content(path), path.name
     if data[:4] == b"PAR1":
+        _only_of_text(name, separator=separator, header=header, encoding=encoding)
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
     require(header is None or isinstance(header, bool), "header", header, "say True or False")
     blank, lines, told = _head(data, name)
     separator = _said(separator) or told or _separator(lines, name)
-    rows, quoted = fields_of(lines, separator), separator in QUOTED
-    if not quoted and separator != LIST and _in_quotes(rows):
-        rows, quoted = list(csv.reader(lines, delimiter=separator)), True
+    rows, quoted = _rows(lines, separator)
     if separator == LIST:
+        fix = f"{name} holds lists of items, whose lines have no names; leave header out"
+        require(not header, "header", header, fix)
         notes = (*notes, f"{name}: lists of items, one line a user")
         return replace(of_frame(_lists(data, name), name, notes), named=False)
     named = _header(rows, known) if header is None else header
-    names = [text.strip() for text in rows[0]] if named else []
     if named and len(rows) < 2:
         raise DataError(f"{name}: no rows in it; it must hold at least one")
-    columns = _distinct(names, name) or [str(k) for k in range(len(rows[0]))]
+    columns, kept, odd = _columns(rows, name, named=named)
     signs = {"\t": "tabs", " ": "spaces"}.get(separator, repr(separator))
     said = [*notes, f"{name}: fields between {signs}, {'a' if named else 'no'} header"]
+    said += [f"{name}: {odd}"] if odd else []
     if not named and header is None and all(number(text) is None for text in rows[0]):
         said.append(f"{name}: if {lines[0][:60]!r} names columns, say header=True")
     load = _Loader(path, encoding, separator, columns, blank + named, quoted, [data])
-    if any(len(row) > len(columns) for row in rows):
+    if any(len(row) > len(columns) for row in rows[named:]):
         raise load.blamed("too many fields")
-    return Sheet(name, columns, rows[named:], load, named, 1 + blank + named, tuple(said))
+    sample, first = [row[: len(kept)] for row in rows[named:]], 1 + blank + named
+    return Sheet(name, kept, sample, load, named, first, tuple(said), load.line)
+
+
+def _columns(rows: list[list[str]], name: str, *, named: bool) -> tuple[list[str], list[str], str]:
+    """The columns that lines have, those of them that hold something, and what is odd.
+
+    R writes the names of rows first, and nothing above them; others end each line with a separator.
+    """
+    below, names = rows[named:], [text.strip() for text in rows[0]] if named else []
+    most = max(map(len, below))
+    while len(names) > most and not names[-1]:
+        names.pop()
+    if most < len(names):
+        raise DataError(
+            f"{name}:1: {len(names)} columns are named, and no row has more than {most} fields; "
+            "remove the names that stand for nothing"
+        )
+    more = named and all(len(row) == len(names) + 1 for row in below)
+    width = len(names) + more if named else len(rows[0])
+    kept = width
+    while kept > 2 and not any(names[kept - 1 : kept]) and _blank(below, kept - 1, width):
+        kept -= 1
+    first, odd = list[str](), "a separator ends each line" if kept < width else ""
+    if more and kept == width:
+        first, odd = ["row name"], "the first field has no heading: names of rows"
+    named_all = [*first, *(text or f"field {k}" for k, text in enumerate(names, 1))]
+    columns = _distinct(named_all, name) if named else list[str]()
+    columns += [str(k) for k in range(len(columns), width)]
+    return columns, columns[:kept], odd
+
+
+def _blank(rows: list[list[str]], at: int, width: int) -> bool:
+    """Whether all rows have so many fields, and nothing in the one at this place."""
+    return all(len(row) == width and not row[at].strip() for row in rows)
 
 
 def _said(separator: str | None) -> str | None:
@@ -154,7 +227,9 @@ def _head(data: bytes, name: str) -> tuple[int, list[str], str]:
     if not lines:
         raise DataError(f"{name}: no rows in it; it must hold at least one")
     if lines[0].lstrip()[:1] in ("[", "{"):
-        raise DataError(f"{name}: JSON; read it with pandas or polars, and use from_frame")
+        raise DataError(
+            f"{name}: JSON; save it as CSV, or read it with pandas or polars and use from_frame"
+        )
     told = left_out[-1][4] if left_out and left_out[-1].lower().startswith("sep=") else ""
     return head.count("\n"), lines, told
 
@@ -178,6 +253,13 @@ def _content(path: Path) -> bytes:
                     f"{path.name}: damaged, it cannot be unpacked ({error}); get it again"
                 ) from error
     return data
+
+
+def _only_of_text(name: str, **asked: object) -> None:
+    """Raise `ParameterError` for what is said of a file of parquet, and holds of texts alone."""
+    for option, value in asked.items():
+        fix = f"{name} is parquet, which needs none; leave {option} out"
+        require(value is None, option, value, fix)
 
 
 def _parquet(data: bytes, name: str) -> pl.DataFrame:
@@ -253,10 +335,26 @@ def fields_of(lines: list[str], separator: str) -> list[list[str]]:
     """The fields of lines."""
     if separator == LIST:
         return [line.split() for line in lines]
-    if separator in QUOTED:
+    if separator == " " and not _quoted(lines, separator):  # columns may be padded
+        return [[word for word in line.split(" ") if word] for line in lines]
+    if _quoted(lines, separator):
         with suppress(csv.Error):  # a field too long for it, a line break of old
             return list(csv.reader(lines, delimiter=separator))
     return [line.strip(" ").split(separator) for line in lines]
+
+
+def _rows(lines: list[str], separator: str) -> tuple[list[list[str]], bool]:
+    """The fields of lines, and whether they may be quoted."""
+    rows, quoted = fields_of(lines, separator), _quoted(lines, separator)
+    if quoted or separator == LIST or not _in_quotes(rows):
+        return rows, quoted
+    return list(csv.reader(lines, delimiter=separator)), True
+
+
+def _quoted(lines: list[str], separator: str) -> bool:
+    """Whether fields may be quoted: between commas and semicolons, or as R writes its tables."""
+    spaced = separator == " " and all(line.startswith('"') for line in lines)
+    return separator in QUOTED or spaced
 
 
 def _in_quotes(rows: list[list[str]]) -> bool:
@@ -338,6 +436,8 @@ class _Loader:
         data, inside = self._text(), self.separator
         if b"\n\n" in data or b"\n\r\n" in data:
             data = self._without_blank(data)
+        if inside == " " and not self.quoted:
+            data = _unpadded(data)
         if len(inside) > 1:
             data, inside = data.replace(inside.encode(), INSIDE.encode()), INSIDE
         ids = {name for name, kind in kinds.items() if kind in ("small", "whole")}
@@ -389,7 +489,7 @@ class _Loader:
             rows = (
                 csv.reader(text, delimiter=self.separator, strict=True)
                 if self.quoted and len(self.separator) == 1
-                else (row.rstrip("\r\n").split(self.separator) for row in text)
+                else (fields_of([row.rstrip("\r\n")], self.separator)[0] for row in text)
             )
             for row in rows:
                 if most and len(row) > most:
@@ -406,6 +506,13 @@ class _Loader:
                 fix = "write it twice, in a field in quotes"
                 return DataError(f"{self.name}:{number}: a quote that nothing closes; {fix}")
         return DataError(f"{self.name}: no table ({error}); say separator=... or header=...")
+
+
+def _unpadded(data: bytes) -> bytes:
+    """Lines with one space where there are several, and none at their ends."""
+    if b"  " not in data and b" \n" not in data and b"\n " not in data and b" \r" not in data:
+        return data.strip(b" ")
+    return re.sub(rb"(?m)^ +| +(?=\r?$)| +(?= )", b"", data)
 
 
 def _leading(data: bytes, separator: str) -> bool:

@@ -78,12 +78,12 @@ class Run:
     """One run: what it was set to, and a plain record of each round.
 
     settings: the knobs that were turned at the start; a record's `turned` holds those that changed
-    before its round. rounds: the Rounds themselves while this kernel lives, the last one with its
-    parameters. state: running; done, stopped or failed; interrupted, for a run on disk that has no
-    end; running elsewhere, in another process; damaged. error: why. home: its folder, where all
-    of it is kept. came: the round from which it was resumed, was: its state and error before that,
-    until the first round after it. saved: whether a checkpoint must be there, as it ended after
-    rounds, or went on after one.
+    before its round. usual: those that it reads and that were not turned. rounds: the Rounds
+    themselves while this kernel lives, the last one with its parameters. state: running; done,
+    stopped or failed; interrupted, for a run on disk that has no end; running elsewhere, in another
+    process; damaged. error: why. home: its folder, where all of it is kept. came: the round from
+    which it was resumed, was: its state and error before that, until the first round after it.
+    saved: whether a checkpoint must be there, as it ended after rounds, or went on after one.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Run:
     pinned: bool = False
     records: list[Record] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
+    usual: dict[str, Any] = field(default_factory=dict)
     now: Settings | None = None  # of its last round
     home: Path | None = None
     came: int | None = None
@@ -199,7 +200,9 @@ class Run:
             "run": self.id,
             "name": self.name,
             "started": self.started,
+            "whole": True,  # of settings that are turned: so a header can be run again
             "settings": self.settings,
+            "usual": self.usual,
         }
 
 
@@ -255,19 +258,21 @@ def restored(id_: str, lines: list[Record], where: str) -> Run:
 
     `ParameterError` names a line that says something that no run says.
     """
-    header, *rest = lines
+    header: Record = {"usual": {}} | lines[0]
     for name in ("run", "name", "started"):
         _check(fit(header.get(name)), where, 1, name, header.get(name))
-    given = header.get("settings")
-    _check(isinstance(given, dict), where, 1, "settings", given)
+    for what in ("settings", "usual"):
+        given = header.get(what)
+        _check(isinstance(given, dict), where, 1, what, given)
+        for name, value in header[what].items():
+            _check(fit(name) and _plain(value), where, 1, name, value)
     version = header.get("fedlab")
     require(version == VERSION, f"{where}:1: fedlab", version, f"this reads version {VERSION}")
     same = header["run"] == id_
     require(same, f"{where}:1: run", header["run"], f"a run's folder has its id; this is {id_!r}")
-    for name, value in header["settings"].items():
-        _check(fit(name) and _plain(value), where, 1, name, value)
     run = Run(header["name"], dict(header["settings"]), id_, header["started"], "interrupted")
-    for number, line in enumerate(rest, 2):
+    run.usual = dict(header["usual"])
+    for number, line in enumerate(lines[1:], 2):
         _take(run, line, where, number)
     return run
 

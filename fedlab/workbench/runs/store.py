@@ -8,8 +8,9 @@ damaged, with the reason, and the others open.
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedlab.algorithms.loop import check_device
 from fedlab.core import ParameterError, Round, Settings, require
@@ -46,13 +47,18 @@ class Runs:
     """
 
     def __init__(
-        self, folder: str | Path | None = None, metrics: Mapping[str, str] | None = None
+        self,
+        folder: str | Path | None = None,
+        metrics: Mapping[str, str] | None = None,
+        usual: Callable[[Settings], Mapping[str, Any]] | None = None,
     ) -> None:
         """folder: where runs are kept; it is made if missing, and runs that lie there are read.
 
         metrics: name -> whether 'max' or 'min' is better. By the first of them that a run measures,
-        else by the loss, its best model is kept beside the last.
+        else by the loss, its best model is kept beside the last. usual: what a run reads beside its
+        settings, which is noted, too; see `fedlab.workbench.usual_knobs`.
         """
+        self.usual = usual
         self.all: dict[str, Run] = {}
         self.folder: Path | None = None
         self.trouble = ""
@@ -149,6 +155,7 @@ class Runs:
             require(not isinstance(value, str) or fit(value), what, value, NO_CONTROL)
         with self._lock:
             run = Run(name or f"run {len(self.all) + 1}", dict(settings))
+            run.usual = dict(self.usual(settings)) if self.usual else {}
             while self._taken(run.id):  # a clock that was put back
                 run.id = new_id()
             self.all[run.id] = run

@@ -130,6 +130,11 @@ def test_which_of_several_events_counts(how, values, tmp_path):
         ("978300760.25", 978300760),
         ("2001-01-01", 978307200),
         ("2001-01-01T00:00", 978307200),
+        ("2001-01-01 00:00:00 UTC", 978307200),
+        ("2001-01-01T00:00:00.000000Z", 978307200),
+        ("2001-01-01 02:00:00+02", 978307200),
+        ("2000-12-31 19:00 -0500", 978307200),
+        ("2001-01-01 05:30:00.5+05:30", 978307200),
     ],
 )
 def test_how_times_are_written(text, seconds, tmp_path):
@@ -318,7 +323,7 @@ BAD = {
     "no header to speak of": (CSV, {"header": "no"}, "header='no': say True or False"),
     "a separator that is a number": (CSV, {"separator": 1}, "separator=1: give a text"),
     "no users at all": (CSV, {"user": False}, "user=False: interactions need both users and items"),
-    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv: JSON; read it with pandas or polars"),
+    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv: JSON; save it as CSV, or read it with pandas"),
     "a workbook": (
         b"PK\x03\x04 xl/workbook.xml",
         {},
@@ -332,6 +337,11 @@ BAD = {
     ),
     "a far time": (CSV + "1,2,3,99999999999\n", {}, r"r\.csv:5: .*before 1970 or after 2100"),
     "no user in a row": (CSV + ",2,3,4\n", {}, r"r\.csv:5: 'userId' is missing; 3 of 4 fields"),
+    "more names than fields": (
+        "user,item,rating,note\n1,2,3\n",
+        {},
+        r"r\.csv:1: 4 columns are named, and no row has more than 3 fields",
+    ),
     "a row too short": (CSV + "1,2\n", {}, r"r\.csv:5: 'rating' is missing; 2 of 4 fields"),
     "a row too long": (CSV + "1,2,3,4,5\n", {}, r"r\.csv:5: 5 fields where 4 are usual"),
     "one field": ("hello\nworld\n", {}, r"r\.csv:1: 'hello' is one field; say what stands"),
