@@ -60,6 +60,7 @@ SMALL = {
     "server_lr": 0.05,
     "temperature": 5.0,
     "codec": "largest tenth",
+    "ridge": 1.0,
 }
 ALWAYS = (
     "participation",
