@@ -10,7 +10,7 @@ What is combined is read from the registry, so a part that is registered is in i
 one thing turned on: a part in place of the usual one, a stage, or a knob of a part that is in every
 run (who takes part, until when the server waits, how it steps). A part that does not run in the
 usual place, say meta-learning beside a model with private rows, has a *home*: the first model and
-task in which it does.
+task in which it does, or the first method of clients.
 """
 
 import argparse
@@ -60,6 +60,7 @@ SMALL = {
     "server_lr": 0.05,
     "temperature": 5.0,
     "codec": "largest tenth",
+    "ridge": 1.0,
 }
 ALWAYS = (
     "participation",
@@ -279,13 +280,13 @@ def moved(knob: Knob, kind: type, default: Any) -> list[Any]:
 
 @cache
 def homes(heavy_too: bool) -> list[dict[str, Any]]:
-    """Models and tasks in which a part may be at home, the usual ones first."""
+    """Models, tasks and methods with which a part may be at home, the usual ones first."""
     titles = sorted(REGISTRY["model"], key=lambda title: heavy(REGISTRY["model"][title]))
     models = [
         {"model": title} for title in titles if heavy_too or not heavy(REGISTRY["model"][title])
     ]
-    ratings = {"task": "ratings"}
-    return [{}, *models, ratings, *(ratings | model for model in models)]
+    ratings, locals_ = {"task": "ratings"}, [{"local": title} for title in REGISTRY["local"]]
+    return [{}, *models, ratings, *(ratings | model for model in models), *locals_]
 
 
 def heavy(cls: type) -> bool:

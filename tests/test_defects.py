@@ -38,6 +38,7 @@ from fedlab.aggregation import (
 )
 from fedlab.algorithms import (
     Buffered,
+    Ease,
     Implicit,
     Membership,
     Meta,
@@ -45,6 +46,7 @@ from fedlab.algorithms import (
     Scaffold,
     alone,
     fine_tuned,
+    item_item,
     sample,
 )
 from fedlab.algorithms.participation import longest_first
@@ -267,6 +269,7 @@ ROADS = {
     "members": (QUICK.replace(late=0.5, cohort=5), dict),
     "meta": (Settings(rounds=4, cohort=20, negatives=2), lambda: {"local": Meta()}),
     "implicit": (Settings(rounds=4, cohort=10), lambda: {"local": Implicit()}),
+    "ease": (Settings(rounds=4, cohort=10), lambda: {"local": Ease()}),
     "buffered": (QUICK.replace(cohort=10, buffer=5), lambda: {"schedule": Buffered()}),
     "private": (
         PRIVATE.replace(teaching_seed=0, cohort=9),
@@ -297,6 +300,7 @@ ROADS = {
 @pytest.mark.parametrize("road", ROADS)
 def test_s1_3_a_resumed_run_is_the_uninterrupted_one(road):
     model, data = people(private=road != "meta")
+    model = item_item(40) if road == "ease" else model
     source = (model, Episodes(data, (1, 2), 3)) if road == "meta" else (model, data)
     asked, made = ROADS[road]
     how = made()

@@ -1,6 +1,7 @@
 """The loop, who takes part in it and when, and the methods that run in it."""
 
 from fedlab.algorithms.asynchronous import Buffered, idle
+from fedlab.algorithms.ease import Ease, ItemItem, item_item
 from fedlab.algorithms.implicit import Implicit
 from fedlab.algorithms.loop import federate, gated, in_order, one_round, pipeline
 from fedlab.algorithms.meta import METHODS, Meta, with_rates
@@ -12,7 +13,9 @@ __all__ = [
     "METHODS",
     "Buffered",
     "Control",
+    "Ease",
     "Implicit",
+    "ItemItem",
     "Membership",
     "Meta",
     "Participation",
@@ -25,6 +28,7 @@ __all__ = [
     "gated",
     "idle",
     "in_order",
+    "item_item",
     "newcomers",
     "one_round",
     "pipeline",

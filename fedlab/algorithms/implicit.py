@@ -58,6 +58,21 @@ GROUP = "implicit"
 GROUP_SIZE = 256  # clients at a time, of whom each sends D x D numbers
 
 
+def recency() -> float:
+    """The knob of all methods in which a client recommends from its own clicks."""
+    power: float = knob(
+        0.0,
+        0.0,
+        10.0,
+        "",
+        "a click weighs (1 + own clicks since) ** -recency where a client recommends; in training "
+        "all weigh 1",
+        usual=(0.0, 2.0),
+        group=GROUP,
+    )
+    return power
+
+
 @register
 class Implicit(Local):
     """Each client solves its own vector; the server's half is linear in the mean of what they send.
@@ -86,16 +101,7 @@ class Implicit(Local):
         usual=(0.0001, 1.0),
         group=GROUP,
     )
-    recency: float = knob(
-        0.0,
-        0.0,
-        10.0,
-        "",
-        "implicit: a click weighs (1 + own clicks since) ** -recency where a client recommends; in "
-        "training all weigh 1",
-        usual=(0.0, 2.0),
-        group=GROUP,
-    )
+    recency: float = recency()
 
     def adds(self) -> dict[str, Any]:
         """The facts that all users weigh alike and that second moments are right only in a mean."""

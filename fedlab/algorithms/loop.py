@@ -350,7 +350,8 @@ def one_round(
         stage.done(context)
     columns = books.columns()
     pipe.gate.remember(columns["norms"], context)
-    columns |= {"bytes_up": context.notes["bytes_up"]} if "bytes_up" in context.notes else {}
+    told = context.notes.keys() & {"bytes_up", "bytes_down"}
+    columns |= {name: context.notes[name] for name in told}
     return Round(
         before.number + 1,
         pipe.settings,

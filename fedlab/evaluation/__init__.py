@@ -1,6 +1,15 @@
 """The one ruler: candidates, ranks, metrics, baselines, newcomers, figures."""
 
-from fedlab.evaluation.baselines import clicked, dot, ease, ials
+from fedlab.evaluation.baselines import (
+    by_history,
+    clicked,
+    dot,
+    ease,
+    ease_weights,
+    frequent,
+    ials,
+    item_knn,
+)
 from fedlab.evaluation.leakage import leaky
 from fedlab.evaluation.metrics import (
     Error,
@@ -39,15 +48,19 @@ __all__ = [
     "accuracy",
     "at_k",
     "auc",
+    "by_history",
     "candidates",
     "clicked",
     "cold_ranking",
     "dot",
     "ease",
+    "ease_weights",
+    "frequent",
     "full_ranks",
     "hide_items",
     "hit_rate",
     "ials",
+    "item_knn",
     "item_means",
     "leaky",
     "mae",

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlab.core import Score, require, stream
 from fedlab.data import Interactions, Split
 from fedlab.evaluation.metrics import at_k, rank
-from fedlab.models import Factored
+from fedlab.models import ByUser, Factored
 
 PAIRS = 1 << 15  # scored at a time: what models keep of a pair then stays in a core's cache
 BLOCK = 1 << 13  # pairs of vectors that are looked up at a time, for the same reason
@@ -109,9 +109,11 @@ class Unmet:
     def ranks(self, score: Score) -> Tensor:
         """Rank (U,) of the held-out item among itself and the unmet items, where 1 is the best."""
         places = torch.arange(len(self.users))
-        if not isinstance(score, Factored):
+        if not isinstance(score, Factored | ByUser):
             return self._by_pairs(score, places)
         blocks = places.split(max(1, PRODUCTS // self.items))
+        if isinstance(score, ByUser):
+            return torch.cat([self._ranked(score.rows(self.users[b]), b) for b in blocks])
         return torch.cat([self._by_product(score, here) for here in blocks])
 
     def _by_pairs(self, score: Score, places: Tensor) -> Tensor:
@@ -120,10 +122,14 @@ class Unmet:
         for here in places.split(max(1, PAIRS // self.items)):
             items = torch.arange(self.items).expand(len(here), -1)
             scores = score(self.users[here, None].expand_as(items), items).cpu()
-            positive = scores.gather(1, self.positives[here, None])
-            others = scores.flatten().index_fill(0, self._met(here), -torch.inf)
-            ranks.append(rank(positive[:, 0], others.view(scores.shape)))
+            ranks.append(self._ranked(scores, here))
         return torch.cat(ranks)
+
+    def _ranked(self, scores: Tensor, here: Tensor) -> Tensor:
+        """The ranks by the scores (B, I) of the users at these places (B,)."""
+        positive = scores.gather(1, self.positives[here, None])
+        others = scores.flatten().index_fill(0, self._met(here), -torch.inf)
+        return rank(positive[:, 0], others.view(scores.shape))
 
     def _by_product(self, score: Factored, here: Tensor) -> Tensor:
         """The same from one product: what comes too close to call is scored as a pair.

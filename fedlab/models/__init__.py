@@ -9,7 +9,7 @@ from fedlab.models.content import (
     user_factor_model,
     user_features,
 )
-from fedlab.models.factored import Factored, factored
+from fedlab.models.factored import ByUser, Factored, factored
 from fedlab.models.lora import Adapted, adapted, merged
 from fedlab.models.model import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.models.modules import from_module, loaded
@@ -17,6 +17,7 @@ from fedlab.models.recipes import Content, Interaction, Linear, MatrixFactorisat
 
 __all__ = [
     "Adapted",
+    "ByUser",
     "Content",
     "Factored",
     "Interaction",

@@ -1,8 +1,10 @@
-"""Scores that are products of vectors, so that all items can be scored by one matrix product.
+"""Scores of all items of a user at once: products of vectors, and what a user's own clicks tell.
 
 A matrix product scores all items of many users a hundred times faster than their pairs one by one,
 but adds up in another order and so rounds differently. It also says how far off it may be: whoever
 compares scores asks again, pair by pair, only where that could matter.
+
+What a user's own clicks tell of the items comes as a row of scores: there the pairs are read.
 
 Letters: U users, I items, D dimensions, B users of a block, n pairs.
 
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Score, arranged
+
+NUMBERS = 1 << 20  # scores that are worked out at a time
 
 
 def _none() -> Tensor:
@@ -98,3 +102,32 @@ def factored(users: Tensor, items: Tensor, bias: Tensor | None = None) -> Factor
         return (arranged(users, who) * arranged(items, what)).sum(-1) + arranged(beta, what)
 
     return Factored(users, items, beta, pairs)
+
+
+@dataclass(frozen=True)
+class ByUser:
+    """A Score that works out all items of a user together, whichever of them is asked for.
+
+    rows: gives the scores (B, I) of all items for users (B,), each user's with the same bits
+    whoever else is asked for. items: I.
+
+    >>> import torch
+    >>> score = ByUser(lambda users: users[:, None] * torch.tensor([1.0, 10.0]), 2)
+    >>> score(torch.tensor([[2, 3]]), torch.tensor([[1, 0]]))
+    tensor([[20.,  3.]])
+    """
+
+    rows: Callable[[Tensor], Tensor]
+    items: int
+
+    def __call__(self, users: Tensor, items: Tensor) -> Tensor:
+        """The scores of pairs, as any Score gives them."""
+        who, place, counts = users.flatten().unique(return_inverse=True, return_counts=True)
+        order, asked, scores = place.argsort(stable=True), items.flatten(), torch.empty(len(place))
+        each, done = max(1, NUMBERS // self.items), 0
+        for first in range(0, len(who), each):
+            here = slice(first, first + each)
+            own = order[done : done + int(counts[here].sum())]
+            scores[own] = self.rows(who[here])[place[own] - first, asked[own]]
+            done += len(own)
+        return scores.view(users.shape)

@@ -34,6 +34,7 @@ from fedlab.privacy.ledger import Spending, Spent, noise_multiplier
 from fedlab.privacy.noise_source import NoiseSource
 
 GROUP = "privacy"
+ROOM = 10**9  # numbers of dense updates that are held at once
 
 
 @register
@@ -189,8 +190,24 @@ class LocalNoise(Stage, Spending):
         return [Spent(Release(self.noise, 1.0, 1, "all"), released)]
 
 
+def check_room(clients: int, server: Tree) -> None:
+    """Raise `ParameterError` where dense updates of so many clients are too much at once."""
+    numbers = sum(value.numel() for value in server.values())
+    require(
+        clients * numbers <= ROOM,
+        "cohort",
+        clients,
+        f"each sends all {numbers:,} numbers under a mask or noise, and {ROOM:,} fit at once; take "
+        "a smaller cohort or model, such as one of fewer items",
+    )
+
+
 def dense(update: Update, server: Tree) -> Tree:
-    """Each client's update (n, ...) by name, in the server's order, 0 where it holds no row."""
+    """Each client's update (n, ...) by name, in the server's order, 0 where it holds no row.
+
+    Raises `ParameterError` for more numbers than a machine holds.
+    """
+    check_room(len(update.cohort), server)
     found = {}
     for name, like in server.items():
         found[name] = like.new_zeros(len(update.cohort), *like.shape)

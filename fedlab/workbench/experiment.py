@@ -508,6 +508,9 @@ PRESETS = {
         server_momentum=0.5,
         server_epsilon=1e-4,
     ),
+    "EASE: which items are clicked together": Settings(
+        local="ease", model="item-item", least_clicks=10, rounds=10, cohort=64
+    ),
     "texts and clicks: what MiniLM says of a film": _USERS.replace(
         model="hybrid", server_optimizer="adam", server_lr=0.03
     ),

@@ -13,7 +13,7 @@ from fedlab.core import Settings, arranged
 from fedlab.data import Federation, leave_one_out
 from fedlab.engine import SGD
 from fedlab.evaluation import at_k, dot, full_ranks, popularity, scorer, seen, unmet
-from fedlab.models import Factored, factored, interaction, matrix_factorisation
+from fedlab.models import ByUser, Factored, factored, interaction, matrix_factorisation
 from fedlab.models.model import hybrid
 from fedlab.workbench.experiment import Experiment, stream
 
@@ -167,6 +167,19 @@ def test_users_with_rows_of_their_own_rank_by_those(owner):
     scores, slack = score.every(every)
     pairs = score(every[:, None].expand(9, 40), torch.arange(40).expand(9, 40))
     assert bool(((scores - pairs).abs() <= slack[:, None]).all())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_by_user_rank_as_pairs_do(seed):
+    split, draw = chance(seed)
+    table = torch.randint(-2, 3, (9, 40), generator=draw) * 0.1
+    score = ByUser(lambda users: table[users], 40)
+    for part in PARTS:
+        plain = plain_ranks(split, lambda users, items: table[users, items], part)
+        for size in (1, 90, 10_000):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(RANKING, "PRODUCTS", size)
+                assert torch.equal(full_ranks(split, score, part), plain)
 
 
 def test_a_shared_row_that_a_client_moves_leaves_no_product():

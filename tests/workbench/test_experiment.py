@@ -37,6 +37,8 @@ WITH = {
     "implicit": {"server_optimizer": "adam", "server_lr": 0.1, "recency": 1.0},
     "dp-sgd": {"task": "ratings", "model": "linear", "teaching_seed": 0},
     "meta": {"model": "user factors"},
+    "ease": {"model": "item-item", "least_clicks": 2, "recency": 1.0},
+    "item-item": {"local": "ease"},
     "item counts": {"model": "popularity"},
     "pair counts": {"model": "genre pairs"},
     "popularity": {"local": "item counts"},

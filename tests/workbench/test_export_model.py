@@ -93,6 +93,22 @@ def test_plain_torch_scores_as_the_package_does(trained, tmp_path, turned):
     assert torch.allclose(theirs, ours, atol=1e-5)
 
 
+def test_plain_torch_adds_up_the_rows_of_what_was_clicked(trained, tmp_path):
+    experiment, done, _ = trained(local="ease", model="item-item", cohort=24, least_clicks=4)
+    folder = export_model(experiment, done, tmp_path / "m", baselines=[])
+    about = json.loads((folder / "card.json").read_text())
+    kept = load_file(folder / "model.safetensors")["kept"]
+    train, ours = experiment.split.train, experiment.score(done).rows(torch.arange(24))
+    assert 0 < len(kept) < train.item_count
+    for user in range(24):
+        own = torch.isin(kept, train.items[train.users == user]).nonzero()[:, 0]
+        lines = "\n".join(about["load"]["lines"]).replace('"model', f'"{folder}/model')
+        space = {"clicked": own}
+        exec(lines, space)
+        torch.testing.assert_close(space["scores"], ours[user, kept])
+    assert "`clicked` are the rows" in about["load"]["in words"]
+
+
 def test_what_belongs_to_people_is_left_out_unless_asked_for(trained, tmp_path):
     for turned, name in (({}, "user"), ({"model": "content", "dim": 4}, "user_features")):
         experiment, done, _ = trained(**turned)

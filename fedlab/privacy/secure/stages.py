@@ -21,7 +21,7 @@ from fedlab.aggregation import NoDeltaError
 from fedlab.core import RoundContext, Stage, Tree, Update, knob, register
 from fedlab.privacy.accounting import Release
 from fedlab.privacy.ledger import Spending, Spent, noise_multiplier
-from fedlab.privacy.mechanisms import GROUP, dense
+from fedlab.privacy.mechanisms import GROUP, check_room, dense
 from fedlab.privacy.noise_source import NoiseSource
 from fedlab.privacy.secure.discrete_gaussian import NoiseShares
 from fedlab.privacy.secure.fixed_point import FixedPoint
@@ -176,6 +176,7 @@ def summed(
 
 def flat_rows(updates: Iterable[Update], context: RoundContext) -> dict[int, NDArray[np.float64]]:
     """Client -> its update as one vector (D,), by name in the server's order."""
+    check_room(len(context.plan.start), context.server)
     found: dict[int, NDArray[np.float64]] = {}
     for update in updates:
         every = [value.flatten(1) for value in dense(update, context.server).values()]

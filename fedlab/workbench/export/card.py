@@ -21,7 +21,7 @@ from fedlab.attacks import rated_items, reading_metrics, row_scores, sign_scores
 from fedlab.core import VERSION, Key, Metric, Round, Score, known, one_thread, several, to
 from fedlab.data import DATA, Federation, Split, fingerprint
 from fedlab.engine import SGD, updates
-from fedlab.evaluation import dot, ease, ials, item_means, popularity
+from fedlab.evaluation import dot, ease, ials, item_knn, item_means, popularity
 from fedlab.privacy import DPSGD, SecureSum, proven, proven_for_examples
 from fedlab.workbench.experiment import Experiment
 from fedlab.workbench.export.loading import how_to_load
@@ -78,6 +78,7 @@ def _item_means(experiment: Experiment) -> Score:
 BASELINES: dict[str, dict[str, Callable[[Experiment], Score]]] = {
     "clicks": {
         "popularity": lambda experiment: popularity(experiment.split.train),
+        "item knn": lambda experiment: item_knn(experiment.split.train),
         "ials": lambda experiment: dot(*ials(experiment.split.train, seed=0)),
         "ease": lambda experiment: ease(experiment.split.train),
     },
@@ -99,8 +100,8 @@ def card(
     """The card of the model of a Round, as plain data.
 
     records: those of its run. weights, people: name -> shape of what is in the two files. left_out:
-    name -> why it is in none. baselines: some of chance, popularity, ials and ease for clicks, of
-    'mean rating' and 'mean of each item' for ratings; by default all but ease. Raises
+    name -> why it is in none. baselines: some of chance, popularity, 'item knn', ials and ease for
+    clicks, of 'mean rating' and 'mean of each item' for ratings; by default all but ease. Raises
     `ParameterError` for another one.
     """
     names, settings = experiment.choices, dict(experiment.settings)

@@ -39,6 +39,7 @@ SCORES = {
     ],
     "content": CONTENT,
     "text content": CONTENT,
+    "item-item": ['scores = weights["item_item"][clicked].sum(0)'],
     "taste": [
         'user, told = weights["user"], weights["known"] @ weights["told"]',
         'items = weights["item"] + told[:, 1:]',
@@ -46,6 +47,11 @@ SCORES = {
         'scores = weights["offset"] + own + weights["scale"] * user[0]',
     ],
 }
+CLICKED = (
+    "`clicked` are the rows of the items that one person clicked: row t of `item_item` is of the "
+    "item that `rows.json` names at place `kept[t]`, and so is score t. The clicks can stay with "
+    "that person's client."
+)
 VECTOR = (
     "`user` is the vector of one person, of as many numbers as an item's row has. It never left "
     "that person's client: fit it there to the person's own clicks, with these weights fixed, or "
@@ -81,6 +87,8 @@ def how_to_load(model: Model, split: Split) -> dict[str, Any]:
         return {"lines": LOAD, "in words": words}
     if model.name not in SCORES:
         return {"lines": LOAD, "in words": "Weights by name, as the model's `predict` reads them."}
+    if model.name == "item-item":
+        return {"lines": [*LOAD, *SCORES[model.name]], "in words": CLICKED}
     whose = "" if "user" in model.rows and model.rows["user"] == "one" else VECTOR
     words = (FEATURES if "user_features" in model.constants else whose) + ROWS
     if split.std != 1.0 or split.mean:
