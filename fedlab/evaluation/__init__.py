@@ -1,7 +1,7 @@
 """The one ruler: candidates, ranks, metrics, baselines, newcomers, figures."""
 
 from fedlab.evaluation.baselines import clicked, dot, ease, ials
-from fedlab.evaluation.leakage import leaky
+from fedlab.evaluation.leakage import Avoidance, LeakCheck, leak_check, leaky
 from fedlab.evaluation.metrics import (
     Error,
     Ranking,
@@ -31,8 +31,10 @@ from fedlab.evaluation.ranking import (
 from fedlab.evaluation.scoring import own_score, scorer
 
 __all__ = [
+    "Avoidance",
     "Candidates",
     "Error",
+    "LeakCheck",
     "NewUsers",
     "Ranking",
     "Unmet",
@@ -49,6 +51,7 @@ __all__ = [
     "hit_rate",
     "ials",
     "item_means",
+    "leak_check",
     "leaky",
     "mae",
     "mse",
