@@ -306,6 +306,7 @@ def chunks(
             block = block.to(device)  # noqa: PLW2901 - the same clients
         examples = data.draw(block, local.local_epochs, local.negatives, keys[0])
         sizes = torch.bincount(examples["client"], minlength=len(block))
+        examples |= model.pairs(params, examples)
         examples |= model.noise(block.to(sizes.device), sizes, keys[1])
         ends, first = [0, *sizes.cumsum(0).tolist()], 0
         for k, need in enumerate(

@@ -17,11 +17,11 @@ in all. Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hut
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -192,16 +192,23 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 
 
 def build(
-    model: Model, optimizer: str, precision: str, micro: int = 0, multiply: bool = False
+    model: Model,
+    optimizer: str,
+    precision: str,
+    micro: int = 0,
+    multiply: bool = False,
+    turn: Mapping[str, float] | None = None,
 ) -> Step:
     """Build the step of a model, which trains `values` in place and returns its predictions (A, B).
 
     The predictions are those before the step. precision: 'bf16' runs the prediction's matrix
     products in bfloat16; losses, weights and deltas stay fp32. micro: examples whose gradient is
     worked out at a time, 0 for all. multiply: whether to multiply a `Product` before it is added,
-    for torch.compile, which would copy the weights otherwise.
+    for torch.compile, which would copy the weights otherwise. turn: the names that step, with what
+    their gradients are multiplied by; None for all of them as they are.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
+    rates = dict.fromkeys(kinds, 1.0) if turn is None else turn
 
     half = precision == "bf16"
 
@@ -241,7 +248,10 @@ def build(
             prediction, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
                 grads = [multiplied(g) for g in grads]
-        for (name, kind), grad in zip(kinds.items(), grads, strict=True):
+        for (name, kind), found in zip(kinds.items(), grads, strict=True):
+            if name not in rates:
+                continue
+            grad = found if rates[name] == 1 else multiplied(found) * rates[name]
             value, moments = held["values"][name], None
             if optimizer == "adamw":
                 moments = held["means"][name], held["squares"][name]
@@ -251,6 +261,16 @@ def build(
             else:
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
         return prediction
+
+    return step
+
+
+def in_turns(turns: Sequence[Step]) -> Step:
+    """One step that is several, one after another; its predictions are those of the first."""
+
+    def step(*given: Any) -> Tensor:
+        first, *_ = [turn(*given) for turn in turns]
+        return first
 
     return step
 
@@ -319,8 +339,11 @@ def _gradients(
     found = prediction.detach().float()
     slope = model.slope(found, target)
     slope = slope * share.view(*share.shape, *[1] * (slope.dim() - 2))
-    grads = torch.autograd.grad(prediction, list(ready.values()), slope.to(prediction.dtype))
-    return found, list(grads)
+    ends, slopes = [prediction], [slope.to(prediction.dtype)]
+    if model.penalty is not None:
+        ends.append(model.penalty(ready))
+        slopes.append(share.expand_as(ends[1]))
+    return found, list(torch.autograd.grad(ends, list(ready.values()), slopes))
 
 
 def multiplied(grad: Tensor | Product) -> Tensor:
@@ -371,7 +394,11 @@ def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
 
     They are (M, B), those of the predictions before each step.
     """
-    eager = build(model, local.optimizer, local.precision, local.micro_batch)
+    turns = [
+        build(model, local.optimizer, local.precision, local.micro_batch, turn=turn)
+        for turn in local.turns(model.rows)
+    ]
+    eager = turns[0] if len(turns) == 1 else in_turns(turns)
     if local.engine in ("eager", "fused"):  # what no compiled client trains
         found = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))
     else:
