@@ -10,11 +10,12 @@ Letters: U users, I items, D dimensions, B examples.
 
 Source: Li, Long, Zhou 2024, "Federated recommendation with additive personalization", eq. 2 and 3
 and algorithm 1. Where the paper is silent, its authors' code decides: all clients start from the
-same normal numbers, both tables step at one rate, and rates decay from round to round. lambda and
-mu are constant, as their code in effect has them, and not raised from 0; their decay of rates
-within a round is left out.
+same normal numbers, both tables step at one rate, and rates decay from round to round (their decay
+within a round is left out). In round t lambda and mu are tanh((t - 1) / 10) of their values, as the
+paper has it; the code works these out and then takes the full values, which `curriculum` can, too.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import cast
@@ -99,6 +100,15 @@ class FedRAP(OwnRates):
         0.97, 0.001, 1.0, "a round", "fedrap: what is kept of the step sizes", usual=(0.9, 1.0)
     )
 
+    curriculum: str = knob(
+        "tanh",
+        0,
+        0,
+        "",
+        "fedrap: whether lambda and mu rise with the rounds, or are constant",
+        choices=("tanh", "constant"),
+    )
+
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` for a model without the two tables."""
         super().check(context)
@@ -127,13 +137,20 @@ class FedRAP(OwnRates):
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Yield each client's delta, chunk by chunk, at the rates of this round."""
         context.notes["engine"] = "eager"
-        kept = self.rate_decay ** (context.number - 1)
+        before = context.number - 1
+        risen = math.tanh(before / 10) if self.curriculum == "tanh" else 1.0
+        now = replace(
+            self,
+            local_lr=self.local_lr * self.rate_decay**before,
+            difference=self.difference * risen,
+            sparsity=self.sparsity * risen,
+        )
         return updates(
-            self.learns(context.model),
+            now.learns(context.model),
             context.data,
             context.params,
             cohort,
-            replace(self, local_lr=self.local_lr * kept),
+            now,
             seed=context.seed,
             number=context.number,
         )
