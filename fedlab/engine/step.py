@@ -208,7 +208,6 @@ def build(
     their gradients are multiplied by; None for all of them as they are.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
-    rates = dict.fromkeys(kinds, 1.0) if turn is None else turn
 
     half = precision == "bf16"
 
@@ -248,11 +247,8 @@ def build(
             prediction, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
                 grads = [multiplied(g) for g in grads]
-        for (name, kind), found in zip(kinds.items(), grads, strict=True):
-            if name not in rates:
-                continue
-            grad = found if rates[name] == 1 else multiplied(found) * rates[name]
-            value, moments = held["values"][name], None
+        for name, grad in of_turn(dict(zip(kinds, grads, strict=True)), turn).items():
+            kind, value, moments = kinds[name], held["values"][name], None
             if optimizer == "adamw":
                 moments = held["means"][name], held["squares"][name]
             if name in held["later"]:
@@ -263,6 +259,15 @@ def build(
         return prediction
 
     return step
+
+
+def of_turn(
+    grads: dict[str, Tensor | Product], turn: Mapping[str, float] | None
+) -> dict[str, Tensor | Product]:
+    """The gradients of the names that step in a turn, at their rates; all of them for None."""
+    if turn is None:
+        return grads
+    return {n: grads[n] if rate == 1 else multiplied(grads[n]) * rate for n, rate in turn.items()}
 
 
 def in_turns(turns: Sequence[Step]) -> Step:
