@@ -26,7 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, add_rows, as_tensor, pieces
+from fedlab.core import Tree, add_rows, as_tensor, pieces, require
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
@@ -261,6 +261,13 @@ def build(
     return step
 
 
+def stepwise(model: Model, local: LocalSettings) -> str:
+    """Why steps are taken as they stand, whatever the engine; '' where it may take them."""
+    plain = list(local.turns(model.rows)) == [dict.fromkeys(model.rows, 1.0)]
+    own = "parameters step in turns, at rates of their own or by a penalty"
+    return "" if plain and model.penalty is None else own
+
+
 def of_turn(
     grads: dict[str, Tensor | Product], turn: Mapping[str, float] | None
 ) -> dict[str, Tensor | Product]:
@@ -319,7 +326,8 @@ def gradients(
     They are worked out by hand where the model knows how. A client that is alone may be computed
     twice, side by side, so that its bits are those that it has in a group.
     """
-    if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
+    by_hand = model.pullback is not None and model.penalty is None
+    if len(share) == 1 and (not by_hand or "one" in model.rows.values()):
         two = [
             {name: torch.cat([value, value]) for name, value in tree.items()}
             for tree in (leaves, columns)
@@ -335,7 +343,7 @@ def _gradients(
     model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
 ) -> tuple[Tensor, list[Tensor | Product]]:
     target = columns["target"]
-    if model.pullback is not None:
+    if model.pullback is not None and model.penalty is None:
         prediction, pull = model.pullback(leaves | constants, columns)
         by_name = pull(model.slope(prediction, target) * share)
         return prediction.float(), [by_name[name] for name in leaves]
@@ -407,6 +415,8 @@ def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
     if local.engine in ("eager", "fused"):  # what no compiled client trains
         found = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))
     else:
+        why = stepwise(model, local)
+        require(not why, "engine", local.engine, f"{why}; choose 'fused' or 'eager'")
         from fedlab.engine.backends import other_steps  # noqa: PLC0415 - needs this file
 
         found = other_steps(model, work, local, eager)

@@ -59,7 +59,7 @@ class Model:
     trains exactly this `predict`, or ''. factors(whole parameters and constants, those by user with
     a row for each user) -> users (U, D), items (I, D), bias (I,): for a model whose prediction is
     p_u . q_i + beta_i, the tables of these; else None. penalty(parameters at the examples) ->
-    (..., B): what a local update adds to the loss of each example; it goes with autograd alone.
+    (..., B): what a local update adds to the loss of each example; its gradient is autograd's.
     """
 
     name: str

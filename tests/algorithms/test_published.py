@@ -306,3 +306,13 @@ def test_the_workbench_offers_them_and_they_beat_chance_soon():
     assert Experiment(settings).model.name == "personal scores"
     *_, last = stream(lambda: settings)
     assert last.metrics["hr@10"] > 0.2
+
+
+def test_no_compiled_client_trains_what_steps_in_turns_or_by_a_penalty(few):
+    model = matrix_factorisation(12, few.train.item_count, 4)
+    settings = Settings(rounds=1, cohort=12)
+    (turns,) = federate(model, few, settings, local=PFedRec(item_rate=30.0))
+    assert turns.engine == "eager: parameters step in turns, at rates of their own or by a penalty"
+    shrunk = replace(model, penalty=lambda p: p["item"].square().sum(-1))
+    (pushed,) = federate(shrunk, few, settings, local=SGD())
+    assert pushed.engine == turns.engine

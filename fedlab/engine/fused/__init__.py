@@ -50,8 +50,6 @@ def _reasons(model: Model, data: Source, params: Tree, local: LocalSettings) -> 
         yield "numba is not installed"
     if dict(model.rows) != ROWS.get(model.kernel):
         yield f"no compiled client for the model {model.name!r}"
-    if list(local.turns(model.rows)) != [dict.fromkeys(model.rows, 1.0)] or model.penalty:
-        yield "parameters that step in turns, at rates of their own or by a penalty"
     for name, usual in (("precision", "fp32"), ("micro_batch", 0)):
         if getattr(local, name) != usual:
             yield f"{name}={getattr(local, name)!r} is for models that others train"
