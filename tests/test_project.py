@@ -52,6 +52,7 @@ def test_results_have_the_agreed_form():
     assert {p.stem for p in RESULTS} == {
         "speed",
         "quality",
+        "leak",
         "peers",
         "round",
         "gpu",
@@ -119,6 +120,10 @@ def test_recorded_figures_reach_their_goals_or_the_page_says_why_not():
         "mlsmall_federated_ndcg10",
         "ml100k_pfedrec_leaky_hr10",
         "ml100k_pfedrec_clean_hr10",
+        "pfedrec_published_way_hr10",
+        "pfedrec_clean_hr10",
+        "fedrap_published_way_hr10",
+        "fedrap_clean_hr10",
         "fedbuff_vs_sync_time",
         "krum_over_mean",
     }

@@ -7,20 +7,33 @@ from fedlab.algorithms.loop import federate, gated, in_order, one_round, pipelin
 from fedlab.algorithms.meta import METHODS, Meta, with_rates
 from fedlab.algorithms.participation import Membership, Participation, Synchronous, sample
 from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, newcomers
+from fedlab.algorithms.published import (
+    AdditiveItems,
+    FedRAP,
+    PersonalScores,
+    PFedRec,
+    additive_items,
+    personal_scores,
+)
 from fedlab.algorithms.scaffold import Control, Scaffold
 
 __all__ = [
     "METHODS",
+    "AdditiveItems",
     "Buffered",
     "Control",
     "Ease",
+    "FedRAP",
     "Implicit",
     "ItemItem",
     "Membership",
     "Meta",
+    "PFedRec",
     "Participation",
+    "PersonalScores",
     "Scaffold",
     "Synchronous",
+    "additive_items",
     "alone",
     "alone_ranks",
     "federate",
@@ -31,6 +44,7 @@ __all__ = [
     "item_item",
     "newcomers",
     "one_round",
+    "personal_scores",
     "pipeline",
     "sample",
     "with_rates",

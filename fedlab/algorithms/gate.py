@@ -426,4 +426,7 @@ def _holder(name: str, ids: Tensor, context: RoundContext) -> Tensor:
     """(R,) the client whose own these rows of a private parameter are; -1 for rows of nobody."""
     ids = torch.where((ids >= 0) & (ids < len(context.params[name])), ids, -1).cpu()
     whole = None if context.model.rows[name] == "client" else federation_of(context.data)
-    return ids if whole is None else torch.where(ids >= 0, whole.owner[ids], -1)
+    if whole is None:
+        return ids
+    each = len(context.params[name]) // len(whole.owner)  # rows of a user, I where they go by pair
+    return torch.where(ids >= 0, whole.owner[ids // each], -1)

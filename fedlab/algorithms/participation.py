@@ -224,7 +224,10 @@ class Participation(Part):
         return took - self.delay * torch.log1p(-chance)
 
     def welcome(self, context: RoundContext) -> Tree:
-        """The parameters, with newcomers' private rows at the mean of the members before them."""
+        """The parameters, with newcomers' private rows at the mean of the members before them.
+
+        Rows by pair stay as they were first drawn.
+        """
         params, model, number = context.params, context.model, context.number
         members = self.membership(context)
         warm = self.warm and not context.private  # the mean of others would tell of each of them
@@ -238,7 +241,7 @@ class Participation(Part):
             "user": tuple(users_of(context.data, who) for who in (before, fresh)),
         }
         found = dict(params)
-        for name in model.private:
+        for name in sorted(n for n in model.private if model.rows[n] in rows):
             old, new = rows[model.rows[name]]
             change = params[name].index_select(0, old).mean(0) - params[name].index_select(0, new)
             found[name] = params[name].index_add(0, new, change)

@@ -43,7 +43,7 @@ from fedlab.data import Source
 from fedlab.engine import fused, gpu
 from fedlab.engine.backends import check_engine
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.engine.step import Work, kept, puts_off, run
+from fedlab.engine.step import Work, kept, puts_off, run, stepwise
 from fedlab.models import Model
 
 
@@ -280,7 +280,9 @@ def how(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
     if local.engine != "fused":
         return local.engine
     on_cpu = next(iter(params.values())).device.type == "cpu"
-    why = fused.unfit(model, data, params, local) if on_cpu else gpu.unfit(model, params, local)
+    why = stepwise(model, local) or (
+        fused.unfit(model, data, params, local) if on_cpu else gpu.unfit(model, params, local)
+    )
     return f"eager: {why}" if why else "fused"
 
 
@@ -306,6 +308,7 @@ def chunks(
             block = block.to(device)  # noqa: PLW2901 - the same clients
         examples = data.draw(block, local.local_epochs, local.negatives, keys[0])
         sizes = torch.bincount(examples["client"], minlength=len(block))
+        examples |= model.pairs(params, examples)
         examples |= model.noise(block.to(sizes.device), sizes, keys[1])
         ends, first = [0, *sizes.cumsum(0).tolist()], 0
         for k, need in enumerate(

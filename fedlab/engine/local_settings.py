@@ -1,5 +1,6 @@
 """The knobs of local training, as the engine reads them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedlab.core import knob, strict
@@ -100,3 +101,11 @@ class LocalSettings:
         usual=(0, 4000),
         group="machine and draws",
     )
+
+    def turns(self, rows: Mapping[str, str]) -> tuple[Mapping[str, float], ...]:
+        """What steps in each turn of a local step: names -> times `local_lr`; all at once, at 1.
+
+        rows: those of the model. A turn predicts anew, from what the turns before it made of the
+        parameters.
+        """
+        return (dict.fromkeys(rows, 1.0),)

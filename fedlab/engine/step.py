@@ -17,16 +17,16 @@ in all. Sources: McMahan et al. 2017, algorithm 1, ClientUpdate; Loshchilov, Hut
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fedlab.core import Tree, add_rows, as_tensor, pieces
+from fedlab.core import Tree, add_rows, as_tensor, pieces, require
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
 
@@ -192,14 +192,20 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
 
 
 def build(
-    model: Model, optimizer: str, precision: str, micro: int = 0, multiply: bool = False
+    model: Model,
+    optimizer: str,
+    precision: str,
+    micro: int = 0,
+    multiply: bool = False,
+    turn: Mapping[str, float] | None = None,
 ) -> Step:
     """Build the step of a model, which trains `values` in place and returns its predictions (A, B).
 
     The predictions are those before the step. precision: 'bf16' runs the prediction's matrix
     products in bfloat16; losses, weights and deltas stay fp32. micro: examples whose gradient is
     worked out at a time, 0 for all. multiply: whether to multiply a `Product` before it is added,
-    for torch.compile, which would copy the weights otherwise.
+    for torch.compile, which would copy the weights otherwise. turn: the names that step, with what
+    their gradients are multiplied by; None for all of them as they are.
     """
     rule, kinds = RULES[optimizer], dict(model.rows)
 
@@ -241,8 +247,8 @@ def build(
             prediction, grads = accumulated(model, leaves, constants, columns, share, each, micro)
             if half or multiply:
                 grads = [multiplied(g) for g in grads]
-        for (name, kind), grad in zip(kinds.items(), grads, strict=True):
-            value, moments = held["values"][name], None
+        for name, grad in of_turn(dict(zip(kinds, grads, strict=True)), turn).items():
+            kind, value, moments = kinds[name], held["values"][name], None
             if optimizer == "adamw":
                 moments = held["means"][name], held["squares"][name]
             if name in held["later"]:
@@ -251,6 +257,32 @@ def build(
             else:
                 rule(value, moments, flat[kind], grad, numbers, held["fixed"].get(name))
         return prediction
+
+    return step
+
+
+def stepwise(model: Model, local: LocalSettings) -> str:
+    """Why steps are taken as they stand, whatever the engine; '' where it may take them."""
+    plain = list(local.turns(model.rows)) == [dict.fromkeys(model.rows, 1.0)]
+    own = "parameters step in turns, at rates of their own or by a penalty"
+    return "" if plain and model.penalty is None else own
+
+
+def of_turn(
+    grads: dict[str, Tensor | Product], turn: Mapping[str, float] | None
+) -> dict[str, Tensor | Product]:
+    """The gradients of the names that step in a turn, at their rates; all of them for None."""
+    if turn is None:
+        return grads
+    return {n: grads[n] if rate == 1 else multiplied(grads[n]) * rate for n, rate in turn.items()}
+
+
+def in_turns(turns: Sequence[Step]) -> Step:
+    """One step that is several, one after another; its predictions are those of the first."""
+
+    def step(*given: Any) -> Tensor:
+        first, *_ = [turn(*given) for turn in turns]
+        return first
 
     return step
 
@@ -294,7 +326,8 @@ def gradients(
     They are worked out by hand where the model knows how. A client that is alone may be computed
     twice, side by side, so that its bits are those that it has in a group.
     """
-    if len(share) == 1 and (model.pullback is None or "one" in model.rows.values()):
+    by_hand = model.pullback is not None and model.penalty is None
+    if len(share) == 1 and (not by_hand or "one" in model.rows.values()):
         two = [
             {name: torch.cat([value, value]) for name, value in tree.items()}
             for tree in (leaves, columns)
@@ -310,7 +343,7 @@ def _gradients(
     model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
 ) -> tuple[Tensor, list[Tensor | Product]]:
     target = columns["target"]
-    if model.pullback is not None:
+    if model.pullback is not None and model.penalty is None:
         prediction, pull = model.pullback(leaves | constants, columns)
         by_name = pull(model.slope(prediction, target) * share)
         return prediction.float(), [by_name[name] for name in leaves]
@@ -319,8 +352,11 @@ def _gradients(
     found = prediction.detach().float()
     slope = model.slope(found, target)
     slope = slope * share.view(*share.shape, *[1] * (slope.dim() - 2))
-    grads = torch.autograd.grad(prediction, list(ready.values()), slope.to(prediction.dtype))
-    return found, list(grads)
+    ends, slopes = [prediction], [slope.to(prediction.dtype)]
+    if model.penalty is not None:
+        ends.append(model.penalty(ready))
+        slopes.append(share.expand_as(ends[1]))
+    return found, list(torch.autograd.grad(ends, list(ready.values()), slopes))
 
 
 def multiplied(grad: Tensor | Product) -> Tensor:
@@ -371,10 +407,16 @@ def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
 
     They are (M, B), those of the predictions before each step.
     """
-    eager = build(model, local.optimizer, local.precision, local.micro_batch)
+    turns = [
+        build(model, local.optimizer, local.precision, local.micro_batch, turn=turn)
+        for turn in local.turns(model.rows)
+    ]
+    eager = turns[0] if len(turns) == 1 else in_turns(turns)
     if local.engine in ("eager", "fused"):  # what no compiled client trains
         found = loop(eager, eager, work, model.constants, hyper(local, len(work.active)))
     else:
+        why = stepwise(model, local)
+        require(not why, "engine", local.engine, f"{why}; choose 'fused' or 'eager'")
         from fedlab.engine.backends import other_steps  # noqa: PLC0415 - needs this file
 
         found = other_steps(model, work, local, eager)

@@ -10,7 +10,7 @@ from fedlab.evaluation.baselines import (
     ials,
     item_knn,
 )
-from fedlab.evaluation.leakage import leaky
+from fedlab.evaluation.leakage import Avoidance, LeakCheck, leak_check, leaky
 from fedlab.evaluation.metrics import (
     Error,
     Ranking,
@@ -40,8 +40,10 @@ from fedlab.evaluation.ranking import (
 from fedlab.evaluation.scoring import own_score, scorer
 
 __all__ = [
+    "Avoidance",
     "Candidates",
     "Error",
+    "LeakCheck",
     "NewUsers",
     "Ranking",
     "Unmet",
@@ -62,6 +64,7 @@ __all__ = [
     "ials",
     "item_knn",
     "item_means",
+    "leak_check",
     "leaky",
     "mae",
     "mse",

@@ -38,12 +38,18 @@ def scorer(model: Model, params: Tree, owner: Tensor | None = None) -> Score:
         return factored(*model.factors(to(params | model.constants, "cpu")))
     device = next(iter(params.values())).device
     return pair_scorer(
-        model, lambda name, rows, _: arranged(params[name], rows), owner, each=each, device=device
+        model,
+        params,
+        lambda name, rows, _: arranged(params[name], rows),
+        owner,
+        each=each,
+        device=device,
     )
 
 
 def pair_scorer(
     model: Model,
+    params: Tree,
     look_up: Callable[[str, Tensor, Tensor], Tensor],
     owner: Tensor | None,
     *,
@@ -52,9 +58,9 @@ def pair_scorer(
 ) -> Score:
     """A score made of `look_up(name, rows, clients of the rows)`, which returns parameter values.
 
-    owner (U,): the client of each user, or None. each: whether every pair is asked as a client of
-    its own with one example, or all pairs as one long batch of one client. device: where to
-    predict.
+    params: the sizes of the tables are theirs. owner (U,): the client of each user, or None. each:
+    whether every pair is asked as a client of its own with one example, or all pairs as one long
+    batch of one client. device: where to predict.
     """
     constants = to(model.constants, device)
     holder = owner if owner is None else owner.to(device)
@@ -62,6 +68,7 @@ def pair_scorer(
     def score(users: Tensor, items: Tensor) -> Tensor:
         shape = (-1, 1) if each else (1, -1)
         batch = {"user": users.reshape(shape).to(device), "item": items.reshape(shape).to(device)}
+        batch |= model.pairs(params, batch)
         client = torch.zeros_like(batch["user"]) if holder is None else holder[batch["user"]]
         rows = batch | {"client": client[:, 0], "one": torch.zeros_like(client[:, 0])}
         leaves = {
@@ -95,7 +102,7 @@ def own_score(
         held = (keys[name][at] == key).view(key.shape + (1,) * (learned.dim() - key.dim()))
         return params[name][rows] + learned.where(held, 0.0)
 
-    pairs = pair_scorer(model, look_up, owner, each=True)
+    pairs = pair_scorer(model, params, look_up, owner, each=True)
     moved = {model.rows[name] for name, d in deltas.items() if len(d.ids)}
     if model.factors is None or not moved <= {"user", "item"}:
         return pairs

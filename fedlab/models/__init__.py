@@ -13,6 +13,7 @@ from fedlab.models.factored import ByUser, Factored, factored
 from fedlab.models.lora import Adapted, adapted, merged
 from fedlab.models.model import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.models.modules import from_module, loaded
+from fedlab.models.ncf import NeuralCollaborativeFiltering, neural_collaborative_filtering
 from fedlab.models.recipes import Content, Interaction, Linear, MatrixFactorisation, UserFactors
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Linear",
     "MatrixFactorisation",
     "Model",
+    "NeuralCollaborativeFiltering",
     "Product",
     "UserFactors",
     "adapted",
@@ -38,6 +40,7 @@ __all__ = [
     "loaded",
     "matrix_factorisation",
     "merged",
+    "neural_collaborative_filtering",
     "perceptron",
     "user_factor_model",
     "user_features",

@@ -45,9 +45,10 @@ class Model:
 
     init(seed) -> Tree; axis 0 of each parameter is its rows, and each row is drawn by its number
     and the parameter's name, see `drawn`. predict(parameters at the examples, batch) -> (..., B).
-    rows: for each parameter what picks its rows: 'item', 'user', 'client', or 'one' (a single row).
-    private: names that never leave a client; their rows go by user or client. constants: fixed
-    tables that `predict` looks into, handed to it whole.
+    rows: for each parameter what picks its rows: 'item', 'user', 'pair' (a row for each user and
+    item, user * I + item; then some parameter has rows by item), 'client', or 'one' (a single row).
+    private: names that never leave a client; their rows go by user, pair or client. constants:
+    fixed tables that `predict` looks into, handed to it whole.
 
     noise(client (C,), counts (C,), key) -> columns (n, ...) drawn for the training examples of
     these clients, counts of each (dropout); empty by default. pullback(parameters, batch) ->
@@ -57,7 +58,8 @@ class Model:
     model was made from, for `loaded`. kernel: the compiled client in `fedlab/engine/fused` that
     trains exactly this `predict`, or ''. factors(whole parameters and constants, those by user with
     a row for each user) -> users (U, D), items (I, D), bias (I,): for a model whose prediction is
-    p_u . q_i + beta_i, the tables of these; else None.
+    p_u . q_i + beta_i, the tables of these; else None. penalty(parameters at the examples) ->
+    (..., B): what a local update adds to the loss of each example; its gradient is autograd's.
     """
 
     name: str
@@ -72,20 +74,30 @@ class Model:
     activity: int = 0
     module: nn.Module | None = None
     factors: Callable[[Tree], tuple[Tensor, Tensor, Tensor]] | None = None
+    penalty: Callable[[Tree], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Raise `ParameterError` for a task that is unknown and for what cannot be kept private."""
         require(self.task in TASKS, "task", self.task, f"choose one of {', '.join(TASKS)}")
         for name in self.private:
-            fits = self.rows.get(name) in ("user", "client")
             require(
-                fits, "private", name, "only parameters with rows by user or client can be private"
+                self.rows.get(name) in ("user", "pair", "client"),
+                "private",
+                name,
+                "only parameters with rows by user, pair or client can be private",
             )
 
     @property
     def kernel(self) -> str:
         """The compiled client in `fedlab/engine/fused` that trains this very `predict`, or ''."""
         return getattr(self.predict, "kernel", "")
+
+    def pairs(self, params: Tree, columns: Tree) -> Tree:
+        """The column `pair`, where a parameter has rows by it, of columns user and item."""
+        if "pair" not in self.rows.values():
+            return {}
+        items = next(len(params[name]) for name, kind in self.rows.items() if kind == "item")
+        return {"pair": columns["user"] * items + columns["item"]}
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of each example: cross-entropy for clicks, squared error for ratings.

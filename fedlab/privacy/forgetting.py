@@ -63,6 +63,8 @@ def forget(name: str, data: Federation, model: Model, done: Round) -> Forgotten:
         of_users(data.train, stays), owner - (gone & (owner > client)).long(), data.task
     )
     kept: dict[str, Tensor] = {"user": stays, "client": clients}
+    if "pair" in model.rows.values():
+        kept["pair"] = stays.repeat_interleave(data.train.item_count)
     params: Tree = dict(done.params)
     for part, kind in model.rows.items():
         if kind in kept:

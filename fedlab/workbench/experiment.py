@@ -159,9 +159,10 @@ class Choices(Part):
         """The knobs that these choices do not read.
 
         Only clicks are ranked against others. Only a method of gradient steps, on the examples of a
-        federation itself, can fine-tune.
+        federation itself, can fine-tune, unless it predicts in a way of its own.
         """
-        steps = issubclass(REGISTRY["local"][self.local], LocalSettings)
+        local = cast(type[Local], REGISTRY["local"][self.local])
+        steps = issubclass(local, LocalSettings) and local.score is Local.score
         plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
         tuned = () if steps and plain else ("personal",)
         return tuned if self.task == "clicks" else (*tuned, "against")

@@ -162,7 +162,7 @@ def sorted_out(model: Model, params: Tree, users: int, *, people: bool = False) 
     found = Weights()
     for name, kind in model.rows.items():
         value = _plain(params[name])
-        if kind in ("user", "client"):
+        if kind in ("user", "pair", "client"):
             found.people[name] = value
         else:
             found.shared[name] = value[0] if kind == "one" else value
