@@ -41,13 +41,13 @@ from fedlab.evaluation import cold_ranking, hide_items, popularity
 from fedlab.models import history
 from fedlab.models.text import encoder, item_kernel, item_texts, kernel_ridge, tfidf, vectors
 
-COLD = Implicit(w0=0.3, reg=0.005)
-WARM = Implicit(w0=0.1, reg=0.01, recency=1.0)
+COLD = Implicit(unseen=20.0, regularisation=0.25)
+WARM = Implicit(recency=1.0)
 TITLE, SHARE = "{title}", 0.5
 
 
 def trained(train: Interactions, way: Implicit, seed: int) -> tuple[Model, Federation, Tree]:
-    """The model, all users as clients, and the parameters after 30 rounds of federated iALS."""
+    """The model, all users as clients, and the parameters after 20 rounds of federated iALS."""
     clients = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, 32)
     *_, end = federate(model, clients, ALL.replace(cohort=len(clients), seed=seed), local=way)

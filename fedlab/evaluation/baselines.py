@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedlab.core import Score, require, stream
 from fedlab.data import Interactions, recent
+from fedlab.engine.fused import Strength
 from fedlab.models import Factored, factored
 
 
@@ -56,15 +57,16 @@ def ials(
     train: Interactions,
     dim: int = 32,
     *,
-    w0: float = 0.1,
-    reg: float = 0.01,
+    unseen: float = 10.0,
+    regularisation: float = 0.35,
     epochs: int = 20,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Vectors (U, D) of users and (I, D) of items by alternating least squares (iALS).
 
-    The loss is that of `fedlab.algorithms.Implicit`. w0: weight of unobserved pairs, above 0. reg:
-    strength of the regularisation, above 0. Raises `ParameterError` for values out of range.
+    The loss is that of `fedlab.algorithms.Implicit`. unseen: weight of all pairs together, in
+    multiples of the clicks, above 0. regularisation: pull to zero, as a share of chance, above 0.
+    Raises `ParameterError` for values out of range.
 
     >>> from fedlab.data import at_least, load
     >>> few, *_ = at_least(load(), items=150)
@@ -72,9 +74,11 @@ def ials(
     >>> users.shape == (few.user_count, 2), items.shape == (few.item_count, 2)
     (True, True)
     """
-    require(w0 > 0, "w0", w0, "choose a positive weight, say 0.1")
-    require(reg > 0, "reg", reg, "choose a positive strength, say 0.01")
+    require(unseen > 0, "unseen", unseen, "choose a positive weight, say 10")
+    require(regularisation > 0, "regularisation", regularisation, "choose more than 0, say 0.35")
     table, generator = clicked(train), stream(seed, "init")
+    mean = float(table.sum()) / len(table)
+    w0, reg = Strength.of(mean, *table.shape, unseen, regularisation)
     users = torch.randn(len(table), dim, generator=generator) * 0.1
     items = torch.randn(table.shape[1], dim, generator=generator) * 0.1
     for _ in range(epochs):

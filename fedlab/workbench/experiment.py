@@ -490,14 +490,7 @@ PRESETS = {
         uplink="poison", aggregation="coordinate median"
     ),
     "implicit: users solve their own vectors": Settings(
-        local="implicit",
-        recency=1.0,
-        rounds=20,
-        cohort=671,
-        server_lr=0.1,
-        server_optimizer="adam",
-        server_momentum=0.5,
-        server_epsilon=1e-4,
+        local="implicit", recency=1.0, rounds=20, cohort=671
     ),
     "texts and clicks: what MiniLM says of a film": _USERS.replace(
         model="hybrid", server_optimizer="adam", server_lr=0.03
