@@ -63,7 +63,7 @@ def compare(clicks: tuple[np.ndarray, np.ndarray, int], repeats: int) -> dict[st
     counts, items, height = clicks
     with tempfile.TemporaryDirectory() as folder:
         mean = len(items) / len(counts)
-        how = Strength.of(mean, len(counts), height, USUAL.unseen, USUAL.regularisation)
+        how = Strength.of(mean, height, USUAL.unseen, USUAL.regularisation)
         job = {"folder": folder, "items": height, "dim": DIM, **how._asdict()}
         np.save(Path(folder) / "counts.npy", counts.astype(np.int64))
         np.save(Path(folder) / "items.npy", items.astype(np.int32))

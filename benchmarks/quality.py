@@ -40,7 +40,7 @@ from fedlab.core import Score, Tree, turned
 from fedlab.data import Split
 from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
-WAY = Implicit(recency=1.0)  # iALS: else the same for all data
+WAY = Implicit(unseen=5.0, regularisation=0.9, recency=1.0)  # of iALS, for all data
 ALL = Settings(rounds=20)  # every client in every round
 TENTH = Settings(rounds=80)  # a tenth of them
 PFEDREC = Settings(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
@@ -165,7 +165,13 @@ def measure(
         found["popularity"] = report(split, popularity(split.train), test)
         found["ease"] = report(split, ease(split.train), test)
         found["ease_recent"] = report(split, ease(split.train, recency=0.5), test)
-        users, items = ials(split.train, setting.dim, seed=seed)
+        users, items = ials(
+            split.train,
+            setting.dim,
+            unseen=WAY.unseen,
+            regularisation=WAY.regularisation,
+            seed=seed,
+        )
         found["central_plain"] = report(split, dot(users, items), test)
         both = setting.score(setting.model(setting.dim).init(seed) | {"user": users, "item": items})
         found["central"] = report(split, both, test)

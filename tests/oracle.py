@@ -111,7 +111,7 @@ def implicit_loss(table, users, items, unseen, regularisation):
     """The loss of implicit matrix factorisation, term by term. table (U, I): 1 where clicked."""
     scores, clicks = users @ items.T, table.sum()
     n, m = clicks / table.shape[0], clicks / table.shape[1]
-    pull = regularisation * min(1.0, float(n**-0.5 + m**-0.5))
+    pull = regularisation / n.sqrt()
     own, others = table.sum(1) + unseen * n, table.sum(0) + unseen * m
     return (
         (table * (1 - scores).square()).sum()

@@ -223,8 +223,7 @@ def test_ials_is_the_papers(films):
     cohorts, w = start(rounds, model, settings)
     clicks = [train.items[train.users == k] for k in range(train.user_count)]
     n = len(train) / train.user_count
-    m = len(train) / train.item_count
-    w0, reg = 4.0 * n / train.item_count, 0.7 * min(1, n**-0.5 + m**-0.5) / (1 + 4.0)
+    w0, reg = 4.0 * n / train.item_count, 0.7 * n**-0.5 / (1 + 4.0)
     for done, q in zip(rounds, ials(w["item"], cohorts, clicks, w0, reg, 0.5), strict=True):
         assert torch.allclose(done.params["item"], q, rtol=0, atol=2e-6)
 

@@ -7,19 +7,16 @@ not met, so no negatives are drawn:
         + pull (sum_u (n_u + unseen n) / (1 + unseen) |p_u|^2
                 + sum_i (n_i + unseen m) / (1 + unseen) |q_i|^2)
 
-    with n = N / U, m = N / I, pull = regularisation min(1, 1 / sqrt(n) + 1 / sqrt(m))
+    with n = N / U, m = N / I, pull = regularisation / sqrt(n)
 
-Neither strength knows a size. All pairs together weigh `unseen` times what the clicks weigh. A
-vector with as many clicks as the mean is pulled to zero by `pull` times its clicks, where
-1 / sqrt(n) + 1 / sqrt(m) is what chance does: were N clicks spread blindly, the matrix of clicks
-would have the singular value sqrt(n m), which is popularity, and all others, which look like
-tastes, up to that share of it (Marchenko, Pastur 1967). So few clicks are pulled harder than many,
-and at a regularisation of 1 tastes count that are stronger than those of chance. Below 1 the best
-model is never zero: make all scores e^2, by a number e in each vector, and the loss changes by
-2 N (pull - 1) e^2 and terms of e^4.
+Neither strength knows a size. All pairs together weigh `unseen` times what the clicks weigh. A user
+with n clicks is pulled to zero by regularisation sqrt(n) clicks: so many are chance, as counts have
+a standard deviation of sqrt(n). So few clicks are pulled harder, for their number, than many. Below
+a pull of 1 the best model is never zero: make all scores e^2, by a number e in each vector, and the
+loss changes by 2 N (pull - 1) e^2 and terms of e^4.
 
 Rendle's weights are w0 = unseen n / I and reg = pull / (1 + unseen). So unseen = w0 I / n, and
-regularisation = reg (1 + unseen) / min(1, 1 / sqrt(n) + 1 / sqrt(m)).
+regularisation = reg (1 + unseen) sqrt(n).
 
 What must be known of others is n, beside the numbers of users and items. It is a sum over clients,
 over their number; the server hears it, unless it is told one (`mean_clicks`). Where nobody may
@@ -47,9 +44,8 @@ Letters: U users, I items, C clients in a cohort, D dimensions, N clicks, n_u an
 user and of a film. Sources: Ammad-ud-din et al. 2019, "Federated collaborative filtering for
 privacy-preserving personalized recommendation system", algorithm 1; Hu, Koren, Volinsky 2008;
 Rendle et al. 2022, "Revisiting the performance of iALS on item recommendation benchmarks", eq. 3
-and 12 (the regularisation, nu = 1); Marchenko, Pastur 1967, "Distribution of eigenvalues for some
-sets of random matrices"; Robbins, Monro 1951, "A stochastic approximation method" (steps that
-shrink).
+and 12 (the regularisation, nu = 1); Robbins, Monro 1951, "A stochastic approximation method" (steps
+that shrink).
 """
 
 import warnings
@@ -116,14 +112,14 @@ class Implicit(Local):
         group=GROUP,
     )
     regularisation: float = knob(
-        0.35,
+        1.0,
         1e-9,
         1e3,
-        "of chance",
-        "implicit: pull on all vectors to zero, as a share of what holds the tastes that chance "
-        "alone makes of so few clicks",
+        "sqrt(n) clicks",
+        "implicit: pull on the vectors to zero; a user with the mean of n clicks is pulled by as "
+        "much as sqrt(n) clicks",
         log=True,
-        usual=(0.05, 2.0),
+        usual=(0.1, 3.0),
         group=GROUP,
     )
     recency: float = knob(
@@ -258,11 +254,11 @@ class Implicit(Local):
         >>> from fedlab.data import Columns
         >>> clicks = {"item": torch.arange(400) % 100, "target": torch.ones(400)}
         >>> data = Columns(clicks, torch.arange(400) // 16)  # 25 users of 16 clicks
-        >>> Implicit(unseen=5.0, regularisation=0.8).strength(data, 100)
-        Strength(w0=0.8, reg=0.1)
+        >>> Implicit(unseen=4.0, regularisation=2.0).strength(data, 100)
+        Strength(w0=0.64, reg=0.1)
         """
         mean = self.mean_clicks or float(data.counts.sum()) / len(data)
-        return Strength.of(mean, len(data), items, self.unseen, self.regularisation)
+        return Strength.of(mean, items, self.unseen, self.regularisation)
 
     def _warn(self, memory: dict[str, Any], items: Tensor, context: RoundContext) -> None:
         """Warn where nothing is learned: the clicks' scores, of at most |p| |q|, are about zero."""
@@ -272,15 +268,9 @@ class Implicit(Local):
         if not float(square) < NOTHING**2:
             return
         if told > 2 * heard:
-            name, fix = (
-                "mean_clicks",
-                f"users have about {heard:.3g} each; tell that, or leave it out",
-            )
-        elif self.regularisation >= 1:
-            name, fix = (
-                "regularisation",
-                "it pulls harder than the clicks hold; choose less, say 0.35",
-            )
+            name, fix = "mean_clicks", f"users have about {heard:.3g} each; tell that"
+        elif self.regularisation**2 >= heard:
+            name, fix = "regularisation", "it pulls harder than the clicks hold; choose less, say 1"
         else:
             name, fix = "unseen", "all else outweighs the clicks; choose less, say 10"
         said = (

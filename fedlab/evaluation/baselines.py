@@ -58,14 +58,14 @@ def ials(
     dim: int = 32,
     *,
     unseen: float = 10.0,
-    regularisation: float = 0.35,
+    regularisation: float = 1.0,
     epochs: int = 20,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Vectors (U, D) of users and (I, D) of items by alternating least squares (iALS).
 
     The loss is that of `fedlab.algorithms.Implicit`. unseen: weight of all pairs together, in
-    multiples of the clicks, above 0. regularisation: pull to zero, as a share of chance, above 0.
+    multiples of the clicks, above 0. regularisation: pull to zero, in sqrt(n) clicks, above 0.
     Raises `ParameterError` for values out of range.
 
     >>> from fedlab.data import at_least, load
@@ -75,10 +75,10 @@ def ials(
     (True, True)
     """
     require(unseen > 0, "unseen", unseen, "choose a positive weight, say 10")
-    require(regularisation > 0, "regularisation", regularisation, "choose more than 0, say 0.35")
+    require(regularisation > 0, "regularisation", regularisation, "choose more than 0, say 1")
     table, generator = clicked(train), stream(seed, "init")
     mean = float(table.sum()) / len(table)
-    w0, reg = Strength.of(mean, *table.shape, unseen, regularisation)
+    w0, reg = Strength.of(mean, table.shape[1], unseen, regularisation)
     users = torch.randn(len(table), dim, generator=generator) * 0.1
     items = torch.randn(table.shape[1], dim, generator=generator) * 0.1
     for _ in range(epochs):

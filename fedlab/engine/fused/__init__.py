@@ -51,19 +51,15 @@ class Strength(NamedTuple):
     reg: float
 
     @classmethod
-    def of(
-        cls, mean: float, users: int, items: int, unseen: float, regularisation: float
-    ) -> "Strength":
+    def of(cls, mean: float, items: int, unseen: float, regularisation: float) -> "Strength":
         """Those of strengths that know no size, see `fedlab.algorithms.implicit`.
 
-        mean: clicks of a user. With 25 users of 16 clicks on 100 items, which have 4 each, the pull
-        is 0.8 (1 / 4 + 1 / 2):
+        mean: clicks of a user.
 
-        >>> Strength.of(16, 25, 100, unseen=5.0, regularisation=0.8)
-        Strength(w0=0.8, reg=0.1)
+        >>> Strength.of(16, 100, unseen=4.0, regularisation=2.0)
+        Strength(w0=0.64, reg=0.1)
         """
-        chance = min(1.0, mean**-0.5 + (mean * users / items) ** -0.5)
-        return cls(unseen * mean / items, regularisation * chance / (1 + unseen))
+        return cls(unseen * mean / items, regularisation * mean**-0.5 / (1 + unseen))
 
 
 def unfit(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:
