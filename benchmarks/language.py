@@ -46,7 +46,7 @@ TITLE, SHARE = "{title}", 0.5
 
 
 def trained(train: Interactions, way: Implicit, seed: int) -> tuple[Model, Federation, Tree]:
-    """The model, all users as clients, and the parameters after 20 rounds of federated iALS."""
+    """The model, all users as clients, and the parameters after 30 rounds of federated iALS."""
     clients = Federation(train, one_per_user(train))
     model = matrix_factorisation(train.user_count, train.item_count, 32)
     *_, end = federate(model, clients, ALL.replace(cohort=len(clients), seed=seed), local=way)

@@ -41,7 +41,7 @@ from fedlab.data import Split
 from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
 WAY = Implicit(unseen=5.0, regularisation=0.9, recency=1.0)  # of iALS, for all data
-ALL = Settings(rounds=20)  # every client in every round
+ALL = Settings(rounds=30)  # every client in every round
 TENTH = Settings(rounds=80)  # a tenth of them
 PFEDREC = Settings(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
 GOALS = {
