@@ -6,8 +6,8 @@ Equal work is the same clicks once through, with the same D=64 and the same weig
 natural way. For `implicit` it is a whole sweep: all users' vectors, then all items' vectors, by the
 faster of its solvers, which are three steps of conjugate gradients from where it was, and Cholesky.
 For fedlab it is a whole round: who takes part, all users' vectors (solved to 1e-6, from 0), the
-gradients of all items and the sum of p p', what the gate checks of each client, the mean, and a
-step of Adam on the items. So fedlab solves one side, as a server cannot solve for items whose
+gradients of all items and the sum of p p', what the gate checks of each client, the mean, and the
+step on the items. So fedlab solves one side, as a server cannot solve for items whose
 users' vectors stay where they are; and a sweep takes the items further than a round does.
 
 All run as the peers of peers.py do: a process each, one thread on one core, in turn; `implicit` in
@@ -25,9 +25,11 @@ import numpy as np
 from common import entry, is_quick, ml100k, record
 from peers import PINS, Peer, environment
 
+from fedlab import Implicit
 from fedlab.data import read
+from fedlab.engine.fused import Strength
 
-DIM, W0, REG = 64, 0.1, 0.01
+DIM, USUAL = 64, Implicit()
 WAYS = {
     "fedlab": ("federated_als.py", None, []),
     "implicit, conjugate gradients": ("als.py", "implicit", ["cg"]),
@@ -60,7 +62,9 @@ def compare(clicks: tuple[np.ndarray, np.ndarray, int], repeats: int) -> dict[st
     """The median seconds of each way, taken in turn after one warm-up."""
     counts, items, height = clicks
     with tempfile.TemporaryDirectory() as folder:
-        job = {"folder": folder, "items": height, "dim": DIM, "w0": W0, "reg": REG}
+        mean = len(items) / len(counts)
+        how = Strength.of(mean, height, USUAL.unseen, USUAL.regularisation)
+        job = {"folder": folder, "items": height, "dim": DIM, **how._asdict()}
         np.save(Path(folder) / "counts.npy", counts.astype(np.int64))
         np.save(Path(folder) / "items.npy", items.astype(np.int32))
         (path := Path(folder) / "about.json").write_text(json.dumps(job))

@@ -16,7 +16,7 @@ from statistics import mean, median, stdev
 
 import torch
 from common import entry, is_quick, ml100k, record
-from quality import ALL
+from quality import ALL, WAY
 from torch import Tensor
 
 from fedlab import (
@@ -41,8 +41,7 @@ from fedlab.evaluation import cold_ranking, hide_items, popularity
 from fedlab.models import history
 from fedlab.models.text import encoder, item_kernel, item_texts, kernel_ridge, tfidf, vectors
 
-COLD = Implicit(w0=0.3, reg=0.005)
-WARM = Implicit(w0=0.1, reg=0.01, recency=1.0)
+COLD = Implicit(unseen=20.0)
 TITLE, SHARE = "{title}", 0.5
 
 
@@ -103,7 +102,7 @@ def hybrid(ratings: Interactions, seeds: range) -> dict[str, list[float]]:
         item_kernel([vectors(item_texts(train.catalogue), progress=False)], train.catalogue), warm
     )
     for seed in seeds:
-        model, clients, params = trained(train, WARM, seed)
+        model, clients, params = trained(train, WAY, seed)
         against = candidates(split, seed=seed)
         prior = rows @ params["item"][warm]
         for name, item in (
@@ -111,7 +110,7 @@ def hybrid(ratings: Interactions, seeds: range) -> dict[str, list[float]]:
             ("hybrid", params["item"] + SHARE * prior),
             ("text", prior),
         ):
-            score = scorer(model, WARM.personal(clients, params | {"item": item}))
+            score = scorer(model, WAY.personal(clients, params | {"item": item}))
             found[name].append(ranking(score, against)["ndcg@10"])
         print("hybrid", seed, {n: round(v[-1], 4) for n, v in found.items()}, flush=True)
     return found

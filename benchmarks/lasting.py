@@ -59,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "sampling": "poisson",
     },
     "local noise": {"uplink": "clip + local noise", "delta": 0.01},
-    "implicit": {"local": "implicit", "server_optimizer": "adam"},
+    "implicit": {"local": "implicit"},
     "meta": {"local": "meta", "model": "content"},
     "buffered error feedback": {"schedule": "buffered", "uplink": "error feedback"},
 }

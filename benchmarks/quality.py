@@ -40,14 +40,9 @@ from fedlab.core import Score, Tree, turned
 from fedlab.data import Split
 from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
 
-SERVER = {
-    "server_optimizer": "adam",
-    "server_momentum": 0.5,
-    "server_beta2": 0.99,
-    "server_epsilon": 1e-4,
-}
-ALL = Settings(rounds=30, server_lr=0.1, **SERVER)  # every client in every round
-TENTH = Settings(rounds=80, server_lr=0.02, **SERVER)  # a tenth of them
+WAY = Implicit(unseen=5.0, regularisation=0.9, recency=1.0)  # of iALS, for all data
+ALL = Settings(rounds=30)  # every client in every round
+TENTH = Settings(rounds=80)  # a tenth of them
 PFEDREC = Settings(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
 GOALS = {
     "mlsmall_fedavg_hr10": 0.66,
@@ -63,15 +58,11 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """One dataset: the name of its figures, its split, and the size and weights of iALS.
-
-    iALS has the same size and weights whether it is federated or not.
-    """
+    """One dataset: the name of its figures, its split, and the size of iALS, federated or not."""
 
     name: str
     split: Split
     dim: int
-    way: Implicit
 
     @property
     def clients(self) -> Federation:
@@ -85,11 +76,9 @@ class Setting:
     def score(self, params: Tree, **changed: float) -> Score:
         """What clients recommend by films' rows, each with its own vector solved for them.
 
-        changed: other values of `way`'s knobs, such as recency=0.
+        changed: other values of `WAY`'s knobs, such as recency=0.
         """
-        return scorer(
-            self.model(self.dim), replace(self.way, **changed).personal(self.clients, params)
-        )
+        return scorer(self.model(self.dim), replace(WAY, **changed).personal(self.clients, params))
 
 
 def report(split: Split, score: Score, against: Candidates) -> Row:
@@ -142,9 +131,9 @@ def federated(
 
     seen: a function that looks at each round, with the users' vectors solved anew.
     """
-    clients, way = setting.clients, setting.way
+    clients = setting.clients
     settings = settings.replace(cohort=max(1, round(share * len(clients))), seed=seed)
-    for done in federate(setting.model(setting.dim), clients, settings, local=way):
+    for done in federate(setting.model(setting.dim), clients, settings, local=WAY):
         seen(setting.score(done.params))
     return done.params
 
@@ -177,7 +166,11 @@ def measure(
         found["ease"] = report(split, ease(split.train), test)
         found["ease_recent"] = report(split, ease(split.train, recency=0.5), test)
         users, items = ials(
-            split.train, setting.dim, w0=setting.way.w0, reg=setting.way.reg, seed=seed
+            split.train,
+            setting.dim,
+            unseen=WAY.unseen,
+            regularisation=WAY.regularisation,
+            seed=seed,
         )
         found["central_plain"] = report(split, dot(users, items), test)
         both = setting.score(setting.model(setting.dim).init(seed) | {"user": users, "item": items})
@@ -264,10 +257,8 @@ def main(quick: bool) -> None:
     seeds, note = range(1 if quick else 5), ", quick" if quick else ""
     found = {}
     for setting in (
-        Setting("mlsmall", leave_one_out(load()), 32, Implicit(w0=0.1, reg=0.01, recency=1.0)),
-        Setting(
-            "ml100k", leave_one_out(read(ml100k())), 48, Implicit(w0=0.3, reg=0.015, recency=1.0)
-        ),
+        Setting("mlsmall", leave_one_out(load()), 32),
+        Setting("ml100k", leave_one_out(read(ml100k())), 48),
     ):
         rows, curves = defaultdict[str, list[Row]](list), defaultdict[str, list[list[float]]](list)
         measure(setting, seeds, rows, curves)

@@ -107,14 +107,17 @@ def train_one(model, params, examples, local, keep_rate=1.0, shift=None):
     return delta, sum(losses) / len(losses)
 
 
-def implicit_loss(table, users, items, w0, reg):
+def implicit_loss(table, users, items, unseen, regularisation):
     """The loss of implicit matrix factorisation, term by term. table (U, I): 1 where clicked."""
-    scores = users @ items.T
-    own, others = table.sum(1) + w0 * table.shape[1], table.sum(0) + w0 * table.shape[0]
+    scores, clicks = users @ items.T, table.sum()
+    n, m = clicks / table.shape[0], clicks / table.shape[1]
+    pull = regularisation / n.sqrt()
+    own, others = table.sum(1) + unseen * n, table.sum(0) + unseen * m
     return (
         (table * (1 - scores).square()).sum()
-        + w0 * scores.square().sum()
-        + reg * ((own * users.square().sum(1)).sum() + (others * items.square().sum(1)).sum())
+        + unseen * clicks / table.numel() * scores.square().sum()
+        + pull / (1 + unseen) * (own * users.square().sum(1)).sum()
+        + pull / (1 + unseen) * (others * items.square().sum(1)).sum()
     )
 
 

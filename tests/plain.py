@@ -107,20 +107,35 @@ def dp_fedavg(w, cohorts, expected, batches, loss, eta, clip, noise):
 
 
 def ials(q, cohorts, clicks, w0, reg, eta):
-    """Federated iALS: users solve their vectors, the server follows the items' gradients.
+    """Federated iALS: users solve their vectors, the server goes by the items' gradients.
 
-    Ammad-ud-din et al. 2019, algorithm 1, on the loss of Rendle et al. 2022, eq. 3 and 12 (nu = 1).
-    q (I, D): the items' vectors. clicks[k]: items of user k.
+    Ammad-ud-din et al. 2019, algorithm 1, on the loss of Rendle et al. 2022, eq. 3 and 12 (nu = 1);
+    an item's step is the gradient over a curvature, as fedlab/algorithms/implicit.py has it. q (I,
+    D): the items' vectors. clicks[k]: items of user k.
     """
     items, dim = q.shape
-    for cohort in cohorts:
-        gradient_sum = torch.zeros_like(q)
+    eye, last, seen, outer = torch.eye(dim), torch.zeros_like(q), None, None
+    for t, cohort in enumerate(cohorts, 1):
+        gradient_sum, outer_sum, seen_sum = torch.zeros_like(q), 0 * eye, torch.zeros(items)
         for k in cohort:
             own = q[clicks[k]]
             strength = reg * (len(own) + w0 * items)
-            left = own.T @ own + w0 * q.T @ q + strength * torch.eye(dim)
+            left = own.T @ own + w0 * q.T @ q + strength * eye
             p = torch.linalg.solve(left, own.sum(0))
             gradient_sum[clicks[k]] += (1 - own @ p)[:, None] * p - reg * own
             gradient_sum -= w0 * (q @ p)[:, None] * p + w0 * reg * q
-        q = q + eta * gradient_sum / len(cohort)
+            outer_sum += p[:, None] * p
+            seen_sum[clicks[k]] += 1
+        gradient, now, met = (s / len(cohort) for s in (gradient_sum, outer_sum, seen_sum))
+        share = len(cohort) / len(clicks)
+        size, part = max(share, t**-0.5), max(share, 1 / t)
+        outer = now if t == 1 else (1 - size) * outer + size * now
+        seen = met if t == 1 else (1 - part) * seen + part * met
+        step = torch.zeros_like(q)
+        for i in range(items):
+            curvature = (5 * seen[i] + w0) * (outer + reg * eye)
+            step[i] = torch.linalg.solve(curvature, gradient[i])
+            step[i] *= min(1.0, 1 / float(step[i].norm()))
+        last = size * step + 0.5 * share * last
+        q = q + eta * last
         yield q

@@ -218,12 +218,14 @@ def test_dp_fedavg_is_the_papers(films):
 def test_ials_is_the_papers(films):
     train = films.train
     model = matrix_factorisation(train.user_count, train.item_count, 6)
-    settings = Settings(rounds=ROUNDS, cohort=6, server_lr=0.5, w0=0.2, reg=0.03)
+    settings = Settings(rounds=ROUNDS, cohort=6, server_lr=0.5, unseen=4.0, regularisation=0.7)
     rounds = list(federate(model, films, settings, local=Implicit()))
     cohorts, w = start(rounds, model, settings)
     clicks = [train.items[train.users == k] for k in range(train.user_count)]
-    for done, q in zip(rounds, ials(w["item"], cohorts, clicks, 0.2, 0.03, 0.5), strict=True):
-        assert torch.allclose(done.params["item"], q, rtol=0, atol=1e-6)
+    n = len(train) / train.user_count
+    w0, reg = 4.0 * n / train.item_count, 0.7 * n**-0.5 / (1 + 4.0)
+    for done, q in zip(rounds, ials(w["item"], cohorts, clicks, w0, reg, 0.5), strict=True):
+        assert torch.allclose(done.params["item"], q, rtol=0, atol=2e-6)
 
 
 def test_the_twins_see_a_wrong_step(films):

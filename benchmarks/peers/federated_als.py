@@ -13,8 +13,8 @@ torch.set_num_threads(1)
 job = json.loads(Path(sys.argv[1]).read_text())
 data = Stored(Path(job["folder"]))
 model = matrix_factorisation(len(data), data.item_count, job["dim"])
-settings = Settings(rounds=10_000, cohort=len(data), server_optimizer="adam", server_lr=0.1)
-rounds = federate(model, data, settings, local=Implicit(w0=job["w0"], reg=job["reg"]))
+settings = Settings(rounds=10_000, cohort=len(data))
+rounds = federate(model, data, settings, local=Implicit())
 latest = {}
 
 

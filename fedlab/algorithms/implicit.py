@@ -3,24 +3,52 @@
 The server follows the items' gradients. The loss gives a small weight to all films that a user has
 not met, so no negatives are drawn:
 
-    L = sum_{u,i clicked} (1 - p_u.q_i)^2 + w0 sum_{u,i} (p_u.q_i)^2
-        + reg (sum_u (n_u + w0 I) |p_u|^2 + sum_i (n_i + w0 U) |q_i|^2)
+    L = sum_{u,i clicked} (1 - p_u.q_i)^2 + unseen N / (U I) sum_{u,i} (p_u.q_i)^2
+        + pull (sum_u (n_u + unseen n) / (1 + unseen) |p_u|^2
+                + sum_i (n_i + unseen m) / (1 + unseen) |q_i|^2)
+
+    with n = N / U, m = N / I, pull = regularisation / sqrt(n)
+
+Neither strength knows a size. All pairs together weigh `unseen` times what the clicks weigh. A user
+with n clicks is pulled to zero by regularisation sqrt(n) clicks: so many are chance, as counts have
+a standard deviation of sqrt(n). So few clicks are pulled harder, for their number, than many. Below
+a pull of 1 the best model is never zero: make all scores e^2, by a number e in each vector, and the
+loss changes by 2 N (pull - 1) e^2 and terms of e^4.
+
+Rendle's weights are w0 = unseen n / I and reg = pull / (1 + unseen). So unseen = w0 I / n, and
+regularisation = reg (1 + unseen) sqrt(n).
+
+What must be known of others is n, beside the numbers of users and items. It is a sum over clients,
+over their number; the server hears it, unless it is told one (`mean_clicks`). Where nobody may
+learn such a sum, as in a private run, it must be told.
 
 What a client needs of the films it never met is in Q'Q (D, D), which the server sends; what the
 server needs of them is in the sum of p_u p_u' (D, D), which the clients send. So nobody moves the
 whole table. A single p_u p_u' gives away the user's vector: it is private only in a sum, by secure
 aggregation.
 
+The server's half needs no step size. With G the mean of p_u p_u', the curvature of the mean loss in
+an item's vector is
+
+    sum_{u clicked i} p_u p_u' / U + w0 G + reg (n_i / U + w0) ~ (c n_i / U + w0) (G + reg)
+
+as if those who clicked the item were like all, but for c = `CAUTION`. So one rotation, along whose
+axes G is diagonal, gives every item its step of Newton. n_i is the sum of `clicks`, a number for
+each row that a client sends. Of a part of the clients, the server goes a part of the way: the
+share of them that took part, or 1 / sqrt(t) in the t-th step where that is more.
+
 To recommend, a client solves its vector anew, and may weigh what it clicked last more: what one
 watches next follows from it, and nothing of that leaves the client.
 
-Letters: U users, I items, C clients in a cohort, D dimensions, n_u and n_i clicks of a user and of
-a film. Sources: Ammad-ud-din et al. 2019, "Federated collaborative filtering for privacy-preserving
-personalized recommendation system", algorithm 1; Hu, Koren, Volinsky 2008; Rendle et al. 2022,
-"Revisiting the performance of iALS on item recommendation benchmarks", eq. 3 and 12 (the
-regularisation, nu = 1).
+Letters: U users, I items, C clients in a cohort, D dimensions, N clicks, n_u and n_i of them of a
+user and of a film. Sources: Ammad-ud-din et al. 2019, "Federated collaborative filtering for
+privacy-preserving personalized recommendation system", algorithm 1; Hu, Koren, Volinsky 2008;
+Rendle et al. 2022, "Revisiting the performance of iALS on item recommendation benchmarks", eq. 3
+and 12 (the regularisation, nu = 1); Robbins, Monro 1951, "A stochastic approximation method" (steps
+that shrink).
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +75,7 @@ from fedlab.core import (
     whole,
 )
 from fedlab.data import Federation, Source, layout_of, own_rows, recent
-from fedlab.engine.fused import Clicks
+from fedlab.engine.fused import CLICK, Clicks, Strength
 from fedlab.evaluation import scorer
 from fedlab.models import Model
 
@@ -56,6 +84,13 @@ if TYPE_CHECKING:
 
 GROUP = "implicit"
 GROUP_SIZE = 256  # clients at a time, of whom each sends D x D numbers
+CAUTION = 5.0  # how much more than of all clients the curvature may be of those who clicked an item
+MOMENTUM = 0.5  # share of the last step that stays where all take part
+FARTHEST = 1.0  # that an item moves in a step: vectors of that length give scores of 1
+NOTHING, SURE = (
+    0.02,
+    10,
+)  # scores below which nothing is learned, and the step from which that is so
 
 
 def recency() -> float:
@@ -75,40 +110,54 @@ def recency() -> float:
 
 @register
 class Implicit(Local):
-    """Each client solves its own vector; the server's half is linear in the mean of what they send.
+    """Each client solves its own vector; the server takes a step of Newton for every item.
 
-    It is for a model with the parameters `user` and `item`, one client per user, and a server
-    optimizer such as adam; biases stay as they are.
+    It is for a model with the parameters `user` and `item`, one client per user; biases stay as
+    they are. It brings the size of the server's step: server_lr=1 is right at any size.
     """
 
-    w0: float = knob(
-        0.1,
-        1e-9,
-        1e3,
-        "",
-        "implicit: weight of an item that was not clicked",
+    unseen: float = knob(
+        10.0,
+        1e-6,
+        1e6,
+        "times the clicks",
+        "implicit: weight of all pairs of user and item together, clicked or not",
         log=True,
-        usual=(0.001, 1.0),
+        usual=(0.5, 50.0),
         group=GROUP,
     )
-    reg: float = knob(
-        0.01,
+    regularisation: float = knob(
+        1.0,
         1e-9,
         1e3,
-        "",
-        "implicit: strength of the regularisation",
+        "sqrt(n) clicks",
+        "implicit: pull on the vectors to zero; a user with the mean of n clicks is pulled by as "
+        "much as sqrt(n) clicks",
         log=True,
-        usual=(0.0001, 1.0),
+        usual=(0.1, 3.0),
         group=GROUP,
     )
     recency: float = recency()
+    mean_clicks: float = knob(
+        0.0,
+        0.0,
+        1e9,
+        "clicks a user",
+        "implicit: what the server is told instead of the mean over clients; 0 takes that mean, "
+        "which no private run may",
+        usual=(0.0, 200.0),
+        group=GROUP,
+    )
 
     def adds(self) -> dict[str, Any]:
         """The facts that all users weigh alike and that second moments are right only in a mean."""
         return {"equal": True, "second moments": True}
 
     def check(self, context: RoundContext) -> None:
-        """Raise `ParameterError` for a model without such vectors, or data other than clicks."""
+        """Raise `ParameterError` for a model without such vectors, or data other than clicks.
+
+        And for a private run that would take the clients' mean of clicks.
+        """
         model = context.model
         fits = model.rows.get("user") == "user" and model.rows.get("item") == "item"
         require(
@@ -117,19 +166,28 @@ class Implicit(Local):
             model.name,
             "implicit needs vectors `user` and `item`, on clicks; take matrix factorisation",
         )
+        require(
+            self.mean_clicks > 0 or not context.private,
+            "mean_clicks",
+            self.mean_clicks,
+            "implicit would take the mean over clients, which noise in what they send does not "
+            "hide; tell it what is known without them, say 20",
+        )
 
     def asks(self, context: RoundContext) -> dict[str, tuple[Tensor, str]]:
-        """The gradients of the items, and the sum of p_u p_u'."""
+        """The gradients of the items, who clicked them, and the sum of p_u p_u'."""
         items = context.params["item"]
         gram = items.new_zeros(1, items.shape[1], items.shape[1])
-        return {"item": (items, "item"), "gram": (gram, "one")}
+        clicks = items.new_zeros(len(items))
+        return {"item": (items, "item"), "clicks": (clicks, "item"), "gram": (gram, "one")}
 
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Yield each client's vector, the negative half gradients of its items, and p_u p_u'.
 
-        The vector stays with the client.
+        And `CLICK` for each of the items. The vector stays with the client.
         """
-        solver, users = self._solver(context.params["item"]), context.params["user"]
+        items, users = context.params["item"], context.params["user"]
+        solver = self._solver(items, self.strength(context.data, len(items)))
         for here in cohort.split(GROUP_SIZE):
             clicks, owners = clicked(context.data, here)
             vectors, item, losses = solver.gradients(clicks)
@@ -138,6 +196,7 @@ class Implicit(Local):
             outer, none = vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners)
             sent = {
                 "item": Rows(item, films, client),
+                "clicks": Rows(torch.full_like(item[:, 0], CLICK), films, client),
                 "gram": Rows(outer, none, clients),
                 "user": Rows(vectors - users.index_select(0, owners), owners, clients),
             }
@@ -147,7 +206,8 @@ class Implicit(Local):
         self, context: RoundContext, cohort: Tensor, weights: Tensor, longest: float
     ) -> Summed | None:
         """What `train` yields, added up in the cache; None without compiled loops."""
-        solver, users = self._solver(context.params["item"]), context.params["user"]
+        items, users = context.params["item"], context.params["user"]
+        solver = self._solver(items, self.strength(context.data, len(items)))
         layout = layout_of(context.data)
         if isinstance(solver, Plain) or layout is None or not layout.items:
             return None  # or an item may come twice
@@ -162,20 +222,70 @@ class Implicit(Local):
             {"item": torch.from_numpy(clicks.counts), "one": torch.ones_like(owners)},
             {
                 "item": torch.from_numpy(found.item),
+                "clicks": torch.from_numpy(found.clicks),
                 "gram": torch.from_numpy(found.gram).view_as(context.server["gram"]),
             },
             {"user": moved},
         )
 
     def finish(self, delta: Delta, context: RoundContext) -> Delta:
-        """The negative half gradient of the mean loss by all items.
+        """A step of Newton on the mean loss, by all items, with what the server remembers.
 
-        It is made of the gradients as sent and of what `gram` implies for all items.
+        The negative half gradient is made of the gradients as sent and of what `gram` implies for
+        all items.
         """
-        items = context.params["item"]
+        items, memory = context.params["item"], context.memory(self)
+        w0, reg = self.strength(context.data, len(items))
         (gram,) = whole(delta["gram"], context.server["gram"])
-        unmet = items @ gram + self.reg * items
-        return {"item": whole(delta["item"], items) - self.w0 * unmet}
+        clicks = whole(delta["clicks"], context.server["clicks"]) / CLICK
+        gradient = whole(delta["item"], items) - w0 * (items @ gram + reg * items)
+        steps = memory.get("steps", 0) + 1
+        size = max(context.share, steps**-0.5)
+        memory["steps"] = steps
+        memory["gram"] = torch.lerp(memory.get("gram", gram), gram, size)
+        memory["clicks"] = torch.lerp(
+            memory.get("clicks", clicks), clicks, max(context.share, 1 / steps)
+        )
+        step = size * newton(gradient, memory["gram"], memory["clicks"], Strength(w0, reg))
+        if "step" in memory:
+            step += MOMENTUM * context.share * memory["step"]
+        memory["step"] = step.clone()  # as a delta is used up
+        if steps >= SURE and not context.private:
+            self._warn(memory, items, context)
+        return {"item": step}
+
+    def strength(self, data: Source, items: int) -> Strength:
+        """Rendle's w0 and reg for these clients and as many items.
+
+        >>> from fedlab.data import Columns
+        >>> clicks = {"item": torch.arange(400) % 100, "target": torch.ones(400)}
+        >>> data = Columns(clicks, torch.arange(400) // 16)  # 25 users of 16 clicks
+        >>> Implicit(unseen=4.0, regularisation=2.0).strength(data, 100)
+        Strength(w0=0.64, reg=0.1)
+        """
+        mean = self.mean_clicks or float(data.counts.sum()) / len(data)
+        return Strength.of(mean, items, self.unseen, self.regularisation)
+
+    def _warn(self, memory: dict[str, Any], items: Tensor, context: RoundContext) -> None:
+        """Warn where nothing is learned: the clicks' scores, of at most |p| |q|, are about zero."""
+        clicks, told = memory["clicks"], self.mean_clicks
+        heard = float(clicks.sum())
+        square = memory["gram"].trace() * (clicks @ items.square().sum(1)) / heard
+        if not float(square) < NOTHING**2:
+            return
+        if told > 2 * heard:
+            name, fix = "mean_clicks", f"users have about {heard:.3g} each; tell that"
+        elif self.regularisation**2 >= heard:
+            name, fix = "regularisation", "it pulls harder than the clicks hold; choose less, say 1"
+        else:
+            name, fix = "unseen", "all else outweighs the clicks; choose less, say 10"
+        said = (
+            f"{name}={getattr(self, name):g}: implicit learns next to nothing with it, after "
+            f"{memory['steps']} steps scores of clicks are below {NOTHING} of 1; {fix}"
+        )
+        context.notes["warning"] = said
+        if memory["steps"] == SURE:
+            warnings.warn(said, stacklevel=5)  # where Rounds are asked for
 
     def score(self, model: Model, data: Any, done: Round) -> Score:
         """Solve every user's vector anew, as its client does to recommend, and predict with it."""
@@ -192,25 +302,44 @@ class Implicit(Local):
             mine = recent(data.train, self.recency)[data.rows(owners[client], films)]
             clicks = clicks._replace(weights=mine.numpy())
         users = params["user"].clone()
-        users[owners.to(users.device)] = self._solver(params["item"]).vectors(clicks)
+        items = params["item"]
+        solver = self._solver(items, self.strength(data, len(items)))
+        users[owners.to(users.device)] = solver.vectors(clicks)
         return params | {"user": users}
 
-    def _solver(self, items: Tensor) -> "Plain | Compiled":
+    def _solver(self, items: Tensor, how: Strength) -> "Plain | Compiled":
         """What solves for the clients' vectors, given the items'."""
         fit = items.is_cpu and items.dtype == torch.float32 and items.is_contiguous()
         if not fit or compiled_loops() is None:
-            return Plain(items, self.w0, self.reg)
+            return Plain(items, how)
         from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415 - loads numba
 
-        return Compiled(items, self.w0, self.reg)
+        return Compiled(items, how)
+
+
+def newton(gradient: Tensor, gram: Tensor, clicks: Tensor, how: Strength) -> Tensor:
+    """The items' steps (I, D) for negative half gradients (I, D) of the mean loss.
+
+    gram (D, D): mean of p p'. clicks (I,): mean number of clicks. Noise may have made either
+    negative, which curvature is not. No item goes farther than `FARTHEST`.
+
+    >>> one = torch.ones(1, 1)
+    >>> newton(one, 3 * one, torch.tensor([0.2]), Strength(1.0, 1.0))  # 1 / ((5 * 0.2 + 1) (3 + 1))
+    tensor([[0.1250]])
+    """
+    squares, axes = torch.linalg.eigh((gram + gram.T).double() / 2)
+    squares, axes = squares.clamp(min=0).to(gradient), axes.to(gradient)
+    curvature = (CAUTION * clicks.clamp(min=0) + how.w0)[:, None] * (squares + how.reg)
+    step = (gradient @ axes / curvature) @ axes.T
+    return step * (FARTHEST / step.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
 class Plain:
     """The same as `Compiled`, which solves for the vectors, by torch, on any device."""
 
-    def __init__(self, items: Tensor, w0: float, reg: float) -> None:
+    def __init__(self, items: Tensor, how: Strength) -> None:
         """Multiply once for all clients."""
-        self.items, self.fine, self.w0, self.reg = items, items.double(), w0, reg
+        self.items, self.fine, (self.w0, self.reg) = items, items.double(), how
         self.gram = self.fine.T @ self.fine
 
     def vectors(self, clicks: Clicks) -> Tensor:

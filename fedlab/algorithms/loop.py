@@ -359,6 +359,7 @@ def one_round(
         **columns,
         skipped=skipped,
         engine=context.notes.get("engine", ""),
+        warning=context.notes.get("warning", ""),
         metrics=context.metrics,
         clock=context.plan.clock,
         state=context.state,

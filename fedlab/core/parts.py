@@ -119,7 +119,10 @@ class Local(Part):
         return counts
 
     def finish(self, delta: Delta, context: "RoundContext") -> Delta:
-        """Turn the delta of all that was sent into one of the model's names: the server's half."""
+        """Turn the delta of all that was sent into one of the model's names: the server's half.
+
+        What it returns is used up by the server's step; keep a copy of what is to be remembered.
+        """
         return delta
 
     def source(self, data: Any) -> Any:

@@ -26,7 +26,8 @@ class Round:
     bytes_down, bytes_up: of all clients that sent. seconds: training, without evaluation. rejected:
     client -> why it does not count. skipped: why the model did not change, or ''. clock: simulated
     seconds since the start. state: what the server keeps beside the parameters, to go on from.
-    engine: how local steps ran, and why where not as asked.
+    engine: how local steps ran, and why where not as asked. warning: of settings that
+    cannot learn, or ''.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Round:
     clock: float = 0.0
     state: Mapping[str, Any] = field(default_factory=dict)
     engine: str = ""
+    warning: str = ""
 
     @property
     def loss(self) -> float:

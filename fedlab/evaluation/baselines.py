@@ -23,6 +23,7 @@ from torch.nn.functional import embedding_bag
 
 from fedlab.core import require, stream
 from fedlab.data import Interactions, own_rows, recent
+from fedlab.engine.fused import Strength
 from fedlab.models import ByUser, Factored, factored
 
 BLOCK = 1024  # items whose pairs with all others are counted at a time
@@ -236,15 +237,16 @@ def ials(
     train: Interactions,
     dim: int = 32,
     *,
-    w0: float = 0.1,
-    reg: float = 0.01,
+    unseen: float = 10.0,
+    regularisation: float = 1.0,
     epochs: int = 20,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Vectors (U, D) of users and (I, D) of items by alternating least squares (iALS).
 
-    The loss is that of `fedlab.algorithms.Implicit`. w0: weight of unobserved pairs, above 0. reg:
-    strength of the regularisation, above 0. Raises `ParameterError` for values out of range.
+    The loss is that of `fedlab.algorithms.Implicit`. unseen: weight of all pairs together, in
+    multiples of the clicks, above 0. regularisation: pull to zero, in sqrt(n) clicks, above 0.
+    Raises `ParameterError` for values out of range.
 
     >>> from fedlab.data import at_least, load
     >>> few, *_ = at_least(load(), items=150)
@@ -252,9 +254,10 @@ def ials(
     >>> users.shape == (few.user_count, 2), items.shape == (few.item_count, 2)
     (True, True)
     """
-    require(w0 > 0, "w0", w0, "choose a positive weight, say 0.1")
-    require(reg > 0, "reg", reg, "choose a positive strength, say 0.01")
-    generator = stream(seed, "init")
+    require(unseen > 0, "unseen", unseen, "choose a positive weight, say 10")
+    require(regularisation > 0, "regularisation", regularisation, "choose more than 0, say 1")
+    generator, mean = stream(seed, "init"), len(train) / train.user_count
+    w0, reg = Strength.of(mean, train.item_count, unseen, regularisation)
     users = torch.randn(train.user_count, dim, generator=generator) * 0.1
     items = torch.randn(train.item_count, dim, generator=generator) * 0.1
     by_user, by_item = (train.users, train.items), (train.items, train.users)

@@ -500,14 +500,7 @@ PRESETS = {
         uplink="poison", aggregation="coordinate median"
     ),
     "implicit: users solve their own vectors": Settings(
-        local="implicit",
-        recency=1.0,
-        rounds=20,
-        cohort=671,
-        server_lr=0.1,
-        server_optimizer="adam",
-        server_momentum=0.5,
-        server_epsilon=1e-4,
+        local="implicit", recency=1.0, rounds=20, cohort=671
     ),
     "EASE: which items are clicked together": Settings(
         local="ease", model="item-item", least_clicks=10, rounds=10, cohort=64

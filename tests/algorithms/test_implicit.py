@@ -1,5 +1,6 @@
 """Federated implicit factorisation against autograd on the whole loss, and one solve a client."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +14,18 @@ from fedlab.algorithms import Implicit, federate, implicit
 from fedlab.algorithms.implicit import Plain
 from fedlab.core import ParameterError, Settings
 from fedlab.data import Columns, Federation, Stored, by_activity, one_per_user, synthesise
+from fedlab.engine.fused import Strength
 from fedlab.engine.fused.least_squares import Compiled
 from fedlab.evaluation import candidates, clicked, ranking, scorer
 from fedlab.models import linear, matrix_factorisation
+from fedlab.privacy import Clip, GaussianNoise
+
+STRONG = {"unseen": 1.0, "regularisation": 0.5}  # for so few users
 
 
-def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
+def test_a_round_is_a_solve_and_a_step_of_newton_on_the_whole_loss(small):
     model, data = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small))
-    way, start = Implicit(w0=0.2, reg=0.05), model.init(0)
+    way, start = Implicit(**STRONG), model.init(0)
     (done,) = federate(model, data, Settings(rounds=1, cohort=15, server_lr=0.3), local=way)
     table = clicked(small).double()
     users, items = (
@@ -28,18 +33,24 @@ def test_a_round_is_a_solve_and_the_gradient_of_the_whole_loss(small):
         start["item"].double().requires_grad_(),
     )
     by_user, by_item = torch.autograd.grad(
-        implicit_loss(table, users, items, 0.2, 0.05), [users, items]
+        implicit_loss(table, users, items, **STRONG), [users, items]
     )
     assert float(by_user.abs().max()) < 1e-4  # solved
-    moved = start["item"] - 0.3 * by_item.float() / 2 / 15
-    torch.testing.assert_close(done.params["item"], moved, atol=1e-6, rtol=1e-5)
+    w0, reg = way.strength(data, 11)
+    inner = done.params["user"].double()
+    inner = inner.T @ inner / 15 + reg * torch.eye(4)
+    for item, slope in enumerate(by_item / 2 / 15):
+        step = torch.linalg.solve((5 * table[:, item].mean() + w0) * inner, -slope)
+        step /= max(1.0, float(step.norm()))
+        moved = start["item"][item] + 0.3 * step.float()
+        torch.testing.assert_close(done.params["item"][item], moved, atol=1e-6, rtol=1e-5)
     assert torch.equal(done.params["bias"], start["bias"])
     fresh = way.personal(data, done.params)["user"].double().requires_grad_()
-    value = implicit_loss(table, fresh, done.params["item"].double(), 0.2, 0.05)
+    value = implicit_loss(table, fresh, done.params["item"].double(), **STRONG)
     (slope,) = torch.autograd.grad(value, [fresh])
     assert float(slope.abs().max()) < 1e-4
-    # rows of D floats and D x D both ways, and a number for each row up
-    floats = 4 * (len(small) * 4 + 15 * 16)
+    # rows of D floats and of one, and D x D both ways, and a number for each row up
+    floats = 4 * (len(small) * (4 + 1) + 15 * 16)
     assert (done.bytes_down, done.bytes_up) == (floats, floats + 4 * len(small))
 
 
@@ -52,43 +63,105 @@ def test_some_clients_are_an_unbiased_part_of_all(small):
             replace(u, deltas={n: u.deltas[n] for n in round_.asked})
             for u in way.train(round_, cohort)
         ]
-        return way.finish(WeightedMean().delta(sent, round_.server), round_)["item"]
+        return WeightedMean()(sent, round_.server)
 
-    one = [delta(torch.tensor([k])) for k in range(15)]
-    torch.testing.assert_close(
-        torch.stack(one).mean(0), delta(torch.arange(15)), atol=1e-6, rtol=1e-5
-    )
+    one, all_ = [delta(torch.tensor([k])) for k in range(15)], delta(torch.arange(15))
+    for name, mean in all_.items():
+        parts = torch.stack([each[name] for each in one])
+        torch.testing.assert_close(parts.mean(0), mean, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_end_where_the_loss_has_no_slope(small):
+    model, data = matrix_factorisation(15, 11, 3), Federation(small, one_per_user(small))
+    settings = Settings(rounds=300, cohort=15, **STRONG)
+    (*_, done) = federate(model, data, settings, local=Implicit())
+    users, items = (done.params[name].double().requires_grad_() for name in ("user", "item"))
+    value = implicit_loss(clicked(small).double(), users, items, **STRONG)
+    slopes = torch.autograd.grad(value, [users, items])
+    assert max(float(s.abs().max()) for s in slopes) < 1e-3
+    assert float(value.detach()) < 0.95 * len(small)  # at zero it is the number of clicks
+
+
+@pytest.mark.parametrize("times", [3, 10])
+def test_no_strength_knows_a_size(small, times):
+    """More users like these, and items like these beside them, change nothing for anybody."""
+    way, alike = Implicit(**STRONG), torch.arange(times).repeat_interleave(len(small))
+    users, items = small.users.repeat(times), small.items.repeat(times)
+    copies = tiny((users + 15 * alike).tolist(), items.tolist(), item_count=11)
+    one, more = (Federation(r, one_per_user(r)) for r in (small, copies))
+    assert len(more) == 15 * times
+    w0, reg = way.strength(one, 11)
+    assert way.strength(more, 11) == pytest.approx((w0, reg))
+    assert way.strength(more, 11 * times) == pytest.approx((w0 / times, reg))
+    assert replace(way, mean_clicks=len(small) / 15).strength(one, 11) == pytest.approx((w0, reg))
 
 
 def test_a_client_that_recommends_weighs_its_last_clicks_more(small):
     model, data = matrix_factorisation(15, 11, 4), Federation(small, one_per_user(small))
-    way = Implicit(w0=0.2, reg=0.05, recency=1.0)
+    way = Implicit(recency=1.0, **STRONG)
+    w0, reg = way.strength(data, 11)
     items = model.init(0)["item"].double()
     found = way.personal(data, model.init(0))["user"].double().requires_grad_()
     table = weighed(small).double()
     scores = found @ items.T
-    own = table.sum(1) + 0.2 * 11
+    own = table.sum(1) + w0 * 11
     value = (
         (table * (1 - scores).square()).sum()
-        + 0.2 * scores.square().sum()
-        + 0.05 * (own * found.square().sum(1)).sum()
+        + w0 * scores.square().sum()
+        + reg * (own * found.square().sum(1)).sum()
     )
     (slope,) = torch.autograd.grad(value, [found])
     assert float(slope.detach().abs().max()) < 1e-5
-    plain = Implicit(w0=0.2, reg=0.05).personal(data, model.init(0))["user"]
+    plain = Implicit(**STRONG).personal(data, model.init(0))["user"]
     assert not torch.allclose(found.float(), plain)
 
 
-def test_federated_films_rank_better_than_before(split, clicks):
+def test_plain_settings_rank_films_well_in_a_few_rounds(split, clicks):
     model = matrix_factorisation(671, split.train.item_count, 16)
-    settings = Settings(rounds=10, cohort=671, server_optimizer="adam", server_lr=0.1)
+    settings, against = Settings(rounds=6, cohort=671), candidates(split, "validation")
     (*_, done) = federate(model, clicks, settings, local=Implicit())
-    assert ranking(scorer(model, done.params), candidates(split, "validation"))["ndcg@10"] > 0.35
+    assert ranking(scorer(model, done.params), against)["ndcg@10"] > 0.5
+    (*_, done) = federate(model, clicks, Settings(rounds=20), local=Implicit())
+    assert ranking(Implicit().score(model, clicks, done), against)["ndcg@10"] > 0.48
+
+
+@pytest.mark.parametrize(
+    ("turned", "said"),
+    [
+        ({"regularisation": 50.0}, "regularisation=50: implicit learns next to nothing.*say 1"),
+        ({"mean_clicks": 1e6}, "mean_clicks=1e\\+06: implicit.*users have about 1[34]. each"),
+        ({"unseen": 1e6}, "unseen=1e\\+06: implicit learns next to nothing.*say 10"),
+    ],
+)
+def test_settings_that_cannot_learn_are_told_once(split, clicks, turned, said):
+    model = matrix_factorisation(671, split.train.item_count, 4)
+    with pytest.warns(UserWarning, match=said) as warned:
+        rounds = list(federate(model, clicks, {"rounds": 12, **turned}, local=Implicit()))
+    assert len(warned) == 1
+    assert [bool(done.warning) for done in rounds] == [False] * 9 + [True] * 3
+    assert re.search(said, rounds[-1].warning)
+
+
+def test_a_private_run_is_told_the_mean_of_clicks(small):
+    data, model = Federation(small, one_per_user(small)), matrix_factorisation(15, 11, 4)
+    uplink = [Clip(), GaussianNoise()]
+    asked = Settings(rounds=12, cohort=5, delta=0.01, teaching_seed=1)
+    with pytest.raises(ParameterError, match=r"mean_clicks=0\.0: implicit would take the mean"):
+        next(federate(model, data, asked, local=Implicit(), uplink=uplink))
+    told = asked.replace(mean_clicks=4.0)
+    (*_, done) = federate(model, data, told, local=Implicit(), uplink=uplink)
+    assert bool(done.params["item"].isfinite().all())
+    assert float(done.params["item"].norm(dim=1).max()) < 12 + 1  # no step is longer than 1
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"w0": 0.0}, "w0=0.0"), ({"reg": -1.0}, "reg=-1.0"), ({"recency": -1.0}, "recency=-1.0")],
+    [
+        ({"unseen": 0.0}, "unseen=0.0"),
+        ({"regularisation": -1.0}, "regularisation=-1.0"),
+        ({"recency": -1.0}, "recency=-1.0"),
+        ({"mean_clicks": -1.0}, "mean_clicks=-1.0"),
+    ],
 )
 def test_settings_without_meaning_are_refused(wrong, message):
     for made in (Implicit, Settings):
@@ -152,7 +225,7 @@ def test_compiled_clients_and_those_of_torch_solve_as_one_alone(clicks, dim, w0,
     own, users = implicit.clicked(clicks, cohort)
     assert torch.equal(users, cohort)
     heavy = own._replace(weights=np.linspace(0.1, 1, len(own.items), dtype=np.float32))
-    ways = Compiled(items, w0, reg), Plain(items, w0, reg)
+    ways = Compiled(items, Strength(w0, reg)), Plain(items, Strength(w0, reg))
     found = [(*way.gradients(own), way.vectors(heavy)) for way in ways]
     at = 0
     for c, user in enumerate(cohort.tolist()):
@@ -187,9 +260,8 @@ def test_no_bit_depends_on_the_order_the_pieces_or_who_adds_up(split, clicks, mo
     assert torch.equal(usual.losses, turned.losses.flip(0))
     weights = torch.rand(300, generator=torch.Generator().manual_seed(1))
     weights[3] = 0
-    lengths = (
-        usual.deltas["item"].square_norms(300) + usual.deltas["gram"].square_norms(300)
-    ).sqrt()
+    sent = [usual.deltas[name] for name in ("item", "clicks", "gram")]
+    lengths = sum(rows.square_norms(300) for rows in sent).sqrt()
     longest = float(lengths.quantile(0.9))
     summed = way.train_summed(round_, cohort, weights, longest)
     torch.testing.assert_close(summed.lengths, lengths, rtol=1e-12, atol=0)
@@ -274,9 +346,10 @@ def test_items_that_the_model_has_not_and_numbers_that_are_none_are_named(small)
 def test_the_hardest_systems_are_solved_as_well_as_numbers_allow(clicks):
     items = torch.randn(clicks.train.item_count, 32, generator=torch.Generator().manual_seed(0))
     own, _ = implicit.clicked(clicks, torch.arange(0, 671, 50))
-    vectors, _, losses = Compiled(items, 1e-9, 1e-9).gradients(own)
+    weak = Strength(1e-9, 1e-9)
+    vectors, _, losses = Compiled(items, weak).gradients(own)
     assert bool(vectors.isfinite().all())
-    _, _, least = Plain(items, 1e-9, 1e-9).gradients(own)
+    _, _, least = Plain(items, weak).gradients(own)
     torch.testing.assert_close(losses, least, rtol=1e-2, atol=1e-4)
-    none, _, _ = Compiled(torch.zeros_like(items), 0.1, 0.01).gradients(own)
+    none, _, _ = Compiled(torch.zeros_like(items), Strength(0.1, 0.01)).gradients(own)
     assert torch.equal(none, torch.zeros_like(none))

@@ -20,9 +20,10 @@ def three():
 
 
 def test_central_ials_reaches_a_point_without_slope(small):
-    users, items = ials(small, 3, w0=0.2, reg=0.05, epochs=200)
+    how = {"unseen": 1.0, "regularisation": 0.5}
+    users, items = ials(small, 3, epochs=200, **how)
     u, i = users.double().requires_grad_(), items.double().requires_grad_()
-    slopes = torch.autograd.grad(implicit_loss(clicked(small).double(), u, i, 0.2, 0.05), [u, i])
+    slopes = torch.autograd.grad(implicit_loss(clicked(small).double(), u, i, **how), [u, i])
     assert max(float(s.abs().max()) for s in slopes) < 1e-3
     assert dot(users, items)(torch.tensor([[2, 3]]), torch.tensor([[5, 1]])).tolist() == [
         pytest.approx([float(users[2] @ items[5]), float(users[3] @ items[1])])
@@ -150,7 +151,8 @@ def test_sums_that_noise_has_made_indefinite_have_no_negative_part():
     ("call", "message"),
     [
         (lambda: ease(None, 0.0), "strength=0.0"),
-        (lambda: ials(None, reg=0.0), "reg=0.0"),
+        (lambda: ials(None, unseen=0.0), "unseen=0.0"),
+        (lambda: ials(None, regularisation=0.0), "regularisation=0.0"),
         (lambda: item_knn(None, 0), "neighbours=0: choose a whole number of 1 or more"),
         (lambda: item_knn(None, shrinkage=-1.0), "shrinkage=-1.0: choose 0 or more"),
         (lambda: ease(three(), least_clicks=-1), "least_clicks=-1: choose a whole number"),

@@ -244,11 +244,11 @@ def test_lesson_11_turns_regularisation_on_data_of_ones_own(page, tmp_path):
     with lesson(page, tmp_path, "11_bring_your_own", ROUNDS=4) as bench:
         press(bench, "Start")
         reach(page, bench, 8)
-        turn(page, bench, 6, reg=0.9)
+        turn(page, bench, 6, regularisation=9.0)
         stop(bench)
-        found = told(page, "(len(r.cohort), r.settings.reg, r.metrics['ndcg@10'])")
+        found = told(page, "(len(r.cohort), r.settings.regularisation, r.metrics['ndcg@10'])")
         assert {clients for clients, *_ in found} == {538}  # of the shop, not of MovieLens
-        kept, lost = ([m for _, reg, m in found if reg == at] for at in (0.1, 0.9))
+        kept, lost = ([m for _, pull, m in found if pull == at] for at in (1.0, 9.0))
         assert lost[-1] < 0.8 * max(kept)  # so strong that nothing is left of anybody
         shoot(page, "lesson 11 held back too much")
 

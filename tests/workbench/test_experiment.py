@@ -34,7 +34,7 @@ SHORT = next(iter(PRESETS.values())).replace(rounds=2, cohort=5)
 CHOICES = ("partition", "model", "local", "aggregation", "schedule")
 # what a choice wants beside it
 WITH = {
-    "implicit": {"server_optimizer": "adam", "server_lr": 0.1, "recency": 1.0},
+    "implicit": {"recency": 1.0},
     "dp-sgd": {"task": "ratings", "model": "linear", "teaching_seed": 0},
     "meta": {"model": "user factors"},
     "ease": {"model": "item-item", "least_clicks": 2, "recency": 1.0},

@@ -73,7 +73,7 @@ def trained(tiny_settings):
         {"model": "text content", "dim": 4},
         {"model": "user factors", "dim": 4},
         {"model": "linear", "task": "ratings", "local_lr": 0.01, "rounds": 3},
-        {"local": "implicit", "cohort": 24, "server_lr": 0.1},
+        {"local": "implicit", "cohort": 24},
     ],
     ids=lambda turned: turned.get("model", turned.get("local", "matrix factorisation")),
 )
@@ -286,7 +286,7 @@ def test_what_an_upload_gives_away_is_measured(trained):
     assert "sees no single upload" in in_words(about)
     for turned, why in (
         ({"model": "content", "dim": 4}, None),
-        ({"local": "implicit", "cohort": 24, "server_lr": 0.1}, "clients do implicit"),
+        ({"local": "implicit", "cohort": 24}, "clients do implicit"),
         (
             {"model": "linear", "task": "ratings", "local_lr": 0.01, "rounds": 3},
             "these are ratings",

@@ -26,6 +26,7 @@ ROWS = {
     "content": LAYERS | {"bias": "item"},
 }
 FEATURES = ("item_features", "user_features")
+CLICK = 0.125  # of a click in `clicks`: so little that a clip acts on the gradients
 
 
 class Clicks(NamedTuple):
@@ -38,6 +39,27 @@ class Clicks(NamedTuple):
     counts: np.ndarray
     items: np.ndarray
     weights: np.ndarray
+
+
+class Strength(NamedTuple):
+    """w0: weight of an item that was not clicked; reg: strength of the regularisation.
+
+    They are those of Rendle et al. 2022, eq. 3 and 12.
+    """
+
+    w0: float
+    reg: float
+
+    @classmethod
+    def of(cls, mean: float, items: int, unseen: float, regularisation: float) -> "Strength":
+        """Those of strengths that know no size, see `fedlab.algorithms.implicit`.
+
+        mean: clicks of a user.
+
+        >>> Strength.of(16, 100, unseen=4.0, regularisation=2.0)
+        Strength(w0=0.64, reg=0.1)
+        """
+        return cls(unseen * mean / items, regularisation * mean**-0.5 / (1 + unseen))
 
 
 def unfit(model: Model, data: Source, params: Tree, local: LocalSettings) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlab.core import require
 from fedlab.core.loops.cpu import ANY_ORDER, add_squares, compiled
-from fedlab.engine.fused import Clicks
+from fedlab.engine.fused import CLICK, Clicks, Strength
 
 RESIDUAL = 1e-6  # of the right side's length, where the steps end: what float32 can tell
 STEPS = 10  # at most, for each dimension; in exact numbers one is enough
@@ -41,13 +41,6 @@ class Films(NamedTuple):
     turned: np.ndarray
     axes: np.ndarray
     squares: np.ndarray
-
-
-class Strength(NamedTuple):
-    """w0: weight of an item that was not clicked; reg: strength of the regularisation."""
-
-    w0: float
-    reg: float
 
 
 class Room(NamedTuple):
@@ -68,16 +61,19 @@ class Room(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Where what clients send is added up: item (I, D), gram (1, D D); and what is told of each.
+    """Where what clients send is added up: item (I, D), clicks (I,), gram (1, D D); what is told.
 
-    weights, lengths, losses (C,). longest: the length from which a client is left out.
+    weights, lengths, losses (C,). click: what a click adds to clicks. longest: the length from
+    which a client is left out.
     """
 
     item: np.ndarray
+    clicks: np.ndarray
     gram: np.ndarray
     weights: np.ndarray
     lengths: np.ndarray
     losses: np.ndarray
+    click: float
     longest: float
 
 
@@ -255,7 +251,7 @@ def add(
     first, count, squares = clicks.starts[c], clicks.counts[c], np.zeros(2)
     add_squares(squares[:1], same[:count], sent)
     add_squares(squares[1:], same[:1], outer)
-    sums.lengths[c] = math.sqrt(squares[0] + squares[1])
+    sums.lengths[c] = math.sqrt(squares[0] + squares[1] + count * sums.click * sums.click)
     fine = sums.lengths[c] <= sums.longest and abs(sums.losses[c]) < np.inf
     if not (fine and sums.weights[c] > 0):
         return
@@ -264,6 +260,7 @@ def add(
         row = clicks.items[first + k]
         for j in range(item.shape[1]):
             item[row, j] += sent[k, j] * weight
+        sums.clicks[row] += np.float32(sums.click) * weight
     for j in range(gram.shape[1]):
         gram[0, j] += outer[0, j] * weight
 
@@ -288,7 +285,7 @@ def all_summed(clicks: Clicks, films: Films, how: Strength, out: np.ndarray, sum
 class Compiled:
     """Solves for clients' vectors by the loops of this file; items (I, D) on the CPU, float32."""
 
-    def __init__(self, items: Tensor, w0: float, reg: float) -> None:
+    def __init__(self, items: Tensor, how: Strength) -> None:
         """Rotate the items once for all clients."""
         gram = items.double().T @ items.double()
         if bool(gram.isfinite().all()):
@@ -298,7 +295,7 @@ class Compiled:
         turned = (items.double() @ axes).float()
         axes = axes.T.float().contiguous()
         parts = items.detach(), turned, axes, squares.clamp(min=0).float()
-        self.films, self.how = Films(*(part.numpy() for part in parts)), Strength(w0, reg)
+        self.films, self.how = Films(*(part.numpy() for part in parts)), how
 
     def vectors(self, clicks: Clicks) -> Tensor:
         """The clients' vectors (C, D)."""
@@ -319,10 +316,12 @@ class Compiled:
         out = self._empty(clients)
         sums = Sums(
             item=np.zeros((size, dims), np.float32),
+            clicks=np.zeros(size, np.float32),
             gram=np.zeros((1, dims * dims), np.float32),
             weights=weights.numpy(),
             lengths=np.zeros(clients),
             losses=np.zeros(clients, np.float32),
+            click=CLICK,
             longest=longest,
         )
         self._check(all_summed(clicks, self.films, self.how, out, sums), clicks)

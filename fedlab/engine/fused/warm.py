@@ -53,7 +53,7 @@ def warm() -> float:
     counts = torch.full((2,), 4).numpy()
     items, none = columns["item"].int().numpy(), torch.empty(0).numpy()
     clicks = fused.Clicks(counts * [0, 1], counts, items, none)
-    solver = Compiled(tables.init(0)["item"], 0.1, 0.1)
+    solver = Compiled(tables.init(0)["item"], fused.Strength(0.1, 0.1))
     solver.gradients(clicks)
     solver.vectors(clicks)
     solver.summed(clicks, torch.ones(2), 1.0)
