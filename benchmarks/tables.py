@@ -183,7 +183,7 @@ COST = {
     "peak_mb_671": "peak memory of the process, the same",
     "knob_delay_s": "worst delay of the first compiled round after a turned knob",
 }
-PEERS = ("fedlab", "fedlab compiled", "loop", "student's loop", "Flower", "pfl", "fedjax")
+PEERS = ("fedlab", "loop", "student's loop", "Flower", "pfl", "fedjax")
 LIVE = {
     "lab_key_to_visible_ms": "from a key on a slider to the new value in use, on the screen, "
     "JupyterLab",
@@ -211,7 +211,7 @@ ARRAYS = {
     "lesson2_100": "the same, 100 users",
     "lesson2_671": "the same, all users",
 }
-BY_HAND = ("fedlab fused", "hand loop", "vmap(grad)")
+BY_HAND = ("fedlab", "hand loop", "vmap(grad)")
 JAX = ("JAX", "JAX 0.4")
 FORMS = ("vmap", "vmap hand", "scan", "scan hand", "flat", "lanes")
 STAGES = (
@@ -725,9 +725,7 @@ def peers() -> str:
                 goal(held["memory_vs_flower"]),
             )
         )
-    return "\n\n".join(
-        [table(("MLP, 100 of 100 clients, eager", "measured", "goal"), rows), *parts]
-    )
+    return "\n\n".join([table(("MLP, 100 of 100 clients", "measured", "goal"), rows), *parts])
 
 
 def arrays() -> str:
@@ -749,7 +747,7 @@ def arrays() -> str:
     ratios = (
         (
             job,
-            *(ms(key, name) for name in ("fedlab fused", best(key), "hand loop", "vmap(grad)")),
+            *(ms(key, name) for name in ("fedlab", best(key), "hand loop", "vmap(grad)")),
             *(times(key, name) for name in ("vs_jax_best", "vs_hand_loop")),
             best(key),
         )

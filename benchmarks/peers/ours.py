@@ -1,9 +1,5 @@
-"""fedlab through its own API: `federate` over a table of examples, or over lesson 2's clicks.
+"""fedlab through its own API: `federate` over a table of examples, or over lesson 2's clicks."""
 
-A third argument names the engine.
-"""
-
-import sys
 from dataclasses import replace
 
 import torch
@@ -52,13 +48,7 @@ else:
     }
 model = replace(model, init=lambda seed: first)
 settings = Settings(
-    rounds=10_000,
-    cohort=job.cohort,
-    batch_size=job.batch,
-    local_lr=job.rate,
-    engine=sys.argv[3] if len(sys.argv) > 3 else "eager",
-    workers=1,
-    **more,
+    rounds=10_000, cohort=job.cohort, batch_size=job.batch, local_lr=job.rate, workers=1, **more
 )
 rounds = federate(model, data, settings)
 latest = []

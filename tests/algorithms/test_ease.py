@@ -187,7 +187,10 @@ def test_what_does_not_go_together_is_refused(small):
         (run(item_item(11), SGD()), "model='item-item': it is solved for .*; set local='ease'"),
         (run(item_item(11), Implicit()), "implicit needs vectors"),
         (run(item_item(11), Ease(), Krum()), "krum: needs updates that are right number by number"),
-        (run(item_item(11), Ease(), unseen=0.5), "unseen=0.5: nothing in this run reads it beside ease"),
+        (
+            run(item_item(11), Ease(), unseen=0.5),
+            "unseen=0.5: nothing in this run reads it beside ease",
+        ),
         (run(item_item(11), Ease(), uplink=[SecureSum()]), "secure sum: needs a bound"),
     ):
         with pytest.raises(ParameterError, match=said):
