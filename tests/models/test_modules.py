@@ -248,7 +248,7 @@ def test_bad_names_and_wrong_tables_are_refused():
     message = r"film\.wieght='item': no such parameter; did you mean film\.weight\?"
     with pytest.raises(ParameterError, match=message):
         from_module(Films(), inputs, rows={"film.wieght": "item"})
-    message = r"private='film\.weight': only parameters with rows by user or client"
+    message = r"private='film\.weight': only parameters with rows by user, pair or client"
     with pytest.raises(ParameterError, match=message):
         from_module(
             Films(), inputs, rows={"film.weight": "item"}, private=frozenset({"film.weight"})

@@ -244,7 +244,7 @@ def test_lesson_11_turns_regularisation_on_data_of_ones_own(page, tmp_path):
     with lesson(page, tmp_path, "11_bring_your_own", ROUNDS=4) as bench:
         press(bench, "Start")
         reach(page, bench, 8)
-        turn(page, bench, 6, regularisation=9.0)
+        turn(page, bench, 6, regularisation=9)
         stop(bench)
         found = told(page, "(len(r.cohort), r.settings.regularisation, r.metrics['ndcg@10'])")
         assert {clients for clients, *_ in found} == {538}  # of the shop, not of MovieLens

@@ -39,6 +39,7 @@ WITH = {
     "meta": {"model": "user factors"},
     "ease": {"model": "item-item", "least_clicks": 2, "recency": 1.0},
     "item-item": {"local": "ease"},
+    "fedrap": {"model": "additive items"},
     "item counts": {"model": "popularity"},
     "pair counts": {"model": "genre pairs"},
     "popularity": {"local": "item counts"},

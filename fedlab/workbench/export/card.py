@@ -118,7 +118,7 @@ def card(
             "left out": dict(left_out or {}),
         },
         "load": how_to_load(experiment.model, experiment.split),
-        "settings": {"fedlab": VERSION, "settings": settings},
+        "settings": {"fedlab": VERSION, "whole": True, "settings": settings},
         "training": training(experiment, done, records),
         "data": described_data(experiment),
         "metrics": metrics_beside(experiment, done, baselines),
