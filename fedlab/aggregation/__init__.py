@@ -2,6 +2,7 @@
 
 from fedlab.aggregation.adapters import MeanOfProducts, product_error
 from fedlab.aggregation.distillation import Distilled, distil, ensemble
+from fedlab.aggregation.matching import Matched, hidden_layers
 from fedlab.aggregation.mean import (
     Hierarchical,
     MeanOfHolders,
@@ -41,6 +42,7 @@ __all__ = [
     "Hierarchical",
     "Judge",
     "Krum",
+    "Matched",
     "MeanOfHolders",
     "MeanOfProducts",
     "NoDeltaError",
@@ -55,6 +57,7 @@ __all__ = [
     "as_update",
     "distil",
     "ensemble",
+    "hidden_layers",
     "joined_updates",
     "judge",
     "krum_scores",

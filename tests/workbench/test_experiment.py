@@ -45,6 +45,7 @@ WITH = {
     "popularity": {"local": "item counts"},
     "genre pairs": {"local": "pair counts"},
     "mean of products": {"model": "lora", "layers": 1},
+    "matched": {"model": "content"},
     "lora": {"layers": 1},
     "equal": {"platforms": 4},
     "by activity": {"platforms": 4},
