@@ -287,6 +287,8 @@ def _one(runs: Runs, job: Job, rounds: int) -> bool:
     _drive(job, rounds, runs, lambda: _words_of(_last(runs)))
     run = _last(runs)
     _table([run])
+    if why := run.rounds[-1].ended:
+        print(f"{run.name} ended early, after round {run.rounds[-1].number}: {why}.")
     if lost := run.records[-1].get("rejected"):
         ((why, times),) = Counter(lost.values()).most_common(1)
         print(f"In the last round {len(lost)} clients did not count ({times}: {why}).")

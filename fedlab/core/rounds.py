@@ -15,6 +15,8 @@ from fedlab.core.knobs import require
 from fedlab.core.settings import Settings
 from fedlab.core.tree import Tree, one_thread
 
+STOPPING = "stop early"  # where a Round's state has the best value so far, and how long ago it was
+
 
 @dataclass(frozen=True, eq=False)
 class Round:
@@ -27,7 +29,7 @@ class Round:
     client -> why it does not count. skipped: why the model did not change, or ''. clock: simulated
     seconds since the start. state: what the server keeps beside the parameters, to go on from.
     engine: how local steps ran, and why where not as asked. warning: of settings that
-    cannot learn, or ''.
+    cannot learn, or ''. ended: why `stop_early` ended the run with this Round, or ''.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Round:
     state: Mapping[str, Any] = field(default_factory=dict)
     engine: str = ""
     warning: str = ""
+    ended: str = ""
 
     @property
     def loss(self) -> float:
@@ -71,20 +74,50 @@ def measured(
 
 
 def stop_early(
-    rounds: Iterable[Round], metric: str, mode: str, patience: int = 5
+    rounds: Iterable[Round],
+    metric: str,
+    mode: str,
+    patience: int = 5,
+    *,
+    target: float | None = None,
+    start: Round | None = None,
 ) -> Iterator[Round]:
-    """Pass Rounds on until `metric` has not improved for `patience` measured rounds.
+    """Pass Rounds on until `metric` reaches `target`, or has not improved for `patience` of them.
 
-    mode: whether 'min' or 'max' is better.
+    Whichever comes first ends the stream, and the last Round says so in `ended`. Only Rounds that
+    measure the metric count. mode: whether 'min' or 'max' is better. patience: 1 or more; beside a
+    target also 0, for as long as it takes. start: the Round that these Rounds go on from, whose
+    count is taken up. Raises `ParameterError` for other values, and for a start that had ended.
+
+    >>> scores = iter([0.1, 0.3, 0.5, 0.6])
+    >>> every = (Round(n, Settings(), {}, metrics={"ndcg": next(scores)}) for n in range(1, 5))
+    >>> *_, last = stop_early(every, "ndcg", "max", target=0.5)
+    >>> last.number, last.ended
+    (3, 'ndcg has reached 0.5')
     """
-    require(patience >= 1, "patience", patience, "choose 1 or more")
-    best, since = -math.inf, 0
+    sign = _sign(mode)
+    fix = "choose 1 or more; 0, for as long as it takes, goes with a target"
+    require(patience >= (target is None), "patience", patience, fix)
+    require(target is None or math.isfinite(target), "target", target, "choose a finite number")
+    goal = math.inf if target is None else sign * target
+    seen = dict(start.state.get(STOPPING, {})) if start else {}
+    best, since = seen.get(metric, (-math.inf, 0))
+
+    def why() -> str:
+        if best >= goal:
+            return f"{metric} has reached {target:g}"
+        tired = 0 < patience <= since
+        return f"{metric} has not improved for {since} measured rounds" * tired
+
+    fix = f"the run had ended: {why()}; ask for more, or begin another run"
+    require(not why(), "start", f"Round {start.number if start else 0}", fix)
     for done in rounds:
-        yield done
         if metric in done.metrics:
-            value = _sign(mode) * done.metrics[metric]
+            value = sign * done.metrics[metric]
             best, since = (value, 0) if value > best else (best, since + 1)
-        if since >= patience:
+            seen = {metric: (best, since)}
+        yield replace(done, state={**done.state, STOPPING: seen}, ended=why())
+        if why():
             return
 
 

@@ -38,6 +38,7 @@ from fedlab.core import (
     register,
     require,
     several,
+    stop_early,
     to,
     turned,
     unread,
@@ -151,6 +152,35 @@ class Choices(Part):
         usual=(9, 999),
         group="measuring",
     )
+    stop_at: float = knob(
+        0.0,
+        0.0,
+        1e6,
+        "",
+        "the run ends once stop_by has reached this on validation; 0 for never",
+        live=False,
+        usual=(0.0, 1.0),
+        group="stopping early",
+    )
+    patience: int = knob(
+        0,
+        0,
+        10_000,
+        "measured rounds",
+        "the run ends after so many without a better value of stop_by; 0 for never",
+        live=False,
+        usual=(0, 20),
+        group="stopping early",
+    )
+    stop_by: str = knob(
+        "usual",
+        0,
+        0,
+        "",
+        "the metric that ends a run, such as hr@10; usual: ndcg@10 for clicks, rmse for ratings",
+        live=False,
+        group="stopping early",
+    )
     device: str = knob(
         "cpu", 0, 0, "", "where to train: cpu or cuda", live=False, group="machine and draws"
     )
@@ -158,14 +188,16 @@ class Choices(Part):
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """The knobs that these choices do not read.
 
-        Only clicks are ranked against others. Only a method of gradient steps, on the examples of a
-        federation itself, can fine-tune, unless it predicts in a way of its own.
+        Only clicks are ranked against others. Without a target or patience no metric ends a run.
+        Only a method of gradient steps, on the examples of a federation itself, can fine-tune,
+        unless it predicts in a way of its own.
         """
         local = cast(type[Local], REGISTRY["local"][self.local])
         steps = issubclass(local, LocalSettings) and local.score is Local.score
         plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
         tuned = () if steps and plain else ("personal",)
-        return tuned if self.task == "clicks" else (*tuned, "against")
+        stopping = () if self.stop_at or self.patience else ("stop_by",)
+        return (*tuned, *stopping, *(() if self.task == "clicks" else ("against",)))
 
 
 @dataclass(frozen=True)
@@ -342,6 +374,20 @@ class Experiment:
         own: Score | None = self.local.score(self.model, self.federation, here)
         return own or self._predicts(done.params)
 
+    def stopped(self, rounds: Iterator[Round], start: Round | None) -> Iterator[Round]:
+        """The Rounds until the knobs end them early; `ParameterError` for an unknown metric."""
+        asked, modes = self.choices, dict[str, str]()
+        if not (asked.stop_at or asked.patience):
+            return rounds
+        for metric in self.parts:
+            modes |= metric.modes if isinstance(metric, Metric) else {}
+        name = next(iter(modes), "") if asked.stop_by == "usual" else asked.stop_by
+        fix = f"choose one that the run measures: {', '.join(modes) or 'it has none'}"
+        require(name in modes, "stop_by", asked.stop_by, fix)
+        return stop_early(
+            rounds, name, modes[name], asked.patience, target=asked.stop_at or None, start=start
+        )
+
     def measure(self, done: Round) -> dict[str, float]:
         """The validation metrics of a Round."""
         found: dict[str, float] = {}
@@ -466,7 +512,7 @@ def stream(
         ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
         device=made.choices.device,
     )
-    return measured(rounds, made.measure, made.choices.measure_every)
+    return made.stopped(measured(rounds, made.measure, made.choices.measure_every), start)
 
 
 _USERS = Settings(rounds=60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal")

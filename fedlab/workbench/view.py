@@ -403,6 +403,11 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
         why = Counter(last["rejected"].values()).most_common(1)[0]
         text += f"; {len(last['rejected'])} clients did not count ({why[1]}: {why[0]})"
     text += f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else ""
-    text += f"; {run.rounds[-1].warning}" if run.rounds and run.rounds[-1].warning else ""
-    _, _, why_stacked = run.rounds[-1].engine.partition("eager: ") if run.rounds else ("", "", "")
-    return text + (f"; clients are stacked: {why_stacked}" if why_stacked else "")
+    return text + (_told(run.rounds[-1]) if run.rounds else "")
+
+
+def _told(last: Round) -> str:
+    """What a Round has to say: a warning, why the run ended early, why clients are stacked."""
+    _, _, why = last.engine.partition("eager: ")
+    said = last.warning, last.ended, why and f"clients are stacked: {why}"
+    return "".join(f"; {words}" for words in said if words)

@@ -1,5 +1,7 @@
 """Functions from a stream of Rounds to another, or to one of them."""
 
+import math
+
 import pytest
 import torch
 
@@ -28,6 +30,50 @@ def test_rounds_without_the_metric_do_not_stop_a_run():
     assert [done.number for done in stop_early(every, "x", "max", patience=2)] == list(range(1, 7))
 
 
+def scored(*values, first=1):
+    """Rounds with these values of a metric, the last of which none should ask for in vain."""
+    for number, value in enumerate(values, first):
+        metrics = {} if value is None else {"x": value}
+        yield Round(number, Settings(), {}, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "patience", "target", "ends", "said"),
+    [
+        ("max", (0.1, 0.4, 0.5, 0.9), 5, 0.5, 3, "x has reached 0.5"),
+        ("min", (1.2, 1.0, 0.99, 0.5), 5, 1.0, 2, "x has reached 1"),
+        ("max", (0.1, 0.1, 0.05, 0.9), 2, 0.5, 3, "x has not improved for 2 measured rounds"),
+        ("max", (0.1, 0.0, 0.0, 0.0, 0.0, 0.0), 0, 0.5, 6, ""),
+        ("max", (0.1, None, None, 0.2, None, 0.6), 1, 0.5, 6, "x has reached 0.5"),
+        ("max", (math.nan, math.nan, 0.7), 2, None, 2, "x has not improved for 2 measured rounds"),
+    ],
+)
+def test_a_run_ends_at_its_target_or_when_patience_is_out(
+    mode, values, patience, target, ends, said
+):
+    kept = list(stop_early(scored(*values), "x", mode, patience, target=target))
+    assert (kept[-1].number, kept[-1].ended) == (ends, said)
+    assert not any(done.ended for done in kept[:-1])
+
+
+def test_a_run_that_goes_on_counts_as_if_it_had_not_been_cut():
+    values = (0.3, 0.2, 0.25, 0.2, 0.9)
+    whole = list(stop_early(scored(*values), "x", "max", patience=3))
+    assert len(whole) == 4
+    for cut in (1, 2, 3):
+        start = whole[cut - 1]
+        rest = list(
+            stop_early(scored(*values[cut:], first=cut + 1), "x", "max", patience=3, start=start)
+        )
+        assert [done.number for done in rest] == [done.number for done in whole[cut:]]
+        assert rest[-1].ended == whole[-1].ended
+        assert rest[-1].state == whole[-1].state
+    with pytest.raises(ParameterError, match="start='Round 4': the run had ended: x has not impro"):
+        next(stop_early(scored(1.0), "x", "max", patience=3, start=whole[-1]))
+    more = stop_early(scored(1.0, first=5), "x", "max", patience=4, start=whole[-1])
+    assert next(more).ended == ""  # who asks for more may go on
+
+
 def test_a_round_may_be_kept_without_its_weight():
     (done,) = rounds(1)
     assert (done.light().params, done.light().state, done.light().number) == ({}, {}, 1)
@@ -39,8 +85,12 @@ def test_a_round_may_be_kept_without_its_weight():
 def test_bad_arguments_name_the_fix():
     with pytest.raises(ParameterError, match="metric='auc': no Round has it; measure it with"):
         best_round(rounds(2), "auc", "max")
-    with pytest.raises(ParameterError, match="patience=0"):
+    with pytest.raises(ParameterError, match="patience=0: choose 1 or more; 0, for as long"):
         next(stop_early([], "x", "max", 0))
+    with pytest.raises(ParameterError, match="patience=-1"):
+        next(stop_early([], "x", "max", -1, target=0.5))
+    with pytest.raises(ParameterError, match="target=nan: choose a finite number"):
+        next(stop_early([], "x", "max", target=math.nan))
     with pytest.raises(ParameterError, match="every=0"):
         next(measured([], dict, 0))
     with pytest.raises(ParameterError, match="mode='lowest': write 'min'"):
