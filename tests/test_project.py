@@ -53,6 +53,7 @@ def test_results_have_the_agreed_form():
         "speed",
         "quality",
         "leak",
+        "catalogues",
         "peers",
         "round",
         "gpu",

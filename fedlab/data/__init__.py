@@ -40,9 +40,11 @@ from fedlab.data.partition import (
     Equal,
     OnePerUser,
     by_activity,
+    by_catalogue,
     by_genre,
     equal,
     favourite_genre,
+    main_genres,
     one_per_user,
 )
 from fedlab.data.sources import Columns, Stored, synthesise
@@ -79,6 +81,7 @@ __all__ = [
     "asked_for",
     "at_least",
     "by_activity",
+    "by_catalogue",
     "by_genre",
     "cache_folder",
     "clicks",
@@ -95,6 +98,7 @@ __all__ = [
     "layout_of",
     "leave_one_out",
     "load",
+    "main_genres",
     "of_users",
     "one_per_user",
     "own_rows",

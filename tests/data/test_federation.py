@@ -14,10 +14,12 @@ from fedlab.data import (
     DataError,
     Federation,
     by_activity,
+    by_catalogue,
     by_genre,
     equal,
     favourite_genre,
     fingerprint,
+    main_genres,
     one_per_user,
     unseen,
 )
@@ -110,6 +112,52 @@ def test_activity_sorts_platforms_and_alpha_sets_their_taste(split):
     assert spread(0.05) > 2 * spread(100)
     assert torch.equal(by_genre(split.train, 5, 0.3, 1), by_genre(split.train, 5, 0.3, 1))
     assert not torch.equal(by_genre(split.train, 5, 0.3, 1), by_genre(split.train, 5, 0.3, 2))
+
+
+def test_people_are_other_users_on_each_platform_of_a_divided_catalogue():
+    """Person 0 is on both platforms, 1 on the second alone, 2 too seldom on the first."""
+    seen = tiny([0, 0, 0, 1, 1, 2, 2, 2], [0, 2, 1, 1, 3, 0, 1, 3], values=range(8))
+    platform = torch.tensor([0, 1, 0, 1])
+    found, owner = by_catalogue(seen, platform)
+    assert found.catalogue.user_ids == ("u0 on 0", "u0 on 1", "u1 on 1", "u2 on 0", "u2 on 1")
+    assert owner.tolist() == [0, 1, 1, 0, 1]
+    assert found.users.tolist() == [0, 0, 1, 2, 2, 3, 4, 4]
+    for name in ("items", "values", "times"):
+        assert torch.equal(getattr(found, name), getattr(seen, name))
+    assert torch.equal(owner[found.users], platform[found.items])  # nobody meets another's items
+    often, owner = by_catalogue(seen, platform, least=2)
+    assert often.catalogue.user_ids == ("u0 on 0", "u1 on 1", "u2 on 1")
+    assert (owner.tolist(), often.values.tolist()) == ([0, 1, 1], [0, 1, 3, 4, 6, 7])
+    assert len(Federation(often, owner)) == 2
+
+
+def test_a_catalogue_is_divided_by_each_items_rarest_genre(split):
+    films = tiny([0, 0, 0, 0, 0], [0, 1, 2, 3, 4]).catalogue
+    genres = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 0, 0], [1, 1, 0]]).bool()
+    films = replace(films, columns=films.columns | {"categories": genres})
+    # of 5, 2 and 1 films: main ones are 1, 0, 2, 0, 1; two each for the first two, then the third
+    assert main_genres(films, 3).tolist() == [1, 0, 2, 0, 1]
+    assert main_genres(films, 2).tolist() == [1, 0, 0, 0, 1]
+    with pytest.raises(ParameterError, match="platforms=4: choose a whole number from 1 to 3"):
+        main_genres(films, 4)
+    for count in (1, 5, 12):
+        assert main_genres(split.train.catalogue, count).unique().tolist() == list(range(count))
+
+
+def test_what_is_no_division_of_a_catalogue_is_refused():
+    seen = tiny([0, 0, 1], [0, 1, 1])
+    with pytest.raises(ParameterError, match=r"platform=\(\(3,\), 'torch.int64'\): give the platf"):
+        by_catalogue(seen, torch.tensor([0, 1, 1]))
+    with pytest.raises(ParameterError, match="platform="):
+        by_catalogue(seen, torch.tensor([0, -1]))
+    with pytest.raises(ParameterError, match="platform="):
+        by_catalogue(seen, torch.tensor([0.0, 1.0]))
+    with pytest.raises(ParameterError, match="least=0: choose 1 or more"):
+        by_catalogue(seen, torch.tensor([0, 1]), least=0)
+    with pytest.raises(ParameterError, match=r"least=2: no user of platform \[0\] has so many"):
+        by_catalogue(seen, torch.tensor([0, 1]), least=2)
+    with pytest.raises(ParameterError, match=r"least=1: no user of platform \[1\] has so many"):
+        by_catalogue(seen, torch.tensor([0, 2]))
 
 
 def test_bad_federations_are_refused(split):
