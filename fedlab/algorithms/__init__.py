@@ -8,6 +8,7 @@ from fedlab.algorithms.meta import METHODS, Meta, with_rates
 from fedlab.algorithms.participation import Membership, Participation, Synchronous, sample
 from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, newcomers
 from fedlab.algorithms.published import (
+    DPALS,
     AdditiveItems,
     FedRAP,
     PersonalScores,
@@ -18,6 +19,7 @@ from fedlab.algorithms.published import (
 from fedlab.algorithms.scaffold import Control, Scaffold
 
 __all__ = [
+    "DPALS",
     "METHODS",
     "AdditiveItems",
     "Buffered",

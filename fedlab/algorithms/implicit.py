@@ -164,13 +164,13 @@ class Implicit(Local):
             fits and context.data.task == "clicks",
             "model",
             model.name,
-            "implicit needs vectors `user` and `item`, on clicks; take matrix factorisation",
+            f"{self.name} needs vectors `user` and `item`, on clicks; take matrix factorisation",
         )
         require(
             self.mean_clicks > 0 or not context.private,
             "mean_clicks",
             self.mean_clicks,
-            "implicit would take the mean over clients, which noise in what they send does not "
+            f"{self.name} would take the mean over clients, which noise in what they send does not "
             "hide; tell it what is known without them, say 20",
         )
 
@@ -191,7 +191,7 @@ class Implicit(Local):
         for here in cohort.split(GROUP_SIZE):
             clicks, owners = clicked(context.data, here)
             vectors, item, losses = solver.gradients(clicks)
-            client, films, owners = (t.to(item.device) for t in (*_rows(clicks), owners))
+            client, films, owners = (t.to(item.device) for t in (*click_rows(clicks), owners))
             clients, ones = torch.arange(len(here), device=item.device), torch.ones_like(losses)
             outer, none = vectors[:, :, None] * vectors[:, None], torch.zeros_like(owners)
             sent = {
@@ -298,7 +298,7 @@ class Implicit(Local):
         """
         clicks, owners = clicked(data, torch.arange(len(data)))
         if self.recency:
-            client, films = _rows(clicks)
+            client, films = click_rows(clicks)
             mine = recent(data.train, self.recency)[data.rows(owners[client], films)]
             clicks = clicks._replace(weights=mine.numpy())
         users = params["user"].clone()
@@ -351,7 +351,7 @@ class Plain:
     def gradients(self, clicks: Clicks) -> tuple[Tensor, Tensor, Tensor]:
         """The vectors (C, D), negative half gradients of the items clicked (n, D), losses (C,)."""
         vectors = self.vectors(clicks)
-        client, films = (column.to(vectors.device) for column in _rows(clicks))
+        client, films = (column.to(vectors.device) for column in click_rows(clicks))
         mine, rows = vectors.index_select(0, client), self.items.index_select(0, films)
         miss = 1 - (mine * rows).sum(1)
         losses = self.w0 * ((vectors @ self.gram.float()) * vectors).sum(1)
@@ -396,7 +396,7 @@ def clicked(data: Source, cohort: Tensor) -> tuple[Clicks, Tensor]:
     return Clicks(starts, counts, items, none), torch.from_numpy(first).long()
 
 
-def _rows(clicks: Clicks) -> tuple[Tensor, Tensor]:
+def click_rows(clicks: Clicks) -> tuple[Tensor, Tensor]:
     """(client (n,), item (n,)) of all clicks, client after client."""
     starts, counts = torch.from_numpy(clicks.starts), torch.from_numpy(clicks.counts)
     client, rows = own_rows(torch.arange(len(counts)), starts, counts)

@@ -5,10 +5,12 @@ FedMF (Chai et al. 2020, "Secure federated matrix factorization") is `matrix_fac
 keep the users' vectors private and share the rest, so they need nothing of their own here.
 """
 
+from fedlab.algorithms.published.dpals import DPALS
 from fedlab.algorithms.published.fedrap import AdditiveItems, FedRAP, additive_items
 from fedlab.algorithms.published.pfedrec import PersonalScores, PFedRec, personal_scores
 
 __all__ = [
+    "DPALS",
     "AdditiveItems",
     "FedRAP",
     "PFedRec",
