@@ -19,7 +19,8 @@ could be are taken. Everything behind the noise is the server's own business and
 
 Weights come in two kinds. Of 2021: a client sends its `items_each` rarest items, each with the
 weight 1 / sqrt(items_each). Of 2023, by default: it sends all items, and one that was counted n
-times weighs n ** -rarity, over the length of its weights. Rare items hear of few people, so what
+times weighs n ** -rarity, over the length of its weights; a count below a fifth of the mean is
+taken for that. Rare items hear of few people, so what
 they hear has to be louder. m_i, the mean of c_ui, and s, c_ui of a click, are told by the counts.
 
 It departs from the papers in three things. They shorten a vector p_u that is longer than R, and
@@ -48,6 +49,7 @@ from fedlab.core import Delta, RoundContext, Rows, Update, knob, register, whole
 GROUP = "dpals"
 GRAM = 0.05  # share of the squared length that G has
 LEAST = 1e-3  # clicks that an item has, whatever noise made of its count
+RARE = 0.2  # of the mean count of those learned: below it, counts are taken for noise
 
 
 @register
@@ -171,8 +173,7 @@ class DPALS(Implicit):
         self, client: Tensor, films: Tensor, count: Tensor, clients: int
     ) -> tuple[Tensor, Tensor]:
         """(n,) the weight of each click, and whether it is sent."""
-        kept = self._learned(count)[films]
-        often = count[films]
+        kept, often = self._learned(count)[films], count[films]
         if self.items_each:
             order = often.where(kept, torch.inf).argsort(stable=True)
             order = order[client[order].argsort(stable=True)]
@@ -181,9 +182,15 @@ class DPALS(Implicit):
             place[order] = torch.arange(len(order), device=order.device)
             kept &= place - (own.cumsum(0) - own)[client] < self.items_each
             return torch.full_like(often, self.items_each**-0.5), kept
-        raw = often.clamp(min=1) ** -self.rarity * kept
+        raw = self._loud(count, self._learned(count))[films] * kept
         length = raw.new_zeros(clients).index_add_(0, client, raw.square()).sqrt()
         return raw / length.clamp(min=1e-12)[client], kept
+
+    def _loud(self, count: Tensor, learned: Tensor) -> Tensor:
+        """(I,) how much an item weighs beside others of a user, given counts (I,)."""
+        least = RARE * float(count[learned].mean())
+        loud: Tensor = count.clamp(min=max(LEAST, least)) ** -self.rarity
+        return loud
 
     def _learned(self, count: Tensor) -> Tensor:
         """(I,) whether an item is among those that were counted most."""
@@ -222,7 +229,7 @@ class DPALS(Implicit):
         some = count.double().clamp(min=LEAST)
         weight = some / len(context.data)  # m
         if not self.items_each:
-            loud = some.clamp(min=1) ** -self.rarity
+            loud = self._loud(count.double(), torch.ones_like(count, dtype=torch.bool))
             weight *= loud / ((some * loud.square()).sum() / some.sum()).sqrt()
         click = weight.sum() / (w0 * len(items) / self.unseen)  # s, by the mean of clicks
         unseen = w0 * click * second_moments(gram[None], items.shape[1])
@@ -244,7 +251,7 @@ def pairs(dim: int) -> int:
 def packed(vectors: Tensor) -> Tensor:
     """(n, E) the upper triangles of p p' for vectors p (n, D), as long as p p' as a whole.
 
-    >>> packed(torch.tensor([[1.0, 2.0]])).square()  # the squares of 1, 2, 2 and 4
+    >>> packed(torch.tensor([[1.0, 2.0]])).square().round()  # the squares of 1, 2, 2 and 4
     tensor([[ 1.,  8., 16.]])
     """
     first, second, size = _triangle(vectors, vectors.shape[1])
