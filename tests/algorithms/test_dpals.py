@@ -21,6 +21,7 @@ from fedlab.data import Federation, by_activity, one_per_user
 from fedlab.evaluation import candidates, clicked, popularity, ranking
 from fedlab.models import matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise, Ledger, SecureSum, plain_sum
+from fedlab.workbench import stream
 
 STRONG = {"unseen": 1.0, "regularisation": 0.5}  # for so few users
 NOISY = {"mean_clicks": 4.0, "delta": 0.01, "teaching_seed": 0, "sampling": "poisson"}
@@ -245,7 +246,7 @@ def test_what_cannot_be_is_refused(small, data):
         asked = {"cohort": len(data), **turned}
         return federate(model, data, asked, local=DPALS(), uplink=uplink, aggregate=aggregate)
 
-    for stream, said in (
+    for refused, said in (
         (run(uplink=noise, **private), r"mean_clicks=0\.0: dpals would take the mean.*say 20"),
         (run(personal_scores(15, 11, 3)), "dpals needs vectors `user` and `item`"),
         (run(data=platforms), "data='platforms': implicit solves one user at each client"),
@@ -258,7 +259,21 @@ def test_what_cannot_be_is_refused(small, data):
         (run(moments=0.99), "moments=0.99"),
     ):
         with pytest.raises(ParameterError, match=said):
-            next(stream)
+            next(refused)
+
+
+def test_the_workbench_offers_it_with_its_account(tiny_settings):
+    turned = {"mean_clicks": 12.0, "delta": 0.01, "noise": 2.0, "teaching_seed": 0}
+    asked = Settings(
+        **tiny_settings | {"cohort": 24, "rounds": 3},
+        **turned,
+        local="dpals",
+        uplink="clip + gaussian noise",
+        sampling="poisson",
+    )
+    *_, last = stream(lambda: asked)
+    assert {"epsilon", "hr@10"} <= last.metrics.keys()
+    assert last.state["ledger"]["releases"] == {(2.0, 1.0, "poisson"): 3}
 
 
 def test_users_of_one_item_and_items_of_nobody():

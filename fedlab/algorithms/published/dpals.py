@@ -7,26 +7,27 @@ its own user's vector p_u, from all that it clicked, and keeps it. The server so
                                                         b_i = mean_u c_ui p_u
                                                         G   = mean_u p_u p_u'
 
-where all p_u have the length R, or none where R is 0, and c_ui are weights of a user's items whose
-squares add up to 1 at most. So A, b and G of a user have lengths of at most R^2, R and R^2. A
-client sends them as one vector of length 1 or less, of which A and G have fixed shares, and a clip
-of 1 with noise behind it makes the rest: `uplink=[Clip(), GaussianNoise()]`. One such sum in which
-each kind has a share of the squared length is as private as three sums with a noise for each.
+where all p_u have the length R, or are as they were solved where R is 0, and the squares of a
+user's weights c_ui add up to 1 at most. So a user's part of A, b and G has a length of at most R^2,
+R and R^2. A client sends the three as one vector of a length of 1 or less, of whose square each has
+a fixed share. A clip of 1 shortens nobody, and noise behind it makes the rest:
+`uplink=[Clip(), GaussianNoise()]`. One sum with such shares is as private as three sums with a
+noise for each.
 
-The first round counts items, by the same mechanism, sum_u x_u / |x_u|. Only what it counted most
-often is learned; the noise makes A_i matrices that no second moments are, and the nearest that
-could be are taken. Everything behind the noise is the server's own business and costs no privacy.
+The first round counts how often items were clicked, sum_u x_u / |x_u|, in the same way. Only those
+with the largest counts are learned. Noise makes of A_i and G what no second moments are, and the
+nearest matrices that could be are taken for them. What the server does behind the noise costs no
+privacy.
 
-Weights come in two kinds. Of 2021: a client sends its `items_each` rarest items, each with the
-weight 1 / sqrt(items_each). Of 2023, by default: it sends all items, and one that was counted n
-times weighs n ** -rarity, over the length of its weights; a count below a fifth of the mean is
-taken for that. Rare items hear of few people, so what
-they hear has to be louder. m_i, the mean of c_ui, and s, c_ui of a click, are told by the counts.
+Weights come in two kinds. As in 2021, a client sends its `items_each` rarest items, each with the
+weight 1 / sqrt(items_each). As in 2023, and by default, it sends all of them, and an item of count
+n weighs n ** -rarity, over the length of all its weights; n is a fifth of the mean count at least.
+Few people clicked a rare item, and so they have to speak up to be heard above the noise. m_i, the
+mean of c_ui, and s, what c_ui is on average for a click, follow from the counts.
 
-It departs from the papers in three things. They shorten a vector p_u that is longer than R, and
-here short ones become as long: its noise is that of R whatever its length. The two sides of a
-step are regularised as in `implicit`, where the papers have a strength without a unit. And noise
-is one number for all rounds, that of counts among them.
+This differs from the papers in three things. They shorten p_u where it is longer than R; here it
+becomes longer, too, where it is shorter, as its noise is the same. Both sides of a step are
+regularised as in `implicit`. And all rounds have the same noise, that of the counts among them.
 
 Letters: U users, I items, T of them learned, D dimensions, E = D (D + 1) / 2, x_u 1 for the items
 of a user, C clients in a group, n clicks of them.
