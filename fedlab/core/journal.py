@@ -95,9 +95,10 @@ class Journal(dict[str, Tensor]):
                 known = name in self.known or not _in_place(value, delta)
                 rows = sum(len(note.ids) for note in notes)
                 if not known and isinstance(delta, Rows) and rows + len(delta.ids) < len(value):
-                    note = _Behind(after, delta.ids, move_rows(value, delta, rate))
+                    note = _Behind(after, delta.ids, value.index_select(0, delta.ids))
                     self._noted(name, note)
                     notes.add(note)
+                    move_rows(value, delta, rate)  # noted before: Ctrl-C may come in between
                 else:
                     dict.__setitem__(after, name, moved(value, delta, rate, used_up=True))
                     after.noted[name] = WeakSet()

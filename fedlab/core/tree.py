@@ -260,19 +260,15 @@ def moved(value: Tensor, delta: Tensor | Rows, rate: float, *, used_up: bool = F
     return value.index_add(0, delta.ids, delta.values * rate)
 
 
-def move_rows(value: Tensor, delta: Rows, rate: float) -> Tensor:
-    """Move rows of a parameter in place, each of them once; returns what they were (R, ...)."""
+def move_rows(value: Tensor, delta: Rows, rate: float) -> None:
+    """Move rows of a parameter in place, each of them once."""
     fit = delta.values.shape[1:] == value.shape[1:] and delta.ids.dtype == torch.int64
     if loops := fit and _loops(value, delta.values):
-        old = torch.empty_like(delta.values)
-        flat = [each.view(len(each), -1) for each in (value, delta.values, old)]
-        given = [each.numpy() for each in (flat[0], delta.ids, flat[1])]
-        if not loops.step_rows(*given, rate, flat[2].numpy()):
+        flat = [each.view(len(each), -1) for each in (value, delta.values)]
+        if not loops.step_rows(flat[0].numpy(), delta.ids.numpy(), flat[1].numpy(), rate):
             raise IndexError("index out of range: a row does not exist")
-        return old
-    old = value.index_select(0, delta.ids)
-    value.index_copy_(0, delta.ids, old + delta.values * rate)
-    return old
+        return
+    value.index_copy_(0, delta.ids, value.index_select(0, delta.ids) + delta.values * rate)
 
 
 def whole(delta: Tensor | Rows, like: Tensor) -> Tensor:

@@ -38,12 +38,13 @@ from fedlab.core import (
     joined,
     made_with,
     register,
+    require,
 )
 from fedlab.data import Source
 from fedlab.engine import fused, gpu
 from fedlab.engine.backends import check_engine
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.engine.step import Work, kept, puts_off, run, stepwise
+from fedlab.engine.step import Work, check_rows, kept, puts_off, run, stepwise
 from fedlab.models import Model
 
 
@@ -131,11 +132,9 @@ def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> di
     }
     for name, kind in model.rows.items():
         if kind not in held:
-            size = len(params[name])
-            keys, index = torch.unique(
-                batches.owner[:, None] * size + as_tensor(batches.columns[kind]),
-                return_inverse=True,
-            )
+            size, column = len(params[name]), as_tensor(batches.columns[kind])
+            check_rows(kind, column, size)
+            keys, index = torch.unique(batches.owner[:, None] * size + column, return_inverse=True)
             client = keys // size
             ends = torch.bincount(client, minlength=clients).cumsum(0)
             live = ends[torch.tensor(batches.active) - 1].tolist()
@@ -254,6 +253,12 @@ def updates(
             yield from fused.updates(model, data, params, cohort, local, keys, correction)
             return
         train = gpu.train_cohort
+    require(
+        bool((weights.diff() <= 0).all()),
+        "cohort",
+        cohort[:8].tolist(),
+        "the clients with most examples come first here; order it by `data.counts`",
+    )
     train = train or train_cohort
     if local.engine not in ("eager", "fused"):
         check_engine(local.engine, device)

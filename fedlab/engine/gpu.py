@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlab.core import Lookup, Rows, Summed, Tree, Update
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.engine.step import kept
+from fedlab.engine.step import check_rows, kept
 from fedlab.models import Model
 
 WIDEST = 128  # examples of a batch, dimensions, inputs, hidden units: what registers have room for
@@ -237,8 +237,9 @@ def _room(size: int, least: int = 1) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def _held(client: Tensor, column: Tensor, height: int, clients: int) -> HeldRows:
+def _held(kind: str, client: Tensor, column: Tensor, height: int, clients: int) -> HeldRows:
     """The rows of a table of this height that column (n,) of the examples looks up."""
+    check_rows(kind, column, height)
     keys, place = torch.unique(client * height + column, return_inverse=True)
     owner = keys // height
     starts = torch.searchsorted(owner, torch.arange(clients + 1, device=owner.device))
@@ -263,7 +264,7 @@ def _factors(job: Job) -> tuple[dict[str, Rows], dict[str, Tensor]]:
 
     model, params, local, clients = job.model, job.params, job.local, len(job.cohort)
     kinds = {
-        kind: _held(job.examples["client"], job.examples[kind], len(params[kind]), clients)
+        kind: _held(kind, job.examples["client"], job.examples[kind], len(params[kind]), clients)
         for kind in ("item", "user")
     }
     of = {name: kinds[model.rows[name]] for name in TABLES}

@@ -78,8 +78,10 @@ def slopes(y, target, clicks: tl.constexpr):
     """The slope of each example's loss by its prediction, and the loss."""
     if clicks:
         small = tl.exp(-tl.abs(y))
-        chance = tl.where(y >= 0, 1 / (1 + small), small / (1 + small))
-        return chance - target, tl.maximum(y, 0) - y * target + tl.log(1 + small)
+        likely, other = 1 / (1 + small), small / (1 + small)
+        slope = tl.where(y >= 0, likely, other) * (1 - target)
+        slope -= tl.where(y >= 0, other, likely) * target
+        return slope, tl.maximum(y, 0) - y * target + tl.log(1 + small)
     away = y - target
     return 2 * away, away * away
 

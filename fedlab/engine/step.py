@@ -191,6 +191,18 @@ def _plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
     return x + y * factor if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
+def check_rows(kind: str, column: Tensor, size: int) -> None:
+    """Raise `ParameterError` for row numbers that a table of this size has not.
+
+    They would be taken for rows of the client beside.
+    """
+    for bad in (int(column.min()), int(column.max())):
+        fix = (
+            f"the model has {size} rows of {kind}s, counted from 0; correct the column, or make it"
+        )
+        require(0 <= bad < size, kind, bad, f"{fix} with more")
+
+
 def build(
     model: Model,
     optimizer: str,

@@ -10,6 +10,8 @@ Letters: R rows, D numbers in each, C clients.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,25 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             return njit(nogil=True, **options)(function)
 
     return wrap
+
+
+def forget_stale(package: Path) -> None:
+    """Delete compiled code that is older than a source beside it.
+
+    numba compares it with the file of the function alone, and not with those that it calls.
+    """
+    kept = list(package.rglob("__pycache__/*.nbi"))
+    sources = [
+        path for folder in {index.parents[1] for index in kept} for path in folder.glob("*.py")
+    ]
+    newest = max((path.stat().st_mtime for path in sources), default=0.0)
+    for index in kept:
+        with suppress(OSError):  # somebody else's, or gone by now
+            if index.stat().st_mtime < newest:
+                index.unlink()
+
+
+forget_stale(Path(__file__).parents[2])
 
 
 @compiled()
@@ -120,10 +141,8 @@ def merged(ids: np.ndarray, values: np.ndarray, height: int) -> tuple[np.ndarray
 
 
 @compiled()
-def step_rows(
-    out: np.ndarray, ids: np.ndarray, values: np.ndarray, rate: float, old: np.ndarray
-) -> bool:
-    """Move the rows ids (R,), each once, by `rate` times values (R, D); old: what they were.
+def step_rows(out: np.ndarray, ids: np.ndarray, values: np.ndarray, rate: float) -> bool:
+    """Move the rows ids (R,), each once, by `rate` times values (R, D).
 
     False for a row that is not there; then nothing has moved.
     """
@@ -134,7 +153,6 @@ def step_rows(
     for r in range(len(ids)):
         row = ids[r]
         for j in range(out.shape[1]):
-            old[r, j] = out[row, j]
             out[row, j] += values[r, j] * share
     return True
 
