@@ -315,9 +315,9 @@ class Implicit(Local):
         weights (n,): of the clicks, as `recent` says. The vector is solved as a client solves its
         own. data: the federation that was trained, of which only the mean of clicks is read.
         """
-        films = params["item"]
-        one, count = np.zeros(1, np.int64), np.array([len(items)])
-        clicks = Clicks(one, count, items.numpy().astype(np.int32), weights.float().numpy())
+        films, order = params["item"], items.argsort()
+        own, mine = items[order].numpy().astype(np.int32), weights[order].float().numpy()
+        clicks = Clicks(np.zeros(1, np.int64), np.array([len(own)]), own, mine)
         vector = self._solver(films, self.strength(data, len(films))).vectors(clicks)
         everybody = torch.arange(len(films))
         score = scorer(model, params | {"user": vector}, torch.zeros(1, dtype=torch.int64))

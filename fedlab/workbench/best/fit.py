@@ -204,6 +204,7 @@ def _handed_over(
     return Best(
         report=text(rows, facts),
         table=tuple(rows),
+        method=facts.winner,
         settings=settings,
         objective=objective,
         cancelled=cancelled,

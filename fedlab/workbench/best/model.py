@@ -34,12 +34,14 @@ class Best:
     """The best federated model for some data, trained on all of them.
 
     report: what it is worth, beginning with whether it beats popularity. table: the same as rows.
-    settings: those that train it again. objective: what chose them. cancelled: whether the search
-    was. folder: where the runs of the search lie, its own among them, called `run`.
+    method: its name there. settings: those that train it again. objective: what chose them.
+    cancelled: whether the search was. folder: where the runs of the search lie, its own, `run`,
+    among them.
     """
 
     report: str
     table: tuple[Row, ...]
+    method: str
     settings: Settings
     objective: str
     cancelled: bool
