@@ -10,6 +10,7 @@ once. The clicks are made as `made` says, with times of no meaning left out.
 
 import argparse
 import os
+import resource
 import time
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,11 +87,19 @@ def figures(prefix: str, best: Best, minutes: float, quick: bool) -> dict[str, d
     return found
 
 
+def core_minutes() -> float:
+    """What this process and those that it waited for have had of cores."""
+    every = (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in every) / 60
+
+
 def minutes_of(name: str, size: tuple[int, int, int], goal: float, quick: bool) -> dict[str, dict]:
     """How long it takes on made clicks of a size."""
-    data = made(*size)
+    data, before = made(*size), core_minutes()
     _, minutes = fitted(data, "sampled", quick)
-    note = f"{len(data):,} made clicks, {os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}"
+    spent = f"{core_minutes() - before:.1f} core minutes"
+    load = f"{os.cpu_count()} cores with load {os.getloadavg()[2]:.0f}"
+    note = f"{len(data):,} made clicks, {spent}, {load}"
     return {
         f"tune_{name}_minutes": entry(
             minutes, "min", goal, higher=False, seeds=1, note=note + ", quick" * quick

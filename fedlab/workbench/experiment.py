@@ -19,6 +19,7 @@ from fedlab.core import (
     MADE_ONCE,
     REGISTRY,
     Aggregation,
+    DataError,
     Dataset,
     Local,
     Metric,
@@ -477,6 +478,11 @@ def _split(which: _Which, task: str) -> Split:
         return standardise(split_by_time(every))
     short = int((every.user_counts() < 3).sum())
     if short and which.part is None:
+        if short == every.user_count:
+            raise DataError(
+                f"data={which.name!r}: no user has 3 interactions, of which two are kept apart to "
+                "measure; give more of each user, or train_on='everything'"
+            )
         said = f"{short:,} users with fewer than 3 interactions are left out"
         every = replace(at_least(every, users=3)[0], notes=(*every.notes, said))
     return leave_one_out(every)

@@ -9,13 +9,14 @@ from conftest import tiny
 from safetensors.torch import load_file
 
 from fedlab.__main__ import main
-from fedlab.core import DataError, ParameterError
+from fedlab.core import DataError, ParameterError, Settings
 from fedlab.data import from_arrays, leave_one_out, of_users, recent
 from fedlab.evaluation import Unmet, candidates, gains, interval, popularity, ranking
-from fedlab.workbench import Experiment, Runs, better, fit_best
+from fedlab.workbench import Experiment, Runs, better, fit_best, stream
 from fedlab.workbench.best.methods import federated, least_clicks, pooled
 from fedlab.workbench.best.report import Facts, Row, chance, verdict
 from fedlab.workbench.best.search import Budget
+from fedlab.workbench.export import export_model
 from fedlab.workbench.runs.log import LOG
 
 USERS, ITEMS, OWN = 60, 40, 8
@@ -248,7 +249,7 @@ def test_a_time_is_a_budget_too(tasteful, tmp_path):
     best = quiet(tasteful, budget="1 s", folder=tmp_path)
     trials = int(best.report.split(" federated trials")[0].split()[-1])
     assert trials >= 4  # as many are proposed together, whatever the time
-    assert "pooled EASE" in best.report
+    assert f"{trials} federated trials, 12 of pooled baselines" in best.report
 
 
 def test_users_of_one_click_are_left_out_of_the_measure_and_can_be_recommended_to(tmp_path):
@@ -271,7 +272,7 @@ def test_one_user_items_nobody_rated_and_equal_ratings_have_an_answer(tmp_path):
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (tiny([0, 1], [0, 1], times=[0, 1]), "nothing is left"),
+        (tiny([0, 1], [0, 1], times=[0, 1]), "no user has 3 interactions"),
         (tiny([0, 0, 0], [0, 1, 2], times=[0, 1, 2]), "clicked all 3 items"),
     ],
 )
@@ -316,6 +317,22 @@ def test_chance_by_hand():
     # one user has met one item beside the held-out one, so 3 others are left; the other none
     sizes = [sum(1 / math.log2(1 + r) for r in range(1, n + 1)) / n for n in (4, 5)]
     assert found["full ndcg@10"] == pytest.approx(sum(sizes) / 2)
+
+
+def test_what_trains_on_everything_measures_nothing_and_says_so(tmp_path):
+    (tmp_path / "clicks.csv").write_text("user,item\na,1\na,2\na,3\na,4\nb,1\n")
+    settings = Settings(
+        data=str(tmp_path / "clicks.csv"), train_on="everything", rounds=1, local="implicit"
+    )
+    (done,) = stream(lambda: settings)
+    made = Experiment(settings)
+    assert [len(part) for part in (made.split.train, made.split.validation)] == [5, 0]
+    assert done.metrics == {}
+    place = export_model(made, done, tmp_path / "model")
+    assert "nothing was left on which to measure it" in (place / "card.md").read_text()
+    for name, value in {"against": 9, "measure_every": 2, "full_ranking": "on"}.items():
+        with pytest.raises(ParameterError, match=name):
+            next(stream(lambda turned={name: value}: settings.replace(**turned)))
 
 
 def test_an_interval_is_that_of_the_mean_over_users():

@@ -57,8 +57,8 @@ def fit_best(
     set. objective: 'sampled' or 'full', the ranking whose NDCG@10 chooses; both are reported.
     budget: a number of federated trials, each baseline gets a fourth of them; or a time, such as
     '90 s', '10 min' or '1 h', of which half goes to the federated search and two fifths to the
-    baselines. By default it is 24 trials: a seed then gives the same model on every machine. Four
-    trials are made, and each baseline fitted, whatever the time.
+    baselines. By default it is 24 trials: a seed then gives the same model on every machine. Of
+    each method four trials are made, whatever the time.
     folder: where runs are kept, a temporary one without; what a search left there is not done
     again, so give it to go on, or to add trials. processes: trials that run side by side, 0 for one
     on each core. say: told of each trial. stop: asked after each round; once it says True, or after
@@ -67,13 +67,12 @@ def fit_best(
     Raises `ParameterError` for an objective or a budget that is none, `DataError` for data that
     cannot be ranked, and KeyboardInterrupt where not even one trial is done.
 
-    >>> import tempfile, torch
-    >>> from fedlab.data import load, of_users
-    >>> few = of_users(load(), torch.arange(671) < 40)
+    >>> from fedlab.data import at_least, load
+    >>> few, *_ = at_least(load(), items=100, users=5)
     >>> best = fit_best(few, budget=1, processes=1, say=lambda line: None)
     >>> best.report.split(":")[0]
     'federated iALS beats popularity'
-    >>> len(best.top("1", k=3)), len(best.top(["Toy Story", "Heat"], k=3))
+    >>> len(best.top("1", k=3)), len(best.top(["Toy Story", "Fargo"], k=3))
     (3, 3)
     """
     require(objective in METRICS, "objective", objective, f"choose one of {', '.join(METRICS)}")
@@ -143,7 +142,8 @@ def _searched(search: Search, experiment: Experiment, allowed: Budget, began: fl
     until = [began + share * allowed.seconds for share in SHARES]
     seed = experiment.settings.seed
     yield from search.tune(federated(train), allowed.trials, until[0], seed, {})
-    baselines, part = pooled(train), max(1, allowed.trials // PART)
+    timed = math.isinf(allowed.trials)
+    baselines, part = pooled(train), math.inf if timed else max(1, allowed.trials // PART)
     now = min(until[0], time.monotonic())
     for place, method in enumerate(baselines, 1):
         twin = search.best(method.name.replace("pooled", "federated"))
