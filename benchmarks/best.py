@@ -69,7 +69,7 @@ def figures(prefix: str, best: Best, minutes: float, quick: bool) -> dict[str, d
     middle = "_full" * (best.objective == "full")
     found = {}
     for name, row, goal in (
-        ("fit_best", rows[best.method], top.metrics[metric] - 0.01),
+        ("fit_best", rows[best.method], round(top.metrics[metric] - 0.01, 4)),
         ("best_pooled", top, None),
         ("popularity", rows["popularity"], None),
     ):
@@ -115,8 +115,11 @@ def main() -> None:
     words.add_argument("--only", nargs="*", default=["ml100k", "shop", "made"])
     asked = words.parse_args()
     if "ml100k" in asked.only:
-        found = figures("ml100k", *fitted(str(ml100k()), "full", asked.quick), asked.quick)
-        found["ml100k_full_ndcg10"] = found.pop("ml100k_fit_best_full_ndcg10")
+        best, minutes = fitted(str(ml100k()), "full", asked.quick)
+        found = figures("ml100k", best, minutes, asked.quick)
+        ease = next(row for row in best.table if row.method == "pooled EASE")
+        goal = {"goal": round(ease.metrics["full ndcg@10"], 4)}  # at least EASE's
+        found["ml100k_full_ndcg10"] = found.pop("ml100k_fit_best_full_ndcg10") | goal
         record("quality", found, asked.quick)
     if "shop" in asked.only and asked.shop:
         for objective in METRICS:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -387,3 +389,16 @@ def test_the_command_prints_the_report_and_where_the_model_lies(tasteful, tmp_pa
     assert "something is there already" in capsys.readouterr().err
     assert main(["compare", runs]) == 0
     assert "on everything" in capsys.readouterr().out
+
+
+def test_the_example_of_the_page_on_the_package_runs(tasteful, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "package.md").read_text()
+    (example,) = (e for e in re.findall(r"```python\n(.+?)```", page, re.S) if "fit_best" in e)
+    users, items = {0: "ann"}, {0: "tea", 1: "cup"}
+    pairs = zip(tasteful.users.tolist(), tasteful.items.tolist(), strict=True)
+    rows = [f"{users.get(u, u)},{items.get(i, i)}" for u, i in pairs]
+    monkeypatch.chdir(tmp_path)
+    Path("clicks.csv").write_text("\n".join(["user,item", *rows]))
+    exec(example.replace('budget="10 min"', "budget=1, processes=1"), {})
+    assert "popularity" in capsys.readouterr().out.lower()
+    assert Path("best-model", "card.md").exists()

@@ -188,13 +188,14 @@ class Search:
 
     def _found(self, point: Point) -> Trial | None:
         """The trial of a proposal, if it is done."""
-        if point.method.settings:
-            run = self.run(point.settings)
-            own = {n: run.records[-1][n] for n in METRICS.values()} if run else {}
-            hits = {n: v for n, v in run.records[-1].items() if n.endswith("hr@10")} if run else {}
-            return Trial(point, own | hits, run.id) if run else None
-        metrics = self._kept().get(point.key)
-        return Trial(point, metrics) if metrics else None
+        if not point.method.settings:
+            metrics = self._kept().get(point.key)
+            return Trial(point, metrics) if metrics else None
+        run = self.run(point.settings)
+        if run is None:
+            return None
+        reached = {n: v for n, v in run.records[-1].items() if n.endswith(("hr@10", "ndcg@10"))}
+        return Trial(point, reached, run.id)
 
     def run(self, settings: Settings) -> Run | None:
         """The run of this search that has these settings and is done."""
