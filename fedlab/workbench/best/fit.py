@@ -72,7 +72,7 @@ def fit_best(
     >>> best = fit_best(few, budget=1, processes=1, say=lambda line: None)
     >>> best.report.split(":")[0]
     'federated iALS beats popularity'
-    >>> len(best.top("1", k=3)), len(best.top(["Toy Story", "Fargo"], k=3))
+    >>> len(best.top("2", k=3)), len(best.top(["Toy Story", "Fargo"], k=3))
     (3, 3)
     """
     require(objective in METRICS, "objective", objective, f"choose one of {', '.join(METRICS)}")
