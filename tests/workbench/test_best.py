@@ -248,10 +248,9 @@ def test_budgets_are_trials_or_times():
 
 
 def test_a_time_is_a_budget_too(tasteful, tmp_path):
-    best = quiet(tasteful, budget="1 s", folder=tmp_path)
-    trials = int(best.report.split(" federated trials")[0].split()[-1])
-    assert trials >= 4  # as many are proposed together, whatever the time
-    assert f"{trials} federated trials, 12 of pooled baselines" in best.report
+    best = quiet(tasteful, budget="0.01 s", folder=tmp_path)
+    # as many as are proposed together, whatever the time
+    assert "4 federated trials, 12 of pooled baselines" in best.report
 
 
 def test_users_of_one_click_are_left_out_of_the_measure_and_can_be_recommended_to(tmp_path):
