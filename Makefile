@@ -52,6 +52,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/asynchronous.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/best.py
 	$(BIN)/python benchmarks/truth.py --seeds 3
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/tuning.py

@@ -6,6 +6,7 @@
     fedlab run --set "data=clicks.csv?user=customer&item=sku" --set rounds=20
     fedlab run settings.json --set local_lr=0.5 --folder runs
     fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
+    fedlab best clicks.csv --budget "10 min" --to model
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
@@ -37,6 +38,7 @@ from fedlab.workbench import (
     Sweep,
     Trials,
     better,
+    fit_best,
     follow,
     metrics,
     shown,
@@ -45,7 +47,7 @@ from fedlab.workbench import (
     usual_knobs,
     values,
 )
-from fedlab.workbench.export import export_model
+from fedlab.workbench.export import export_model, free_place
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -152,12 +154,47 @@ def _words() -> argparse.ArgumentParser:
     )
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
+    _best_words(parts)
     part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
     part.add_argument(
         "path", help="a file of interactions, or a folder with one; 'FILE?user=buyer&item=code'"
     )
     part.set_defaults(do=_data)
     return whole
+
+
+def _best_words(parts: Any) -> None:
+    """The command that finds the best model for some data."""
+    part = parts.add_parser("best", help="tune, train and measure the best model for some data")
+    part.add_argument(
+        "data",
+        help="a file or folder of interactions, as 'FILE?user=buyer&item=code'; or a name of data",
+    )
+    part.add_argument(
+        "--objective",
+        default="sampled",
+        help="the ranking that chooses, sampled or full; both are reported (%(default)s)",
+    )
+    part.add_argument(
+        "--budget",
+        default="24",
+        help="a number of federated trials, or a time such as '10 min' (%(default)s)",
+    )
+    part.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
+    part.add_argument(
+        "--folder", default="runs", help="where runs are kept, to go on from (%(default)s)"
+    )
+    part.add_argument(
+        "--processes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="trials that train side by side, each on a core; 0 for all cores (%(default)s)",
+    )
+    part.add_argument(
+        "--to", default="best-model", metavar="FOLDER", help="a new folder for it (%(default)s)"
+    )
+    part.set_defaults(do=_best)
 
 
 def _browser_words(parts: Any) -> None:
@@ -371,6 +408,23 @@ def _sweep(words: argparse.Namespace) -> bool:
     )
     _table(runs.listed()[before:])
     return bool(runs.unsaved)
+
+
+def _best(words: argparse.Namespace) -> bool:
+    free_place(words.to)  # or hours later there would be nowhere to put it
+    best = fit_best(
+        words.data,
+        objective=words.objective,
+        budget=words.budget,
+        seed=words.seed,
+        folder=words.folder,
+        processes=words.processes,
+        say=lambda line: print(shown(line), file=sys.stderr, flush=True),
+    )
+    print("\n".join(map(shown, best.report.splitlines())))
+    place = best.save(words.to)
+    print(f"The model is in {place}: {place / 'card.md'} says what it is. Its run is {best.run}.")
+    return False
 
 
 def _said(why: str) -> None:

@@ -150,6 +150,7 @@ EXAMPLES = [
     example
     for page in ("README.md", "docs/package.md")
     for example in re.findall(r"```python\n(.+?)```", (ROOT / page).read_text(), re.S)
+    if "fit_best" not in example  # which is run in tests/workbench/test_best.py
 ]
 
 

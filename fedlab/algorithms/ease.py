@@ -51,7 +51,7 @@ from fedlab.core import (
     require,
     whole,
 )
-from fedlab.data import Interactions, Source
+from fedlab.data import Federation, Interactions, Source
 from fedlab.evaluation import by_history, ease_weights, frequent
 from fedlab.models import Model
 
@@ -189,6 +189,21 @@ class Ease(Local):
         """Add up the rows of B of what each user clicked, as its client does to recommend."""
         table, kept = done.params["item_item"].cpu(), model.constants["kept"].cpu()
         return by_history(data.train, table, self.recency, kept)
+
+    def recommend(
+        self, model: Model, data: Federation, params: Tree, items: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Scores (I,) of all items for somebody who clicked `items` (n,), known here or not.
+
+        weights (n,): of the clicks, as `recent` says. Items outside the table score 0.
+        """
+        table, kept = params["item_item"].cpu(), model.constants["kept"].cpu()
+        place = torch.full((data.train.item_count,), -1)
+        place[kept] = torch.arange(len(kept))
+        inside = place[items] >= 0
+        scores = torch.zeros(len(place))
+        scores[kept] = weights[inside].float() @ table[place[items[inside]]]
+        return scores
 
 
 def pair_count(items: int) -> int:

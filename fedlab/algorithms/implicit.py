@@ -307,6 +307,22 @@ class Implicit(Local):
         users[owners.to(users.device)] = solver.vectors(clicks)
         return params | {"user": users}
 
+    def recommend(
+        self, model: Model, data: Federation, params: Tree, items: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Scores (I,) of all items for somebody who clicked `items` (n,), known here or not.
+
+        weights (n,): of the clicks, as `recent` says. The vector is solved as a client solves its
+        own. data: the federation that was trained, of which only the mean of clicks is read.
+        """
+        films, order = params["item"], items.argsort()
+        own, mine = items[order].numpy().astype(np.int32), weights[order].float().numpy()
+        clicks = Clicks(np.zeros(1, np.int64), np.array([len(own)]), own, mine)
+        vector = self._solver(films, self.strength(data, len(films))).vectors(clicks)
+        everybody = torch.arange(len(films))
+        score = scorer(model, params | {"user": vector}, torch.zeros(1, dtype=torch.int64))
+        return score(torch.zeros_like(everybody), everybody)
+
     def _solver(self, items: Tensor, how: Strength) -> "Plain | Compiled":
         """What solves for the clients' vectors, given the items'."""
         fit = items.is_cpu and items.dtype == torch.float32 and items.is_contiguous()

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from fedlab.core import require, stream
+from fedlab.core import compiled_loops, require, stream
 from fedlab.data import Interactions, own_rows, recent
-from fedlab.engine.fused import Strength
+from fedlab.engine.fused import Clicks, Strength
 from fedlab.models import ByUser, Factored, factored
 
 BLOCK = 1024  # items whose pairs with all others are counted at a time
@@ -261,13 +261,27 @@ def ials(
     users = torch.randn(train.user_count, dim, generator=generator) * 0.1
     items = torch.randn(train.item_count, dim, generator=generator) * 0.1
     by_user, by_item = (train.users, train.items), (train.items, train.users)
+    solved = padded if compiled_loops() is None else compiled
     for _ in range(epochs):
-        users = _solved(by_user, len(users), items, w0, reg)
-        items = _solved(by_item, len(items), users, w0, reg)
-    return _solved(by_user, len(users), items, w0, reg), items
+        users = solved(by_user, len(users), items, w0, reg)
+        items = solved(by_item, len(items), users, w0, reg)
+    return solved(by_user, len(users), items, w0, reg), items
 
 
-def _solved(
+def compiled(
+    clicks: tuple[Tensor, Tensor], count: int, fixed: Tensor, w0: float, reg: float
+) -> Tensor:
+    """What `padded` gives, by conjugate gradients, row by row in the cache."""
+    from fedlab.engine.fused.least_squares import Compiled  # noqa: PLC0415 - loads numba
+
+    own, other = torch.bincount(clicks[0], minlength=count), clicks[1]
+    order = np.lexsort([other.numpy(), clicks[0].numpy()])
+    starts, items = own.cumsum(0) - own, other.numpy()[order].astype(np.int32)
+    rows = Clicks(starts.numpy(), own.numpy(), items, np.empty(0, np.float32))
+    return Compiled(fixed, Strength(w0, reg)).vectors(rows)
+
+
+def padded(
     clicks: tuple[Tensor, Tensor], count: int, fixed: Tensor, w0: float, reg: float
 ) -> Tensor:
     """Solve for the vectors (count, D) of one side while the other side is fixed.

@@ -7,7 +7,8 @@ Letters: U users, M candidates of a user, n examples, k length of the list.
 Sources: He et al. 2017, "Neural collaborative filtering", section 4.1 (leave-one-out, HR@k,
 NDCG@k); Krichene, Rendle 2020, "On sampled metrics for item recommendation" (why the full ranking
 is shown beside the sampled one); Mann, Whitney 1947, "On a test of whether one of two random
-variables is stochastically larger than the other" (the AUC as U).
+variables is stochastically larger than the other" (the AUC as U); Efron 1979, "Bootstrap methods:
+another look at the jackknife" (intervals).
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.core import Metric, Score, knob, register, require
+from fedlab.core import Metric, Score, knob, register, require, stream
 
 
 def mse(prediction: Tensor, target: Tensor) -> float:
@@ -95,12 +96,41 @@ def hit_rate(ranks: Tensor, k: int = 10) -> float:
 
 
 def ndcg(ranks: Tensor, k: int = 10) -> float:
-    """NDCG@k for one held-out item a user: mean of 1 / log2(1 + rank), or 0 beyond rank k.
+    """NDCG@k for one held-out item a user: the mean of `gains`.
 
     >>> ndcg(torch.tensor([1, 3]))
     0.75
     """
-    return float(torch.where(ranks <= k, 1 / (1 + ranks).log2(), 0.0).mean())
+    return float(gains(ranks, k).mean())
+
+
+def gains(ranks: Tensor, k: int = 10) -> Tensor:
+    """What each user (U,) adds to NDCG@k: 1 / log2(1 + rank), or 0 beyond rank k.
+
+    >>> gains(torch.tensor([1, 3, 11]))
+    tensor([1.0000, 0.5000, 0.0000])
+    """
+    return torch.where(ranks <= k, 1 / (1 + ranks).log2(), 0.0)
+
+
+def interval(each: Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean over users, from what each (U,) adds: percentiles of a bootstrap.
+
+    draws: times that U users are drawn with replacement. Raises `ParameterError` where nobody is.
+
+    >>> interval(torch.ones(5))
+    (1.0, 1.0)
+    """
+    require(len(each) > 0, "each", 0, "give what each user adds, of one user or more")
+    draw, values = stream(seed, "bootstrap"), each.double()
+    means = torch.stack(
+        [
+            values[torch.randint(len(each), (len(each),), generator=draw)].mean()
+            for _ in range(draws)
+        ]
+    )
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def at_k(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Experiments as settings: runs, sweeps, and the widget that turns their knobs."""
 
+from fedlab.workbench.best import Best, fit_best
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
 from fedlab.workbench.export import export
 from fedlab.workbench.processes import WorkerDied, over_seeds
@@ -12,6 +13,7 @@ from fedlab.workbench.widget import Workbench
 
 __all__ = [
     "PRESETS",
+    "Best",
     "Choices",
     "Experiment",
     "Job",
@@ -24,6 +26,7 @@ __all__ = [
     "WorkerDied",
     "better",
     "export",
+    "fit_best",
     "follow",
     "metrics",
     "over_seeds",

@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
+
 import fedlab.models.text  # noqa: F401 - its recipes are choices, too
 from fedlab.aggregation import HeldOut, Judge, judge
 from fedlab.algorithms import federate, fine_tuned, gated
@@ -17,6 +19,7 @@ from fedlab.core import (
     MADE_ONCE,
     REGISTRY,
     Aggregation,
+    DataError,
     Dataset,
     Local,
     Metric,
@@ -60,6 +63,8 @@ from fedlab.engine import LocalSettings
 from fedlab.evaluation import Candidates, Unmet, candidates, scorer, unmet
 from fedlab.models import Model
 from fedlab.privacy import Ledger, spends
+
+HELD, WHOLE = "train", "everything"  # what an experiment may train on
 
 
 @register
@@ -181,6 +186,17 @@ class Choices(Part):
         live=False,
         group="stopping early",
     )
+    train_on: str = knob(
+        HELD,
+        0,
+        0,
+        "",
+        "the train part, with what is held out kept apart to measure; or everything, as for a "
+        "model that goes out: then nothing is measured",
+        live=False,
+        choices=(HELD, WHOLE),
+        group="measuring",
+    )
     device: str = knob(
         "cpu", 0, 0, "", "where to train: cpu or cuda", live=False, group="machine and draws"
     )
@@ -188,14 +204,16 @@ class Choices(Part):
     def idle(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """The knobs that these choices do not read.
 
-        Only clicks are ranked against others. Without a target or patience no metric ends a run.
-        Only a method of gradient steps, on the examples of a federation itself, can fine-tune,
-        unless it predicts in a way of its own.
+        Only clicks are ranked against others, and only those that are held out. Without a target or
+        patience no metric ends a run. Only a method of gradient steps, on the examples of a
+        federation itself, can fine-tune, unless it predicts in a way of its own.
         """
         local = cast(type[Local], REGISTRY["local"][self.local])
         steps = issubclass(local, LocalSettings) and local.score is Local.score
         plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
         tuned = () if steps and plain else ("personal",)
+        if self.train_on == WHOLE:
+            return (*tuned, "against", "measure_every", "stop_at", "patience", "stop_by")
         stopping = () if self.stop_at or self.patience else ("stop_by",)
         return (*tuned, *stopping, *(() if self.task == "clicks" else ("against",)))
 
@@ -222,7 +240,7 @@ class Experiment:
         metrics = [
             ("metric", title)
             for title, cls in REGISTRY["metric"].items()
-            if cast(type[Metric], cls).task == names.task
+            if cast(type[Metric], cls).task == names.task and names.train_on == HELD
         ]
         return [
             ("experiment", "experiment"),
@@ -277,7 +295,12 @@ class Experiment:
 
     @cached_property
     def split(self) -> Split:
-        """Train, validation and test; clicks by leave-one-out, ratings standardised."""
+        """Train, validation and test; clicks by leave-one-out, ratings standardised.
+
+        Where it trains on everything, the last two are empty.
+        """
+        if self.choices.train_on == WHOLE:
+            return _unsplit(self._which, self.choices.task)
         return _split(self._which, self.choices.task)
 
     @cached_property
@@ -389,10 +412,13 @@ class Experiment:
         )
 
     def measure(self, done: Round) -> dict[str, float]:
-        """The validation metrics of a Round."""
+        """The validation metrics of a Round; none where it trains on everything."""
+        return self.measured(self.score(done)) if self.choices.train_on == HELD else {}
+
+    def measured(self, score: Score) -> dict[str, float]:
+        """What the metrics of this experiment say of any score."""
         found: dict[str, float] = {}
         with one_thread():
-            score = self.score(done)
             for metric in self.parts:
                 if isinstance(metric, Metric):
                     found |= metric.measure(score, self)
@@ -452,9 +478,23 @@ def _split(which: _Which, task: str) -> Split:
         return standardise(split_by_time(every))
     short = int((every.user_counts() < 3).sum())
     if short and which.part is None:
+        if short == every.user_count:
+            raise DataError(
+                f"data={which.name!r}: no user has 3 interactions, of which two are kept apart to "
+                "measure; give more of each user, or train_on='everything'"
+            )
         said = f"{short:,} users with fewer than 3 interactions are left out"
         every = replace(at_least(every, users=3)[0], notes=(*every.notes, said))
     return leave_one_out(every)
+
+
+@lru_cache(maxsize=2)
+def _unsplit(which: _Which, task: str) -> Split:
+    """Everything as the train part, users of a single click too; the other parts are empty."""
+    every = _interactions(which)
+    none = every.take(torch.arange(0))
+    whole = Split(every, none, none)
+    return standardise(whole) if task == "ratings" else whole
 
 
 @lru_cache(maxsize=2)
@@ -482,7 +522,7 @@ def stream(
     first = Settings(**ask())
     made = Experiment(first)
     check_read(made.parts, made.facts, first)
-    if made.choices.task == "clicks":
+    if made.choices.task == "clicks" and made.choices.train_on == HELD:
         _ = made.candidates  # what cannot be ranked is said before anything trains
     loop = {name for part in made.parts for name in knobs(type(part)) if part.kind not in MADE_ONCE}
     own = {name for part in made.parts for name in knobs(type(part))} - loop

@@ -51,19 +51,24 @@ class Trials:
         count = width(processes, len(self.named))
         why = self._together() if count > 1 else ""
         if count > 1 and not why:
-            crew, why = hired(count, self.live, self._parts(), self.files)
+            crew, why = hired(count, self.live, self.parts(), self.files)
             if crew:
-                yield from self._abreast(crew)
+                try:
+                    yield from self.on(crew)
+                finally:
+                    dismissed(crew)
                 return
         if why:
             self.said(f"runs take turns in one process: {why}")
-        yield from side_by_side([partial(self._here, *each) for each in self.named], TURNS)
+        yield from self.in_turns()
 
-    def _abreast(self, crew: list[Worker]) -> Job:
-        try:
-            yield from abreast([partial(self._there, *each) for each in self.named], crew)
-        finally:
-            dismissed(crew)
+    def on(self, crew: list[Worker]) -> Job:
+        """A job that trains them on these workers, who are there for others afterwards."""
+        yield from abreast([partial(self._there, *each) for each in self.named], crew)
+
+    def in_turns(self, width: int = TURNS) -> Job:
+        """A job that trains them in this process; width: how many of them take turns."""
+        yield from side_by_side([partial(self._here, *each) for each in self.named], width)
 
     def _together(self) -> str:
         """Why the runs must stay together, whatever processes there are; ''."""
@@ -71,7 +76,7 @@ class Trials:
         shared = limited and self.runs.folder is not None
         return "they share one budget, and who is first would decide which of them it ends" * shared
 
-    def _parts(self) -> set[Known]:
+    def parts(self) -> set[Known]:
         """The parts that a process must have; only for experiments can this be told."""
         if self.live is not stream:
             return set()

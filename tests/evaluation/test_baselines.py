@@ -164,3 +164,10 @@ def test_sums_that_noise_has_made_indefinite_have_no_negative_part():
 def test_settings_without_meaning_are_refused(call, message):
     with pytest.raises(ParameterError, match=message):
         call()
+
+
+def test_ials_in_the_cache_solves_what_it_solves_padded(small, monkeypatch):
+    fast = ials(small, 5, epochs=3)
+    monkeypatch.setattr(BASELINES, "compiled_loops", lambda: None)
+    for one, other in zip(fast, ials(small, 5, epochs=3), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

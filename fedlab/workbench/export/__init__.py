@@ -3,7 +3,7 @@
 from fedlab.workbench.export.adapter import peft_layout
 from fedlab.workbench.export.card import BASELINES, card, data_fingerprint
 from fedlab.workbench.export.events import Events, to_tensorboard, watched
-from fedlab.workbench.export.model import export_model, model_files, zipped_model
+from fedlab.workbench.export.model import export_model, free_place, model_files, zipped_model
 from fedlab.workbench.export.tables import KINDS, export, harmless, to_csv, to_json, to_png
 from fedlab.workbench.export.words import in_words
 
@@ -15,6 +15,7 @@ __all__ = [
     "data_fingerprint",
     "export",
     "export_model",
+    "free_place",
     "harmless",
     "in_words",
     "model_files",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fedlab.attacks import rated_items, reading_metrics, row_scores, sign_scores
-from fedlab.core import VERSION, Key, Metric, Round, Score, known, one_thread, several, to
+from fedlab.core import VERSION, Key, Round, Score, known, one_thread, several, to
 from fedlab.data import DATA, Federation, Split, fingerprint
 from fedlab.engine import SGD, updates
 from fedlab.evaluation import dot, ease, ials, item_knn, item_means, popularity
@@ -39,6 +39,8 @@ NO_MEMBERS = (
     "not measured, since telling members from others needs models that were trained without some "
     "of the people"
 )
+EVERYTHING = "It was trained on everything, so nothing was left on which to measure it."
+UNTUNED = "The baselines see all data in one place and run as the package has them, untuned."
 RELEASES = (
     "The metrics on this card, and any choice of this round or these settings by them, are "
     "releases of private data as well; no epsilon here counts them."
@@ -96,13 +98,15 @@ def card(
     people: Mapping[str, Sequence[int]] | None = None,
     left_out: Mapping[str, str] | None = None,
     baselines: Sequence[str] | None = None,
+    reached: Card | None = None,
 ) -> Card:
     """The card of the model of a Round, as plain data.
 
     records: those of its run. weights, people: name -> shape of what is in the two files. left_out:
     name -> why it is in none. baselines: some of chance, popularity, 'item knn', ials and ease for
-    clicks, of 'mean rating' and 'mean of each item' for ratings; by default all but ease. Raises
-    `ParameterError` for another one.
+    clicks, of 'mean rating' and 'mean of each item' for ratings; by default all but ease. reached:
+    what was measured elsewhere, in place of `metrics_beside`. Raises `ParameterError` for another
+    baseline.
     """
     names, settings = experiment.choices, dict(experiment.settings)
     return {
@@ -121,7 +125,7 @@ def card(
         "settings": {"fedlab": VERSION, "whole": True, "settings": settings},
         "training": training(experiment, done, records),
         "data": described_data(experiment),
-        "metrics": metrics_beside(experiment, done, baselines),
+        "metrics": reached or metrics_beside(experiment, done, baselines),
         "privacy": privacy(experiment, done),
         "attacks": attacks(experiment, done),
     }
@@ -189,8 +193,13 @@ def data_fingerprint(split: Split) -> str:
 def metrics_beside(
     experiment: Experiment, done: Round, baselines: Sequence[str] | None = None
 ) -> Card:
-    """The metrics of a Round on validation, and those of what it is measured against."""
+    """The metrics of a Round on validation, and those of what it is measured against.
+
+    Where the model was trained on everything there are none.
+    """
     task = experiment.choices.task
+    if not len(experiment.split.validation):
+        return {"part": None, "against": None, "table": {}, "in words": EVERYTHING}
     every = [*(["chance"] if task == "clicks" else []), *BASELINES[task]]
     asked = [n for n in every if n not in WITHOUT] if baselines is None else list(baselines)
     known(every, dict.fromkeys(asked, "asked for"))
@@ -199,24 +208,18 @@ def metrics_beside(
         table[name] = (
             _chance(experiment)
             if name == "chance"
-            else _measured(experiment, BASELINES[task][name](experiment))
+            else experiment.measured(BASELINES[task][name](experiment))
         )
+    against = experiment.choices.against if task == "clicks" else None
+    how = f", each held-out click among {against} unseen items" if against else ""
+    rest = ", ".join(name for name in every if name not in asked)
     return {
         "part": "validation",
-        "against": experiment.choices.against if task == "clicks" else None,
+        "against": against,
+        "in words": f"On the validation part{how}; all worked out for this card. {UNTUNED}"
+        + (f" Not computed: {rest}." if rest else ""),
         "table": {n: {m: _finite(v) for m, v in row.items()} for n, row in table.items()},
-        "not computed": [name for name in every if name not in asked],
     }
-
-
-def _measured(experiment: Experiment, score: Score) -> dict[str, float]:
-    """What the metrics of an experiment say of any score."""
-    found: dict[str, float] = {}
-    with one_thread():
-        for metric in experiment.parts:
-            if isinstance(metric, Metric):
-                found |= metric.measure(score, experiment)
-    return found
 
 
 def _chance(experiment: Experiment) -> dict[str, float]:
@@ -228,7 +231,7 @@ def _chance(experiment: Experiment) -> dict[str, float]:
             items.shape
         )
 
-    every = [_measured(experiment, luck(number)) for number in range(DRAWS)]
+    every = [experiment.measured(luck(number)) for number in range(DRAWS)]
     return {name: sum(each[name] for each in every) / DRAWS for name in every[0]}
 
 

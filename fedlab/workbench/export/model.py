@@ -56,20 +56,21 @@ def export_model(
     records: Sequence[Record] = (),
     people: bool = False,
     baselines: Sequence[str] | None = None,
+    reached: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the model of a Round, and its card, into a new folder; return the folder.
 
     done: a Round of this experiment with its parameters, say the best one on validation. records:
     those of its run, for what training cost. people: whether to write the rows of single people as
-    well, into a file of their own. baselines: what to measure the model against, see `card`.
+    well, into a file of their own. baselines: what to measure the model against; reached: what was
+    measured of it elsewhere, see `card`.
 
     The folder is there as a whole or not at all. Raises `ParameterError` for a folder that holds
     something, and for a Round of another experiment or without parameters; OSError.
     """
-    place = Path(folder)
-    taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
-    require(not taken, "folder", str(place), "something is there already; name a new folder")
-    files = model_files(experiment, done, records=records, people=people, baselines=baselines)
+    place = free_place(folder)
+    how: dict[str, Any] = {"people": people, "baselines": baselines, "reached": reached}
+    files = model_files(experiment, done, records=records, **how)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fedlab-", dir=place.parent) as half:
         made = Path(half, "model")
@@ -79,6 +80,14 @@ def export_model(
         if place.exists():
             place.rmdir()
         made.rename(place)
+    return place
+
+
+def free_place(folder: str | Path) -> Path:
+    """The path of a folder that is new or empty; `ParameterError` where something is there."""
+    place = Path(folder)
+    taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    require(not taken, "folder", str(place), "something is there already; name a new folder")
     return place
 
 
@@ -100,6 +109,7 @@ def model_files(
     records: Sequence[Record] = (),
     people: bool = False,
     baselines: Sequence[str] | None = None,
+    reached: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """Name -> content of each file; the arguments are those of `export_model`."""
     check_round(experiment, done)
@@ -122,6 +132,7 @@ def model_files(
         done,
         records,
         baselines=baselines,
+        reached=dict(reached) if reached else None,
         weights={name: list(value.shape) for name, value in found.shared.items()},
         people={name: list(value.shape) for name, value in found.people.items()},
         left_out=found.left_out,

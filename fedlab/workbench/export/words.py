@@ -49,12 +49,8 @@ def _quality(metrics: Card) -> str:
     for name, row in metrics["table"].items():
         cells = ("" if row.get(n) is None else f"{row[n]:.4f}" for n in names)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    against = metrics["against"]
-    how = f", each held-out click among {against} unseen items" if against else ""
-    text = f"## What it reaches\n\nOn the validation part{how}; all worked out for this card.\n\n"
-    rest = ", ".join(metrics["not computed"])
-    note = "The baselines see all data in one place and run as the package has them, untuned."
-    return text + "\n".join(lines) + f"\n\n{note}" + (f" Not computed: {rest}." if rest else "")
+    table = ["\n".join(lines)] if names else []
+    return "\n\n".join(["## What it reaches", metrics["in words"], *table])
 
 
 def _privacy(found: Card) -> str:
