@@ -58,6 +58,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/sequences.py
 	$(BIN)/python benchmarks/meta.py
+	$(BIN)/python benchmarks/known.py
 	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python benchmarks/secure_sums.py
 	$(BIN)/python benchmarks/attacks.py
