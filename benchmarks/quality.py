@@ -5,8 +5,9 @@
 A seed changes the first weights, the cohorts, the training negatives and the 99 evaluation
 negatives, which are clean. Everything fits on train; what to keep, and the settings below, were
 chosen on validation; a run reads the test once. While the strengths of iALS got their present form
-the test of both sets was read for several of them, and its 30 rounds were kept after that. Full ranking: among all items not seen earlier. ML-100K
-comes from a folder or from RecBole's wheel, see `common.ml100k`.
+the test of both sets was read for several of them, and its 30 rounds were kept after that. Full
+ranking: among all items not seen earlier. ML-100K comes from a folder or from RecBole's wheel, see
+`common.ml100k`.
 """
 
 from collections import defaultdict

@@ -561,8 +561,9 @@ def privacy() -> str:
             "validation part, without privacy. iALS with its sums clipped and noised, and DPALS "
             "(Chien et al. 2021), read no texts. Each has one setting for all budgets, chosen on "
             "other people, whose data is public (MovieLens latest-small), for the mean over the "
-            "budgets; without noise, other settings reach more. Of these people only the well-rated "
-            "films count, a choice that was made after two earlier settings had been scored here.",
+            "budgets; without noise, other settings reach more. Of these people only the "
+            "well-rated films count, a choice that was made after two earlier settings had been "
+            "scored here.",
             f"Texts and one's own history alone, which release nothing, reach {cell('own')}; "
             f"popularity without noise {cell('popularity')}; DP-FedAvg at epsilon 8 "
             f"{cell('fedavg_eps8')}. A round of 100 clients takes {slow}.",

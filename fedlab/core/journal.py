@@ -8,6 +8,7 @@ newest Round has it for good, and the next step makes a copy.
 Letters: R rows moved. Source: Baker 1991, "Shallow binding makes functional arrays fast".
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,11 @@ from fedlab.core.tree import Rows, Tree, move_rows, moved
 
 LARGE = 1 << 20  # bytes from which a table is not copied
 LOCK = threading.RLock()  # a view may look at a Round while the next one is made
+
+if hasattr(os, "register_at_fork"):  # a forked process has no thread that would let go of it
+    os.register_at_fork(
+        before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release
+    )
 
 
 class _Behind:

@@ -1,7 +1,10 @@
 """What an attack on the engine found, mended: sure predictions, odd rows, interrupted rounds."""
 
 import itertools
+import multiprocessing
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -90,6 +93,33 @@ def test_an_interrupt_in_a_step_changes_no_earlier_round(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         next(rounds)
     assert all(torch.equal(first.params[name], value) for name, value in expected.items())
+
+
+def _look(queue, done):
+    queue.put(float(done.params["item"].sum()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, as on Windows")
+def test_a_fork_waits_for_a_step_so_that_the_child_can_look():
+    owner = torch.arange(40) % 4
+    data = Columns({"user": owner, "item": owner, "target": torch.ones(40)}, owner)
+    (done,) = federate(matrix_factorisation(4, 9, 2), data, Settings(rounds=1, cohort=4))
+    held, context = threading.Event(), multiprocessing.get_context("fork")
+
+    def step():
+        with journal.LOCK:
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    held.wait()
+    queue = context.Queue()
+    child = context.Process(target=_look, args=(queue, done))
+    child.start()
+    assert queue.get(timeout=120) == pytest.approx(float(done.params["item"].sum()))
+    child.join(120)
+    thread.join()
 
 
 @pytest.mark.parametrize(("bad", "more"), [(9, {"engine": "eager"}), (-1, {"micro_batch": 8})])
