@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
@@ -472,9 +473,13 @@ def _compare(words: argparse.Namespace) -> bool:
 
 def _data(words: argparse.Namespace) -> bool:
     """Print what is read of a file: no run is begun."""
-    for line in described(read_asked(words.path)).splitlines():
+    found = read_asked(words.path)
+    for line in described(found).splitlines():
         print(shown(line))
-    print(shown(f"Train on it: fedlab run {_set_data(words.path)}"))
+    unseen = found.item_count - int(torch.bincount(found.users).max())
+    few = f" --set against={unseen}" * (0 < unseen < Settings().against)
+    print(shown(f"Train on it: fedlab run {_set_data(words.path)}{few}"))
+    print(shown(f"Or have the best model sought: fedlab best {words.path!r} --to FOLDER"))
     return False
 
 

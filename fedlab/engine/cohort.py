@@ -253,12 +253,6 @@ def updates(
             yield from fused.updates(model, data, params, cohort, local, keys, correction)
             return
         train = gpu.train_cohort
-    require(
-        bool((weights.diff() <= 0).all()),
-        "cohort",
-        cohort[:8].tolist(),
-        "the clients with most examples come first here; order it by `data.counts`",
-    )
     train = train or train_cohort
     if local.engine not in ("eager", "fused"):
         check_engine(local.engine, device)
@@ -395,6 +389,12 @@ def train_cohort(
     client with most examples first.
     """
     per_epoch = torch.bincount(examples["client"], minlength=len(cohort)) // local.local_epochs
+    require(
+        bool((per_epoch.diff() <= 0).all()),
+        "cohort",
+        cohort[:8].tolist(),
+        "the clients with most examples come first here; order it by `data.counts`",
+    )
     widths, alike = _alike(model, examples, per_epoch, local)
     deltas: list[dict[str, Rows]] = []
     losses, steps, first, seen = [], [], 0, 0

@@ -73,7 +73,6 @@ def trained(tiny_settings):
         {"model": "text content", "dim": 4},
         {"model": "user factors", "dim": 4},
         {"model": "linear", "task": "ratings", "local_lr": 0.01, "rounds": 3},
-        {"local": "implicit", "cohort": 24},
     ],
     ids=lambda turned: turned.get("model", turned.get("local", "matrix factorisation")),
 )
@@ -107,6 +106,23 @@ def test_plain_torch_adds_up_the_rows_of_what_was_clicked(trained, tmp_path):
         exec(lines, space)
         torch.testing.assert_close(space["scores"], ours[user, kept])
     assert "`clicked` are the rows" in about["load"]["in words"]
+
+
+def test_plain_torch_solves_the_vector_of_who_clicked(trained, tmp_path):
+    experiment, done, _ = trained(local="implicit", cohort=24, recency=1.0)
+    folder = export_model(experiment, done, tmp_path / "m", baselines=[])
+    about = json.loads((folder / "card.json").read_text())
+    train, score = experiment.split.train, experiment.score(done)
+    for user in range(24):
+        mine = (train.users == user).nonzero()[:, 0]
+        own = train.items[mine[train.times[mine].argsort(stable=True)]]
+        lines = "\n".join(about["load"]["lines"]).replace('"model', f'"{folder}/model')
+        space = {"clicked": own}
+        exec(lines, space)
+        every = torch.arange(train.item_count)
+        ours = score(torch.full_like(every, user), every)
+        torch.testing.assert_close(space["scores"], ours, atol=1e-5, rtol=1e-4)
+    assert "the oldest first" in about["load"]["in words"]
 
 
 def test_what_belongs_to_people_is_left_out_unless_asked_for(trained, tmp_path):

@@ -100,6 +100,15 @@ def widest(offsets: np.ndarray, epochs: int, batch: int) -> int:
     return min(batch, most) if batch else most
 
 
+@compiled(fastmath=ANY_ORDER)
+def largest(y: np.ndarray) -> float:
+    """The largest size of a number."""
+    found = np.float32(0)
+    for k in range(len(y)):
+        found = max(found, abs(y[k]))
+    return found
+
+
 @compiled()
 def sure_slopes(y: np.ndarray, target: np.ndarray) -> float:
     """What `slopes` does for clicks, to the last bits of however small a slope."""
@@ -131,10 +140,8 @@ def slopes(y: np.ndarray, target: np.ndarray, clicks: bool) -> float:
             y[k] = 2 * away
         return float(total)
     for first in range(0, len(y), ROOM):
-        last, surest = min(first + ROOM, len(y)), np.float32(0)
-        for k in range(first, last):
-            surest = max(surest, abs(y[k]))
-        if not surest <= SURE:
+        last = min(first + ROOM, len(y))
+        if largest(y[first:last]) > SURE:
             total += sure_slopes(y[first:last], target[first:last])
             continue
         chance, sums = np.float32(1), np.float32(0)

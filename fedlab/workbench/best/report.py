@@ -115,9 +115,13 @@ def verdict(rows: Sequence[Row], facts: Facts) -> list[str]:
     few = f"users have {clicks:.1f} train clicks on average: wait for more of them, or " * (
         clicks < FEW
     )
+    chance, until = (
+        " beyond chance" * (high > 0),
+        " until there are more users to tell" * (high > 0),
+    )
     return [
-        f"{facts.winner} DOES NOT BEAT POPULARITY: {size}.",
-        f"Recommend what is popular instead. To get further, {few}name as one item what differs "
+        f"{facts.winner} DOES NOT BEAT POPULARITY{chance}: {size}.",
+        f"Recommend what is popular{until}. To get further, {few}name as one item what differs "
         "by size or edition only, check that ids mean the same in every row, or allow more trials.",
     ]
 

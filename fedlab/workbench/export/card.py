@@ -121,7 +121,9 @@ def card(
             "people": dict(people or {}),
             "left out": dict(left_out or {}),
         },
-        "load": how_to_load(experiment.model, experiment.split),
+        "load": how_to_load(
+            experiment.model, experiment.split, experiment.local, experiment.federation
+        ),
         "settings": {"fedlab": VERSION, "whole": True, "settings": settings},
         "training": training(experiment, done, records),
         "data": described_data(experiment),

@@ -3,9 +3,12 @@
 Letters: I items, D dimensions, F features.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from fedlab.data import Split
+from fedlab.algorithms import Implicit
+from fedlab.core import Local
+from fedlab.data import Source, Split
 from fedlab.models import Model
 from fedlab.workbench.export.adapter import base_of, has_adapters
 
@@ -47,6 +50,19 @@ SCORES = {
         'scores = weights["offset"] + own + weights["scale"] * user[0]',
     ],
 }
+SOLVED = [
+    'items = weights["item"]',
+    "own, w0, reg = items[clicked], W0, REG",
+    "heavy = torch.arange(len(clicked), 0, -1.0) ** -RECENCY",
+    "left = own.T @ (heavy[:, None] * own) + w0 * items.T @ items",
+    "left += reg * (heavy.sum() + w0 * len(items)) * torch.eye(len(left))",
+    "user = torch.linalg.solve(left, own.T @ heavy)",
+]
+SOLVES = (
+    "`clicked` are the rows of the items that one person clicked, the oldest first; from them the "
+    "person's vector `user` is solved, as that person's client does. Leave out what was clicked "
+    "already: `scores[clicked] = -torch.inf`. "
+)
 CLICKED = (
     "`clicked` are the rows of the items that one person clicked: row t of `item_item` is of the "
     "item that `rows.json` names at place `kept[t]`, and so is score t. The clicks can stay with "
@@ -69,8 +85,15 @@ ADAPTER = [
 ]
 
 
-def how_to_load(model: Model, split: Split) -> dict[str, Any]:
-    """The lines, and what they need, in words."""
+def _filled(line: str, numbers: Mapping[str, float]) -> str:
+    """A line with numbers in place of names."""
+    for name, value in numbers.items():
+        line = line.replace(name, repr(value))
+    return line
+
+
+def how_to_load(model: Model, split: Split, local: Local, data: Source) -> dict[str, Any]:
+    """The lines, and what they need, in words; local: what clients did with data."""
     if model.module is not None and has_adapters(model.module):
         words = (
             "`adapter_model.safetensors` and `adapter_config.json` are for peft. The other trained "
@@ -89,6 +112,11 @@ def how_to_load(model: Model, split: Split) -> dict[str, Any]:
         return {"lines": LOAD, "in words": "Weights by name, as the model's `predict` reads them."}
     if model.name == "item-item":
         return {"lines": [*LOAD, *SCORES[model.name]], "in words": CLICKED}
+    if type(local) is Implicit:
+        (w0, reg), power = local.strength(data, split.train.item_count), local.recency
+        numbers = {"W0": w0, "REG": reg, "RECENCY": power}
+        told = [_filled(line, numbers) for line in SOLVED]
+        return {"lines": [*LOAD, *told, *SCORES[model.name]], "in words": SOLVES + ROWS}
     whose = "" if "user" in model.rows and model.rows["user"] == "one" else VECTOR
     words = (FEATURES if "user_features" in model.constants else whose) + ROWS
     if split.std != 1.0 or split.mean:

@@ -138,8 +138,11 @@ class Run:
     def has_best(self, metrics: Mapping[str, str]) -> bool:
         """Whether the last round is the best so far, by the first of the metrics that it measures.
 
-        Without any it is by the loss. metrics: name -> whether 'max' or 'min' is better.
+        Without any it is by the loss; a run on everything has nothing to measure on, and its last
+        round is its best. metrics: name -> whether 'max' or 'min' is better.
         """
+        if self.settings.get("train_on") == "everything":
+            return True
         if self.judged in ("", "loss"):
             seen = self.records[-1:] if self.judged else self.records
             name = next((n for n in metrics if any(r.get(n) is not None for r in seen)), "loss")
@@ -181,6 +184,8 @@ class Run:
         then: the record of a round, which may have been trained again since. metrics: as for
         `has_best`.
         """
+        if self.settings.get("train_on") == "everything":
+            return ""
         known = Run("", {}, records=[*self.records, then])
         known.judge_all(metrics)
         name, own = known.judged, then.get(known.judged)
