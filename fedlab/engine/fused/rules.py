@@ -106,7 +106,7 @@ def largest(y: np.ndarray) -> float:
     found = np.float32(0)
     for k in range(len(y)):
         found = max(found, abs(y[k]))
-    return found
+    return float(found)
 
 
 @compiled()
