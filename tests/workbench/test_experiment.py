@@ -648,7 +648,8 @@ def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 interactions of 2 users with 1 items" in said
     train = f'Train on it: fedlab run --set "data={tmp_path}/till.csv?user=who&item=what"'
-    assert said.splitlines()[-1] == train
+    assert said.splitlines()[-2] == train
+    assert "fedlab best" in said.splitlines()[-1]
     assert main(["data", f"{tmp_path}/till.csv"]) == 0
     said = capsys.readouterr().out
     assert "3 interactions of 3 users" in said  # words alone: nothing tells the header
