@@ -66,6 +66,7 @@ def stop(bench):
 
 def test_lesson_2_trains_live_and_hears_a_slider(page, tmp_path):
     with lesson(page, tmp_path, "02_fedavg") as bench:
+        set_number(bench, "rounds", 300)  # a quick machine is through a hundred too soon
         steer(page, bench)
 
 
