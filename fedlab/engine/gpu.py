@@ -16,18 +16,15 @@ import torch
 from torch import Tensor
 
 from fedlab.core import Lookup, Rows, Summed, Tree, Update
+from fedlab.engine.fused import LAYERS, ROWS
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import check_rows, kept
 from fedlab.models import Model
 
 WIDEST = 128  # examples of a batch, dimensions, inputs, hidden units: what registers have room for
 LEAST = 16  # of each size of a matrix product in Triton
-TABLES = ("item", "bias", "user")
-LAYERS = ("w1", "b1", "w2", "b2")
-ROWS = {
-    "factors": dict(zip(TABLES, ("item", "item", "user"), strict=True)),
-    "perceptron": dict.fromkeys(LAYERS, "one"),
-}
+KERNELS = ("factors", "perceptron")
+TABLES = ("item", "bias", "user")  # in the order of the kernel
 
 
 def unfit(model: Model, params: Tree, local: LocalSettings) -> str:
@@ -38,7 +35,7 @@ def unfit(model: Model, params: Tree, local: LocalSettings) -> str:
 def _reasons(model: Model, params: Tree, local: LocalSettings) -> Iterator[str]:
     if importlib.util.find_spec("triton") is None:
         yield "triton is not installed"
-    if dict(model.rows) != ROWS.get(model.kernel) or model.constants:
+    if model.kernel not in KERNELS or dict(model.rows) != ROWS[model.kernel] or model.constants:
         yield f"no kernel for the model {model.name!r}"
         return
     usual = {"optimizer": "sgd", "precision": "fp32", "micro_batch": 0}

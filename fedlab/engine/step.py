@@ -196,7 +196,7 @@ def check_rows(kind: str, column: Tensor, size: int) -> None:
 
     They would be taken for rows of the client beside.
     """
-    for bad in (int(column.min()), int(column.max())):
+    for bad in map(int, column.aminmax()):
         fix = (
             f"the model has {size} rows of {kind}s, counted from 0; correct the column, or make it"
         )

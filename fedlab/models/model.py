@@ -127,6 +127,12 @@ def drawn(seed: int, name: str, rows: int, columns: int) -> Tensor:
     return Key(seed, f"init {name}").normal(torch.arange(rows), columns)
 
 
+def uniform(seed: int, name: str, fan: int, rows: int, columns: int) -> Tensor:
+    """First values (R, D) of a layer with `fan` inputs, as `nn.Linear` has them; by row, too."""
+    luck = Key(seed, f"init {name}").uniform(torch.arange(rows), columns)
+    return ((luck * 2 - 1) / fan**0.5).float()
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """The sigmoid, with the same bits for a number wherever in a tensor it stands.
 
@@ -303,15 +309,11 @@ def perceptron(inputs: int, hidden: int = 64, *, task: str = "clicks") -> Model:
     check_sizes(inputs=inputs, hidden=hidden)
 
     def init(seed: int) -> Tree:
-        def uniform(name: str, fan: int, rows: int, columns: int) -> Tensor:
-            luck = Key(seed, f"init {name}").uniform(torch.arange(rows), columns)
-            return ((luck * 2 - 1) / fan**0.5).float()
-
         return {
-            "w1": uniform("w1", inputs, inputs, hidden)[None],
-            "b1": uniform("b1", inputs, 1, hidden),
-            "w2": uniform("w2", hidden, 1, hidden),
-            "b2": uniform("b2", hidden, 1, 1),
+            "w1": uniform(seed, "w1", inputs, inputs, hidden)[None],
+            "b1": uniform(seed, "b1", inputs, 1, hidden),
+            "w2": uniform(seed, "w2", hidden, 1, hidden),
+            "b2": uniform(seed, "b2", hidden, 1, 1),
         }
 
     def layers(p: Tree, batch: Tree) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedlab.core import Key, Recipe, Tree, knob, register, require
+from fedlab.core import Recipe, Tree, knob, register, require
 from fedlab.data import Interactions
-from fedlab.models.model import Model, check_sizes, drawn
+from fedlab.models.model import Model, check_sizes, drawn, uniform
 from fedlab.models.recipes import dim as vectors
 
 
@@ -48,19 +48,15 @@ def neural_collaborative_filtering(
     names = [f"{kind}{k}" for k in range(1, depth + 1) for kind in "wb"]
 
     def init(seed: int) -> Tree:
-        def uniform(name: str, fan: int, rows: int, columns: int) -> Tensor:
-            luck = Key(seed, f"init {name}").uniform(torch.arange(rows), columns)
-            return ((luck * 2 - 1) / fan**0.5).float()
-
         found = {
             "user": drawn(seed, "user", users, 2 * dim) * spread,
             "item": drawn(seed, "item", items, 2 * dim) * spread,
-            "dense": uniform("dense", dim + widths[-1], 1, dim + widths[-1]),
+            "dense": uniform(seed, "dense", dim + widths[-1], 1, dim + widths[-1]),
             "offset": torch.zeros(1),
         }
         for k, (wide, narrow) in enumerate(pairwise(widths), 1):
-            found[f"w{k}"] = uniform(f"w{k}", wide, wide, narrow)[None]
-            found[f"b{k}"] = uniform(f"b{k}", wide, 1, narrow)
+            found[f"w{k}"] = uniform(seed, f"w{k}", wide, wide, narrow)[None]
+            found[f"b{k}"] = uniform(seed, f"b{k}", wide, 1, narrow)
         return found
 
     def predict(p: Tree, batch: Tree) -> Tensor:
