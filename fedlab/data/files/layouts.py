@@ -38,6 +38,7 @@ ITEM_ROLES: dict[str, tuple[str, ...]] = {
     "categories": ("genres", "genre", "categories", "category", "class", "tags", "type"),
     "text": ("text", "description", "plot", "overview", "abstract", "body"),
 }
+SESSIONS = ("session", "sessionid")  # is the user only where no other column is
 FLAGS = (
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
     "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
@@ -200,6 +201,7 @@ def roles_of(
         fit = [c for c in free if plain(c) in names]
         if role in taken:
             continue
+        fit = [c for c in fit if plain(c) not in SESSIONS] or fit
         if not fit and role not in needed:
             near = [c for c in free if words(c) & WORDS.get(role, set())]
             taken |= {role: near[0]} if len(near) == 1 else {}

@@ -317,7 +317,7 @@ BAD = {
     "a comma that may part thousands": (
         "user;item;rating\na;b;3,547\nb;b;1,200\n",
         {},
-        r"r\.csv:2: 'rating' is '3,547'; no rating; write it with a point",
+        r"r\.csv:2: 'rating' is '3,547' \(2 bad lines: 2, 3\); no rating; write it with a point",
     ),
     "one column for two": (CSV, {"user": 0, "item": 0}, "item=0: the same column as user"),
     "no header to speak of": (CSV, {"header": "no"}, "header='no': say True or False"),
