@@ -51,7 +51,7 @@ from fedlab.core import (
     require,
     whole,
 )
-from fedlab.data import Federation, Interactions, Source
+from fedlab.data import Interactions, Source
 from fedlab.evaluation import by_history, ease_weights, frequent
 from fedlab.models import Model
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Column = str | int | bool | None
 Both = Column | tuple[str | int, str | int]  # of a time: days and hours may be two columns
+TOO_FEW = "runs that rank leave them out, as validation and test take one each"
 ARGUMENTS = (  # of `read`, that a text may give
     *("user", "item", "rating", "time", "items", "separator", "header", "encoding"),
     *("time_format", "duplicates", "missing"),
@@ -359,11 +360,13 @@ def described(interactions: Interactions) -> str:
     """
     n, users, items = len(interactions), interactions.user_count, interactions.item_count
     each, popular = interactions.user_counts(), interactions.item_counts()
+    few = int((each < 3).sum())
+    why = f"; {TOO_FEW}" if few else ""
     lines = [
         f"{n:,} interactions of {users:,} users with {items:,} items "
         f"({100 * n / (users * items):.2f} % of all pairs)",
         f"of a user {int(each.min()):,} to {int(each.max()):,}, half have {int(each.median()):,} "
-        f"or fewer; {int((each < 3).sum()):,} have fewer than 3",
+        f"or fewer; {few:,} have fewer than 3{why}",
         f"of an item up to {int(popular.max()):,}; {int((popular == 0).sum()):,} have none",
     ]
     if "values" in interactions.columns:

@@ -158,7 +158,11 @@ def _spoiled(found: Table, time_format: str | None) -> dict[str, np.ndarray]:
     for role, nothing in lacks.items():
         why[f"no {role}"] = nothing
         if role in ("rating", "time"):
-            read = _numbers(columns[role]) if role == "rating" else _seconds(columns[role], time_format)
+            read = (
+                _numbers(columns[role])
+                if role == "rating"
+                else _seconds(columns[role], time_format)
+            )
             vain = read.is_null().to_numpy() & ~nothing
             if 2 * vain.sum() < len(vain):
                 why[f"a {role} that is none"] = vain
@@ -175,7 +179,7 @@ def ids_of(found: Table, role: str) -> Ids:
         raise DataError(f"{found.sheets[0][0].name}: no rows in it; it must hold at least one")
     if series.dtype.is_nested():
         raise found.bad(role, [0], "a list; write a row for each of its items")
-    if len(gone := _lacks(series).nonzero()[0]):
+    if gone := _lacks(series).nonzero()[0].tolist():
         fix = f"no id; complete or remove the row, or {DROP}"
         raise found.bad(role, gone, fix)
     notes = tuple[str, ...]()

@@ -516,8 +516,8 @@ class _Loader:
         if long:
             more = several([at for at, _ in long], "lines")
             return DataError(
-                f"{self.name}:{long[0][0]}: {long[0][1]} fields where {most} are usual{more}; quote "
-                "the field that holds the separator, or say separator=..."
+                f"{self.name}:{long[0][0]}: {long[0][1]} fields where {most} are usual{more}; "
+                "quote the field that holds the separator, or say separator=..."
             )
         text.seek(0)
         for number, whole in enumerate(text, 1):

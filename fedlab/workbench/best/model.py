@@ -67,8 +67,9 @@ class Best:
     def save(self, folder: str | Path) -> Path:
         """Write the model into a new folder, with a card that has the table; return the folder.
 
-        `load_model` opens it again, and plain torch loads it, as the card says. Rows of single people are not in it. Raises
-        `ParameterError` for a folder that holds something, and OSError.
+        `load_model` opens it again, and plain torch loads it, as the card says. Rows of single
+        people are not in it. Raises `ParameterError` for a folder that holds something, and
+        OSError.
         """
         return export_model(
             self._experiment, self._done, folder, records=self._records, reached=self._card

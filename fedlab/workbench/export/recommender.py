@@ -77,7 +77,9 @@ class Recommender:
         if self.local:
             clicks = torch.zeros(len(self.items)).index_copy_(0, items, weights)
             return self.local.recommend(self.weights, clicks)
-        fix = "this model knows people by vectors of their own, which clicks do not tell; name a user"
+        fix = (
+            "this model knows people by vectors of their own, which clicks do not tell; name a user"
+        )
         require(isinstance(who, str | int), "who", who, fix)
         vector = self.weights["user"][self._place("user", str(who), self.users)]
         return self.weights["item"] @ vector + self.weights["bias"]
@@ -145,9 +147,7 @@ def unknown(what: str, name: str, names: Sequence[str]) -> ParameterError:
     return ParameterError(f"{what}={name!r}: these data have no such {what}{more}{new}")
 
 
-def load_model(
-    folder: str | Path, data: str | Path | Interactions | None = None
-) -> Recommender:
+def load_model(folder: str | Path, data: str | Path | Interactions | None = None) -> Recommender:
     """A model that was saved, by `Best.save`, `export_model` or `fedlab export`, to recommend with.
 
     data: who clicked what until now, `Interactions` or a name as settings have it, for users who
@@ -172,8 +172,9 @@ def load_model(
     name, settings = about["model"]["name"], Settings(**about["settings"]["settings"])
     fix = f"it holds a model of the kind {name}; {place / 'card.md'} has the lines that load it"
     require(name in OPENED, "folder", str(folder), fix)
-    local = cast(Local, turned(cast(type[Local], REGISTRY["local"][settings.local])(), settings))
-    weights, own = load_file(place / "model.safetensors"), None
+    local = turned(cast(type[Local], REGISTRY["local"][settings.local])(), settings)
+    weights: Tree = load_file(place / "model.safetensors")
+    own: Implicit | Ease | None = None
     if type(local) is Implicit:
         clicks = about["data"]["train"] / about["data"]["clients"]
         own = replace(local, mean_clicks=local.mean_clicks or clicks)
@@ -196,5 +197,5 @@ def _clicks(data: Any) -> Interactions:
     try:
         return Experiment(Settings(data=str(data), train_on=WHOLE)).split.train
     except DataError as error:
-        fix = "say where the clicks of users are: load_model(..., data=...), --data on the command line"
+        fix = "say where users' clicks are: load_model(..., data=...), --data on the command line"
         raise DataError(f"{error}; {fix}") from error
