@@ -56,7 +56,7 @@ def read(
     Found out by themselves: how a file is packed (gzip, bzip2, xz) and written (UTF-8, UTF-16,
     Latin-1); what stands between fields; whether there is a header; and which column is what, by
     its name or, without a header, by its place: user, item, rating, time. So MovieLens' releases
-    are read, RecBole's atomic files, lists of items with one line a user, and parquet.
+    are read, RecBole's atomic files, lists of items with one line a user, parquet and JSON.
 
     user, item, rating, time: the name of the column, or its place from 0; False for none of it;
     time=("date", "hour"), where days and hours are two columns, as is found out where they are.

@@ -18,17 +18,29 @@ ROLES: dict[str, tuple[str, ...]] = {
         *("user", "userid", "users", "uid", "customer", "customerid", "member", "memberid"),
         *("visitor", "visitorid", "session", "sessionid", "reviewer", "reviewerid", "person"),
         *("personid", "account", "accountid", "client", "clientid", "username"),
+        *("kunde", "kundennr", "kundennummer", "benutzer", "cliente", "usuario", "utilisateur"),
     ),
     "item": (
         *("item", "itemid", "items", "iid", "movie", "movieid", "film", "filmid", "product"),
         *("productid", "asin", "parentasin", "sku", "article", "articleid", "song", "songid"),
         *("track", "trackid", "artist", "artistid", "book", "bookid", "isbn", "business"),
         *("businessid", "game", "gameid", "recipe", "recipeid", "news", "newsid", "stockcode"),
+        *("artikel", "artikelnr", "artikelnummer", "produkt", "produit", "producto"),
     ),
-    "rating": ("rating", "ratings", "stars", "star", "score", "overall", "value", "weight"),
+    "rating": (
+        "rating",
+        "ratings",
+        "stars",
+        "star",
+        "score",
+        "overall",
+        "value",
+        "weight",
+        "bewertung",
+    ),
     "time": (
         *("timestamp", "time", "unixreviewtime", "date", "datetime", "ts", "eventtime"),
-        *("createdat", "created", "day"),
+        *("createdat", "created", "day", "datum", "fecha"),
     ),
 }
 ITEM_ROLES: dict[str, tuple[str, ...]] = {

@@ -145,6 +145,9 @@ def table_of(
         frames = [frame.cast(pl.String) for frame in frames]
     whole = pl.concat(frames) if len(frames) > 1 else frames[0]
     found = Table({s.name: s for s in whole.get_columns()}, sheets, tuple(map(len, frames)))
+    for role, series in found.columns.items():
+        if series.dtype.is_nested():
+            raise found.bad(role, [0], "a list or an object; write a row for each thing in it")
     return found.without(_spoiled(found, time_format)) if missing == "drop" else found
 
 
@@ -177,8 +180,6 @@ def ids_of(found: Table, role: str) -> Ids:
     series = found.columns.pop(role)
     if not len(series):
         raise DataError(f"{found.sheets[0][0].name}: no rows in it; it must hold at least one")
-    if series.dtype.is_nested():
-        raise found.bad(role, [0], "a list; write a row for each of its items")
     if gone := _lacks(series).nonzero()[0].tolist():
         fix = f"no id; complete or remove the row, or {DROP}"
         raise found.bad(role, gone, fix)
@@ -584,14 +585,13 @@ def overlooked(sheet: Sheet, roles: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _timed(held: list[str]) -> bool:
-    """Whether texts look like times: dates, or seconds or milliseconds from 2001 to 2033."""
+    """Whether texts look like times: most are dates, or seconds or ms from 2001 to 2033."""
     texts = pl.Series(held, dtype=pl.String)
     numbers = texts.cast(pl.Int64, strict=False)
-    if not numbers.null_count():
-        return bool(held) and any(numbers.is_between(unit, 2 * unit).all() for unit in CLOCKS)
     if numbers.null_count() < len(numbers):
-        return False
-    return not _dates(texts, None).null_count() or all(map(NUMBERED.fullmatch, held))
+        return any(numbers.is_between(unit, 2 * unit).fill_null(True).all() for unit in CLOCKS)
+    dates = int(_dates(texts, None).is_not_null().sum())
+    return len(held) < 2 * max(dates, sum(NUMBERED.fullmatch(text) is not None for text in held))
 
 
 def _doubts(users: np.ndarray, count: int, times: np.ndarray | None) -> list[str]:

@@ -162,9 +162,12 @@ def sheet(
     """
     data, name = _content(path), path.name
     if data[:4] == b"PAR1":
-        _only_of_text(name, separator=separator, header=header, encoding=encoding)
+        _only_of_text(name, "parquet", separator=separator, header=header, encoding=encoding)
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
+    if data.lstrip()[:1] in (b"[", b"{"):
+        _only_of_text(name, "JSON", separator=separator, header=header)
+        return of_frame(_json(data, name), name, (*notes, f"{name}: JSON"))
     require(header is None or isinstance(header, bool), "header", header, "say True or False")
     blank, lines, told = _head(data, name)
     separator = _said(separator) or told or _separator(lines, name)
@@ -242,10 +245,6 @@ def _head(data: bytes, name: str) -> tuple[int, list[str], str]:
     lines = _sample(data, name)[len(left_out) :]
     if not lines:
         raise DataError(f"{name}: no rows in it; it must hold at least one")
-    if lines[0].lstrip()[:1] in ("[", "{"):
-        raise DataError(
-            f"{name}: JSON; save it as CSV, or read it with pandas or polars and use from_frame"
-        )
     told = left_out[-1][4] if left_out and left_out[-1].lower().startswith("sep=") else ""
     return head.count("\n"), lines, told
 
@@ -271,10 +270,10 @@ def _content(path: Path) -> bytes:
     return data
 
 
-def _only_of_text(name: str, **asked: object) -> None:
-    """Raise `ParameterError` for what is said of a file of parquet, and holds of texts alone."""
+def _only_of_text(name: str, kind: str, **asked: object) -> None:
+    """Raise `ParameterError` for what is said of parquet or JSON, and holds of tables of text."""
     for option, value in asked.items():
-        fix = f"{name} is parquet, which needs none; leave {option} out"
+        fix = f"{name} is {kind}, which needs none; leave {option} out"
         require(value is None, option, value, fix)
 
 
@@ -283,6 +282,16 @@ def _parquet(data: bytes, name: str) -> pl.DataFrame:
         return pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
         raise DataError(f"{name}: a damaged parquet file ({error}); write it again") from error
+
+
+def _json(data: bytes, name: str) -> pl.DataFrame:
+    """A list of objects, or one on each line."""
+    data = data.strip()
+    try:
+        return pl.read_json(data) if data.startswith(b"[") else pl.read_ndjson(data)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OverflowError) as error:
+        fix = 'write a list of objects, or one on each line, such as {"user": 1, "item": 7}'
+        raise DataError(f"{name}: JSON that is no table ({error}); {fix}") from error
 
 
 def _decoded(data: bytes, name: str, encoding: str | None) -> tuple[bytes, tuple[str, ...]]:

@@ -323,7 +323,15 @@ BAD = {
     "no header to speak of": (CSV, {"header": "no"}, "header='no': say True or False"),
     "a separator that is a number": (CSV, {"separator": 1}, "separator=1: give a text"),
     "no users at all": (CSV, {"user": False}, "user=False: interactions need both users and items"),
-    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv: JSON; save it as CSV, or read it with pandas"),
+    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv:1: no column of items among 'user'; say item="),
+    "JSON of no objects": ("[1, 2]", {}, r"r\.csv: JSON that is no table .*; write a list of obj"),
+    "JSON cut short": ('{"user": 1,', {}, r"r\.csv: JSON that is no table"),
+    "JSON in JSON": (
+        '{"user": 1, "item": 2, "rating": [3]}',
+        {},
+        r"'rating' is '\[3\]'; a list or",
+    ),
+    "JSON with a separator": ('{"user": 1, "item": 2}', {"separator": ","}, "r.csv is JSON, which"),
     "a workbook": (
         b"PK\x03\x04 xl/workbook.xml",
         {},

@@ -1,6 +1,7 @@
 """Tables as exports leave them: ids with gaps, names of rows, padding, days apart from hours."""
 
 import datetime
+import json
 
 import numpy as np
 import polars as pl
@@ -131,6 +132,25 @@ def test_times_of_another_name_are_told_of(name, text, tmp_path):
     assert not any("may be times" in n for n in table(tmp_path, whole, time=False).notes)
     timed = "user,item,time,sent on\na,7,2024-01-01,2024-01-02\n"
     assert not any("may be times" in n for n in table(tmp_path, timed).notes)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_objects_of_json_are_rows(lines, tmp_path):
+    rows = [
+        {"user_id": f"u{k % 2}", "sku": k, "time": f"2024-01-0{k}T05:00:00Z", "stars": k}
+        for k in (1, 2, 3)
+    ]
+    text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1)
+    found = table(tmp_path, text)
+    assert rows_of(found) == [("u0", "2"), ("u1", "1"), ("u1", "3")]
+    assert found.values.tolist() == [2, 1, 3]
+    assert "r.csv: JSON" in found.notes
+
+
+def test_german_headings_are_known(tmp_path):
+    text = "Kunde;Artikelnr;Bewertung;Datum\nK1;7;4,5;31.01.2024\nK2;7;3,0;01.02.2024\n"
+    found = table(tmp_path, text)
+    assert (found.values.tolist(), len(found.times)) == ([4.5, 3.0], 2)
 
 
 def test_a_session_is_a_user_only_where_there_is_no_other(tmp_path):
