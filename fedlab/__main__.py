@@ -165,11 +165,6 @@ def _words() -> argparse.ArgumentParser:
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
     _best_words(parts)
-    part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
-    part.add_argument(
-        "path", help="a file of interactions, or a folder with one; 'FILE?user=buyer&item=code'"
-    )
-    part.set_defaults(do=_data)
     _top_words(parts)
     return whole
 
@@ -183,7 +178,12 @@ def _version() -> str:
 
 
 def _top_words(parts: Any) -> None:
-    """The command that recommends."""
+    """The commands that tell of data, and that recommend."""
+    part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
+    part.add_argument(
+        "path", help="a file of interactions, or a folder with one; 'FILE?user=buyer&item=code'"
+    )
+    part.set_defaults(do=_data)
     part = parts.add_parser("top", help="what a model recommends, of `best` or `export`")
     part.add_argument("model", help="the folder that it is in")
     part.add_argument("user", nargs="?", help="the id of a user of the data")
