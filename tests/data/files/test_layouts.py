@@ -288,7 +288,7 @@ def test_frames_without_rows_or_with_lists_are_refused(tmp_path):
     empty.write_parquet(tmp_path / "empty.parquet")
     with pytest.raises(DataError, match=r"empty\.parquet: no rows in it"):
         read(tmp_path / "empty.parquet")
-    with pytest.raises(DataError, match=r"the frame, row 0: 'item' is .*; a list or an object; write a row"):
+    with pytest.raises(DataError, match=r"the frame, row 0: 'item' is .*; a list or an object"):
         from_frame(pl.DataFrame({"user": [1], "item": [[1, 2]]}))
     with pytest.raises(ParameterError, match="path=None: give a path, as a text"):
         read(None)
