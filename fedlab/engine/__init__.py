@@ -16,7 +16,7 @@ from fedlab.engine.cohort import (
     train_cohort,
     updates,
 )
-from fedlab.engine.fused.warm import warm
+from fedlab.engine.fused.warm import compiling, warm
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.engine.step import gradients, hyper, sgd
 
@@ -30,6 +30,7 @@ __all__ = [
     "arrange",
     "chunks",
     "client_bytes",
+    "compiling",
     "gradients",
     "holdings",
     "how",

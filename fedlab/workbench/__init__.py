@@ -2,7 +2,7 @@
 
 from fedlab.workbench.best import Best, fit_best
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
-from fedlab.workbench.export import export
+from fedlab.workbench.export import Recommender, export, load_model
 from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
 from fedlab.workbench.runs import Run, Runs, metrics, record, shown
@@ -17,6 +17,7 @@ __all__ = [
     "Choices",
     "Experiment",
     "Job",
+    "Recommender",
     "Run",
     "Runner",
     "Runs",
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "fit_best",
     "follow",
+    "load_model",
     "metrics",
     "over_seeds",
     "record",

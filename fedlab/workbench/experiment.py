@@ -64,6 +64,7 @@ from fedlab.evaluation import Candidates, Unmet, candidates, scorer, unmet
 from fedlab.models import Model
 from fedlab.privacy import Ledger, spends
 
+ONE_EACH = "validation and test take one each"
 HELD, WHOLE = "train", "everything"  # what an experiment may train on
 
 
@@ -483,7 +484,7 @@ def _split(which: _Which, task: str) -> Split:
                 f"data={which.name!r}: no user has 3 interactions, of which two are kept apart to "
                 "measure; give more of each user, or train_on='everything'"
             )
-        said = f"{short:,} users with fewer than 3 interactions are left out"
+        said = f"{short:,} users with fewer than 3 interactions are left out, as {ONE_EACH}"
         every = replace(at_least(every, users=3)[0], notes=(*every.notes, said))
     return leave_one_out(every)
 

@@ -3,6 +3,7 @@
 import multiprocessing
 from dataclasses import replace
 
+import numba
 import pytest
 import torch
 from conftest import tiny
@@ -17,7 +18,7 @@ from fedlab.core import tree as tree_module
 from fedlab.core.loops.cpu import compiled
 from fedlab.data import Columns, Federation, layout_of
 from fedlab.data.sources import synthesise
-from fedlab.engine import SGD, LocalSettings, how, updates, warm
+from fedlab.engine import SGD, LocalSettings, compiling, how, updates, warm
 from fedlab.engine.fused.pool import in_order
 from fedlab.evaluation import leaky
 from fedlab.models import matrix_factorisation, perceptron
@@ -484,3 +485,15 @@ def test_all_is_compiled_ahead_and_then_takes_no_time(monkeypatch):
     assert before == {n: len(getattr(loops, n).signatures) for n in before}
     monkeypatch.setattr("fedlab.engine.fused.warm.compiled_loops", lambda: None)
     assert warm() == 0
+
+
+def test_it_is_said_once_that_something_is_compiled():
+    said = []
+    with compiling(said.append):
+        assert not said
+        for kind in (1, 1.0):
+            numba.njit(lambda x: x + 1)(kind)
+    assert len(said) == 1
+    assert said[0].startswith("Compiling what trains clients, once on this machine")
+    numba.njit(lambda x: x + 2)(1)
+    assert len(said) == 1
