@@ -11,6 +11,7 @@
     fedlab compare runs
     fedlab export "run 1" --to model
     fedlab top best-model USER
+    torchrun --nproc-per-node 4 -m fedlab run settings.json
 
 `python -m fedlab` is the same. Settings and files are those of the workbench. `--parts FILE.py`
 runs a file that registers parts of your own: they are choices like all others.
@@ -29,10 +30,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
-from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
+from fedlab.core import ParameterError, Round, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read_asked
-from fedlab.engine import compiling
+from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -63,12 +64,17 @@ def main(given: Sequence[str] | None = None) -> int:
 
     That is 1 where a run could not be saved. An error is printed as one line.
     """
+    who = ""
     try:
         _register(given)
         words = _words().parse_args(given)
-        return int(words.do(words) or 0)
+        with joined() as rank:
+            who = f"rank {rank}: " if rank else ""
+            fix = "torchrun is for run and resume; give this command without it"
+            require(words.do in (_run, _resume) or not several(), "torchrun", sys.argv[1:], fix)
+            return int(words.do(words) or 0)
     except (ParameterError, DataError, OSError) as error:
-        print(shown(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        print(shown(f"{who}{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; what is done is kept.", file=sys.stderr)
@@ -344,11 +350,20 @@ def _run(words: argparse.Namespace) -> bool:
     base, asked = _settings(words)
     settings = base.without(_unread(base))
     _check_asked(base, asked, [settings])
+    if follows():
+        return _beside(settings)
     runs = _kept(words)
     unsaved = _one(runs, _job(runs, settings, words.name), settings.rounds)
     for note in Experiment(settings).split.train.notes:
         print(shown(note), file=sys.stderr)
     return unsaved
+
+
+def _beside(settings: Settings, start: Round | None = None) -> bool:
+    """Train a run that rank 0 keeps and shows."""
+    for _ in stream(lambda: settings, start):
+        pass
+    return False
 
 
 def _one(runs: Runs, job: Job, rounds: int) -> bool:
@@ -398,6 +413,19 @@ def _export(words: argparse.Namespace) -> bool:
 
 
 def _resume(words: argparse.Namespace) -> bool:
+    opened = list[tuple[Runs, Run]]()
+    settings, start = agreed(lambda: _taken_up(words, opened))
+    if follows():
+        return _beside(settings, start)
+    ((runs, run),) = opened
+    job = follow(stream, lambda: settings, run, runs, start)
+    return _one(runs, job, settings.rounds - (start.number if start else 0))
+
+
+def _taken_up(
+    words: argparse.Namespace, opened: list[tuple[Runs, Run]]
+) -> tuple[Settings, Round | None]:
+    """The settings and the Round that a run goes on with; opened: gets its folder, and the run."""
     runs, id_ = _named(words)
     known = runs.trouble
     run, start = runs.resume(id_)
@@ -416,8 +444,8 @@ def _resume(words: argparse.Namespace) -> bool:
         runs.end(run, "stopped")
         raise
     print(f"{run.name} goes on after round {done}, to {settings.rounds}.", file=sys.stderr)
-    job = follow(stream, lambda: settings, run, runs, start)
-    return _one(runs, job, settings.rounds - done)
+    opened.append((runs, run))
+    return settings, start
 
 
 def _sweep(words: argparse.Namespace) -> bool:

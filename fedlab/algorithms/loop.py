@@ -57,7 +57,7 @@ from fedlab.core import (
     within,
 )
 from fedlab.data import Source, fingerprint
-from fedlab.engine import SGD
+from fedlab.engine import SGD, agreed
 from fedlab.models import Model
 from fedlab.privacy import (
     Ledger,
@@ -440,18 +440,22 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool, book: Book |
     def fits(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
         if pipe.spending is None:
             return True
-        context.metrics["epsilon"] = proven(after, pipe.spending.delta)
-        return affordable(pipe.spending, before, context.metrics["epsilon"], first)
+        told["epsilon"] = proven(after, pipe.spending.delta)
+        return affordable(pipe.spending, before, told["epsilon"], first)
 
-    if book is None:
+    def after() -> tuple[dict[str, Any] | None, dict[str, float]]:
+        if book is not None:
+            return book(spent, fits), told
         before, seed = context.state.get("ledger", {}), context.settings.teaching_seed
         alone = booked(before, spent, len(context.data), seed)
-        after = alone if fits(before, alone) else None
-    else:
-        after = book(spent, fits)
-    if after is None:
+        return (alone if fits(before, alone) else None), told
+
+    told: dict[str, float] = {}
+    found, epsilon = agreed(after)
+    context.metrics |= epsilon
+    if found is None:
         return False
-    context.state["ledger"] = after
+    context.state["ledger"] = found
     return True
 
 
