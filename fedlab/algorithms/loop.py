@@ -285,6 +285,8 @@ def federate(
         f"model and federation differ; the federation has {data.task}",
     )
     parts = in_order(local, uplink, aggregate, schedule, participation)
+    learns = not model.list_loss or isinstance(local or SGD(), SGD)
+    require(learns, "loss", model.list_loss, "only steps of sgd and what derives from it learn it")
     ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
     asked = Settings(**told)
