@@ -204,7 +204,9 @@ def test_model_and_data_agree_on_lists(of_model, of_data, said):
 
 def test_methods_without_steps_of_sgd_are_refused():
     model = listwise(matrix_factorisation(4, 6, 3), "bpr")
-    with pytest.raises(ParameterError, match="loss='bpr': only steps of sgd"):
+    with pytest.raises(
+        ParameterError, match="loss='bpr': meta takes no steps of sgd, which learn it; choose sgd"
+    ):
         list(federate(model, Lists(federation(), "bpr"), Settings(rounds=1), local=Meta()))
 
 
@@ -212,7 +214,7 @@ def test_methods_without_steps_of_sgd_are_refused():
     ("asked", "said"),
     [
         ({"task": "ratings"}, "task='ratings': bpr: "),
-        ({"local": "implicit"}, "loss='bpr': only steps of sgd"),
+        ({"local": "implicit"}, "loss='bpr': implicit takes no steps of sgd"),
         ({"negatives": 0}, "negatives=0: bpr sets a click against drawn items"),
         ({"engine": "compiled"}, "engine='compiled': bpr is a loss of lists"),
         ({"personal": "fine tuned"}, "personal='fine tuned': experiment does not read it"),
