@@ -52,6 +52,7 @@ from fedlab.models.text import (
 from fedlab.workbench import over_seeds
 
 PLATFORMS, LENGTH, DIM, LOSS, PATIENCE = 5, 20, 32, "sampled softmax", 3
+RECENCY = 0.5  # of item kNN and EASE, as in quality.py
 SETTINGS = Settings(
     rounds=20,
     cohort=PLATFORMS,
@@ -105,8 +106,8 @@ def compared(name: str, shop: str, quick: bool, seed: int) -> Figures:
     against = candidates(split, seed=seed)
     baselines = {
         "popularity": lambda: popularity(split.train),
-        "knn": lambda: item_knn(split.train, recency=1.0),
-        "ease": lambda: ease(split.train, recency=1.0, least_clicks=3),
+        "knn": lambda: item_knn(split.train, recency=RECENCY),
+        "ease": lambda: ease(split.train, recency=RECENCY),
     }
     found = {way: ranking(make(), against) for way, make in baselines.items()}
     for way, job in jobs.items():

@@ -451,6 +451,7 @@ def sequences() -> str:
         keys = [f"{key}_sequence_{way}_{metric}" for key in sets for metric in ("hr10", "ndcg10")]
         return [f"{held[key]['value']:.3f}" if key in held else "-" for key in keys]
 
+    rows = [(label, *line(way)) for way, label in SEQUENCES.items() if set(line(way)) != {"-"}]
     seeds = ", ".join(
         f"{n}: {held[f'{key}_sequence_ids_ndcg10']['seeds']}" for key, n in sets.items()
     )
@@ -462,9 +463,7 @@ def sequences() -> str:
             "SASRec over the last 20 items, trained by sampled softmax among five platforms, each "
             "with a fifth of the users; leave-one-out with 99 negatives as above, the best round "
             f"on validation. Seeds: {seeds}.",
-            table(
-                ("what it knows of an item", *heads), ((n, *line(w)) for w, n in SEQUENCES.items())
-            ),
+            table(("what it knows of an item", *heads), rows),
             "NDCG@10 of the platforms less that of the same model on pooled data: "
             f"{less['value']:+.3f} (goal: at least {less['goal']}; {less['note']}). Text beside "
             f"rows gains {told}.",

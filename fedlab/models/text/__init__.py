@@ -1,6 +1,6 @@
 """Models that read: text vectors, backbones, cross-encoders, two towers, next-item prediction."""
 
-from fedlab.models.text.backbone import PAD, Backbone, lowest, mean_state, tokens
+from fedlab.models.text.backbone import PAD, Backbone, mean_state, tokens
 from fedlab.models.text.cross_encoder import CrossEncoder, make_pairs
 from fedlab.models.text.encoder import (
     MINILM,
@@ -60,7 +60,6 @@ __all__ = [
     "item_texts",
     "kernel_ridge",
     "last_films",
-    "lowest",
     "make_pairs",
     "mean_state",
     "principal_components",

@@ -14,7 +14,6 @@ pass).
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -142,16 +141,6 @@ def mean_state(states: Tensor, there: Tensor) -> Tensor:
     """
     weight = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("bte,bt->be", states, weight)
-
-
-def lowest(encoder: Encoder, layers: int) -> Encoder:
-    """An encoder of the lowest layers alone: a smaller language model, with the same tokens.
-
-    layers: from 1 to `depth(encoder)`, else `ParameterError`. With all of them it is the same.
-    """
-    whole = depth(encoder)
-    require(1 <= layers <= whole, "layers", layers, f"choose from 1 to {whole}")
-    return replace(encoder, model=Backbone(encoder, layers).model.requires_grad_(False).eval())
 
 
 def depth(encoder: Encoder) -> int:
