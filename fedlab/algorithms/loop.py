@@ -278,12 +278,7 @@ def federate(
         ("ledger", isinstance(ledger, Ledger | None), ledger, "give a Ledger, made of a file"),
     ):
         require(good, name, type(given).__name__, fix)
-    require(
-        model.task == data.task,
-        "task",
-        model.task,
-        f"model and federation differ; the federation has {data.task}",
-    )
+    _check_match(model, data, local)
     parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
@@ -311,6 +306,15 @@ def federate(
         if told is not before and (fresh := Settings(**told)) != asked:
             _check_live(asked, fresh, pipe)
             asked, pipe = fresh, pipeline(parts, fresh, data)
+
+
+def _check_match(model: Model, data: Source, local: Local | None) -> None:
+    """Raise `ParameterError` unless these data and this method can train the model."""
+    fix = f"model and federation differ; the federation has {data.task}"
+    require(model.task == data.task, "task", model.task, fix)
+    steps = isinstance(local or SGD(), SGD)
+    fix = f"{getattr(local, 'name', local)} takes no steps of sgd, which learn it; choose sgd"
+    require(steps or not model.list_loss, "loss", model.list_loss, fix)
 
 
 def one_round(

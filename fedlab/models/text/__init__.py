@@ -29,6 +29,7 @@ from fedlab.models.text.next_item import (
     last_films,
     principal_components,
     sequence_scorer,
+    with_lists,
 )
 from fedlab.models.text.recipes import Hybrid, Lora, NextItem, TextContent
 from fedlab.models.text.two_tower import GAIN, HEADS, TextEncoder, TwoTower
@@ -68,6 +69,7 @@ __all__ = [
     "tfidf",
     "tokens",
     "vectors",
+    "with_lists",
     "write_vectors",
     "year_kernel",
 ]
