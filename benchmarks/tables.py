@@ -524,8 +524,8 @@ def newcomers() -> str:
         [
             "A fifth of MovieLens-100K's users are new; 20 random ratings of each arrive, all "
             "others judge. RMSE in stars, the users' vectors solved by ridge regression from films "
-            "that were learned for it, beside counting (means of users and films, shrunk); mean of 5 "
-            "folds of users:",
+            "that were learned for it, beside counting (means of users and films, shrunk); mean of "
+            "5 folds of users:",
             table(("", "RMSE", "counting", "better", "goal"), rows),
             "Who starts from films that know nothing, and has ten ratings of a newcomer, or ten "
             "clicks: the error after 60 rounds, and FedAvg's rounds to its least error over a "

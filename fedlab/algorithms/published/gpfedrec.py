@@ -24,7 +24,7 @@ one thing the code is not the paper: what it holds against the mean is the cosin
 joins those who are least alike. `neighbours` has both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -214,7 +214,7 @@ class GPFedRec(OwnRates):
         fix = "each local step would overshoot the neighbours' items; choose a smaller one"
         require(step < 2, "guidance", self.guidance, fix)
 
-    def turns(self, rows: Any) -> tuple[dict[str, float], ...]:
+    def turns(self, rows: Mapping[str, str]) -> tuple[Mapping[str, float], ...]:
         """All at once, vectors at rates of their own."""
         return ({**dict.fromkeys(rows, 1.0), "item": self.item_rate, "user": self.user_rate},)
 
@@ -271,7 +271,7 @@ class GPFedRec(OwnRates):
 
         return score
 
-    def _views(self, params: Tree, data: Federation, state: dict[str, Any]) -> Tensor:
+    def _views(self, params: Tree, data: Federation, state: Mapping[str, Any]) -> Tensor:
         """(N I, D) the R_u of all clients: the shared table, until the graph was first used."""
         kept = state.get(self.name, {}).get("views")
         return params["item"].repeat(len(data), 1) if kept is None else kept
