@@ -180,9 +180,7 @@ def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     flat = grad.reshape(-1, *values.shape[1:])
     if not values.is_cpu:
         return add_rows(values, index, flat)
-    return values.scatter_add_(
-        0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat
-    )
+    return values.scatter_add_(0, index.view(-1, *[1] * (flat.dim() - 1)).expand_as(flat), flat)
 
 
 def _times(x: Tensor, factor: float | Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from fedlab.models.text.encoder import (
     vectors,
     write_vectors,
 )
+from fedlab.models.text.familiarity import familiarity, log_probabilities
 from fedlab.models.text.item_prior import (
+    familiarity_kernel,
     genre_kernel,
     item_kernel,
     kernel_ridge,
@@ -53,6 +55,8 @@ __all__ = [
     "TextEncoder",
     "TwoTower",
     "encoder",
+    "familiarity",
+    "familiarity_kernel",
     "fingerprint",
     "genre_kernel",
     "histories",
@@ -60,6 +64,7 @@ __all__ = [
     "item_texts",
     "kernel_ridge",
     "last_films",
+    "log_probabilities",
     "make_pairs",
     "mean_state",
     "principal_components",
