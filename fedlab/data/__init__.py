@@ -57,6 +57,7 @@ from fedlab.data.split import (
     split_by_time,
     standardise,
     strictly_later,
+    within_an_hour,
 )
 
 __all__ = [
@@ -112,4 +113,5 @@ __all__ = [
     "strictly_later",
     "synthesise",
     "unseen",
+    "within_an_hour",
 ]
