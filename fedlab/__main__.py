@@ -38,9 +38,11 @@ from fedlab.workbench import (
     Runs,
     Sweep,
     Trials,
+    beside,
     better,
     fit_best,
     follow,
+    lead,
     metrics,
     shown,
     stream,
@@ -183,6 +185,20 @@ def _best_words(parts: Any) -> None:
     )
     part.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
     part.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many seeds the figures of the report are means of (%(default)s)",
+    )
+    part.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what all trials share: an uplink, and its knobs",
+    )
+    part.add_argument(
         "--folder", default="runs", help="where runs are kept, to go on from (%(default)s)"
     )
     part.add_argument(
@@ -303,7 +319,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _kept(words: argparse.Namespace) -> Runs:
-    runs = Runs(words.folder, better(), usual_knobs)
+    runs = Runs(words.folder, better(), usual_knobs, beside, lead)
     if runs.trouble:
         print(runs.trouble, file=sys.stderr)
     return runs
@@ -330,6 +346,8 @@ def _one(runs: Runs, job: Job, rounds: int) -> bool:
     if lost := run.records[-1].get("rejected"):
         ((why, times),) = Counter(lost.values()).most_common(1)
         print(f"In the last round {len(lost)} clients did not count ({times}: {why}).")
+    if run.verdict:
+        print(shown(run.verdict))
     return bool(runs.unsaved)
 
 
@@ -418,6 +436,8 @@ def _best(words: argparse.Namespace) -> bool:
         objective=words.objective,
         budget=words.budget,
         seed=words.seed,
+        seeds=words.seeds,
+        settings=Settings(**{n: parsed(n, v) for n, v in map(_pair, words.set)}),
         folder=words.folder,
         processes=words.processes,
         say=lambda line: print(shown(line), file=sys.stderr, flush=True),
@@ -484,12 +504,14 @@ def _data(words: argparse.Namespace) -> bool:
 
 
 def _table(runs: list[Run]) -> None:
-    """Print a line for each run: its best values with their rounds, then what settings differ."""
+    """Print a line for each run: best values and their rounds, what is beside, what differs."""
     modes = {"loss": "min", **better()}
     lines = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
     found = [name for name in metrics(runs) if any(row["best"][name] for row in lines)]
     names = dict.fromkeys(name for row in lines for name in row["differs"])
-    rows = [["run", "state", *(f"best {n}" for n in found), *names]]
+    levels = list(dict.fromkeys(name for row in lines for name in row["beside"]))
+    heads = [*levels, *(["lead [95%]"] if levels else [])]
+    rows = [["run", "state", *(f"best {n}" for n in found), *heads, *names]]
     for row in lines:
         best = [row["best"][name] for name in found]
         rows.append(
@@ -497,6 +519,8 @@ def _table(runs: list[Run]) -> None:
                 row["name"],
                 row["state"] + (f": {row['error']}" if row["error"] else ""),
                 *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best),
+                *(f"{row['beside'][n]:.4f}" if n in row["beside"] else "" for n in levels),
+                *([row["lead"]] if levels else []),
                 *(row["differs"].get(n, "") for n in names),
             ]
         )
