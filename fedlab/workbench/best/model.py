@@ -15,7 +15,7 @@ from fedlab.core import ParameterError, Round, Settings, require
 from fedlab.data import recent
 from fedlab.workbench.best.report import Row
 from fedlab.workbench.experiment import Experiment
-from fedlab.workbench.export import export_model
+from fedlab.workbench.export import export_model, zipped_model
 from fedlab.workbench.runs import Record
 
 NEAR = 100_000  # names that are compared with one that nobody has
@@ -86,6 +86,10 @@ class Best:
         return export_model(
             self._experiment, self._done, folder, records=self._records, reached=self._card
         )
+
+    def zipped(self) -> bytes:
+        """The files that `save` writes, as one zip file."""
+        return zipped_model(self._experiment, self._done, self._records, reached=self._card)
 
     def _known(self, user: str) -> tuple[Tensor, Tensor]:
         """The items (n,) that a user clicked, and their weights (n,)."""
