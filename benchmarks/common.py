@@ -15,7 +15,7 @@ import torch
 
 from fedlab.algorithms import in_order, one_round, pipeline
 from fedlab.core import Round, Settings, Tree
-from fedlab.data import Source, fetch
+from fedlab.data import Source, Split, fetch, within_an_hour
 from fedlab.models import Model
 from fedlab.workbench import over_seeds
 
@@ -56,6 +56,13 @@ def entry(
         "seeds": seeds,
         "note": note,
     }
+
+
+def sessions(prefix: str, split: Split) -> dict[str, dict]:
+    """How much of the test came within an hour of the last train row: what recency rests on."""
+    note = "of the test, after the same user's last train row"
+    share = entry(within_an_hour(split), "share", None, higher=True, seeds=1, note=note)
+    return {f"{prefix}_within_an_hour": share}
 
 
 def label(name: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 import torch
-from common import entry, is_quick, ml100k, parameters, record
+from common import entry, is_quick, ml100k, parameters, record, sessions
 
 from fedlab import (
     SGD,
@@ -249,7 +249,7 @@ def main(quick: bool) -> None:
     ):
         rows, curves = defaultdict[str, list[Row]](list), defaultdict[str, list[list[float]]](list)
         measure(setting, seeds, rows, curves)
-        found |= figures(setting.name, rows, note)
+        found |= figures(setting.name, rows, note) | sessions(setting.name, setting.split)
         if setting.name == "mlsmall":
             continue
         for name, goal, key in (("federated", 30, "all"), ("federated_10pct", 80, "10pct")):

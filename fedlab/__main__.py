@@ -42,9 +42,11 @@ from fedlab.workbench import (
     Runs,
     Sweep,
     Trials,
+    beside,
     better,
     fit_best,
     follow,
+    lead,
     load_model,
     metrics,
     shown,
@@ -220,6 +222,20 @@ def _best_words(parts: Any) -> None:
     )
     part.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
     part.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many seeds the figures of the report are means of (%(default)s)",
+    )
+    part.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what all trials share: an uplink, and its knobs",
+    )
+    part.add_argument(
         "--folder", default="runs", help="where runs are kept, to go on from (%(default)s)"
     )
     part.add_argument(
@@ -340,7 +356,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _kept(words: argparse.Namespace) -> Runs:
-    runs = Runs(words.folder, better(), usual_knobs)
+    runs = Runs(words.folder, better(), usual_knobs, beside, lead)
     if runs.trouble:
         print(runs.trouble, file=sys.stderr)
     return runs
@@ -376,6 +392,8 @@ def _one(runs: Runs, job: Job, rounds: int) -> bool:
     if lost := run.records[-1].get("rejected"):
         ((why, times),) = Counter(lost.values()).most_common(1)
         print(f"In the last round {len(lost)} clients did not count ({times}: {why}).")
+    if run.verdict:
+        print(shown(run.verdict))
     return bool(runs.unsaved)
 
 
@@ -480,6 +498,8 @@ def _best(words: argparse.Namespace) -> bool:
             objective=words.objective,
             budget=words.budget,
             seed=words.seed,
+            seeds=words.seeds,
+            settings=Settings(**{n: parsed(n, v) for n, v in map(_pair, words.set)}),
             folder=words.folder,
             processes=words.processes,
             say=_say,
@@ -584,6 +604,12 @@ def _table(runs: list[Run]) -> None:
         best = [row["best"][name] for row in lines]
         if any(best):
             columns[f"best {name}"] = [f"{b[0]:.4f} ({b[1]})" if b else "" for b in best]
+    levels = dict.fromkeys(name for row in lines for name in row["beside"])
+    for name in levels:
+        found = [row["beside"].get(name) for row in lines]
+        columns[name] = ["" if level is None else f"{level:.4f}" for level in found]
+    if levels:
+        columns["lead [95%]"] = [row["lead"] for row in lines]
     columns["state"] = [row["state"] for row in lines]
     same = {n: cells[0] for n, cells in columns.items() if len(runs) > 1 and len({*cells}) == 1}
     names = [shown(row["name"]) for row in lines]

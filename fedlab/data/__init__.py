@@ -58,6 +58,7 @@ from fedlab.data.split import (
     split_by_time,
     standardise,
     strictly_later,
+    within_an_hour,
 )
 
 __all__ = [
@@ -114,4 +115,5 @@ __all__ = [
     "strictly_later",
     "synthesise",
     "unseen",
+    "within_an_hour",
 ]

@@ -15,6 +15,8 @@ from torch import Tensor
 from fedlab.core import DataError, require, stream
 from fedlab.data.interactions import Interactions
 
+HOUR = 3600  # seconds
+
 
 @dataclass(frozen=True)
 class Split:
@@ -108,6 +110,22 @@ def leave_one_out(interactions: Interactions, seed: int = 0) -> Split:
         )
     later, take = _later(interactions, seed), interactions.take
     return Split(take(later > 1), take(later == 1), take(later == 0))
+
+
+def within_an_hour(split: Split) -> float:
+    """The share of test rows that came within an hour of the same user's last train row.
+
+    Where it is large, a method that weighs recent clicks owes much of its figure to such sessions.
+    Raises `DataError` without times, and `ParameterError` without a test part.
+
+    >>> from fedlab.data import load
+    >>> 0.8 < within_an_hour(leave_one_out(load())) < 1
+    True
+    """
+    require(len(split.test) > 0, "split", 0, "there is no test part; split with leave_one_out")
+    last = torch.full((split.train.user_count,), -(1 << 62))
+    last.scatter_reduce_(0, split.train.users, split.train.times, "amax")
+    return float((split.test.times - last[split.test.users] <= HOUR).double().mean())
 
 
 def hold_out(train: Interactions, test: Interactions, seed: int = 0) -> Split:

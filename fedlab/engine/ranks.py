@@ -120,7 +120,7 @@ def _gathered(value: list[R]) -> list[list[R]]:
     every = [torch.empty_like(own) for _ in range(count)]
     _together(dist.all_gather, every, own)
     return [
-        value if k == rank else pickle.loads(memoryview(part.numpy())[: int(sizes[k])])
+        value if k == rank else pickle.loads(part.numpy().data[: int(sizes[k])])
         for k, part in enumerate(every)
     ]
 

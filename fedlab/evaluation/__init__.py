@@ -17,6 +17,7 @@ from fedlab.evaluation.metrics import (
     accuracy,
     at_k,
     auc,
+    chance,
     gains,
     hit_rate,
     interval,
@@ -26,7 +27,7 @@ from fedlab.evaluation.metrics import (
     rank,
     rmse,
 )
-from fedlab.evaluation.newcomers import NewUsers, item_means, new_users
+from fedlab.evaluation.newcomers import NewUsers, item_means, new_users, user_means
 from fedlab.evaluation.ranking import (
     Candidates,
     Unmet,
@@ -54,6 +55,7 @@ __all__ = [
     "auc",
     "by_history",
     "candidates",
+    "chance",
     "clicked",
     "cold_ranking",
     "dot",
@@ -82,4 +84,5 @@ __all__ = [
     "scorer",
     "seen",
     "unmet",
+    "user_means",
 ]

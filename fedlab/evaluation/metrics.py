@@ -18,6 +18,8 @@ from torch import Tensor
 
 from fedlab.core import Metric, Score, knob, register, require, stream
 
+MANY = 50_000  # users whose interval is no longer worth a bootstrap
+
 
 def mse(prediction: Tensor, target: Tensor) -> float:
     """Mean squared error of predictions (n,).
@@ -116,13 +118,17 @@ def gains(ranks: Tensor, k: int = 10) -> Tensor:
 def interval(each: Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95% interval of the mean over users, from what each (U,) adds: percentiles of a bootstrap.
 
-    draws: times that U users are drawn with replacement. Raises `ParameterError` where nobody is.
+    draws: times that U users are drawn with replacement. Of more than `MANY` users it is the normal
+    interval, which a bootstrap comes to. Raises `ParameterError` where nobody is.
 
     >>> interval(torch.ones(5))
     (1.0, 1.0)
     """
     require(len(each) > 0, "each", 0, "give what each user adds, of one user or more")
     draw, values = stream(seed, "bootstrap"), each.double()
+    if len(each) > MANY:
+        middle, far = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+        return middle - far, middle + far
     means = torch.stack(
         [
             values[torch.randint(len(each), (len(each),), generator=draw)].mean()
@@ -140,6 +146,20 @@ def at_k(ranks: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
     {'hr@10': 1.0, 'ndcg@10': 0.75}
     """
     return {f"{prefix}hr@{k}": hit_rate(ranks, k), f"{prefix}ndcg@{k}": ndcg(ranks, k)}
+
+
+def chance(others: Tensor, k: int = 10, prefix: str = "") -> dict[str, float]:
+    """HR@k and NDCG@k that scores by chance reach on average: every rank is as likely as another.
+
+    others (U,): how many items each user's held-out one is ranked against.
+
+    >>> chance(torch.tensor([99]))["hr@10"]
+    0.1
+    """
+    ranks = torch.arange(1, k + 1)[:, None]
+    share = (ranks <= others + 1).double() / (others + 1)  # (k, U)
+    found = {"hr": share, "ndcg": share * gains(ranks, k).double()}
+    return {f"{prefix}{name}@{k}": float(each.sum(0).mean()) for name, each in found.items()}
 
 
 @register

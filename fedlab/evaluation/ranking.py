@@ -20,6 +20,7 @@ from fedlab.models import ByUser, Factored
 
 PAIRS = 1 << 15  # scored at a time: what models keep of a pair then stays in a core's cache
 BLOCK = 1 << 13  # pairs of vectors that are looked up at a time, for the same reason
+DRAWS = 1 << 24  # numbers that are drawn at a time
 PRODUCTS = 1 << 19  # numbers of a product at a time
 
 
@@ -80,17 +81,21 @@ def candidates(split: Split, part: str = "test", against: int = 99, seed: int = 
     torch.Size([4, 99])
     """
     held = _held(split, part)
-    unseen = ~seen((split.train, split.validation, split.test), held.users)
-    few = int(unseen.sum(1).min())
+    parts, count = (split.train, split.validation, split.test), held.item_count
+    met = torch.cat([each.pairs() for each in parts]).unique() // count
+    few = count - int(torch.bincount(met, minlength=held.user_count)[held.users].max())
     require(
         1 <= against <= few,
         "against",
         against,
         f"choose from 1 to {few}, the unseen items of the busiest user",
     )
-    draw = torch.rand(unseen.shape, generator=stream(seed, f"candidates {part}"))
-    negatives = draw.where(unseen, -1.0).topk(against, dim=1).indices
-    return Candidates(held.users, held.items, negatives)
+    draw, negatives = stream(seed, f"candidates {part}"), []
+    for users in held.users.split(max(1, DRAWS // count)):
+        luck = torch.rand(len(users), count, generator=draw)
+        luck.masked_fill_(seen(parts, users), -1.0)
+        negatives.append(luck.topk(against, dim=1).indices)
+    return Candidates(held.users, held.items, torch.cat(negatives))
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,13 @@ class Unmet:
     positives: Tensor
     items: int
     met: Tensor
+
+    @property
+    def others(self) -> Tensor:
+        """How many items (U,) each held-out one is ranked against."""
+        ends = torch.arange(1, len(self.users) + 1) * self.items
+        met = torch.searchsorted(self.met, ends).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        return self.items - met
 
     def ranks(self, score: Score) -> Tensor:
         """Rank (U,) of the held-out item among itself and the unmet items, where 1 is the best."""

@@ -1,5 +1,6 @@
 """Experiments as settings: runs, sweeps, and the widget that turns their knobs."""
 
+from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best, fit_best
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
 from fedlab.workbench.export import Recommender, export, load_model
@@ -25,10 +26,12 @@ __all__ = [
     "Trials",
     "Workbench",
     "WorkerDied",
+    "beside",
     "better",
     "export",
     "fit_best",
     "follow",
+    "lead",
     "load_model",
     "metrics",
     "over_seeds",

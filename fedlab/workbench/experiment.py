@@ -315,21 +315,21 @@ class Experiment:
         Where it trains on everything, the last two are empty.
         """
         if self.choices.train_on == WHOLE:
-            return _unsplit(self._which, self.choices.task)
-        return _split(self._which, self.choices.task)
+            return _unsplit(self.which, self.choices.task)
+        return _split(self.which, self.choices.task)
 
     @cached_property
     def candidates(self) -> Candidates:
         """What the held-out clicks of the validation part are ranked against."""
-        return _candidates(self._which, self.choices.against, self.settings.seed)
+        return _candidates(self.which, self.choices.against, self.settings.seed)
 
     @cached_property
     def unmet(self) -> Unmet:
         """What they are ranked against in the full ranking."""
-        return _unmet(self._which)
+        return _unmet(self.which)
 
     @cached_property
-    def _which(self) -> "_Which":
+    def which(self) -> "_Which":
         """What tells the data from others."""
         name = self.choices.data
         part = REGISTRY["data"].get(name)

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from fedlab.core import Round, Settings, require
@@ -97,14 +97,14 @@ class Runner:
         _keep_freed_memory()
         state = "failed"
         try:
-            for _ in job:
-                if not self._may_go_on():
-                    break
+            with closing(job):
+                for _ in job:
+                    if not self._may_go_on():
+                        break
             state = "stopped" if self._stopping else "done"
         except Exception as error:  # noqa: BLE001 - for the status line
             self.error = f"{type(error).__name__}: {error}"
         finally:
-            job.close()
             self._enter(state)
 
     def _may_go_on(self) -> bool:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedlab.core import ParameterError, Round, Settings, described, known, read_settings, require
+from fedlab.workbench.beside import beside, lead
+from fedlab.workbench.best import Best
+from fedlab.workbench.best.fit import Asked, Finding, common
 from fedlab.workbench.experiment import Experiment, stream, usual_knobs
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
@@ -50,12 +53,16 @@ class Session:
         self.presets = presets
         claim(None)
         self.live, self.runner = live, Runner(changed)
-        self.runs = Runs(folder, metrics, usual_knobs if live is stream else None)
+        told = (usual_knobs, beside, lead) if live is stream else ()
+        self.runs = Runs(folder, metrics, *told)
         self.changed = changed
         self.members: list[Run] = []  # what the last start or sweep trains
         self.trying: Sweep | None = None
         self.mapped: Swept | None = None  # the last sweep, which other starts leave on show
         self.planned = 1  # runs of the sweep
+        self.finding: Finding | None = None  # the search for the best, if that was last
+        self.found: Best | None = None  # the last one that was found
+        self.told = ""  # what the search has said last
         self.turns = ""  # why its runs take turns in this process
         self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
@@ -88,7 +95,9 @@ class Session:
 
     @property
     def progress(self) -> float:
-        """The share of the rounds that are done, of all runs of a sweep."""
+        """The share of the rounds that are done, of all runs of a sweep; or of a search."""
+        if self.finding:
+            return self.finding.progress
         return min(
             sum(len(run.records) for run in self.members) / (self.settings.rounds * self.planned),
             1.0,
@@ -103,8 +112,7 @@ class Session:
         """Go on after a pause, or begin a new run; pause after `rounds` rounds."""
         if self.runner.state == "paused":
             return self.runner.go(rounds)
-        claim(None)
-        self.trying, self.members, self.planned = None, [], 1
+        self._afresh([])
         settings = self.read
         return self.runner.start(self._job(settings, self._snapshots(settings)), rounds)
 
@@ -135,14 +143,14 @@ class Session:
             self.runs.end(run, "stopped")
             raise
         self.settings = settings
-        self.trying, self.members, self.planned = None, [run], 1
+        self._afresh([run])
         self.runner.start(follow(self.live, self._snapshots(settings), run, self.runs, start))
 
     def reset(self) -> None:
         """Stop, forget what was shown except pinned runs, and put the knobs back to the start."""
         self.runner.reset()
         self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
-        self.mapped = None
+        self.mapped = self.finding = self.found = None
 
     def sweep(self, what: Sweep, processes: int = 0) -> None:
         """Train every trial of a sweep, side by side; processes: how many, 0 for all cores."""
@@ -153,14 +161,47 @@ class Session:
             f"choose one of {', '.join(self.metrics)}",
         )
         trials = what.trials(self.settings, self.unread)
-        claim(None)
+        self._afresh([])
         self.in_use, self.turns = None, ""
-        self.trying, self.members, self.planned = what, [], len(trials)
+        self.trying, self.planned = what, len(trials)
         self.mapped = what, self.members, len(trials)
         self.began = time.monotonic()
         named = [(what.name(trial), trial) for trial in trials]
         job = Trials(self.live, named, self.runs, self._begin, self._said).job(processes)
         self.runner.start(job)
+
+    def find(self, objective: str, budget: str) -> None:
+        """Search the best model for the data that the knobs name: see `fit_best`.
+
+        Of the knobs it takes data, seed and uplink, and those of these. Stop keeps the best so far:
+        it is measured, trained and `found`, as at the end. Raises `ParameterError` where runs are
+        in memory alone.
+        """
+        fix = "this stream is none of an experiment; search with fedlab.workbench.fit_best"
+        require(self.live is stream, "live", "a stream of your own", fix)
+        fix = "a search keeps its trials on disk; name a folder under Runs, and keep runs there"
+        require(self.runs.folder is not None, "folder", "none", fix)
+        task = self.settings.task
+        require(task == "clicks", "task", task, "a search ranks items; choose clicks")
+        asked = Asked(objective, budget)
+        self._afresh([])
+        self.found, self.told = None, "reading the data"
+        self.finding = Finding(
+            common(self.settings), self.runs, asked, self._heard, self._took, self._begin
+        )
+        self.runner.start(self.finding.job())
+
+    def _heard(self, line: str) -> None:
+        self.told = line
+        self.changed()
+
+    def _took(self, best: Best) -> None:
+        self.found, self.told = best, best.report.split("\n")[0]
+
+    def _afresh(self, members: list[Run]) -> None:
+        """Stop what runs, and begin something else; members: the runs that are there already."""
+        claim(None)
+        self.trying, self.finding, self.members, self.planned = None, None, members, 1
 
     def _said(self, why: str) -> None:
         self.turns = why

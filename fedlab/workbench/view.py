@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from fedlab.core import ParameterError, Round, described, differing, require, shown, tidy
-from fedlab.workbench.runs import PLAIN, Run, usual
+from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
 POINTS, BINS, ROWS = 300, 24, 100
@@ -46,6 +46,7 @@ COMMANDS: dict[str, dict[str, type]] = {
     "delete": {"run": str},
     "folder": {"folder": str},
     "sweep": {"over": dict, "metric": str, "runs": int},
+    "find": {"objective": str, "budget": str},
     "export": {"kind": str},
     "tensorboard": {},
 }
@@ -259,6 +260,9 @@ def table(
 ) -> list[dict[str, Any]]:
     """A row for each run: its name, state, best metrics and their rounds, and settings that differ.
 
+    beside: see `level`. lead: by how much it is ahead of the best of that. verdict: the same in
+    words.
+
     shown: run id -> colour of those in the charts. Settings are compared among these, or among all
     runs when fewer than two are shown.
     """
@@ -281,12 +285,25 @@ def table(
             "colour": shown.get(run.id),
             "rounds": len(run.records),
             "best": {m: None if r is None else [r[m], r["round"]] for m, r in best.items()},
+            "beside": level(run),
+            "lead": size(run.lead) if run.lead else "",
+            "verdict": run.verdict,
             "differs": {
                 n: " → ".join(map(show, used[run.id][n])) for n in names if n in used[run.id]
             },
         }
 
     return [row(run) for run in runs]
+
+
+def level(run: Run) -> dict[str, float]:
+    """What a run is measured beside: 'name metric' -> value; of a ranking the NDCG@10 alone."""
+    return {
+        f"{name} {metric}": value
+        for name, row in run.beside.items()
+        for metric, value in row.items()
+        if metric == "ndcg@10" or "ndcg@10" not in row
+    }
 
 
 def show(value: object) -> str:
@@ -330,6 +347,7 @@ class Pens:
                     "name": run.name,
                     "colour": kept[run.id],
                     "series": self._traces[run.id].lines(lines),
+                    "beside": run.beside,
                 }
                 for run in shown
             ],
@@ -338,7 +356,10 @@ class Pens:
 
     def changed(self, listed: list[Run]) -> bool:
         """Whether the table must be made again."""
-        now = [(run.id, run.name, run.state, run.pinned) for run in listed], dict(self.colours)
+        now = (
+            [(run.id, run.name, run.state, run.pinned, bool(run.beside)) for run in listed],
+            dict(self.colours),
+        )
         same, self._listed = now == self._listed, now
         return not same
 
@@ -375,14 +396,9 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     """The status line: how far it is, the time of the rest, what was sent, what trains slowly."""
     state = session.runner.state
     if session.trying:
-        ended = [run for run in session.members if run.state != "running"]
-        failed = sum(run.state == "failed" for run in ended)
-        text = f"{state.capitalize()}: {len(ended)} of {session.planned} runs of the sweep ended"
-        text += f", {failed} of them failed" if failed else ""
-        text += f"; {session.turns}" if session.turns else ""
-        share, took = session.progress, time.monotonic() - session.began
-        left = f", about {took / share - took:.0f} s left" if share else ""
-        return text + (left if state == "running" else "")
+        return _of_sweep(session, state)
+    if session.finding:
+        return f"{state.capitalize()}: {session.told}"
     run = session.members[-1] if session.members else None
     if run is None or not run.records:
         return {"running": PREPARING, "ready": "Press Start."}.get(state, f"{state.capitalize()}.")
@@ -403,7 +419,20 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
         why = Counter(last["rejected"].values()).most_common(1)[0]
         text += f"; {len(last['rejected'])} clients did not count ({why[1]}: {why[0]})"
     text += f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else ""
-    return text + (_told(run.rounds[-1]) if run.rounds else "")
+    text += _told(run.rounds[-1]) if run.rounds else ""
+    return f"{text}; {run.verdict}" if run.verdict and not session.runner.busy else text
+
+
+def _of_sweep(session: Session, state: str) -> str:
+    """The status line of a sweep."""
+    ended = [run for run in session.members if run.state != "running"]
+    failed = sum(run.state == "failed" for run in ended)
+    text = f"{state.capitalize()}: {len(ended)} of {session.planned} runs of the sweep ended"
+    text += f", {failed} of them failed" if failed else ""
+    text += f"; {session.turns}" if session.turns else ""
+    share, took = session.progress, time.monotonic() - session.began
+    left = f", about {took / share - took:.0f} s left" if share else ""
+    return text + (left if state == "running" else "")
 
 
 def _told(last: Round) -> str:

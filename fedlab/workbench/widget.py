@@ -26,13 +26,14 @@ from fedlab.core import (
 )
 from fedlab.data import DataError
 from fedlab.workbench import view
+from fedlab.workbench.best.search import METRICS
 from fedlab.workbench.experiment import Choices, Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
 from fedlab.workbench.runner import Live
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweep import Sweep, values
 
-FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "workbench.js")
+FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "find.js", "workbench.js")
 # seconds between redraws, where rounds allow; each takes training and the browser some time
 PACE = 0.3
 NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model was made"
@@ -77,6 +78,7 @@ class Workbench(anywidget.AnyWidget):
     text = traitlets.Unicode("").tag(sync=True)  # all settings as JSON
     picture: Any = traitlets.Dict().tag(sync=True)  # the lines and spreads
     table: Any = traitlets.List().tag(sync=True)  # the runs
+    report = traitlets.Unicode("").tag(sync=True)  # what the best model that was found is worth
     heat: Any = traitlets.Dict().tag(sync=True)  # the map of a sweep
 
     def __init__(
@@ -106,6 +108,7 @@ class Workbench(anywidget.AnyWidget):
                 "knobs": shown,
                 "metrics": self.session.metrics,
                 "presets": list(self.session.presets),
+                "finds": list(METRICS) if live is stream else [],
                 "exports": [*KINDS, *(["model"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,
@@ -189,6 +192,7 @@ class Workbench(anywidget.AnyWidget):
             "delete": session.runs.delete,
             "folder": session.runs.open,
             "sweep": self._sweep,
+            "find": session.find,
             "export": self._export,
             "tensorboard": self._tensorboard,
         }
@@ -223,7 +227,9 @@ class Workbench(anywidget.AnyWidget):
             if run.home or (run.rounds and run.rounds[-1].params)
         ]
         require(len(kept) > 0, "model", "none", "train a run first; ended ones keep no parameters")
-        run = kept[-1]
+        run, best = kept[-1], self.session.found
+        if best and best.run == run.id:
+            return best.zipped()
         here = self.session.runs.at_best(run.id) if run.home else None
         done, then = here or (run.rounds[-1], run)
         if here:
@@ -278,6 +284,7 @@ class Workbench(anywidget.AnyWidget):
             self.heat = view.heat(session.mapped, runs.all)
             in_use = session.in_use
             self.used = {name: in_use[name] for name in self.values} if in_use else {}
+            self.report = session.found.report if session.found else ""
             self.saving = runs.trouble or (
                 f"Runs are kept in {runs.folder}"
                 if runs.folder

@@ -5,6 +5,7 @@ A screenshot of each state is left in tests/screenshots for a person to look at.
 
 import csv
 import json
+import random
 import re
 import shutil
 
@@ -414,3 +415,64 @@ def test_axe_finds_nothing_serious(bench, page, theme):
     expect(bench.locator('svg[data-series="rounds by client"] rect').first).to_be_attached()
     shoot(page, theme.split()[1].lower())
     assert violations(page) == []
+
+
+def shop(path):
+    """A file of clicks of sixty users, each on items of one of four tastes."""
+    luck = random.Random(0)
+    rows = [
+        f"{user},{4 * item + user % 4},{100 * user + place}"
+        for user in range(60)
+        for place, item in enumerate(luck.sample(range(10), 7))
+    ]
+    path.write_text("\n".join(["user,item,timestamp", *rows]))
+
+
+def test_the_best_model_is_found_and_a_search_that_is_stopped_keeps_its_best(bench, page, home):
+    shop(home / "notebooks" / "clicks.csv")
+    bench.get_by_label("data", exact=True).fill("clicks.csv")
+    page.keyboard.press("Tab")
+    unfold(bench, "Find the best model for these data")
+    report = bench.get_by_label("report on the best model")
+    expect(report).to_be_hidden()
+    budget = bench.get_by_label("budget: trials, or a time such as 10 min")
+    budget.fill("soon")
+    press(bench, "Find the best")
+    expect(bench.get_by_role("alert")).to_contain_text("budget='soon': choose a number of trials")
+    budget.fill("2")
+    press(bench, "Find the best")
+    progress = re.compile(r"Running: (trial \d of|training the best)")  # on the way
+    expect(bench.locator(".status")).to_contain_text(progress)
+    state(bench, "done")
+    expect(report).to_contain_text("federated")
+    expect(report).to_contain_text("popularity")
+    expect(bench.locator(".status")).to_contain_text("beats popularity")
+    assert bench.locator("progress").evaluate("bar => bar.value") == 1
+    unfold(bench, "Runs")
+    names = [
+        row.get_by_role("textbox").input_value()
+        for row in bench.locator("tbody tr[data-run]").all()
+    ]
+    assert sum(name.endswith("on everything") for name in names) == 1
+    shoot(page, "found")
+    assert violations(page) == []
+
+    budget.fill("60")
+    press(bench, "Find the best")
+    expect(bench.locator(".status")).to_contain_text(re.compile(r"trial \d of 60"))
+    press(bench, "End the search; its best so far is kept")
+    state(bench, "stopped")
+    expect(report).to_contain_text("The search was cancelled after")
+    assert page.evaluate(ASK, "len(bench.session.found.top('0', 3))") == "3"
+
+
+def test_lines_show_what_a_run_stands_beside(bench, page):
+    press(bench, "Start")
+    state(bench, "done")
+    chart = bench.locator('svg[data-series="ndcg@10"]')
+    expect(chart.locator(".levels text")).to_have_text(["chance", "popularity"])
+    expect(chart).to_have_attribute("aria-label", re.compile(r"; chance 0\.0454; popularity 0\.\d"))
+    expect(bench.locator(".status")).to_contain_text("run 1 beats popularity: +0.")
+    unfold(bench, "Runs")
+    expect(bench.locator("tbody tr[data-run]")).to_contain_text("popularity ndcg@10 0.")
+    shoot(page, "beside")

@@ -244,7 +244,7 @@ def test_ratings_stand_beside_means(trained):
     assert table["mean rating"]["rmse"] == pytest.approx(
         float(held.values.square().mean().sqrt()) * experiment.split.std, abs=1e-5
     )
-    assert set(table) == {"this model", "mean rating", "mean of each item"}
+    assert set(table) == {"this model", "mean rating", "mean of each user", "mean of each item"}
 
 
 NOISE = {"uplink": "clip + gaussian noise", "noise": 1.0, "delta": 0.01}

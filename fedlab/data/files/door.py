@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from fedlab.core import DataError, ParameterError, require
-from fedlab.data.interactions import Interactions
-from fedlab.data.split import Split, hold_out
+from fedlab.data.interactions import Interactions, at_least
+from fedlab.data.split import Split, hold_out, leave_one_out, within_an_hour
 
 if TYPE_CHECKING:
     from fedlab.data.files.text import Sheet
@@ -351,6 +351,17 @@ def _column(values: np.ndarray) -> np.ndarray | list[Any]:
     ]
 
 
+def _sessions(interactions: Interactions) -> list[str]:
+    """How soon what leave-one-out holds out followed on what is trained on; none without users."""
+    if int(interactions.user_counts().max()) < 3:
+        return []
+    soon = within_an_hour(leave_one_out(at_least(interactions, users=3)[0]))
+    return [
+        f"sessions: the last interaction of {soon:.0%} of the users came within an hour of their "
+        "last train one"
+    ]
+
+
 def described(interactions: Interactions) -> str:
     """What there is, and what was found when it was read: some lines.
 
@@ -379,7 +390,7 @@ def described(interactions: Interactions) -> str:
     if "times" in interactions.columns:
         ends = (int(interactions.times.min()), int(interactions.times.max()))
         first, last = (np.datetime64(end, "s").astype("datetime64[D]") for end in ends)
-        lines.append(f"from {first} to {last}")
+        lines += [f"from {first} to {last}", *_sessions(interactions)]
     else:
         lines.append("no times: what is held out is drawn at random")
     known = [

@@ -10,7 +10,7 @@ from fedlab.algorithms import Ease, Implicit
 from fedlab.core import Round, Settings
 from fedlab.workbench.best.report import Row
 from fedlab.workbench.experiment import Experiment
-from fedlab.workbench.export import Pick, Recommender, export_model
+from fedlab.workbench.export import Pick, Recommender, export_model, zipped_model
 from fedlab.workbench.runs import Record
 
 
@@ -74,3 +74,7 @@ class Best:
         return export_model(
             self._experiment, self._done, folder, records=self._records, reached=self._card
         )
+
+    def zipped(self) -> bytes:
+        """The files that `save` writes, as one zip file."""
+        return zipped_model(self._experiment, self._done, self._records, reached=self._card)

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlab.data import Split
+from fedlab.data import Split, within_an_hour
 from fedlab.evaluation import Unmet, at_k, gains, interval
+from fedlab.evaluation import chance as luck
 from fedlab.workbench.export import MEANINGS
+from fedlab.workbench.runs import compared
 
 Ranks = tuple[Tensor, Tensor]  # (U,) sampled, (U,) full
 IN_WORDS = {"sampled": "sampled ranking", "full": "full ranking"}
-HOUR = 3600
+ALIKE = "the same, all clicks alike"  # the model, without recency
 FEW = 5  # clicks of a user, on average, below which little can be learned of anybody
 
 
@@ -25,8 +27,9 @@ class Row:
     """A line of the table: a method, its settings in words, and its figures on the test.
 
     metrics: hr@10, ndcg@10, full hr@10 and full ndcg@10, and of both NDCG the ends of a 95%
-    interval over users, as 'ndcg@10 low' and 'ndcg@10 high'; chance has none. gains: what each user
-    adds to the NDCG, by objective.
+    interval over users, as 'ndcg@10 low' and 'ndcg@10 high'; chance has none. Of several seeds they
+    are means, and 'ndcg@10 sd' is the standard deviation over seeds. gains: what each user adds to
+    the NDCG, by objective.
     """
 
     method: str
@@ -35,31 +38,28 @@ class Row:
     gains: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, method: str, settings: str, ranks: Ranks, seed: int) -> "Row":
-        """The line of a method with these test ranks."""
+    def of(cls, method: str, settings: str, ranks: Sequence[Ranks], seed: int) -> "Row":
+        """The line of a method with these test ranks, of one seed or several."""
         metrics: dict[str, float] = {}
-        each = dict(zip(IN_WORDS, map(gains, ranks), strict=True))
-        for prefix, rank, own in zip(("", "full "), ranks, each.values(), strict=True):
-            low, high = interval(own, seed=seed)
-            ends = {f"{prefix}ndcg@10 low": low, f"{prefix}ndcg@10 high": high}
-            metrics |= at_k(rank, prefix=prefix) | ends
+        each: dict[str, Tensor] = {}
+        for at, (objective, prefix) in enumerate(zip(IN_WORDS, ("", "full "), strict=True)):
+            mine = [own[at] for own in ranks]
+            every = torch.stack([gains(own) for own in mine])  # (seeds, U)
+            each[objective] = every.mean(0)
+            low, high = interval(each[objective], seed=seed)
+            metrics |= at_k(torch.cat(mine), prefix=prefix)  # all have the same users
+            metrics |= {f"{prefix}ndcg@10 low": low, f"{prefix}ndcg@10 high": high}
+            if len(ranks) > 1:
+                metrics[f"{prefix}ndcg@10 sd"] = float(every.mean(1).std())
         return cls(method, settings, metrics, each)
 
 
 def chance(against: int, unmet: Unmet) -> Row:
-    """What scores by chance reach on average: every rank is as likely as any other.
+    """What scores by chance reach on average.
 
     against: M of the sampled ranking. unmet: what is ranked in the full one.
     """
-    ends = torch.arange(1, len(unmet.users) + 1) * unmet.items
-    met = torch.searchsorted(unmet.met, ends).diff(prepend=torch.zeros(1, dtype=torch.int64))
-    metrics: dict[str, float] = {}
-    for prefix, others in (("", torch.tensor([against])), ("full ", unmet.items - met)):
-        ranks = torch.arange(1, 11)[:, None].expand(-1, len(others))
-        within = (ranks <= others + 1).double()
-        metrics[f"{prefix}hr@10"] = float((within / (others + 1)).sum(0).mean())
-        one = gains(ranks).double() * within / (others + 1)
-        metrics[f"{prefix}ndcg@10"] = float(one.sum(0).mean())
+    metrics = luck(torch.tensor([against])) | luck(unmet.others, prefix="full ")
     return Row("chance", "", metrics, {})
 
 
@@ -69,6 +69,7 @@ class Facts:
 
     objective: sampled or full. winner: the method that was chosen. trials, pooled: how many were
     tried. left_out: which rows and users are not in the split, and why. cancelled: whether it was.
+    missing: baselines that were not tried. seeds: what the figures are means of.
     """
 
     split: Split
@@ -80,6 +81,7 @@ class Facts:
     left_out: Sequence[str]
     cancelled: bool
     missing: Sequence[str] = ()
+    seeds: int = 1
 
 
 def text(rows: Sequence[Row], facts: Facts) -> str:
@@ -94,7 +96,7 @@ def text(rows: Sequence[Row], facts: Facts) -> str:
             how(facts),
             *MEANINGS.values(),
             *_beside(rows, facts),
-            *_habits(facts.split),
+            *_habits(rows, facts),
         ]
     )
 
@@ -109,20 +111,18 @@ def verdict(rows: Sequence[Row], facts: Facts) -> list[str]:
     """Whether the model beats popularity, beyond chance; where it does not, what to try."""
     mine, popular = _row(rows, facts.winner), _row(rows, "popularity")
     more, low, high = gap(mine, popular, facts.objective)
+    lead = {"over": "popularity", "by": "ndcg@10", "more": more, "low": low, "high": high}
     where = f"in the {IN_WORDS[facts.objective]} of the test"
-    size = f"{more:+.4f} NDCG@10 [{low:+.4f}, {high:+.4f}] {where}"
+    said = compared(facts.winner, lead, where)
     if low > 0:
-        return [f"{facts.winner} beats popularity: {size}."]
+        return [said]
     clicks = len(facts.split.train) / facts.split.train.user_count
     few = f"users have {clicks:.1f} train clicks on average: wait for more of them, or " * (
         clicks < FEW
     )
-    chance, until = (
-        " beyond chance" * (high > 0),
-        " until there are more users to tell" * (high > 0),
-    )
+    until = " until there are more users to tell" * (high > 0)
     return [
-        f"{facts.winner} DOES NOT BEAT POPULARITY{chance}: {size}.",
+        said,
         f"Recommend what is popular{until}. To get further, {few}name as one item what differs "
         "by size or edition only, check that ids mean the same in every row, or allow more trials.",
     ]
@@ -176,7 +176,17 @@ def how(facts: Facts) -> str:
         f"trials, {facts.pooled} of pooled baselines. Sampled: among {facts.against} items that "
         "the user never met; full: among all that were not met before. The figures are of models "
         "fitted to the train part; the model (*) that you have was then trained with the same "
-        "settings on everything. Item kNN and the pooled methods see all data in one place."
+        f"settings on everything. {_spread(facts.seeds)} Item kNN and the pooled methods see all "
+        "data in one place."
+    )
+
+
+def _spread(seeds: int) -> str:
+    if seeds == 1:
+        return "One seed; [95%]: bootstrap over users."
+    return (
+        f"Figures are means over {seeds} seeds, each with models and sampled items of its own; "
+        "[95%]: bootstrap over users, of their means over seeds."
     )
 
 
@@ -195,16 +205,24 @@ def _beside(rows: Sequence[Row], facts: Facts) -> list[str]:
     return found
 
 
-def _habits(split: Split) -> list[str]:
-    """What the figures owe to sessions: how soon the held-out clicks followed on train's last."""
-    if "times" not in split.train.columns:
+def _habits(rows: Sequence[Row], facts: Facts) -> list[str]:
+    """What the figures owe to sessions: how soon test clicks came, and what recency gains."""
+    if "times" not in facts.split.train.columns:
         return []
-    last = torch.full((split.train.user_count,), -(1 << 62))
-    last.scatter_reduce_(0, split.train.users, split.train.times, "amax")
-    soon = (split.test.times - last[split.test.users] <= HOUR).double().mean()
+    alike = next((row for row in rows if row.method == ALIKE), None)
+    gained = "the model weighs all clicks alike, so none of its figure rests on that."
+    if alike is not None:
+        mine, found = _row(rows, facts.winner), []
+        for objective, words in IN_WORDS.items():
+            more, low, high = gap(mine, alike, objective)
+            found.append(f"{more:+.4f} [{low:+.4f}, {high:+.4f}] in the {words}")
+        gained = (
+            f"weighing recent clicks gains {' and '.join(found)}, which rests in part on such "
+            "sessions."
+        )
     return [
-        f"{float(soon):.0%} of the test clicks came within an hour of the user's last train click; "
-        "what recency gains rests on such habits."
+        f"{within_an_hour(facts.split):.0%} of the test clicks came within an hour of the user's "
+        f"last train click; {gained}"
     ]
 
 
@@ -213,7 +231,9 @@ def on_card(rows: Sequence[Row], facts: Facts) -> dict[str, Any]:
     return {
         "part": "test",
         "against": facts.against,
-        "in words": "\n".join([*verdict(rows, facts), how(facts), MEANINGS["[95%]"]]),
+        "in words": "\n".join(
+            [*verdict(rows, facts), how(facts), MEANINGS["[95%]"], *_habits(rows, facts)]
+        ),
         "table": {
             row.method + " *" * (row.method == facts.winner): dict(row.metrics) for row in rows
         },

@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fedlab.workbench.processes import Worker, abreast, hired, width
 from fedlab.workbench.runner import Job
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.runs.folder import CHECKPOINT, kept
-from fedlab.workbench.trials import Trials
+from fedlab.workbench.trials import Begin, Trials
 
 GENERATION = 4  # trials that are proposed together, each without knowing of the others
 METRICS = {"sampled": "ndcg@10", "full": "full ndcg@10"}  # what an objective compares
@@ -79,6 +79,12 @@ class Point:
         same = {name: self.settings[name] for name in ("seed", "against")}
         return json.dumps([self.method.name, same, dict(self.knobs)], sort_keys=True)
 
+    def turned(self, **knobs: Any) -> "Point":
+        """The same with knobs of the method, or settings that all methods read, turned."""
+        own = dict(self.knobs) | {name: v for name, v in knobs.items() if name in self.knobs}
+        shared = knobs if self.method.settings else {n: v for n, v in knobs.items() if n not in own}
+        return replace(self, knobs=own, settings=self.settings.replace(**shared))
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -93,19 +99,22 @@ class Trial:
 class Search:
     """What the trials of a search have in common, and what they have reached.
 
-    base: settings of all runs. label: what begins their names, by which they are found again.
-    metric: what to compare. processes: as `fedlab.workbench.processes.width` takes them. say: told
-    what happens. tried: the trials that are done. crew: the processes, once there are any.
+    base: settings of all runs. begin: makes a new run of settings and a name. label: what begins
+    their names, by which they are found again. metric: what to compare. processes: as
+    `fedlab.workbench.processes.width` takes them. say: told what happens. tried: the trials that
+    are done, of so many `planned`. crew: the processes, once there are any.
     """
 
     base: Settings
     runs: Runs
+    begin: Begin
     label: str
     metric: str
     processes: int
     say: Callable[[str], None]
     tried: list[Trial] = field(default_factory=list)
     crew: list[Worker] = field(default_factory=list)
+    planned: float = math.inf
     alone: bool = False  # whether no processes could be had
 
     def best(self, name: str = "") -> Trial | None:
@@ -235,7 +244,7 @@ class Search:
         if count < 2 or self.crew or self.alone:
             return
         named = [("", self.base), ("", self.base.replace(local="ease", model="item-item"))]
-        trials = Trials(stream, named, self.runs, self.runs.begin, self.say)
+        trials = Trials(stream, named, self.runs, self.begin, self.say)
         self.crew, why = hired(count, stream, trials.parts())
         if why:
             self.alone = True
@@ -244,8 +253,14 @@ class Search:
     def train(self, named: Sequence[tuple[str, Settings]]) -> Job:
         """A job that trains runs of these names and settings."""
         self.hire()
-        trials = Trials(stream, named, self.runs, self.runs.begin, self.say)
+        trials = Trials(stream, named, self.runs, self.begin, self.say)
         return trials.on(self.crew) if self.crew else trials.in_turns(1)
+
+    def trained(self, named: Sequence[tuple[str, Settings]]) -> list[Run | None]:
+        """The runs of these names and settings, trained now where they are not there yet."""
+        for _ in self.train([(name, wanted) for name, wanted in named if not self.run(wanted)]):
+            pass
+        return [self.run(wanted) for _, wanted in named]
 
     def each(
         self,

@@ -36,7 +36,15 @@ function frame(name) {
 
 /** @param {string} name */
 function lineChart(name) {
-  const { node, body, scale, say } = frame(name), kept = new Map();
+  const { node, body, scale, say } = frame(name), kept = new Map(), levels = new Map();
+  const beside = node.insertBefore(make("g", { class: "levels" }), body);
+  const createLevel = () => {                              // what runs are measured beside, say popularity
+    const line = make("line", { x1: LEFT, x2: WIDTH - RIGHT }), words = make("text", { x: WIDTH - RIGHT, "text-anchor": "end" });
+    return { node: make("g", {}, line, words), draw: ({ label, height }) => {
+      line.setAttribute("y1", height); line.setAttribute("y2", height);
+      words.setAttribute("y", height - 3); words.textContent = label;
+    } };
+  };
   const createLine = () => {
     const path = make("path", { fill: "none" }), dot = make("circle", { r: 3 });
     const group = make("g", {}, path, dot);
@@ -53,20 +61,23 @@ function lineChart(name) {
       ({ id, run, colour, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
       .filter(({ points }) => points.length);
     node.style.display = done && !found.length ? "none" : "";            // not measured in this kind of run
-    const known = found.flatMap(({ points }) => points.map(([, v]) => v));
+    const flat = new Map(lines.flatMap((line) => Object.entries(line.beside))
+      .flatMap(([label, { [name]: v }]) => v === undefined ? [] : [[`${label} ${v}`, { label, v }]]));
+    const known = [...found.flatMap(({ points }) => points.map(([, v]) => v)), ...[...flat.values()].map(({ v }) => v)];
     let low = Math.min(...known), high = Math.max(...known);
     if (!known.length) [low, high] = [0, 1];
     if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
     [low, high] = rounded(low, high);
     const { x, y } = scale([1, Math.max(total, 2)], [low, high], "round", true, false);
     keyed(body, kept, found.map((line) => [line.id, { ...line, x, y }]), createLine);
+    keyed(beside, levels, [...flat].map(([key, { label, v }]) => [key, { label, height: y(v).toFixed(1) }]), createLevel);
     const words = found.map(({ run, points }) => {
       const own = points.map(([, v]) => v), [first, last] = [points[0], points.at(-1)];
       return `${found.length > 1 ? `${run}, ` : ""}from ${format(first[1])} in round ${first[0]} to ${format(last[1])} `
         + `in round ${last[0]}, lowest ${format(Math.min(...own))}, highest ${format(Math.max(...own))}`;
     });
     say(found.length ? `${name}: ${format(found.at(-1).points.at(-1)[1])}` : name,
-      `${name} by round: ${words.join("; ") || "no rounds yet"}`);
+      `${name} by round: ${[...words, ...[...flat.values()].map(({ label, v }) => `${label} ${format(v)}`)].join("; ") || "no rounds yet"}`);
   };
   return { node, draw };
 }

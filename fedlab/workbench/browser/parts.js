@@ -5,11 +5,13 @@
 /** @typedef {{name: string, label: string, kind: "number" | "choice" | "several" | "text", low: number, high: number,
  *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, group: string, default: any, choices: string[]}} Knob */
 /** @typedef {[number[], (number | null)[]]} Line  rounds and values */
-/** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>}} Shown */
+/** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>,
+ *   beside: Record<string, Record<string, number>>}} Shown */
 /** @typedef {{low: number, high: number, counts: number[], median: number | null, clients: number,
  *   whole: boolean}} Spread */
 /** @typedef {{id: string, name: string, state: string, error: string, pinned: boolean, colour: number | null,
- *   rounds: number, best: Record<string, [number, number] | null>, differs: Record<string, string>}} Row */
+ *   rounds: number, best: Record<string, [number, number] | null>, beside: Record<string, number>, lead: string, verdict: string,
+ *   differs: Record<string, string>}} Row */
 /** @typedef {{run: string, name: string, at: (number | string)[], value: number | null, state: string,
  *   error: string, round: number}} Cell */
 /** @typedef {{over: {name: string, values: (number | string)[]}[], random: boolean, metric: string, mode: string,

@@ -7,11 +7,11 @@ function runRow(model, metrics) {
     const pin = make("input", { type: "checkbox" }), name = make("input", { type: "text", maxlength: 80 });
     pin.addEventListener("change", () => tell(model, "pin", id, pin.checked));
     name.addEventListener("change", () => tell(model, "rename", id, name.value));
-    const swatch = make("span", { class: "swatch" }), state = make("td"), differs = make("td", { class: "differs" });
+    const swatch = make("span", { class: "swatch" }), state = make("td"), beside = make("td", { class: "differs" }), differs = make("td", { class: "differs" });
     const best = metrics.map((_, i) => make("td", { class: `metric-${i}` })), remove = button("Delete", () => tell(model, "delete", id));
     const resume = button("Resume", () => tell(model, "resume", id));
     const node = make("tr", { "data-run": id }, make("td", {}, pin, swatch), make("td", {}, name), state, ...best,
-      differs, make("td", { class: "row" }, resume, remove));
+      beside, differs, make("td", { class: "row" }, resume, remove));
     const draw = (/** @type {Row} */ row) => {
       pin.checked = row.pinned;
       pin.setAttribute("aria-label", `keep ${row.name} in the charts`);
@@ -28,6 +28,9 @@ function runRow(model, metrics) {
         const found = row.best[metrics[i]];
         cell.textContent = !found || row.state === "running" ? "" : `${format(found[0])} (round ${found[1]})`;
       });
+      const levels = Object.entries(row.beside).map(([label, value]) => `${label} ${format(value)}`).join(", ");
+      beside.textContent = row.lead ? `${row.lead}; ${levels}` : levels;
+      beside.title = row.verdict;
       differs.textContent = Object.entries(row.differs).map(([key, value]) => `${key} ${value}`).join("; ");
     };
     return { node, draw };
@@ -40,7 +43,7 @@ function runsPanel(model) {
   const body = make("tbody"), summary = make("summary", {}, "Runs");
   const head = (text, kind = "") => make("th", { scope: "col", class: kind }, text);
   const grid = make("table", {}, make("thead", {}, make("tr", {}, ...["in charts", "name", "state"].map((h) => head(h)),
-    ...names.map((n, i) => head(`best ${n}`, `metric-${i}`)), head("settings that differ"), make("td"))), body);
+    ...names.map((n, i) => head(`best ${n}`, `metric-${i}`)), head("beside, with the lead [95%]"), head("settings that differ"), make("td"))), body);
   const folder = make("input", { type: "text", placeholder: "runs" });
   const keep = button("Keep runs there", () => tell(model, "folder", folder.value || "runs"));
   const files = exports.map((kind) => button(kind.toUpperCase(), () => tell(model, "export", kind),

@@ -67,12 +67,12 @@ function grouped(described, knobs) {
 function render({ model, el }) {
   const { knobs: described, spreads } = model.get("spec");
   const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model);
-  const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model);
+  const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
   const notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
   const charts = make("div", { class: "charts" }), kept = new Map();
   const legend = make("div", { class: "legend" }), entries = new Map();
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
-    presetRow(model), ...groups.nodes, buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, settings.node);
+    presetRow(model), ...groups.nodes, buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, find.node, settings.node);
   el.append(root);
 
   const showRounds = () => {
@@ -95,10 +95,10 @@ function render({ model, el }) {
   const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
   const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
-    text: settings.draw };
+    text: settings.draw, report: find.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
   model.on("msg:custom", arrived);
-  showKnobs(); showCharts(); showState(); showRuns(); settings.draw();
+  showKnobs(); showCharts(); showState(); showRuns(); find.draw(); settings.draw();
   return () => {
     for (const [trait, call] of Object.entries(watch)) model.off(`change:${trait}`, call);
     model.off("msg:custom", arrived);

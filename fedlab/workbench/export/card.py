@@ -21,14 +21,14 @@ from fedlab.attacks import rated_items, reading_metrics, row_scores, sign_scores
 from fedlab.core import VERSION, Key, Round, Score, known, one_thread, several, to
 from fedlab.data import DATA, Federation, Split, fingerprint
 from fedlab.engine import SGD, updates
-from fedlab.evaluation import dot, ease, ials, item_knn, item_means, popularity
+from fedlab.evaluation import dot, ease, ials, item_knn
 from fedlab.privacy import DPSGD, SecureSum, proven, proven_for_examples
+from fedlab.workbench.beside import SIMPLE, ahead, by_chance
 from fedlab.workbench.experiment import Experiment
 from fedlab.workbench.export.loading import how_to_load
-from fedlab.workbench.runs import Record
+from fedlab.workbench.runs import Record, compared
 
 Card = dict[str, Any]
-DRAWS = 20  # random scores whose mean is what chance reaches
 READ = 32  # clients whose uploads are read
 EXAMPLE_DELTA = 1e-5  # of epsilon for single ratings
 UNPROVEN = (
@@ -68,23 +68,14 @@ KNOWN = {
 }
 
 
-def _mean(experiment: Experiment) -> Score:
-    return lambda users, items: torch.zeros(items.shape)  # values are standardised on train
-
-
-def _item_means(experiment: Experiment) -> Score:
-    means = item_means(experiment.split.train)
-    return lambda users, items: means[items]
-
-
-BASELINES: dict[str, dict[str, Callable[[Experiment], Score]]] = {
+BASELINES: dict[str, Mapping[str, Callable[[Experiment], Score]]] = {
     "clicks": {
-        "popularity": lambda experiment: popularity(experiment.split.train),
+        **SIMPLE["clicks"],
         "item knn": lambda experiment: item_knn(experiment.split.train),
         "ials": lambda experiment: dot(*ials(experiment.split.train, seed=0)),
         "ease": lambda experiment: ease(experiment.split.train),
     },
-    "ratings": {"mean rating": _mean, "mean of each item": _item_means},
+    "ratings": SIMPLE["ratings"],
 }
 WITHOUT = ("ease",)  # takes a minute for nine thousand items, so it has to be asked for
 
@@ -104,7 +95,8 @@ def card(
 
     records: those of its run. weights, people: name -> shape of what is in the two files. left_out:
     name -> why it is in none. baselines: some of chance, popularity, 'item knn', ials and ease for
-    clicks, of 'mean rating' and 'mean of each item' for ratings; by default all but ease. reached:
+    clicks, of 'mean rating', 'mean of each user' and 'mean of each item' for ratings; by default
+    all but ease. reached:
     what was measured elsewhere, in place of `metrics_beside`. Raises `ParameterError` for another
     baseline.
     """
@@ -208,33 +200,21 @@ def metrics_beside(
     table = {"this model": experiment.measure(done)}
     for name in asked:
         table[name] = (
-            _chance(experiment)
+            by_chance(experiment)
             if name == "chance"
             else experiment.measured(BASELINES[task][name](experiment))
         )
     against = experiment.choices.against if task == "clicks" else None
     how = f", each held-out click among {against} unseen items" if against else ""
     rest = ", ".join(name for name in every if name not in asked)
+    said = compared("This model", ahead(experiment, done), "on validation")
     return {
         "part": "validation",
         "against": against,
-        "in words": f"On the validation part{how}; all worked out for this card. {UNTUNED}"
+        "in words": f"{said} On the validation part{how}; all worked out for this card. {UNTUNED}"
         + (f" Not computed: {rest}." if rest else ""),
         "table": {n: {m: _finite(v) for m, v in row.items()} for n, row in table.items()},
     }
-
-
-def _chance(experiment: Experiment) -> dict[str, float]:
-    """The mean of what random scores reach."""
-
-    def luck(number: int) -> Score:
-        key = Key(experiment.settings.seed, "card chance", number)
-        return lambda users, items: key.uniform(torch.arange(len(users)), items[0].numel()).view(
-            items.shape
-        )
-
-    every = [experiment.measured(luck(number)) for number in range(DRAWS)]
-    return {name: sum(each[name] for each in every) / DRAWS for name in every[0]}
 
 
 def privacy(experiment: Experiment, done: Round) -> Card:

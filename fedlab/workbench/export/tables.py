@@ -24,19 +24,26 @@ BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol that look like 
 
 
 def to_csv(runs: Sequence[Run]) -> bytes:
-    """A line for each run and round: its numbers, and the settings that the round used."""
+    """A line for each run and round: its numbers, what is beside, and the settings of the round."""
     found = metrics(list(runs))
     numbers = [*(name for name in PLAIN if name not in ("turned", "loss")), *found]
     settings = {name: usual(name) for run in runs for name in run.used()}
-    text, columns = io.StringIO(), ["run", *numbers, *settings]
+    levels = dict.fromkeys(f"{label}: {n}" for run in runs for label, n, _ in besides(run))
+    text, columns = io.StringIO(), ["run", *numbers, *levels, *settings]
     out = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
     out.writerow({name: harmless(name) for name in columns})
     for run in runs:
+        own = {f"{label}: {n}": value for label, n, value in besides(run)}
         for record, used in zip(run.records, run.settings_by_round(), strict=True):
-            line = {"run": run.name} | settings | used | record
+            line = {"run": run.name} | settings | used | own | record
             line["rejected"] = len(record.get("rejected", ()))
             out.writerow({name: harmless(value) for name, value in line.items()})
     return text.getvalue().encode()
+
+
+def besides(run: Run) -> list[tuple[str, str, float]]:
+    """What a run is measured beside: (name, metric, value)."""
+    return [(name, n, value) for name, row in run.beside.items() for n, value in row.items()]
 
 
 def harmless(cell: object) -> object:
@@ -56,14 +63,16 @@ def harmless(cell: object) -> object:
 def to_json(runs: Sequence[Run]) -> bytes:
     """Everything that is kept of the runs."""
     whole = [
-        run.header() | {"state": run.state, "error": run.error, "records": run.records}
+        run.header()
+        | {"state": run.state, "error": run.error, "beside": run.beside, "lead": run.lead}
+        | {"records": run.records}
         for run in runs
     ]
     return json.dumps({"fedlab": VERSION, "runs": whole}, indent=1).encode()
 
 
 def to_png(runs: Sequence[Run]) -> bytes:
-    """The loss and every metric against rounds, with a line for each run."""
+    """The loss and every metric against rounds, with a line for each run and what is beside it."""
     names = [run.name for run in runs]
     own = {
         run.id: f" {run.name}" if names.count(run.name) == 1 else f" {run.name} ({run.id[-4:]})"
@@ -76,8 +85,9 @@ def to_png(runs: Sequence[Run]) -> bytes:
         }
         for name in metrics(list(runs))
     }
+    levels = {f"{n}: {name}": value for run in runs for name, n, value in besides(run)}
     picture = io.BytesIO()
-    figures.overlay(series).savefig(picture, format="png", dpi=160)
+    figures.overlay(series, levels).savefig(picture, format="png", dpi=160)
     return picture.getvalue()
 
 

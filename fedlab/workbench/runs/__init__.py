@@ -2,5 +2,19 @@
 
 from fedlab.workbench.runs.run import PLAIN, Record, Run, end, metrics, record, shown, usual
 from fedlab.workbench.runs.store import Runs
+from fedlab.workbench.runs.verdict import advice, compared, size
 
-__all__ = ["PLAIN", "Record", "Run", "Runs", "end", "metrics", "record", "shown", "usual"]
+__all__ = [
+    "PLAIN",
+    "Record",
+    "Run",
+    "Runs",
+    "advice",
+    "compared",
+    "end",
+    "metrics",
+    "record",
+    "shown",
+    "size",
+    "usual",
+]

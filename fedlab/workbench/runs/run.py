@@ -1,14 +1,17 @@
 """One run as plain data: what it was set to, and a record of each round.
 
 In the log of its folder (`fedlab.workbench.runs.log`) stand a header with its settings, then a line
-for each round and each event: a new name, the end, the round from which it was resumed, lines that
-were found missing. Rounds that were trained again are there twice, and the later line counts:
+for each round and each event: what it stands beside, by how much its best round leads, a new name,
+the end, the round from which it was resumed, lines that were found missing. Rounds that were
+trained again are there twice, and the later line counts:
 
     {"fedlab": 2, "run": "20260131-120000-000000-1f2e", "name": "run 1", "settings": {...}, ...}
+    {"beside": {"chance": {"ndcg@10": 0.045, ...}, "popularity": {...}}}
     {"round": 1, "loss": 0.69, "clients": 64, "bytes_up": ..., "ndcg@10": 0.31, ...}
     {"round": 2, ..., "turned": {"cohort": 8}}
     {"resumed": 1}
     {"round": 2, ...}
+    {"lead": {"round": 2, "over": "popularity", "by": "ndcg@10", "more": 0.1, "low": ..., ...}}
     {"end": "done", "error": ""}
 """
 
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlab.core import VERSION, Round, Settings, described, require
+from fedlab.workbench.runs.verdict import UNITS, advice, compared
 
 Record = dict[str, Any]
 # the entries of a record that are not metrics
@@ -84,6 +88,8 @@ class Run:
     process; damaged. error: why. home: its folder, where all of it is kept. came: the round from
     which it was resumed, was: its state and error before that, until the first round after it.
     saved: whether a checkpoint must be there, as it ended after rounds, or went on after one.
+    beside: what it is measured beside, name -> metrics; lead: by how much its best round is ahead
+    of that, once it has ended; see `fedlab.workbench.beside`.
     """
 
     name: str
@@ -103,6 +109,8 @@ class Run:
     saved: bool = False
     judged: str = ""  # the metric by which its best round is told,
     top: float | None = None  # and the best value so far
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
+    lead: dict[str, Any] = field(default_factory=dict)
     # when the last rounds ended, in seconds
     clock: deque[float] = field(default_factory=lambda: deque(maxlen=11))
 
@@ -157,6 +165,16 @@ class Run:
         better = self.top is None or (value < self.top if lower else value > self.top)
         self.top = value if better else self.top
         return better
+
+    @property
+    def verdict(self) -> str:
+        """Whether its best round beats what needs no learning; '' where that was not measured."""
+        if not self.lead:
+            return ""
+        number = self.lead["round"]
+        said = compared(self.name, self.lead, f"on validation, after round {number}")
+        mine = sum(each["clients"] for each in self.records if each["round"] <= number)
+        return said if self.lead["low"] > 0 else f"{said} {advice(mine / self.lead['clients'])}"
 
     @property
     def open(self) -> bool:
@@ -299,9 +317,16 @@ def _take(run: Run, line: Record, where: str, number: int) -> None:
         run.saved = run.saved or bool(run.records)
     elif "resumed" in line:
         _check(_count(line["resumed"]), where, number, "resumed", line["resumed"])
+        run.lead = {}
         run.go_back(line["resumed"])
         run.saved = line["resumed"] > 0
         run.state, run.error = "interrupted", ""
+    elif "beside" in line:
+        _check(_tables(line["beside"]), where, number, "beside", line["beside"])
+        run.beside = line["beside"]
+    elif "lead" in line:
+        _check(_leads(line["lead"]), where, number, "lead", line["lead"])
+        run.lead = line["lead"]
     elif "lost" in line:
         _check(_message(line["lost"]), where, number, "lost", line["lost"])
         run.state, run.error = "interrupted", line["lost"]
@@ -329,6 +354,10 @@ def _plain(value: object) -> bool:
     return fit(value) or (value is not None and _number(value))
 
 
+def _size(value: object) -> bool:
+    return value is not None and _number(value)
+
+
 def _message(value: object) -> bool:
     """A text of any number of lines."""
     return isinstance(value, str) and whole(value) == value
@@ -340,6 +369,21 @@ def _texts(value: object) -> bool:
     )
 
 
+def _tables(value: object) -> bool:
+    """Metrics by name, of what a run stands beside."""
+    return isinstance(value, dict) and all(
+        fit(name) and isinstance(row, dict) and all(fit(n) and _number(v) for n, v in row.items())
+        for name, row in value.items()
+    )
+
+
+def _leads(value: object) -> bool:
+    """What `fedlab.workbench.beside.lead` gives."""
+    if not (isinstance(value, dict) and value.keys() == LEAD.keys()):
+        return False
+    return all(right(value[name]) for name, right in LEAD.items())
+
+
 def _settings(value: object) -> bool:
     return isinstance(value, dict) and all(
         fit(name) and _plain(each) for name, each in value.items()
@@ -347,6 +391,15 @@ def _settings(value: object) -> bool:
 
 
 MOST = 2**63
+LEAD = {
+    "round": _count,
+    "over": fit,
+    "by": lambda value: value in UNITS,
+    "more": _size,
+    "low": _size,
+    "high": _size,
+    "clients": lambda value: _count(value) and value > 0,
+}
 ALWAYS = {"round", "loss", "clients", "bytes_up", "bytes_down", "seconds"}
 # what an entry of a record must be; the others are metrics
 KINDS = {
@@ -354,7 +407,7 @@ KINDS = {
     "clients": _count,
     "bytes_up": _count,
     "bytes_down": _count,
-    "seconds": lambda value: value is not None and _number(value),
+    "seconds": _size,
     "turned": _settings,
     "rejected": _texts,
     "skipped": _message,

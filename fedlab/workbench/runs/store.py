@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlab.algorithms.loop import check_device
-from fedlab.core import ParameterError, Round, Settings, require
+from fedlab.core import DataError, ParameterError, Round, Settings, require
 from fedlab.core.checkpoints import bring_to_disk
 from fedlab.privacy import Ledger
 from fedlab.workbench.runs.folder import (
@@ -36,6 +36,8 @@ GONE = (
     "its checkpoints are gone, so it cannot go on after the rounds that its log has; export its "
     "best model, or begin another run"
 )
+Beside = Callable[[Settings], dict[str, dict[str, float]]]
+Lead = Callable[[Settings, Round], dict[str, Any]]
 NO_CONTROL = "write it on one line, without control characters and halves of characters"
 
 
@@ -51,14 +53,17 @@ class Runs:
         folder: str | Path | None = None,
         metrics: Mapping[str, str] | None = None,
         usual: Callable[[Settings], Mapping[str, Any]] | None = None,
+        beside: Beside | None = None,
+        lead: Lead | None = None,
     ) -> None:
         """folder: where runs are kept; it is made if missing, and runs that lie there are read.
 
         metrics: name -> whether 'max' or 'min' is better. By the first of them that a run measures,
         else by the loss, its best model is kept beside the last. usual: what a run reads beside its
-        settings, which is noted, too; see `fedlab.workbench.usual_knobs`.
+        settings, which is noted, too; see `fedlab.workbench.usual_knobs`. beside, lead: what a run
+        stands beside, and by how much its best Round is ahead; see `fedlab.workbench.beside`.
         """
-        self.usual = usual
+        self.usual, self.beside, self.lead = usual, beside, lead
         self.all: dict[str, Run] = {}
         self.folder: Path | None = None
         self.trouble = ""
@@ -225,6 +230,11 @@ class Runs:
                 run.go_back(run.came)
             run.was = None
         before = run.now or Settings(**run.last_settings)
+        measured = any(name in done.metrics for name in self.metrics)
+        if self.beside and measured and not run.beside:
+            run.beside = self.beside(before)
+            with self._lock:
+                self._save(run, {"beside": run.beside})
         run.now = Settings(**dict(asked) | dict(done.settings))  # as its parts took them
         if run.rounds:
             run.rounds[-1] = run.rounds[-1].light()
@@ -257,14 +267,34 @@ class Runs:
             folder = self._live.get(run.id)
         if folder:
             folder.finish()
-        with self._lock:
-            if run.was is not None:
-                run.state, run.error = run.was
+        found: dict[str, Any] = {}
+        try:
+            if run.was is None and state != "failed":
+                found = self._led(run)
+        finally:
+            with self._lock:
+                if run.was is not None:
+                    run.state, run.error = run.was
+                else:
+                    run.state, run.error, run.lead = state, whole(error), found
+                    for line in [*([{"lead": found}] if found else []), end(run)]:
+                        self._save(run, line)
+                run.came = run.was = None
+                self._let_go(run)
+
+    def _led(self, run: Run) -> dict[str, Any]:
+        """By how much the best Round of a run leads, or the last where it is in memory alone."""
+        if self.lead is None or not run.beside:
+            return {}
+        try:
+            if run.home:
+                done, then = self.at_best(run.id)
             else:
-                run.state, run.error = state, whole(error)
-                self._save(run, end(run))
-            run.came = run.was = None
-            self._let_go(run)
+                done, then = run.rounds[-1], run
+            return self.lead(Settings(**then.last_settings), done) if done.params else {}
+        except (ParameterError, DataError, OSError) as error:
+            self.trouble = shown(f"{run.name} is compared with nothing: {error}")
+            return {}
 
     def rename(self, id_: str, name: str) -> None:
         """Give a run another name."""
@@ -336,11 +366,14 @@ class Runs:
         """Write all that is known of a run, behind what is there of it already."""
         if home.exists():
             folder = RunFolder.held(home)[0]
-            lines: list[Record] = [{"resumed": 0}, {"name": run.name}, *run.records]
+            lines: list[Record] = [{"resumed": 0}, {"name": run.name}]
         else:
             folder = RunFolder.made(home)
-            lines = [run.header(), *run.records]
+            lines = [run.header()]
+        lines += [*([{"beside": run.beside}] if run.beside else []), *run.records]
         self._live[run.id], run.home = folder, home
+        if run.lead:
+            lines.append({"lead": run.lead})
         if run.state not in ("running", "interrupted"):
             lines.append(end(run))
         for line in lines:
