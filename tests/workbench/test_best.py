@@ -414,7 +414,8 @@ def test_an_interval_is_that_of_the_mean_over_users():
 def test_a_lead_that_may_be_luck_is_no_lead(ratings):
     split = leave_one_out(of_users(ratings, torch.arange(671) < 8))
     mine, popular = torch.tensor([1, 20] * 4), torch.tensor([20, 2] * 4)
-    rows = [Row.of("popularity", "", (popular, popular), 0), Row.of("ours", "", (mine, mine), 0)]
+    given = {"popularity": popular, "ours": mine}
+    rows = [Row.of(name, "", [(ranks, ranks)], 0) for name, ranks in given.items()]
     facts = Facts(split, "sampled", "ours", 99, 1, 0, (), cancelled=False)
     assert float(gains(mine).mean()) > float(gains(popular).mean())
     assert "DOES NOT BEAT" in verdict(rows, facts)[0]

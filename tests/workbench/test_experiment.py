@@ -41,6 +41,7 @@ WITH = {
     "ease": {"model": "item-item", "least_clicks": 2, "recency": 1.0},
     "item-item": {"local": "ease"},
     "fedrap": {"model": "additive items"},
+    "gpfedrec": {"model": "personal perceptron"},
     "item counts": {"model": "popularity"},
     "pair counts": {"model": "genre pairs"},
     "popularity": {"local": "item counts"},
@@ -480,7 +481,9 @@ def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     assert "12/12" in err
     assert max(map(len, out.splitlines())) <= 80
     assert {*out.splitlines()[0].split()[1:3]} == {"local_lr", "weighting"}
-    assert "In all of them: state done" in out.splitlines()
+    (same,) = (line for line in out.splitlines() if line.startswith("In all of them: "))
+    assert "; state done" in same
+    assert "popularity ndcg@10 0." in same
     assert (
         main(["sweep", str(file), "--over", "server_lr=1,50", "--random", "3", "--folder", folder])
         == 0
@@ -493,7 +496,7 @@ def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     numbers = [line.split()[0] for line in lines[1 : 1 + 1 + 4 + 3]]
     assert numbers == [str(k) for k in range(1, 9)]  # of runs, as a name is long
     assert set(lines[0].split()[1:4]) == {"local_lr", "server_lr", "weighting"}
-    assert "1  mine" in lines
+    assert "1  mine" in out.splitlines()
 
 
 def test_without_a_command_there_is_help_and_the_version_is_told(capsys):

@@ -142,7 +142,7 @@ def common(settings: Settings) -> Settings:
     """What all trials of a search share: data, seed, uplink, and the knobs of these.
 
     >>> common(Settings(seed=3, rounds=5, uplink="clip", clip=2.0))
-    Settings(clip=2.0, seed=3, uplink='clip')
+    Settings(seed=3, uplink='clip', clip=2.0)
     """
     experiment = Experiment(settings)
     parts = [type(part) for part in experiment.parts if part.kind in ("data", "stage")]

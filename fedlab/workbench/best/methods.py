@@ -147,7 +147,7 @@ def least_clicks(counts: Tensor) -> tuple[int, ...]:
     >>> import torch
     >>> least_clicks(torch.tensor([5.0, 1.0, 0.0]))
     (0,)
-    >>> least_clicks(torch.arange(6_600) // 2_200)  # a third have 0 clicks, a third 1, a third 2
+    >>> least_clicks(torch.arange(9_000) // 3_000)  # a third have 0 clicks, a third 1, a third 2
     (1, 2)
     """
     if len(counts) <= TABLE:
