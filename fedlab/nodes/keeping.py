@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,12 @@ def joined(values: Iterable[Any]) -> Any:
     >>> joined([{"left": {7: "a"}}, {"left": {9: "b"}}])
     {'left': {7: 'a', 9: 'b'}}
     """
-    found: Any = None
-    for value in values:
-        found = value if found is None else _both(found, value)
-    return {} if found is None else found
+    return reduce(_both, map(_copied, values), {})
+
+
+def _copied(value: Any) -> Any:
+    """The same in dicts of its own: parts set entries in what they are handed."""
+    return {n: _copied(each) for n, each in value.items()} if isinstance(value, Mapping) else value
 
 
 def _both(one: Any, other: Any) -> Any:
