@@ -43,6 +43,12 @@ class World:
         self.folder = folder
         self.nodes = {name: self.node(k) for k, name in enumerate(self.names)}
 
+    @staticmethod
+    @cache
+    def small():
+        """A node of a few users."""
+        return World(users=6, count=2).nodes["node0"]
+
     def own(self, k):
         """The data of a node, its users numbered from 0."""
         first, last = self.cuts[k : k + 2]
