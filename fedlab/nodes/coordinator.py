@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedlab.aggregation import NoDeltaError
-from fedlab.algorithms import Synchronous, federate
+from fedlab.algorithms import federate
 from fedlab.core import (
     REGISTRY,
     Key,
@@ -38,7 +38,6 @@ from fedlab.core import (
     Update,
     knobs,
     made_with,
-    one_thread,
     require,
 )
 from fedlab.core.knobs import strict, title_of
@@ -145,7 +144,9 @@ def _roster(found: Mapping[str, Message]) -> Roster:
             tuple(message.get("key", str) for message in found.values()),
         )
     except MessageError as error:
-        raise ParameterError(f"nodes={list(found)!r}: a node says nonsense of itself: {error}") from error
+        raise ParameterError(
+            f"nodes={list(found)!r}: a node says nonsense of itself: {error}"
+        ) from error
 
 
 def _counts(message: Message) -> Tensor:
@@ -359,10 +360,16 @@ class Over:
         try:
             total, losses = Sum(keys, ask).total(context, clients)
         except NoDeltaError:
-            context.notes["lost"] = {c: why for n, why in lost.items() for c in parts.get(n, torch.empty(0)).tolist()}
+            context.notes["lost"] = {
+                c: why for n, why in lost.items() for c in parts.get(n, torch.empty(0)).tolist()
+            }
             raise
         context.notes[TOTAL] = total
-        return list(envelopes(parts, losses, context)), knowing, {n: why for n, why in lost.items() if n not in losses}
+        return (
+            list(envelopes(parts, losses, context)),
+            knowing,
+            {n: why for n, why in lost.items() if n not in losses},
+        )
 
 
 def asking(
@@ -372,7 +379,10 @@ def asking(
     told = local.tells(context)
     names = [n for n in context.model.rows if n not in context.model.private]
     tables = {name: context.params[name] for name in names} | told
-    kinds = {name: context.asked[name][1] if name in context.asked else context.model.rows[name] for name in tables}
+    kinds = {
+        name: context.asked[name][1] if name in context.asked else context.model.rows[name]
+        for name in tables
+    }
     line.note(context.before.number, tables, kinds)
 
     def question(name: str, head: Mapping[str, Any], *, whole: bool) -> bytes:
@@ -583,8 +593,7 @@ class Coordinator:
         """
         state = {name: dict(kept) for name, kept in done.state.items()}
         context = RoundContext(
-            self.model, self.data, done.settings, done, dict(done.params), state,
-            done.settings.seed,
+            self.model, self.data, done.settings, done, dict(done.params), state, done.settings.seed
         )
         context.asked = self.local.asks(context)
         books = settled(context.memory(self.local).get(BOOKS), done)

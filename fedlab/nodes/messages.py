@@ -84,7 +84,9 @@ def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -
     tensor([1., 1.])
     """
     # clones, as tensors that share memory are refused
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in (tensors or {}).items()}
+    own = {
+        name: value.detach().cpu().contiguous().clone() for name, value in (tensors or {}).items()
+    }
     body = safetensors.save(own, {"head": json.dumps(head, allow_nan=False, separators=(",", ":"))})
     return MARK + hashlib.blake2b(body, digest_size=DIGEST).digest() + body
 

@@ -201,7 +201,9 @@ class Node:
             "rows": places,
             "engine": context.notes.get("engine", ""),
         }
-        return pack(head, tensors | {"losses": update.losses.float(), "steps": update.steps.float()})
+        return pack(
+            head, tensors | {"losses": update.losses.float(), "steps": update.steps.float()}
+        )
 
     def _secure(self, asked: Message) -> bytes:
         """A step of a secure sum; what clients send leaves the node under masks alone."""
@@ -223,7 +225,9 @@ class Node:
         mine = {name: params[name] for name in running.model.rows}
         owner = getattr(running.data, "owner", None)
         score = scorer(running.model, mine, owner)
-        return pack({"round": asked.get("round", int), "sums": self.held.sums(score, running.place.user)})
+        return pack(
+            {"round": asked.get("round", int), "sums": self.held.sums(score, running.place.user)}
+        )
 
 
 TOLD = ("counted", "trained")  # clients, and for each the round whose update counted
@@ -322,14 +326,14 @@ class _Running:
             stage.begin(context)
         return local, stages, context
 
-    def _keep(
-        self, context: RoundContext, sent: list[Update], own: list[dict[str, Rows]]
-    ) -> None:
+    def _keep(self, context: RoundContext, sent: list[Update], own: list[dict[str, Rows]]) -> None:
         """Write down what each client had after it trained."""
         found: dict[int, Kept] = {}
         for update, private in zip(sent, own, strict=True):
             for place, client in enumerate(update.cohort.tolist()):
-                rows = {name: self._own(name, r, place, client, context) for name, r in private.items()}
+                rows = {
+                    name: self._own(name, r, place, client, context) for name, r in private.items()
+                }
                 found[client] = {"rows": rows, "memory": cut(context.state, client)}
         self.keeping.keep(context.number, found)
 

@@ -197,7 +197,9 @@ class Sum:
         }
         said = self.ask("keys", dict.fromkeys(place, first), _advert)
         adverts = server.keys({place[name]: advert for name, advert in said.items()})
-        told = {k: [t.hex() for t in (a.mask, a.encryption, a.signature)] for k, a in adverts.items()}
+        told = {
+            k: [t.hex() for t in (a.mask, a.encryption, a.signature)] for k, a in adverts.items()
+        }
         said = self.ask("shares", dict.fromkeys(said, about | {"adverts": told}), _letters)
         letters = server.letters({place[name]: sent for name, sent in said.items()})
         to = {

@@ -1,16 +1,15 @@
 """The coordinator: who is there, what is asked of whom, what is measured, and who is refused."""
 
-from dataclasses import replace
 
 import pytest
 import torch
 from world import Table, World, difference
 
-from fedlab.algorithms import Buffered, Meta, Scaffold, federate
+from fedlab.algorithms import Meta, Scaffold, federate
 from fedlab.attacks import Poison
 from fedlab.communication import ErrorFeedback
-from fedlab.core import ParameterError, Round, Settings, Stage, load_round, register, save_round
-from fedlab.data import Columns, Federation, standardise, split_by_time, load, of_users, one_per_user
+from fedlab.core import ParameterError, Settings, Stage, load_round, register, save_round
+from fedlab.data import Federation, load, of_users, one_per_user, split_by_time, standardise
 from fedlab.evaluation import ranking, rmse, scorer
 from fedlab.models import MatrixFactorisation, perceptron
 from fedlab.nodes import Coordinator, Held, Loop, Lost, Node, gathered, pack, unpack
@@ -98,16 +97,14 @@ def test_fewer_than_a_quorum_skip_the_round():
     first, second, *_ = far.rounds(USUAL)
     assert "quorum of 0.6" in second.skipped and not first.skipped
     assert difference(first.params, second.params) == 0
-    assert set(second.rejected.values()) == {
-        f"node node{k}: its connection broke" for k in (0, 1)
-    }
+    assert set(second.rejected.values()) == {f"node node{k}: its connection broke" for k in (0, 1)}
 
 
 def test_nobody_at_all_skips_the_round():
     world = World()
     gone = {name: {2} for name in world.names}
     rounds = Coordinator(Flaky(world.loop, gone), world.model, quorum=0.0).rounds(USUAL)
-    assert ["" != done.skipped for done in rounds] == [False, True, False, False]
+    assert [done.skipped != "" for done in rounds] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("local", [None, Scaffold()])
@@ -254,7 +251,9 @@ def test_a_node_that_lost_its_disk_says_so(tmp_path):
     world = World(folder=tmp_path)
     rounds = world.far(quorum=0.0).rounds(USUAL.replace(cohort=40))
     next(rounds)
-    world.nodes["node1"] = Node("node1", world.own(1), tmp_path / "elsewhere", model=world.nodes["node1"]._model)
+    world.nodes["node1"] = Node(
+        "node1", world.own(1), tmp_path / "elsewhere", model=world.nodes["node1"]._model
+    )
     second = next(rounds)
     assert len(second.rejected) == 13
     assert "it has no update of client" in second.rejected[13]

@@ -106,11 +106,27 @@ def test_any_bytes_are_an_error(text):
 
 
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inside: (
+        st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3)
+    ),
     max_leaves=5,
 )
-NAMES = ("ids 0", "counts 0", "values w", "shape w", "few w", "lengths w", "places4 w", "table w", "rows item")
+NAMES = (
+    "ids 0",
+    "counts 0",
+    "values w",
+    "shape w",
+    "few w",
+    "lengths w",
+    "places4 w",
+    "table w",
+    "rows item",
+)
 TENSORS = st.dictionaries(
     st.sampled_from(NAMES),
     st.builds(
@@ -134,13 +150,15 @@ def test_whatever_a_message_says_of_rows_is_rows_or_an_error(said, tensors):
             assert isinstance(found, dict)
 
 
-@given(st.dictionaries(st.sampled_from(["ask", "run", "round", "cohort", "counted", "clients"]), ANY))
+@given(
+    st.dictionaries(st.sampled_from(["ask", "run", "round", "cohort", "counted", "clients"]), ANY)
+)
 def test_a_node_answers_whatever_it_is_asked(head):
     node = World.small()
     for ask in ("hello", "train", "measure", None):
         question = pack(head if ask is None else head | {"ask": ask})
         answer = unpack(node.answer(question))
-        assert "error" in answer.head or ask == "hello" and "name" in answer.head
+        assert "error" in answer.head or (ask == "hello" and "name" in answer.head)
     assert "error" in unpack(node.answer(b"\0")).head
 
 
@@ -195,4 +213,3 @@ def test_a_node_that_lies_is_refused_with_a_reason_and_the_run_goes_on(way):
     gone = lied_to(lambda answer: b"")
     if lost.keys() == gone[1].rejected.keys():  # its clients are lost, and nothing else
         assert difference(rounds[3].params, gone[3].params) == 0
-

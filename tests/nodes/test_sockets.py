@@ -82,7 +82,9 @@ def test_a_late_answer_is_not_taken_for_that_of_another_question():
     with Sockets("127.0.0.1:0") as line:
         begin("slow", slow, told(line))
         until(lambda: line.nodes() == {"slow": ""})
-        assert dict(line.ask({"slow": b"first"}, 0.1)) == {"slow": Lost("it did not answer within 0.1 s")}
+        assert dict(line.ask({"slow": b"first"}, 0.1)) == {
+            "slow": Lost("it did not answer within 0.1 s")
+        }
         late.set()
         assert dict(line.ask({"slow": b"second"}, 20)) == {"slow": b"second"}
 
