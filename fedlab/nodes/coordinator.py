@@ -60,7 +60,7 @@ class Roster:
     """Who holds how much, as nodes have said: a `Source` without an example.
 
     counts (N,): rows of each client; clients lie node after node, in the order of `names`.
-    clients, users: how many each node has. items: I. keys: the public keys of nodes for secure sums.
+    clients, users: how many each node has. items: I. keys: nodes' public keys, for secure sums.
     """
 
     names: tuple[str, ...]

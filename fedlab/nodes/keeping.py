@@ -107,10 +107,10 @@ class Keeping:
 
     def _prune(self, number: int) -> None:
         """Forget what was superseded more than `steps` rounds ago."""
-        for client, pairs in self.counted.items():
+        for pairs in self.counted.values():
             while len(pairs) > 1 and pairs[1][1] < number - self.steps:
                 self.floor = max(self.floor, pairs[1][1])
-                self.counted[client] = pairs = pairs[1:]
+                del pairs[0]
         used = {first for pairs in self.counted.values() for first, _ in pairs}
         for first in [n for n in self.trained if n < number - self.steps and n not in used]:
             self._forget(first)

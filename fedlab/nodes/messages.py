@@ -21,7 +21,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -244,4 +244,4 @@ def _values_from(message: Message, name: str, counts: Tensor) -> Tensor:
     if bool((flat.long() >= lengths[owner]).any()):
         raise MessageError(f"its {name!r} names a number that it does not have")
     starts = lengths.cumsum(0) - lengths
-    return cast(Tensor, few[starts[owner] + flat.long()].view(shape))
+    return few[starts[owner] + flat.long()].view(shape)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from world import difference
 
+from fedlab.__main__ import main
 from fedlab.core import Settings, load_round, write_settings
 from fedlab.workbench import stream
 
@@ -18,18 +19,23 @@ def words(*given):
     return [sys.executable, "-m", "fedlab", *map(str, given)]
 
 
-def said(*given, code=0):
-    """What a command prints; its last line of errors where it fails."""
-    done = subprocess.run(words(*given), capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, done.stderr
-    return done.stdout if not code else done.stderr.strip().splitlines()[-1]
+@pytest.fixture
+def said(capsys):
+    """A function that runs a command: what it prints, or its last line of errors."""
+
+    def run(*given, code=0):
+        found, told = main(list(map(str, given))), capsys.readouterr()
+        assert found == code, told.err
+        return told.err.strip().splitlines()[-1] if code else told.out
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """Two nodes of ml-latest-small, each a process, and where they look for a coordinator."""
     home = tmp_path_factory.mktemp("nodes")
-    said("nodes", "ml-latest-small", "--into", home, "--count", 2)
+    assert main(["nodes", "ml-latest-small", "--into", str(home), "--count", "2"]) == 0
     running = [
         subprocess.Popen(
             words("node", home / f"node{k}", "--socket", home / "line"), stderr=subprocess.DEVNULL
@@ -42,7 +48,7 @@ def nodes(tmp_path_factory):
         each.wait()
 
 
-def test_a_run_over_nodes_and_one_that_goes_on(nodes, tmp_path):
+def test_a_run_over_nodes_and_one_that_goes_on(said, nodes, tmp_path):
     (tmp_path / "settings.json").write_text(write_settings(USUAL))
     run = (
         "run",
@@ -56,7 +62,8 @@ def test_a_run_over_nodes_and_one_that_goes_on(nodes, tmp_path):
     )
     run = (*run, "--folder", tmp_path / "runs")
     printed = said(*run)
-    assert "done" in printed and "best ndcg@10" in printed
+    assert "done" in printed
+    assert "best ndcg@10" in printed
     *_, one = stream(lambda: Settings(**USUAL))
     (folder,) = [each for each in (tmp_path / "runs").iterdir() if each.is_dir()]
     last = load_round(folder)
@@ -66,27 +73,28 @@ def test_a_run_over_nodes_and_one_that_goes_on(nodes, tmp_path):
     assert "done" in further
     *_, one = stream(lambda: Settings(**USUAL | {"rounds": 5}))
     last = load_round(folder)
-    assert last.number == 5 and difference(one.params, last.params) < 1e-5
+    assert last.number == 5
+    assert difference(one.params, last.params) < 1e-5
     assert "start" in said(*run, "--resume", "--set", "rounds=9", "--set", "seed=3", code=2)
 
 
 @pytest.mark.parametrize(
-    "turn, words",
+    ("turn", "why"),
     [
         ("data=clicks.csv", "nodes have the data"),
         ("partition=by activity", "nodes have the data"),
         ("task=ratings", "the nodes have clicks"),
         ("aggregation=best models", "needs the data"),
         ("uplink=clip + distributed gaussian", "its noise is not counted yet"),
-        ("local=meta", "tells"),
+        ("local=meta", "needs the data"),
     ],
 )
-def test_settings_that_need_the_data_are_refused(nodes, tmp_path, turn, words):
+def test_settings_that_need_the_data_are_refused(said, nodes, tmp_path, turn, why):
     run = ("run", "--nodes", nodes / "line", "--count", 2, "--deadline", 300)
-    assert words in said(*run, "--folder", tmp_path, "--set", turn, code=2)
+    assert why in said(*run, "--folder", tmp_path, "--set", turn, code=2)
 
 
-def test_what_is_wrong_is_one_line(tmp_path):
+def test_what_is_wrong_is_one_line(said, tmp_path):
     run = ("run", "--folder", tmp_path / "runs", "--nodes")
     assert "0 of 1 are there within 0.2 s" in said(
         *run, tmp_path / "line", "--deadline", 0.2, code=2
