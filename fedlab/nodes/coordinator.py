@@ -267,6 +267,15 @@ def _taken(name: str, said: Message | str, read: Callable[[str, Message], Any]) 
         raise MessageError(f"node {name}: its answer is not taken: {error}") from error
 
 
+def _clients_of(lost: Mapping[str, str], parts: Mapping[str, Tensor]) -> dict[int, str]:
+    """Why each client of lost nodes does not count; parts: node -> its clients in the cohort."""
+    return {c: why for name, why in lost.items() if name in parts for c in parts[name].tolist()}
+
+
+# updates, the nodes that know what counted, and why others are lost
+Answered = tuple[list[Update], Iterable[str], Mapping[str, str]]
+
+
 class Over:
     """What a local update does over nodes; `over_nodes` mixes it into the local update's class."""
 
@@ -302,25 +311,21 @@ class Over:
             found, here, lost = train(context, parts, question)
         finally:
             context.notes |= {"bytes_down": line.down, "bytes_up": line.up}
-        told = books if here is None else noted(books, line.roster, here)
+        told = noted(books, line.roster, here)
         asked = told["asked"] | dict.fromkeys(cohort.tolist(), context.number)
         context.memory(me)[BOOKS] = told | {"asked": asked}
-        context.notes["lost"] = {
-            client: why
-            for name, why in lost.items()
-            for client in parts.get(name, cohort[:0]).tolist()
-        }
-        here = sum(len(update.cohort) for update in found)
-        if here < line.quorum * len(cohort):
+        context.notes["lost"] = _clients_of(lost, parts)
+        there = sum(len(update.cohort) for update in found)
+        if there < line.quorum * len(cohort):
             raise NoDeltaError(
-                f"the nodes of {here} of {len(cohort)} clients answered, fewer than the quorum of "
+                f"the nodes of {there} of {len(cohort)} clients answered, fewer than the quorum of "
                 f"{line.quorum:g}; the model stays as it is"
             )
         yield from found
 
     def _singly(
         self, context: RoundContext, parts: Mapping[str, Tensor], question: Callable[..., bytes]
-    ) -> Any:
+    ) -> Answered:
         """Each node's update by itself: (they, who answered, who is lost)."""
 
         def read(name: str, said: Message) -> Update:
@@ -335,7 +340,7 @@ class Over:
 
     def _summed(
         self, context: RoundContext, parts: Mapping[str, Tensor], question: Callable[..., bytes]
-    ) -> Any:
+    ) -> Answered:
         """The secure sum, noted for its stage, and envelopes in place of updates."""
         lost: dict[str, str] = {}
         knowing: dict[str, Any] = {}
@@ -360,9 +365,7 @@ class Over:
         try:
             total, losses = Sum(keys, ask).total(context, clients)
         except NoDeltaError:
-            context.notes["lost"] = {
-                c: why for n, why in lost.items() for c in parts.get(n, torch.empty(0)).tolist()
-            }
+            context.notes["lost"] = _clients_of(lost, parts)
             raise
         context.notes[TOTAL] = total
         return (
