@@ -1,12 +1,16 @@
 """Over nodes a run is what it is in one process: shared and private parameters, to 1e-5."""
 
+from functools import partial
+
 import pytest
+import torch
 from world import Table, World, difference
 
 from fedlab.algorithms import Buffered, Scaffold, federate
 from fedlab.communication import ErrorFeedback
 from fedlab.core import Settings
 from fedlab.engine import SGD
+from fedlab.models import interaction, matrix_factorisation
 from fedlab.privacy import Clip, GaussianNoise, LocalNoise
 
 USUAL = Settings(rounds=20, cohort=12, local_lr=1.0, server_lr=5.0)
@@ -45,6 +49,37 @@ def test_over_nodes_is_as_in_one_process(kind):
     assert float((world.private(there) - one.params["user"]).abs().max()) < 1e-5
     moved = one.params["user"] - world.model.init(0)["user"]
     assert float(moved.abs().max()) > 0.01
+
+
+OTHERS = {
+    "platforms of ten users": ({"users": 60, "each": 10}, {}),
+    "users that are shared": ({"build": partial(matrix_factorisation, private_users=False)}, {}),
+    "users stored as they train": ({"build": partial(matrix_factorisation, sparse_users=True)}, {}),
+    "the interaction model, with dropout": ({"build": interaction}, {"local_lr": 0.1}),
+    "ratings": ({"task": "ratings"}, {"local_lr": 0.05}),
+    "AdamW": ({}, {"optimizer": "adamw", "local_lr": 0.01}),
+    "Adam on the server": ({}, {"server_optimizer": "adam", "server_lr": 0.02}),
+    "a warm-up": ({}, {"warm_up": 5}),
+    "eager steps": ({}, {"engine": "eager"}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_data_models_and_settings(kind):
+    how, turned = OTHERS[kind]
+    world, settings = World(**how), USUAL.replace(rounds=6, **turned)
+    settings = settings.replace(cohort=min(12, len(world.data)))
+    far = world.far()
+    *_, there = far.rounds(settings)
+    *_, one = federate(world.model, world.data, settings)
+    assert difference(one.params, there.params) < 1e-5
+    assert difference(world.model.init(0), there.params) > 1e-3
+    if "user" not in there.params:
+        far.measure(there)
+        rows = torch.arange(len(one.params["user"]))
+        mine = one.params["user"].index_select(0, rows)
+        theirs = world.private(there).index_select(0, rows)
+        assert float((mine - theirs).abs().max()) < 1e-5
 
 
 def test_any_table_of_examples():

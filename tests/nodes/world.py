@@ -21,13 +21,24 @@ class World:
     """ml-latest-small's first users, a client each, in one process and on nodes.
 
     model, data: of one process. nodes: name -> Node, with disks below `folder` where there is one.
+    each: users of a client. build: the model of (users, items, dim, task=...).
     """
 
-    def __init__(self, users=40, count=3, dim=4, task="clicks", folder=None):
+    def __init__(
+        self,
+        users=40,
+        count=3,
+        dim=4,
+        task="clicks",
+        folder=None,
+        each=1,
+        build=matrix_factorisation,
+    ):
         split, held = everybody()
         train = of_users(split.train, torch.arange(split.train.user_count) < users)
-        self.data = Federation(train, one_per_user(train), task)
-        self.model = matrix_factorisation(users, train.item_count, dim, task=task)
+        self.each, self.build = each, build
+        self.data = Federation(train, one_per_user(train) // each, task)
+        self.model = build(users, train.item_count, dim, task=task)
         self.dim, self.cuts = dim, [users * k // count for k in range(count + 1)]
         self.held = Candidates(held.users[:users], held.positives[:users], held.negatives[:users])
         self.names = [f"node{k}" for k in range(count)]
@@ -48,7 +59,7 @@ class World:
             train,
             (torch.arange(train.user_count) >= first) & (torch.arange(train.user_count) < last),
         )
-        return Federation(own, one_per_user(own), self.data.task)
+        return Federation(own, one_per_user(own) // self.each, self.data.task)
 
     def node(self, k):
         """A node anew, as after a restart: it knows what is on its disk."""
@@ -62,7 +73,7 @@ class World:
             self.names[k],
             self.own(k),
             folder,
-            model=lambda data: matrix_factorisation(
+            model=lambda data: self.build(
                 data.train.user_count, data.train.item_count, self.dim, task=data.task
             ),
             held=Held(clicks=own),
@@ -87,7 +98,7 @@ class World:
             for running in node._runs.values():
                 for client in running.keeping.counted:
                     ids, values = running.keeping.of(client)["rows"]["user"]
-                    found = found.index_copy(0, ids, values)
+                    found = found.index_add(0, ids, values - found.index_select(0, ids))
         return found
 
 
