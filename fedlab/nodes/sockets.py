@@ -84,13 +84,25 @@ def _exactly(line: socket.socket, count: int) -> bytes:
 
 @dataclass
 class _Connection:
-    """A node that is there. waiting: number of a question -> where its answer is put."""
+    """A node that is there.
+
+    waiting: number of a question -> where its answer is put. owed: questions that it did not answer
+    in time; until it does nobody waits for it.
+    """
 
     line: socket.socket
     token: str
+    owed: set[int] = field(default_factory=set)
     waiting: dict[int, "queue.Queue[bytes | Lost]"] = field(default_factory=dict)
     sending: threading.Lock = field(default_factory=threading.Lock)
     gone: bool = False
+
+    @property
+    def why(self) -> str:
+        """Why it cannot be asked; "" where it can."""
+        if self.gone:
+            return "its connection broke"
+        return "it has not answered an earlier question yet" if self.owed else ""
 
     def listen(self) -> None:
         """Hand on answers until the node is gone."""
@@ -99,6 +111,7 @@ class _Connection:
                 number, text = receive_frame(self.line)
                 if place := self.waiting.pop(number, None):
                     place.put(text)
+                self.owed.discard(number)  # after the line above, see `ask`
         self.gone = True
         self.line.close()
         for number in list(self.waiting):
@@ -107,6 +120,8 @@ class _Connection:
 
     def ask(self, number: int, question: bytes, seconds: float) -> bytes | Lost:
         """The answer to a question, or why there is none."""
+        if self.why:
+            return Lost(self.why)
         place: queue.Queue[bytes | Lost] = queue.Queue()
         self.waiting[number] = place
         threading.Thread(target=self._send, args=(number, question), daemon=True).start()
@@ -115,7 +130,9 @@ class _Connection:
         try:
             return place.get(timeout=max(0.0, seconds))
         except queue.Empty:
-            self.waiting.pop(number, None)
+            self.owed.add(number)
+            if self.waiting.pop(number, None) is None:
+                self.owed.discard(number)  # it has come this very moment
             return Lost(f"it did not answer within {seconds:.3g} s")
 
     def _send(self, number: int, question: bytes) -> None:
@@ -172,11 +189,8 @@ class Sockets:
         self.close()
 
     def nodes(self) -> Mapping[str, str]:
-        """Every name that has been there: "" while its connection stands."""
-        found = {}
-        for name, each in list(self._known.items()):
-            found[name] = "its connection broke" if each.gone else ""
-        return found
+        """Every name that has been there: "" while its connection stands and it owes no answer."""
+        return {name: each.why for name, each in list(self._known.items())}
 
     def ask(self, to: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes | Lost]]:
         """Ask all nodes at once, and yield answers as they come."""
@@ -230,10 +244,8 @@ def _ask(
     seconds: float,
     answers: "queue.Queue[tuple[str, bytes | Lost]]",
 ) -> None:
-    answer: bytes | Lost = Lost("it is not there") if to is None else Lost("its connection broke")
-    if to is not None and not to.gone:
-        answer = to.ask(number, question, seconds)
-    answers.put((name, answer))
+    lost = Lost("it is not there")
+    answers.put((name, lost if to is None else to.ask(number, question, seconds)))
 
 
 def _clear(path: Path) -> None:

@@ -71,7 +71,8 @@ def test_questions_are_asked_side_by_side_and_answers_come_as_they_are_there():
         assert list(answers) == [("slow", b"slow")]
 
 
-def test_a_late_answer_is_not_taken_for_that_of_another_question():
+def test_nobody_waits_for_a_node_that_owes_an_answer():
+    """A late answer is not taken for that of another question, and ends the waiting."""
     late = threading.Event()
 
     def slow(question):
@@ -82,10 +83,13 @@ def test_a_late_answer_is_not_taken_for_that_of_another_question():
     with Sockets("127.0.0.1:0") as line:
         begin("slow", slow, told(line))
         until(lambda: line.nodes() == {"slow": ""})
-        assert dict(line.ask({"slow": b"first"}, 0.1)) == {
-            "slow": Lost("it did not answer within 0.1 s")
-        }
+        found = dict(line.ask({"slow": b"first"}, 0.1))
+        assert found == {"slow": Lost("it did not answer within 0.1 s")}
+        why = "it has not answered an earlier question yet"
+        assert line.nodes() == {"slow": why}
+        assert dict(line.ask({"slow": b"second"}, 600)) == {"slow": Lost(why)}
         late.set()
+        until(lambda: line.nodes() == {"slow": ""})
         assert dict(line.ask({"slow": b"second"}, 20)) == {"slow": b"second"}
 
 
