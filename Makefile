@@ -55,6 +55,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/best.py
 	$(BIN)/python benchmarks/truth.py --seeds 3
 	$(BIN)/python benchmarks/language.py
+	$(BIN)/python benchmarks/cold.py
 	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/sequences.py
 	$(BIN)/python benchmarks/meta.py

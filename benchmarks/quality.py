@@ -37,15 +37,14 @@ from fedlab import (
     read,
     scorer,
 )
-from fedlab.algorithms import Implicit, fine_tuned
-from fedlab.core import Score, Tree, turned
+from fedlab.algorithms import Implicit
+from fedlab.core import Score, Tree
 from fedlab.data import Split
-from fedlab.evaluation import Candidates, at_k, dot, ease, ials, leaky
+from fedlab.evaluation import Candidates, at_k, dot, ease, ials
 
 WAY = Implicit(unseen=5.0, regularisation=0.9, recency=1.0)  # of iALS, for all data
 ALL = Settings(rounds=30)  # every client in every round
 TENTH = Settings(rounds=80)  # a tenth of them
-PFEDREC = Settings(rounds=60, local_epochs=2, local_lr=30.0, batch_size=256, weighting="equal")
 GOALS = {
     "mlsmall_fedavg_hr10": 0.66,
     "mlsmall_fedavg_ndcg10": 0.39,
@@ -53,7 +52,6 @@ GOALS = {
     "mlsmall_federated_ndcg10": 0.465,
     "ml100k_federated_hr10": 0.665,
     "ml100k_federated_ndcg10": 0.38,
-    "ml100k_pfedrec_leaky_hr10": 0.70,
 }
 Row = dict[str, float]
 
@@ -138,19 +136,6 @@ def federated(
     for done in federate(setting.model(setting.dim), clients, settings, local=WAY):
         seen(setting.score(done.params))
     return done.params
-
-
-def pfedrec(setting: Setting, data: Federation, seed: int, test: Candidates) -> float:
-    """The HR@10 of a personal model as PFedRec has it.
-
-    Each user ranks with its own copy of the films' vectors.
-    """
-    model, settings = setting.model(32), PFEDREC.replace(cohort=len(data), seed=seed)
-    (*_, last) = federate(model, data, settings)
-    own = fine_tuned(
-        model, data, last.params, turned(SGD(), settings), seed=seed, number=last.number + 1
-    )
-    return ranking(own, test)["hr@10"]
 
 
 def measure(
@@ -275,22 +260,6 @@ def main(quick: bool) -> None:
                 higher=False,
                 seeds=len(seeds),
                 note=f"mean validation NDCG@10 over seeds at 97% of central iALS{note}",
-            )
-        owner = one_per_user(setting.split.train)
-        for name, data, goal, higher in (
-            ("leaky", leaky(setting.split, owner), 0.70, True),
-            ("clean", setting.clients, 0.60, False),
-        ):
-            values = [
-                pfedrec(setting, data, s, candidates(setting.split, "test", seed=s)) for s in seeds
-            ]
-            found[f"ml100k_pfedrec_{name}_hr10"] = entry(
-                mean(values),
-                "share",
-                goal,
-                higher=higher,
-                seeds=len(seeds),
-                note=f"personal item vectors, {name} training negatives{note}",
             )
     record("quality", dict(sorted(found.items())), quick)
 

@@ -13,6 +13,8 @@
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
+    fedlab top best-model USER
+    torchrun --nproc-per-node 4 -m fedlab run settings.json
 
 `python -m fedlab` is the same. Settings and files are those of the workbench. `--parts FILE.py`
 runs a file that registers parts of your own: they are choices like all others.
@@ -21,20 +23,22 @@ runs a file that registers parts of your own: they are choices like all others.
 import argparse
 import os
 import runpy
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
-from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
+from fedlab.core import ParameterError, Round, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read_asked
+from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.nodes import Sockets, cut_into, gathered, read_node, serve
 from fedlab.privacy import spends
 from fedlab.workbench import (
@@ -48,6 +52,7 @@ from fedlab.workbench import (
     better,
     fit_best,
     follow,
+    load_model,
     metrics,
     over_nodes,
     shown,
@@ -61,18 +66,26 @@ from fedlab.workbench.runner import Live
 
 SOCKET = "PATH|127.0.0.1:PORT"
 
+LONG = 30  # letters of a name that a table has beside its cells
+GAP = "  "
+
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run the given command; return 0 when it went well, 2 after an error, 130 when interrupted.
 
     That is 1 where a run could not be saved. An error is printed as one line.
     """
+    who = ""
     try:
         _register(given)
         words = _words().parse_args(given)
-        return int(words.do(words))
+        with joined() as rank:
+            who = f"rank {rank}: " if rank else ""
+            fix = "torchrun is for run and resume; give this command without it"
+            require(words.do in (_run, _resume) or not several(), "torchrun", sys.argv[1:], fix)
+            return int(words.do(words) or 0)
     except (ParameterError, DataError, OSError) as error:
-        print(shown(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        print(shown(f"{who}{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; what is done is kept.", file=sys.stderr)
@@ -102,7 +115,9 @@ def _words() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="fedlab", description="Learn federated recommendation; train and compare federations."
     )
-    parts = whole.add_subparsers(required=True)
+    whole.add_argument("--version", action="version", version=f"fedlab-workbench {_version()}")
+    whole.set_defaults(do=lambda words: whole.print_help())
+    parts = whole.add_subparsers(metavar="COMMAND", title="commands")
     _browser_words(parts)
     for name, do, about in (
         ("run", _run, "train one run"),
@@ -153,7 +168,7 @@ def _words() -> argparse.ArgumentParser:
         ("export", _export, "write the best model of a run, with a card"),
     ):
         part = parts.add_parser(name, help=about, parents=[_own()])
-        part.add_argument("run", help="its id, or its name where no other has it")
+        part.add_argument("run", help="its id, its folder, or its name where no other has it")
         part.add_argument("--folder", default="runs", help="where runs are kept (%(default)s)")
         part.set_defaults(do=do)
     part.add_argument("--to", required=True, metavar="FOLDER", help="a new folder for the model")
@@ -168,12 +183,34 @@ def _words() -> argparse.ArgumentParser:
     part.set_defaults(do=_compare)
     _best_words(parts)
     _node_words(parts)
+    _top_words(parts)
+    return whole
+
+
+def _version() -> str:
+    """The version that is installed."""
+    try:
+        return metadata.version("fedlab-workbench")
+    except metadata.PackageNotFoundError:
+        return "from its sources, not installed"
+
+
+def _top_words(parts: Any) -> None:
+    """The commands that tell of data, and that recommend."""
     part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
     part.add_argument(
         "path", help="a file of interactions, or a folder with one; 'FILE?user=buyer&item=code'"
     )
     part.set_defaults(do=_data)
-    return whole
+    part = parts.add_parser("top", help="what a model recommends, of `best` or `export`")
+    part.add_argument("model", help="the folder that it is in")
+    part.add_argument("user", nargs="?", help="the id of a user of the data")
+    part.add_argument(
+        "--clicked", nargs="+", metavar="ITEM", help="what a new person clicked, oldest first"
+    )
+    part.add_argument("-k", type=int, default=10, help="how many items (%(default)s)")
+    part.add_argument("--data", help="who clicked what; what the model was trained on without")
+    part.set_defaults(do=_top)
 
 
 def _node_words(parts: Any) -> None:
@@ -387,6 +424,8 @@ def _run(words: argparse.Namespace) -> bool:
     require(bool(words.nodes) or not words.resume, "--resume", True, "it goes with --nodes")
     if words.nodes:
         return _run_over(words, settings)
+    if follows():
+        return _beside(settings)
     runs = _kept(words)
     unsaved = _one(runs, _job(stream, runs, settings, words.name), settings.rounds)
     for note in Experiment(settings).split.train.notes:
@@ -415,6 +454,13 @@ def _run_over(words: argparse.Namespace, settings: Settings) -> bool:
         return _one(runs, job, settings.rounds - done)
 
 
+def _beside(settings: Settings, start: Round | None = None) -> bool:
+    """Train a run that rank 0 keeps and shows."""
+    for _ in stream(lambda: settings, start):
+        pass
+    return False
+
+
 def _one(runs: Runs, job: Job, rounds: int) -> bool:
     """Train one run, and print its line; whether some of it could not be saved."""
     _drive(job, rounds, runs, lambda: _words_of(_last(runs)))
@@ -435,9 +481,11 @@ def _last(runs: Runs) -> Run:
 
 def _named(words: argparse.Namespace) -> tuple[Runs, str]:
     """The runs of a folder, and the id of the one that was named."""
-    folder = Path(words.folder)
+    path = Path(words.run)
+    if len(path.parts) > 1 and path.parent.is_dir():
+        words.folder, words.run = str(path.parent), path.name
     fix = "there is no such folder; name the one that runs are kept in"
-    require(folder.is_dir(), "folder", words.folder, fix)
+    require(Path(words.folder).is_dir(), "folder", words.folder, fix)
     runs = _kept(words)
     named = [run.id for run in runs.listed() if words.run in (run.id, run.name)]
     known = ", ".join(run.id for run in runs.listed()) or "none"
@@ -460,6 +508,19 @@ def _export(words: argparse.Namespace) -> bool:
 
 
 def _resume(words: argparse.Namespace) -> bool:
+    opened = list[tuple[Runs, Run]]()
+    settings, start = agreed(lambda: _taken_up(words, opened))
+    if follows():
+        return _beside(settings, start)
+    ((runs, run),) = opened
+    job = follow(stream, lambda: settings, run, runs, start)
+    return _one(runs, job, settings.rounds - (start.number if start else 0))
+
+
+def _taken_up(
+    words: argparse.Namespace, opened: list[tuple[Runs, Run]]
+) -> tuple[Settings, Round | None]:
+    """The settings and the Round that a run goes on with; opened: gets its folder, and the run."""
     runs, id_ = _named(words)
     known = runs.trouble
     run, start = runs.resume(id_)
@@ -478,8 +539,8 @@ def _resume(words: argparse.Namespace) -> bool:
         runs.end(run, "stopped")
         raise
     print(f"{run.name} goes on after round {done}, to {settings.rounds}.", file=sys.stderr)
-    job = follow(stream, lambda: settings, run, runs, start)
-    return _one(runs, job, settings.rounds - done)
+    opened.append((runs, run))
+    return settings, start
 
 
 def _sweep(words: argparse.Namespace) -> bool:
@@ -508,23 +569,41 @@ def _sweep(words: argparse.Namespace) -> bool:
 
 def _best(words: argparse.Namespace) -> bool:
     free_place(words.to)  # or hours later there would be nowhere to put it
-    best = fit_best(
-        words.data,
-        objective=words.objective,
-        budget=words.budget,
-        seed=words.seed,
-        folder=words.folder,
-        processes=words.processes,
-        say=lambda line: print(shown(line), file=sys.stderr, flush=True),
-    )
+    with compiling(_say):
+        best = fit_best(
+            words.data,
+            objective=words.objective,
+            budget=words.budget,
+            seed=words.seed,
+            folder=words.folder,
+            processes=words.processes,
+            say=_say,
+        )
     print("\n".join(map(shown, best.report.splitlines())))
     place = best.save(words.to)
     print(f"The model is in {place}: {place / 'card.md'} says what it is. Its run is {best.run}.")
+    print(f"Recommend by it: fedlab top {place} USER, or --clicked ITEM ITEM for a new person")
+    return False
+
+
+def _top(words: argparse.Namespace) -> bool:
+    """Print what a model recommends to somebody."""
+    fix = "name a user of the data, or what a new person clicked with --clicked; one of the two"
+    require((words.user is None) != (words.clicked is None), "user", words.user, fix)
+    found = load_model(words.model, words.data).top(words.clicked or words.user, words.k)
+    titled = any(pick.title != pick.item for pick in found)
+    rows = [[pick.item, *[pick.title] * titled, f"{pick.score:.4f}"] for pick in found]
+    _aligned([["item", *["title"] * titled, "score"], *rows])
     return False
 
 
 def _said(why: str) -> None:
-    tqdm.write(shown(why[:1].upper() + why[1:]), file=sys.stderr)
+    _say(why[:1].upper() + why[1:])
+
+
+def _say(line: str) -> None:
+    """Print a line beside what goes on."""
+    tqdm.write(shown(line), file=sys.stderr)
 
 
 def _job(live: Live, runs: Runs, settings: Settings, name: str) -> Job:
@@ -534,7 +613,7 @@ def _job(live: Live, runs: Runs, settings: Settings, name: str) -> Job:
 
 def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:
     """Take all steps of a job, and say at once where something could not be saved."""
-    with tqdm(total=total, unit="round", dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit="round", dynamic_ncols=True) as bar, compiling(_say):
         said = runs.trouble
         try:
             for _ in job:
@@ -571,35 +650,71 @@ def _data(words: argparse.Namespace) -> bool:
     found = read_asked(words.path)
     for line in described(found).splitlines():
         print(shown(line))
-    unseen = found.item_count - int(torch.bincount(found.users).max())
-    few = f" --set against={unseen}" * (0 < unseen < Settings().against)
+    each = found.user_counts()
+    unseen = found.item_count - int(each.max())
+    if int(each.max()) < 3 or unseen < 1:
+        all_ = "a user has interactions with all items"
+        why = "no user has 3 interactions" if int(each.max()) < 3 else all_
+        print(f"Nothing can be held out and measured: {why}.")
+        print(shown(f"Train on it: fedlab run {_set_data(words.path)} --set train_on=everything"))
+        return False
+    few = f" --set against={unseen}" * (unseen < Settings().against)
     print(shown(f"Train on it: fedlab run {_set_data(words.path)}{few}"))
-    print(shown(f"Or have the best model sought: fedlab best {words.path!r} --to FOLDER"))
+    print(shown(f'Or have the best model sought: fedlab best "{words.path}" --to FOLDER'))
     return False
 
 
 def _table(runs: list[Run]) -> None:
-    """Print a line for each run: its best values with their rounds, then what settings differ."""
+    """Print what differs between runs, then their best values with their rounds.
+
+    What is equal in all of them stands below, as do names that are long, and why runs failed. What
+    is too wide for the terminal goes on in another table beneath.
+    """
     modes = {"loss": "min", **better()}
     lines = table(runs, {}, {name: modes.get(name, "max") for name in metrics(runs)})
-    found = [name for name in metrics(runs) if any(row["best"][name] for row in lines)]
-    names = dict.fromkeys(name for row in lines for name in row["differs"])
-    rows = [["run", "state", *(f"best {n}" for n in found), *names]]
-    for row in lines:
-        best = [row["best"][name] for name in found]
-        rows.append(
-            [
-                row["name"],
-                row["state"] + (f": {row['error']}" if row["error"] else ""),
-                *(f"{b[0]:.4f} ({b[1]})" if b else "" for b in best),
-                *(row["differs"].get(n, "") for n in names),
-            ]
-        )
-    rows = [[shown(cell) for cell in cells] for cells in rows]
+    columns = {
+        n: [row["differs"].get(n, "") for row in lines] for row in lines for n in row["differs"]
+    }
+    for name in metrics(runs):
+        best = [row["best"][name] for row in lines]
+        if any(best):
+            columns[f"best {name}"] = [f"{b[0]:.4f} ({b[1]})" if b else "" for b in best]
+    columns["state"] = [row["state"] for row in lines]
+    same = {n: cells[0] for n, cells in columns.items() if len(runs) > 1 and len({*cells}) == 1}
+    names = [shown(row["name"]) for row in lines]
+    long = max(map(len, names), default=0) > LONG
+    first = ["run", *([str(k) for k in range(1, len(names) + 1)] if long else names)]
+    rest = [[shown(c) for c in (n, *cells)] for n, cells in columns.items() if n not in same]
+    for number, block in enumerate(_blocks(first, rest)):
+        print(end="\n" * (number > 0))
+        _aligned([list(row) for row in zip(first, *block, strict=True)])
+    if same:
+        print(shown("In all of them: " + "; ".join(f"{n} {cell}" for n, cell in same.items())))
+    for own, name, row in zip(first[1:], names, lines, strict=True):
+        error = f": {shown(row['error'])}" if row["error"] else ""
+        if long or error:
+            print(f"{own}  {name}{error}" if long else f"{name}{error}")
+
+
+def _blocks(first: list[str], columns: list[list[str]]) -> list[list[list[str]]]:
+    """Columns in groups, each of which fits the terminal beside the first column."""
+    whole, used = shutil.get_terminal_size().columns, 0
+    blocks: list[list[list[str]]] = [[]]
+    for column in columns:
+        width = max(map(len, column)) + len(GAP)
+        if blocks[-1] and used + width > whole:
+            blocks.append([])
+        used = (used if blocks[-1] else max(map(len, first))) + width
+        blocks[-1].append(column)
+    return blocks
+
+
+def _aligned(rows: list[list[str]]) -> None:
+    """Print rows with their cells below each other."""
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         line = (text.ljust(width) for text, width in zip(cells, wide, strict=True))
-        print("  ".join(line).rstrip())
+        print(GAP.join(line).rstrip())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ fusion in federated learning", algorithm 1 (FedDF).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,7 +72,8 @@ def distil(
         {"user": users, "item": items, "target": targets}, torch.zeros_like(users), model.task
     )
     with one_thread():
-        trained = train(model, data, start, torch.tensor([0]), local, seed=seed, purpose="distil ")
+        single = replace(model, list_loss="")  # soft targets are of single items
+        trained = train(single, data, start, torch.tensor([0]), local, seed=seed, purpose="distil ")
         learned = joined_updates(trained)
     return start | {name: moved(start[name], delta, 1.0) for name, delta in learned.deltas.items()}
 

@@ -31,6 +31,7 @@ from fedlab.core import (
     register,
     require,
 )
+from fedlab.models.losses import WHOLE
 
 GROUP = "server step"
 
@@ -94,12 +95,13 @@ class MeanOfHolders(Weighted):
     def check(self, context: RoundContext) -> None:
         """Raise `ParameterError` where every client holds every row."""
         tables = any(kind not in ("one", "client") for _, kind in context.asked.values())
+        loss = context.model.list_loss  # softmax sets a click against every item
         require(
-            tables,
+            tables and loss != WHOLE,
             "model",
             context.model.name,
-            f"{self.name} needs a table of which clients hold some rows; here all hold all, so "
-            "take the weighted mean",
+            f"{self.name} needs a table of which clients hold some rows; here all hold all"
+            f"{f', by the loss {loss}' if loss else ''}, so take the weighted mean",
         )
 
     def delta(self, updates: Iterable[Update], server: Tree) -> Delta:

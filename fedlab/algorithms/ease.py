@@ -51,7 +51,7 @@ from fedlab.core import (
     require,
     whole,
 )
-from fedlab.data import Federation, Interactions, Source
+from fedlab.data import Interactions, Source
 from fedlab.evaluation import by_history, ease_weights, frequent
 from fedlab.models import Model
 
@@ -190,19 +190,14 @@ class Ease(Local):
         table, kept = done.params["item_item"].cpu(), model.constants["kept"].cpu()
         return by_history(data.train, table, self.recency, kept)
 
-    def recommend(
-        self, model: Model, data: Federation, params: Tree, items: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Scores (I,) of all items for somebody who clicked `items` (n,), known here or not.
+    def recommend(self, weights: Tree, clicks: Tensor) -> Tensor:
+        """Scores (I,) of all items for somebody, known here or not.
 
-        weights (n,): of the clicks, as `recent` says. Items outside the table score 0.
+        weights: the table `item_item` (T, T), and `kept` (T,), which items it is of; those outside
+        score 0. clicks (I,): how much each weighs, as `recent` says, 0 where there is none.
         """
-        table, kept = params["item_item"].cpu(), model.constants["kept"].cpu()
-        place = torch.full((data.train.item_count,), -1)
-        place[kept] = torch.arange(len(kept))
-        inside = place[items] >= 0
-        scores = torch.zeros(len(place))
-        scores[kept] = weights[inside].float() @ table[place[items[inside]]]
+        kept, scores = weights["kept"].cpu(), torch.zeros_like(clicks)
+        scores[kept] = clicks[kept] @ weights["item_item"].cpu()
         return scores
 
 

@@ -307,21 +307,21 @@ class Implicit(Local):
         users[owners.to(users.device)] = solver.vectors(clicks)
         return params | {"user": users}
 
-    def recommend(
-        self, model: Model, data: Federation, params: Tree, items: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Scores (I,) of all items for somebody who clicked `items` (n,), known here or not.
+    def recommend(self, weights: Tree, clicks: Tensor) -> Tensor:
+        """Scores (I,) of all items for somebody, known here or not.
 
-        weights (n,): of the clicks, as `recent` says. The vector is solved as a client solves its
-        own. data: the federation that was trained, of which only the mean of clicks is read.
+        weights: of matrix factorisation, `item` (I, D) and `bias` (I,). clicks (I,): how much each
+        weighs, as `recent` says, 0 where there is none. The vector is solved as a client solves its
+        own; `mean_clicks` must be told, as there are no clients here to take it of.
         """
-        films, order = params["item"], items.argsort()
-        own, mine = items[order].numpy().astype(np.int32), weights[order].float().numpy()
-        clicks = Clicks(np.zeros(1, np.int64), np.array([len(own)]), own, mine)
-        vector = self._solver(films, self.strength(data, len(films))).vectors(clicks)
-        everybody = torch.arange(len(films))
-        score = scorer(model, params | {"user": vector}, torch.zeros(1, dtype=torch.int64))
-        return score(torch.zeros_like(everybody), everybody)
+        fix = "tell the mean of the clicks of a user in training, which strengths go by"
+        require(self.mean_clicks > 0, "mean_clicks", self.mean_clicks, fix)
+        films, mine = weights["item"], clicks.nonzero()[:, 0]
+        own = mine.numpy().astype(np.int32), clicks[mine].numpy()
+        how = Strength.of(self.mean_clicks, len(films), self.unseen, self.regularisation)
+        one = Clicks(np.zeros(1, np.int64), np.array([len(mine)]), *own)
+        (vector,) = self._solver(films, how).vectors(one)
+        return films @ vector + weights["bias"]
 
     def _solver(self, items: Tensor, how: Strength) -> "Plain | Compiled":
         """What solves for the clients' vectors, given the items'."""

@@ -57,7 +57,7 @@ from fedlab.core import (
     within,
 )
 from fedlab.data import Source, fingerprint
-from fedlab.engine import SGD
+from fedlab.engine import SGD, agreed
 from fedlab.models import Model
 from fedlab.privacy import (
     Ledger,
@@ -278,12 +278,7 @@ def federate(
         ("ledger", isinstance(ledger, Ledger | None), ledger, "give a Ledger, made of a file"),
     ):
         require(good, name, type(given).__name__, fix)
-    require(
-        model.task == data.task,
-        "task",
-        model.task,
-        f"model and federation differ; the federation has {data.task}",
-    )
+    _check_match(model, data, local)
     parts = in_order(local, uplink, aggregate, schedule, participation)
     ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
@@ -311,6 +306,15 @@ def federate(
         if told is not before and (fresh := Settings(**told)) != asked:
             _check_live(asked, fresh, pipe)
             asked, pipe = fresh, pipeline(parts, fresh, data)
+
+
+def _check_match(model: Model, data: Source, local: Local | None) -> None:
+    """Raise `ParameterError` unless these data and this method can train the model."""
+    fix = f"model and federation differ; the federation has {data.task}"
+    require(model.task == data.task, "task", model.task, fix)
+    steps = isinstance(local or SGD(), SGD)
+    fix = f"{getattr(local, 'name', local)} takes no steps of sgd, which learn it; choose sgd"
+    require(steps or not model.list_loss, "loss", model.list_loss, fix)
 
 
 def one_round(
@@ -441,18 +445,22 @@ def _affordable(pipe: Pipeline, context: RoundContext, first: bool, book: Book |
     def fits(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
         if pipe.spending is None:
             return True
-        context.metrics["epsilon"] = proven(after, pipe.spending.delta)
-        return affordable(pipe.spending, before, context.metrics["epsilon"], first)
+        told["epsilon"] = proven(after, pipe.spending.delta)
+        return affordable(pipe.spending, before, told["epsilon"], first)
 
-    if book is None:
+    def after() -> tuple[dict[str, Any] | None, dict[str, float]]:
+        if book is not None:
+            return book(spent, fits), told
         before, seed = context.state.get("ledger", {}), context.settings.teaching_seed
         alone = booked(before, spent, len(context.data), seed)
-        after = alone if fits(before, alone) else None
-    else:
-        after = book(spent, fits)
-    if after is None:
+        return (alone if fits(before, alone) else None), told
+
+    told: dict[str, float] = {}
+    found, epsilon = agreed(after)
+    context.metrics |= epsilon
+    if found is None:
         return False
-    context.state["ledger"] = after
+    context.state["ledger"] = found
     return True
 
 

@@ -34,6 +34,7 @@ from fedlab.data.interactions import (
     of_users,
 )
 from fedlab.data.item_queries import ItemQueries
+from fedlab.data.lists import Lists
 from fedlab.data.partition import (
     ByActivity,
     ByGenre,
@@ -74,6 +75,7 @@ __all__ = [
     "ItemQueries",
     "LatestSmall",
     "Layout",
+    "Lists",
     "OnePerUser",
     "Source",
     "Split",

@@ -155,6 +155,15 @@ class Federation:
         at = torch.searchsorted(pairs, asked).clamp(max=len(pairs) - 1)
         return torch.where(pairs[at] == asked, rows[at], -1)
 
+    def unseen(self, users: Tensor, luck: Tensor) -> Tensor:
+        """An item (k,) that each of these users (k,) has not seen; luck (k,): 32-bit words."""
+        (pairs, _), items = self._by_pair, self.train.item_count
+        starts = torch.searchsorted(pairs, torch.arange(self.train.user_count + 1) * items)
+        full = (starts.diff()[users] >= items).nonzero()
+        if len(full):
+            raise seen_all(1, int(users[full[0]]), items)
+        return unseen(pairs // items, pairs % items, items, starts[users], luck)
+
     def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
         """Draw the examples of a round, shuffled within each client and epoch.
 

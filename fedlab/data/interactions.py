@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -247,10 +247,26 @@ def load(name: str = "ml-latest-small") -> Interactions:
     )
 
 
-def at_least(
-    interactions: Interactions, *, users: int = 0, items: int = 0
-) -> tuple[Interactions, Tensor, Tensor]:
-    """Keep users and items with enough interactions: (these, numbers of users, of items kept).
+class Kept(NamedTuple):
+    """What `at_least` gives, three things: interactions, and who and what is in them.
+
+    users (U',), items (I',): the numbers that those who are kept had before, in their order.
+    """
+
+    interactions: Interactions
+    users: Tensor
+    items: Tensor
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Who takes the three for the interactions is told."""
+        raise AttributeError(
+            f"at_least gives three things, and none is called {name!r}; take the interactions: "
+            "few, users, items = at_least(...), or at_least(...).interactions"
+        )
+
+
+def at_least(interactions: Interactions, *, users: int = 0, items: int = 0) -> Kept:
+    """Keep users and items with enough interactions; returns three things, see `Kept`.
 
     users: how many of each user; items: how many of each item. Both hold for what is left: whoever
     falls short goes, until nobody does. With 0 all stay, with or without rows. Users (U',) and
@@ -259,6 +275,8 @@ def at_least(
     >>> few, users, items = at_least(load(), items=300)
     >>> few.item_count == len(items), few.user_count == len(users) == 671
     (True, True)
+    >>> len(at_least(load(), items=300).interactions) == len(few)  # where no number is needed
+    True
     """
     for name, least in (("users", users), ("items", items)):
         whole = isinstance(least, int) and least >= 0
@@ -278,7 +296,7 @@ def at_least(
         (users, items),
         f"nothing is left; the busiest user has {most[0]}, the most popular item {most[1]}",
     )
-    return _numbered_anew(interactions, rows, keep_users, keep_items)
+    return Kept(*_numbered_anew(interactions, rows, keep_users, keep_items))
 
 
 def _numbered_anew(

@@ -16,8 +16,9 @@ from fedlab.engine.cohort import (
     train_cohort,
     updates,
 )
-from fedlab.engine.fused.warm import warm
+from fedlab.engine.fused.warm import compiling, warm
 from fedlab.engine.local_settings import LocalSettings
+from fedlab.engine.ranks import agreed, follows, joined, several
 from fedlab.engine.step import gradients, hyper, sgd
 
 __all__ = [
@@ -27,14 +28,19 @@ __all__ = [
     "Correction",
     "LocalSettings",
     "RowIndex",
+    "agreed",
     "arrange",
     "chunks",
     "client_bytes",
+    "compiling",
+    "follows",
     "gradients",
     "holdings",
     "how",
     "hyper",
+    "joined",
     "padded",
+    "several",
     "sgd",
     "train",
     "train_cohort",

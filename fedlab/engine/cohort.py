@@ -17,6 +17,7 @@ data", algorithm 1, ClientUpdate.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -41,10 +42,11 @@ from fedlab.core import (
     require,
 )
 from fedlab.data import Source
-from fedlab.engine import fused, gpu
+from fedlab.engine import fused, gpu, ranks
 from fedlab.engine.backends import check_engine
+from fedlab.engine.fused.pool import in_order
 from fedlab.engine.local_settings import LocalSettings
-from fedlab.engine.step import Work, check_rows, kept, puts_off, run, stepwise
+from fedlab.engine.step import SINGLE, Work, check_rows, kept, puts_off, run, stepwise
 from fedlab.models import Model
 
 
@@ -112,8 +114,8 @@ class RowIndex:
     """Which rows of a kind the clients hold.
 
     ids, client (R,): row of the parameter and position of the client, client after client. index
-    (M, B): which of these each example uses, or None where a client holds a single row. live: R of
-    each step, a prefix.
+    (M, B), or (M, B, K) for lists: which of these each example uses, or None where a client holds a
+    single row, or all rows. live: R of each step, a prefix.
     """
 
     ids: Tensor
@@ -131,10 +133,17 @@ def holdings(model: Model, params: Tree, batches: Batches, cohort: Tensor) -> di
         "client": RowIndex(cohort, everyone, None, batches.active),
     }
     for name, kind in model.rows.items():
+        size = len(params[name])
+        if kind not in held and kind not in batches.columns:  # no row is picked: all are held
+            every = torch.arange(size, device=cohort.device).repeat(clients)
+            held[kind] = RowIndex(
+                every, everyone.repeat_interleave(size), None, [size * a for a in batches.active]
+            )
         if kind not in held:
-            size, column = len(params[name]), as_tensor(batches.columns[kind])
+            column = as_tensor(batches.columns[kind])
             check_rows(kind, column, size)
-            keys, index = torch.unique(batches.owner[:, None] * size + column, return_inverse=True)
+            owner = batches.owner.view(-1, *[1] * (column.dim() - 1))
+            keys, index = torch.unique(owner * size + column, return_inverse=True)
             client = keys // size
             ends = torch.bincount(client, minlength=clients).cumsum(0)
             live = ends[torch.tensor(batches.active) - 1].tolist()
@@ -218,6 +227,7 @@ Train = Callable[
     tuple[dict[str, Rows], Tensor, Tensor],
 ]
 BLOCK, GPU_BLOCK = 256, 8192  # clients whose examples are drawn at once
+PIECE = 64  # clients that a rank trains before all exchange what theirs learned
 # measured on a CPU: less costs steps, more leaves the cache (lesson 2: 64 and 1024 are 15% slower)
 USUAL_MB = 128
 SHARE = 0.25  # of a GPU's memory
@@ -246,17 +256,38 @@ def updates(
     """
     if not len(cohort):
         return
-    device, first = next(iter(params.values())).device, 0
-    weights, keys = data.counts[cohort].float(), keys_of(seed, number, purpose)
+    check_lists(model, data)
+    device = next(iter(params.values())).device
+    keys = keys_of(seed, number, purpose)
     if train is None and how(model, data, params, local) == "fused":
         if device.type == "cpu":
             yield from fused.updates(model, data, params, cohort, local, keys, correction)
             return
         train = gpu.train_cohort
-    train = train or train_cohort
     if local.engine not in ("eager", "fused"):
         check_engine(local.engine, device)
-    corrected = correction is not None
+    run = partial(_trained, model, data, params, local, keys, train or train_cohort, correction)
+    if not ranks.several():
+        yield from run(graphs, cohort)
+        return
+    for found in in_order(lambda part: list(run(graphs, part)), cohort.split(PIECE), 1):
+        yield from found
+
+
+def _trained(
+    model: Model,
+    data: Source,
+    params: Tree,
+    local: LocalSettings,
+    keys: tuple[Key, ...],
+    train: Train,
+    correction: Correction | None,
+    graphs: int,
+    cohort: Tensor,
+) -> Iterator[Update]:
+    """Train clients (C,) chunk by chunk."""
+    device, corrected, first = next(iter(params.values())).device, correction is not None, 0
+    weights = data.counts[cohort].float()
     for examples in chunks(
         model, data, params, cohort, local, keys, graphs=graphs, corrected=corrected
     ):
@@ -267,6 +298,14 @@ def updates(
         )
         yield Update(deltas, weights[here].to(device), losses, cohort[here], steps)
         first = here.stop
+
+
+def check_lists(model: Model, data: Source) -> None:
+    """Raise `ParameterError` unless model and data agree on whether examples are lists."""
+    drawn = getattr(data, "loss", "")
+    fix = f"the data are for {drawn or 'single items'}; give {{}}"
+    way = f"Lists(data, {model.list_loss!r})" if model.list_loss else f"listwise(model, {drawn!r})"
+    require(model.list_loss == drawn, "loss", model.list_loss or "usual", fix.format(way))
 
 
 def keys_of(seed: int, number: int, purpose: str = "") -> tuple[Key, Key]:
@@ -366,11 +405,13 @@ def client_bytes(
     column = sum(c[:1].nbytes for c in examples.values())
     need = sizes.double() * (3 * column + 48)  # drawn, sorted, arranged; looked up by row
     for name, kind in model.rows.items():
-        floats = params[name].shape[1:].numel()
+        floats, every = params[name].shape[1:].numel(), len(params[name])
         if kind in examples:
-            need += 4 * floats * (copies * sizes.clamp(max=len(params[name])) + 6 * graphs * width)
+            rows = examples[kind][:1].numel()  # of an example
+            held = (rows * sizes).clamp(max=every)
+            need += 4 * floats * (copies * held + 6 * graphs * rows * width)
         else:
-            need += 4 * floats * (copies + 2 * graphs)
+            need += 4 * floats * (1 if kind in SINGLE else every) * (copies + 2 * graphs)
     kept = width.clamp(max=local.micro_batch or 2**40)  # for the backward pass, and its gradients
     return need + 8 * graphs * model.activity * kept
 
@@ -458,10 +499,13 @@ def single(model: Model, examples: Tree, clients: int) -> list[Tensor]:
     client = examples["client"]
     inside = client[1:] == client[:-1]
     found = []
-    for kind in sorted(set(model.rows.values()) - {"one", "client"}):
-        rows = as_tensor(examples[kind])
-        several = client[1:][(rows[1:] != rows[:-1]) & inside]
-        found.append(torch.bincount(several, minlength=clients) == 0)
+    for kind in sorted((set(model.rows.values()) & examples.keys()) - set(SINGLE)):
+        rows = as_tensor(examples[kind]).view(len(client), -1)  # (n, 1), or (n, K) of lists
+        several = [
+            client[1:][(rows[1:] != rows[:-1]).any(1) & inside],
+            client[(rows != rows[:, :1]).any(1)],
+        ]
+        found.append(torch.bincount(torch.cat(several), minlength=clients) == 0)
     return found
 
 

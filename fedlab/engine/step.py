@@ -29,6 +29,7 @@ from torch import Tensor
 from fedlab.core import Tree, add_rows, as_tensor, pieces, require
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import Model, Product
+from fedlab.models.losses import losses_of_lists
 
 Numbers = tuple[float, ...] | Tensor  # of one step: a row of `hyper`
 Moments = tuple[Tensor, Tensor] | None  # first and second, (R, ...) each
@@ -36,6 +37,7 @@ Step = Callable[
     [Mapping[str, Tree], Mapping[str, Tensor | None], Tree, Tree, Tensor, Numbers], Tensor
 ]
 BETAS, EPS = (0.9, 0.999), 1e-8
+SINGLE = ("one", "client")  # kinds of parameters of which a client holds a single row
 
 
 @dataclass(frozen=True)
@@ -174,13 +176,11 @@ def _scatter(values: Tensor, index: Tensor | None, grad: Tensor) -> Tensor:
     On a CPU scatter_add_ is 3 times faster here than index_add_.
     """
     if index is None:
-        return values.add_(grad.view_as(values))
-    flat = grad.flatten(0, 1)
+        return values.add_(grad.reshape(values.shape))
+    flat = grad.reshape(-1, *values.shape[1:])
     if not values.is_cpu:
         return add_rows(values, index, flat)
-    return values.scatter_add_(
-        0, index if flat.dim() == 1 else index[:, None].expand_as(flat), flat
-    )
+    return values.scatter_add_(0, index.view(-1, *[1] * (flat.dim() - 1)).expand_as(flat), flat)
 
 
 def _times(x: Tensor, factor: float | Tensor) -> Tensor:
@@ -243,9 +243,9 @@ def build(
                         held["later"][name].index_select(0, rows),
                         numbers[4],
                     )
-                leaf = leaf.view(*weight.shape, *value.shape[1:])
-            else:  # a single row, broadcast over the examples
-                leaf = value.detach().unsqueeze(1) if kind in columns else value.detach()
+                leaf = leaf.view(*cast(Tensor, index[kind]).shape, *value.shape[1:])
+            else:
+                leaf = unlooked(value.detach(), kind, len(weight), columns)
             leaves[name] = leaf
         # the gradient is that of the sum of all clients' means, as clients are disjoint; SGD's rate
         # is put in here, where it costs least
@@ -273,9 +273,22 @@ def build(
     return step
 
 
+def unlooked(value: Tensor, kind: str, clients: int, columns: Tree) -> Tensor:
+    """What the clients A hold (R, ...) of a kind that their examples need not look up.
+
+    A single row (A, 1, ..., D) is broadcast over the examples; of what no column picks, a client
+    holds all rows (A, R / A, D).
+    """
+    if kind in columns:
+        return value.view(len(value), *[1] * (columns[kind].dim() - 1), *value.shape[1:])
+    return value if kind in SINGLE else value.view(clients, -1, *value.shape[1:])
+
+
 def stepwise(model: Model, local: LocalSettings) -> str:
     """Why steps are taken as they stand, whatever the engine; '' where it may take them."""
     plain = list(local.turns(model.rows)) == [dict.fromkeys(model.rows, 1.0)]
+    if model.list_loss:
+        return f"{model.list_loss} is a loss of lists"
     own = "parameters step in turns, at rates of their own or by a penalty"
     return "" if plain and model.penalty is None else own
 
@@ -335,10 +348,11 @@ def gradients(
 ) -> tuple[Tensor, list[Tensor | Product]]:
     """The predictions (A, B), and the gradients of the sum of `share` times loss by each leaf.
 
-    They are worked out by hand where the model knows how. A client that is alone may be computed
-    twice, side by side, so that its bits are those that it has in a group.
+    For a loss of lists it gives the losses (A, B), as predictions of lists are many. Gradients are
+    worked out by hand where the model knows how. A client that is alone may be computed twice, side
+    by side, so that its bits are those that it has in a group.
     """
-    by_hand = model.pullback is not None and model.penalty is None
+    by_hand = model.pullback is not None and model.penalty is None and not model.list_loss
     if len(share) == 1 and (not by_hand or "one" in model.rows.values()):
         two = [
             {name: torch.cat([value, value]) for name, value in tree.items()}
@@ -355,6 +369,8 @@ def _gradients(
     model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
 ) -> tuple[Tensor, list[Tensor | Product]]:
     target = columns["target"]
+    if model.list_loss:
+        return _list_gradients(model, leaves, constants, columns, share)
     if model.pullback is not None and model.penalty is None:
         prediction, pull = model.pullback(leaves | constants, columns)
         by_name = pull(model.slope(prediction, target) * share)
@@ -369,6 +385,17 @@ def _gradients(
         ends.append(model.penalty(ready))
         slopes.append(share.expand_as(ends[1]))
     return found, list(torch.autograd.grad(ends, list(ready.values()), slopes))
+
+
+def _list_gradients(
+    model: Model, leaves: Tree, constants: Tree, columns: Tree, share: Tensor
+) -> tuple[Tensor, list[Tensor | Product]]:
+    assert model.over is not None
+    ready = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    scores = model.over(ready | constants, columns).float()
+    losses = losses_of_lists(model.list_loss, scores, columns["target"])
+    whole = losses if model.penalty is None else losses + model.penalty(ready).mean(-1)
+    return losses.detach(), list(torch.autograd.grad(whole, list(ready.values()), share))
 
 
 def multiplied(grad: Tensor | Product) -> Tensor:
@@ -433,5 +460,7 @@ def run(model: Model, work: Work, local: LocalSettings) -> Tensor:
 
         found = other_steps(model, work, local, eager)
     settle(work, local)
+    if model.list_loss:
+        return found
     # once for all steps: in each of them it would take 4% of a small one
     return model.loss(found, as_tensor(work.columns["target"]))

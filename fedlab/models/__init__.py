@@ -11,6 +11,7 @@ from fedlab.models.content import (
 )
 from fedlab.models.factored import ByUser, Factored, factored
 from fedlab.models.lora import Adapted, adapted, merged
+from fedlab.models.losses import listwise
 from fedlab.models.model import Model, Product, interaction, matrix_factorisation, perceptron
 from fedlab.models.modules import from_module, loaded
 from fedlab.models.ncf import NeuralCollaborativeFiltering, neural_collaborative_filtering
@@ -37,6 +38,7 @@ __all__ = [
     "interaction",
     "item_features",
     "linear",
+    "listwise",
     "loaded",
     "matrix_factorisation",
     "merged",

@@ -60,6 +60,10 @@ class Model:
     a row for each user) -> users (U, D), items (I, D), bias (I,): for a model whose prediction is
     p_u . q_i + beta_i, the tables of these; else None. penalty(parameters at the examples) ->
     (..., B): what a local update adds to the loss of each example; its gradient is autograd's.
+    list_loss: the loss of lists that it learns by, or '', see `fedlab.models.losses`.
+    over(parameters at the examples, batch) -> (..., B, K): the predictions of the items of each
+    example's list, or of all items where the batch has no column item; None leaves it to `predict`
+    and `factors`.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Model:
     module: nn.Module | None = None
     factors: Callable[[Tree], tuple[Tensor, Tensor, Tensor]] | None = None
     penalty: Callable[[Tree], Tensor] | None = None
+    list_loss: str = ""
+    over: Callable[[Tree, Tree], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Raise `ParameterError` for a task that is unknown and for what cannot be kept private."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlab.core import knob, stream
+from fedlab.engine import agreed
 
 BITS = 53  # of a whole number that is drawn
 
@@ -29,7 +30,7 @@ class NoiseSource:
         """Whole numbers (count,) from 0 to 2^53 - 1, each as likely as another, int64."""
         if self.generator is not None:
             return torch.randint(2**BITS, (count,), generator=self.generator)
-        words = bytearray(os.urandom(8 * count) or bytes(8))
+        words = bytearray(agreed(lambda: os.urandom(8 * count)) or bytes(8))
         return torch.frombuffer(words, dtype=torch.int64)[:count] & 2**BITS - 1
 
     def uniform(self, *shape: int) -> Tensor:

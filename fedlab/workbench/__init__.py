@@ -2,7 +2,7 @@
 
 from fedlab.workbench.best import Best, fit_best
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
-from fedlab.workbench.export import export
+from fedlab.workbench.export import Recommender, export, load_model
 from fedlab.workbench.over_nodes import over_nodes
 from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
@@ -18,6 +18,7 @@ __all__ = [
     "Choices",
     "Experiment",
     "Job",
+    "Recommender",
     "Run",
     "Runner",
     "Runs",
@@ -29,6 +30,7 @@ __all__ = [
     "export",
     "fit_best",
     "follow",
+    "load_model",
     "metrics",
     "over_nodes",
     "over_seeds",

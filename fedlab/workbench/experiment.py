@@ -50,6 +50,7 @@ from fedlab.core import (
 from fedlab.data import (
     Federation,
     Interactions,
+    Lists,
     Source,
     Split,
     asked_for,
@@ -61,9 +62,12 @@ from fedlab.data import (
 )
 from fedlab.engine import LocalSettings
 from fedlab.evaluation import Candidates, Unmet, candidates, scorer, unmet
-from fedlab.models import Model
+from fedlab.models import Model, listwise
+from fedlab.models.losses import LOSSES
 from fedlab.privacy import Ledger, spends
 
+ONE_EACH = "validation and test take one each"
+USUAL = "usual"
 HELD, WHOLE = "train", "everything"  # what an experiment may train on
 
 
@@ -92,6 +96,17 @@ class Choices(Part):
         "rank items by clicked or not, or predict ratings",
         live=False,
         choices=("clicks", "ratings"),
+    )
+    loss: str = knob(
+        USUAL,
+        0,
+        0,
+        "",
+        "usual: cross-entropy of each item for clicks, squared error for ratings; the others set a "
+        "click against drawn items, pair by pair (bpr) or all at once, or against every item",
+        live=False,
+        choices=(USUAL, *LOSSES),
+        group="local step",
     )
     partition: str = knob(
         "one per user",
@@ -211,7 +226,7 @@ class Choices(Part):
         local = cast(type[Local], REGISTRY["local"][self.local])
         steps = issubclass(local, LocalSettings) and local.score is Local.score
         plain = cast(type[Recipe], REGISTRY["model"][self.model]).source is Recipe.source
-        tuned = () if steps and plain else ("personal",)
+        tuned = () if steps and plain and self.loss == USUAL else ("personal",)
         if self.train_on == WHOLE:
             return (*tuned, "against", "measure_every", "stop_at", "patience", "stop_by")
         stopping = () if self.stop_at or self.patience else ("stop_by",)
@@ -282,7 +297,7 @@ class Experiment:
     def _given(self) -> dict[str, Any]:
         recipe = cast(type[Recipe], REGISTRY["model"][self.choices.model])
         drawn = self.choices.task == "clicks" and recipe.draws_negatives
-        return {"negatives": True} if drawn else {}
+        return {"negatives": True} if drawn and self.choices.loss != "softmax" else {}
 
     def unread(self) -> dict[str, str]:
         """Every knob that nothing reads in this combination, by name -> why."""
@@ -356,14 +371,16 @@ class Experiment:
     @cached_property
     def source(self) -> Source:
         """What clients train on."""
-        return cast(Source, self.recipe.source(self.local.source(self.federation)))
+        loss = self.choices.loss
+        data = cast(Source, self.recipe.source(self.local.source(self.federation)))
+        return data if loss == USUAL else Lists(data, loss)
 
     @cached_property
     def model(self) -> Model:
         """The model for this data."""
-        return cast(
-            Model, self.local.learns(self.recipe.build(self.split.train, self.choices.task))
-        )
+        loss, train = self.choices.loss, self.split.train
+        model = cast(Model, self.local.learns(self.recipe.build(train, self.choices.task)))
+        return model if loss == USUAL else listwise(model, loss)
 
     def judge(self) -> Judge:
         """A judge that takes the held-out loss of clients' models on the validation part.
@@ -483,7 +500,7 @@ def _split(which: _Which, task: str) -> Split:
                 f"data={which.name!r}: no user has 3 interactions, of which two are kept apart to "
                 "measure; give more of each user, or train_on='everything'"
             )
-        said = f"{short:,} users with fewer than 3 interactions are left out"
+        said = f"{short:,} users with fewer than 3 interactions are left out, as {ONE_EACH}"
         every = replace(at_least(every, users=3)[0], notes=(*every.notes, said))
     return leave_one_out(every)
 

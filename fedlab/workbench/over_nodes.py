@@ -70,6 +70,8 @@ def check_far(made: Experiment, roster: Roster) -> None:
     for name in (*THEIRS, *sorted(partition)):
         fix = "nodes have the data, and say what they are; leave it as it was"
         require(name not in made.settings, name, made.settings[name], fix)
+    fix = "over nodes each item is learned by itself; leave it as it was"
+    require("loss" not in made.settings, "loss", made.settings.loss, fix)
     task = made.choices.task
     require(task == roster.task, "task", task, f"the nodes have {roster.task}")
     for part in made.parts:

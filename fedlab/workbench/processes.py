@@ -10,10 +10,11 @@ import os
 import pickle
 import runpy
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedlab.core import REGISTRY, Round, require
+from fedlab.engine import compiling
 from fedlab.engine.fused.pool import cores
 from fedlab.workbench.runner import Job
 
@@ -39,16 +41,17 @@ class WorkerDied(RuntimeError):  # noqa: N818 - as people say it
 class Worker:
     """A process that works for this one, and the end of the pipe to it.
 
-    files: Python files that it runs first, such as those that register parts.
+    files: Python files that it runs first, such as those that register parts. tells: whether it
+    says on stderr that it compiles.
     """
 
-    def __init__(self, files: Sequence[str] = ()) -> None:
+    def __init__(self, files: Sequence[str] = (), *, tells: bool = False) -> None:
         """Start it; that takes seconds, which nobody waits for before its first answer."""
         context = get_context("spawn")
         self.files, self._work = files, "nothing"
         self.pipe, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, files), name="fedlab worker", daemon=True
+            target=_serve, args=(other, files, tells), name="fedlab worker", daemon=True
         )
         self._process.start()
         other.close()
@@ -177,7 +180,7 @@ def _told(error: Exception) -> Exception:
     return error
 
 
-def _serve(pipe: Connection, files: Sequence[str]) -> None:
+def _serve(pipe: Connection, files: Sequence[str], tells: bool) -> None:
     """Answer until the pipe is closed, which it also is when the other process dies."""
     if hasattr(os, "setsid"):
         os.setsid()  # processes of one session share one share of the cores
@@ -186,7 +189,8 @@ def _serve(pipe: Connection, files: Sequence[str]) -> None:
     for path in files:
         runpy.run_path(path, run_name=Path(path).stem)
     served = _Served()
-    with suppress(EOFError, OSError):
+    telling = compiling(partial(print, file=sys.stderr, flush=True)) if tells else nullcontext()
+    with telling, suppress(EOFError, OSError):
         while True:
             pipe.send_bytes(served.answer(pipe.recv_bytes()))
     os._exit(0)  # nothing is left to tidy up, which would take a second
@@ -254,7 +258,7 @@ def hired(
         pickle.dumps(function)
     except Exception as error:  # noqa: BLE001 - whatever pickle says
         return [], f"it cannot be sent to another process: {error}"
-    crew = [Worker(files) for _ in range(count)]
+    crew = [Worker(files, tells=not place) for place in range(count)]
     why = ""
     try:
         why = next(filter(None, (worker.lacks(function, parts) for worker in crew)), "")

@@ -1,4 +1,4 @@
-"""PFedRec, FedRAP and FedNCF against torch's own optimisers, one client after another."""
+"""PFedRec, FedRAP, GPFedRec and FedNCF against torch's own optimisers, one client after another."""
 
 from dataclasses import replace
 
@@ -8,8 +8,17 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedlab import SGD, Settings, federate, forget
-from fedlab.algorithms import FedRAP, PFedRec, additive_items, fine_tuned, personal_scores
+from fedlab.algorithms import (
+    FedRAP,
+    GPFedRec,
+    PFedRec,
+    additive_items,
+    fine_tuned,
+    personal_perceptron,
+    personal_scores,
+)
 from fedlab.algorithms.published import fedrap
+from fedlab.algorithms.published.gpfedrec import VIEWS, user_graph
 from fedlab.core import Key, ParameterError, RoundContext, SparseTable
 from fedlab.data import Federation, of_users, one_per_user
 from fedlab.engine import train_cohort
@@ -107,6 +116,64 @@ def test_fedrap_steps_as_torch_on_the_loss_of_the_paper(few):
         same(deltas["personal"], place, params["personal"], whole.view(-1, dim))
 
 
+def gpfedrec_by_hand(params, views, examples, guidance):
+    """The parameters, and R_u (U, I, D), after a round of GPFedRec on dense tables."""
+    after, learned = {name: value.clone() for name, value in params.items()}, []
+    for user in range(len(views)):
+        own = {n: nn.Parameter(params[n][user].clone()) for n in params if n != "item"}
+        item = nn.Parameter(params["item"].clone())
+        layers = [p for n, p in own.items() if n != "user"]
+        groups = [(layers, 0.1), ([own["user"]], 0.1 * 5), ([item], 0.1 * 40)]
+        optimizer = torch.optim.SGD([{"params": p, "lr": lr} for p, lr in groups])
+        mine = {n: c[examples["client"] == user] for n, c in examples.items()}
+        for batch in batches(mine, 64):
+            optimizer.zero_grad()
+            vectors = item[batch["item"]]
+            h = torch.cat([own["user"].expand(len(vectors), -1), vectors], 1)
+            for k in (1, 2):
+                h = (h @ own[f"w{k}"] + own[f"b{k}"]).relu()
+            loss = binary_cross_entropy_with_logits(
+                h @ own["dense"] + own["offset"], batch["target"]
+            )
+            (loss + guidance * (item - views[user]).square().mean()).backward()
+            optimizer.step()
+        after |= {
+            n: after[n].index_copy(0, torch.tensor([user]), own[n].detach()[None]) for n in own
+        }
+        learned.append(item.detach())
+    views, graph = torch.stack(learned), torch.zeros(len(views), len(views))
+    pairs = [(u, v) for u in range(len(views)) for v in range(len(views))]
+    flat = views.flatten(1).double()
+    alike = [torch.cosine_similarity(flat[u], flat[v], 0) for u, v in pairs]
+    for (u, v), cosine in zip(pairs, alike, strict=True):
+        graph[u, v] = cosine > sum(alike) / len(alike)
+    smooth = torch.einsum("uv,vid->uid", graph / graph.sum(1, keepdim=True), views)
+    return after | {"item": smooth.mean(0)}, smooth
+
+
+def test_gpfedrec_trains_whole_tables_and_smooths_them_along_the_graph(few):
+    model = personal_perceptron(12, few.train.item_count, 4, 2)
+    guidance = 900.0  # 2 x 900 x 4 / (9066 x 4), a fifth of the way to R_u in each step
+    local = GPFedRec(local_lr=0.1, item_rate=40.0, user_rate=5.0, batch_size=64, guidance=guidance)
+    params = model.init(0)
+    views = params["item"].repeat(12, 1, 1)
+    for done in federate(model, few, Settings(rounds=2, cohort=12), local=local):
+        examples = few.draw(torch.arange(12), 1, 4, Key(0, "examples", done.number))
+        params, views = gpfedrec_by_hand(params, views, examples, guidance)
+        for name, value in params.items():
+            torch.testing.assert_close(done.params[name], value, atol=2e-5, rtol=1e-4)
+        kept = done.state["gpfedrec"]["views"]
+        torch.testing.assert_close(kept.view_as(views), views, atol=2e-5, rtol=1e-4)
+
+
+def test_the_graph_joins_who_is_alike_or_who_is_not():
+    tables = torch.tensor([[2.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    near, far = user_graph(tables), user_graph(tables, near=False)
+    assert near.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]]
+    assert far.tolist() == [[0, 0, 1], [0, 0, 1], [0.5, 0.5, 0]]
+    assert user_graph(tables, threshold=50.0).tolist() == torch.eye(3).tolist()
+
+
 def test_ncf_predicts_as_layers_of_torch_do():
     model = neural_collaborative_filtering(3, 5, 4, 2, spread=1.0)
     p = model.init(0)
@@ -132,6 +199,7 @@ METHODS = {
     "pfedrec": (personal_scores, PFedRec(batch_size=32, item_rate=30.0)),
     "fedrap": (additive_items, FedRAP(batch_size=32, item_rate=30.0)),
     "fedncf": (neural_collaborative_filtering, SGD(batch_size=32)),
+    "gpfedrec": (personal_perceptron, GPFedRec(batch_size=32, item_rate=30.0)),
 }
 
 
@@ -139,7 +207,7 @@ def rounds_of(name, data, **changed):
     """Three Rounds of a method on these data."""
     make, local = METHODS[name]
     model = make(data.train.user_count, data.train.item_count, 8)
-    settings = Settings(rounds=3, cohort=len(data), weighting="equal")
+    settings = Settings(rounds=3, cohort=len(data))
     return model, local, list(federate(model, data, settings, local=replace(local, **changed)))
 
 
@@ -148,7 +216,7 @@ def test_nobody_sends_what_is_private_and_all_learn(name, few):
     model, local, done = rounds_of(name, few)
     assert done[-1].loss < done[0].loss
     sent = local.asks(RoundContext(model, few, Settings(), done[0], done[0].params, {}))
-    assert sent.keys() == model.rows.keys() - model.private
+    assert sent.keys() == ({VIEWS} if name == "gpfedrec" else model.rows.keys() - model.private)
     assert all(not each.rejected for each in done)
     start = model.init(0)
     for part in model.private:
@@ -278,6 +346,9 @@ def test_other_methods_know_nothing_of_the_penalty(few):
     [
         ("matrix factorisation", "fedrap", {}, "take additive items"),
         ("linear", "pfedrec", {}, "take personal scores"),
+        ("personal scores", "gpfedrec", {}, "take personal perceptron"),
+        ("personal perceptron", "gpfedrec", {"guidance": 1e3, "item_rate": 1e9}, "overshoot"),
+        ("personal perceptron", "gpfedrec", {"aggregation": "krum"}, "krum"),
         ("personal scores", "pfedrec", {"optimizer": "adamw"}, "pfedrec does not read it"),
         ("personal scores", "pfedrec", {"personal": "fine tuned"}, "experiment does not read it"),
         ("personal scores", "pfedrec", {"engine": "compiled"}, "choose 'fused' or 'eager'"),

@@ -155,3 +155,14 @@ def test_bad_shares_and_names_are_refused(ratings):
         load("ml-1m")
     with pytest.raises(DataError, match="user 'u0' and 0 others have fewer than 3 interactions"):
         leave_one_out(tiny([0, 0], [0, 1]))
+
+
+def test_who_takes_three_things_for_one_is_told(ratings):
+    kept = at_least(ratings, items=300)
+    assert kept.interactions.item_count == len(kept.items)
+    with pytest.raises(
+        AttributeError, match=r"'user_count'; .*few, users, items = at_least\(\.\.\."
+    ):
+        _ = kept.user_count
+    with pytest.raises(AttributeError, match="at_least gives three things"):
+        leave_one_out(kept)

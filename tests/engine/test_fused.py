@@ -1,8 +1,13 @@
 """Compiled clients: the oracle's numbers, the data's own draws, the same bits on any threads."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numba
 import pytest
 import torch
 from conftest import tiny
@@ -17,7 +22,7 @@ from fedlab.core import tree as tree_module
 from fedlab.core.loops.cpu import compiled
 from fedlab.data import Columns, Federation, layout_of
 from fedlab.data.sources import synthesise
-from fedlab.engine import SGD, LocalSettings, how, updates, warm
+from fedlab.engine import SGD, LocalSettings, compiling, how, updates, warm
 from fedlab.engine.fused.pool import in_order
 from fedlab.evaluation import leaky
 from fedlab.models import matrix_factorisation, perceptron
@@ -484,3 +489,40 @@ def test_all_is_compiled_ahead_and_then_takes_no_time(monkeypatch):
     assert before == {n: len(getattr(loops, n).signatures) for n in before}
     monkeypatch.setattr("fedlab.engine.fused.warm.compiled_loops", lambda: None)
     assert warm() == 0
+
+
+def test_it_is_said_once_that_something_is_compiled():
+    said = []
+    with compiling(said.append):
+        assert not said
+        for kind in (1, 1.0):
+            numba.njit(lambda x: x + 1)(kind)
+    assert len(said) == 1
+    assert said[0].startswith("Compiling what trains clients, once on this machine")
+    numba.njit(lambda x: x + 2)(1)
+    assert len(said) == 1
+
+
+FRESH = """
+import hashlib, torch
+from fedlab.engine.fused import Clicks, Strength
+from fedlab.engine.fused.least_squares import Compiled
+counts = torch.arange(1, 61).numpy()
+g = torch.Generator().manual_seed(0)
+items = torch.randint(90, (int(counts.sum()),), generator=g).int().numpy()
+clicks = Clicks(counts.cumsum() - counts, counts, items, torch.empty(0).numpy())
+solver = Compiled(torch.randn(90, 32, generator=g), Strength(0.1, 0.1))
+found = solver.summed(clicks, torch.ones(60), 1e9)
+print(hashlib.sha256(found[0].numpy().tobytes() + found[1].item.tobytes()).hexdigest())
+"""
+
+
+def test_who_compiles_gets_the_bits_of_who_reads_compiled_code(tmp_path):
+    own = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    words = [sys.executable, "-c", FRESH]
+    first, second = (subprocess.check_output(words, env=own, text=True) for _ in range(2))
+    assert any(tmp_path.rglob("*.nbc"))
+    assert first == second

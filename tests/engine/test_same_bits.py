@@ -8,13 +8,14 @@ from torch import nn
 from fedlab.algorithms import federate
 from fedlab.algorithms.participation import longest_first
 from fedlab.core import Settings, stream
-from fedlab.data import Columns, Federation, one_per_user
+from fedlab.data import Columns, Federation, Lists, one_per_user
 from fedlab.engine import LocalSettings, updates
 from fedlab.models import (
     content,
     from_module,
     interaction,
     linear,
+    listwise,
     matrix_factorisation,
     perceptron,
     user_factor_model,
@@ -67,6 +68,10 @@ def module():
         )
 
 
+def lists(model, data, loss):
+    return listwise(model, loss), Lists(data, loss)
+
+
 KINDS = {
     "matrix factorisation": lambda: (matrix_factorisation(USERS, ITEMS, 6), ALONE),
     "of one dimension": lambda: (matrix_factorisation(USERS, ITEMS, 1), ALONE),
@@ -78,6 +83,11 @@ KINDS = {
     "content": lambda: (content(*FEATURES, hidden=9), ALONE),
     "taste": lambda: (user_factor_model(ITEMS, 4, FEATURES[0], task="clicks"), ALONE),
     "module": lambda: (module(), TABLE),
+    "pairs": lambda: lists(interaction(USERS, ITEMS, 20, dropout=0.3), ALONE, "bpr"),
+    "pairs of shops": lambda: lists(matrix_factorisation(USERS, ITEMS, 6), SHOPS, "bpr"),
+    "drawn lists": lambda: lists(content(*FEATURES, hidden=9), ALONE, "sampled softmax"),
+    "all items": lambda: lists(matrix_factorisation(USERS, ITEMS, 6), ALONE, "softmax"),
+    "all items of shops": lambda: lists(interaction(USERS, ITEMS, 6), SHOPS, "softmax"),
 }
 SETTINGS = {
     "sgd": {},

@@ -8,21 +8,27 @@ import pytest
 import torch
 from conftest import read_once, tiny
 from sklearn.feature_extraction.text import TfidfVectorizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedlab.core import DataError, ParameterError
 from fedlab.models.text import (
     MINILM,
     SHIPPED,
     SMOLLM2,
+    Encoder,
     encoder,
+    familiarity,
+    familiarity_kernel,
     fingerprint,
     item_texts,
+    log_probabilities,
     read_vectors,
     tfidf,
     vectors,
     write_vectors,
 )
 from fedlab.models.text.encoder import ROOM
+from fedlab.models.text.familiarity import TITLE
 
 ODD = [
     "",
@@ -166,3 +172,43 @@ def test_a_gpt_type_model_without_a_pad_token_goes_the_same_way():
         found, torch.cat([gpt([one]) for one in ODD[1:5]]), atol=1e-3, rtol=1e-3
     )
     assert gpt.model.config.model_type == "llama"
+
+
+def test_familiarity_is_what_the_models_own_head_says_of_each_text_by_itself(minilm):
+    torch.manual_seed(0)
+    words = minilm.tokenizer
+    config = GPT2Config(vocab_size=len(words), n_embd=16, n_layer=2, n_head=2, n_positions=600)
+    head = GPT2LMHeadModel(config).eval()
+    texts = ["Alien", "", "The Usual Suspects", *[f"Part {k} of a long title" for k in range(20)]]
+    found = log_probabilities(Encoder("tiny", words, head.transformer), texts)
+    for text, (mean, total) in zip(texts, found.tolist(), strict=True):
+        start, row = (words(t, add_special_tokens=False)["input_ids"] for t in (TITLE, text))
+        with torch.no_grad():
+            logits = head(input_ids=torch.tensor([start + row])).logits[0].log_softmax(-1)
+        each = [float(logits[len(start) + t - 1, word]) for t, word in enumerate(row)]
+        assert total == pytest.approx(sum(each), abs=1e-3)
+        assert mean == pytest.approx(sum(each) / max(1, len(each)), abs=1e-4)
+
+
+def test_familiarity_needs_a_model_that_writes_and_a_word_in_front(minilm):
+    with pytest.raises(ParameterError, match="model='all-MiniLM-L6-v2': it does not predict"):
+        log_probabilities(minilm, ["Alien"])
+    config = GPT2Config(vocab_size=len(minilm.tokenizer), n_embd=16, n_layer=1, n_head=2)
+    tiny_one = Encoder("tiny", minilm.tokenizer, GPT2LMHeadModel(config).eval().transformer)
+    with pytest.raises(ParameterError, match="before='': the first word needs one in front"):
+        log_probabilities(tiny_one, ["Alien"], before="")
+
+
+def test_familiarity_is_kept(cache):
+    cache.mkdir(parents=True)
+    key, kept = fingerprint([TITLE, "Alien"], SMOLLM2, "familiarity"), torch.tensor([[-1.0, -2.0]])
+    write_vectors(cache / f"{key}.safetensors", key, kept)
+    assert torch.equal(familiarity(["Alien"]), kept)
+
+
+def test_the_familiar_are_alike():
+    kernel = familiarity_kernel(torch.tensor([[-1.0, 5.0], [-1.5, 5.0], [-9.0, 5.0]]))
+    assert kernel[0, 1] > 0.9
+    assert kernel[0, 2] < 0.3
+    with pytest.raises(ParameterError, match="width=0"):
+        familiarity_kernel(torch.zeros(3, 2), width=0)

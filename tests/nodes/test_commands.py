@@ -87,6 +87,7 @@ def test_a_run_over_nodes_and_one_that_goes_on(said, nodes, tmp_path):
         ("aggregation=best models", "needs the data"),
         ("uplink=clip + distributed gaussian", "its noise is not counted yet"),
         ("local=meta", "needs the data"),
+        ("loss=bpr", "each item is learned by itself"),
     ],
 )
 def test_settings_that_need_the_data_are_refused(said, nodes, tmp_path, turn, why):

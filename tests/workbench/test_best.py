@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from conftest import tiny
@@ -14,11 +15,12 @@ from fedlab.__main__ import main
 from fedlab.core import DataError, ParameterError, Settings
 from fedlab.data import from_arrays, leave_one_out, of_users, recent
 from fedlab.evaluation import Unmet, candidates, gains, interval, popularity, ranking
-from fedlab.workbench import Experiment, Runs, better, fit_best, stream
+from fedlab.workbench import Experiment, Runs, better, fit_best, load_model, stream
 from fedlab.workbench.best.methods import federated, least_clicks, pooled
 from fedlab.workbench.best.report import Facts, Row, chance, verdict
 from fedlab.workbench.best.search import Budget
 from fedlab.workbench.export import export_model
+from fedlab.workbench.export.recommender import unknown
 from fedlab.workbench.runs.log import LOG
 
 USERS, ITEMS, OWN = 60, 40, 8
@@ -189,6 +191,13 @@ def test_what_is_saved_scores_the_same_in_plain_torch(search, tmp_path):
     words = (place / "card.md").read_text()
     assert best.report.split("\n")[0] in words
     assert "popularity" in card["metrics"]["table"]
+    for text in (best.report, words):
+        for meaning in (
+            "HR@10: the share of users",
+            "NDCG@10: the same",
+            "[95%]: users were drawn",
+        ):
+            assert text.count(meaning) == 1
     rows = json.loads((place / "rows.json").read_text())["item"]
     weights = load_file(place / "model.safetensors")
     user, train = 5, Experiment(best.settings).split.train
@@ -209,6 +218,58 @@ def test_what_is_saved_scores_the_same_in_plain_torch(search, tmp_path):
         assert float(scores[rows.index(pick.item)]) == pytest.approx(pick.score, rel=1e-4)
     with pytest.raises(ParameterError, match="something is there already"):
         best.save(place)
+
+
+def test_what_is_saved_is_opened_again_and_recommends_the_same(search, tasteful, tmp_path, capsys):
+    *_, best = search
+    place = best.save(tmp_path / "model")
+    opened = load_model(place)
+    for who in ("5", 7, ["0", "4", "8"], [12, 1]):
+        ours, theirs = best.top(who, 6), opened.top(who, 6)
+        assert [pick[:2] for pick in theirs] == [pick[:2] for pick in ours]
+        scores = [pick.score for pick in theirs]
+        assert scores == pytest.approx([pick.score for pick in ours], rel=1e-5)
+    more = from_arrays(["u0"] * 3, ["3", "1", "99"], times=[1, 2, 3])
+    new = load_model(place, more)
+    assert new.top("u0", 4) == opened.top(["3", "1"], 4)  # the item that came later is left out
+    with pytest.raises(ParameterError, match="user='5': these data have no such user"):
+        new.top("5")
+    capsys.readouterr()
+    assert main(["top", str(place), "5", "-k", "3"]) == 0
+    known = capsys.readouterr().out.splitlines()
+    assert known[0].split() == ["item", "score"]
+    assert [line.split()[0] for line in known[1:]] == [pick.item for pick in best.top("5", 3)]
+    assert main(["top", str(place), "--clicked", "0", "4", "8"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    assert main(["top", str(place)]) == 2
+    assert "one of the two" in capsys.readouterr().err
+    assert main(["top", str(tmp_path), "5"]) == 2
+    assert "there is no model in it" in capsys.readouterr().err
+
+
+def test_a_saved_model_needs_its_data_for_people_of_theirs_alone(tasteful, tmp_path):
+    file = tmp_path / "clicks.parquet"
+    rows = {"user": tasteful.users.numpy(), "item": tasteful.items.numpy() + 1}
+    items = {"item": range(1, ITEMS + 1), "title": [f"Good {k}" for k in range(ITEMS)]}
+    pl.DataFrame(rows).write_parquet(file)
+    pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
+    named = f"{file}?items={tmp_path}/items.parquet"
+    best = quiet(named, folder=tmp_path / "runs", budget=1)
+    place = best.save(tmp_path / "model")
+    file.rename(tmp_path / "moved.parquet")
+    opened = load_model(place)
+    assert opened.top(["Good 0", "5"], 3) == opened.top(["1", "5"], 3)
+    assert {pick.title for pick in opened.top([1], 40)} == {f"Good {k}" for k in range(1, ITEMS)}
+    with pytest.raises(DataError, match=r"no such file.*; say where users' clicks are"):
+        opened.top("3")
+    assert load_model(place, f"{tmp_path}/moved.parquet").top("3", 3) == best.top("3", 3)
+
+
+def test_ids_that_lost_their_zeros_are_named():
+    with pytest.raises(ParameterError, match=r"item='12': .*there are '00012'; give an id as a t"):
+        raise unknown("item", "12", ["00001", "00012", "12a"])
+    with pytest.raises(ParameterError, match=r"user='u1': these data have no such user; for"):
+        raise unknown("user", "u1", ["somebody"])
 
 
 @pytest.mark.parametrize(
@@ -257,8 +318,11 @@ def test_users_of_one_click_are_left_out_of_the_measure_and_can_be_recommended_t
     whole = made(tastes=4)
     users = torch.cat([whole.users, torch.tensor([USERS, USERS + 1])])
     items = torch.cat([whole.items, torch.tensor([0, 3])])
-    best = quiet(from_arrays(users.numpy(), items.numpy()), folder=tmp_path)
-    assert "2 users with fewer than 3 interactions are left out" in best.report
+    said = []
+    best = quiet(from_arrays(users.numpy(), items.numpy()), folder=tmp_path, say=said.append)
+    why = "2 users with fewer than 3 interactions are left out, as validation and test take one"
+    assert why in best.report
+    assert any(why in line for line in said)
     assert "as there are no times" in best.report
     assert "0" not in {pick.item for pick in best.top(str(USERS), ITEMS)}
 
@@ -351,7 +415,7 @@ def test_a_lead_that_may_be_luck_is_no_lead(ratings):
     split = leave_one_out(of_users(ratings, torch.arange(671) < 8))
     mine, popular = torch.tensor([1, 20] * 4), torch.tensor([20, 2] * 4)
     rows = [Row.of("popularity", "", (popular, popular), 0), Row.of("ours", "", (mine, mine), 0)]
-    facts = Facts(split, "sampled", "ours", 99, 1, 0, "", cancelled=False)
+    facts = Facts(split, "sampled", "ours", 99, 1, 0, (), cancelled=False)
     assert float(gains(mine).mean()) > float(gains(popular).mean())
     assert "DOES NOT BEAT" in verdict(rows, facts)[0]
 

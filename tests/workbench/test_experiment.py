@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib import metadata
 
 import pytest
 import torch
@@ -477,17 +478,49 @@ def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     )
     out, err = capsys.readouterr()
     assert "12/12" in err
-    assert len(out.splitlines()) == 5
+    assert max(map(len, out.splitlines())) <= 80
+    assert {*out.splitlines()[0].split()[1:3]} == {"local_lr", "weighting"}
+    assert "In all of them: state done" in out.splitlines()
     assert (
         main(["sweep", str(file), "--over", "server_lr=1,50", "--random", "3", "--folder", folder])
         == 0
     )
     capsys.readouterr()
     assert main(["compare", folder]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 1 + 4 + 3
-    assert set(lines[0].split()[-3:]) == {"local_lr", "server_lr", "weighting"}
-    assert lines[1].startswith("mine")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    lines = out.split("\n\n")[0].splitlines()
+    numbers = [line.split()[0] for line in lines[1 : 1 + 1 + 4 + 3]]
+    assert numbers == [str(k) for k in range(1, 9)]  # of runs, as a name is long
+    assert set(lines[0].split()[1:4]) == {"local_lr", "server_lr", "weighting"}
+    assert "1  mine" in lines
+
+
+def test_without_a_command_there_is_help_and_the_version_is_told(capsys):
+    assert main([]) == 0
+    assert "fedlab" in (said := capsys.readouterr().out)
+    assert all(f"    {name} " in said for name in ("run", "best", "data", "top"))
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"fedlab-workbench {metadata.version('fedlab-workbench')}\n"
+
+
+def test_long_names_and_errors_stand_below_the_table(tiny_settings, tmp_path, capsys):
+    runs = Runs(tmp_path, better())
+    for lr in (0.1, 0.2):
+        settings = Settings(**tiny_settings | {"local_lr": lr})
+        run = runs.begin(settings, f"a name that is longer than thirty letters, for {lr}")
+        runs.end(run, "failed", "no luck")
+    assert main(["compare", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "run  local_lr",
+        "1    0.1",
+        "2    0.2",
+        "In all of them: state failed",
+        "1  a name that is longer than thirty letters, for 0.1: no luck",
+        "2  a name that is longer than thirty letters, for 0.2: no luck",
+    ]
 
 
 def test_what_a_preset_has_for_another_combination_is_left_out(tmp_path):
@@ -629,7 +662,8 @@ def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path, capsys
     assert 0 <= done.metrics["hr@10"] <= 1
     split = Experiment(Settings(**settings)).split
     assert split.train.user_count == 30
-    assert "1 users with fewer than 3 interactions are left out" in split.train.notes
+    why = "are left out, as validation and test take one each"
+    assert f"1 users with fewer than 3 interactions {why}" in split.train.notes
     (tmp_path / "shop.csv").write_text("customer,sku\n" + clicks + "0,999\n1,999\n2,999\n")
     again = Experiment(Settings(**settings)).split
     assert again.train.item_count == split.train.item_count + 1  # a file that changed is read anew
@@ -643,17 +677,24 @@ def test_a_file_of_ones_own_trains_and_short_users_are_left_out(tmp_path, capsys
 
 
 def test_what_is_read_of_a_file_is_printed(tmp_path, capsys):
-    (tmp_path / "till.csv").write_text("who;what\nann;tea\nbob;tea\n")
+    rows = "ann;tea\nann;cup\nann;pot\nbob;tea\nbob;jam\n"
+    (tmp_path / "till.csv").write_text("who;what\n" + rows)
     assert main(["data", f"{tmp_path}/till.csv?user=who&item=what"]) == 0
     said = capsys.readouterr().out
-    assert "2 interactions of 2 users with 1 items" in said
+    assert "5 interactions of 2 users with 4 items" in said
+    assert "1 have fewer than 3; runs that rank leave them out, as validation and test" in said
     train = f'Train on it: fedlab run --set "data={tmp_path}/till.csv?user=who&item=what"'
-    assert said.splitlines()[-2] == train
+    assert said.splitlines()[-2] == f"{train} --set against=1"
     assert "fedlab best" in said.splitlines()[-1]
     assert main(["data", f"{tmp_path}/till.csv"]) == 0
     said = capsys.readouterr().out
-    assert "3 interactions of 3 users" in said  # words alone: nothing tells the header
+    assert "6 interactions of 3 users" in said  # words alone: nothing tells the header
     assert "till.csv: if 'who;what' names columns, say header=True" in said
+    (tmp_path / "few.csv").write_text("user,item\nann,tea\nbob,tea\n")
+    assert main(["data", f"{tmp_path}/few.csv"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2] == "Nothing can be held out and measured: no user has 3 interactions."
+    assert said[-1].endswith('few.csv" --set train_on=everything')
     assert main(["data", f"{tmp_path}/till.csv?header=True"]) == 2
     said = capsys.readouterr().err
     assert "till.csv:1: no column of users and none of items among 'who', 'what'; say" in said

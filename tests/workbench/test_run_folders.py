@@ -615,6 +615,9 @@ def test_an_exported_model_has_the_settings_of_its_own_round(tiny_settings, tmp_
     best = kept.best(run.id).number
     assert best <= 2
     assert main(["export", "mine", "--folder", folder, "--to", str(tmp_path / "m")]) == 0
+    for number, name in enumerate((run.id, f"{run.id}/", "mine")):
+        assert main(["export", f"{folder}/{name}", "--to", str(tmp_path / f"m{number}")]) == 0
+        assert (tmp_path / f"m{number}" / "card.json").exists()
     about = json.loads((tmp_path / "m" / "card.json").read_text())
     assert read_settings((tmp_path / "m" / "settings.json").read_text(), Settings()) == settings
     assert about["settings"]["settings"]["local_lr"] == 1.0

@@ -7,14 +7,18 @@ keep the users' vectors private and share the rest, so they need nothing of thei
 
 from fedlab.algorithms.published.dpals import DPALS
 from fedlab.algorithms.published.fedrap import AdditiveItems, FedRAP, additive_items
+from fedlab.algorithms.published.gpfedrec import GPFedRec, PersonalPerceptron, personal_perceptron
 from fedlab.algorithms.published.pfedrec import PersonalScores, PFedRec, personal_scores
 
 __all__ = [
     "DPALS",
     "AdditiveItems",
     "FedRAP",
+    "GPFedRec",
     "PFedRec",
+    "PersonalPerceptron",
     "PersonalScores",
     "additive_items",
+    "personal_perceptron",
     "personal_scores",
 ]

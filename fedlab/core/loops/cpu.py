@@ -22,13 +22,18 @@ ANY_ORDER = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function at its first call; where no folder can keep it, at each start anew."""
+    """Compile a function at its first call; where no folder can keep it, at each start anew.
+
+    What it calls becomes part of it. Else a process that compiles a callee would link its own code,
+    one that reads from disk the caller's copy, and their sums would differ in the last bit.
+    """
 
     def wrap(function: Callable[..., Any]) -> Any:
+        usual = {"nogil": True, "forceinline": True, **options}
         try:
-            return njit(nogil=True, cache=True, **options)(function)
+            return njit(cache=True, **usual)(function)
         except RuntimeError:  # there is no folder that can be written
-            return njit(nogil=True, **options)(function)
+            return njit(**usual)(function)
 
     return wrap
 

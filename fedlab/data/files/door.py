@@ -7,8 +7,9 @@ Letters: n rows, U users, I items.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,8 +19,12 @@ from fedlab.core import DataError, ParameterError, require
 from fedlab.data.interactions import Interactions
 from fedlab.data.split import Split, hold_out
 
+if TYPE_CHECKING:
+    from fedlab.data.files.text import Sheet
+
 Column = str | int | bool | None
 Both = Column | tuple[str | int, str | int]  # of a time: days and hours may be two columns
+TOO_FEW = "runs that rank leave them out, as validation and test take one each"
 ARGUMENTS = (  # of `read`, that a text may give
     *("user", "item", "rating", "time", "items", "separator", "header", "encoding"),
     *("time_format", "duplicates", "missing"),
@@ -51,7 +56,7 @@ def read(
     Found out by themselves: how a file is packed (gzip, bzip2, xz) and written (UTF-8, UTF-16,
     Latin-1); what stands between fields; whether there is a header; and which column is what, by
     its name or, without a header, by its place: user, item, rating, time. So MovieLens' releases
-    are read, RecBole's atomic files, lists of items with one line a user, and parquet.
+    are read, RecBole's atomic files, lists of items with one line a user, parquet and JSON.
 
     user, item, rating, time: the name of the column, or its place from 0; False for none of it;
     time=("date", "hour"), where days and hours are two columns, as is found out where they are.
@@ -60,13 +65,14 @@ def read(
     interactions. time_format: of dates that ISO 8601 would write otherwise, as strftime has it.
     duplicates: which row counts for a pair of user and item that comes again: 'last', 'first', or
     the 'mean' or 'sum' of their ratings. missing: 'refuse', or 'drop' rows in which a column that
-    is read holds nothing: an empty field, NA, NaN, null or None. Ids that are all whole numbers are
+    is read holds nothing (an empty field, NA, NaN, null or None), or a rating or time that is none,
+    such as 31 February; `notes` says how many. Ids that are all whole numbers are
     read as such, 12.0 as 12; '01' and '1' are two.
 
     Users and items are sorted by id, rows by user and time, or as in the file where there are no
     times. Items of the file of items that nobody met stay in the catalogue: leaving them out would
     tell which are met. `Interactions.notes` says what was found. Raises `DataError` with file and
-    line at the first bad row.
+    line of the first bad rows.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "shop.csv"
@@ -84,11 +90,10 @@ def read(
         isinstance(path, str | Path) and str(path) != "", "path", path, "give a path, as a text"
     )
     file, beside = layouts.files_in(Path(path))
-    found, roles = layouts.interactions_in(file, asked)
-    roles = _without(roles, rating=rating, time=time)
+    sheet = _without(*layouts.interactions_in(file, asked), rating=rating, time=time)
     known = _known(Path(items) if items is not None else beside, item_columns or {}, missing)
-    how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    return table.joined(table.table_of((found, roles), missing=missing), known, **how)[0]
+    whole = table.table_of(sheet, missing=missing, time_format=time_format)
+    return table.joined(whole, known, time_format=time_format, duplicates=duplicates)[0]
 
 
 def read_asked(text: str) -> Interactions:
@@ -98,13 +103,19 @@ def read_asked(text: str) -> Interactions:
     """
     path, how = asked_for(text)
     try:
-        return read(path, **how)
+        found = read(path, **how)
+        return replace(found, notes=tuple(_also(text, note) for note in found.notes))
     except (DataError, ParameterError) as error:
-        ways = _as_text(text, str(error))
-        if not ways:
+        way = _also(text, str(error), "; ")
+        if way == str(error):
             raise
-        way = f"{error}; behind the file's name: {' or '.join(map(repr, ways))}"
         raise type(error)(way) from error
+
+
+def _also(text: str, message: str, before: str = "; say ") -> str:
+    """A message with its ways out, which stand behind a mark, as such a text has them, too."""
+    ways = _as_text(text, message) if before in message else []
+    return f"{message}; behind the file's name: {' or '.join(map(repr, ways))}" if ways else message
 
 
 def _as_text(text: str, message: str) -> list[str]:
@@ -199,10 +210,10 @@ def read_split(
     files, sheets, kinds = (train, validation, test), [], []
     for kind, path in enumerate(files):
         if path is not None:
-            found, roles = layouts.interactions_in(layouts.files_in(Path(path))[0], asked)
-            sheets.append((found, _without(roles, rating=rating, time=time)))
+            found = layouts.interactions_in(layouts.files_in(Path(path))[0], asked)
+            sheets.append(_without(*found, rating=rating, time=time))
             kinds.append(kind)
-    whole = table.table_of(*sheets, missing=missing)
+    whole = table.table_of(*sheets, missing=missing, time_format=time_format)
     part = np.repeat(kinds, whole.rows)
     known = _known(Path(items) if items is not None else None, item_columns or {}, missing)
     how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
@@ -235,16 +246,16 @@ def from_frame(
     from fedlab.data.files import layouts, table, text  # noqa: PLC0415 - loads polars
 
     asked = _given(user=user, item=item, rating=rating, time=time)
-    found, roles = layouts.with_roles(text.of_frame(_frame(frame), "the frame"), asked)
-    roles = _without(roles, rating=rating, time=time)
+    whole = layouts.with_roles(text.of_frame(_frame(frame), "the frame"), asked)
+    sheet = _without(*whole, rating=rating, time=time)
     known = None
     _check_items(items, item_columns)
     if items is not None:
-        sheet, named = text.of_frame(_frame(items), "the frame of items"), item_columns or {}
-        told = layouts.roles_of(sheet, _given(**named), layouts.ITEM_ROLES, ("item",))
-        known = table.known_of(sheet, told, missing)
-    how: dict[str, Any] = {"time_format": time_format, "duplicates": duplicates}
-    return table.joined(table.table_of((found, roles), missing=missing), known, **how)[0]
+        goods, named = text.of_frame(_frame(items), "the frame of items"), item_columns or {}
+        told = layouts.roles_of(goods, _given(**named), layouts.ITEM_ROLES, ("item",))
+        known = table.known_of(goods, told, missing)
+    found = table.table_of(sheet, missing=missing, time_format=time_format)
+    return table.joined(found, known, time_format=time_format, duplicates=duplicates)[0]
 
 
 def from_arrays(
@@ -284,9 +295,15 @@ def _given(**columns: Both) -> dict[str, Any]:
     return {role: name for role, name in columns.items() if name is not None and name is not False}
 
 
-def _without(roles: dict[str, str], **columns: Both) -> dict[str, str]:
-    """The roles but for those that are asked to be left out."""
-    return {role: name for role, name in roles.items() if columns.get(role) is not False}
+def _without(
+    sheet: "Sheet", roles: dict[str, str], **columns: Both
+) -> tuple["Sheet", dict[str, str]]:
+    """The roles but for those that are asked to be left out, and what else may be times."""
+    from fedlab.data.files import table  # noqa: PLC0415 - loads polars
+
+    kept = {role: name for role, name in roles.items() if columns.get(role) is not False}
+    said = () if columns.get("time") is False else table.overlooked(sheet, kept)
+    return replace(sheet, notes=(*sheet.notes, *said)), kept
 
 
 def _check_items(items: Any, columns: Mapping[str, Column] | None) -> None:
@@ -343,11 +360,13 @@ def described(interactions: Interactions) -> str:
     """
     n, users, items = len(interactions), interactions.user_count, interactions.item_count
     each, popular = interactions.user_counts(), interactions.item_counts()
+    few = int((each < 3).sum())
+    why = f"; {TOO_FEW}" if few else ""
     lines = [
         f"{n:,} interactions of {users:,} users with {items:,} items "
         f"({100 * n / (users * items):.2f} % of all pairs)",
         f"of a user {int(each.min()):,} to {int(each.max()):,}, half have {int(each.median()):,} "
-        f"or fewer; {int((each < 3).sum()):,} have fewer than 3",
+        f"or fewer; {few:,} have fewer than 3{why}",
         f"of an item up to {int(popular.max()):,}; {int((popular == 0).sum()):,} have none",
     ]
     if "values" in interactions.columns:

@@ -18,17 +18,29 @@ ROLES: dict[str, tuple[str, ...]] = {
         *("user", "userid", "users", "uid", "customer", "customerid", "member", "memberid"),
         *("visitor", "visitorid", "session", "sessionid", "reviewer", "reviewerid", "person"),
         *("personid", "account", "accountid", "client", "clientid", "username"),
+        *("kunde", "kundennr", "kundennummer", "benutzer", "cliente", "usuario", "utilisateur"),
     ),
     "item": (
         *("item", "itemid", "items", "iid", "movie", "movieid", "film", "filmid", "product"),
         *("productid", "asin", "parentasin", "sku", "article", "articleid", "song", "songid"),
         *("track", "trackid", "artist", "artistid", "book", "bookid", "isbn", "business"),
         *("businessid", "game", "gameid", "recipe", "recipeid", "news", "newsid", "stockcode"),
+        *("artikel", "artikelnr", "artikelnummer", "produkt", "produit", "producto"),
     ),
-    "rating": ("rating", "ratings", "stars", "star", "score", "overall", "value", "weight"),
+    "rating": (
+        "rating",
+        "ratings",
+        "stars",
+        "star",
+        "score",
+        "overall",
+        "value",
+        "weight",
+        "bewertung",
+    ),
     "time": (
         *("timestamp", "time", "unixreviewtime", "date", "datetime", "ts", "eventtime"),
-        *("createdat", "created", "day"),
+        *("createdat", "created", "day", "datum", "fecha"),
     ),
 }
 ITEM_ROLES: dict[str, tuple[str, ...]] = {
@@ -38,6 +50,7 @@ ITEM_ROLES: dict[str, tuple[str, ...]] = {
     "categories": ("genres", "genre", "categories", "category", "class", "tags", "type"),
     "text": ("text", "description", "plot", "overview", "abstract", "body"),
 }
+SESSIONS = ("session", "sessionid")  # is the user only where no other column is
 FLAGS = (
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
     "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
@@ -200,6 +213,7 @@ def roles_of(
         fit = [c for c in free if plain(c) in names]
         if role in taken:
             continue
+        fit = [c for c in fit if plain(c) not in SESSIONS] or fit
         if not fit and role not in needed:
             near = [c for c in free if words(c) & WORDS.get(role, set())]
             taken |= {role: near[0]} if len(near) == 1 else {}

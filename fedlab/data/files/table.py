@@ -6,7 +6,7 @@ Letters: n rows, U users, I items, G categories.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 
 from fedlab.core import DataError, require
 from fedlab.data.files.layouts import HOUR, ITEM_ROLES, ROLES
-from fedlab.data.files.text import Sheet, texts
+from fedlab.data.files.text import NAMED, Sheet, several, texts
 from fedlab.data.interactions import Catalogue, Interactions
 
 TITLE_AND_YEAR = re.compile(r"^(.*?)\s*\((\d{4})\)\s*$")
@@ -35,8 +35,10 @@ NUMBERED = re.compile(  # 31/12/2000 11:59 PM
     r"(\d\d?)([/.-])(\d\d?)[/.-](\d{4}|\d\d)(?: \d\d?:\d\d(:\d\d)?( [AaPp][Mm])?)?"
 )
 YEAR = 365 * 24 * 3600
+CLOCKS = (10**9, 10**12)  # seconds, milliseconds: from 2001 to 2033 there are so many, up to twice
 SAME = ("last", "first", "mean", "sum")
 MISSING = ("refuse", "drop")
+DROP = "leave out all such rows with missing='drop'"
 # how tables write that a field holds nothing, beside leaving it empty
 NOTHING = ("", *("NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NaT", "null", "NULL", "None"))
 WHOLE = r"^-?(0|[1-9]\d*)(\.0+)?$"  # a whole number, or one that was written as 12.0
@@ -77,30 +79,36 @@ class Table:
         at, place = self._place(row)
         return self.sheets[at][0].where(place)
 
-    def bad(self, role: str, row: int, fix: str) -> DataError:
-        """An error that names the place, the column and what is there."""
-        at, place = self._place(row)
+    def bad(self, role: str, rows: Sequence[int], fix: str) -> DataError:
+        """An error that names column and place of the first of these rows, and the next places."""
+        at, place = self._place(rows[0])
         sheet, roles = self.sheets[at]
         line = sheet.load(dict.fromkeys(sheet.columns, "text")).row(place, named=True)
         name, what = sheet.titled(roles[role]), line[roles[role]]
+        found = f"is {str(what)[:60]!r}"
         if what is None:
             own = [value for column, value in line.items() if column not in sheet.halves]
             count = sum(value is not None for value in own)
-            short = f"{count} of {len(own)} fields; " if sheet.first else ""
-            return DataError(f"{self.where(row)}: {name} is missing; {short}{fix}")
-        return DataError(f"{self.where(row)}: {name} is {str(what)[:60]!r}; {fix}")
+            fix = f"{count} of {len(own)} fields; {fix}" if sheet.first else fix
+            found = "is missing"
+        mine = [each for own, each in map(self._place, rows) if own == at]
+        lines = [sheet.line_of(each) for each in mine[:NAMED]] + mine[NAMED:]
+        more = several(lines, "lines" if sheet.first else "rows")
+        return DataError(f"{sheet.where(place)}: {name} {found}{more}; {fix}")
 
-    def having(self, *roles: str) -> "Table":
-        """The rows whose columns of these roles hold something."""
-        lacks = {role: _lacks(self.columns[role]) for role in roles}
-        gone = np.any(list(lacks.values()), axis=0)
+    def without(self, why: Mapping[str, np.ndarray]) -> "Table":
+        """The rows of which none of these (n,) holds; `notes` says how many are left out, and why.
+
+        why: what a row has, or lacks -> which rows.
+        """
+        gone = np.any(list(why.values()), axis=0)
         if not gone.any():
             return self
         whose = np.repeat(np.arange(len(self.rows)), self.rows)
         rows = tuple(np.bincount(whose[~gone], minlength=len(self.rows)).tolist())
         kept = np.concatenate([np.arange(count) for count in self.rows])[~gone]
         columns = {role: series.filter(~gone) for role, series in self.columns.items()}
-        what = " or ".join(f"no {role} ({n.sum():,})" for role, n in lacks.items() if n.any())
+        what = " or ".join(f"{words} ({n.sum():,})" for words, n in why.items() if n.any())
         note = f"{self.sheets[0][0].name}: {gone.sum():,} rows are left out, which have {what}"
         return Table(columns, self.sheets, rows, kept, (note,))
 
@@ -114,10 +122,13 @@ def _lacks(series: pl.Series) -> np.ndarray:
     return nothing.fill_null(True).to_numpy()
 
 
-def table_of(*sheets: tuple[Sheet, Mapping[str, str]], missing: str) -> Table:
+def table_of(
+    *sheets: tuple[Sheet, Mapping[str, str]], missing: str, time_format: str | None
+) -> Table:
     """The columns of the roles that sheets have; raises `DataError` where these differ.
 
-    missing: 'drop' leaves out rows that lack something; who asks for columns refuses them else.
+    missing: 'drop' leaves out rows that lack something, or hold a rating or a time that is none;
+    who asks for columns refuses them else.
     """
     require(missing in MISSING, "missing", missing, f"choose one of {', '.join(MISSING)}")
     frames = []
@@ -134,11 +145,31 @@ def table_of(*sheets: tuple[Sheet, Mapping[str, str]], missing: str) -> Table:
         frames = [frame.cast(pl.String) for frame in frames]
     whole = pl.concat(frames) if len(frames) > 1 else frames[0]
     found = Table({s.name: s for s in whole.get_columns()}, sheets, tuple(map(len, frames)))
-    return (
-        found.having(*(role for role in ROLES if role in found.columns))
-        if missing == "drop"
-        else found
-    )
+    for role, series in found.columns.items():
+        if series.dtype.is_nested():
+            raise found.bad(role, [0], "a list or an object; write a row for each thing in it")
+    return found.without(_spoiled(found, time_format)) if missing == "drop" else found
+
+
+def _spoiled(found: Table, time_format: str | None) -> dict[str, np.ndarray]:
+    """What rows (n,) lack, or hold in vain, in words.
+
+    A column that most rows hold in vain is read wrongly: it is left for the error that says how.
+    """
+    why, columns = dict[str, np.ndarray](), found.columns
+    lacks = {role: _lacks(columns[role]) for role in ROLES if role in columns}
+    for role, nothing in lacks.items():
+        why[f"no {role}"] = nothing
+        if role in ("rating", "time"):
+            read = (
+                _numbers(columns[role])
+                if role == "rating"
+                else _seconds(columns[role], time_format)
+            )
+            vain = read.is_null().to_numpy() & ~nothing
+            if 2 * vain.sum() < len(vain):
+                why[f"a {role} that is none"] = vain
+    return why
 
 
 def ids_of(found: Table, role: str) -> Ids:
@@ -149,10 +180,8 @@ def ids_of(found: Table, role: str) -> Ids:
     series = found.columns.pop(role)
     if not len(series):
         raise DataError(f"{found.sheets[0][0].name}: no rows in it; it must hold at least one")
-    if series.dtype.is_nested():
-        raise found.bad(role, 0, "a list; write a row for each of its items")
-    if (gone := _lacks_id(series)) is not None:
-        fix = "no id; complete or remove the row, or leave out all such rows with missing='drop'"
+    if gone := _lacks(series).nonzero()[0].tolist():
+        fix = f"no id; complete or remove the row, or {DROP}"
         raise found.bad(role, gone, fix)
     notes = tuple[str, ...]()
     if series.dtype.is_float() and bool((series == series.round(0)).all()):
@@ -166,12 +195,6 @@ def ids_of(found: Table, role: str) -> Ids:
     at = pl.DataFrame({"id": ordered, "at": np.arange(len(ordered))})
     numbers = pl.DataFrame({"id": series}).join(at, on="id", how="left", maintain_order="left")
     return Ids(numbers["at"].to_numpy().astype(np.int32), tuple(ordered), (*notes, *more))
-
-
-def _lacks_id(series: pl.Series) -> int | None:
-    """The first row that has no id."""
-    nothing = _lacks(series)
-    return int(nothing.argmax()) if nothing.any() else None
 
 
 def _whole(series: pl.Series, role: str) -> tuple[pl.Series, tuple[str, ...]]:
@@ -206,14 +229,33 @@ def _numbered(values: np.ndarray, notes: tuple[str, ...]) -> Ids:
 def ratings_of(found: Table) -> np.ndarray:
     """The ratings (n,), float32."""
     series = found.columns.pop("rating")
-    numbers = series if series.dtype.is_float() else _decimals(series)
-    fine = numbers.is_not_null() & (numbers.abs() <= FARTHEST)
-    if not fine.all():
-        row = int((~fine.fill_null(False)).arg_max() or 0)
-        fix = "write it with a point" if "," in str(series[row]) else "correct or remove the row"
-        fix += ", or leave out all such rows with missing='drop'" * bool(_lacks(series)[row])
-        raise found.bad("rating", row, f"no rating; {fix}, or leave ratings out with rating=False")
+    numbers = _numbers(series)
+    if bad := _nulls(numbers):
+        fix = "write it with a point" if "," in str(series[bad[0]]) else "correct or remove the row"
+        fix = f"no rating; {fix}, {_dropped(series, bad)}or leave ratings out with rating=False"
+        raise found.bad("rating", bad, fix)
     return numbers.to_numpy().astype(np.float32)
+
+
+def _numbers(series: pl.Series) -> pl.Series:
+    """Ratings as numbers; none where there is none, or one that is too large for a rating."""
+    numbers = series if series.dtype.is_float() else _decimals(series)
+    return _only(numbers, numbers.abs() <= FARTHEST)
+
+
+def _only(series: pl.Series, fine: pl.Series) -> pl.Series:
+    """What is fine, and nothing in place of the rest."""
+    return series if fine.all() else series.set(~fine.fill_null(False), None)
+
+
+def _dropped(series: pl.Series, bad: Sequence[int]) -> str:
+    """The way out for rows of a column, where it is one; see `_spoiled`."""
+    return f"or {DROP}, " if _lacks(series)[bad[0]] or 2 * len(bad) < len(series) else ""
+
+
+def _nulls(series: pl.Series) -> Sequence[int]:
+    """The rows in which there is nothing."""
+    return series.is_null().arg_true().to_list() if series.null_count() else ()
 
 
 def _decimals(series: pl.Series) -> pl.Series:
@@ -239,30 +281,41 @@ def times_of(found: Table, form: str | None) -> np.ndarray:
     Numbers are seconds, milliseconds, microseconds or nanoseconds, whichever is between 1973 and
     2100 for most; texts are dates as ISO 8601 writes them, or as `form` says (strftime).
     """
-    series, fix = found.columns.pop("time"), "correct it, or leave times out with time=False"
-    if series.dtype in (pl.Date, pl.Datetime):
-        require(
-            form is None, "time_format", form, "the column holds times, not texts; leave it out"
-        )
-        times = series.cast(pl.Datetime("us")).dt.epoch("s")
-    elif form is not None:
-        times = _dates(series, form)
-        fix = f"not as time_format={form!r} says; {fix}"
-    else:
-        times = _clock(series)
-        if times.null_count() == len(times):
-            times = _dates(series, None)
-        some = times.null_count() < len(times)
-        fix = f"no time; {fix}" if some else f"{_how_times(series)}, or {fix}"
-    fine = times.is_not_null() & (times >= 0) & (times < LAST_TIME)
-    if not fine.all():
-        row = int((~fine.fill_null(False)).arg_max() or 0)
-        if times[row] is not None:
-            fix = "before 1970 or after 2100; correct it, or leave times out with time=False"
-        elif _lacks(series)[row]:
-            fix = f"no time; {fix}, or leave out all such rows with missing='drop'"
-        raise found.bad("time", row, fix)
+    series = found.columns.pop("time")
+    times = _seconds(series, form)
+    if bad := _nulls(times):
+        raise found.bad("time", bad, _no_time(series, times, bad, form))
     return times.cast(pl.Int64).to_numpy()
+
+
+def _seconds(series: pl.Series, form: str | None) -> pl.Series:
+    """Times as seconds; none where there is none, or one before 1970 or after 2100."""
+    times = _moments(series, form)
+    return _only(times, (times >= 0) & (times < LAST_TIME))
+
+
+def _moments(series: pl.Series, form: str | None) -> pl.Series:
+    """Times as seconds, however far; none where there is none."""
+    if series.dtype in (pl.Date, pl.Datetime):
+        fix = "the column holds times, not texts; leave it out"
+        require(form is None, "time_format", form, fix)
+        return series.cast(pl.Datetime("us")).dt.epoch("s")
+    if form is not None:
+        return _dates(series, form)
+    times = _clock(series)
+    return times if times.null_count() < len(times) else _dates(series, None)
+
+
+def _no_time(series: pl.Series, times: pl.Series, bad: Sequence[int], form: str | None) -> str:
+    """What is wrong with the time of the first of these rows, and the ways out."""
+    ways = f"correct it, {_dropped(series, bad)}or leave times out with time=False"
+    if _moments(series, form)[bad[0]] is not None:
+        return f"before 1970 or after 2100; {ways}"
+    if form is not None and not _lacks(series)[bad[0]]:
+        return f"not as time_format={form!r} says; {ways}"
+    if times.null_count() < len(times):
+        return f"no time; {ways}"
+    return f"{_how_times(series)}, or leave times out with time=False"
 
 
 def _how_times(series: pl.Series) -> str:
@@ -349,14 +402,14 @@ def known_of(sheet: Sheet, roles: Mapping[str, str], missing: str) -> Known:
     frame = sheet.load(dict.fromkeys(roles.values(), "text"))
     columns = {role: frame[column] for role, column in roles.items()}
     found = Table(columns, ((sheet, roles),), (len(frame),))
-    found = found.having("item") if missing == "drop" else found
+    found = found.without({"no item": _lacks(columns["item"])}) if missing == "drop" else found
     numbers = ids_of(found, "item")
     ids = tuple(numbers.ids[k] for k in numbers.numbers.tolist())
     if len(set(ids)) < len(ids):
         first: dict[str, int] = {}
         row = next(k for k, name in enumerate(ids) if first.setdefault(name, k) != k)
         there = found.where(first[ids[row]])
-        raise found.bad("item", row, f"it stands already at {there}; keep one")
+        raise found.bad("item", [row], f"it stands already at {there}; keep one")
     said = tuple(f"{sheet.name}: {note}" for note in numbers.notes)
     return Known(ids, _about(found.columns, roles), (*sheet.notes, *found.notes, *said))
 
@@ -516,6 +569,31 @@ def _columns(sheet: Sheet, roles: Mapping[str, str]) -> str:
     return f"{sheet.name}: {said}" + (f"; not used: {', '.join(left)}" if left else "")
 
 
+def overlooked(sheet: Sheet, roles: Mapping[str, str]) -> tuple[str, ...]:
+    """What to say of columns that hold times, where none is read."""
+    at = {column: place for place, column in enumerate(sheet.columns)}
+    held = {
+        column: [row[at[column]].strip() for row in sheet.sample if len(row) > at[column]]
+        for column in sheet.unused(roles.values())
+    }
+    timed = [column for column, texts in held.items() if _timed([t for t in texts if t])]
+    if "time" in roles or not timed:
+        return ()
+    names = " and ".join(sheet.titled(column) for column in timed)
+    ways = " or ".join(f"time={c if not sheet.named else repr(c)}" for c in timed)
+    return (f"{sheet.name}: {names} may be times, but none are read; say {ways}",)
+
+
+def _timed(held: list[str]) -> bool:
+    """Whether texts look like times: most are dates, or seconds or ms from 2001 to 2033."""
+    texts = pl.Series(held, dtype=pl.String)
+    numbers = texts.cast(pl.Int64, strict=False)
+    if numbers.null_count() < len(numbers):
+        return any(numbers.is_between(unit, 2 * unit).fill_null(True).all() for unit in CLOCKS)
+    dates = int(_dates(texts, None).is_not_null().sum())
+    return len(held) < 2 * max(dates, sum(NUMBERED.fullmatch(text) is not None for text in held))
+
+
 def _doubts(users: np.ndarray, count: int, times: np.ndarray | None) -> list[str]:
     """What is odd, and may mean that a column is something else."""
     notes = []
@@ -584,7 +662,7 @@ def _apart(found: Table, pairs: np.ndarray, part: np.ndarray) -> None:
         row = int(order[1:][same][0])
         raise found.bad(
             "item",
-            row,
+            [row],
             "its user met it in an earlier part, too; what is held out must not be trained on: "
             "remove one",
         )

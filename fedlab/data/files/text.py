@@ -10,7 +10,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import time
@@ -32,6 +32,7 @@ QUOTED = (",", ";")  # separators of tables whose fields may be quoted
 INSIDE = "\x1f"  # stands for a separator of two characters, which polars does not take
 SAMPLE, LINES = 1 << 18, 200  # bytes and lines that are looked at to tell what a file is
 BLOCK = 1 << 20  # bytes that are searched at a time
+NAMED = 5  # bad lines that an error names
 WHOLE, NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})"), re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?")
 KINDS = {
     **{"text": pl.String, "small": pl.Int32, "whole": pl.Int64},
@@ -110,13 +111,28 @@ class Sheet:
         return "text" if not whole else "small" if max(map(len, found)) < 10 else "whole"
 
     def where(self, row: int) -> str:
-        """File and line of a row; fields with line breaks are counted."""
+        """File and line of a row."""
+        return f"{self.name}{':' if self.first else ', row '}{self.line_of(row)}"
+
+    def line_of(self, row: int) -> int:
+        """The line of a row, fields with line breaks counted; its number where rows have none."""
         if not self.first:
-            return f"{self.name}, row {row}"
+            return row
         before = self.load(dict.fromkeys(self.columns, "text")).head(row)
         breaks = before.select(pl.all().str.count_matches("\n").fill_null(0).sum()).row(0)
-        line = self.first + row + sum(breaks)
-        return f"{self.name}:{self.line(line)}"
+        return self.line(self.first + row + sum(breaks))
+
+
+def several(places: Sequence[int], what: str) -> str:
+    """How many lines are bad, and the first ones, where there are several.
+
+    >>> several([3, 5, 9, 12, 20, 21], "lines")
+    ' (6 bad lines: 3, 5, 9, 12, 20, ...)'
+    """
+    if len(places) < 2:
+        return ""
+    first, rest = ", ".join(map(str, places[:NAMED])), ", ..." * (len(places) > NAMED)
+    return f" ({len(places):,} bad {what}: {first}{rest})"
 
 
 def _bare(series: pl.Series) -> pl.Series:
@@ -146,9 +162,12 @@ def sheet(
     """
     data, name = _content(path), path.name
     if data[:4] == b"PAR1":
-        _only_of_text(name, separator=separator, header=header, encoding=encoding)
+        _only_of_text(name, "parquet", separator=separator, header=header, encoding=encoding)
         return of_frame(_parquet(data, name), name, (f"{name}: parquet",))
     data, notes = _decoded(data, name, encoding)
+    if data.lstrip()[:1] in (b"[", b"{"):
+        _only_of_text(name, "JSON", separator=separator, header=header)
+        return of_frame(_json(data, name), name, (*notes, f"{name}: JSON"))
     require(header is None or isinstance(header, bool), "header", header, "say True or False")
     blank, lines, told = _head(data, name)
     separator = _said(separator) or told or _separator(lines, name)
@@ -226,10 +245,6 @@ def _head(data: bytes, name: str) -> tuple[int, list[str], str]:
     lines = _sample(data, name)[len(left_out) :]
     if not lines:
         raise DataError(f"{name}: no rows in it; it must hold at least one")
-    if lines[0].lstrip()[:1] in ("[", "{"):
-        raise DataError(
-            f"{name}: JSON; save it as CSV, or read it with pandas or polars and use from_frame"
-        )
     told = left_out[-1][4] if left_out and left_out[-1].lower().startswith("sep=") else ""
     return head.count("\n"), lines, told
 
@@ -255,10 +270,10 @@ def _content(path: Path) -> bytes:
     return data
 
 
-def _only_of_text(name: str, **asked: object) -> None:
-    """Raise `ParameterError` for what is said of a file of parquet, and holds of texts alone."""
+def _only_of_text(name: str, kind: str, **asked: object) -> None:
+    """Raise `ParameterError` for what is said of parquet or JSON, and holds of tables of text."""
     for option, value in asked.items():
-        fix = f"{name} is parquet, which needs none; leave {option} out"
+        fix = f"{name} is {kind}, which needs none; leave {option} out"
         require(value is None, option, value, fix)
 
 
@@ -267,6 +282,16 @@ def _parquet(data: bytes, name: str) -> pl.DataFrame:
         return pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
         raise DataError(f"{name}: a damaged parquet file ({error}); write it again") from error
+
+
+def _json(data: bytes, name: str) -> pl.DataFrame:
+    """A list of objects, or one on each line."""
+    data = data.strip()
+    try:
+        return pl.read_json(data) if data.startswith(b"[") else pl.read_ndjson(data)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OverflowError) as error:
+        fix = 'write a list of objects, or one on each line, such as {"user": 1, "item": 7}'
+        raise DataError(f"{name}: JSON that is no table ({error}); {fix}") from error
 
 
 def _decoded(data: bytes, name: str, encoding: str | None) -> tuple[bytes, tuple[str, ...]]:
@@ -482,9 +507,9 @@ class _Loader:
         return number
 
     def blamed(self, error: object) -> DataError:
-        """An error that names the first line with more fields than those before it."""
+        """An error that names the first lines with more fields than those before them."""
         text = io.StringIO(self._text().decode(errors="replace"), newline="")
-        most, line = 0, 1
+        most, line, long = 0, 1, list[tuple[int, int]]()
         try:
             rows = (
                 csv.reader(text, delimiter=self.separator, strict=True)
@@ -493,13 +518,16 @@ class _Loader:
             )
             for row in rows:
                 if most and len(row) > most:
-                    return DataError(
-                        f"{self.name}:{line}: {len(row)} fields where {most} are usual; quote the "
-                        "field that holds the separator, or say separator=..."
-                    )
-                most, line = max(most, len(row)), line + 1
+                    long.append((line, len(row)))
+                most, line = most or len(row), line + 1
         except csv.Error as wrong:
             return DataError(f"{self.name}:{line}: {wrong}; close the quotes")
+        if long:
+            more = several([at for at, _ in long], "lines")
+            return DataError(
+                f"{self.name}:{long[0][0]}: {long[0][1]} fields where {most} are usual{more}; "
+                "quote the field that holds the separator, or say separator=..."
+            )
         text.seek(0)
         for number, whole in enumerate(text, 1):
             if self.quoted and whole.count('"') % 2:

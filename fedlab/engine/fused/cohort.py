@@ -34,6 +34,7 @@ CHUNK_MB = 4
 # a block of clients that is added up by itself has about so many examples for each row of its sums:
 # lesson 2's 4 blocks cost one thread 2 %, and two threads take .61 of its time; 8 cost 8 %, and .69
 EACH_ROW = 12
+FEWEST = 64  # clients of a block
 NAMES = ("item", "bias", "user")
 EACH = ("weights", "lengths", "losses", "rows")  # of `factors.Told`, a number for each client
 
@@ -162,10 +163,8 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
     total, users, steps = None, list[Rows](), list[Tensor]()
     for sums, done in _blocks(job, cohort, told):
         total = sums
-        for first, piece in done:
-            who = torch.from_numpy(piece.users.client) + first
-            users.append(Rows(piece.user, torch.from_numpy(piece.users.rows), who))
-            steps.append(piece.steps)
+        users += [learned for learned, _ in done]
+        steps += [taken for _, taken in done]
     assert total is not None
     every, added = Rows.joined(users), _rows_of(total)
     losses, lengths = (torch.from_numpy(column) for column in (told.losses, told.lengths))
@@ -179,37 +178,46 @@ def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
     return Summed(sent, lengths, rows, added, {"user": every} if private else {})
 
 
-def _blocks(
-    job: Job, cohort: Tensor, told: factors.Told
-) -> "Iterator[tuple[factors.Sums, list[tuple[int, Trained]]]]":
+Learned = list[tuple[Rows, Tensor]]  # users' rows and local steps of some clients, piece by piece
+
+
+def _blocks(job: Job, cohort: Tensor, told: factors.Told) -> Iterator[tuple[factors.Sums, Learned]]:
     """Train a cohort (C,) block by block, in their order.
 
-    Yields the sums so far, and what a block learned: places in the cohort where pieces begin, and
-    the pieces. Sums of blocks go from one to the next: fresh memory would cost much of the time.
+    Yields the sums so far, and what a block learned. Sums of blocks go from one to the next: fresh
+    memory would cost much of the time.
     """
     parts, spare = list(blocks(job, cohort)), deque[factors.Sums]()
     counts = [int(sizes(job, cohort[here]).sum()) for here in parts]
 
-    def block(here: slice) -> tuple[factors.Sums, list[tuple[int, Trained]]]:
-        sums, done = None, list[tuple[int, Trained]]()
+    def block(here: slice) -> tuple[factors.Sums, Learned, factors.Told]:
+        sums, done = None, Learned()
         with suppress(IndexError):  # none is free
             sums = spare.pop()
         sums = sums or _sums(job, max(counts))
         for inner in chunks(job, cohort[here], 8 * CHUNK_MB):
             first, last = here.start + inner.start, here.start + inner.stop
             mine = cohort[first:last]
-            each = told._replace(**{name: getattr(told, name)[first:last] for name in EACH})
-            done.append((first, trained(job, job.examples(mine), mine, (sums, each))))
-        return sums, done
+            piece = trained(job, job.examples(mine), mine, (sums, _part(told, first, last)))
+            rows, who = (torch.from_numpy(part) for part in piece.users[1:])
+            done.append((Rows(piece.user, rows, who + first), piece.steps))
+        return sums, done, _part(told, here.start, here.stop)
 
     if len(parts) == 1:
-        yield block(parts[0])
+        yield block(parts[0])[:2]
         return
     total = _sums(job, sum(counts))
-    for sums, done in in_order(block, parts, job.workers):
+    for here, (sums, done, each) in zip(parts, in_order(block, parts, job.workers), strict=True):
+        for name in EACH:  # of another rank's block
+            getattr(told, name)[here] = getattr(each, name)
         factors.emptied(sums, total)
         spare.append(sums)
         yield total, done
+
+
+def _part(told: factors.Told, first: int, last: int) -> factors.Told:
+    """What is told of the clients from place first to last."""
+    return told._replace(**{name: getattr(told, name)[first:last] for name in EACH})
 
 
 def blocks(job: Job, cohort: Tensor) -> Iterator[slice]:
@@ -219,8 +227,10 @@ def blocks(job: Job, cohort: Tensor) -> Iterator[slice]:
     """
     ends = sizes(job, cohort).cumsum(0)
     every = int(ends[-1])
-    each = max(every, 1) / max(1, min(every, len(job.params["item"]))) / EACH_ROW
-    count = 1 << max(0, round(math.log2(each)))
+    tall = max(len(job.params[name]) for name in job.model.rows if name != "user")
+    each = max(every, 1) / max(1, min(every, tall)) / EACH_ROW
+    most = max(1, len(cohort) // FEWEST)
+    count = min(1 << max(0, round(math.log2(each))), most)
     cuts = torch.searchsorted(ends, torch.arange(1, count) * every // count).unique().tolist()
     for first, last in pairwise((0, *cuts, len(cohort))):
         if first < last:

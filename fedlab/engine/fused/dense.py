@@ -8,19 +8,20 @@ Letters: C clients of a piece, n examples of all of them, F inputs, H hidden uni
 batch, P = F H + 2 H + 1 parameters, I items, R rows of items that clients hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlab.core import Rows, Summed, Update, norms
+from fedlab.core import Rows, Summed, Tree, Update, norms
 from fedlab.core.loops.cpu import ANY_ORDER, compiled
 from fedlab.engine.fused import FEATURES, LAYERS
 from fedlab.engine.fused.cohort import (
     CHUNK_MB,
     Job,
+    blocks,
     cut,
     deltas,
     held,
@@ -323,17 +324,30 @@ def fit_clients(
 
 def updates(job: Job, cohort: Tensor) -> Iterator[Update]:
     """Yield the updates of a cohort (C,), in its order; see `fedlab.engine.updates`."""
-    begin = torch.cat([job.params[name].flatten() for name in LAYERS])
-    need = sizes(job, cohort) * 64 + 12 * len(begin)
-    weights = job.data.counts[cohort].float()
+    begin = _begin(job)
 
     def piece(here: slice) -> Update:
-        mine = cohort[here]
-        examples, inputs, items = prepared(job, mine)
-        learned, losses = trained(job, examples, inputs, items, begin, mine)
-        return Update(learned, weights[here], losses, mine, job.steps(examples.offsets))
+        return _update(job, begin, cohort[here])
 
-    yield from in_order(piece, list(cut(job, cohort, need, CHUNK_MB)), job.workers)
+    yield from in_order(piece, list(_chunks(job, begin, cohort, CHUNK_MB)), job.workers)
+
+
+def _begin(job: Job) -> Tensor:
+    """The layers (P,), end to end."""
+    return torch.cat([job.params[name].flatten() for name in LAYERS])
+
+
+def _chunks(job: Job, begin: Tensor, cohort: Tensor, usual_mb: float) -> Iterator[slice]:
+    """Cut a cohort (C,) into pieces that fit the budget of memory."""
+    return cut(job, cohort, sizes(job, cohort) * 64 + 12 * len(begin), usual_mb)
+
+
+def _update(job: Job, begin: Tensor, cohort: Tensor) -> Update:
+    """What some clients (C,) learn from begin (P,)."""
+    examples, inputs, items = prepared(job, cohort)
+    learned, losses = trained(job, examples, inputs, items, begin, cohort)
+    weights = job.data.counts[cohort].float()
+    return Update(learned, weights, losses, cohort, job.steps(examples.offsets))
 
 
 def prepared(job: Job, cohort: Tensor) -> tuple[Examples, Inputs, Held]:
@@ -375,29 +389,61 @@ def trained(
     return learned, losses
 
 
+class Added(NamedTuple):
+    """A block of clients, added up.
+
+    sums: by name. rows: of each kind, how many each client sends, chunk by chunk. each: lengths,
+    losses and local steps of the clients of each chunk.
+    """
+
+    sums: Tree
+    rows: dict[str, list[Tensor]]
+    each: list[tuple[Tensor, Tensor, Tensor]]
+
+
 def summed(job: Job, cohort: Tensor, weights: Tensor, longest: float) -> Summed:
-    """Train a cohort (C,) and add up what it sends, in its order; see `Local.train_summed`.
+    """Train a cohort (C,) and add up what it sends, block by block; see `Local.train_summed`.
 
     Lengths and sums are those of the gate and of the mean. Nobody keeps a row to itself.
     """
-    total = {name: torch.zeros_like(job.params[name]) for name in job.model.rows}
+    begin = _begin(job)
+
+    def block(here: slice) -> Added:
+        mine = cohort[here]
+        pieces = _chunks(job, begin, mine, 2 * CHUNK_MB)
+        found = (_update(job, begin, mine[piece]) for piece in pieces)
+        return _added(found, job, weights[here], longest)
+
+    sums = {name: torch.zeros_like(job.params[name]) for name in job.model.rows}
     rows = {kind: list[Tensor]() for kind in job.model.rows.values()}
-    lengths, losses, steps, first = list[Tensor](), list[Tensor](), list[Tensor](), 0
-    for update in updates(job, cohort):
+    each = list[tuple[Tensor, Tensor, Tensor]]()
+    for found in in_order(block, list(blocks(job, cohort)), job.workers):
+        for name, added in found.sums.items():
+            sums[name] += added
+        for kind, counts in found.rows.items():
+            rows[kind] += counts
+        each += found.each
+    lengths, losses, steps = (torch.cat(column) for column in zip(*each, strict=True))
+    sent = Update({}, job.data.counts[cohort].float(), losses, cohort, steps)
+    counted = {kind: torch.cat(counts) for kind, counts in rows.items()}
+    return Summed(sent, lengths, counted, dict(sums), {})
+
+
+def _added(found: Iterable[Update], job: Job, weights: Tensor, longest: float) -> Added:
+    """The updates of some clients (C,), added up in their order."""
+    kinds = {kind: name for name, kind in job.model.rows.items()}
+    sums = {name: torch.zeros_like(job.params[name]) for name in job.model.rows}
+    out, first = Added(sums, {kind: [] for kind in kinds}, []), 0
+    for update in found:
         clients = len(update.cohort)
         length, share = norms(update.deltas, clients), weights[first : first + clients]
         chosen = (share > 0) & (length <= longest) & update.losses.isfinite()
         kept = update if chosen.all() else update.only(chosen)  # 0 times infinity is no number
         for name, delta in kept.deltas.items():
-            delta.add_to(total[name], share[chosen])
-        for kind, counts in rows.items():
-            name = next(name for name, k in job.model.rows.items() if k == kind)
-            counts.append(torch.bincount(update.deltas[name].client, minlength=clients))
-        lengths.append(length)
-        losses.append(update.losses)
-        steps.append(update.steps)
+            delta.add_to(sums[name], share[chosen])
+        for kind, name in kinds.items():
+            rows = update.deltas[name]
+            out.rows[kind].append(torch.bincount(rows.client, minlength=clients))
+        out.each.append((length, update.losses, update.steps))
         first += clients
-    own = job.data.counts[cohort].float()
-    sent = Update({}, own, torch.cat(losses), cohort, torch.cat(steps))
-    every = {kind: torch.cat(counts) for kind, counts in rows.items()}
-    return Summed(sent, torch.cat(lengths), every, dict(total), {})
+    return out

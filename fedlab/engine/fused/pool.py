@@ -8,20 +8,22 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Generic, TypeVar
 
 import torch
+
+from fedlab.engine import ranks
 
 P = TypeVar("P")
 R = TypeVar("R")
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use, beside the ranks that share them."""
+    known = hasattr(os, "sched_getaffinity")
+    every = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, every // ranks.beside())
 
 
 def _alone() -> None:
@@ -56,9 +58,18 @@ class _Piece(Generic[P, R]):
 def in_order(work: Callable[[P], R], pieces: Sequence[P], workers: int) -> Iterator[R]:
     """Yield what `work` makes of each piece, on up to `workers` threads, the calling one included.
 
+    And on all ranks, where there are several. Raises what `work` raises.
+    """
+    run = partial(_in_order, workers=workers)
+    return ranks.shared(run, work, pieces) if ranks.several() else run(work, pieces)
+
+
+def _in_order(work: Callable[[P], R], pieces: Sequence[P], workers: int) -> Iterator[R]:
+    """Yield what `work` makes of each piece, on this rank.
+
     Helpers work ahead by a few pieces. The calling thread takes what nobody has begun until the
     piece is there that comes next, so on a busy machine it seldom waits for a helper that does not
-    run. Raises what `work` raises.
+    run.
     """
     if min(workers, len(pieces)) <= 1:
         yield from map(work, pieces)

@@ -1,6 +1,9 @@
 """Compile what compiled clients need, and keep it on disk, before anybody waits for it."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -9,6 +12,35 @@ from fedlab.data import Columns, Layout
 from fedlab.engine import fused
 from fedlab.engine.local_settings import LocalSettings
 from fedlab.models import content, interaction, matrix_factorisation, perceptron
+
+
+@contextmanager
+def compiling(tell: Callable[[str], Any]) -> Iterator[None]:
+    """Within it, `tell` hears once that something is compiled, when that begins.
+
+    That is so on a machine's first runs only, as what is compiled is kept on disk.
+    """
+    if compiled_loops() is None:
+        yield
+        return
+    from numba.core import event  # noqa: PLC0415 - loaded by what is compiled, or never
+
+    said = list[bool]()
+
+    class Heard(event.Listener):
+        """Passes on the first beginning."""
+
+        def on_start(self, _: Any) -> None:
+            """Something is compiled."""
+            if not said:
+                said.append(True)
+                tell("Compiling what trains clients, once on this machine: about half a minute.")
+
+        def on_end(self, _: Any) -> None:
+            """It is there."""
+
+    with event.install_listener("numba:compile", Heard()):
+        yield
 
 
 class _Clicks(Columns):

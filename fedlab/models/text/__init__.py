@@ -15,7 +15,9 @@ from fedlab.models.text.encoder import (
     vectors,
     write_vectors,
 )
+from fedlab.models.text.familiarity import familiarity, log_probabilities
 from fedlab.models.text.item_prior import (
+    familiarity_kernel,
     genre_kernel,
     item_kernel,
     kernel_ridge,
@@ -29,6 +31,7 @@ from fedlab.models.text.next_item import (
     last_films,
     principal_components,
     sequence_scorer,
+    with_lists,
 )
 from fedlab.models.text.recipes import Hybrid, Lora, NextItem, TextContent
 from fedlab.models.text.two_tower import GAIN, HEADS, TextEncoder, TwoTower
@@ -52,6 +55,8 @@ __all__ = [
     "TextEncoder",
     "TwoTower",
     "encoder",
+    "familiarity",
+    "familiarity_kernel",
     "fingerprint",
     "genre_kernel",
     "histories",
@@ -59,6 +64,7 @@ __all__ = [
     "item_texts",
     "kernel_ridge",
     "last_films",
+    "log_probabilities",
     "make_pairs",
     "mean_state",
     "principal_components",
@@ -68,6 +74,7 @@ __all__ = [
     "tfidf",
     "tokens",
     "vectors",
+    "with_lists",
     "write_vectors",
     "year_kernel",
 ]

@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(encoder.model).requires_grad_(True)
         holder, name = _layers(self.model, encoder.name)
-        self.below, self.causal = below, _causal(encoder)
+        self.below, self.causal = below, is_causal(encoder)
         stacked = list(getattr(holder, name))
         require(
             0 <= layers <= len(stacked),
@@ -162,7 +162,7 @@ def _layers(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(holder), last
 
 
-def _causal(encoder: Encoder) -> bool:
+def is_causal(encoder: Encoder) -> bool:
     """Whether no token sees a later one, as in a GPT-type model.
 
     This is tried out on two texts that differ in the last token only.

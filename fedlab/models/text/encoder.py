@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,11 +215,16 @@ def vectors(
     `encoder`.
     """
     key = fingerprint(texts, model, pooling)
+    return cached(key, lambda: encoder(model, pooling, device)(texts, progress))
+
+
+def cached(key: str, make: Callable[[], Tensor]) -> Tensor:
+    """What the package or the user's cache has by a key; else it is made, and put there."""
     file = cache_folder() / "text" / f"{key}.safetensors"
     for kept in (SHIPPED, file):
         if (found := read_vectors(kept, key)) is not None:
             return found
-    made = encoder(model, pooling, device)(texts, progress)
+    made = make()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_vectors(file, key, made)
     return made

@@ -75,6 +75,22 @@ def year_kernel(catalogue: Catalogue) -> Tensor:
     return (year[:, None] - year).square_().div_(-8).exp_()
 
 
+def familiarity_kernel(found: Tensor, width: float = 1.0) -> Tensor:
+    """Similarity (I, I) by how familiar a language model is: exp(-|x - y|^2 / (2 width^2)).
+
+    found (I, F): numbers of each item, such as `familiarity` gives for its title; each column is
+    brought to a mean of 0 and a standard deviation of 1. width: above 0, else `ParameterError`.
+
+    >>> import torch
+    >>> kernel = familiarity_kernel(torch.tensor([[0.0], [1.0], [2.0]]))
+    >>> [round(float(value), 3) for value in kernel[0]]
+    [1.0, 0.607, 0.135]
+    """
+    require(width > 0, "width", width, "choose a positive number, say 1")
+    even = (found - found.mean(0)) / found.std(0).clamp(min=1e-6)
+    return torch.cdist(even, even).square_().div_(-2 * width**2).exp_()
+
+
 def kernel_ridge(kernel: Tensor, warm: Tensor, strength: float = 1.0) -> Tensor:
     """The matrix M (I, W) that predicts the rows of all items: M @ rows[warm].
 

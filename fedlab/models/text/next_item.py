@@ -13,17 +13,17 @@ Source: Kang, McAuley 2018, "Self-attentive sequential recommendation" (SASRec),
 3.4; the loss is taken on drawn pairs of a history and its next item, not on all positions at once.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
-from fedlab.core import Key, Lookup, Score, Tree, below, require, to
+from fedlab.core import Key, Lookup, Tree, below, require, to
 from fedlab.data import Federation, Interactions, from_latest
-from fedlab.models import Model
+from fedlab.models import Factored, Model, factored, loaded
 
 
 def histories(train: Interactions, length: int) -> Tensor:
@@ -172,8 +172,10 @@ class SASRec(nn.Module):
         projected: Tensor = self.from_text(self.known)
         return projected if self.rows is None else projected + self.rows
 
-    def forward(self, history: Tensor, item: Tensor) -> Tensor:
+    def forward(self, history: Tensor, item: Tensor | None = None) -> Tensor:
         """Logits (B,) of the candidates item (B,) after history (B, T).
+
+        Of lists item (B, K) they are (B, K), and without item (B, I), of all items.
 
         >>> import torch
         >>> _ = torch.manual_seed(0)
@@ -181,6 +183,16 @@ class SASRec(nn.Module):
         >>> net(torch.tensor([[5, 0, 1]]), torch.tensor([2])).shape
         torch.Size([1])
         """
+        state, table, bias = self.states(history), self.table(), self.bias
+        if item is None:
+            logit = state @ table[:-1].T
+            return logit if bias is None else logit + bias[:-1]
+        one = state if item.dim() == 1 else state[:, None]
+        logit = (one * table[item]).sum(-1)
+        return logit if bias is None else logit + bias[item]
+
+    def states(self, history: Tensor) -> Tensor:
+        """The state (B, D) after each history (B, T)."""
         table = self.table()
         padding = history == len(table) - 1
         x = table[history] + self.positions
@@ -191,9 +203,26 @@ class SASRec(nn.Module):
         weights = scores.masked_fill(padding[:, None], -1e9).softmax(-1)
         state = x[:, -1] + self.output(torch.einsum("bht,bthd->bhd", weights, value).flatten(1))
         hidden = self.expand(self.norm_feed_forward(state)).relu()
-        state = self.norm_output(state + self.contract(hidden))
-        logit = (state * table[item]).sum(-1)
-        return logit if self.bias is None else logit + self.bias[item]
+        normed: Tensor = self.norm_output(state + self.contract(hidden))
+        return normed
+
+
+def with_lists(model: Model) -> Model:
+    """A SASRec's model that works out the state after a history once for a list of items."""
+    net = model.module
+    assert isinstance(net, SASRec)
+
+    def one(own: Tree, fixed: Tree, given: Tree) -> Tensor:
+        scores: Tensor = functional_call(net, own | fixed, (), given)
+        return scores
+
+    def over(p: Tree, batch: Tree) -> Tensor:
+        given: Tree = {name: batch[name] for name in ("history", "item") if name in batch}
+        own, fixed = ({name: p[name] for name in names} for names in (model.rows, model.constants))
+        scores: Tensor = vmap(one, (0, None, 0))(own, fixed, given)
+        return scores
+
+    return replace(model, over=over)
 
 
 def principal_components(vectors: Tensor, dim: int) -> Tensor:
@@ -210,24 +239,15 @@ def principal_components(vectors: Tensor, dim: int) -> Tensor:
     return nn.functional.normalize(left[:, :dim] * singular[:dim])
 
 
-def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096) -> Score:
+def sequence_scorer(model: Model, params: Tree, films: Tensor, chunk: int = 4096) -> Factored:
     """A function (users, items of the same shape) -> scores on the CPU, from users' latest items.
 
-    films (U, T): the latest items of each user, as `last_films` gives them. chunk: pairs that are
-    scored at a time.
+    films (U, T): the latest items of each user, as `last_films` gives them. chunk: histories that
+    are read at a time.
     """
-    device = next(iter(params.values())).device
-    constants = to(model.constants, device)
-    predict: Callable[[Tree, Tree], Tensor] = model.predict
-
-    def score(users: Tensor, items: Tensor) -> Tensor:
-        found = []
-        for who, what in zip(
-            users.flatten().split(chunk), items.flatten().split(chunk), strict=True
-        ):
-            batch = {"history": films[who][None].to(device), "item": what[None].to(device)}
-            with torch.no_grad():
-                found.append(predict(params | constants, batch)[0].cpu())
-        return torch.cat(found).view(users.shape)
-
-    return score
+    assert model.module is not None
+    net = cast(SASRec, loaded(model.module, to(params, "cpu")))
+    with torch.inference_mode():
+        states = torch.cat([net.states(some) for some in films.split(chunk)])
+        items = net.table()[:-1]
+    return factored(states, items, None if net.bias is None else net.bias[:-1].detach())

@@ -27,6 +27,7 @@ from fedlab.models.text.next_item import (
     last_films,
     principal_components,
     sequence_scorer,
+    with_lists,
 )
 from fedlab.models.text.two_tower import TextEncoder, TwoTower
 
@@ -92,7 +93,7 @@ class NextItem(Recipe):
                 )
 
         few = {"history": last_films(train, self.history)[:3], "item": train.items[:3]}
-        return _by_seed(make, few)
+        return with_lists(_by_seed(make, few))
 
     def source(self, data: Any) -> Sequences:
         """The clicks, each with those before it."""

@@ -84,6 +84,8 @@ def fit_best(
     experiment = Experiment(base)
     label = f"best {data_fingerprint(experiment.split)[7:15]}"
     search = Search(base, runs, label, METRICS[objective], processes, say)
+    for note in _left_out(experiment):
+        say(note)
     try:
         done = _driven(_searched(search, experiment, allowed, began), stop)
         if search.best() is None:
@@ -188,7 +190,7 @@ def _handed_over(
         against=experiment.choices.against,
         trials=len(trials),
         pooled=len(search.tried) - len(trials),
-        left_out=next((n for n in experiment.split.train.notes if "left out" in n), ""),
+        left_out=_left_out(experiment),
         cancelled=cancelled,
         missing=[name for name in names if search.best(name) is None],
     )
@@ -214,6 +216,11 @@ def _handed_over(
         _records=run.records,
         _card=on_card(rows, facts),
     )
+
+
+def _left_out(experiment: Experiment) -> list[str]:
+    """What was left out of the data, and why."""
+    return [note for note in experiment.split.train.notes if "left out" in note]
 
 
 def _released(winner: Trial) -> Settings:

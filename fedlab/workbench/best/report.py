@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedlab.data import Split
 from fedlab.evaluation import Unmet, at_k, gains, interval
+from fedlab.workbench.export import MEANINGS
 
 Ranks = tuple[Tensor, Tensor]  # (U,) sampled, (U,) full
 IN_WORDS = {"sampled": "sampled ranking", "full": "full ranking"}
@@ -67,7 +68,7 @@ class Facts:
     """What a report tells beside the table.
 
     objective: sampled or full. winner: the method that was chosen. trials, pooled: how many were
-    tried. left_out: why users are not in the split, or ''. cancelled: whether it was.
+    tried. left_out: which rows and users are not in the split, and why. cancelled: whether it was.
     """
 
     split: Split
@@ -76,7 +77,7 @@ class Facts:
     against: int
     trials: int
     pooled: int
-    left_out: str
+    left_out: Sequence[str]
     cancelled: bool
     missing: Sequence[str] = ()
 
@@ -91,6 +92,7 @@ def text(rows: Sequence[Row], facts: Facts) -> str:
             *table(rows, facts.winner),
             "",
             how(facts),
+            *MEANINGS.values(),
             *_beside(rows, facts),
             *_habits(facts.split),
         ]
@@ -166,7 +168,7 @@ def how(facts: Facts) -> str:
     clicks = sum(map(len, (train, facts.split.validation, facts.split.test)))
     timed = "times" in train.columns
     held = "last click" if timed else "click drawn at random, as there are no times,"
-    left_out = f" {facts.left_out[0].upper()}{facts.left_out[1:]}." if facts.left_out else ""
+    left_out = "".join(f" {note}." for note in facts.left_out)
     return (
         f"{clicks:,} clicks of {train.user_count:,} users on {train.item_count:,} items.{left_out} "
         f"Each user's {held} is the test, which was read once, at the end; the one before it chose "
@@ -174,8 +176,7 @@ def how(facts: Facts) -> str:
         f"trials, {facts.pooled} of pooled baselines. Sampled: among {facts.against} items that "
         "the user never met; full: among all that were not met before. The figures are of models "
         "fitted to the train part; the model (*) that you have was then trained with the same "
-        "settings on everything. [95%]: bootstrap over users. Item kNN and the pooled methods see "
-        "all data in one place."
+        "settings on everything. Item kNN and the pooled methods see all data in one place."
     )
 
 
@@ -212,7 +213,7 @@ def on_card(rows: Sequence[Row], facts: Facts) -> dict[str, Any]:
     return {
         "part": "test",
         "against": facts.against,
-        "in words": "\n".join([*verdict(rows, facts), how(facts)]),
+        "in words": "\n".join([*verdict(rows, facts), how(facts), MEANINGS["[95%]"]]),
         "table": {
             row.method + " *" * (row.method == facts.winner): dict(row.metrics) for row in rows
         },

@@ -3,7 +3,7 @@
     model.safetensors        what the server holds; a parameter of a single row is without that axis
     card.json, card.md       what it is, was trained on, reaches, proves and gives away
     settings.json            to train it again: fedlab run settings.json
-    rows.json                which item of the data each row of 'item' and 'bias' belongs to
+    rows.json                the id of the item of each row of 'item' and 'bias', and its title
     data-licence.md          only where trained on the data that come along: what holds for them
     people.safetensors       only where asked for: rows of single persons
     adapter_model.safetensors, adapter_config.json      low-rank adapters, for peft
@@ -119,6 +119,7 @@ def model_files(
     found = sorted_out(model, params, experiment.split.train.user_count, people=people)
     known, files = experiment.split.train.catalogue, {}
     rows: dict[str, Any] = {"item": known.item_ids}
+    rows |= {"title": known.titles} if "titles" in known.columns else {}
     if people:
         files[PEOPLE] = _saved(found.people)
         rows |= {"user": known.user_ids, "client of user": experiment.federation.owner.tolist()}

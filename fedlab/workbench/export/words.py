@@ -3,6 +3,13 @@
 from typing import Any
 
 Card = dict[str, Any]
+MEANINGS = {
+    "hr@10": "HR@10: the share of users whose held-out item is among the first ten of their list.",
+    "ndcg@10": "NDCG@10: the same, but a place further down counts less: the first 1, the second "
+    "0.63, the tenth 0.29; the mean over users.",
+    "[95%]": "[95%]: users were drawn anew many times, with repeats (bootstrap), and 95% of the "
+    "means lie in between: a gap as small as that may be luck.",
+}
 HIDDEN = (
     "A server that keeps to the protocol of the secure sum sees no single upload: it could not do "
     "this, whoever breaks the protocol could."
@@ -50,7 +57,8 @@ def _quality(metrics: Card) -> str:
         cells = ("" if row.get(n) is None else f"{row[n]:.4f}" for n in names)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     table = ["\n".join(lines)] if names else []
-    return "\n\n".join(["## What it reaches", metrics["in words"], *table])
+    said = [meaning for name, meaning in MEANINGS.items() if name in names]
+    return "\n\n".join(["## What it reaches", metrics["in words"], *table, *said])
 
 
 def _privacy(found: Card) -> str:

@@ -288,7 +288,7 @@ def test_frames_without_rows_or_with_lists_are_refused(tmp_path):
     empty.write_parquet(tmp_path / "empty.parquet")
     with pytest.raises(DataError, match=r"empty\.parquet: no rows in it"):
         read(tmp_path / "empty.parquet")
-    with pytest.raises(DataError, match=r"the frame, row 0: 'item' is .*; a list; write a row"):
+    with pytest.raises(DataError, match=r"the frame, row 0: 'item' is .*; a list or an object"):
         from_frame(pl.DataFrame({"user": [1], "item": [[1, 2]]}))
     with pytest.raises(ParameterError, match="path=None: give a path, as a text"):
         read(None)
@@ -317,13 +317,21 @@ BAD = {
     "a comma that may part thousands": (
         "user;item;rating\na;b;3,547\nb;b;1,200\n",
         {},
-        r"r\.csv:2: 'rating' is '3,547'; no rating; write it with a point",
+        r"r\.csv:2: 'rating' is '3,547' \(2 bad lines: 2, 3\); no rating; write it with a point",
     ),
     "one column for two": (CSV, {"user": 0, "item": 0}, "item=0: the same column as user"),
     "no header to speak of": (CSV, {"header": "no"}, "header='no': say True or False"),
     "a separator that is a number": (CSV, {"separator": 1}, "separator=1: give a text"),
     "no users at all": (CSV, {"user": False}, "user=False: interactions need both users and items"),
-    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv: JSON; save it as CSV, or read it with pandas"),
+    "JSON": ('[{"user": 1}]\n', {}, r"r\.csv:1: no column of items among 'user'; say item="),
+    "JSON of no objects": ("[1, 2]", {}, r"r\.csv: JSON that is no table .*; write a list of obj"),
+    "JSON cut short": ('{"user": 1,', {}, r"r\.csv: JSON that is no table"),
+    "JSON in JSON": (
+        '{"user": 1, "item": 2, "rating": [3]}',
+        {},
+        r"'rating' is '\[3\]'; a list or",
+    ),
+    "JSON with a separator": ('{"user": 1, "item": 2}', {"separator": ","}, "r.csv is JSON, which"),
     "a workbook": (
         b"PK\x03\x04 xl/workbook.xml",
         {},

@@ -1,6 +1,7 @@
 """Tables as exports leave them: ids with gaps, names of rows, padding, days apart from hours."""
 
 import datetime
+import json
 
 import numpy as np
 import polars as pl
@@ -65,10 +66,8 @@ def test_a_field_that_holds_nothing_is_refused_or_left_out(role, word, tmp_path)
 
 
 def test_what_is_left_out_is_counted_and_lines_are_those_of_the_file(tmp_path):
-    text = "user,item,rating\nNA,7,1\na,,NA\na,7,2\nb,9,x\n"
-    with pytest.raises(DataError, match=r"r\.csv:5: 'rating' is 'x'; no rating; correct or"):
-        table(tmp_path, text, missing="drop")
-    found = table(tmp_path, text.replace("x", "3"), missing="drop")
+    text = "user,item,rating\nNA,7,1\na,,NA\na,7,2\nb,9,3\n"
+    found = table(tmp_path, text, missing="drop")
     note = "2 rows are left out, which have no user (1) or no item (1) or no rating (1)"
     assert f"r.csv: {note}" in found.notes
     whole = "user,item,rating\na,7,2\n"
@@ -77,6 +76,89 @@ def test_what_is_left_out_is_counted_and_lines_are_those_of_the_file(tmp_path):
         table(tmp_path, "user,item\nNA,7\nNA,8\n", missing="drop")
     with pytest.raises(ParameterError, match="missing='keep': choose one of refuse, drop"):
         table(tmp_path, whole, missing="keep")
+
+
+DAYS = ["2024-01-01", "2024-02-31", "yesterday", "2024-01-04", "", "1812-01-01", "2024-01-07"]
+
+
+def test_impossible_times_and_ratings_are_left_out_and_counted_as_well(tmp_path):
+    rows = "".join(f"u{k % 3},{k},{'good' if k == 3 else k},{day}\n" for k, day in enumerate(DAYS))
+    text = "user,item,rating,time\n" + rows
+    found = table(tmp_path, text, missing="drop")
+    assert {item for _, item in rows_of(found)} == {"0", "6"}
+    why = "a rating that is none (1) or no time (1) or a time that is none (3)"
+    assert f"r.csv: 5 rows are left out, which have {why}" in found.notes
+    assert len(table(tmp_path, text, missing="drop", time=False)) == 6
+
+
+def test_a_column_that_is_read_wrongly_is_no_reason_to_leave_out_its_rows(tmp_path):
+    rows = "".join(f"a,{k},{day}/2/2024\n" for k, day in enumerate((1, 2, 31, 30)))
+    with pytest.raises(DataError, match=r"r\.csv:2: .*\(4 bad lines: 2, 3, 4, 5\).*say how it is"):
+        table(tmp_path, "user,item,time\n" + rows, missing="drop")
+    with pytest.raises(DataError, match=r"r\.csv:4: .*\(2 bad lines: 4, 5\); not as") as caught:
+        table(tmp_path, "user,item,time\n" + rows, missing="drop", time_format="%d/%m/%Y")
+    assert "missing='drop'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", ["", "\n", "# made by hand\n"])
+def test_the_first_bad_lines_are_named_at_once_with_how_many_there_are(first, tmp_path):
+    days = ["2024-01-01" if k % 2 else "2024-13-01" for k in range(14)]
+    rows = "".join(f"a,{k},{day}\n" for k, day in enumerate(days))
+    at = 2 + first.count("\n")
+    lines = ", ".join(str(at + k) for k in (0, 2, 4, 6, 8))
+    with pytest.raises(DataError, match=rf"r\.csv:{at}: .*\(7 bad lines: {lines}, \.\.\.\)"):
+        table(tmp_path, f"{first}user,item,time\n{rows}")
+    long = "".join(f"a,{k}{',x,y' * (k % 300 == 299)}\n" for k in range(900))
+    with pytest.raises(DataError, match=r"r\.csv:301: 4 fields .*\(3 bad lines: 301, 601, 901\)"):
+        table(tmp_path, "user,item\n" + long)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("day of purchase", "2024-01-0{k}"),
+        ("bought", "31/12/202{k}"),
+        ("bought", "170406720{k}"),
+        ("bought", "170406720{k}000"),
+    ],
+)
+def test_times_of_another_name_are_told_of(name, text, tmp_path):
+    rows = "".join(f"a,{k},{text.format(k=k)},{4006381333930 + k},{k}.5\n" for k in range(1, 9))
+    whole = f"user,item,{name},ean13,price\n{rows}"
+    (note,) = (n for n in table(tmp_path, whole).notes if "may be times" in n)
+    assert note == f"r.csv: {name!r} may be times, but none are read; say time={name!r}"
+    (told,) = (n for n in read_asked(f"{tmp_path}/r.csv").notes if "may be times" in n)
+    assert told.endswith(f"; behind the file's name: '{tmp_path}/r.csv?time={name}'")
+    assert not any("may be times" in n for n in table(tmp_path, whole, time=False).notes)
+    timed = "user,item,time,sent on\na,7,2024-01-01,2024-01-02\n"
+    assert not any("may be times" in n for n in table(tmp_path, timed).notes)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_objects_of_json_are_rows(lines, tmp_path):
+    rows = [
+        {"user_id": f"u{k % 2}", "sku": k, "time": f"2024-01-0{k}T05:00:00Z", "stars": k}
+        for k in (1, 2, 3)
+    ]
+    text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1)
+    found = table(tmp_path, text)
+    assert rows_of(found) == [("u0", "2"), ("u1", "1"), ("u1", "3")]
+    assert found.values.tolist() == [2, 1, 3]
+    assert "r.csv: JSON" in found.notes
+
+
+def test_german_headings_are_known(tmp_path):
+    text = "Kunde;Artikelnr;Bewertung;Datum\nK1;7;4,5;31.01.2024\nK2;7;3,0;01.02.2024\n"
+    found = table(tmp_path, text)
+    assert (found.values.tolist(), len(found.times)) == ([4.5, 3.0], 2)
+
+
+def test_a_session_is_a_user_only_where_there_is_no_other(tmp_path):
+    found = table(tmp_path, "session_id,user_id,item_id\ns1,ann,7\ns2,ann,8\n")
+    assert found.catalogue.user_ids == ("ann",)
+    assert "r.csv: user from 'user_id', item from 'item_id'; not used: 'session_id'" in found.notes
+    alone = table(tmp_path, "session_id,item_id\ns1,7\ns2,8\n")
+    assert alone.catalogue.user_ids == ("s1", "s2")
 
 
 def test_a_split_leaves_rows_out_of_the_file_that_they_are_in(tmp_path):
