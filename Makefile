@@ -66,6 +66,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/codes.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/nodes.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/fuzzing.py
 	$(BIN)/python benchmarks/tables.py

@@ -7,6 +7,9 @@
     fedlab run settings.json --set local_lr=0.5 --folder runs
     fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
     fedlab best clicks.csv --budget "10 min" --to model
+    fedlab nodes clicks.csv --into nodes --count 3
+    fedlab node nodes/node0 --socket line
+    fedlab run settings.json --nodes line --count 3
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
@@ -18,11 +21,13 @@ runs a file that registers parts of your own: they are choices like all others.
 """
 
 import argparse
+import os
 import runpy
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +39,8 @@ from fedlab.core import ParameterError, Round, Settings, parsed, read_settings_f
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
+from fedlab.nodes import Sockets, cut_into, gathered, read_node, serve
+from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -49,6 +56,7 @@ from fedlab.workbench import (
     lead,
     load_model,
     metrics,
+    over_nodes,
     shown,
     stream,
     table,
@@ -56,6 +64,9 @@ from fedlab.workbench import (
     values,
 )
 from fedlab.workbench.export import export_model, free_place
+from fedlab.workbench.runner import Live
+
+SOCKET = "PATH|127.0.0.1:PORT"
 
 LONG = 30  # letters of a name that a table has beside its cells
 GAP = "  "
@@ -153,7 +164,7 @@ def _words() -> argparse.ArgumentParser:
         metavar="N",
         help="runs that train side by side, each on a core; 0 for all cores (%(default)s)",
     )
-    parts.choices["run"].add_argument("--name", default="", help="what the run is called")
+    _over_words(parts.choices["run"])
     for name, do, about in (
         ("resume", _resume, "go on with a run"),
         ("export", _export, "write the best model of a run, with a card"),
@@ -173,6 +184,7 @@ def _words() -> argparse.ArgumentParser:
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
     _best_words(parts)
+    _node_words(parts)
     _top_words(parts)
     return whole
 
@@ -201,6 +213,45 @@ def _top_words(parts: Any) -> None:
     part.add_argument("-k", type=int, default=10, help="how many items (%(default)s)")
     part.add_argument("--data", help="who clicked what; what the model was trained on without")
     part.set_defaults(do=_top)
+
+
+def _node_words(parts: Any) -> None:
+    """The commands of a federation over several processes."""
+    part = parts.add_parser("nodes", help="cut a data set into the folders of nodes")
+    part.add_argument("data", help="as in `fedlab run --set data=...`")
+    part.add_argument("--into", required=True, metavar="FOLDER", help="where the folders are made")
+    part.add_argument("--count", type=int, default=2, help="how many nodes (%(default)s)")
+    part.add_argument("--task", default="clicks", help="clicks or ratings (%(default)s)")
+    part.set_defaults(do=_nodes)
+    part = parts.add_parser("node", help="be a node, until it is stopped", parents=[_own()])
+    part.add_argument("folder", help="the node's data, and where it keeps what it learns")
+    part.add_argument("--socket", required=True, metavar=SOCKET, help="where the coordinator is")
+    part.set_defaults(do=_node)
+
+
+def _over_words(part: argparse.ArgumentParser) -> None:
+    """What one run takes: its name, and who trains it."""
+    part.add_argument("--name", default="", help="what the run is called")
+    part.add_argument("--nodes", metavar=SOCKET, help="train over nodes that connect there")
+    part.add_argument("--count", type=int, default=1, help="nodes to wait for (%(default)s)")
+    part.add_argument(
+        "--deadline",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for nodes, at first and in each round (%(default)s)",
+    )
+    part.add_argument(
+        "--quorum",
+        type=float,
+        default=0.5,
+        help="the least share of a cohort that a round counts with (%(default)s)",
+    )
+    part.add_argument(
+        "--resume",
+        action="store_true",
+        help="over nodes: go on with the last run of the folder, or that of --name",
+    )
 
 
 def _best_words(parts: Any) -> None:
@@ -249,6 +300,26 @@ def _best_words(parts: Any) -> None:
         "--to", default="best-model", metavar="FOLDER", help="a new folder for it (%(default)s)"
     )
     part.set_defaults(do=_best)
+
+
+def _nodes(words: argparse.Namespace) -> bool:
+    settings = Settings(data=words.data, task=words.task)
+    made = Experiment(settings)
+    held = made.candidates if words.task == "clicks" else None
+    for place in cut_into(words.into, made.split, words.count, words.task, held):
+        print(f"{place}: fedlab node {place} --socket SOCKET")
+    return False
+
+
+def _node(words: argparse.Namespace) -> bool:
+    """Answer a coordinator, in a session of its own: one for which the system shares out a core."""
+    node = read_node(words.folder)
+    if hasattr(os, "setsid"):
+        with suppress(PermissionError):  # it leads a session already
+            os.setsid()
+    print(f"{node.name}: {len(node.data)} clients", file=sys.stderr, flush=True)
+    serve(node.name, node.answer, words.socket, say=lambda line: print(line, file=sys.stderr))
+    return False
 
 
 def _browser_words(parts: Any) -> None:
@@ -366,13 +437,37 @@ def _run(words: argparse.Namespace) -> bool:
     base, asked = _settings(words)
     settings = base.without(_unread(base))
     _check_asked(base, asked, [settings])
+    require(bool(words.nodes) or not words.resume, "--resume", True, "it goes with --nodes")
+    if words.nodes:
+        return _run_over(words, settings)
     if follows():
         return _beside(settings)
     runs = _kept(words)
-    unsaved = _one(runs, _job(runs, settings, words.name), settings.rounds)
+    unsaved = _one(runs, _job(stream, runs, settings, words.name), settings.rounds)
     for note in Experiment(settings).split.train.notes:
         print(shown(note), file=sys.stderr)
     return unsaved
+
+
+def _run_over(words: argparse.Namespace, settings: Settings) -> bool:
+    """Train one run over nodes, or go on with one."""
+    private = spends(Experiment(settings).parts)
+    with Sockets(words.nodes) as line:
+        roster = gathered(line, words.deadline, words.count, told=not private)
+        fix = "two nodes have this name; give each one of its own"
+        require(not line.twice, "nodes", sorted(line.twice), fix)
+        live = over_nodes(line, roster, seconds=words.deadline, quorum=words.quorum)
+        runs = _kept(words)
+        if not words.resume:
+            job = _job(live, runs, settings, words.name)
+            return _one(runs, job, settings.rounds)
+        known = [run.id for run in runs.listed() if words.name in ("", run.name, run.id)]
+        require(bool(known), "--resume", words.name, "there is no such run in the folder")
+        run, start = runs.resume(known[-1])
+        done = start.number if start else 0
+        print(f"{run.name} goes on after round {done}.", file=sys.stderr)
+        job = follow(live, lambda: settings, run, runs, start)
+        return _one(runs, job, settings.rounds - done)
 
 
 def _beside(settings: Settings, start: Round | None = None) -> bool:
@@ -531,9 +626,9 @@ def _say(line: str) -> None:
     tqdm.write(shown(line), file=sys.stderr)
 
 
-def _job(runs: Runs, settings: Settings, name: str) -> Job:
+def _job(live: Live, runs: Runs, settings: Settings, name: str) -> Job:
     """The job of one run, which is not begun before its first round is asked for."""
-    yield from follow(stream, lambda: settings, runs.begin(settings, name), runs)
+    yield from follow(live, lambda: settings, runs.begin(settings, name), runs)
 
 
 def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:

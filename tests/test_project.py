@@ -66,6 +66,7 @@ def test_results_have_the_agreed_form():
         "architecture",
         "reliability",
         "data",
+        "nodes",
     }
     for path in RESULTS:
         found = json.loads(path.read_text())

@@ -1,0 +1,147 @@
+"""A federation over nodes against one process: its numbers, its bytes, its kills, and lies.
+
+- `over_nodes_difference`: the largest difference of a shared or private parameter after 20 rounds,
+  over all ways of the tests: plain, weighted, with drop-outs, SCAFFOLD, FedProx, a codec, noise on
+  the sum and clients' own (teaching seed), FedBuff, FedAsync, and the perceptron.
+- `bytes_vs_rows`: bytes on the line over those of the rows: down, the rows that changed since the
+  node last answered; up, the rows that clients touched. 4 bytes a number and a row number.
+- `kills_survived`: nodes and the coordinator, processes of their own, killed by SIGKILL at ten
+  points each; a kill counts where the run ends with the parameters of an undisturbed one.
+- `lies_refused`: ways in which a node lies, of which the run refuses the clients concerned, with a
+  reason, and goes on to a finite model.
+
+The federation is that of tests/nodes: ml-latest-small's first users on three nodes.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from common import ROOT, entry, record
+
+sys.path[:0] = [str(ROOT / "tests" / "nodes"), str(ROOT / "tests")]
+
+from lies import LIES  # noqa: E402 - of the tests, as are those below
+from test_kills import SETTINGS, disturbed, private_rows  # noqa: E402
+from test_messages import lied_to  # noqa: E402
+from test_over_nodes import KINDS, USUAL  # noqa: E402
+from world import Table, World, difference  # noqa: E402
+
+from fedlab.algorithms import Scaffold, federate  # noqa: E402
+from fedlab.core import Settings  # noqa: E402
+from fedlab.engine import SGD  # noqa: E402
+
+
+def kind_of_run(kind: str, rounds: int) -> float:
+    """The largest difference of any parameter between one process and nodes."""
+    settings, parts = KINDS[kind]
+    world, settings = World(), settings.replace(rounds=rounds)
+    local, uplink = parts.get("local", SGD)(), [stage() for stage in parts.get("uplink", [])]
+    more = {"schedule": parts["schedule"]()} if "schedule" in parts else {}
+    *_, one = federate(world.model, world.data, settings, local=local, uplink=uplink, **more)
+    far = world.far(local=local, uplink=uplink)
+    *_, there = far.rounds(settings, **more)
+    far.measure(there)  # tells nodes what counted in the last round
+    private = float((world.private(there) - one.params["user"]).abs().max())
+    return max(difference(one.params, there.params), private)
+
+
+def perceptron(rounds: int) -> float:
+    """The same for the perceptron over columns."""
+    table, settings = Table(), Settings(rounds=rounds, cohort=8, local_lr=0.5)
+    *_, one = federate(table.model, table.data, settings)
+    *_, there = table.far().rounds(settings)
+    return difference(one.params, there.params)
+
+
+def byte_ratios(users: int, rounds: int) -> Iterator[float]:
+    """For each round bytes on the line over those of rows."""
+    world = World(users=users, dim=32)
+    settings = USUAL.replace(cohort=users // 3, rounds=rounds)
+    ones = list(federate(world.model, world.data, settings))
+    tables = [world.model.init(0), *(done.params for done in ones)]
+    has: dict[str, int] = {}
+    for number, done in enumerate(world.far().rounds(settings), 1):
+        down, now = 0, tables[number - 1]
+        for k, name in enumerate(world.names):
+            first, last = world.cuts[k : k + 2]
+            if not ((done.cohort >= first) & (done.cohort < last)).any():
+                continue
+            rows = torch.ones(len(now["item"]), dtype=torch.bool)
+            if name in has:
+                before = tables[has[name]]
+                rows = (before["item"] != now["item"]).any(1) | (before["bias"] != now["bias"])
+            down += 4 * int(rows.sum()) * (33 + (name in has))
+            has[name] = number - 1
+        yield (done.bytes_down + done.bytes_up) / (down + ones[number - 1].bytes_up)
+
+
+def survived(kills: int, rounds: int) -> int:
+    """How many kills a run has stood: all, or none where its parameters differ."""
+    world = World()
+    *_, one = federate(world.model, world.data, SETTINGS.replace(rounds=rounds), local=Scaffold())
+    with tempfile.TemporaryDirectory() as home:
+        last = disturbed(Path(home), world, rounds, kills)
+        private = private_rows(Path(home), world) - one.params["user"]
+    apart = max(difference(one.params, last.params), float(private.abs().max()))
+    return kills if last.number == rounds and apart < 1e-5 else 0
+
+
+def refused(way: str) -> bool:
+    """Whether a lie costs clients of the node that lies, and nothing else."""
+    rounds = lied_to(LIES[way])
+    lost = rounds[1].rejected
+    finite = all(bool(v.isfinite().all()) for done in rounds for v in done.params.values())
+    others = any(done.rejected for done in rounds if done.number != 2)
+    return bool(lost) and all(8 <= c < 16 and lost[c] for c in lost) and finite and not others
+
+
+def main(quick: bool, parts: list[str]) -> None:
+    """Measure the parts that are named, and record them."""
+    found, rounds = {}, 3 if quick else 20
+    if "difference" in parts:
+        kinds = ["plain", "SCAFFOLD"] if quick else list(KINDS)
+        each = {kind: kind_of_run(kind, rounds) for kind in kinds}
+        each["perceptron"] = perceptron(rounds)
+        worst = max(each, key=each.__getitem__)
+        found["over_nodes_difference"] = entry(
+            each[worst] * 1e6,
+            "of 1e-6",
+            10,
+            higher=False,
+            seeds=1,
+            note=f"of {len(each)} ways after {rounds} rounds; largest: {worst}",
+        )
+    if "bytes" in parts:
+        ratios = list(byte_ratios(60 if quick else 120, rounds))
+        note = f"the worst of {rounds} rounds, 3 nodes, 32 numbers a vector"
+        found["bytes_vs_rows"] = entry(max(ratios), "times", 1.05, higher=False, seeds=1, note=note)
+    if "kills" in parts:
+        kills = 2 if quick else 20
+        found["kills_survived"] = entry(
+            survived(kills, kills + 4),
+            "kills",
+            kills,
+            higher=True,
+            seeds=1,
+            note=f"of {kills} by SIGKILL, nodes and the coordinator in turn, over sockets",
+        )
+    if "lies" in parts:
+        ways = [way for way in LIES if refused(way)]
+        left = ", ".join(sorted(LIES.keys() - ways)) or "none"
+        note = f"of {len(LIES)} ways; not refused: {left}"
+        found["lies_refused"] = entry(len(ways), "ways", len(LIES), higher=True, seeds=1, note=note)
+    record("nodes", found, quick)
+
+
+if __name__ == "__main__":
+    PARTS = ["difference", "bytes", "kills", "lies"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, ways and kills")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    main(asked.quick, asked.only)
