@@ -1,0 +1,94 @@
+"""What starts an engine and stops it: its environment, its processes, each in a session of its own.
+
+A process has a session of its own, so that it outlives the terminal, is killed with all it started,
+and gets its own share of the processor: Linux shares that by session.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedlab.nodes.relay import Relay
+
+
+def environment(folder: Path) -> Path:
+    """Return the Python of `folder/.venv`, made anew where `folder/requirements.txt` is newer."""
+    wanted, made = folder / "requirements.txt", folder / ".venv/requirements.txt"
+    python = folder / ".venv/bin/python"
+    if not made.exists() or made.read_text() != wanted.read_text():
+        print(f"making {folder / '.venv'}", flush=True)
+        shutil.rmtree(folder / ".venv", ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
+        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-deps", "-r", wanted], check=True)
+        shutil.copy(wanted, made)
+    return python
+
+
+def private(folder: Path) -> Path:
+    """Return the folder, made where it is missing, and open to nobody else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def start(folder: Path, name: str, command: list, env: Mapping[str, str] | None = None) -> None:
+    """Start a process that stays, unless it is there; `folder` has its log and its number."""
+    if not group(folder, name):
+        with (folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=folder,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        (folder / f"{name}.pid").write_text(str(process.pid))
+
+
+def group(folder: Path, name: str) -> int:
+    """Return the number of the process `name` that was started in `folder`, 0 where it is gone."""
+    noted = folder / f"{name}.pid"
+    number = noted.read_text() if noted.exists() else "0"
+    # The number may be another program's by now: ours has this folder in its command.
+    look = ["ps", "-o", "stat=,command=", "-p", number]
+    line = subprocess.run(look, capture_output=True, text=True, check=False).stdout
+    return int(number) if str(folder) in line and not line.startswith("Z") else 0
+
+
+def stop(folder: Path, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+    """End a process and all that it started."""
+    if number := group(folder, name):
+        os.killpg(number, how)
+        wait(lambda: not group(folder, name), 30, f"{name} does not end")
+    (folder / f"{name}.pid").unlink(missing_ok=True)
+
+
+def wait(there: Callable[[], object], seconds: float, otherwise: str) -> None:
+    """Wait until `there()` is true.
+
+    Raises:
+        SystemExit: `seconds` went by; it says `otherwise`.
+    """
+    until = time.monotonic() + seconds
+    while not there():
+        if time.monotonic() > until:
+            raise SystemExit(f"{otherwise} after {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+def until_up(socket: Path, sites: list[str], folder: Path) -> None:
+    """Wait until the coordinator could ask each of `sites`."""
+    relay = Relay(socket)
+
+    def there() -> bool:
+        return not any(relay.nodes().get(site, "unknown") for site in sites)
+
+    wait(there, 180, f"not all sites are up, see the logs in {folder},")
