@@ -26,7 +26,7 @@ participants:
 builders:
   - path: nvflare.lighter.impl.workspace.WorkspaceBuilder
   - {{path: nvflare.lighter.impl.static_file.StaticFileBuilder,
-     args: {{config_folder: config, scheme: tcp}}}}
+     args: {{config_folder: config, scheme: grpc}}}}
   - path: nvflare.lighter.impl.cert.CertBuilder
   - path: nvflare.lighter.impl.signature.SignatureBuilder
 """

@@ -34,6 +34,7 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.lighter.utils import load_private_key_file, sign_content, verify_content
 
 CHANNEL, TOPIC = "fedlab", "ask"
+LATE = "it did not answer in time"
 SILENT = 20.0  # seconds without a heartbeat (one is due every 2 s) after which a site counts as gone
 
 
@@ -148,7 +149,7 @@ class ServerRelay(FLComponent):
             if self.server.cell.core_cell.agents.get(site) is not agent:
                 return "its site's connection broke while it was at work"
             if time.monotonic() > until:
-                return "it did not answer in time"
+                return LATE
             return self._why_not(site)
 
         number, wait = time.time_ns(), InVain(in_vain)
@@ -201,7 +202,7 @@ class SiteRelay(FLComponent):
             with Client(self.socket, "AF_UNIX") as node:
                 node.send_bytes(question)
                 if not node.poll(seconds):
-                    return make_reply(ReturnCode.TIMEOUT, error=f"no answer in {seconds:.0f} s")
+                    return make_reply(ReturnCode.TIMEOUT, error=LATE)
                 return make_reply(ReturnCode.OK, body=node.recv_bytes())
         except (OSError, EOFError) as problem:
             why = f"its node at {self.socket} gave no answer: {problem!r}"
