@@ -7,6 +7,8 @@
     fedlab run settings.json --set local_lr=0.5 --folder runs
     fedlab sweep --over local_lr=0.5,1,2 --over server_lr=10,50 --metric ndcg@10
     fedlab best clicks.csv --budget "10 min" --to model
+    fedlab nodes clicks.csv --into nodes --count 3
+    fedlab node nodes/node0 --socket line
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
@@ -16,10 +18,12 @@ runs a file that registers parts of your own: they are choices like all others.
 """
 
 import argparse
+import os
 import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from fedlab import namesake  # noqa: F401 - where another project's face hides o
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read_asked
+from fedlab.nodes import cut_into, read_node, serve
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -49,6 +54,9 @@ from fedlab.workbench import (
     values,
 )
 from fedlab.workbench.export import export_model, free_place
+
+
+SOCKET = "PATH|127.0.0.1:PORT"
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -156,12 +164,27 @@ def _words() -> argparse.ArgumentParser:
     part.add_argument("folder", nargs="?", default="runs", help="where runs are kept (%(default)s)")
     part.set_defaults(do=_compare)
     _best_words(parts)
+    _node_words(parts)
     part = parts.add_parser("data", help="what is read of a file or a folder", parents=[_own()])
     part.add_argument(
         "path", help="a file of interactions, or a folder with one; 'FILE?user=buyer&item=code'"
     )
     part.set_defaults(do=_data)
     return whole
+
+
+def _node_words(parts: Any) -> None:
+    """The commands of a federation over several processes."""
+    part = parts.add_parser("nodes", help="cut a data set into the folders of nodes")
+    part.add_argument("data", help="as in `fedlab run --set data=...`")
+    part.add_argument("--into", required=True, metavar="FOLDER", help="where the folders are made")
+    part.add_argument("--count", type=int, default=2, help="how many nodes (%(default)s)")
+    part.add_argument("--task", default="clicks", help="clicks or ratings (%(default)s)")
+    part.set_defaults(do=_nodes)
+    part = parts.add_parser("node", help="be a node, until it is stopped", parents=[_own()])
+    part.add_argument("folder", help="the node's data, and where it keeps what it learns")
+    part.add_argument("--socket", required=True, metavar=SOCKET, help="where the coordinator is")
+    part.set_defaults(do=_node)
 
 
 def _best_words(parts: Any) -> None:
@@ -196,6 +219,26 @@ def _best_words(parts: Any) -> None:
         "--to", default="best-model", metavar="FOLDER", help="a new folder for it (%(default)s)"
     )
     part.set_defaults(do=_best)
+
+
+def _nodes(words: argparse.Namespace) -> bool:
+    settings = Settings(data=words.data, task=words.task)
+    made = Experiment(settings)
+    held = made.candidates if words.task == "clicks" else None
+    for place in cut_into(words.into, made.split, words.count, words.task, held):
+        print(f"{place}: fedlab node {place} --socket SOCKET")
+    return False
+
+
+def _node(words: argparse.Namespace) -> bool:
+    """Answer a coordinator, in a session of its own: one for which the system shares out a core."""
+    node = read_node(words.folder)
+    if hasattr(os, "setsid"):
+        with suppress(PermissionError):  # it leads a session already
+            os.setsid()
+    print(f"{node.name}: {len(node.data)} clients", file=sys.stderr, flush=True)
+    serve(node.name, node.answer, words.socket, say=lambda line: print(line, file=sys.stderr))
+    return False
 
 
 def _browser_words(parts: Any) -> None:

@@ -210,6 +210,7 @@ def admitted(
         if len(sent.update.cohort):
             deltas = {name: sent.update.deltas[name] for name in context.asked}
             yield replace(sent.update, deltas=deltas)
+    books.refuse(context.notes.get("lost", {}))
     silent = [client for client in context.plan.invited if client not in came]
     books.refuse(dict.fromkeys(silent, "no update of it came"))
 

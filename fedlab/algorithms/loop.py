@@ -342,6 +342,7 @@ def one_round(
         if any(len(sent.update.cohort) for sent in books.kept) and not books.rejected:
             raise
         skipped = str(reason)
+        books.refuse(context.notes.get("lost", {}))
     else:
         context.share = _share(pipe, books, data, context.expected)
         delta = pipe.local.finish(delta, context)

@@ -127,11 +127,24 @@ class Scaffold(SGD):
         own = super().asks(context)
         return own | {CONTROL + name: pair for name, pair in own.items()}
 
+    def tells(self, context: RoundContext) -> Tree:
+        """The server's c."""
+        return {CONTROL + name: c for name, c in self._control(context).server.items()}
+
+    def hears(self, context: RoundContext, told: Tree) -> None:
+        """Take the server's c; the c_i are the clients' own."""
+        server = {name.removeprefix(CONTROL): c for name, c in told.items()}
+        context.memory(self)["control"] = replace(self._control(context), server=server)
+
+    def _control(self, context: RoundContext) -> Control:
+        """The control variates, which begin at zero."""
+        shared = {name: context.params[name] for name, _ in super().asks(context).items()}
+        found: Control = context.memory(self).setdefault("control", Control.of(shared))
+        return found
+
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Yield each client's delta and the change of its c_i, chunk by chunk."""
-        shared = {name: context.params[name] for name, _ in super().asks(context).items()}
-        memory = context.memory(self)
-        control = memory.setdefault("control", Control.of(shared))
+        memory, control = context.memory(self), self._control(context)
         context.notes["engine"] = how(context.model, context.data, context.params, self)
         sent = updates(
             context.model,

@@ -113,6 +113,18 @@ class Local(Part):
         """
         return None
 
+    def tells(self, context: "RoundContext") -> Tree:
+        """What clients need beside the parameters, of what the server keeps: name -> tensor.
+
+        Each has a name that clients send and the shape of that. A class that has a `train` of its
+        own says here what that reads; who does not is not trained over nodes, whose memory of the
+        server is this alone. It may set entries of `context.memory(self)`, as a first round does.
+        """
+        return {}
+
+    def hears(self, context: "RoundContext", told: Tree) -> None:
+        """Set `context.memory(self)`, on a node, to what the server's `tells` says."""
+
     def work(self, context: "RoundContext", cohort: Tensor) -> Tensor:
         """(C,) examples that each client goes through in a round."""
         counts: Tensor = context.data.counts[cohort]

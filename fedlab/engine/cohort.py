@@ -479,6 +479,10 @@ class SGD(LocalSettings, Local):
         counts: Tensor = context.data.counts[cohort]
         return counts * self.local_epochs * drawn
 
+    def tells(self, context: RoundContext) -> Tree:
+        """Nothing: parameters are all that clients need."""
+        return {}
+
     def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
         """Yield each client's delta, chunk by chunk."""
         context.notes["engine"] = how(context.model, context.data, context.params, self)

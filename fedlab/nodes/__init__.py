@@ -1,5 +1,30 @@
 """The same loop over real machines: messages, nodes, a coordinator, and what carries the bytes."""
 
+from fedlab.nodes.coordinator import Coordinator, Line, Roster, gathered, metrics
+from fedlab.nodes.folders import cut_into, read_node, write_node
+from fedlab.nodes.messages import Message, MessageError, pack, unpack
+from fedlab.nodes.node import Held, Node
+from fedlab.nodes.sockets import Sockets, serve
 from fedlab.nodes.transport import Loop, Lost, Transport
 
-__all__ = ["Loop", "Lost", "Transport"]
+__all__ = [
+    "Coordinator",
+    "Held",
+    "Line",
+    "Loop",
+    "Lost",
+    "Message",
+    "MessageError",
+    "Node",
+    "Roster",
+    "Sockets",
+    "Transport",
+    "cut_into",
+    "gathered",
+    "metrics",
+    "pack",
+    "read_node",
+    "serve",
+    "unpack",
+    "write_node",
+]

@@ -1,0 +1,559 @@
+"""The coordinator: `federate` over nodes. It holds no row of anybody's data, and no private row.
+
+It brings a `local` that asks nodes for the client half of a round, so all that comes behind it is
+what it is in one process: the gate, server stages, aggregation, the server's step, Rounds, ledger,
+runs, resume, live knobs. Client stages act on the node; here they state their facts, and act no
+second time: a clip is held by the gate, which refuses what is longer. Weights are the roster's, and
+no answer changes them.
+
+A node that is lost, late or answers nonsense loses its clients for the round, with a reason. Where
+fewer than a quorum of the cohort are left, the round is skipped.
+
+Letters: N clients in all, C in a cohort, R rows.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fedlab.aggregation import NoDeltaError
+from fedlab.algorithms import Synchronous, federate
+from fedlab.core import (
+    REGISTRY,
+    Key,
+    Local,
+    ParameterError,
+    Part,
+    Recipe,
+    Round,
+    RoundContext,
+    Stage,
+    Tree,
+    Update,
+    knobs,
+    made_with,
+    one_thread,
+    require,
+)
+from fedlab.core.knobs import strict
+from fedlab.engine import SGD
+from fedlab.models import Model
+from fedlab.nodes.messages import Message, MessageError, pack, put_tables, rows_from, unpack
+from fedlab.nodes.node import knobs_of
+from fedlab.nodes.share import Place, without_rows
+from fedlab.nodes.transport import Lost, Transport
+from fedlab.privacy import Clip
+
+BOOKS = "over nodes"  # where a Round's state says what nodes were asked and told
+VERSIONS = 64  # rounds of which it is known which rows they changed
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who holds how much, as nodes have said: a `Source` without an example.
+
+    counts (N,): rows of each client; clients lie node after node, in the order of `names`.
+    clients, users: how many each node has. items: I.
+    """
+
+    names: tuple[str, ...]
+    clients: tuple[int, ...]
+    users: tuple[int, ...]
+    items: int
+    task: str
+    counts: Tensor
+    draws_negatives: bool = True
+
+    def __len__(self) -> int:
+        """N, the number of clients."""
+        return len(self.counts)
+
+    def draw(self, cohort: Tensor, epochs: int, negatives: int, key: Key) -> Tree:
+        """Raise `ParameterError`: examples are on the nodes."""
+        raise ParameterError("data='a roster': it holds no examples; what needs some runs on nodes")
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where each node's clients and users are among all."""
+        found, client, user = {}, 0, 0
+        for name, clients, users in zip(self.names, self.clients, self.users, strict=True):
+            found[name] = Place(len(self), client, sum(self.users), user)
+            client, user = client + clients, user + users
+        return found
+
+    def parted(self, cohort: Tensor) -> dict[str, Tensor]:
+        """The clients (C,) of a cohort by their node, in the roster's order."""
+        ends = torch.tensor(self.clients).cumsum(0)
+        node = torch.searchsorted(ends, cohort, right=True)
+        parts = {name: cohort[node == k] for k, name in enumerate(self.names)}
+        return {name: part for name, part in parts.items() if len(part)}
+
+
+def gathered(
+    transport: Transport, seconds: float = 60.0, count: int = 1, *, told: bool = True
+) -> Roster:
+    """Wait until `count` nodes are there, and ask who they are.
+
+    told: whether nodes say how many rows each client has, which a private run must not know.
+    Raises `ParameterError` where fewer are there within `seconds`, and for nodes that do not fit
+    together.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        there = {name for name, why in transport.nodes().items() if not why}
+        if len(there) >= count or time.monotonic() >= end:
+            break
+        time.sleep(min(0.05, seconds))
+    fix = f"{len(there)} of {count} are there within {seconds:g} s; start them, or wait longer"
+    require(len(there) >= max(1, count), "nodes", sorted(there), fix)
+    question = pack({"ask": "hello", "counts": told})
+    found = {
+        name: _read(name, answer)
+        for name, answer in transport.ask(dict.fromkeys(sorted(there), question), seconds)
+    }
+    bad = {name: one for name, one in sorted(found.items()) if isinstance(one, str)}
+    require(not bad, "nodes", sorted(bad), next(iter(bad.values()), ""))
+    return _roster({name: cast(Message, found[name]) for name in sorted(found)})
+
+
+def _roster(found: Mapping[str, Message]) -> Roster:
+    heads = {name: message.head for name, message in found.items()}
+    for about, what in (("task", "tasks"), ("items", "numbers of items"), ("negatives", "draws")):
+        said = {name: head.get(about) for name, head in heads.items()}
+        fix = f"nodes of one federation have the same {about}; these have different {what}"
+        require(len({repr(each) for each in said.values()}) == 1, "nodes", said, fix)
+    try:
+        counts = [_counts(message) for message in found.values()]
+        first = next(iter(found.values()))
+        return Roster(
+            tuple(found),
+            tuple(map(len, counts)),
+            tuple(message.get("users", int) for message in found.values()),
+            first.get("items", int),
+            first.get("task", str),
+            torch.cat(counts),
+            first.get("negatives", bool),
+        )
+    except MessageError as error:
+        raise ParameterError(f"nodes={list(found)!r}: a node says nonsense of itself: {error}") from error
+
+
+def _counts(message: Message) -> Tensor:
+    counts = message.tensor("counts", torch.int64, -1)
+    if not len(counts) or int(counts.min()) < 1 or int(counts.max()) > 2**40:
+        raise MessageError("every client has a row or more")
+    return counts
+
+
+def _read(name: str, answer: bytes | Lost) -> Message | str:
+    """The message of an answer, or why there is none."""
+    if isinstance(answer, Lost):
+        return f"node {name}: {answer.why}"
+    try:
+        found = unpack(answer)
+        if "error" in found.head:
+            return f"node {name}: {found.get('error', str)}"[:300]
+        return found
+    except MessageError as error:
+        return f"node {name}: its answer is not taken: {error}"
+
+
+@dataclass
+class Line:
+    """The coordinator's end of the line to its nodes: what each of them has, and what it costs.
+
+    seconds: how long a round waits for answers. quorum: the least share of a cohort that a step is
+    made from. held: node -> the version of the tables that it has. changed: version -> by kind, the
+    rows that changed since the version noted before.
+    """
+
+    transport: Transport
+    roster: Roster
+    about: Mapping[str, Any]
+    seconds: float = 60.0
+    quorum: float = 0.5
+    held: dict[str, int] = field(default_factory=dict)
+    changed: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    latest: tuple[int, Tree] = (-1, {})
+    down: int = 0
+    up: int = 0
+
+    def note(self, version: int, tables: Tree, kinds: Mapping[str, str]) -> None:
+        """Note the server's tables, and which rows are not as they were."""
+        known, before = self.latest
+        if version == known and all(before[n] is value for n, value in tables.items()):
+            return
+        if version <= known or before.keys() != tables.keys():
+            self.changed, self.held, before = {}, {}, {}
+        rows: dict[str, list[Tensor]] = {}
+        for name, value in tables.items() if before else ():
+            moved = (value != before[name]).view(len(value), -1).any(1)
+            rows.setdefault(kinds[name], []).append(moved.nonzero()[:, 0])
+        self.changed[version] = {kind: torch.cat(each).unique() for kind, each in rows.items()}
+        while len(self.changed) > VERSIONS:
+            del self.changed[min(self.changed)]
+        self.latest = version, dict(tables)
+
+    def question(
+        self, name: str, head: Mapping[str, Any], kinds: Mapping[str, str], *, whole: bool = False
+    ) -> bytes:
+        """What a node is asked, with the tables that it lacks."""
+        (version, tables), base = self.latest, self.held.get(name, -1)
+        rows = None
+        if not whole and base in self.changed:
+            later = [each for n, each in self.changed.items() if n > base]
+            kept = {kind for each in later for kind, ids in each.items() if len(ids)}
+            rows = {
+                kind: torch.cat([each[kind] for each in later]).unique() for kind in sorted(kept)
+            }
+        about, tensors = put_tables(tables, kinds, rows)
+        place = self.roster.places[name]
+        where = {each.name: getattr(place, each.name) for each in fields(Place)}
+        own = {"base": base, "round": version + 1, **where, **self.about}
+        return pack({**head, **about, **own}, tensors)
+
+    def asked(
+        self,
+        questions: Callable[..., bytes],
+        names: Iterable[str],
+        read: Callable[[str, Message], Any],
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Ask nodes, those that lack tables again with all of them: (what they said, who is lost).
+
+        questions(name, whole=...): what a node is asked. read: turns an answer into what it says.
+        """
+        end, found, lost = time.monotonic() + self.seconds, dict[str, Any](), dict[str, str]()
+        to = {name: questions(name, whole=False) for name in names}
+        for turn in range(2):
+            again, self.down = [], self.down + sum(map(len, to.values()))
+            for name, answer in self.transport.ask(to, max(0.0, end - time.monotonic())):
+                self.up += 0 if isinstance(answer, Lost) else len(answer)
+                said = _read(name, answer)
+                if isinstance(said, Message) and said.head.get("stale") is True and not turn:
+                    again.append(name)
+                    continue
+                try:
+                    found[name] = _taken(name, said, read)
+                    self.held[name] = self.latest[0]
+                except MessageError as error:
+                    lost[name] = str(error)
+                    self.held.pop(name, None)
+            to = {name: questions(name, whole=True) for name in again}
+            if not to:
+                break
+        return found, lost
+
+
+def _taken(name: str, said: Message | str, read: Callable[[str, Message], Any]) -> Any:
+    if isinstance(said, str):
+        raise MessageError(said)
+    try:
+        return read(name, said)
+    except MessageError as error:
+        raise MessageError(f"node {name}: its answer is not taken: {error}") from error
+
+
+class Over:
+    """What a local update does over nodes; `over_nodes` mixes it into the local update's class."""
+
+    line: Line
+    uplink: tuple[str, ...]
+
+    def check(self, context: RoundContext) -> None:
+        """Check as in one process; note what has counted of the round before."""
+        super().check(context)  # type: ignore[misc]
+        memory = context.memory(cast(Part, self))
+        memory[BOOKS] = settled(memory.get(BOOKS), context.before)
+
+    def train(self, context: RoundContext, cohort: Tensor) -> Iterator[Update]:
+        """Yield what the clients (C,) of each node learned, in the roster's order."""
+        line, me = self.line, cast(Local, self)
+        books, parts = context.memory(me)[BOOKS], line.roster.parted(cohort)
+        line.down = line.up = 0
+        ask = asking(line, context, me, books)
+        head = {
+            "ask": "train",
+            "local": me.name,
+            "knobs": knobs_of(me) ,
+            "uplink": list(self.uplink),
+            "settings": dict(context.settings),
+        }
+
+        def question(name: str, *, whole: bool) -> bytes:
+            return ask(name, head | {"cohort": parts[name].tolist()}, whole=whole)
+
+        def read(name: str, said: Message) -> Update:
+            if engine := said.get("engine", str):
+                context.notes["engine"] = engine[:200]
+            return update_from(said, parts[name], context)
+
+        found, lost = line.asked(question, parts, read)
+        context.memory(me)[BOOKS] = noted(books, cohort, context.number, line.roster, found)
+        context.notes |= {"bytes_down": line.down, "bytes_up": line.up}
+        context.notes["lost"] = {
+            client: why for name, why in lost.items() for client in parts[name].tolist()
+        }
+        here = sum(len(parts[name]) for name in found)
+        if here < line.quorum * len(cohort):
+            raise NoDeltaError(
+                f"the nodes of {here} of {len(cohort)} clients answered, fewer than the quorum of "
+                f"{line.quorum:g}; the model stays as it is"
+            )
+        for name in parts:
+            if name in found:
+                yield found[name]
+
+
+def asking(
+    line: Line, context: RoundContext, local: Local, books: Mapping[str, Any]
+) -> Callable[..., bytes]:
+    """A function (node, head, whole=...) -> the question, once what nodes may lack is noted."""
+    told = local.tells(context)
+    names = [n for n in context.model.rows if n not in context.model.private]
+    tables = {name: context.params[name] for name in names} | told
+    kinds = {name: context.asked[name][1] if name in context.asked else context.model.rows[name] for name in tables}
+    line.note(context.before.number, tables, kinds)
+
+    def question(name: str, head: Mapping[str, Any], *, whole: bool) -> bytes:
+        place, count = line.roster.places[name], line.roster.clients[line.roster.names.index(name)]
+        mine = range(place.client, place.client + count)
+        counted = {c: first for c, first in books["counted"].items() if c in mine}
+        own = {
+            "run": books["run"],
+            "seed": context.seed,
+            "counted": list(counted),
+            "trained": list(counted.values()),
+        }
+        return line.question(name, {**head, **own}, kinds, whole=whole)
+
+    return question
+
+
+def settled(books: Mapping[str, Any] | None, before: Round) -> dict[str, Any]:
+    """The books after a round: who trained in which round, and what nodes are to be told.
+
+    run: a name that no other run has. asked: client -> the round in which it last trained. counted:
+    client -> the round whose update counted, as long as its node may not know.
+    """
+    if books is None:
+        return {"run": secrets.token_hex(8), "asked": {}, "counted": {}}
+    asked = dict(books["asked"])
+    fresh = {c: asked.pop(c) for c in before.cohort.tolist() if c in asked}
+    return {"run": books["run"], "asked": asked, "counted": books["counted"] | fresh}
+
+
+def noted(
+    books: Mapping[str, Any], cohort: Tensor, number: int, roster: Roster, found: Iterable[str]
+) -> dict[str, Any]:
+    """The books after nodes were asked; those `found` have been told what counted."""
+    knowing = [roster.names.index(name) for name in found]
+    ends = torch.tensor(roster.clients).cumsum(0)
+    clients = torch.tensor(list(books["counted"]), dtype=torch.int64)
+    node = torch.searchsorted(ends, clients, right=True).tolist()
+    pairs = zip(books["counted"].items(), node, strict=True)
+    left = {client: first for (client, first), k in pairs if k not in knowing}
+    asked = books["asked"] | dict.fromkeys(cohort.tolist(), number)
+    return {"run": books["run"], "asked": asked, "counted": left}
+
+
+def update_from(said: Message, cohort: Tensor, context: RoundContext) -> Update:
+    """What a node says that its clients learned; raises `MessageError` for what cannot be it."""
+    if said.get("round", int) != context.number:
+        raise MessageError(f"it answers round {said.head['round']}, not {context.number}")
+    clients = torch.tensor(said.numbers("cohort"), dtype=torch.int64)
+    if clients.sort().values.tolist() != cohort.sort().values.tolist():
+        raise MessageError("it is not of the clients that were asked")
+    deltas = rows_from(said, len(clients))
+    if deltas.keys() != context.asked.keys():
+        raise MessageError(f"it sends {sorted(deltas)}; asked was for {sorted(context.asked)}")
+    for name, rows in deltas.items():
+        like = context.asked[name][0]
+        if rows.values.shape[1:] != like.shape[1:]:
+            raise MessageError(f"its {name!r} has rows of shape {tuple(rows.values.shape[1:])}")
+    losses, steps = (said.tensor(n, torch.float32, len(clients)) for n in ("losses", "steps"))
+    equal = "equal" in context.facts.get("gate", {})
+    weights = torch.ones_like(losses) if equal else context.data.counts[clients].float()
+    return Update(deltas, weights, losses, clients, steps)
+
+
+def over_nodes(local: Local, line: Line, uplink: Sequence[Stage]) -> Local:
+    """The local update, done by nodes: of the same name, knobs, facts and server half."""
+    kind = type(local)
+    fix = f"over nodes it would lack what the server knows; write `tells` beside {kind.__name__}'s"
+    require(made_with(local, "train", "tells"), "local", local.name, f"{fix} `train`")
+    _check_plain(local)
+    names = tuple(stage.name for stage in uplink if stage.side == "client")
+    made = strict(
+        make_dataclass(
+            f"{kind.__name__}OverNodes",
+            [("line", Any, None), ("uplink", Any, ())],
+            bases=(Over, kind),
+            namespace={"title": kind.name, "__doc__": kind.__doc__},
+            **MADE,
+        )
+    )
+    return cast(Local, made(**_values(local), line=line, uplink=names))
+
+
+MADE: dict[str, Any] = {"frozen": True, "kw_only": True, "eq": False}
+
+
+class Elsewhere:
+    """A client stage that has acted on the node: here it states its facts."""
+
+    def each(self, update: Update, context: RoundContext) -> Update:
+        """The update as it came."""
+        return update
+
+
+def elsewhere(stage: Stage) -> Stage:
+    """The stage as the coordinator has it: one of the clients acts on nodes alone."""
+    if stage.side != "client":
+        return stage
+    _check_plain(stage)
+    quantile = getattr(stage, "quantile", 0.0) if isinstance(stage, Clip) else 0.0
+    fix = "over nodes nobody counts who was shorter; set quantile=0"
+    require(not quantile, "quantile", quantile, fix)
+    kind = type(stage)
+    made = strict(
+        make_dataclass(
+            f"{kind.__name__}Elsewhere",
+            [],
+            bases=(Elsewhere, kind),
+            namespace={"title": kind.name, "__doc__": kind.__doc__},
+            **MADE,
+        )
+    )
+    return cast(Stage, made(**_values(stage)))
+
+
+def _values(part: Part) -> dict[str, Any]:
+    return {each.name: getattr(part, each.name) for each in fields(cast(Any, part))}
+
+
+def _check_plain(part: Part) -> None:
+    """Raise `ParameterError` for a part that a message cannot name."""
+    known = REGISTRY.get(part.kind, {}).get(part.name) is type(part)
+    fix = "nodes find parts by name; register it, and load its file on nodes, too"
+    require(known, part.kind, part.name, fix)
+    usual = type(part)()
+    for name, value in _values(part).items():
+        same = name in knobs(type(part)) or value is getattr(usual, name)
+        require(same, f"{part.name}.{name}", value, "it cannot be sent to nodes; leave it out")
+
+
+def shared(model: Model) -> Model:
+    """The model as the coordinator has it: without the rows that people keep to themselves."""
+    kept = {name: kind for name, kind in model.rows.items() if name not in model.private}
+
+    def init(seed: int) -> Tree:
+        return {name: value for name, value in model.init(seed).items() if name in kept}
+
+    return replace(model, init=init, rows=kept, private=frozenset())
+
+
+class Coordinator:
+    """A federation over nodes: what `federate` needs for it, and the metrics of its Rounds.
+
+    transport: what carries bytes. model: a Model of all users and items, or the recipe that each
+    node makes it by from its own data. local, uplink: as `federate` takes them. seconds: how long
+    is waited for answers. quorum: the least share of a cohort that a step is made from. roster: who
+    takes part; by default the nodes that are there now.
+
+    >>> from fedlab import Columns, Settings, perceptron
+    >>> from fedlab.nodes import Coordinator, Loop, Node
+    >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    >>> def node(name, rows):
+    ...     data = Columns({"x": x[rows], "target": (x[rows, 0] > 0).float()}, torch.arange(20) % 2)
+    ...     return Node(name, data, model=lambda data: perceptron(3, 8))
+    >>> two = [node("left", slice(0, 20)), node("right", slice(20, 40))]
+    >>> far = Coordinator(Loop({each.name: each.answer for each in two}), perceptron(3, 8))
+    >>> *_, last = far.rounds(Settings(rounds=3, cohort=4))
+    >>> last.number, sorted(last.cohort.tolist())
+    (3, [0, 1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: Model | Recipe,
+        *,
+        local: Local | None = None,
+        uplink: Sequence[Stage] = (),
+        seconds: float = 60.0,
+        quorum: float = 0.5,
+        roster: Roster | None = None,
+    ) -> None:
+        """Raises `ParameterError` for nodes or parts that do not go together."""
+        require(seconds > 0, "seconds", seconds, "choose how long to wait, above 0")
+        require(0 <= quorum <= 1, "quorum", quorum, "choose a share of the cohort, from 0 to 1")
+        self.data = roster or gathered(transport, seconds)
+        about = {"model": "", "recipe": {}}
+        if isinstance(model, Recipe):
+            about = {"model": model.name, "recipe": knobs_of(model)}
+            known = without_rows(sum(self.data.users), self.data.items)
+            model = cast(Model, model.build(known, self.data.task))
+        self.model, self._whole = shared(model), model
+        self.line = Line(transport, self.data, about, seconds, quorum)
+        self.local = over_nodes(local or SGD(), self.line, uplink)
+        self.uplink = [elsewhere(stage) for stage in uplink]
+
+    def rounds(self, settings: Any = None, **more: Any) -> Iterator[Round]:
+        """The Rounds of `federate`; more: its other arguments."""
+        return federate(
+            self.model, self.data, settings, local=self.local, uplink=self.uplink, **more
+        )
+
+    def measure(self, done: Round) -> dict[str, float]:
+        """The metrics of a Round over all users, from sums that nodes tell.
+
+        `lost nodes` is there where some did not answer: then these are the metrics of the others.
+        """
+        state = {name: dict(kept) for name, kept in done.state.items()}
+        context = RoundContext(
+            self.model, self.data, done.settings, done, dict(done.params), state,
+            done.settings.seed,
+        )
+        context.asked = self.local.asks(context)
+        books = settled(context.memory(self.local).get(BOOKS), done)
+        ask = asking(self.line, context, self.local, books)
+
+        def question(name: str, *, whole: bool) -> bytes:
+            return ask(name, {"ask": "measure"}, whole=whole)
+
+        found, lost = self.line.asked(question, self.data.names, _sums)
+        return metrics(found.values()) | ({"lost nodes": float(len(lost))} if lost else {})
+
+
+def _sums(name: str, said: Message) -> dict[str, float]:
+    sums = said.get("sums", dict)
+    if not all(type(value) is float and 0 <= value < 1e15 for value in sums.values()):
+        raise MessageError("its sums are not numbers from 0")
+    if sums.get("count", -1.0) < max(sums.get("hr@10", 0.0), sums.get("ndcg@10", 0.0)):
+        raise MessageError("its sums are more than its users")
+    return sums
+
+
+def metrics(sums: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics from what nodes add to them.
+
+    >>> metrics([{"count": 2.0, "hr@10": 1.0, "ndcg@10": 0.5}, {"count": 2.0, "hr@10": 0.0}])
+    {'hr@10': 0.25, 'ndcg@10': 0.125}
+    """
+    total: dict[str, float] = {}
+    for each in sums:
+        for name, value in each.items():
+            total[name] = total.get(name, 0.0) + value
+    count = total.pop("count", 0.0)
+    if not count:
+        return {}
+    squares = total.pop("squares", None)
+    found = {name: value / count for name, value in total.items()}
+    return found if squares is None else found | {"rmse": (squares / count) ** 0.5}

@@ -1,0 +1,283 @@
+"""Nodes as processes of their own, over a Unix socket or a TCP port of this machine.
+
+    each frame: number of the question, 8 bytes | length, 8 bytes | bytes
+
+The coordinator listens, and nodes connect to it, again and again until it is there. A node opens
+with {"name": ..., "token": ...}; the token tells a node that comes again from another one of its
+name. Nothing listens off this machine: real networks are for an engine that has keys, behind the
+same two functions.
+
+Letters: none.
+"""
+
+import json
+import os
+import queue
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedlab.core import ParameterError, require
+from fedlab.core.settings import tidy
+from fedlab.nodes.transport import Lost
+
+HEAD = struct.Struct(">QQ")
+LONGEST = 1 << 31  # bytes of a frame
+GREETING = 10.0  # seconds that a new connection has to say its name
+LOCAL = ("127.0.0.1", "localhost")
+TWICE, WELCOME = b"twice", b"welcome"
+
+
+def address(text: str) -> tuple[str, int] | str:
+    """(host, port) of "127.0.0.1:PORT", or the path of a Unix socket; others raise.
+
+    >>> address("127.0.0.1:7000"), address("/tmp/line")
+    (('127.0.0.1', 7000), '/tmp/line')
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or "/" in text:
+        fix = "give a path of at most 100 bytes, or 127.0.0.1:PORT"
+        require(0 < len(os.fsencode(text)) <= 100 and hasattr(socket, "AF_UNIX"), "socket", text, fix)
+        return text
+    fix = "nodes and coordinator meet on this machine, 127.0.0.1:PORT; for others take an engine"
+    require(host in LOCAL and port.isdigit() and int(port) < 2**16, "socket", text, fix)
+    return "127.0.0.1", int(port)
+
+
+def _made(where: tuple[str, int] | str) -> socket.socket:
+    return socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
+
+
+def send_frame(line: socket.socket, number: int, text: bytes) -> None:
+    """Send a frame; raises OSError where the other end is gone."""
+    line.sendall(HEAD.pack(number, len(text)))
+    line.sendall(text)
+
+
+def receive_frame(line: socket.socket) -> tuple[int, bytes]:
+    """The next frame; raises OSError where the other end is gone, or sends what is none."""
+    number, length = HEAD.unpack(_exactly(line, HEAD.size))
+    if length > LONGEST:
+        raise ConnectionError(f"a frame of {length} bytes")
+    return number, _exactly(line, length)
+
+
+def _exactly(line: socket.socket, count: int) -> bytes:
+    parts, left = [], count
+    while left:
+        part = line.recv(min(left, 1 << 20))
+        if not part:
+            raise ConnectionError("the other end is gone")
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+@dataclass
+class _Connection:
+    """A node that is there. waiting: number of a question -> where its answer is put."""
+
+    line: socket.socket
+    token: str
+    waiting: dict[int, "queue.Queue[bytes | Lost]"] = field(default_factory=dict)
+    sending: threading.Lock = field(default_factory=threading.Lock)
+    gone: bool = False
+
+    def listen(self) -> None:
+        """Hand on answers until the node is gone."""
+        with suppress(OSError, struct.error):
+            while True:
+                number, text = receive_frame(self.line)
+                if place := self.waiting.pop(number, None):
+                    place.put(text)
+        self.gone = True
+        self.line.close()
+        for number in list(self.waiting):
+            if place := self.waiting.pop(number, None):
+                place.put(Lost("its connection broke"))
+
+    def ask(self, number: int, question: bytes, seconds: float) -> bytes | Lost:
+        """The answer to a question, or why there is none."""
+        place: queue.Queue[bytes | Lost] = queue.Queue()
+        self.waiting[number] = place
+        threading.Thread(target=self._send, args=(number, question), daemon=True).start()
+        if self.gone:
+            place.put(Lost("its connection broke"))
+        try:
+            return place.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            self.waiting.pop(number, None)
+            return Lost(f"it did not answer within {seconds:.3g} s")
+
+    def _send(self, number: int, question: bytes) -> None:
+        with self.sending, suppress(OSError):
+            send_frame(self.line, number, question)
+
+
+class Sockets:
+    """A transport to nodes that connect to a socket of this machine; close it in the end.
+
+    Raises `ParameterError` for an address off this machine or that is taken.
+    """
+
+    def __init__(self, where: str) -> None:
+        """Listen. where: "127.0.0.1:PORT" (0 for a free one) or the path of a Unix socket."""
+        self.where = address(where)
+        self.twice: set[str] = set()  # names that two nodes have
+        self._known: dict[str, _Connection] = {}
+        self._number = 0
+        self._open = True
+        if isinstance(self.where, str):
+            _clear(Path(self.where))
+        self._door = _made(self.where)
+        if not isinstance(self.where, str):
+            self._door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._door.bind(self.where)
+        except OSError as error:
+            self._door.close()
+            raise ParameterError(f"socket={where!r}: cannot listen there ({error})") from error
+        if isinstance(self.where, str):
+            Path(self.where).chmod(0o600)
+        else:
+            self.where = self._door.getsockname()
+        self._door.listen(128)
+        threading.Thread(target=self._welcome_all, name="fedlab nodes", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening, and let go of all nodes."""
+        self._open = False
+        with suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+        for each in list(self._known.values()):
+            with suppress(OSError):
+                each.line.shutdown(socket.SHUT_RDWR)
+        if isinstance(self.where, str):
+            Path(self.where).unlink(missing_ok=True)
+
+    def __enter__(self) -> "Sockets":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def nodes(self) -> Mapping[str, str]:
+        """Every name that has been there: "" while its connection stands."""
+        found = {}
+        for name, each in list(self._known.items()):
+            found[name] = "its connection broke" if each.gone else ""
+        return found
+
+    def ask(self, to: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes | Lost]]:
+        """Ask all nodes at once, and yield answers as they come."""
+        answers: queue.Queue[tuple[str, bytes | Lost]] = queue.Queue()
+        for name, question in to.items():
+            self._number += 1
+            asked = name, self._known.get(name), self._number, question, seconds, answers
+            threading.Thread(target=_ask, args=asked, daemon=True).start()
+        for _ in to:
+            yield answers.get()
+
+    def _welcome_all(self) -> None:
+        while self._open:
+            try:
+                line, _ = self._door.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._welcome, args=(line,), daemon=True).start()
+
+    def _welcome(self, line: socket.socket) -> None:
+        """Take up a node that says its name; one that says anything else is let go."""
+        try:
+            line.settimeout(GREETING)
+            _, text = receive_frame(line)
+            line.settimeout(None)
+            about = json.loads(text)
+            name, token = about["name"], about["token"]
+            if not (isinstance(name, str) and name and tidy(name, 80) and isinstance(token, str)):
+                raise ValueError(name)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
+            line.close()
+            return
+        before = self._known.get(name)
+        if before and not before.gone and before.token != token:
+            self.twice.add(name)
+            with suppress(OSError):
+                send_frame(line, 0, TWICE)
+            line.close()
+            return
+        found = self._known[name] = _Connection(line, token)
+        with suppress(OSError), found.sending:
+            send_frame(line, 0, WELCOME)
+        found.listen()
+
+
+def _ask(
+    name: str,
+    to: _Connection | None,
+    number: int,
+    question: bytes,
+    seconds: float,
+    answers: "queue.Queue[tuple[str, bytes | Lost]]",
+) -> None:
+    answer: bytes | Lost = Lost("it is not there") if to is None else Lost("its connection broke")
+    if to is not None and not to.gone:
+        answer = to.ask(number, question, seconds)
+    answers.put((name, answer))
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that nobody listens at, as a killed coordinator leaves it."""
+    if not path.exists():
+        return
+    require(path.is_socket(), "socket", str(path), "a file is there; name another path")
+    with _made(str(path)) as line:
+        try:
+            line.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ParameterError(f"socket={str(path)!r}: another coordinator listens there")
+
+
+def serve(
+    name: str,
+    answer: Callable[[bytes], bytes],
+    where: str,
+    *,
+    patience: float = float("inf"),
+    say: Callable[[str], Any] = lambda line: None,
+) -> None:
+    """Be a node: connect, answer, and connect again when the coordinator comes back.
+
+    patience: seconds without a coordinator after which it returns. Raises `ParameterError` where
+    another node has this name.
+    """
+    place, token = address(where), secrets.token_hex(8)
+    fix = "give a name of at most 80 characters"
+    require(bool(name) and tidy(name, 80), "name", name, fix)
+    last = time.monotonic()
+    while time.monotonic() - last < patience:
+        with _made(place) as line:
+            try:
+                line.connect(place)
+                send_frame(line, 0, json.dumps({"name": name, "token": token}).encode())
+                _, told = receive_frame(line)
+                fix = "another node has this name; give each one of its own"
+                require(told != TWICE, "name", name, fix)
+                say("connected")
+                while True:
+                    number, question = receive_frame(line)
+                    last = time.monotonic()
+                    send_frame(line, number, answer(question))
+            except OSError:
+                pass
+        time.sleep(0.1)
