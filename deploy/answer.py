@@ -1,22 +1,25 @@
 """Stands in for a node, to try an engine without one: answers each question with its bytes reversed.
 
-`python answer.py SOCKET` listens at a Unix socket. A question that begins with `wait S ` is answered
-after S seconds.
+`python answer.py SOCKET` connects to a site's socket, as `fedlab node` does. A question that begins
+with `wait S ` is answered after S seconds.
 """
 
+import socket
 import sys
 import time
-from multiprocessing.connection import Listener
-from pathlib import Path
 
-Path(sys.argv[1]).unlink(missing_ok=True)
-with Listener(sys.argv[1], "AF_UNIX", backlog=8) as door:
-    while True:
-        with door.accept() as caller:
-            try:
-                question = caller.recv_bytes()
+from wire import receive, send
+
+while True:
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(sys.argv[1])
+            send(line, 0, b'{"name": "stand-in", "token": "%d"}' % time.time_ns())
+            receive(line)
+            while True:
+                number, question = receive(line)
                 if question.startswith(b"wait "):
                     time.sleep(float(question.split(b" ", 2)[1]))
-                caller.send_bytes(question[::-1])
-            except (EOFError, OSError) as problem:
-                print(f"nobody waits for the answer any more: {problem!r}", flush=True)
+                send(line, number, question[::-1])
+        except OSError:
+            time.sleep(0.2)

@@ -4,16 +4,18 @@ A process has a session of its own, so that it outlives the terminal, is killed 
 and gets its own share of the processor: Linux shares that by session.
 """
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedlab.nodes.relay import Relay
+from deploy.wire import receive, send
 
 
 def environment(folder: Path) -> Path:
@@ -58,7 +60,7 @@ def group(folder: Path, name: str) -> int:
     noted = folder / f"{name}.pid"
     number = noted.read_text() if noted.exists() else "0"
     # The number may be another program's by now: ours has this folder in its command.
-    look = ["ps", "-o", "stat=,command=", "-p", number]
+    look = ["ps", "-o", "stat=", "-o", "command=", "-p", number]
     line = subprocess.run(look, capture_output=True, text=True, check=False).stdout
     return int(number) if str(folder) in line and not line.startswith("Z") else 0
 
@@ -84,11 +86,17 @@ def wait(there: Callable[[], object], seconds: float, otherwise: str) -> None:
         time.sleep(0.2)
 
 
-def until_up(socket: Path, sites: list[str], folder: Path) -> None:
-    """Wait until the coordinator could ask each of `sites`."""
-    relay = Relay(socket)
+def until_up(path: Path, sites: list[str], folder: Path) -> None:
+    """Wait until the coordinator could ask each of `sites` through the socket at `path`."""
 
     def there() -> bool:
-        return not any(relay.nodes().get(site, "unknown") for site in sites)
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.connect(str(path))
+                send(line, 0, b'{"op": "nodes"}')
+                found = json.loads(receive(line)[1])
+        except OSError:
+            return False
+        return not any(found.get(site, "unknown") for site in sites)
 
     wait(there, 180, f"not all sites are up, see the logs in {folder},")

@@ -64,6 +64,7 @@ def equip(folder: Path, kit: Path, sites: list[str]) -> None:
     name, local = kit.name, kit / "local"
     private(local / "custom")
     shutil.copy(HERE / "relay.py", local / "custom/fedlab_relay.py")
+    shutil.copy(HERE.parent / "wire.py", local / "custom/fedlab_wire.py")
     resources = json.loads((local / "resources.json.default").read_text())
     if name == "server":
         args = {

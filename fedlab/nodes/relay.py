@@ -2,16 +2,19 @@
 
 The engine (NVFLARE or Flower, see `deploy/`) runs in an environment of its own and carries bytes
 with its own keys and connections; the coordinator stays outside of it, and outlives it. What is
-said on the socket stands in `deploy/nvflare/relay.py`.
+said on the socket stands in `deploy/wire.py`.
 """
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
+from fedlab.core import require
+from fedlab.nodes.sockets import receive_frame, send_frame
 from fedlab.nodes.transport import Lost
 
 __all__ = ["Relay"]
@@ -31,7 +34,7 @@ class Relay:
         patience: Seconds for which `nodes` waits for a server that is away.
 
     Raises:
-        ValueError: The path is too long for a Unix socket.
+        ParameterError: The path is too long for a Unix socket.
 
     Examples:
         >>> relay = Relay("/nowhere/coordinator.sock", patience=0)
@@ -48,11 +51,8 @@ class Relay:
     known: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(bytes(Path(self.socket))) > LONGEST:
-            raise ValueError(
-                f"socket = {str(self.socket)!r} is longer than {LONGEST} bytes, "
-                "more than a Unix socket can have; use a shorter folder"
-            )
+        fix = f"a Unix socket's path has at most {LONGEST} bytes; use a shorter folder"
+        require(len(os.fsencode(self.socket)) <= LONGEST, "socket", str(self.socket), fix)
 
     def nodes(self) -> Mapping[str, str]:
         """Return the names of the engine's sites: "" for one in reach, otherwise why it is not.
@@ -63,10 +63,10 @@ class Relay:
         until = time.monotonic() + self.patience
         while True:
             try:
-                with self._ordered({"op": "nodes"}) as home:
-                    self.known.update(json.loads(home.recv_bytes()))
+                with self._ordered({"op": "nodes"}) as line:
+                    self.known.update(json.loads(receive_frame(line)[1]))
                 return dict(self.known)
-            except (OSError, EOFError):
+            except OSError:
                 if time.monotonic() < until:
                     time.sleep(0.2)
                 elif self.known:
@@ -84,7 +84,7 @@ class Relay:
                 for name, answer in self._answers(left, until - time.monotonic()):
                     del left[name]
                     yield name, answer
-            except (OSError, EOFError):
+            except OSError:
                 if time.monotonic() > until:
                     break
                 time.sleep(0.2)
@@ -94,16 +94,23 @@ class Relay:
     def _answers(
         self, to: Mapping[str, bytes], seconds: float
     ) -> Iterator[tuple[str, bytes | Lost]]:
-        """Ask over one connection; raises EOFError or OSError once that breaks."""
-        with self._ordered({"op": "ask", "to": list(to), "seconds": seconds}) as home:
-            for question in to.values():
-                home.send_bytes(question)
-            for _ in range(len(to)):
-                head = json.loads(home.recv_bytes())
-                yield head["node"], Lost(head["why"]) if head["why"] else home.recv_bytes()
+        """Ask over one connection; raises OSError once that breaks."""
+        names = list(to)
+        with self._ordered({"op": "ask", "to": names, "seconds": seconds}) as line:
+            for number, question in enumerate(to.values()):
+                send_frame(line, number, question)
+            for _ in names:
+                _, why = receive_frame(line)
+                number, answer = receive_frame(line)
+                yield names[number], Lost(why.decode()) if why else answer
 
-    def _ordered(self, order: Mapping[str, object]) -> Connection:
-        """Return a connection on which the relay was sent an order."""
-        home = Client(str(self.socket), "AF_UNIX")
-        home.send_bytes(json.dumps(order).encode())
-        return home
+    def _ordered(self, order: Mapping[str, object]) -> socket.socket:
+        """Return a line on which the relay was sent an order."""
+        line = socket.socket(socket.AF_UNIX)
+        try:
+            line.connect(str(self.socket))
+            send_frame(line, 0, json.dumps(order).encode())
+        except OSError:
+            line.close()
+            raise
+        return line

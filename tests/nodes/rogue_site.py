@@ -4,7 +4,7 @@ The test puts this file in the place of the relay in a site's kit, with the rela
 `honest`. What the other site said to it becomes its answer.
 """
 
-from honest import CHANNEL, TOPIC
+from honest import ASK, CHANNEL
 from honest import SiteRelay as Honest
 from nvflare.fuel.f3.cellnet.core_cell import Message, make_reply
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
@@ -21,7 +21,7 @@ class SiteRelay(Honest):
         headers = {name: request.get_header(name) for name in ("number", "seconds", "signature")}
         copy = Message(headers, bytes(request.payload))
         said = self.cell.send_request(
-            channel=CHANNEL, target="site-1", topic=TOPIC, request=copy, timeout=20.0
+            channel=CHANNEL, target="site-1", topic=ASK, request=copy, timeout=20.0
         )
         what = said.get_header(MessageHeaderKey.ERROR) or said.get_header(
             MessageHeaderKey.RETURN_CODE
