@@ -60,7 +60,7 @@ def group(folder: Path, name: str) -> int:
     noted = folder / f"{name}.pid"
     number = noted.read_text() if noted.exists() else "0"
     # The number may be another program's by now: ours has this folder in its command.
-    look = ["ps", "-o", "stat=", "-o", "command=", "-p", number]
+    look = ["ps", "-ww", "-o", "stat=", "-o", "command=", "-p", number]
     line = subprocess.run(look, capture_output=True, text=True, check=False).stdout
     return int(number) if str(folder) in line and not line.startswith("Z") else 0
 

@@ -59,6 +59,13 @@ class Engine:
         for name in names:
             os.killpg(int((self.folder / f"{name}.pid").read_text()), signal.SIGKILL)
 
+    def again(self, site):
+        """Stop a site and start it, and wait until it is back."""
+        self.do("stop", site)
+        assert until(lambda: self.relay.nodes()[site])
+        self.do("start", site)
+        assert until(lambda: not self.relay.nodes()[site])
+
     def client(self, kit, name):
         """Return a process of a site that is none of the two, with a log of its own."""
         python = ROOT / "deploy/nvflare/.venv/bin/python"
@@ -254,9 +261,7 @@ class TestIntruders:
                 wire.sendall(bytes_)
                 assert wire.recv(100) in (b"", wire.recv(100))
                 refusal(engine, before, "WRONG_VERSION_NUMBER", "HTTP_REQUEST")
-            engine.do("stop", "site-1")
-            engine.do("start", "site-1")  # a silent connection keeps nobody out
-            assert until(lambda: not engine.relay.nodes()["site-1"])
+            engine.again("site-1")  # a silent connection keeps nobody out
         engine.goes_on()
 
     def test_a_recorded_connection_played_again(self, engine):
@@ -275,17 +280,13 @@ class TestIntruders:
         try:
             shutil.copy(honest, custom / "honest.py")
             shutil.copy(HERE / "rogue_site.py", honest)
-            engine.do("stop", "site-2")
-            engine.do("start", "site-2")
-            assert until(lambda: not engine.relay.nodes()["site-2"])
+            engine.again("site-2")
             (_, answer), = engine.relay.ask({"site-2": b"train"}, DEADLINE)
             assert answer == b"its site refused: the server did not sign it for site-1"
             assert "refused a question" in engine.said("site-1")
         finally:
             shutil.copy(custom / "honest.py", honest)
-            engine.do("stop", "site-2")
-            engine.do("start", "site-2")
-        assert until(lambda: not engine.relay.nodes()["site-2"])
+            engine.again("site-2")
         engine.goes_on()
 
     def test_a_question_asked_twice_under_one_number(self, engine):
