@@ -9,6 +9,7 @@
     fedlab best clicks.csv --budget "10 min" --to model
     fedlab nodes clicks.csv --into nodes --count 3
     fedlab node nodes/node0 --socket line
+    fedlab run settings.json --nodes line --count 3
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
@@ -34,7 +35,8 @@ from fedlab import namesake  # noqa: F401 - where another project's face hides o
 from fedlab.core import ParameterError, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read_asked
-from fedlab.nodes import cut_into, read_node, serve
+from fedlab.nodes import Sockets, cut_into, gathered, read_node, serve
+from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
     Experiment,
@@ -47,6 +49,7 @@ from fedlab.workbench import (
     fit_best,
     follow,
     metrics,
+    over_nodes,
     shown,
     stream,
     table,
@@ -54,7 +57,7 @@ from fedlab.workbench import (
     values,
 )
 from fedlab.workbench.export import export_model, free_place
-
+from fedlab.workbench.runner import Live
 
 SOCKET = "PATH|127.0.0.1:PORT"
 
@@ -144,7 +147,7 @@ def _words() -> argparse.ArgumentParser:
         metavar="N",
         help="runs that train side by side, each on a core; 0 for all cores (%(default)s)",
     )
-    parts.choices["run"].add_argument("--name", default="", help="what the run is called")
+    _over_words(parts.choices["run"])
     for name, do, about in (
         ("resume", _resume, "go on with a run"),
         ("export", _export, "write the best model of a run, with a card"),
@@ -185,6 +188,31 @@ def _node_words(parts: Any) -> None:
     part.add_argument("folder", help="the node's data, and where it keeps what it learns")
     part.add_argument("--socket", required=True, metavar=SOCKET, help="where the coordinator is")
     part.set_defaults(do=_node)
+
+
+def _over_words(part: argparse.ArgumentParser) -> None:
+    """What one run takes: its name, and who trains it."""
+    part.add_argument("--name", default="", help="what the run is called")
+    part.add_argument("--nodes", metavar=SOCKET, help="train over nodes that connect there")
+    part.add_argument("--count", type=int, default=1, help="nodes to wait for (%(default)s)")
+    part.add_argument(
+        "--deadline",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for nodes, at first and in each round (%(default)s)",
+    )
+    part.add_argument(
+        "--quorum",
+        type=float,
+        default=0.5,
+        help="the least share of a cohort that a round counts with (%(default)s)",
+    )
+    part.add_argument(
+        "--resume",
+        action="store_true",
+        help="over nodes: go on with the last run of the folder, or that of --name",
+    )
 
 
 def _best_words(parts: Any) -> None:
@@ -356,11 +384,35 @@ def _run(words: argparse.Namespace) -> bool:
     base, asked = _settings(words)
     settings = base.without(_unread(base))
     _check_asked(base, asked, [settings])
+    require(bool(words.nodes) or not words.resume, "--resume", True, "it goes with --nodes")
+    if words.nodes:
+        return _run_over(words, settings)
     runs = _kept(words)
-    unsaved = _one(runs, _job(runs, settings, words.name), settings.rounds)
+    unsaved = _one(runs, _job(stream, runs, settings, words.name), settings.rounds)
     for note in Experiment(settings).split.train.notes:
         print(shown(note), file=sys.stderr)
     return unsaved
+
+
+def _run_over(words: argparse.Namespace, settings: Settings) -> bool:
+    """Train one run over nodes, or go on with one."""
+    private = spends(Experiment(settings).parts)
+    with Sockets(words.nodes) as line:
+        roster = gathered(line, words.deadline, words.count, told=not private)
+        fix = "two nodes have this name; give each one of its own"
+        require(not line.twice, "nodes", sorted(line.twice), fix)
+        live = over_nodes(line, roster, seconds=words.deadline, quorum=words.quorum)
+        runs = _kept(words)
+        if not words.resume:
+            job = _job(live, runs, settings, words.name)
+            return _one(runs, job, settings.rounds)
+        known = [run.id for run in runs.listed() if words.name in ("", run.name, run.id)]
+        require(bool(known), "--resume", words.name, "there is no such run in the folder")
+        run, start = runs.resume(known[-1])
+        done = start.number if start else 0
+        print(f"{run.name} goes on after round {done}.", file=sys.stderr)
+        job = follow(live, lambda: settings, run, runs, start)
+        return _one(runs, job, settings.rounds - done)
 
 
 def _one(runs: Runs, job: Job, rounds: int) -> bool:
@@ -475,9 +527,9 @@ def _said(why: str) -> None:
     tqdm.write(shown(why[:1].upper() + why[1:]), file=sys.stderr)
 
 
-def _job(runs: Runs, settings: Settings, name: str) -> Job:
+def _job(live: Live, runs: Runs, settings: Settings, name: str) -> Job:
     """The job of one run, which is not begun before its first round is asked for."""
-    yield from follow(stream, lambda: settings, runs.begin(settings, name), runs)
+    yield from follow(live, lambda: settings, runs.begin(settings, name), runs)
 
 
 def _drive(job: Job, total: int, runs: Runs, words: Callable[[], str]) -> None:

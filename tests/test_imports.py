@@ -21,6 +21,7 @@ FLOORS = [
     "privacy",
     "attacks",
     "algorithms",
+    "nodes",
     "workbench",
     "course",
 ]

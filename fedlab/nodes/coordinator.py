@@ -12,7 +12,6 @@ fewer than a quorum of the cohort are left, the round is skipped.
 Letters: N clients in all, C in a cohort, R rows.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedlab.aggregation import NoDeltaError
-from fedlab.algorithms import Synchronous, federate
+from fedlab.algorithms import federate
 from fedlab.core import (
     REGISTRY,
     Key,
@@ -39,18 +38,19 @@ from fedlab.core import (
     Update,
     knobs,
     made_with,
-    one_thread,
     require,
 )
-from fedlab.core.knobs import strict
+from fedlab.core.knobs import strict, title_of
 from fedlab.engine import SGD
 from fedlab.models import Model
 from fedlab.nodes.messages import Message, MessageError, pack, put_tables, rows_from, unpack
 from fedlab.nodes.node import knobs_of
+from fedlab.nodes.secure import Sum, envelopes, packed
 from fedlab.nodes.share import Place, without_rows
 from fedlab.nodes.transport import Lost, Transport
-from fedlab.privacy import Clip
+from fedlab.privacy import Clip, DistributedGaussian, SecureSum
 
+TOTAL = "secure total"  # where a round's notes have what its nodes have added up
 BOOKS = "over nodes"  # where a Round's state says what nodes were asked and told
 VERSIONS = 64  # rounds of which it is known which rows they changed
 
@@ -60,7 +60,7 @@ class Roster:
     """Who holds how much, as nodes have said: a `Source` without an example.
 
     counts (N,): rows of each client; clients lie node after node, in the order of `names`.
-    clients, users: how many each node has. items: I.
+    clients, users: how many each node has. items: I. keys: the public keys of nodes for secure sums.
     """
 
     names: tuple[str, ...]
@@ -70,6 +70,7 @@ class Roster:
     task: str
     counts: Tensor
     draws_negatives: bool = True
+    keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """N, the number of clients."""
@@ -140,9 +141,12 @@ def _roster(found: Mapping[str, Message]) -> Roster:
             first.get("task", str),
             torch.cat(counts),
             first.get("negatives", bool),
+            tuple(message.get("key", str) for message in found.values()),
         )
     except MessageError as error:
-        raise ParameterError(f"nodes={list(found)!r}: a node says nonsense of itself: {error}") from error
+        raise ParameterError(
+            f"nodes={list(found)!r}: a node says nonsense of itself: {error}"
+        ) from error
 
 
 def _counts(message: Message) -> Tensor:
@@ -224,10 +228,13 @@ class Line:
         questions: Callable[..., bytes],
         names: Iterable[str],
         read: Callable[[str, Message], Any],
+        *,
+        tables: bool = True,
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Ask nodes, those that lack tables again with all of them: (what they said, who is lost).
 
         questions(name, whole=...): what a node is asked. read: turns an answer into what it says.
+        tables: whether questions bring tables.
         """
         end, found, lost = time.monotonic() + self.seconds, dict[str, Any](), dict[str, str]()
         to = {name: questions(name, whole=False) for name in names}
@@ -241,7 +248,7 @@ class Line:
                     continue
                 try:
                     found[name] = _taken(name, said, read)
-                    self.held[name] = self.latest[0]
+                    self.held |= {name: self.latest[0]} if tables else {}
                 except MessageError as error:
                     lost[name] = str(error)
                     self.held.pop(name, None)
@@ -265,6 +272,7 @@ class Over:
 
     line: Line
     uplink: tuple[str, ...]
+    secure: bool
 
     def check(self, context: RoundContext) -> None:
         """Check as in one process; note what has counted of the round before."""
@@ -279,36 +287,89 @@ class Over:
         line.down = line.up = 0
         ask = asking(line, context, me, books)
         head = {
-            "ask": "train",
             "local": me.name,
-            "knobs": knobs_of(me) ,
+            "knobs": knobs_of(me),
             "uplink": list(self.uplink),
             "settings": dict(context.settings),
         }
 
-        def question(name: str, *, whole: bool) -> bytes:
-            return ask(name, head | {"cohort": parts[name].tolist()}, whole=whole)
+        def question(name: str, more: Mapping[str, Any], *, whole: bool) -> bytes:
+            mine = parts.get(name, cohort[:0]).tolist()
+            return ask(name, {**head, **more, "cohort": mine}, whole=whole)
 
-        def read(name: str, said: Message) -> Update:
-            if engine := said.get("engine", str):
-                context.notes["engine"] = engine[:200]
-            return update_from(said, parts[name], context)
-
-        found, lost = line.asked(question, parts, read)
-        context.memory(me)[BOOKS] = noted(books, cohort, context.number, line.roster, found)
-        context.notes |= {"bytes_down": line.down, "bytes_up": line.up}
+        train = self._summed if self.secure else self._singly
+        try:
+            found, here, lost = train(context, parts, question)
+        finally:
+            context.notes |= {"bytes_down": line.down, "bytes_up": line.up}
+        told = books if here is None else noted(books, line.roster, here)
+        asked = told["asked"] | dict.fromkeys(cohort.tolist(), context.number)
+        context.memory(me)[BOOKS] = told | {"asked": asked}
         context.notes["lost"] = {
-            client: why for name, why in lost.items() for client in parts[name].tolist()
+            client: why
+            for name, why in lost.items()
+            for client in parts.get(name, cohort[:0]).tolist()
         }
-        here = sum(len(parts[name]) for name in found)
+        here = sum(len(update.cohort) for update in found)
         if here < line.quorum * len(cohort):
             raise NoDeltaError(
                 f"the nodes of {here} of {len(cohort)} clients answered, fewer than the quorum of "
                 f"{line.quorum:g}; the model stays as it is"
             )
-        for name in parts:
-            if name in found:
-                yield found[name]
+        yield from found
+
+    def _singly(
+        self, context: RoundContext, parts: Mapping[str, Tensor], question: Callable[..., bytes]
+    ) -> Any:
+        """Each node's update by itself: (they, who answered, who is lost)."""
+
+        def read(name: str, said: Message) -> Update:
+            context.notes["engine"] = said.get("engine", str)[:200]
+            return update_from(said, parts[name], context)
+
+        about = {"ask": "train"}
+        found, lost = self.line.asked(
+            lambda name, *, whole: question(name, about, whole=whole), parts, read
+        )
+        return [found[name] for name in parts if name in found], found, lost
+
+    def _summed(
+        self, context: RoundContext, parts: Mapping[str, Tensor], question: Callable[..., bytes]
+    ) -> Any:
+        """The secure sum, noted for its stage, and envelopes in place of updates."""
+        lost: dict[str, str] = {}
+        knowing: dict[str, Any] = {}
+
+        def ask(step: str, to: Mapping[str, Mapping[str, Any]], read: Callable[..., Any]) -> Any:
+            masked = step == "masked"
+
+            def asked(name: str, *, whole: bool) -> bytes:
+                if not masked:
+                    return packed(to[name], step)
+                about = {"ask": "secure", "step": step}
+                return question(name, {**to[name], **about}, whole=whole)
+
+            said, gone = self.line.asked(asked, to, lambda _, m: read(m), tables=masked)
+            if masked:
+                knowing.update(said)
+            lost.update({name: f"{why} (in a secure sum: {step})" for name, why in gone.items()})
+            return said
+
+        keys = dict(zip(self.line.roster.names, self.line.roster.keys, strict=True))
+        clients = sum(map(len, parts.values()))
+        try:
+            total, losses = Sum(keys, ask).total(context, clients)
+        except NoDeltaError:
+            context.notes["lost"] = {
+                c: why for n, why in lost.items() for c in parts.get(n, torch.empty(0)).tolist()
+            }
+            raise
+        context.notes[TOTAL] = total
+        return (
+            list(envelopes(parts, losses, context)),
+            knowing,
+            {n: why for n, why in lost.items() if n not in losses},
+        )
 
 
 def asking(
@@ -318,7 +379,10 @@ def asking(
     told = local.tells(context)
     names = [n for n in context.model.rows if n not in context.model.private]
     tables = {name: context.params[name] for name in names} | told
-    kinds = {name: context.asked[name][1] if name in context.asked else context.model.rows[name] for name in tables}
+    kinds = {
+        name: context.asked[name][1] if name in context.asked else context.model.rows[name]
+        for name in tables
+    }
     line.note(context.before.number, tables, kinds)
 
     def question(name: str, head: Mapping[str, Any], *, whole: bool) -> bytes:
@@ -349,18 +413,14 @@ def settled(books: Mapping[str, Any] | None, before: Round) -> dict[str, Any]:
     return {"run": books["run"], "asked": asked, "counted": books["counted"] | fresh}
 
 
-def noted(
-    books: Mapping[str, Any], cohort: Tensor, number: int, roster: Roster, found: Iterable[str]
-) -> dict[str, Any]:
-    """The books after nodes were asked; those `found` have been told what counted."""
-    knowing = [roster.names.index(name) for name in found]
+def noted(books: Mapping[str, Any], roster: Roster, here: Iterable[str]) -> dict[str, Any]:
+    """The books after nodes have answered: those that are `here` know what counted."""
+    knowing = [roster.names.index(name) for name in here]
     ends = torch.tensor(roster.clients).cumsum(0)
     clients = torch.tensor(list(books["counted"]), dtype=torch.int64)
     node = torch.searchsorted(ends, clients, right=True).tolist()
     pairs = zip(books["counted"].items(), node, strict=True)
-    left = {client: first for (client, first), k in pairs if k not in knowing}
-    asked = books["asked"] | dict.fromkeys(cohort.tolist(), number)
-    return {"run": books["run"], "asked": asked, "counted": left}
+    return {**books, "counted": {client: first for (client, first), k in pairs if k not in knowing}}
 
 
 def update_from(said: Message, cohort: Tensor, context: RoundContext) -> Update:
@@ -390,19 +450,10 @@ def over_nodes(local: Local, line: Line, uplink: Sequence[Stage]) -> Local:
     require(made_with(local, "train", "tells"), "local", local.name, f"{fix} `train`")
     _check_plain(local)
     names = tuple(stage.name for stage in uplink if stage.side == "client")
-    made = strict(
-        make_dataclass(
-            f"{kind.__name__}OverNodes",
-            [("line", Any, None), ("uplink", Any, ())],
-            bases=(Over, kind),
-            namespace={"title": kind.name, "__doc__": kind.__doc__},
-            **MADE,
-        )
-    )
-    return cast(Local, made(**_values(local), line=line, uplink=names))
-
-
-MADE: dict[str, Any] = {"frozen": True, "kw_only": True, "eq": False}
+    more = [("line", Any, None), ("uplink", Any, ()), ("secure", bool, False)]
+    made = _made(kind, Over, more)
+    secure = any(isinstance(stage, SecureSum) for stage in uplink)
+    return cast(Local, made(**_values(local), line=line, uplink=names, secure=secure))
 
 
 class Elsewhere:
@@ -413,25 +464,49 @@ class Elsewhere:
         return update
 
 
+class Opened:
+    """A secure sum that was led while nodes trained: here is what it opened."""
+
+    def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
+        """The sum; what comes through the gate are envelopes."""
+        for _ in updates:
+            pass
+        found: Tree = context.notes.get(TOTAL) or {}
+        if not found:  # nobody was drawn
+            found = {n: torch.zeros_like(v).double() for n, v in context.server.items()}
+        return found
+
+
 def elsewhere(stage: Stage) -> Stage:
-    """The stage as the coordinator has it: one of the clients acts on nodes alone."""
-    if stage.side != "client":
+    """The stage as the coordinator has it: what clients do, and secure sums, were done with nodes.
+
+    Raises `ParameterError` for a stage that needs single updates of clients that nobody sees.
+    """
+    fix = "over nodes its noise is not counted yet; take SecureSum and GaussianNoise"
+    require(not isinstance(stage, DistributedGaussian), "uplink", stage.name, fix)
+    secure = isinstance(stage, SecureSum)
+    if stage.side != "client" and not secure:
         return stage
     _check_plain(stage)
     quantile = getattr(stage, "quantile", 0.0) if isinstance(stage, Clip) else 0.0
     fix = "over nodes nobody counts who was shorter; set quantile=0"
     require(not quantile, "quantile", quantile, fix)
-    kind = type(stage)
-    made = strict(
+    return cast(Stage, _made(type(stage), Opened if secure else Elsewhere)(**_values(stage)))
+
+
+def _made(kind: type, mixed: type, more: Sequence[Any] = ()) -> Any:
+    """A part's class with other methods, and the same name, knobs and facts."""
+    return strict(
         make_dataclass(
-            f"{kind.__name__}Elsewhere",
-            [],
-            bases=(Elsewhere, kind),
-            namespace={"title": kind.name, "__doc__": kind.__doc__},
-            **MADE,
+            f"{kind.__name__}{mixed.__name__}",
+            more,
+            bases=(mixed, kind),
+            namespace={"title": title_of(kind), "__doc__": kind.__doc__},
+            frozen=True,
+            kw_only=True,
+            eq=False,
         )
     )
-    return cast(Stage, made(**_values(stage)))
 
 
 def _values(part: Part) -> dict[str, Any]:
@@ -518,8 +593,7 @@ class Coordinator:
         """
         state = {name: dict(kept) for name, kept in done.state.items()}
         context = RoundContext(
-            self.model, self.data, done.settings, done, dict(done.params), state,
-            done.settings.seed,
+            self.model, self.data, done.settings, done, dict(done.params), state, done.settings.seed
         )
         context.asked = self.local.asks(context)
         books = settled(context.memory(self.local).get(BOOKS), done)

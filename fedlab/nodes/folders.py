@@ -111,7 +111,11 @@ def _ratings(found: Message, data: Own) -> Interactions | None:
 
 
 def cut_into(
-    folder: str | Path, split: Split, count: int, task: str = "clicks", held: Candidates | None = None
+    folder: str | Path,
+    split: Split,
+    count: int,
+    task: str = "clicks",
+    held: Candidates | None = None,
 ) -> list[Path]:
     """Deal the users of a split out to the folders of `count` nodes, each user a client.
 
@@ -128,13 +132,13 @@ def cut_into(
         own = of_users(split.train, here)
         data = Federation(own, torch.arange(last - first), task)
         name = f"node{k:0{len(str(count - 1))}d}"
-        places.append(write_node(Path(folder, name), name, data, _held(split, here, first, task, held)))
+        places.append(
+            write_node(Path(folder, name), name, data, _held(split, here, first, task, held))
+        )
     return places
 
 
-def _held(
-    split: Split, here: Tensor, first: int, task: str, held: Candidates | None
-) -> Held:
+def _held(split: Split, here: Tensor, first: int, task: str, held: Candidates | None) -> Held:
     """What is held out of these users (U,), of which the first is `first`."""
     if task == "ratings":
         return Held(ratings=of_users(split.validation, here), std=split.std)

@@ -18,11 +18,11 @@ Source: the safetensors format.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
@@ -32,6 +32,7 @@ from fedlab.core import Rows, Tree
 
 MARK = b"fedlab 1"
 DIGEST = 16  # bytes
+WIDEST = 1 << 31  # numbers of a row
 NIBBLE, BYTE = 16, 256  # different numbers that 4 and 8 bits tell apart
 
 
@@ -83,7 +84,9 @@ def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -
     tensor([1., 1.])
     """
     # clones, as tensors that share memory are refused
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in (tensors or {}).items()}
+    own = {
+        name: value.detach().cpu().contiguous().clone() for name, value in (tensors or {}).items()
+    }
     body = safetensors.save(own, {"head": json.dumps(head, allow_nan=False, separators=(",", ":"))})
     return MARK + hashlib.blake2b(body, digest_size=DIGEST).digest() + body
 
@@ -226,9 +229,9 @@ def _values_from(message: Message, name: str, counts: Tensor) -> Tensor:
             raise MessageError(f"its {name!r} holds {found.dtype} {tuple(found.shape)}")
         return found
     shape = message.tensor(f"shape {name}", torch.int32, -1).tolist()
-    if not shape or shape[0] != rows or min(shape) < 0 or len(shape) > 8:
+    wide = math.prod(shape[1:])
+    if not shape or shape[0] != rows or min(shape) < 0 or len(shape) > 8 or wide > WIDEST:
         raise MessageError(f"its {name!r} has the shape {shape}")
-    wide = int(np.prod([1, *shape[1:]], dtype=object))
     bits = 4 if f"places4 {name}" in message.tensors else 8
     flat = message.tensor(f"places{bits} {name}", torch.uint8, -(-rows * wide * bits // 8))
     few = message.tensor(f"few {name}", torch.float32, -1)

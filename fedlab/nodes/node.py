@@ -2,6 +2,7 @@
 
     hello     who is there: how many clients and users, of which task
     train     the client half of a round: `local`, then the client stages, as in one process
+    secure    a step of a secure sum over the nodes, see `fedlab.nodes.secure`
     measure   sums over its own users, from which the coordinator works out the metrics
 
 A question brings the tables that have changed since the node last answered. What clients learn for
@@ -14,9 +15,11 @@ Letters: C clients in the node's part of a cohort.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +53,7 @@ from fedlab.evaluation.metrics import gains
 from fedlab.models import Model
 from fedlab.nodes.keeping import BehindError, Keeping, Kept, cut, joined, readable
 from fedlab.nodes.messages import Message, MessageError, pack, put_rows, tables_from, unpack
+from fedlab.nodes.secure import Membership
 from fedlab.nodes.share import ColumnsShare, FederationShare, Own, Place, check_own, placed
 
 FAULTS = (
@@ -110,11 +114,21 @@ class Node:
         self._model = model
         self._runs: dict[str, _Running] = {}
 
+    @cached_property
+    def member(self) -> Membership:
+        """The node in secure sums."""
+        return Membership(self.folder)
+
     def answer(self, question: bytes) -> bytes:
         """The answer to a question, whatever that is."""
         try:
             asked = unpack(question)
-            do = {"hello": self._hello, "train": self._train, "measure": self._measure}
+            do = {
+                "hello": self._hello,
+                "train": self._train,
+                "secure": self._secure,
+                "measure": self._measure,
+            }
             wanted = asked.get("ask", str)
             if wanted not in do:
                 raise MessageError(f"it asks for {wanted!r}; a node knows {', '.join(do)}")
@@ -134,6 +148,7 @@ class Node:
                 "negatives": draws_negatives(self.data),
                 "users": train.user_count if train else 0,
                 "items": train.item_count if train else 0,
+                "key": self.member.identity.public.hex(),
             },
             {"counts": counts.long()},
         )
@@ -176,11 +191,9 @@ class Node:
         running = self._running(asked)
         if running is None:
             return pack({"stale": True})
-        cohort = torch.tensor(asked.numbers("cohort"), dtype=torch.int64)
-        outside = cohort[(cohort >= running.place.clients) | (cohort < running.place.client)]
-        if len(outside) or not bool((running.data.counts[cohort] > 0).all()):
-            raise MessageError(f"it asks for clients of others: {outside[:4].tolist()}")
-        update, context = running.trained(asked, longest_first(running.data, cohort))
+        update, context = running.trained(asked)
+        if update is None:
+            raise MessageError("it asks for nobody")
         places, tensors = put_rows(update.deltas, len(update.cohort))
         head = {
             "round": context.number,
@@ -188,7 +201,21 @@ class Node:
             "rows": places,
             "engine": context.notes.get("engine", ""),
         }
-        return pack(head, tensors | {"losses": update.losses.float(), "steps": update.steps.float()})
+        return pack(
+            head, tensors | {"losses": update.losses.float(), "steps": update.steps.float()}
+        )
+
+    def _secure(self, asked: Message) -> bytes:
+        """A step of a secure sum; what clients send leaves the node under masks alone."""
+        if asked.get("step", str) != "masked":
+            return pack(self.member.step(self.name, asked))
+        running = self._running(asked)
+        if running is None:
+            return pack({"stale": True})
+        update, context = running.trained(asked)
+        words = self.member.masked(asked, update, context)
+        loss = 0.0 if update is None else float(update.losses.mean())
+        return pack({"loss": loss}, {"masked": torch.from_numpy(words.view(np.int32))})
 
     def _measure(self, asked: Message) -> bytes:
         running = self._running(asked)
@@ -198,7 +225,9 @@ class Node:
         mine = {name: params[name] for name in running.model.rows}
         owner = getattr(running.data, "owner", None)
         score = scorer(running.model, mine, owner)
-        return pack({"round": asked.get("round", int), "sums": self.held.sums(score, running.place.user)})
+        return pack(
+            {"round": asked.get("round", int), "sums": self.held.sums(score, running.place.user)}
+        )
 
 
 TOLD = ("counted", "trained")  # clients, and for each the round whose update counted
@@ -245,12 +274,20 @@ class _Running:
                 found[name] = _put(table, ids, values)
         return found
 
-    def trained(self, asked: Message, cohort: Tensor) -> tuple[Update, RoundContext]:
-        """What these clients send in a round; what they keep is written before anybody knows."""
+    def trained(self, asked: Message) -> tuple[Update | None, RoundContext]:
+        """What the clients asked for send in a round, longest first; None for no clients.
+
+        What they keep is written before anybody knows.
+        """
+        cohort = torch.tensor(asked.numbers("cohort"), dtype=torch.int64)
+        outside = cohort[(cohort >= self.place.clients) | (cohort < self.place.client)]
+        if len(outside) or not bool((self.data.counts[cohort] > 0).all()):
+            raise MessageError(f"it asks for clients of others: {outside[:4].tolist()}")
+        cohort = longest_first(self.data, cohort)
         local, stages, context = self._context(asked, cohort)
         own: list[dict[str, Rows]] = []
         sent: list[Update] = []
-        for update in local.train(context, cohort):
+        for update in local.train(context, cohort) if len(cohort) else ():
             private = self.model.private & update.deltas.keys()
             own.append({name: update.deltas[name] for name in private})
             out = replace(
@@ -260,7 +297,7 @@ class _Running:
                 out = checked(stage, out, context)
             sent.append(out)
         self._keep(context, sent, own)
-        return joined_updates(sent), context
+        return (joined_updates(sent) if sent else None), context
 
     def _context(self, asked: Message, cohort: Tensor) -> tuple[Local, list[Stage], RoundContext]:
         """The parts that the question names, and what they may know of the round."""
@@ -289,14 +326,14 @@ class _Running:
             stage.begin(context)
         return local, stages, context
 
-    def _keep(
-        self, context: RoundContext, sent: list[Update], own: list[dict[str, Rows]]
-    ) -> None:
+    def _keep(self, context: RoundContext, sent: list[Update], own: list[dict[str, Rows]]) -> None:
         """Write down what each client had after it trained."""
         found: dict[int, Kept] = {}
         for update, private in zip(sent, own, strict=True):
             for place, client in enumerate(update.cohort.tolist()):
-                rows = {name: self._own(name, r, place, client, context) for name, r in private.items()}
+                rows = {
+                    name: self._own(name, r, place, client, context) for name, r in private.items()
+                }
                 found[client] = {"rows": rows, "memory": cut(context.state, client)}
         self.keeping.keep(context.number, found)
 

@@ -44,7 +44,9 @@ def address(text: str) -> tuple[str, int] | str:
     host, colon, port = text.rpartition(":")
     if not colon or "/" in text:
         fix = "give a path of at most 100 bytes, or 127.0.0.1:PORT"
-        require(0 < len(os.fsencode(text)) <= 100 and hasattr(socket, "AF_UNIX"), "socket", text, fix)
+        require(
+            0 < len(os.fsencode(text)) <= 100 and hasattr(socket, "AF_UNIX"), "socket", text, fix
+        )
         return text
     fix = "nodes and coordinator meet on this machine, 127.0.0.1:PORT; for others take an engine"
     require(host in LOCAL and port.isdigit() and int(port) < 2**16, "socket", text, fix)

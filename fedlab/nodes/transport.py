@@ -18,6 +18,7 @@ class Lost:
 
     Args:
         why: One line for people, such as `"did not answer within 60 s"`.
+
     """
 
     why: str
@@ -51,6 +52,7 @@ class Loop:
         >>> loop = Loop({"left": bytes.upper, "right": bytes.title})
         >>> dict(loop.ask({"left": b"who", "away": b"who"}, seconds=1))
         {'left': b'WHO', 'away': Lost(why='there is no node of this name')}
+
     """
 
     answers: Mapping[str, Callable[[bytes], bytes]]

@@ -3,6 +3,7 @@
 from fedlab.workbench.best import Best, fit_best
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
 from fedlab.workbench.export import export
+from fedlab.workbench.over_nodes import over_nodes
 from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
 from fedlab.workbench.runs import Run, Runs, metrics, record, shown
@@ -29,6 +30,7 @@ __all__ = [
     "fit_best",
     "follow",
     "metrics",
+    "over_nodes",
     "over_seeds",
     "record",
     "shown",

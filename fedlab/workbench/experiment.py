@@ -524,22 +524,7 @@ def stream(
     check_read(made.parts, made.facts, first)
     if made.choices.task == "clicks" and made.choices.train_on == HELD:
         _ = made.candidates  # what cannot be ranked is said before anything trains
-    loop = {name for part in made.parts for name in knobs(type(part)) if part.kind not in MADE_ONCE}
-    own = {name for part in made.parts for name in knobs(type(part))} - loop
-    clients = len(made.federation)
-
-    def now() -> Settings:
-        asked = Settings(**ask())
-        for name in own:
-            require(
-                asked[name] == first[name],
-                name,
-                asked[name],
-                f"it is fixed while a run lasts; keep {first[name]!r}, or begin another run",
-            )
-        kept = {name: value for name, value in asked.items() if name not in own}
-        return Settings(**kept | {"cohort": min(asked.cohort, clients)})
-
+    now = turning(made, ask, len(made.federation))
     rounds = federate(
         made.model,
         made.source,
@@ -553,6 +538,32 @@ def stream(
         device=made.choices.device,
     )
     return made.stopped(measured(rounds, made.measure, made.choices.measure_every), start)
+
+
+def turning(
+    made: Experiment, ask: Callable[[], Settings | Mapping[str, Any]], clients: int
+) -> Callable[[], Settings]:
+    """The knobs of the loop as they are asked for, in a cohort of at most so many clients.
+
+    Raises `ParameterError` for a knob of the experiment that was turned meanwhile.
+    """
+    loop = {name for part in made.parts for name in knobs(type(part)) if part.kind not in MADE_ONCE}
+    own = {name for part in made.parts for name in knobs(type(part))} - loop
+
+    def now() -> Settings:
+        asked = Settings(**ask())
+        for name in own:
+            require(
+                asked[name] == made.settings[name],
+                name,
+                asked[name],
+                f"it is fixed while a run lasts; keep {made.settings[name]!r}, or begin another "
+                "run",
+            )
+        kept = {name: value for name, value in asked.items() if name not in own}
+        return Settings(**kept | {"cohort": min(asked.cohort, clients)})
+
+    return now
 
 
 _USERS = Settings(rounds=60, cohort=64, local_lr=1.0, server_lr=50.0, weighting="equal")

@@ -31,7 +31,10 @@ class Machines:
         self.where = str(folder / "line")
         for k, name in enumerate(world.names):
             write_node(folder / name, name, world.own(k))
-            self.words(name, [sys.executable, "-m", "fedlab", "node", folder / name, "--socket", self.where])
+            self.words(
+                name,
+                [sys.executable, "-m", "fedlab", "node", folder / name, "--socket", self.where],
+            )
         script = [sys.executable, HERE / "coordinate.py", self.where, folder, len(world.names)]
         self.words("coordinator", [*script, rounds])
 
@@ -53,7 +56,16 @@ class Machines:
         return (self.folder / f"{name}.log").read_text()
 
     def done(self):
-        return max([0, *(int(line.split()[1]) for line in self.log().splitlines() if line.startswith("round "))])
+        return max(
+            [
+                0,
+                *(
+                    int(line.split()[1])
+                    for line in self.log().splitlines()
+                    if line.startswith("round ")
+                ),
+            ]
+        )
 
     def wait(self, number, seconds=300):
         end = time.monotonic() + seconds

@@ -1,7 +1,6 @@
 """Over nodes a run is what it is in one process: shared and private parameters, to 1e-5."""
 
 import pytest
-import torch
 from world import Table, World, difference
 
 from fedlab.algorithms import Buffered, Scaffold, federate

@@ -4,16 +4,7 @@ from functools import cache
 
 import torch
 
-from fedlab.data import (
-    Catalogue,
-    Columns,
-    Federation,
-    Interactions,
-    leave_one_out,
-    load,
-    of_users,
-    one_per_user,
-)
+from fedlab.data import Columns, Federation, leave_one_out, load, of_users, one_per_user
 from fedlab.evaluation import Candidates, candidates
 from fedlab.models import matrix_factorisation, perceptron
 from fedlab.nodes import Coordinator, Held, Loop, Node
@@ -43,18 +34,29 @@ class World:
         self.folder = folder
         self.nodes = {name: self.node(k) for k, name in enumerate(self.names)}
 
+    @staticmethod
+    @cache
+    def small():
+        """A node of a few users."""
+        return World(users=6, count=2).nodes["node0"]
+
     def own(self, k):
         """The data of a node, its users numbered from 0."""
         first, last = self.cuts[k : k + 2]
         train = self.data.train
-        own = of_users(train, (torch.arange(train.user_count) >= first) & (torch.arange(train.user_count) < last))
+        own = of_users(
+            train,
+            (torch.arange(train.user_count) >= first) & (torch.arange(train.user_count) < last),
+        )
         return Federation(own, one_per_user(own), self.data.task)
 
     def node(self, k):
         """A node anew, as after a restart: it knows what is on its disk."""
         first, last = self.cuts[k : k + 2]
         held = self.held
-        own = Candidates(held.users[first:last] - first, held.positives[first:last], held.negatives[first:last])
+        own = Candidates(
+            held.users[first:last] - first, held.positives[first:last], held.negatives[first:last]
+        )
         folder = None if self.folder is None else self.folder / self.names[k]
         return Node(
             self.names[k],
@@ -72,7 +74,7 @@ class World:
         return Loop({name: self.asked(name) for name in self.names})
 
     def asked(self, name):
-        return lambda question: self.nodes[name].answer(question)
+        return lambda question: self.nodes[name].answer(question)  # noqa: PLW0108 - it may change
 
     def far(self, **more):
         """A coordinator of these nodes."""

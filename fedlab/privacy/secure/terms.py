@@ -111,15 +111,21 @@ class Terms:
 class Identity:
     """The signing key of a client, the same in all runs; its public half is in directories."""
 
-    def __init__(self) -> None:
-        """Draw a key."""
-        self._key = Ed25519PrivateKey.generate()
+    def __init__(self, key: bytes | None = None) -> None:
+        """Draw a key, or take up one of 32 bytes that `private` gave."""
+        new = Ed25519PrivateKey.generate
+        self._key = new() if key is None else Ed25519PrivateKey.from_private_bytes(key)
         self._runs: set[bytes] = set()
 
     @property
     def public(self) -> bytes:
         """The public key, of 32 bytes."""
         return self._key.public_key().public_bytes_raw()
+
+    @property
+    def private(self) -> bytes:
+        """The key itself, of 32 bytes, to be kept where nobody else reads."""
+        return self._key.private_bytes_raw()
 
     def enter(self, run: bytes) -> None:
         """Note a run; raises `SecureSumError` for one that the client has been in.

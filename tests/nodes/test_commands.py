@@ -1,0 +1,99 @@
+"""The command line over nodes: a run, one that goes on, and one line for whatever is wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from world import difference
+
+from fedlab.core import Settings, load_round, write_settings
+from fedlab.workbench import stream
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no Unix sockets")
+USUAL = {"rounds": 3, "cohort": 20, "local_lr": 1.0, "dim": 4}
+
+
+def words(*given):
+    return [sys.executable, "-m", "fedlab", *map(str, given)]
+
+
+def said(*given, code=0):
+    """What a command prints; its last line of errors where it fails."""
+    done = subprocess.run(words(*given), capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stderr
+    return done.stdout if not code else done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """Two nodes of ml-latest-small, each a process, and where they look for a coordinator."""
+    home = tmp_path_factory.mktemp("nodes")
+    said("nodes", "ml-latest-small", "--into", home, "--count", 2)
+    running = [
+        subprocess.Popen(
+            words("node", home / f"node{k}", "--socket", home / "line"), stderr=subprocess.DEVNULL
+        )
+        for k in range(2)
+    ]
+    yield home
+    for each in running:
+        each.kill()
+        each.wait()
+
+
+def test_a_run_over_nodes_and_one_that_goes_on(nodes, tmp_path):
+    (tmp_path / "settings.json").write_text(write_settings(USUAL))
+    run = (
+        "run",
+        tmp_path / "settings.json",
+        "--nodes",
+        nodes / "line",
+        "--count",
+        2,
+        "--deadline",
+        300,
+    )
+    run = (*run, "--folder", tmp_path / "runs")
+    printed = said(*run)
+    assert "done" in printed and "best ndcg@10" in printed
+    *_, one = stream(lambda: Settings(**USUAL))
+    (folder,) = [each for each in (tmp_path / "runs").iterdir() if each.is_dir()]
+    last = load_round(folder)
+    assert difference(one.params, last.params) < 1e-5
+    assert last.metrics == pytest.approx(one.metrics)
+    further = said(*run, "--resume", "--set", "rounds=5")
+    assert "done" in further
+    *_, one = stream(lambda: Settings(**USUAL | {"rounds": 5}))
+    last = load_round(folder)
+    assert last.number == 5 and difference(one.params, last.params) < 1e-5
+    assert "start" in said(*run, "--resume", "--set", "rounds=9", "--set", "seed=3", code=2)
+
+
+@pytest.mark.parametrize(
+    "turn, words",
+    [
+        ("data=clicks.csv", "nodes have the data"),
+        ("partition=by activity", "nodes have the data"),
+        ("task=ratings", "the nodes have clicks"),
+        ("aggregation=best models", "needs the data"),
+        ("uplink=clip + distributed gaussian", "its noise is not counted yet"),
+        ("local=meta", "tells"),
+    ],
+)
+def test_settings_that_need_the_data_are_refused(nodes, tmp_path, turn, words):
+    run = ("run", "--nodes", nodes / "line", "--count", 2, "--deadline", 300)
+    assert words in said(*run, "--folder", tmp_path, "--set", turn, code=2)
+
+
+def test_what_is_wrong_is_one_line(tmp_path):
+    run = ("run", "--folder", tmp_path / "runs", "--nodes")
+    assert "0 of 1 are there within 0.2 s" in said(
+        *run, tmp_path / "line", "--deadline", 0.2, code=2
+    )
+    assert "on this machine" in said(*run, "0.0.0.0:7000", code=2)
+    assert "it goes with --nodes" in said("run", "--resume", code=2)
+    assert "no such file" in said("node", tmp_path, "--socket", tmp_path / "line", code=2)
+    (tmp_path / "data.node").write_bytes(b"nonsense")
+    assert "not a node's data" in said("node", tmp_path, "--socket", tmp_path / "line", code=2)
+    assert "count=0" in said("nodes", "ml-latest-small", "--into", tmp_path, "--count", 0, code=2)

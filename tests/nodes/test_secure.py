@@ -1,0 +1,225 @@
+"""Secure sums over nodes: the sum is right, and nobody's update is in the coordinator's process."""
+
+import gc
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import context
+from world import World, difference
+
+from fedlab.algorithms import federate
+from fedlab.algorithms.participation import longest_first
+from fedlab.core import ParameterError, Settings
+from fedlab.engine import SGD
+from fedlab.models import MatrixFactorisation
+from fedlab.nodes import Coordinator, Loop, Lost, Node, Sockets, gathered, unpack, write_node
+from fedlab.privacy import Clip, DistributedGaussian, GaussianNoise, SecureSum
+from fedlab.privacy.secure import FixedPoint
+
+USUAL = Settings(rounds=3, cohort=12, local_lr=1.0, server_lr=5.0, clip=0.5)
+NOISY = USUAL.replace(teaching_seed=1, delta=1e-3, noise=0.5)
+PLAIN, PRIVATE = [Clip(), SecureSum()], [Clip(), SecureSum(), GaussianNoise()]
+
+
+class Failing(Loop):
+    """Carries bytes, and loses nodes at a step of the secure sum of round 2."""
+
+    def __init__(self, loop, names, step):
+        super().__init__(loop.answers)
+        object.__setattr__(self, "what", (names, step))
+        object.__setattr__(self, "sums", [])
+
+    def ask(self, to, seconds):
+        names, step = self.what
+        for name, answer in super().ask(to, seconds):
+            head = unpack(to[name]).head
+            if head["ask"] == "secure" and head["sum"] not in self.sums:
+                self.sums.append(head["sum"])
+            gone = name in names and head.get("step") == step and len(self.sums) == 2
+            yield name, Lost("its connection broke") if gone else answer
+
+
+@pytest.mark.parametrize("uplink, settings", [(PLAIN, USUAL), (PRIVATE, NOISY)])
+def test_the_sum_is_that_of_one_process(uplink, settings):
+    world = World(count=4)
+    ones = federate(world.model, world.data, settings, uplink=uplink)
+    far = world.far(uplink=uplink)
+    for one, there in zip(ones, far.rounds(settings), strict=True):
+        assert difference(one.params, there.params) < 1e-5
+        assert set(one.cohort.tolist()) == set(there.cohort.tolist())
+        assert not there.norms.any()  # nobody has seen one
+        assert there.loss == pytest.approx(one.loss, rel=0.2)
+    far.measure(there)
+    assert float((world.private(there) - one.params["user"]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("step", ["keys", "shares", "masked", "arrived", "unmask"])
+def test_a_node_that_drops_out_is_not_missed(step):
+    """Before its vector its clients are missing from the sum; afterwards they are in it."""
+    world = World(count=4)
+    far = Coordinator(Failing(world.loop, {"node1"}, step), world.model, uplink=PLAIN, quorum=0.0)
+    first, second, third = far.rounds(USUAL)
+    assert not second.skipped and not third.rejected
+    gone = {client for client in second.rejected}
+    if step in ("keys", "shares", "masked"):
+        assert gone and all(10 <= client < 20 for client in gone)
+        assert all(f"in a secure sum: {step}" in why for why in second.rejected.values())
+    else:
+        assert not gone
+    whole = World(count=4).far(uplink=PLAIN).rounds(USUAL)
+    next(whole)
+    same = difference(next(whole).params, second.params) < 1e-6
+    assert same == (step in ("arrived", "unmask"))
+
+
+@pytest.mark.parametrize("step", ["keys", "masked", "unmask"])
+def test_with_fewer_than_two_thirds_nothing_opens(step):
+    world = World(count=4)
+    line = Failing(world.loop, {"node1", "node2"}, step)
+    first, second, third = Coordinator(line, world.model, uplink=PLAIN).rounds(USUAL)
+    assert "did not open" in second.skipped and not third.skipped
+    assert difference(first.params, second.params) == 0
+
+
+def test_identities_are_known_from_the_first_time(tmp_path):
+    world = World(count=4, folder=tmp_path)
+    key = gathered(world.loop).keys
+    next(world.far(uplink=PLAIN).rounds(USUAL))
+    world.nodes["node2"] = world.node(2)
+    assert gathered(world.loop).keys == key
+    other = Node("node2", world.own(2), tmp_path / "other", model=world.nodes["node2"]._model)
+    world.nodes["node2"] = other
+    done = next(world.far(uplink=PLAIN).rounds(USUAL))
+    assert "did not open" in done.skipped
+    assert any("identity of node node2 is not the one" in why for why in done.rejected.values())
+
+
+def test_noise_in_shares_is_refused():
+    with pytest.raises(ParameterError, match="distributed gaussian"):
+        World(count=4).far(uplink=[Clip(), DistributedGaussian()])
+
+
+# What is in the coordinator's process
+
+
+def held(known=()):
+    """Every array of numbers and all bytes in this process but those in `known`, by identity."""
+    kinds, every = (torch.Tensor, torch.nn.Parameter, np.ndarray, bytes), gc.get_objects()
+    found = [part for part in gc.get_referents(*every) if type(part) in kinds]
+    found += [part for part in every if type(part) in kinds]
+    return {id(part): part for part in found if id(part) not in known}
+
+
+def memory(part):
+    """The bytes of an array."""
+    if isinstance(part, torch.Tensor):
+        plain = part.is_cpu and part.layout == torch.strided and not part.is_meta
+        part = part.detach().numpy() if plain else np.empty(0)
+    return part if isinstance(part, bytes) else part.tobytes() if part.dtype != object else b""
+
+
+class Watched:
+    """A transport that looks, at every answer, for what nobody but nodes should have.
+
+    needles: client -> what of its update to look for, in several forms.
+    """
+
+    def __init__(self, line, needles):
+        self.line, self.needles, self.seen, self.before = line, needles, set(), held()
+
+    def nodes(self):
+        return self.line.nodes()
+
+    def ask(self, to, seconds):
+        for name, answer in self.line.ask(to, seconds):
+            yield name, answer
+            self.look()
+
+    def look(self):
+        for part in held(self.before).values():
+            text = memory(part)
+            for client, forms in self.needles.items():
+                if any(form in text for form in forms) and not any(part is f for f in forms):
+                    self.seen.add(client)
+
+
+def needles(world, settings, cohort):
+    """A row of each client's clipped update that its node's other clients have not.
+
+    It is as floats and as fixed-point words. A client of another node has the row, too: in the sum
+    over all it is another one.
+    """
+    local, clip = SGD(local_lr=settings.local_lr), Clip(clip=settings.clip)
+    see = context(world.model, world.data, local=local)
+    clip.begin(see)
+    sent = [
+        clip.each(replace_deltas(u), see)
+        for u in local.train(see, longest_first(world.data, cohort))
+    ]
+    (sent,) = sent
+    rows, found = sent.deltas["item"], {}
+    client, node = (
+        sent.cohort[rows.client],
+        torch.searchsorted(torch.tensor(world.cuts[1:]), sent.cohort[rows.client], right=True),
+    )
+    for who in cohort.tolist():
+        mine = client == who
+        here = (node == node[mine][0]) & ~mine
+        fit = (
+            mine
+            & ~torch.isin(rows.ids, rows.ids[here])
+            & torch.isin(rows.ids, rows.ids[node != node[mine][0]])
+        )
+        numbers = rows.values[fit][0].numpy()
+        words = FixedPoint(settings.clip * (1 + 2e-5), 1000).encode(numbers.astype(np.float64))
+        forms = [numbers, numbers.astype(np.float64), words]
+        found[who] = [form.tobytes() for form in forms]
+    return found
+
+
+def replace_deltas(update):
+    """The update without what stays with clients."""
+    return replace(update, deltas={n: r for n, r in update.deltas.items() if n != "user"})
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """Four nodes, each a process, and the line to them."""
+    if os.name != "posix":
+        pytest.skip("there are no Unix sockets")
+    world, running = World(count=4), []
+    where = str(tmp_path / "line")
+    with Sockets(where) as line:
+        for k, name in enumerate(world.names):
+            write_node(tmp_path / name, name, world.own(k))
+            words = [sys.executable, "-m", "fedlab", "node", tmp_path / name, "--socket", where]
+            running.append(subprocess.Popen(list(map(str, words)), stderr=subprocess.DEVNULL))
+        try:
+            yield world, line, gathered(line, 300, count=4)
+        finally:
+            for each in running:
+                each.kill()
+                each.wait()
+
+
+def test_the_coordinators_process_never_holds_an_update(processes):
+    """Without the secure sum the same look finds the update of everybody in the cohort."""
+    world, line, roster = processes
+    settings = USUAL.replace(rounds=1)
+    (one,) = federate(world.model, world.data, settings, uplink=PLAIN)
+    known, seen = needles(world, settings, one.cohort), {}
+    for name, uplink in (("plain", [Clip()]), ("secure", PLAIN)):
+        watched = Watched(line, known)
+        far = Coordinator(watched, MatrixFactorisation(dim=4), uplink=uplink, roster=roster)
+        (done,) = far.rounds(settings)
+        watched.look()
+        assert set(done.cohort.tolist()) == set(one.cohort.tolist())
+        assert difference(one.params, done.params) < 1e-5
+        seen[name] = watched.seen
+        del far, watched
+    assert seen == {"plain": set(one.cohort.tolist()), "secure": set()}
