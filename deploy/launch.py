@@ -4,6 +4,7 @@ A process has a session of its own, so that it outlives the terminal, is killed 
 and gets its own share of the processor: Linux shares that by session.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,16 +20,18 @@ from deploy.wire import receive, send
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of `folder/.venv`, made anew where `folder/requirements.txt` is newer."""
+    """Return the Python of `folder/.venv`, made anew where `folder/requirements.txt` is another."""
     wanted, made = folder / "requirements.txt", folder / ".venv/requirements.txt"
     python = folder / ".venv/bin/python"
-    if not made.exists() or made.read_text() != wanted.read_text():
-        print(f"making {folder / '.venv'}", flush=True)
-        shutil.rmtree(folder / ".venv", ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
-        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-deps", "-r", wanted], check=True)
-        shutil.copy(wanted, made)
+    with (folder / "requirements.txt").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # two that start at once make it once
+        if not made.exists() or made.read_text() != wanted.read_text():
+            print(f"making {folder / '.venv'}", flush=True)
+            shutil.rmtree(folder / ".venv", ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
+            pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+            subprocess.run([*pip, "--no-deps", "-r", wanted], check=True)
+            shutil.copy(wanted, made)
     return python
 
 

@@ -151,7 +151,9 @@ def serve(
             print(f"an order of the coordinator ended: {problem!r}", flush=True)
 
 
-def _ask(line: socket.socket, questions: Mapping[str, bytes], seconds: float, ask: Callable) -> None:
+def _ask(
+    line: socket.socket, questions: Mapping[str, bytes], seconds: float, ask: Callable
+) -> None:
     left, answers = threading.Event(), queue.Queue()
 
     def one(number: int, name: str, question: bytes) -> None:

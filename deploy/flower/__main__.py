@@ -86,7 +86,7 @@ class Flower:
         shutil.copytree(HERE / "app", app, dirs_exist_ok=True)
         shutil.copy(HERE.parent / "wire.py", app / "fedlab_relay/wire.py")
         (self.folder / "run.toml").write_text(
-            f'socket = "{self.folder / "coordinator.sock"}"\nsites = \'{json.dumps(numbers)}\'\n'
+            f"socket = \"{self.folder / 'coordinator.sock'}\"\nsites = '{json.dumps(numbers)}'\n"
         )
         if not self.flwr("run", app, "here", "--run-config", self.folder / "run.toml"):
             raise SystemExit(f"Flower does not take the relay; see {self.folder}/server.log")

@@ -24,7 +24,9 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.lighter.utils import load_private_key_file, sign_content, verify_content
 
 CHANNEL, ASK, PING = "fedlab", "ask", "ping"
-SILENT = 20.0  # seconds without a heartbeat (one is due every 2 s) after which a site counts as gone
+SILENT = (
+    20.0  # seconds without a heartbeat (one is due every 2 s) after which a site counts as gone
+)
 
 
 def signed(site: str, number: int, question: bytes) -> str:
@@ -177,7 +179,9 @@ class SiteRelay(FLComponent):
         number = request.get_header("number", 0)
         try:
             verify_content(
-                signed(self.site, number, question), request.get_header("signature"), self.server_key
+                signed(self.site, number, question),
+                request.get_header("signature"),
+                self.server_key,
             )
         except (InvalidSignature, AttributeError, TypeError, ValueError):
             return f"the server did not sign it for {self.site}"

@@ -15,8 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
+from world import World, difference
 
-from fedlab.core import ParameterError
+from fedlab.algorithms import federate
+from fedlab.core import ParameterError, Settings
+from fedlab.models import MatrixFactorisation
+from fedlab.nodes import Coordinator, gathered, write_node
 from fedlab.nodes.relay import Relay
 from fedlab.nodes.sockets import receive_frame, send_frame
 from fedlab.nodes.transport import Lost
@@ -36,15 +40,17 @@ def a_free_port():
 class Engine:
     """NVFLARE with two sites on this machine, driven by the command that users type."""
 
+    module = "deploy.nvflare"
+
     def __init__(self, folder):
         self.folder, self.port = folder, a_free_port()
         self.socket = folder / "coordinator.sock"
         self.relay = Relay(self.socket)
 
     def do(self, *words):
-        module = [sys.executable, "-m", "deploy.nvflare", *words, "--folder", str(self.folder)]
+        command = [sys.executable, "-m", self.module, *words, "--folder", str(self.folder)]
         done = subprocess.run(
-            [*module, "--port", str(self.port)], cwd=ROOT, capture_output=True, text=True
+            [*command, "--port", str(self.port)], cwd=ROOT, capture_output=True, text=True
         )
         assert not done.returncode, done.stdout + done.stderr
         return done.stdout
@@ -145,7 +151,9 @@ class TestRounds:
 
     def test_no_port_is_open_to_other_machines(self, engine):
         numbers = {(engine.folder / f"{name}.pid").read_text() for name in ("server", *SITES)}
-        opened = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True).stdout.splitlines()
+        opened = subprocess.run(
+            ["ss", "-Hltnp"], capture_output=True, text=True
+        ).stdout.splitlines()
         ours = [line.split()[3] for line in opened if any(f"pid={n}," in line for n in numbers)]
         assert any(where.endswith(f":{engine.port}") for where in ours)
         assert all("127.0.0.1" in where for where in ours), ours
@@ -221,6 +229,32 @@ class TestKills:
         engine.goes_on()
 
 
+class TestNodes:
+    def test_a_run_over_the_engine_equals_one_process(self, engine):
+        world, settings = World(count=2), Settings(cohort=12, local_lr=0.5, server_lr=2.0, rounds=4)
+        for number, site in enumerate(SITES):
+            write_node(engine.folder / site, site, world.own(number))
+            engine.do("stop", f"{site}.node")
+        words = f"{sys.executable} -m fedlab node {engine.folder}/{{name}} --socket {{socket}}"
+        nodes = [f"{site}.node" for site in SITES]
+        try:
+            engine.do("start", *nodes, "--node", words)
+            assert until(lambda: "connected" in engine.said("site-1.node"), 300)
+            assert until(lambda: "connected" in engine.said("site-2.node"), 300)
+            roster = gathered(engine.relay, 120, count=2)
+            far = Coordinator(
+                engine.relay, MatrixFactorisation(dim=4), roster=roster, seconds=120, quorum=1.0
+            )
+            *_, last = far.rounds(settings)
+        finally:
+            engine.do("stop", *nodes)
+            engine.do("start", *nodes)
+        *_, one = federate(world.model, world.data, settings)
+        assert last.number == one.number == settings.rounds
+        assert not last.rejected
+        assert difference(one.params, last.params) < 1e-5
+
+
 class TestIntruders:
     def test_a_site_with_keys_of_another_project(self, engine):
         """It trusts whatever server it finds; the server does not trust it."""
@@ -281,7 +315,7 @@ class TestIntruders:
             shutil.copy(honest, custom / "honest.py")
             shutil.copy(HERE / "rogue_site.py", honest)
             engine.again("site-2")
-            (_, answer), = engine.relay.ask({"site-2": b"train"}, DEADLINE)
+            ((_, answer),) = engine.relay.ask({"site-2": b"train"}, DEADLINE)
             assert answer == b"its site refused: the server did not sign it for site-1"
             assert "refused a question" in engine.said("site-1")
         finally:
@@ -325,7 +359,10 @@ def recording(port, keys):
     arriving, leaving, sent = ssl.MemoryBIO(), ssl.MemoryBIO(), b""
     sealed = context.wrap_bio(arriving, leaving)
     with socket.create_connection(("127.0.0.1", port), 60) as wire:
-        for step in (sealed.do_handshake, lambda: sealed.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")):
+        for step in (
+            sealed.do_handshake,
+            lambda: sealed.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        ):
             while True:
                 try:
                     step()
