@@ -1,4 +1,4 @@
-"""Stands in for a node, to try an engine without one: answers each question with its bytes reversed.
+"""Stands in for a node, to try an engine without one: an answer is the question reversed.
 
 `python answer.py SOCKET` connects to a site's socket, as `fedlab node` does. A question that begins
 with `wait S ` is answered after S seconds.

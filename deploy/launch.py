@@ -81,6 +81,7 @@ def wait(there: Callable[[], object], seconds: float, otherwise: str) -> None:
 
     Raises:
         SystemExit: `seconds` went by; it says `otherwise`.
+
     """
     until = time.monotonic() + seconds
     while not there():

@@ -139,6 +139,7 @@ def serve(
         nodes: Returns the names of all sites, and why each is out of reach.
         ask: From a name, a question, the seconds there are, and whether the coordinator hung up, to
             an answer.
+
     """
     with line:
         try:

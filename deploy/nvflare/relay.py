@@ -56,6 +56,7 @@ class ServerRelay(FLComponent):
         sites: Names of the sites that belong to this federation; no other is ever asked.
         key: Path of the server's private key.
         grace: Seconds after a start during which a site that was not there yet is waited for.
+
     """
 
     def __init__(self, socket: str, sites: list[str], key: str, grace: float = 45.0) -> None:
@@ -147,6 +148,7 @@ class SiteRelay(FLComponent):
 
     Args:
         socket: Path of the Unix socket where the node connects.
+
     """
 
     def __init__(self, socket: str) -> None:

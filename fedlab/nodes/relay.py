@@ -7,7 +7,7 @@ said on the socket stands in `deploy/wire.py`.
 
 import json
 import os
-import socket
+import socket as net
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,12 +38,13 @@ class Relay:
 
     Examples:
         >>> relay = Relay("/nowhere/coordinator.sock", patience=0)
-        >>> relay.nodes()
+        >>> relay.nodes()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ConnectionError: no relay listens at /nowhere/coordinator.sock: start one with `make nvflare`
+        ConnectionError: no relay listens at /nowhere/coordinator.sock: start one with ...
         >>> dict(relay.ask({"site-1": b"who"}, seconds=0))
         {'site-1': Lost(why='the relay was away for 0 s')}
+
     """
 
     socket: str | Path
@@ -59,6 +60,7 @@ class Relay:
 
         Raises:
             ConnectionError: No relay is there, nor was one before.
+
         """
         until = time.monotonic() + self.patience
         while True:
@@ -104,9 +106,9 @@ class Relay:
                 number, answer = receive_frame(line)
                 yield names[number], Lost(why.decode()) if why else answer
 
-    def _ordered(self, order: Mapping[str, object]) -> socket.socket:
+    def _ordered(self, order: Mapping[str, object]) -> net.socket:
         """Return a line on which the relay was sent an order."""
-        line = socket.socket(socket.AF_UNIX)
+        line = net.socket(net.AF_UNIX)
         try:
             line.connect(str(self.socket))
             send_frame(line, 0, json.dumps(order).encode())

@@ -54,12 +54,13 @@ def test_a_key_that_nobody_registered(flower):
         make = [bin_ / "python", ROOT / "deploy/flower/keys.py", other, "127.0.0.1", "site-2"]
         subprocess.run(make, check=True)
         tls = ["--ssl-certfile", keys / "server.crt", "--ssl-keyfile", keys / "server.key"]
+        key = Path(other, "site-2.key")
+        tls += ["--ssl-ca-certfile", keys / "authority.crt"]
+        tls += ["--root-certificates", keys / "authority.crt"]
+        where = ["--superlink", f"127.0.0.1:{flower.port}", "--port", str(flower.port + 9)]
         with log.open("wb") as said:
             stranger = subprocess.Popen(
-                [bin_ / "flower-supernode", *tls, "--ssl-ca-certfile", keys / "authority.crt"]
-                + ["--root-certificates", keys / "authority.crt"]
-                + ["--auth-supernode-private-key", Path(other, "site-2.key")]
-                + ["--superlink", f"127.0.0.1:{flower.port}", "--port", str(flower.port + 9)],
+                [bin_ / "flower-supernode", *tls, *where, "--auth-supernode-private-key", key],
                 env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
                 stdout=said,
                 stderr=said,

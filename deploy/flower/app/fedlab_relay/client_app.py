@@ -6,9 +6,10 @@ Flower starts this anew for each message, so the node connects to a seat that st
 import json
 import socket
 
-from fedlab_relay.wire import receive, send
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+
+from fedlab_relay.wire import receive, send
 
 app = ClientApp()
 

@@ -5,9 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from fedlab_relay.wire import LATE, Answer, listen, serve
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
+
+from fedlab_relay.wire import LATE, Answer, listen, serve
 
 app = ServerApp()
 
@@ -20,6 +21,7 @@ class Relay:
         sites: Name of each site that belongs to the federation -> number of its SuperNode, which
             Flower derives from the key that was registered for it.
         grace: Seconds after a start during which a site that was not there yet is waited for.
+
     """
 
     def __init__(self, grid: Grid, sites: dict[str, int], grace: float = 45.0) -> None:
