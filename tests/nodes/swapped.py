@@ -61,7 +61,11 @@ def test_a_key_that_nobody_registered(flower):
         with log.open("wb") as said:
             stranger = subprocess.Popen(
                 [bin_ / "flower-supernode", *tls, *where, "--auth-supernode-private-key", key],
-                env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+                env={
+                    **os.environ,
+                    "FLWR_TELEMETRY_ENABLED": "0",
+                    "PATH": f"{bin_}:{os.environ['PATH']}",
+                },
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
