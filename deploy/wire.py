@@ -25,7 +25,7 @@ from pathlib import Path
 
 HEAD = struct.Struct(">QQ")
 LONGEST = 1 << 28  # bytes of a frame
-GREETING = 10.0  # seconds in which a node that connects must say its name
+GREETING = 10.0  # seconds in which a node comes after a start, and in which it says its name
 LATE = "it did not answer in time"
 
 Answer = tuple[str, bytes]  # why there is none, or "", and the answer
@@ -85,6 +85,7 @@ class Seat:
         self.path, self.number = path, 0
         self.line: socket.socket | None = None
         self.token, self.lock = "", threading.Lock()
+        self.began, self.came = time.monotonic(), threading.Event()
         listen(path, self._welcome)
 
     def _welcome(self, line: socket.socket) -> None:
@@ -100,10 +101,12 @@ class Seat:
             line.close()
             return
         self.line, self.token = line, token
+        self.came.set()
 
     def ask(self, question: bytes, seconds: float) -> Answer:
         """Ask the node, and return its answer, or why there is none."""
         until = time.monotonic() + seconds
+        self.came.wait(max(0.0, self.began + GREETING - time.monotonic()))
         if not self.lock.acquire(timeout=max(0.0, seconds)):
             return LATE, b""
         try:

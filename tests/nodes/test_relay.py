@@ -36,6 +36,12 @@ def ran(command, **more):
     return subprocess.run(command, check=False, capture_output=True, text=True, **more)
 
 
+def ended(number):
+    """Whether a process is gone, or dead and not yet taken note of."""
+    state = ran(["ps", "-o", "stat=", "-p", str(number)]).stdout
+    return not state or state.startswith("Z")
+
+
 def a_free_port():
     with socket.create_server(("127.0.0.1", 0)) as door:
         return door.getsockname()[1]
@@ -65,7 +71,9 @@ class Engine:
 
     def kill(self, *names):
         for name in names:
-            os.killpg(int((self.folder / f"{name}.pid").read_text()), signal.SIGKILL)
+            number = int((self.folder / f"{name}.pid").read_text())
+            os.killpg(number, signal.SIGKILL)
+            assert until(lambda number=number: ended(number))
 
     def again(self, site):
         """Stop a site and start it, and wait until it is back."""
@@ -230,7 +238,7 @@ class TestKills:
 
 
 class TestNodes:
-    def test_a_run_over_the_engine_equals_one_process(self, engine):
+    def test_a_run_over_the_engine_with_a_killed_node_equals_one_process(self, engine):
         world, settings = World(count=2), Settings(cohort=12, local_lr=0.5, server_lr=2.0, rounds=4)
         for number, site in enumerate(SITES):
             write_node(engine.folder / site, site, world.own(number))
@@ -245,7 +253,11 @@ class TestNodes:
             far = Coordinator(
                 engine.relay, MatrixFactorisation(dim=4), roster=roster, seconds=120, quorum=1.0
             )
-            *_, last = far.rounds(settings)
+            *_, half = far.rounds(settings.replace(rounds=2))
+            engine.kill("site-1.node")
+            engine.do("start", "site-1.node", "--node", words)
+            assert until(lambda: engine.said("site-1.node").count("connected") == 2, 300)
+            *_, last = far.rounds(settings, start=half)
         finally:
             engine.do("stop", *nodes)
             engine.do("start", *nodes)
