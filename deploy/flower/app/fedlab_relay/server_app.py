@@ -1,6 +1,7 @@
 """Carries bytes over Flower, the server's side: from the coordinator's socket to Flower's grid."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -67,4 +68,6 @@ def main(grid: Grid, context: Context) -> None:
     """Listen for the coordinator as long as the SuperLink lives."""
     relay = Relay(grid, json.loads(str(context.run_config["sites"])))
     listen(str(context.run_config["socket"]), lambda line: serve(line, relay.nodes, relay.ask))
-    threading.Event().wait()
+    parent = os.getppid()
+    while os.getppid() == parent:  # Flower leaves it behind when the SuperLink is killed
+        time.sleep(1)
