@@ -5,7 +5,7 @@ READY := .venv/.ready
 ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab app test test-all wheel notebooks bench lint lock
+.PHONY: help lab app nvflare flower test test-all wheel notebooks bench lint lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -24,11 +24,17 @@ lab: $(READY)  ## make the environment and open the first lesson in JupyterLab
 app: $(READY)  ## serve the workbench alone, without a notebook around it
 	$(BIN)/fedlab app notebooks
 
+nvflare: $(READY)  ## start NVFLARE with two sites on this machine, in an environment of its own, behind one socket
+	$(BIN)/python -m deploy.nvflare start
+
+flower: $(READY)  ## start Flower with two sites on this machine, in an environment of its own, behind one socket
+	$(BIN)/python -m deploy.flower start
+
 test: $(READY) lint  ## make the environment and run all that CI runs
 	$(BIN)/python -m pytest
 
-test-all: test  ## all that `test` runs, the wheel installed elsewhere, and every pair of parts composed, which takes hours
-	$(BIN)/python -m pytest -n0 tests/installed.py
+test-all: test  ## all that `test` runs, the wheel installed elsewhere, Flower in NVFLARE's place, and every pair of parts composed, which takes hours
+	$(BIN)/python -m pytest -n0 tests/installed.py tests/nodes/swapped.py
 	$(BIN)/python benchmarks/composition.py
 
 wheel: $(READY)  ## build the wheel and the source distribution in dist

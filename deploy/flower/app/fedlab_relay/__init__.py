@@ -1,0 +1,1 @@
+"""Carries fedlab's bytes over Flower."""
