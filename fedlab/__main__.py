@@ -27,7 +27,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from fedlab.core import ParameterError, Round, Settings, parsed, read_settings_f
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
 from fedlab.data import DataError, described, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
-from fedlab.nodes import Sockets, cut_into, gathered, read_node, serve
+from fedlab.nodes import Relay, Sockets, cut_into, gathered, read_node, serve
 from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
@@ -232,7 +232,11 @@ def _node_words(parts: Any) -> None:
 def _over_words(part: argparse.ArgumentParser) -> None:
     """What one run takes: its name, and who trains it."""
     part.add_argument("--name", default="", help="what the run is called")
-    part.add_argument("--nodes", metavar=SOCKET, help="train over nodes that connect there")
+    part.add_argument(
+        "--nodes",
+        metavar=SOCKET,
+        help="train over nodes that connect there, or over an engine's, relay:ITS_SOCKET",
+    )
     part.add_argument("--count", type=int, default=1, help="nodes to wait for (%(default)s)")
     part.add_argument(
         "--deadline",
@@ -451,11 +455,13 @@ def _run(words: argparse.Namespace) -> bool:
 
 def _run_over(words: argparse.Namespace, settings: Settings) -> bool:
     """Train one run over nodes, or go on with one."""
+    require(not several(), "--nodes", words.nodes, "nodes share the work; leave torchrun out")
     private = spends(Experiment(settings).parts)
-    with Sockets(words.nodes) as line:
+    with _line(words.nodes, words.deadline) as line:
         roster = gathered(line, words.deadline, words.count, told=not private)
+        twice = line.twice if isinstance(line, Sockets) else ()
         fix = "two nodes have this name; give each one of its own"
-        require(not line.twice, "nodes", sorted(line.twice), fix)
+        require(not twice, "nodes", sorted(twice), fix)
         live = over_nodes(line, roster, seconds=words.deadline, quorum=words.quorum)
         runs = _kept(words)
         if not words.resume:
@@ -468,6 +474,12 @@ def _run_over(words: argparse.Namespace, settings: Settings) -> bool:
         print(f"{run.name} goes on after round {done}.", file=sys.stderr)
         job = follow(live, lambda: settings, run, runs, start)
         return _one(runs, job, settings.rounds - done)
+
+
+def _line(where: str, seconds: float) -> AbstractContextManager[Sockets | Relay]:
+    """What carries bytes to nodes: sockets of this machine, or an engine's server."""
+    engine = where.removeprefix("relay:")
+    return Sockets(where) if engine == where else nullcontext(Relay(engine, seconds))
 
 
 def _beside(settings: Settings, start: Round | None = None) -> bool:

@@ -4,6 +4,7 @@ from fedlab.nodes.coordinator import Coordinator, Line, Roster, gathered, metric
 from fedlab.nodes.folders import cut_into, read_node, write_node
 from fedlab.nodes.messages import Message, MessageError, pack, unpack
 from fedlab.nodes.node import Held, Node
+from fedlab.nodes.relay import Relay
 from fedlab.nodes.sockets import Sockets, serve
 from fedlab.nodes.transport import Loop, Lost, Transport
 
@@ -16,6 +17,7 @@ __all__ = [
     "Message",
     "MessageError",
     "Node",
+    "Relay",
     "Roster",
     "Sockets",
     "Transport",

@@ -101,6 +101,8 @@ def test_what_is_wrong_is_one_line(said, tmp_path):
         *run, tmp_path / "line", "--deadline", 0.2, code=2
     )
     assert "on this machine" in said(*run, "0.0.0.0:7000", code=2)
+    engine = f"relay:{tmp_path}/none.sock"
+    assert "no relay listens at" in said(*run, engine, "--deadline", 0.2, code=2)
     assert "it goes with --nodes" in said("run", "--resume", code=2)
     assert "no such file" in said("node", tmp_path, "--socket", tmp_path / "line", code=2)
     (tmp_path / "data.node").write_bytes(b"nonsense")

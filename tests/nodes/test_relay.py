@@ -20,8 +20,7 @@ from world import World, difference
 from fedlab.algorithms import federate
 from fedlab.core import ParameterError, Settings
 from fedlab.models import MatrixFactorisation
-from fedlab.nodes import Coordinator, gathered, write_node
-from fedlab.nodes.relay import Relay
+from fedlab.nodes import Coordinator, Relay, gathered, write_node
 from fedlab.nodes.sockets import receive_frame, send_frame
 from fedlab.nodes.transport import Lost
 
@@ -213,7 +212,7 @@ class TestKills:
 
     def test_a_killed_coordinator_leaves_nothing_behind(self, engine):
         program = (
-            "import sys; from fedlab.nodes.relay import Relay; print('asks', flush=True); "
+            "import sys; from fedlab.nodes import Relay; print('asks', flush=True); "
             f"list(Relay(sys.argv[1]).ask(dict.fromkeys({SITES}, b'wait 5 stale'), 60))"
         )
         coordinator = subprocess.Popen(
