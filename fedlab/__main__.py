@@ -430,8 +430,10 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _kept(words: argparse.Namespace) -> Runs:
-    runs = Runs(words.folder, better(), usual_knobs, beside, lead)
+def _kept(words: argparse.Namespace, *, far: bool = False) -> Runs:
+    """The runs of a folder; far: whether nodes have the data, so nothing here stands beside."""
+    told = () if far else (beside, lead)
+    runs = Runs(words.folder, better(), usual_knobs, *told)
     if runs.trouble:
         print(runs.trouble, file=sys.stderr)
     return runs
@@ -463,7 +465,7 @@ def _run_over(words: argparse.Namespace, settings: Settings) -> bool:
         fix = "two nodes have this name; give each one of its own"
         require(not twice, "nodes", sorted(twice), fix)
         live = over_nodes(line, roster, seconds=words.deadline, quorum=words.quorum)
-        runs = _kept(words)
+        runs = _kept(words, far=True)
         if not words.resume:
             job = _job(live, runs, settings, words.name)
             return _one(runs, job, settings.rounds)
