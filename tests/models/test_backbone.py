@@ -10,7 +10,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedlab.attacks import layer_inputs
 from fedlab.core import ParameterError
 from fedlab.models import adapted
-from fedlab.models.text import MINILM, PAD, SMOLLM2, Backbone, Encoder, encoder, mean_state, tokens
+from fedlab.models.text import (
+    MINILM,
+    PAD,
+    SMOLLM2,
+    Backbone,
+    Encoder,
+    encoder,
+    lowest,
+    mean_state,
+    tokens,
+)
+from fedlab.models.text.backbone import depth
 
 TEXTS = ["Toy Story (1995). Animation, Comedy", "Heat (1995)", ""]
 LAYERS = {MINILM: ("query", "value"), SMOLLM2: ("q_proj", "v_proj")}
@@ -105,3 +116,15 @@ def test_a_model_without_layers_is_refused():
         Backbone(Encoder("mine", None, nn.Linear(1, 1)))
     with pytest.raises(ParameterError, match="layers=7: choose from 0, which means all, to 6"):
         Backbone(encoder(), 7)
+
+
+def test_the_lowest_layers_are_a_smaller_model(pretrained):
+    small, ids = lowest(pretrained, 2), tokens(pretrained, TEXTS[:2])
+    with torch.no_grad():
+        states = Backbone(pretrained, 2)(ids)
+        if pretrained.name == SMOLLM2:
+            states = pretrained.model.norm(states)
+        torch.testing.assert_close(Backbone(small)(ids), states)
+    assert depth(small) == 2 < depth(pretrained)
+    with pytest.raises(ParameterError, match="layers=0: choose from 1 to"):
+        lowest(pretrained, 0)

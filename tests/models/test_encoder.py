@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import read_once, tiny
 from sklearn.feature_extraction.text import TfidfVectorizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, modeling_gguf_pytorch_utils
 
 from fedlab.core import DataError, ParameterError
 from fedlab.models.text import (
@@ -172,6 +172,12 @@ def test_a_gpt_type_model_without_a_pad_token_goes_the_same_way():
         found, torch.cat([gpt([one]) for one in ODD[1:5]]), atol=1e-3, rtol=1e-3
     )
     assert gpt.model.config.model_type == "llama"
+
+
+def test_a_model_is_read_without_a_bar(capsys):
+    encoder()
+    assert list(modeling_gguf_pytorch_utils.tqdm([1, 2])) == [1, 2]  # as a GGUF file's tensors are
+    assert capsys.readouterr().err == ""
 
 
 def test_familiarity_is_what_the_models_own_head_says_of_each_text_by_itself(minilm):

@@ -1,6 +1,6 @@
 """Models that read: text vectors, backbones, cross-encoders, two towers, next-item prediction."""
 
-from fedlab.models.text.backbone import PAD, Backbone, mean_state, tokens
+from fedlab.models.text.backbone import PAD, Backbone, lowest, mean_state, tokens
 from fedlab.models.text.cross_encoder import CrossEncoder, make_pairs
 from fedlab.models.text.encoder import (
     MINILM,
@@ -65,6 +65,7 @@ __all__ = [
     "kernel_ridge",
     "last_films",
     "log_probabilities",
+    "lowest",
     "make_pairs",
     "mean_state",
     "principal_components",

@@ -14,6 +14,7 @@ pass).
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -141,6 +142,21 @@ def mean_state(states: Tensor, there: Tensor) -> Tensor:
     """
     weight = there.to(states.dtype) / there.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("bte,bt->be", states, weight)
+
+
+def lowest(encoder: Encoder, layers: int) -> Encoder:
+    """An encoder of the lowest layers alone: a smaller model, with the same tokens.
+
+    The norm behind the last layer, where there is one, stays behind the last that is kept. layers:
+    from 1 to `depth(encoder)`, which gives the same model again; any other raises `ParameterError`.
+    """
+    whole = depth(encoder)
+    require(1 <= layers <= whole, "layers", layers, f"choose from 1 to {whole}")
+    model = copy.deepcopy(encoder.model)
+    holder, name = _layers(model, encoder.name)
+    setattr(holder, name, getattr(holder, name)[:layers])
+    model.config.num_hidden_layers = layers
+    return replace(encoder, model=model)
 
 
 def depth(encoder: Encoder) -> int:

@@ -170,11 +170,13 @@ def encoder(
     model, when it cannot be loaded.
     """
     from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - takes seconds
+    from transformers import modeling_gguf_pytorch_utils as gguf  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
     require(pooling in ("mean", "last"), "pooling", pooling, "choose one of mean, last")
     place, more = _place(name)
     logging.disable_progress_bar()
+    gguf.tqdm = logging.tqdm  # else a GGUF file is read with a bar
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **more)
         model = AutoModel.from_pretrained(place, **more, dtype=torch.float32)
