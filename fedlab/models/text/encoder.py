@@ -176,7 +176,8 @@ def encoder(
     require(pooling in ("mean", "last"), "pooling", pooling, "choose one of mean, last")
     place, more = _place(name)
     logging.disable_progress_bar()
-    gguf.tqdm = logging.tqdm  # else a GGUF file is read with a bar
+    # else a GGUF file is read with a bar
+    gguf.tqdm = logging.tqdm  # type: ignore[attr-defined]
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **more)
         model = AutoModel.from_pretrained(place, **more, dtype=torch.float32)
