@@ -16,8 +16,7 @@ from fedlab.workbench.best.fit import Asked, Finding, common
 from fedlab.workbench.experiment import Experiment, stream, usual_knobs
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
-from fedlab.workbench.sweep import Sweep
-from fedlab.workbench.trials import Trials
+from fedlab.workbench.sweeps import Sweep, Trials
 
 Swept = tuple[Sweep, list[Run], int]  # a sweep, its runs so far, and how many there will be
 

@@ -31,7 +31,7 @@ from fedlab.workbench.experiment import Choices, Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
 from fedlab.workbench.runner import Live
 from fedlab.workbench.session import Session
-from fedlab.workbench.sweep import Sweep, values
+from fedlab.workbench.sweeps import Sweep, values
 
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "find.js", "workbench.js")
 # seconds between redraws, where rounds allow; each takes training and the browser some time

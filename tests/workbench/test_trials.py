@@ -13,7 +13,7 @@ from fedlab.core import Round, Settings, Stage, load_round, register
 from fedlab.workbench import Runs, Sweep, Trials, better, stream
 from fedlab.workbench import processes as workers
 from fedlab.workbench.session import Session
-from fedlab.workbench.trials import rounds_of
+from fedlab.workbench.sweeps.trials import rounds_of
 
 
 def endless(settings, start=None):
@@ -92,7 +92,8 @@ def test_stop_ends_all_processes_and_each_run_keeps_its_last_round(tmp_path, mon
     crews = []
     hired = workers.hired
     monkeypatch.setattr(
-        "fedlab.workbench.trials.hired", lambda *given: crews.append(hired(*given)) or crews[-1]
+        "fedlab.workbench.sweeps.trials.hired",
+        lambda *given: crews.append(hired(*given)) or crews[-1],
     )
     session = Session(endless, Settings(), {}, tmp_path, {}, lambda: None)
     session.sweep(Sweep({"seed": [0, 1, 2]}, "loss", "min"), processes=2)

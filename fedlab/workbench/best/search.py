@@ -29,7 +29,7 @@ from fedlab.workbench.processes import Worker, abreast, hired, width
 from fedlab.workbench.runner import Job
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.runs.folder import CHECKPOINT, kept
-from fedlab.workbench.trials import Begin, Trials
+from fedlab.workbench.sweeps import Begin, Trials
 
 GENERATION = 4  # trials that are proposed together, each without knowing of the others
 METRICS = {"sampled": "ndcg@10", "full": "full ndcg@10"}  # what an objective compares
