@@ -171,4 +171,6 @@ def test_the_command_line_takes_processes_and_parts_of_files(tmp_path, tiny_sett
     assert main(["sweep", *words, "--processes", "-1"]) == 2
     assert "processes=-1: choose 1 to 256, or 0 for one on each core" in capsys.readouterr().err
     assert main(["sweep", *words, "--processes", "2"]) == 0
-    assert "seed=1  done" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\nseed=1  1 " in out
+    assert "state done" in out
