@@ -137,6 +137,21 @@ class Node:
         except FAULTS as error:
             return pack({"error": f"{type(error).__name__}: {error}"[:500]})
 
+    def params(self) -> Tree:
+        """What it has of its last run: the server's tables, and private rows of its own users.
+
+        Empty before it was asked anything.
+        """
+        found = next(iter(self._runs.values()), None)
+        if found is None or found.tables is None:
+            return {}
+        rows = found.private_rows()
+        first = found.place.user
+        users = {n for n in rows if found.model.rows[n] == "user"}
+        own = torch.arange(first, first + len(getattr(self.data, "owner", ())))
+        rows |= {name: rows[name].index_select(0, own) for name in users}
+        return found.tables | rows
+
     def _hello(self, asked: Message) -> bytes:
         tables = isinstance(self.data, ColumnsShare) or not hasattr(self.data, "train")
         train = None if tables else cast(Any, self.data).train
