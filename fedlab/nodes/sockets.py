@@ -258,6 +258,7 @@ class Sockets:
 
     def _welcome(self, door: socket.socket) -> None:
         """Take up a node that says its name; one that says anything else is let go."""
+        line: Wire = door
         try:
             door.settimeout(GREETING)
             line, about = self._greeted(door)
@@ -266,7 +267,7 @@ class Sockets:
             if not (isinstance(name, str) and name and tidy(name, 80) and isinstance(token, str)):
                 raise UnwelcomeError("it says no name")
         except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-            door.close()
+            line.close()
             why = error if isinstance(error, UnwelcomeError) else "it does not greet as a node does"
             self.say(f"Somebody was not let in: {why}.")
             return
