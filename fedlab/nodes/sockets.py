@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from fedlab.core import ParameterError, require
 from fedlab.core.settings import tidy
@@ -228,7 +228,7 @@ class Sockets:
         if isinstance(self.where, str):
             Path(self.where).unlink(missing_ok=True)
 
-    def __enter__(self) -> "Sockets":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

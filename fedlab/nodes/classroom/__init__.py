@@ -2,6 +2,6 @@
 
 from fedlab.nodes.classroom.entrance import Entrance, Invitation
 from fedlab.nodes.classroom.learner import Learner, join
-from fedlab.nodes.classroom.teacher import started, taught
+from fedlab.nodes.classroom.teacher import saved, started, taught, welcome
 
-__all__ = ["Entrance", "Invitation", "Learner", "join", "started", "taught"]
+__all__ = ["Entrance", "Invitation", "Learner", "join", "saved", "started", "taught", "welcome"]

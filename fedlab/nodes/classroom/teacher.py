@@ -7,12 +7,15 @@ are there. Learners' own vectors go on from where they are, and so does the ledg
 Letters: I items, D dimensions.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from fedlab.algorithms import federate
 from fedlab.core import ParameterError, Round, Settings, Stage, Tree, require
@@ -43,6 +46,21 @@ def started(data: Interactions | None = None, *, dim: int = 16, rounds: int = 60
     settings = USUAL.replace(**how, server_lr=min(MOST, RATE * train.user_count))
     *_, last = federate(model, Federation(train, one_per_user(train)), settings)
     return {name: last.params[name] for name in ("item", "bias")}
+
+
+def saved(folder: str | Path, catalogue: Catalogue) -> Tree:
+    """The model that a class starts from, of a folder that `fedlab export` or `best` has written.
+
+    Raises `ParameterError` where there is none of these films, and OSError.
+    """
+    place = Path(folder)
+    fix = "there is no model in it; name a folder that `fedlab export` or `fedlab best` has written"
+    require((place / "rows.json").is_file(), "model", str(folder), fix)
+    same = json.loads((place / "rows.json").read_text("utf-8")).get("item")
+    fix = f"it is not about the {len(catalogue.item_ids)} films of the class, in their order"
+    require(same == list(catalogue.item_ids), "model", str(folder), fix)
+    found: Tree = load_file(place / "model.safetensors")
+    return found
 
 
 def welcome(start: Tree, catalogue: Catalogue) -> bytes:
