@@ -357,7 +357,8 @@ def _class(words: argparse.Namespace) -> bool:
     require(keyboard, "--count", words.count, fix)
     films = load()
     start = saved(words.model, films.catalogue) if words.model else started()
-    with Entrance(words.address, welcome(start, films.catalogue), say=_aloud) as entrance:
+    hello = welcome(start, films.catalogue)
+    with Entrance(words.address, hello, say=lambda line: _aloud(shown(line))) as entrance:
         how = f'join("{entrance.invitation}", name="...", ratings={{"Toy Story": 5}})'
         _aloud("Learners type this, or slice='1 of 8' in place of ratings:\n")
         _aloud(f"    from fedlab.nodes import join\n    me = {how}\n")

@@ -1,8 +1,9 @@
 """A learner in a class: a node in a thread of the own notebook, with own ratings or some of others.
 
 What a learner brings is clicks: a film of at least `LIKED` stars counts as one. One of them is held
-out to measure by, where there are two or more. The learner's own vector is fitted to the model that
-the class starts from, trains on with the class, and never leaves this process.
+out to measure by, where there are two or more. The learner's own vector never leaves this process.
+It starts fitted to the model that the class starts from, and trains on with the class; to recommend
+and to measure it is fitted anew to the class's model as it is then, before and after alike.
 
 Letters: U users of this learner, I items, D dimensions.
 """
@@ -28,7 +29,7 @@ from fedlab.evaluation import candidates
 from fedlab.models import Model, matrix_factorisation
 from fedlab.nodes.classroom.entrance import Invitation
 from fedlab.nodes.messages import Message, MessageError, unpack
-from fedlab.nodes.node import Held, Node
+from fedlab.nodes.node import Held, Node, Running
 from fedlab.nodes.sockets import WELCOME, Wire, attend
 
 LIKED = 3.0  # stars from which a film counts as a click
@@ -141,6 +142,24 @@ def fitted(tables: Tree, clicks: Interactions) -> Tensor:
     return user.detach()
 
 
+class Mine(Node):
+    """A learner's node: to recommend and to measure, own vectors are fitted to the model as it is.
+
+    clicks: those of its users under their own numbers.
+    """
+
+    def __init__(self, name: str, clicks: Interactions, **more: Any) -> None:
+        super().__init__(name, Federation(clicks, torch.arange(clicks.user_count)), **more)
+        self.clicks = clicks
+
+    def own_rows(self, running: Running) -> Tree:
+        """The table of users with those of this node fitted anew."""
+        rows, first = super().own_rows(running), running.place.user
+        mine = torch.arange(first, first + self.clicks.user_count)
+        user = rows["user"].index_copy(0, mine, fitted(running.tables, self.clicks))
+        return rows | {"user": user}
+
+
 class Learner:
     """Somebody in a class; `join` makes one. `top` recommends, `leave` goes home."""
 
@@ -158,8 +177,7 @@ class Learner:
         if len(split.validation) and few:
             held = Held(clicks=candidates(split, "validation", min(AGAINST, few)))
         self.clicks = split.train
-        data = Federation(split.train, torch.arange(own.user_count))
-        self.node = Node(name, data, model=self._model, held=held)
+        self.node = Mine(name, split.train, model=self._model, held=held)
         self._start: Tree = {}  # the class's tables as it began, and own vectors fitted to them
         self._wire: Wire | None = None
         self._left, self._answered, self._busy = False, threading.Event(), threading.Lock()
@@ -221,7 +239,7 @@ class Learner:
             return self.node.params() or self._start
 
     def _model(self, data: Any) -> Model:
-        """The model under the numbers of the class; own vectors go on from where they are."""
+        """The model under the numbers of the class; own vectors start fitted to its model."""
         mine = (self.node.params() or self._start)["user"]
         users, items = data.train.user_count, data.train.item_count
         plain = matrix_factorisation(users, items, mine.shape[1])

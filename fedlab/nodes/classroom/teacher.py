@@ -2,7 +2,7 @@
 
 A class is a chain of runs. Each goes over a fixed roster, as every run does; where somebody has
 come who is not in it, the run ends with its round and the next begins from its model, with all who
-are there. Learners' own vectors go on from where they are, and so does the ledger.
+are there. The ledger goes on.
 
 Letters: I items, D dimensions.
 """
@@ -29,7 +29,7 @@ from fedlab.privacy import Clip, GaussianNoise
 
 USUAL = Settings(local_lr=1.0)
 PRIVATE = {"clip": 0.5, "noise": 0.5, "delta": 1e-3}
-RATE, MOST = 0.6, 50.0  # server's learning rate for each client, and at most
+RATE, MOST = 0.1, 10.0  # server's learning rate for each client, and at most
 QUORUM = 0.25
 
 
@@ -42,8 +42,8 @@ def started(data: Interactions | None = None, *, dim: int = 16, rounds: int = 60
     films = load() if data is None else data
     train = liked(of_users(films, torch.arange(films.user_count) % 2 == 0))
     model = matrix_factorisation(train.user_count, train.item_count, dim)
-    how = {"rounds": rounds, "cohort": min(64, train.user_count), "weighting": "equal"}
-    settings = USUAL.replace(**how, server_lr=min(MOST, RATE * train.user_count))
+    how: dict[str, Any] = {"rounds": rounds, "cohort": min(64, train.user_count)}
+    settings = USUAL.replace(**how, weighting="equal", server_lr=0.8 * how["cohort"])
     *_, last = federate(model, Federation(train, one_per_user(train)), settings)
     return {name: last.params[name] for name in ("item", "bias")}
 
