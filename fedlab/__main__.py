@@ -10,6 +10,7 @@
     fedlab nodes clicks.csv --into nodes --count 3
     fedlab node nodes/node0 --socket line
     fedlab run settings.json --nodes line --count 3
+    fedlab class --address 192.168.1.7:7000
     fedlab resume "run 1" --set rounds=80
     fedlab compare runs
     fedlab export "run 1" --to model
@@ -25,6 +26,7 @@ import os
 import runpy
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -37,9 +39,10 @@ from tqdm import tqdm
 from fedlab import namesake  # noqa: F401 - where another project's face hides our own
 from fedlab.core import ParameterError, Round, Settings, parsed, read_settings_file, require
 from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, open_workbench
-from fedlab.data import DataError, described, read_asked
+from fedlab.data import DataError, described, load, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.nodes import Relay, Sockets, cut_into, gathered, read_node, serve
+from fedlab.nodes.classroom import Entrance, saved, started, taught, welcome
 from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
@@ -227,6 +230,27 @@ def _node_words(parts: Any) -> None:
     part.add_argument("folder", help="the node's data, and where it keeps what it learns")
     part.add_argument("--socket", required=True, metavar=SOCKET, help="where the coordinator is")
     part.set_defaults(do=_node)
+    part = parts.add_parser("class", help="a coordinator for learners who join from a notebook")
+    part.add_argument(
+        "--address",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="of this machine, as learners type it; port 0 for a free one (%(default)s)",
+    )
+    part.add_argument("--rounds", type=int, default=20, help="how many (%(default)s)")
+    part.add_argument("--model", metavar="FOLDER", help="start from it, of `best` or `export`")
+    part.add_argument(
+        "--count", type=int, default=0, help="begin with so many learners; with Enter without"
+    )
+    part.add_argument(
+        "--deadline",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a round waits for a learner (%(default)s)",
+    )
+    part.add_argument("--private", action="store_true", help="clip updates, and add noise")
+    part.set_defaults(do=_class)
 
 
 def _over_words(part: argparse.ArgumentParser) -> None:
@@ -324,6 +348,48 @@ def _node(words: argparse.Namespace) -> bool:
     print(f"{node.name}: {len(node.data)} clients", file=sys.stderr, flush=True)
     serve(node.name, node.answer, words.socket, say=lambda line: print(line, file=sys.stderr))
     return False
+
+
+def _class(words: argparse.Namespace) -> bool:
+    """Hold a class, and print who is there, its rounds, and what it cost."""
+    keyboard = sys.stdin.isatty() or words.count > 0
+    fix = "there is no keyboard to press Enter on; say how many learners to wait for"
+    require(keyboard, "--count", words.count, fix)
+    films = load()
+    start = saved(words.model, films.catalogue) if words.model else started()
+    hello = welcome(start, films.catalogue)
+    with Entrance(words.address, hello, say=lambda line: _aloud(shown(line))) as entrance:
+        how = f'join("{entrance.invitation}", name="...", ratings={{"Toy Story": 5}})'
+        _aloud("Learners type this, or slice='1 of 8' in place of ratings:\n")
+        _aloud(f"    from fedlab.nodes import join\n    me = {how}\n")
+        _all_here(entrance, words.count)
+        began, done = time.monotonic(), None
+        how_long = {"rounds": words.rounds, "seconds": words.deadline}
+        for done in taught(entrance, start, **how_long, private=words.private):
+            _aloud(_of_class(done, len(entrance.here())))
+        require(done is not None, "class", words.rounds, "nobody was there; begin with somebody")
+        seconds, (down, up) = time.monotonic() - began, entrance.carried
+        _aloud(f"It took {seconds:.0f} s, {down / 1e6:.1f} MB to learners and {up / 1e6:.1f} back.")
+    return False
+
+
+def _aloud(line: str) -> None:
+    print(line, flush=True)
+
+
+def _all_here(entrance: Entrance, count: int) -> None:
+    """Wait for so many learners, or for Enter."""
+    if not count:
+        input("Press Enter when all are here.\n")
+    while len(entrance.here()) < count:
+        time.sleep(0.05)
+
+
+def _of_class(done: Round, here: int) -> str:
+    """A line on a Round of a class."""
+    told = [f"{name} {value:.4g}" for name, value in done.metrics.items()]
+    first = f"Round {done.number}" if done.number else "Before the class"
+    return ", ".join([f"{first}: {here} here", *told, *[done.skipped] * bool(done.skipped)])
 
 
 def _browser_words(parts: Any) -> None:

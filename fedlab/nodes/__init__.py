@@ -1,5 +1,6 @@
 """The same loop over real machines: messages, nodes, a coordinator, and what carries the bytes."""
 
+from fedlab.nodes.classroom import join
 from fedlab.nodes.coordinator import Coordinator, Line, Roster, gathered, metrics
 from fedlab.nodes.folders import cut_into, read_node, write_node
 from fedlab.nodes.messages import Message, MessageError, pack, unpack
@@ -23,6 +24,7 @@ __all__ = [
     "Transport",
     "cut_into",
     "gathered",
+    "join",
     "metrics",
     "pack",
     "read_node",

@@ -114,17 +114,23 @@ def gathered(
         time.sleep(min(0.05, seconds))
     fix = f"{len(there)} of {count} are there within {seconds:g} s; start them, or wait longer"
     require(len(there) >= max(1, count), "nodes", sorted(there), fix)
-    question = pack({"ask": "hello", "counts": told})
-    found = {
-        name: _read(name, answer)
-        for name, answer in transport.ask(dict.fromkeys(sorted(there), question), seconds)
-    }
-    bad = {name: one for name, one in sorted(found.items()) if isinstance(one, str)}
+    found = introduced(transport, there, seconds, told=told)
+    bad = {name: one for name, one in found.items() if isinstance(one, str)}
     require(not bad, "nodes", sorted(bad), next(iter(bad.values()), ""))
-    return _roster({name: cast(Message, found[name]) for name in sorted(found)})
+    return roster_of(cast(dict[str, Message], found))
 
 
-def _roster(found: Mapping[str, Message]) -> Roster:
+def introduced(
+    transport: Transport, names: Iterable[str], seconds: float, *, told: bool = True
+) -> dict[str, Message | str]:
+    """By name, in order, what nodes say of themselves, or why one of them says nothing."""
+    question = pack({"ask": "hello", "counts": told})
+    answers = dict(transport.ask(dict.fromkeys(names, question), seconds))
+    return {name: _read(name, answers[name]) for name in sorted(answers)}
+
+
+def roster_of(found: Mapping[str, Message]) -> Roster:
+    """The roster of nodes that have introduced themselves; `ParameterError` for unlike ones."""
     heads = {name: message.head for name, message in found.items()}
     for about, what in (("task", "tasks"), ("items", "numbers of items"), ("negatives", "draws")):
         said = {name: head.get(about) for name, head in heads.items()}

@@ -112,7 +112,7 @@ class Node:
         self.name, self.data, self.held = name, data, held or Held()
         self.folder = None if folder is None else Path(folder)
         self._model = model
-        self._runs: dict[str, _Running] = {}
+        self._runs: dict[str, Running] = {}
 
     @cached_property
     def member(self) -> Membership:
@@ -137,6 +137,24 @@ class Node:
         except FAULTS as error:
             return pack({"error": f"{type(error).__name__}: {error}"[:500]})
 
+    def params(self) -> Tree:
+        """What it has of its last run: the server's tables, and private rows of its own users.
+
+        Empty before it was asked anything.
+        """
+        found = next(iter(self._runs.values()), None)
+        if found is None or found.tables is None:
+            return {}
+        rows, first = self.own_rows(found), found.place.user
+        users = {n for n in rows if found.model.rows[n] == "user"}
+        own = torch.arange(first, first + len(getattr(self.data, "owner", ())))
+        rows |= {name: rows[name].index_select(0, own) for name in users}
+        return found.tables | rows
+
+    def own_rows(self, running: "Running") -> Tree:
+        """The private tables that it recommends and measures by: what its clients have learned."""
+        return running.private_rows()
+
     def _hello(self, asked: Message) -> bytes:
         tables = isinstance(self.data, ColumnsShare) or not hasattr(self.data, "train")
         train = None if tables else cast(Any, self.data).train
@@ -153,7 +171,7 @@ class Node:
             {"counts": counts.long()},
         )
 
-    def _running(self, asked: Message) -> "_Running | None":
+    def _running(self, asked: Message) -> "Running | None":
         """The run that a question belongs to, settled; None where its tables are needed whole."""
         run = asked.get("run", str)
         if not re.fullmatch("[0-9a-f]{16}", run):
@@ -172,7 +190,7 @@ class Node:
         found.tables, found.version = tables_from(asked, {} if whole else found.tables), number - 1
         return found
 
-    def _begun(self, asked: Message, place: Place, keeping: Keeping) -> "_Running":
+    def _begun(self, asked: Message, place: Place, keeping: Keeping) -> "Running":
         data = placed(self.data, place)
         if self._model:
             model = self._model(data)
@@ -185,7 +203,7 @@ class Node:
         first = model.init(asked.get("seed", int))
         private = {name: first[name] for name in sorted(model.private)}
         shapes = {n: value.shape for n, value in first.items() if n not in private}
-        return _Running(place, data, model, private, shapes, keeping)
+        return Running(place, data, model, private, shapes, keeping)
 
     def _train(self, asked: Message) -> bytes:
         running = self._running(asked)
@@ -221,7 +239,7 @@ class Node:
         running = self._running(asked)
         if running is None:
             return pack({"stale": True})
-        params = running.tables | running.private_rows()
+        params = running.tables | self.own_rows(running)
         mine = {name: params[name] for name in running.model.rows}
         owner = getattr(running.data, "owner", None)
         score = scorer(running.model, mine, owner)
@@ -251,7 +269,7 @@ class _Memory(Keeping):
 
 
 @dataclass
-class _Running:
+class Running:
     """A run as a node sees it. private: first private rows. tables: the server's, of `version`."""
 
     place: Place

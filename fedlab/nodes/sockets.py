@@ -4,8 +4,8 @@
 
 The coordinator listens, and nodes connect to it, again and again until it is there. A node opens
 with {"name": ..., "token": ...}; the token tells a node that comes again from another one of its
-name. Nothing listens off this machine: real networks are for an engine that has keys, behind the
-same two functions.
+name. Nothing here listens off this machine: real networks are for an engine that has keys, behind
+the same two functions, and for a class, whose entrance is `fedlab.nodes.classroom`.
 
 Letters: none.
 """
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from fedlab.core import ParameterError, require
 from fedlab.core.settings import tidy
@@ -32,7 +32,9 @@ HEAD = struct.Struct(">QQ")
 LONGEST = 1 << 31  # bytes of a frame
 GREETING = 10.0  # seconds that a new connection has to say its name
 LOCAL = ("127.0.0.1", "localhost")
-TWICE, WELCOME = b"twice", b"welcome"
+GREETED = 1 << 14  # bytes of a greeting at most
+WELCOME, NO = b"welcome", b"no: "  # how the answer to a greeting begins
+TWICE = "another node has this name; give each one of its own"
 
 
 def address(text: str) -> tuple[str, int] | str:
@@ -57,21 +59,49 @@ def _made(where: tuple[str, int] | str) -> socket.socket:
     return socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
 
 
-def send_frame(line: socket.socket, number: int, text: bytes) -> None:
+class Wire(Protocol):
+    """What frames go over: a socket, or what behaves like one."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all bytes; raises OSError where the other end is gone."""
+        ...
+
+    def recv(self, count: int, /) -> bytes:
+        """At most so many bytes; none where the other end is gone."""
+        ...
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """Choose how long a call may take; None for as long as it takes."""
+        ...
+
+    def shutdown(self, how: int, /) -> None:
+        """End both directions, which wakes whoever waits in another thread."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class UnwelcomeError(ValueError):
+    """Somebody is not let in; the text says why."""
+
+
+def send_frame(line: Wire, number: int, text: bytes) -> None:
     """Send a frame; raises OSError where the other end is gone."""
     line.sendall(HEAD.pack(number, len(text)))
     line.sendall(text)
 
 
-def receive_frame(line: socket.socket) -> tuple[int, bytes]:
+def receive_frame(line: Wire, longest: int = LONGEST) -> tuple[int, bytes]:
     """The next frame; raises OSError where the other end is gone, or sends what is none."""
     number, length = HEAD.unpack(_exactly(line, HEAD.size))
-    if length > LONGEST:
+    if length > longest:
         raise ConnectionError(f"a frame of {length} bytes")
     return number, _exactly(line, length)
 
 
-def _exactly(line: socket.socket, count: int) -> bytes:
+def _exactly(line: Wire, count: int) -> bytes:
     parts, left = [], count
     while left:
         part = line.recv(min(left, 1 << 20))
@@ -90,7 +120,7 @@ class _Connection:
     in time; until it does nobody waits for it.
     """
 
-    line: socket.socket
+    line: Wire
     token: str
     owed: set[int] = field(default_factory=set)
     waiting: dict[int, "queue.Queue[bytes | Lost]"] = field(default_factory=dict)
@@ -146,9 +176,14 @@ class Sockets:
     Raises `ParameterError` for an address off this machine or that is taken.
     """
 
-    def __init__(self, where: str) -> None:
-        """Listen. where: "127.0.0.1:PORT" (0 for a free one) or the path of a Unix socket."""
-        self.where = address(where)
+    welcome = WELCOME  # what a node is told that is let in
+
+    def __init__(self, where: str, *, say: Callable[[str], Any] = lambda line: None) -> None:
+        """Listen. where: "127.0.0.1:PORT" (0 for a free one) or the path of a Unix socket.
+
+        say: is told in a line who comes, who goes, and why somebody is not let in.
+        """
+        self.where, self.say = self._address(where), say
         self.twice: set[str] = set()  # names that two nodes have
         self._known: dict[str, _Connection] = {}
         self._number = 0
@@ -170,6 +205,17 @@ class Sockets:
         self._door.listen(128)
         threading.Thread(target=self._welcome_all, name="fedlab nodes", daemon=True).start()
 
+    def _address(self, text: str) -> tuple[str, int] | str:
+        """Where to listen; raises `ParameterError` for where it must not."""
+        return address(text)
+
+    def _greeted(self, line: socket.socket) -> tuple[Wire, dict[str, Any]]:
+        """What frames go over from now on, and what somebody says of himself.
+
+        Raises OSError or ValueError for who is not let in.
+        """
+        return line, json.loads(receive_frame(line, GREETED)[1])
+
     def close(self) -> None:
         """Stop listening, and let go of all nodes."""
         self._open = False
@@ -182,7 +228,7 @@ class Sockets:
         if isinstance(self.where, str):
             Path(self.where).unlink(missing_ok=True)
 
-    def __enter__(self) -> "Sockets":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -210,30 +256,41 @@ class Sockets:
                 return
             threading.Thread(target=self._welcome, args=(line,), daemon=True).start()
 
-    def _welcome(self, line: socket.socket) -> None:
+    def _welcome(self, door: socket.socket) -> None:
         """Take up a node that says its name; one that says anything else is let go."""
+        line: Wire = door
         try:
-            line.settimeout(GREETING)
-            _, text = receive_frame(line)
+            door.settimeout(GREETING)
+            line, about = self._greeted(door)
             line.settimeout(None)
-            about = json.loads(text)
             name, token = about["name"], about["token"]
             if not (isinstance(name, str) and name and tidy(name, 80) and isinstance(token, str)):
-                raise ValueError(name)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
+                raise UnwelcomeError("it says no name")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
             line.close()
+            why = error if isinstance(error, UnwelcomeError) else "it does not greet as a node does"
+            self.say(f"Somebody was not let in: {why}.")
             return
         before = self._known.get(name)
         if before and not before.gone and before.token != token:
             self.twice.add(name)
-            with suppress(OSError):
-                send_frame(line, 0, TWICE)
-            line.close()
+            self.say(f"Another {name} was not let in.")
+            refuse(line, TWICE)
             return
         found = self._known[name] = _Connection(line, token)
         with suppress(OSError), found.sending:
-            send_frame(line, 0, WELCOME)
+            send_frame(line, 0, self.welcome)
+        self.say(f"{name} is here.")
         found.listen()
+        if self._open and self._known[name] is found:
+            self.say(f"{name} has gone.")
+
+
+def refuse(line: Wire, why: str) -> None:
+    """Tell somebody why not, and let go."""
+    with suppress(OSError):
+        send_frame(line, 0, NO + why.encode())
+    line.close()
 
 
 def _ask(
@@ -275,23 +332,53 @@ def serve(
     patience: seconds without a coordinator after which it returns. Raises `ParameterError` where
     another node has this name.
     """
-    place, token = address(where), secrets.token_hex(8)
+    place = address(where)
+
+    def reach(about: dict[str, str]) -> Wire:
+        line = _made(place)
+        try:
+            line.connect(place)
+            send_frame(line, 0, json.dumps(about).encode())
+        except OSError:
+            line.close()
+            raise
+        return line
+
+    attend(name, answer, reach, patience=patience, met=lambda line, told: say("connected"))
+
+
+def attend(
+    name: str,
+    answer: Callable[[bytes], bytes],
+    reach: Callable[[dict[str, str]], Wire],
+    *,
+    patience: float = float("inf"),
+    met: Callable[[Wire, bytes], Any] = lambda line, told: None,
+    stays: Callable[[], bool] = lambda: True,
+) -> None:
+    """Be a node over whatever connection `reach` opens, as long as it `stays`.
+
+    reach: opens one and greets with {"name": ..., "token": ...}; raises OSError where no
+    coordinator is there. met: is handed each connection, and what the coordinator said first.
+    """
     fix = "give a name of at most 80 characters"
     require(bool(name) and tidy(name, 80), "name", name, fix)
-    last = time.monotonic()
-    while time.monotonic() - last < patience:
-        with _made(place) as line:
-            try:
-                line.connect(place)
-                send_frame(line, 0, json.dumps({"name": name, "token": token}).encode())
-                _, told = receive_frame(line)
-                fix = "another node has this name; give each one of its own"
-                require(told != TWICE, "name", name, fix)
-                say("connected")
-                while True:
-                    number, question = receive_frame(line)
-                    last = time.monotonic()
-                    send_frame(line, number, answer(question))
-            except OSError:
-                pass
+    about, last = {"name": name, "token": secrets.token_hex(8)}, time.monotonic()
+    while stays() and time.monotonic() - last < patience:
+        line = None
+        try:
+            line = reach(about)
+            _, told = receive_frame(line)
+            why = told.removeprefix(NO).decode(errors="replace")[:300]
+            require(not told.startswith(NO), "name", name, why)
+            met(line, told)
+            while stays():
+                number, question = receive_frame(line)
+                send_frame(line, number, answer(question))
+                last = time.monotonic()
+        except OSError:
+            pass
+        finally:
+            if line:
+                line.close()
         time.sleep(0.1)

@@ -1,0 +1,7 @@
+"""A class: a coordinator that a teacher starts, and learners who join from their notebooks."""
+
+from fedlab.nodes.classroom.entrance import Entrance, Invitation
+from fedlab.nodes.classroom.learner import Learner, join
+from fedlab.nodes.classroom.teacher import saved, started, taught, welcome
+
+__all__ = ["Entrance", "Invitation", "Learner", "join", "saved", "started", "taught", "welcome"]

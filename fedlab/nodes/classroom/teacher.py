@@ -1,0 +1,150 @@
+"""A class from the teacher's side: a model to start from, and rounds with whoever is there.
+
+A class is a chain of runs. Each goes over a fixed roster, as every run does; where somebody has
+come who is not in it, the run ends with its round and the next begins from its model, with all who
+are there. The ledger goes on.
+
+Letters: I items, D dimensions.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fedlab.algorithms import federate
+from fedlab.core import ParameterError, Round, Settings, Stage, Tree, require
+from fedlab.data import Catalogue, Federation, Interactions, load, of_users, one_per_user
+from fedlab.models import Model, matrix_factorisation
+from fedlab.nodes.classroom.entrance import Entrance
+from fedlab.nodes.classroom.learner import films_of, liked
+from fedlab.nodes.coordinator import Coordinator, Roster, introduced, roster_of
+from fedlab.nodes.messages import Message, pack
+from fedlab.privacy import Clip, GaussianNoise
+
+USUAL = Settings(local_lr=1.0)
+PRIVATE = {"clip": 0.5, "noise": 0.5, "delta": 1e-3}
+RATE, MOST = 0.1, 10.0  # server's learning rate for each client, and at most
+QUORUM = 0.25
+
+
+def started(data: Interactions | None = None, *, dim: int = 16, rounds: int = 60) -> Tree:
+    """The model that a class starts from: tables item (I, D) and bias (I,).
+
+    Trained on every other user of the data, by default of the MovieLens that comes along; learners
+    may bring slices of the others.
+    """
+    films = load() if data is None else data
+    train = liked(of_users(films, torch.arange(films.user_count) % 2 == 0))
+    model = matrix_factorisation(train.user_count, train.item_count, dim)
+    how: dict[str, Any] = {"rounds": rounds, "cohort": min(64, train.user_count)}
+    settings = USUAL.replace(**how, weighting="equal", server_lr=0.8 * how["cohort"])
+    *_, last = federate(model, Federation(train, one_per_user(train)), settings)
+    return {name: last.params[name] for name in ("item", "bias")}
+
+
+def saved(folder: str | Path, catalogue: Catalogue) -> Tree:
+    """The model that a class starts from, of a folder that `fedlab export` or `best` has written.
+
+    Raises `ParameterError` where there is none of these films, and OSError.
+    """
+    place = Path(folder)
+    fix = "there is no model in it; name a folder that `fedlab export` or `fedlab best` has written"
+    require((place / "rows.json").is_file(), "model", str(folder), fix)
+    same = json.loads((place / "rows.json").read_text("utf-8")).get("item")
+    fix = f"it is not about the {len(catalogue.item_ids)} films of the class, in their order"
+    require(same == list(catalogue.item_ids), "model", str(folder), fix)
+    found: Tree = load_file(place / "model.safetensors")
+    return found
+
+
+def welcome(start: Tree, catalogue: Catalogue) -> bytes:
+    """What a class hands to whoever comes: which films it is about, and its model."""
+    items = len(catalogue.item_ids)
+    bad = {name for name in ("item", "bias") if name not in start or len(start[name]) != items}
+    fix = "give tables item (I, D) and bias (I,) of these films, as matrix factorisation has them"
+    require(not bad and start["item"].dim() == 2, "start", sorted(start), fix)
+    return pack({"films": films_of(catalogue)}, {name: start[name] for name in ("item", "bias")})
+
+
+def taught(
+    entrance: Entrance,
+    start: Tree,
+    *,
+    rounds: int = 20,
+    seconds: float = 30.0,
+    private: bool = False,
+    seed: int = 0,
+) -> Iterator[Round]:
+    """Yield the Rounds of a class with their metrics, first the one before all training.
+
+    start: the tables that learners were welcomed with. seconds: how long a round waits for
+    answers, and how long the class waits while nobody is there; then it ends. private: whether
+    updates are clipped, and noise is added to their mean; metrics then have `epsilon`, of one user.
+    """
+    require(rounds >= 1, "rounds", rounds, "choose 1 or more")
+    params, state, done = {n: start[n] for n in ("item", "bias")}, dict[str, Any](), 0
+    while done < rounds and _somebody(entrance, seconds):
+        there = entrance.here()
+        roster = _roster(entrance, seconds, len(params["bias"]), told=not private)
+        if roster is None:
+            continue
+        settings = _settings(len(roster), rounds - done, seed + done, private=private)
+        first = Round(0, settings, params, state={"ledger": state} if private else {})
+        uplink: list[Stage] = [Clip(), GaussianNoise()] if private else []
+        model = _model(roster, params)
+        how: dict[str, Any] = {"uplink": uplink, "seconds": seconds, "quorum": QUORUM}
+        far = Coordinator(entrance, model, roster=roster, **how)
+        if not done:
+            yield replace(first, metrics=far.measure(first))
+        for each in far.rounds(settings, start=first):
+            done += 1
+            params, state = dict(each.params), dict(each.state.get("ledger", {}))
+            yield replace(each, number=done, metrics=each.metrics | far.measure(each))
+            fresh = any(there.get(name) != token for name, token in entrance.here().items())
+            if fresh or not _somebody(entrance, seconds):
+                break
+
+
+def _settings(clients: int, rounds: int, seed: int, *, private: bool) -> Settings:
+    rate = min(MOST, RATE * clients)
+    own = USUAL.replace(rounds=rounds, cohort=clients, server_lr=rate, seed=seed)
+    return own.replace(**PRIVATE) if private else own
+
+
+def _somebody(entrance: Entrance, seconds: float) -> bool:
+    """Whether somebody is there, or comes within so many seconds."""
+    end = time.monotonic() + seconds
+    while not entrance.here():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _roster(entrance: Entrance, seconds: float, items: int, *, told: bool) -> Roster | None:
+    """Those who are there and can take part; the others are let go, with a reason."""
+    there = [name for name, why in entrance.nodes().items() if not why]
+    found = dict[str, Message]()
+    for name, said in introduced(entrance, there, seconds, told=told).items():
+        try:
+            if isinstance(said, str):
+                raise ParameterError(said)
+            own = roster_of({name: said})
+            fits = (own.task, own.items, sum(own.users)) == ("clicks", items, len(own))
+            require(fits, "node", name, "it is not about the films of this class")
+            found[name] = said
+        except ParameterError as error:
+            entrance.dismiss(name, str(error))
+    if not found:
+        time.sleep(0.05)
+    return roster_of(found) if found else None
+
+
+def _model(roster: Roster, params: Tree) -> Model:
+    return matrix_factorisation(len(roster), roster.items, params["item"].shape[1])
