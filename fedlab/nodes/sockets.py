@@ -288,10 +288,12 @@ def serve(
                 fix = "another node has this name; give each one of its own"
                 require(told != TWICE, "name", name, fix)
                 say("connected")
-                while True:
-                    number, question = receive_frame(line)
+                try:
+                    while True:
+                        number, question = receive_frame(line)
+                        send_frame(line, number, answer(question))
+                finally:
                     last = time.monotonic()
-                    send_frame(line, number, answer(question))
             except OSError:
                 pass
         time.sleep(0.1)
