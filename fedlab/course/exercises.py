@@ -479,11 +479,12 @@ def drawn(draw: Callable[[int, int, int], Any]) -> None:
     whole = len(first) == len(keys) and all(
         len(each) == 5 and all(type(n) is int and 0 <= n < 1000 for n in each) for each in first
     )
+    apart = whole and len({tuple(each) for each in first}) == len(keys)
     if not whole:
         hint = "give a list of five whole numbers from 0 to 999"
     elif first != again:
         hint = "asked in another order, a client draws other numbers: its draw needs a key"
-    elif len({tuple(each) for each in first}) < len(keys):
+    elif not apart:
         hint = (
             "two clients, rounds or seeds share their numbers: is 1 + 2 another key than 2 + 1, "
             "and round 1, client 12 another than round 11, client 2?"
@@ -491,7 +492,7 @@ def drawn(draw: Callable[[int, int, int], Any]) -> None:
     else:
         hint = "draw the numbers: a generator that is seeded by all three gives them"
     spread = {n for each in first for n in each}
-    _say(whole and first == again and len(spread) > 2 * len(keys), hint)
+    _say(whole and first == again and apart and len(spread) > 2 * len(keys), hint)
 
 
 def asked_twice(answer: object) -> None:
