@@ -229,6 +229,13 @@ def _node_words(parts: Any) -> None:
     part = parts.add_parser("node", help="be a node, until it is stopped", parents=[_own()])
     part.add_argument("folder", help="the node's data, and where it keeps what it learns")
     part.add_argument("--socket", required=True, metavar=SOCKET, help="where the coordinator is")
+    part.add_argument(
+        "--patience",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="end after so long without a coordinator (without: never)",
+    )
     part.set_defaults(do=_node)
     part = parts.add_parser("class", help="a coordinator for learners who join from a notebook")
     part.add_argument(
@@ -346,7 +353,13 @@ def _node(words: argparse.Namespace) -> bool:
         with suppress(PermissionError):  # it leads a session already
             os.setsid()
     print(f"{node.name}: {len(node.data)} clients", file=sys.stderr, flush=True)
-    serve(node.name, node.answer, words.socket, say=lambda line: print(line, file=sys.stderr))
+    serve(
+        node.name,
+        node.answer,
+        words.socket,
+        patience=words.patience,
+        say=lambda line: print(line, file=sys.stderr),
+    )
     return False
 
 

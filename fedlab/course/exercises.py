@@ -441,6 +441,86 @@ def report(choice: Callable[[dict[str, tuple[float, float]]], Any]) -> None:
     )
 
 
+def parted(deal: Callable[[list[int], list[int]], Any]) -> None:
+    """Lesson 12: `deal(cohort, clients)` is, for each node, a list of its clients in the cohort.
+
+    clients: how many each node has; they are numbered from 0, node after node.
+
+    >>> parted(lambda cohort, clients: [cohort])
+    Not yet. Hint: give a list for each node, an empty one for a node without a client in the cohort
+    """
+    cohort, clients = [6, 0, 4, 2, 3], [3, 1, 2, 1]
+    answer, expected = _asked(deal, list(cohort), list(clients)), [[0, 2], [3], [4], [6]]
+    found = _lists(answer)
+    numbered = [[c for c in cohort if c < n] for n in clients]
+    _say(
+        found == expected,
+        "clients are numbered node after node: the second node begins where the first one ends"
+        if found == numbered
+        else "keep the order of the cohort"
+        if len(found) == 4 and [sorted(each) for each in found] == expected
+        else "give a list for each node, an empty one for a node without a client in the cohort"
+        if len(found) != 4
+        else "a node with `count` clients from `first` has those with first <= c < first + count",
+    )
+
+
+def drawn(draw: Callable[[int, int, int], Any]) -> None:
+    """Lesson 12: `draw(seed, number, client)` is a list of five numbers, the same in any order.
+
+    number: of the round. Other seeds, rounds and clients draw other numbers.
+
+    >>> drawn(lambda seed, number, client: [seed, number, client, 0, 0])
+    Not yet. Hint: draw the numbers: a generator that is seeded by all three gives them
+    """
+    keys = [(s, n, c) for s in (0, 1) for n in (1, 2, 11) for c in (1, 2, 12, 21, 112)]
+    first = _lists([_asked(draw, *key) for key in keys])
+    again = _lists([_asked(draw, *key) for key in reversed(keys)])[::-1]
+    whole = len(first) == len(keys) and all(
+        len(each) == 5 and all(type(n) is int and 0 <= n < 1000 for n in each) for each in first
+    )
+    apart = whole and len({tuple(each) for each in first}) == len(keys)
+    if not whole:
+        hint = "give a list of five whole numbers from 0 to 999"
+    elif first != again:
+        hint = "asked in another order, a client draws other numbers: its draw needs a key"
+    elif not apart:
+        hint = (
+            "two clients, rounds or seeds share their numbers: is 1 + 2 another key than 2 + 1, "
+            "and round 1, client 12 another than round 11, client 2?"
+        )
+    else:
+        hint = "draw the numbers: a generator that is seeded by all three gives them"
+    spread = {n for each in first for n in each}
+    _say(whole and first == again and apart and len(spread) > 2 * len(keys), hint)
+
+
+def asked_twice(answer: object) -> None:
+    """Lesson 12: what would go wrong if a node counted what it learned before it is told to.
+
+    >>> asked_twice("c")
+    Not yet. Hint: the coordinator takes one answer for each node; what does the node itself keep?
+    """
+    _say(
+        answer == "b",
+        "the coordinator takes one answer for each node; what does the node itself keep?"
+        if answer == "c"
+        else "is a vector that was trained twice still the one that the server's step is about?"
+        if answer == "a"
+        else 'answer by a letter: "a", "b" or "c"',
+    )
+
+
+def _lists(answer: object) -> list[list[Any]]:
+    """An answer that is a list of lists of numbers; an empty one where it is none."""
+    if not isinstance(answer, list | tuple):
+        return []
+    inner = [each.tolist() if isinstance(each, Tensor) else each for each in answer]
+    if not all(isinstance(each, list | tuple) for each in inner):
+        return []
+    return [list(each) for each in inner if isinstance(each, list | tuple)]
+
+
 def _pair(answer: object) -> bool:
     """Whether an answer is two things."""
     return isinstance(answer, tuple | list | Tensor) and len(answer) == 2

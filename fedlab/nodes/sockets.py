@@ -372,9 +372,11 @@ def attend(
             why = told.removeprefix(NO).decode(errors="replace")[:300]
             require(not told.startswith(NO), "name", name, why)
             met(line, told)
-            while stays():
-                number, question = receive_frame(line)
-                send_frame(line, number, answer(question))
+            try:
+                while stays():
+                    number, question = receive_frame(line)
+                    send_frame(line, number, answer(question))
+            finally:
                 last = time.monotonic()
         except OSError:
             pass

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedlab.course import exercises
 
@@ -189,3 +190,41 @@ def test_an_answer_that_raises_is_told_and_gets_a_hint(capsys):
 def test_a_count_is_one_number(answer, capsys):
     exercises.parameters(answer, 23, 671)
     assert capsys.readouterr().out.startswith("Not yet")
+
+
+def test_lesson_12_has_solutions_and_hints(capsys):
+    twelve = solution("lesson_12")
+    exercises.parted(twelve.parted)
+    exercises.drawn(twelve.drawn)
+    exercises.asked_twice(twelve.answer)
+    assert capsys.readouterr().out.splitlines() == ["Right."] * 3
+
+    shared = torch.Generator().manual_seed(0)
+    wrong = {
+        "node after node": lambda cohort, clients: [
+            [c for c in cohort if c < count] for count in clients
+        ],
+        "order of the cohort": lambda cohort, clients: [
+            each[::-1] for each in twelve.parted(cohort, clients)
+        ],
+        "a list for each node": lambda cohort, clients: ...,
+        "first <= c": lambda cohort, clients: [[], [], [], []],
+    }
+    for hint, deal in wrong.items():
+        exercises.parted(deal)
+        assert hint in capsys.readouterr().out
+    wrong = {
+        "needs a key": lambda *_: torch.randint(1000, (5,), generator=shared).tolist(),
+        "share their numbers": lambda *key: twelve.drawn(sum(key), 0, 0),
+        "another than round 11": lambda seed, number, client: twelve.drawn(
+            seed, int(f"{number}{client}"), 0
+        ),
+        "five whole numbers": lambda *_: ...,
+        "draw the numbers": lambda *key: [*key, 0, 0],
+    }
+    for hint, draw in wrong.items():
+        exercises.drawn(draw)
+        assert hint in capsys.readouterr().out
+    for given, hint in {"a": "trained twice", "c": "one answer", ...: "by a letter"}.items():
+        exercises.asked_twice(given)
+        assert hint in capsys.readouterr().out

@@ -108,3 +108,8 @@ def test_what_is_wrong_is_one_line(said, tmp_path):
     (tmp_path / "data.node").write_bytes(b"nonsense")
     assert "not a node's data" in said("node", tmp_path, "--socket", tmp_path / "line", code=2)
     assert "count=0" in said("nodes", "ml-latest-small", "--into", tmp_path, "--count", 0, code=2)
+
+
+def test_a_node_ends_when_its_patience_is_out(nodes, tmp_path):
+    alone = words("node", nodes / "node0", "--socket", tmp_path / "line", "--patience", 0.2)
+    subprocess.run(alone, check=True, stderr=subprocess.DEVNULL, timeout=300)

@@ -166,3 +166,15 @@ def test_addresses_off_this_machine_are_refused(tmp_path):
         Sockets(str(taken))
     with Sockets("127.0.0.1:0") as line, pytest.raises(ParameterError, match="cannot listen"):
         Sockets(told(line))
+
+
+def test_patience_counts_from_when_the_coordinator_went():
+    with Sockets("127.0.0.1:0") as line:
+        where = told(line)
+        thread = begin("a", bytes.upper, where, patience=3.0)
+        until(lambda: not line.nodes().get("a", "away"))
+        time.sleep(3.2)  # connected all the time, and asked nothing
+    with Sockets(where) as line:
+        until(lambda: not line.nodes().get("a", "away"))
+    thread.join(20)
+    assert not thread.is_alive()
