@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 
-from fedlab.nodes.relay import Relay
+from fedlab.nodes.lines.relay import Relay
 
 relay = Relay(sys.argv[1])
 for size in (10, 1_250_000):  # bytes for each site, and as many back

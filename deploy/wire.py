@@ -2,7 +2,7 @@
 
     each frame: number, 8 bytes | length, 8 bytes | bytes
 
-is the frame of `fedlab.nodes.sockets`, said again because an engine's environment has neither
+is the frame of `fedlab.nodes.lines.sockets`, said again because an engine's environment has neither
 fedlab nor torch. Nothing is ever unpickled; this file needs the standard library alone.
 
 The coordinator connects to a socket of the engine's server and sends one order in frame 0, as JSON.

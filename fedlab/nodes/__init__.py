@@ -3,11 +3,9 @@
 from fedlab.nodes.classroom import join
 from fedlab.nodes.coordinator import Coordinator, Line, Roster, gathered, metrics
 from fedlab.nodes.folders import cut_into, read_node, write_node
+from fedlab.nodes.lines import Loop, Lost, Relay, Sockets, Transport, serve
 from fedlab.nodes.messages import Message, MessageError, pack, unpack
 from fedlab.nodes.node import Held, Node
-from fedlab.nodes.relay import Relay
-from fedlab.nodes.sockets import Sockets, serve
-from fedlab.nodes.transport import Loop, Lost, Transport
 
 __all__ = [
     "Coordinator",

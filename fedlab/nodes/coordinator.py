@@ -43,11 +43,11 @@ from fedlab.core import (
 from fedlab.core.knobs import strict, title_of
 from fedlab.engine import SGD
 from fedlab.models import Model
+from fedlab.nodes.lines.transport import Lost, Transport
 from fedlab.nodes.messages import Message, MessageError, pack, put_tables, rows_from, unpack
 from fedlab.nodes.node import knobs_of
 from fedlab.nodes.secure import Sum, envelopes, packed
 from fedlab.nodes.share import Place, without_rows
-from fedlab.nodes.transport import Lost, Transport
 from fedlab.privacy import Clip, DistributedGaussian, SecureSum
 
 TOTAL = "secure total"  # where a round's notes have what its nodes have added up

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_relay import ROOT, SITES, Engine, until
 
-from fedlab.nodes.transport import Lost
+from fedlab.nodes.lines.transport import Lost
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="engines are tried on Linux alone")
 

@@ -27,7 +27,7 @@ from fedlab.nodes.classroom import Entrance, Invitation, started, taught
 from fedlab.nodes.classroom.entrance import proof
 from fedlab.nodes.classroom.learner import fitted, rated, sliced
 from fedlab.nodes.classroom.teacher import welcome
-from fedlab.nodes.sockets import NO, receive_frame, send_frame
+from fedlab.nodes.lines.sockets import NO, receive_frame, send_frame
 
 PATIENT = 240  # seconds, for a machine that does much else
 

@@ -21,8 +21,8 @@ from fedlab.algorithms import federate
 from fedlab.core import ParameterError, Settings
 from fedlab.models import MatrixFactorisation
 from fedlab.nodes import Coordinator, Relay, gathered, write_node
-from fedlab.nodes.sockets import receive_frame, send_frame
-from fedlab.nodes.transport import Lost
+from fedlab.nodes.lines.sockets import receive_frame, send_frame
+from fedlab.nodes.lines.transport import Lost
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="engines are tried on Linux alone")
 ROOT = Path(__file__).parents[2]

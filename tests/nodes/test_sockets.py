@@ -11,7 +11,7 @@ from world import World, difference
 
 from fedlab.core import ParameterError, Settings
 from fedlab.nodes import Coordinator, Lost, Sockets, gathered, serve
-from fedlab.nodes.sockets import HEAD, address
+from fedlab.nodes.lines.sockets import HEAD, address
 
 unix = pytest.mark.skipif(os.name != "posix", reason="there are no Unix sockets")
 

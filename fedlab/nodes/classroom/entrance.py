@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlab.core import ParameterError, require
-from fedlab.nodes.sockets import (
+from fedlab.nodes.lines.sockets import (
     GREETED,
     GREETING,
     LOCAL,

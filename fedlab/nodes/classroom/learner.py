@@ -28,9 +28,9 @@ from fedlab.data import Catalogue, Federation, Interactions, hold_out, load, of_
 from fedlab.evaluation import candidates
 from fedlab.models import Model, matrix_factorisation
 from fedlab.nodes.classroom.entrance import Invitation
+from fedlab.nodes.lines.sockets import WELCOME, Wire, attend
 from fedlab.nodes.messages import Message, MessageError, unpack
 from fedlab.nodes.node import Held, Node, Running
-from fedlab.nodes.sockets import WELCOME, Wire, attend
 
 LIKED = 3.0  # stars from which a film counts as a click
 AGAINST = 99  # items that a held-out one is ranked against

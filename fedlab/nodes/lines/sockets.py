@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 
 from fedlab.core import ParameterError, require
 from fedlab.core.settings import tidy
-from fedlab.nodes.transport import Lost
+from fedlab.nodes.lines.transport import Lost
 
 HEAD = struct.Struct(">QQ")
 LONGEST = 1 << 31  # bytes of a frame

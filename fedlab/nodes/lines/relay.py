@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedlab.core import require
-from fedlab.nodes.sockets import receive_frame, send_frame
-from fedlab.nodes.transport import Lost
+from fedlab.nodes.lines.sockets import receive_frame, send_frame
+from fedlab.nodes.lines.transport import Lost
 
 __all__ = ["Relay"]
 

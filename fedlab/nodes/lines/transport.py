@@ -2,7 +2,7 @@
 
 A Transport knows the names of the nodes and whether each can be reached (`nodes`), and asks some of
 them a question each (`ask`). It sees bytes and no tensor, so what carries them may be anything: the
-memory of this process (`Loop`), sockets (`fedlab.nodes.sockets`), or an engine of others.
+memory of this process (`Loop`), sockets (`fedlab.nodes.lines.sockets`), or an engine of others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
