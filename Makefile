@@ -48,6 +48,7 @@ bench: $(READY)  ## measure speed, peers, the view and quality; writes benchmark
 	$(BIN)/python benchmarks/cores.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/architecture.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/ials.py
