@@ -35,6 +35,7 @@ test: $(READY) lint  ## make the environment and run all that CI runs
 
 test-all: test  ## all that `test` runs, the wheel installed elsewhere, Flower in NVFLARE's place, and every pair of parts composed, which takes hours
 	$(BIN)/python -m pytest -n0 tests/installed.py tests/nodes/swapped.py
+	RECOVERY=1 $(BIN)/python -m pytest -n0 tests/nodes/test_relay.py
 	$(BIN)/python benchmarks/composition.py
 
 wheel: $(READY)  ## build the wheel and the source distribution in dist

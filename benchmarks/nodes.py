@@ -26,8 +26,8 @@ sys.path[:0] = [str(ROOT / "tests" / "nodes"), str(ROOT / "tests")]
 
 from lies import LIES  # noqa: E402 - of the tests, as are those below
 from test_kills import SETTINGS, disturbed, private_rows  # noqa: E402
-from test_messages import lied_to  # noqa: E402
 from test_over_nodes import KINDS, USUAL  # noqa: E402
+from test_wire import lied_to  # noqa: E402
 from world import Table, World, difference  # noqa: E402
 
 from fedlab.algorithms import Scaffold, federate  # noqa: E402

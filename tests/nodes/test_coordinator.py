@@ -7,7 +7,8 @@ from world import Table, World, difference
 from fedlab.algorithms import Meta, Scaffold, federate
 from fedlab.attacks import Poison
 from fedlab.communication import ErrorFeedback
-from fedlab.core import ParameterError, Settings, Stage, load_round, register, save_round
+from fedlab.core import REGISTRY, ParameterError, Settings, Stage, load_round, register, save_round
+from fedlab.core.knobs import _described
 from fedlab.data import Federation, load, of_users, one_per_user, split_by_time, standardise
 from fedlab.evaluation import ranking, rmse, scorer
 from fedlab.models import MatrixFactorisation, perceptron
@@ -204,7 +205,15 @@ def test_an_attack_on_a_node_is_as_in_one_process():
     assert difference(one.params, there.params) < 1e-5
 
 
-@register
+@pytest.fixture(autouse=True, scope="module")
+def known():
+    """Parts of this file alone."""
+    register(Shrink)
+    yield
+    del REGISTRY[Shrink.kind][Shrink.name]
+    _described.clear()
+
+
 class Shrink(Stage):
     """A stage with an argument that no message can carry."""
 

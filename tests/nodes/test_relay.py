@@ -172,6 +172,7 @@ class TestRounds:
         assert engine.folder.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.skipif("RECOVERY" not in os.environ, reason="make test-all kills the engine")
 class TestKills:
     def test_a_killed_site_ends_the_round_and_is_back_once_restarted(self, engine):
         asked = {"site-1": b"question", "site-2": b"wait 75 x"}

@@ -683,7 +683,8 @@ def test_resume_says_in_a_line_what_it_cannot_do(tiny_settings, tmp_path, capsys
     path = folder / second.id / LOG
     path.write_text(path.read_text().replace('"loss": 0', '"loss": 1', 1))
     assert main([*words, second.id]) == 2
-    assert f"{path}:2=" in capsys.readouterr().err
+    line = next(k for k, text in enumerate(path.read_text().splitlines(), 1) if '"loss": 1' in text)
+    assert f"{path}:{line}=" in capsys.readouterr().err
 
 
 @posix

@@ -269,7 +269,7 @@ class Runs:
             folder.finish()
         found: dict[str, Any] = {}
         try:
-            if run.was is None and state != "failed":
+            if run.was is None and state == "done":  # who stops a run does not wait for it
                 found = self._led(run)
         finally:
             with self._lock:
