@@ -289,7 +289,7 @@ def test_a_sweep_fills_its_map_a_cell_pins_its_run_and_cancel_keeps_what_is_done
     assert violations(page) == []
 
     set_number(bench, "rounds", 100)
-    bench.get_by_label("search").select_option("random")
+    bench.get_by_label("search", exact=True).select_option("random")
     bench.get_by_label("runs", exact=True).fill("8")
     press(bench, "Run the sweep")
     reach(page, bench, 4)
