@@ -28,7 +28,7 @@ from lies import LIES  # noqa: E402 - of the tests, as are those below
 from test_kills import SETTINGS, disturbed, private_rows  # noqa: E402
 from test_over_nodes import KINDS, USUAL  # noqa: E402
 from test_wire import lied_to  # noqa: E402
-from world import Table, World, difference  # noqa: E402
+from world import Table, World, difference, rounds_and_bytes  # noqa: E402
 
 from fedlab.algorithms import Scaffold, federate  # noqa: E402
 from fedlab.core import Settings  # noqa: E402
@@ -61,22 +61,8 @@ def byte_ratios(users: int, rounds: int) -> Iterator[float]:
     """For each round bytes on the line over those of rows."""
     world = World(users=users, dim=32)
     settings = USUAL.replace(cohort=users // 3, rounds=rounds)
-    ones = list(federate(world.model, world.data, settings))
-    tables = [world.model.init(0), *(done.params for done in ones)]
-    has: dict[str, int] = {}
-    for number, done in enumerate(world.far().rounds(settings), 1):
-        down, now = 0, tables[number - 1]
-        for k, name in enumerate(world.names):
-            first, last = world.cuts[k : k + 2]
-            if not ((done.cohort >= first) & (done.cohort < last)).any():
-                continue
-            rows = torch.ones(len(now["item"]), dtype=torch.bool)
-            if name in has:
-                before = tables[has[name]]
-                rows = (before["item"] != now["item"]).any(1) | (before["bias"] != now["bias"])
-            down += 4 * int(rows.sum()) * (33 + (name in has))
-            has[name] = number - 1
-        yield (done.bytes_down + done.bytes_up) / (down + ones[number - 1].bytes_up)
+    for done, down, up in rounds_and_bytes(world, settings):
+        yield (done.bytes_down + done.bytes_up) / (down + up)
 
 
 def survived(kills: int, rounds: int) -> int:

@@ -78,8 +78,8 @@ def shared(
 ) -> Iterator[R]:
     """Yield what `work` makes of each piece, in their order, on every rank.
 
-    run: yields that of some pieces, in their order; each rank runs every so manieth. Raises on all
-    what is raised on one.
+    run: yields that of some pieces, in their order; a rank runs one of every so many. Raises on
+    all what is raised on one.
     """
     rank, count = dist.get_rank(), dist.get_world_size()
 
@@ -144,7 +144,8 @@ def _tried(make: Callable[[], R]) -> tuple[R | None, Exception | None]:
         return None, error
 
 
-def _value(found):  # type: ignore[no-untyped-def]
+def _value(found: Any) -> Any:
+    """The value of what was tried; raises its error."""
     value, error = found
     if error is not None:
         raise error

@@ -75,8 +75,7 @@ def item_means(train: Interactions, strength: float = 5.0) -> Tensor:
     >>> item_means(load()).shape
     torch.Size([9066])
     """
-    total = torch.zeros(train.item_count).index_add_(0, train.items, train.values)
-    return total / (train.item_counts() + strength)
+    return _shrunk(train.items, train.values, train.item_counts(), strength)
 
 
 def user_means(train: Interactions, strength: float = 5.0) -> Tensor:
@@ -88,8 +87,12 @@ def user_means(train: Interactions, strength: float = 5.0) -> Tensor:
     >>> user_means(load()).shape
     torch.Size([671])
     """
-    total = torch.zeros(train.user_count).index_add_(0, train.users, train.values)
-    return total / (train.user_counts() + strength)
+    return _shrunk(train.users, train.values, train.user_counts(), strength)
+
+
+def _shrunk(rows: Tensor, values: Tensor, counts: Tensor, strength: float) -> Tensor:
+    """Mean of the values (n,) of each row, shrunk to 0; rows (n,): whose they are."""
+    return torch.zeros(len(counts)).index_add_(0, rows, values) / (counts + strength)
 
 
 def new_users(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from world import Table, World, difference
+from world import Table, World, difference, rounds_and_bytes
 
 from fedlab.algorithms import Meta, Scaffold, federate
 from fedlab.attacks import Poison
@@ -142,23 +142,9 @@ def test_a_node_gets_the_rows_that_changed_since_it_last_answered():
     """Down go 4 bytes a number of these rows; up, what one process counts; 5% beside."""
     world = World(users=120, dim=32)
     settings = USUAL.replace(cohort=40, rounds=6)
-    ones = list(federate(world.model, world.data, settings))
-    tables = [world.model.init(0), *(done.params for done in ones)]
-    has = dict.fromkeys(world.names, None)
-    for number, done in enumerate(world.far().rounds(settings), 1):
-        down, now = 0, tables[number - 1]
-        for k, name in enumerate(world.names):
-            first, last = world.cuts[k : k + 2]
-            if not ((done.cohort >= first) & (done.cohort < last)).any():
-                continue
-            rows = torch.ones(len(now["item"]), dtype=torch.bool)
-            if has[name] is not None:
-                before = tables[has[name]]
-                rows = (before["item"] != now["item"]).any(1) | (before["bias"] != now["bias"])
-            down += 4 * int(rows.sum()) * (32 + 1 + (has[name] is not None))
-            has[name] = number - 1
+    for done, down, up in rounds_and_bytes(world, settings):
         assert down <= done.bytes_down <= 1.05 * down
-        assert done.bytes_up <= 1.05 * ones[number - 1].bytes_up
+        assert done.bytes_up <= 1.05 * up
 
 
 def test_a_codec_saves_bytes_on_the_wire():

@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 
+from fedlab.algorithms import federate
 from fedlab.data import Columns, Federation, leave_one_out, load, of_users, one_per_user
 from fedlab.evaluation import Candidates, candidates
 from fedlab.models import matrix_factorisation, perceptron
@@ -126,3 +127,27 @@ class Table:
         return Coordinator(
             Loop({name: node.answer for name, node in self.nodes.items()}), self.model, **more
         )
+
+
+def rounds_and_bytes(world, settings):
+    """Yield each Round over nodes, and the bytes of the rows that it has to carry: down, and up.
+
+    Down go 4 bytes a number of the rows that changed since a node last answered, and the rows'
+    numbers; up goes what one process counts.
+    """
+    ones = list(federate(world.model, world.data, settings))
+    tables = [world.model.init(0), *(done.params for done in ones)]
+    has, wide = {}, tables[0]["item"].shape[1]
+    for number, done in enumerate(world.far().rounds(settings), 1):
+        down, now = 0, tables[number - 1]
+        for k, name in enumerate(world.names):
+            first, last = world.cuts[k : k + 2]
+            if not ((done.cohort >= first) & (done.cohort < last)).any():
+                continue
+            rows = torch.ones(len(now["item"]), dtype=torch.bool)
+            if name in has:
+                before = tables[has[name]]
+                rows = (before["item"] != now["item"]).any(1) | (before["bias"] != now["bias"])
+            down += 4 * int(rows.sum()) * (wide + 1 + (name in has))
+            has[name] = number - 1
+        yield done, down, ones[number - 1].bytes_up
