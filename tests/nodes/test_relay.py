@@ -63,7 +63,7 @@ class Engine:
         return done.stdout
 
     def kit(self, site):
-        return self.folder / "fedlab/prod_00" / site
+        return self.folder / "federation/prod_00" / site
 
     def said(self, name):
         return (self.folder / f"{name}.log").read_text()

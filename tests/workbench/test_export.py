@@ -184,7 +184,7 @@ def test_the_workbench_writes_events_while_it_trains(tiny_settings, tmp_path):
         paced, Settings(**tiny_settings | {"rounds": 5}), {}, {"ndcg@10": "max"}, folder=tmp_path
     )
     tell(bench, "start")
-    until(lambda: len(bench.rounds) == 2)
+    until(lambda: [len(run.records) for run in bench.session.members] == [2])
     tell(bench, "tensorboard")
     assert bench.news.endswith(f"tensorboard --logdir {tmp_path / 'tensorboard'}")
     (folder,) = (tmp_path / "tensorboard").iterdir()
