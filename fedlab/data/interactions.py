@@ -8,9 +8,10 @@ Letters: n interactions, U users, I items, G categories.
 Source: Harper, Konstan 2015, "The MovieLens datasets: history and context" (the bundled data).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from fedlab.core import DataError, Dataset, register, require
 
 DATA = Path(__file__).with_name("bundled")
+PART = 1 << 16  # rows that are looked through at a time
 GIVE, OR_NOT = "give a table of items, items=FILE,", "or choose what needs none"
 WITHOUT = {
     "values": "no ratings; name their column when you read them, rating=..., or train on clicks",
@@ -143,15 +145,22 @@ class Interactions:
             if column.is_floating_point() and not bool(column.isfinite().all()):
                 bad = int((~column.isfinite()).nonzero()[0])
                 raise DataError(f"{name}[{bad}]={float(column[bad])} is not finite; remove the row")
-        pairs = self.pairs().numpy()
-        if len(pairs) and not bool((pairs[1:] > pairs[:-1]).all()):
-            pairs.sort()
-        twice = (pairs[1:] == pairs[:-1]).nonzero()[0]
-        if len(twice):
-            user, item = divmod(int(pairs[twice[0]]), self.item_count)
+        for pair in self._twice():
+            user, item = divmod(pair, self.item_count)
             raise DataError(
                 f"user {user} met item {item} more than once; keep one row of each pair"
             )
+
+    def _twice(self) -> Iterator[int]:
+        """Pairs that stand in two rows; in parts where users are sorted, which saves memory."""
+        ends = [len(self)]
+        if bool((self.users[1:] >= self.users[:-1]).all()):
+            last = self.users[PART - 1 :: PART]  # a part goes on to the end of its last user
+            ends = [*torch.searchsorted(self.users, last, right=True).tolist(), len(self)]
+        for start, end in pairwise([0, *ends]):
+            pairs = (self.users[start:end] * self.item_count).add_(self.items[start:end]).numpy()
+            pairs.sort()
+            yield from pairs[1:][pairs[1:] == pairs[:-1]].tolist()
 
     def __len__(self) -> int:
         return len(self.users)
