@@ -218,6 +218,8 @@ LIVE = {
     "stop_ms": "Stop, beyond the round under way, the longest",
     "redraws_per_s": "redraws while training",
     "blank_frames": "frames with an empty chart",
+    "start_during_run_all_s": "click on Start to a round, beside a cell that runs",
+    "start_during_run_all_ok": "the same, within a second",
     "redraw_kernel_ms": "kernel time of a redraw",
     "live_vs_headless": "rounds per second, over those without a view",
 }

@@ -7,10 +7,12 @@ shows the new value 'in use', which a round has then taken, while 16 clients a r
 stop_ms: the longest time from the click on Stop to the view that says so, less a median round.
 redraws_per_s: changes of the loss line while 64 clients a round train. blank_frames: animation
 frames in that time in which a chart that has rounds shows no line. redraw_kernel_ms: processor time
-of a redraw in the kernel, median. live_vs_headless: rounds per second with the view open over
-rounds per second of the same stream that nobody sees, blocks of 15 rounds taken in turn in one
-thread, median of the pairs of blocks (whole runs taken in turn differ by more than the view costs:
-this machine is shared).
+of a redraw in the kernel, median. start_during_run_all_s: from the click on Start to the view that
+shows a round, the longest of the tries in JupyterLab after Run All, while a later cell sleeps,
+multiplies tables or counts; start_during_run_all_ok: how many took at most a second.
+live_vs_headless: rounds per second with the view open over rounds per second of the same stream
+that nobody sees, blocks of 15 rounds taken in turn in one thread, median of the pairs of blocks
+(whole runs taken in turn differ by more than the view costs: this machine is shared).
 """
 
 import ast
@@ -25,6 +27,7 @@ from common import ROOT, entry, is_quick, record
 sys.path.insert(0, str(ROOT / "tests"))
 from driver import (
     ASK,
+    IDLE,
     browser,
     expect,
     lab,
@@ -32,10 +35,12 @@ from driver import (
     reach,
     run_all,
     set_number,
+    start_all,
     voila,
     write_notebook,
 )
 
+WARM = "from fedlab.engine import warm\nwarm()\n"
 SOURCE = '''
 import time
 from fedlab.workbench import PRESETS, Workbench, better, stream
@@ -70,6 +75,22 @@ def timed(*_):
     draws.append((time.thread_time() - began) * 1e3)
 bench.draw = timed
 bench'''
+OTHER = """
+import time
+from pathlib import Path
+import torch
+table, count = torch.ones(300, 300), 0
+while not Path({file!r}).exists():
+    {work}
+"""
+WORK = ("time.sleep(0.1)", "table = (table @ table).clamp(0, 1)", "count += 1")
+FIRST = """([bench, start]) => new Promise(resolve => {
+  const began = performance.now();
+  new MutationObserver(() => {
+    if (+bench.dataset.rounds > 0) resolve((performance.now() - began) / 1e3);
+  }).observe(bench, { attributeFilter: ['data-rounds'] });
+  start.click();
+})"""
 KEYS = """([slider, used, number]) => {
   window.delays = [];
   let began = null;
@@ -181,6 +202,25 @@ def against_headless(page, bench, rounds):
     return ast.literal_eval(page.evaluate(ASK, "blocks[1:]"))
 
 
+def beside(page, address, home, work, count):
+    """Seconds from each click on Start to a round in the view, while a later cell does `work`."""
+    number = WORK.index(work)
+    through, name = home / f"through{number}", f"beside{number}.ipynb"
+    other = OTHER.format(file=str(through), work=work)
+    write_notebook(home / "notebooks" / name, WARM + SOURCE, other)
+    page, found = page.context.new_page(), []  # as one that was changed asks before it is left
+    bench = start_all(page, address.format(name))
+    button = bench.get_by_role("button", name="Start", exact=True)
+    for _ in range(count):
+        found.append(page.evaluate(FIRST, [bench.element_handle(), button.element_handle()]))
+        press(bench, "Reset")
+        expect(bench).to_have_attribute("data-rounds", "0")
+    through.touch()
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.close()
+    return found
+
+
 def main() -> None:
     """Measure all and record it."""
     quick = is_quick()
@@ -195,6 +235,8 @@ def main() -> None:
             in_lab, stopped = keys(page, bench, count), stops(page, bench, max(count // 4, 3))
             redraws, frames, blank, draws = steadiness(page, bench, seconds)
             ratios = against_headless(page, bench, rounds)
+            share = 2 if quick else 7
+            first = [s for work in WORK for s in beside(page, address, home, work, share)]
         with voila(home, "live.ipynb") as address:
             page.goto(address)
             bench = page.locator(".fedlab-workbench")
@@ -218,6 +260,22 @@ def main() -> None:
             "lab_key_to_visible_ms": milliseconds(in_lab, False, 150),
             "voila_key_to_visible_ms": milliseconds(in_voila, False, 150),
             "stop_ms": milliseconds(stopped, True, 200),
+            "start_during_run_all_s": entry(
+                max(first),
+                "s",
+                1,
+                higher=False,
+                seeds=1,
+                note=f"{len(first)} tries, median {statistics.median(first):.2f}{note}",
+            ),
+            "start_during_run_all_ok": entry(
+                sum(s <= 1 for s in first),
+                "tries",
+                len(first),
+                higher=True,
+                seeds=1,
+                note=f"of {len(first)}, beside a cell that sleeps, multiplies or counts{note}",
+            ),
             "redraws_per_s": entry(
                 redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} s{note}"
             ),

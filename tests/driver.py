@@ -231,6 +231,9 @@ LIVE = """() => { const book = window.jupyterapp.shell.currentWidget.content;
     (c.model.getMetadata('tags') ?? []).includes('live')); }"""
 
 
+UNFOLD = "field => field.closest('details')?.setAttribute('open', '')"
+
+
 def run_all(page, address, timeout=60_000, *, to_live=False):
     """Open a notebook in JupyterLab, run it from the top, and return the workbench.
 
@@ -251,6 +254,16 @@ def run_all(page, address, timeout=60_000, *, to_live=False):
     bench = page.locator(".fedlab-workbench")
     expect(bench).to_have_count(1)
     bench.scroll_into_view_if_needed()
+    return bench
+
+
+def start_all(page, address):
+    """Open a notebook, have all of it run, and return the workbench while cells below it run."""
+    page.goto(address)
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.evaluate("name => void window.jupyterapp.commands.execute(name)", "notebook:run-all-cells")
+    bench = page.locator(".fedlab-workbench")
+    expect(bench).to_have_count(1)
     return bench
 
 
@@ -286,7 +299,10 @@ def violations(page):
 
 
 def set_number(bench, label, value):
-    """Write into the number field of a knob."""
+    """Write into the number field of a knob, in a group that is folded away or not."""
     field = bench.get_by_label(f"{label}, as a number", exact=True)
+    field.evaluate(
+        "field => { const group = field.closest('details'); if (group) group.open = true; }"
+    )
     field.fill(str(value))
     field.press("Tab")

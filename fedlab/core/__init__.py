@@ -47,6 +47,7 @@ from fedlab.core.parts import (
     check_read,
     turned,
     unread,
+    unturned,
     walk,
 )
 from fedlab.core.randomness import Key, below, ramp, stream
@@ -161,6 +162,7 @@ __all__ = [
     "to",
     "turned",
     "unread",
+    "unturned",
     "walk",
     "whole",
     "within",

@@ -557,6 +557,16 @@ def turned(part: P, settings: Mapping[str, Any]) -> P:
     return replace(part, **mine) if mine else part  # type: ignore[type-var]
 
 
+def unturned(part: P) -> P:
+    """The part with all its knobs as usual, for a loop whose settings say what is turned.
+
+    Settings leave out what is as usual, so a knob that was turned when the part was made could
+    never be turned back.
+    """
+    usual = {name: described()[name].default for name in knobs(type(part))}
+    return replace(part, **usual) if usual else part  # type: ignore[type-var]
+
+
 def unread(
     parts: Sequence[Part], facts: Mapping[str, Mapping[str, Any]], names: Iterable[str]
 ) -> dict[str, str]:

@@ -45,6 +45,7 @@ from fedlab.core import (
     to,
     turned,
     unread,
+    unturned,
     walk,
 )
 from fedlab.data import (
@@ -546,10 +547,10 @@ def stream(
         made.model,
         made.source,
         now,
-        local=made.local,
-        uplink=made.uplink,
-        aggregate=made.aggregation,
-        schedule=made.schedule,
+        local=unturned(made.local),
+        uplink=[unturned(stage) for stage in made.uplink],
+        aggregate=unturned(made.aggregation),
+        schedule=unturned(made.schedule),
         start=start,
         ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
         device=made.choices.device,

@@ -14,6 +14,7 @@ from fedlab.core import (
     knobs,
     measured,
     require,
+    unturned,
 )
 from fedlab.nodes import Coordinator, Roster, Transport
 from fedlab.privacy import Ledger, spends
@@ -45,16 +46,16 @@ def over_nodes(
         far = Coordinator(
             line,
             made.recipe,
-            local=made.local,
-            uplink=made.uplink,
+            local=unturned(made.local),
+            uplink=[unturned(stage) for stage in made.uplink],
             seconds=seconds,
             quorum=quorum,
             roster=roster,
         )
         rounds = far.rounds(
             turning(made, ask, len(roster)),
-            aggregate=made.aggregation,
-            schedule=made.schedule,
+            aggregate=unturned(made.aggregation),
+            schedule=unturned(made.schedule),
             start=start,
             ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
         )

@@ -18,6 +18,7 @@ from typing import Any
 from fedlab.core import Round, Settings, require
 from fedlab.workbench.runs import Run, Runs
 
+SWITCH = 0.0005  # seconds after which a thread that computes hands over, while a run is under way
 Job = Generator[None, None, None]
 Live = Callable[..., Iterator[Round]]  # given a function that gives settings; start= to go on from
 _active: "Runner | None" = None
@@ -97,7 +98,7 @@ class Runner:
         _keep_freed_memory()
         state = "failed"
         try:
-            with closing(job):
+            with _at_hand(), closing(job):
                 for _ in job:
                     if not self._may_go_on():
                         break
@@ -129,6 +130,22 @@ def _keep_freed_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(-3, 32 << 20)
         mallopt(-1, 256 << 20)
+
+
+@contextmanager
+def _at_hand() -> Iterator[None]:
+    """Have Python change threads sooner, so that a run goes on beside a cell that computes.
+
+    A round asks for the interpreter's lock many times, and a cell of pure Python gives it up once
+    an interval only. Beside one that counts, a round of 32 users took 44 ms with Python's own 5 ms
+    and 33 ms with this; a tenth of it gained no more.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def claim(runner: Runner | None) -> None:

@@ -9,7 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedlab.core import ParameterError, Round, Settings, described, known, read_settings, require
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    described,
+    differing,
+    known,
+    read_settings,
+    require,
+)
 from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best
 from fedlab.workbench.best.fit import Asked, Finding, common
@@ -18,6 +27,8 @@ from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweeps import Sweep, Trials
 
+STEPS = 100  # of undo
+SLIDE = 1.0  # seconds within which turns of one knob are one step, as a slider makes many
 Swept = tuple[Sweep, list[Run], int]  # a sweep, its runs so far, and how many there will be
 
 
@@ -66,6 +77,8 @@ class Session:
         self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
         self._first = self._settings = settings
+        self._past: list[Settings] = []  # settings that were left, the last one at the end
+        self._turned: tuple[set[str], float] = set(), 0.0  # what was turned last, and when
         self._lock = threading.Lock()
 
     @property
@@ -77,7 +90,19 @@ class Session:
     @settings.setter
     def settings(self, settings: Settings) -> None:
         with self._lock:
-            self._settings = settings
+            turned = {*differing([dict(self._settings), dict(settings)])}
+            if not turned:
+                return
+            (last, when), now = self._turned, time.monotonic()
+            if not (turned == last and len(turned) == 1 and now - when < SLIDE):
+                self._past = [*self._past, self._settings][-STEPS:]
+            self._turned, self._settings = (turned, now), settings
+
+    def undo(self) -> None:
+        """Put the knobs back to where they stood before the last turn, preset or text."""
+        with self._lock:
+            require(len(self._past) > 0, "undo", "nothing", "no knob has been turned")
+            self._settings, self._turned = self._past.pop(), (set(), 0.0)
 
     def unread(self, settings: Settings) -> dict[str, str]:
         """The knobs that nothing reads under these settings, by name -> why.

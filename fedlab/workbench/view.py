@@ -20,6 +20,8 @@ from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
 POINTS, BINS, ROWS = 300, 24, 100
+MARKS = 30  # of turned knobs, in a chart
+FIRST = ("cohort", "local_lr", "server_lr")  # of all knobs, those that are in sight at once
 TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
 CLOCK = "simulated s"  # a line as well, where the run has a clock
 PREPARING = (
@@ -38,6 +40,7 @@ COMMANDS: dict[str, dict[str, type]] = {
     "step": {},
     "stop": {},
     "reset": {},
+    "undo": {},
     "pin": {"run": str, "on": bool},
     "preset": {"preset": str},
     "settings": {"text": str},
@@ -53,11 +56,14 @@ COMMANDS: dict[str, dict[str, type]] = {
 WORDS = {str: "a short text", bool: "true or false", int: "a whole number", dict: "short texts"}
 
 
-def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False) -> dict[str, Any]:
+def describe_knob(
+    name: str, span: tuple[Any, ...] | None, start: Any, folded: bool = False
+) -> dict[str, Any]:
     """What the view needs to know of a knob; no knob has code of its own there.
 
-    span: (lowest, highest) of its slider, or the choices; None for the usual. folded: whether it is
-    folded away with the others of its group. Raises `ParameterError` for a bad span.
+    span: (lowest, highest) of its slider, or the choices; None for the usual. start: where it
+    stands at first. folded: whether it is folded away with the others of its group, unless it is
+    one of `FIRST`. Raises `ParameterError` for a bad span.
     """
     found = described()[name]
     knob, kind, default = found.knob, found.kind, found.default
@@ -91,8 +97,9 @@ def describe_knob(name: str, span: tuple[Any, ...] | None, folded: bool = False)
         "unit": knob.unit,
         "meaning": knob.meaning,
         "live": knob.live,
-        "group": knob.group if folded else "",
+        "group": (knob.group or "the run") if folded and name not in FIRST else "",
         "default": default,
+        "start": start,
     } | ends
 
 
@@ -189,6 +196,8 @@ class Trace:
     def __init__(self, run: Run) -> None:
         """run: it is read from its first record on."""
         self.run, self.done = run, 0
+        self.now: dict[str, Any] = dict(run.settings)  # as the last round was given them
+        self.marks: list[tuple[int, str]] = []  # (round, which knobs were turned before it)
         self.points: dict[str, tuple[list[int], list[float | None]]] = {}
         self.sums = dict.fromkeys(TRAFFIC, 0.0)
 
@@ -200,6 +209,14 @@ class Trace:
         return {name: _thin(*self.points.get(name, ([], []))) for name in wanted}
 
     def _add(self, record: Mapping[str, Any]) -> None:
+        turned = record.get("turned", {})
+        if turned:
+            words = ", ".join(
+                f"{name} {show(self.now.get(name, usual(name)))} → {show(value)}"
+                for name, value in turned.items()
+            )
+            self.marks = [*self.marks, (record["round"], words)][-MARKS:]
+            self.now |= turned
         for name, key, unit in zip(
             TRAFFIC, ("bytes_up", "bytes_down", "seconds"), (1e-6, 1e-6, 1), strict=True
         ):
@@ -347,6 +364,7 @@ class Pens:
                     "name": run.name,
                     "colour": kept[run.id],
                     "series": self._traces[run.id].lines(lines),
+                    "marks": self._traces[run.id].marks,
                     "beside": run.beside,
                 }
                 for run in shown

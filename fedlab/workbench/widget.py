@@ -73,6 +73,7 @@ class Workbench(anywidget.AnyWidget):
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
     notice = traitlets.Unicode("").tag(sync=True)  # why something was refused
+    wrong: Any = traitlets.Dict().tag(sync=True)  # the knob whose value was -> why
     news = traitlets.Unicode("").tag(sync=True)  # what was done and cannot be seen
     saving = traitlets.Unicode("").tag(sync=True)  # where runs are kept, or why not
     text = traitlets.Unicode("").tag(sync=True)  # all settings as JSON
@@ -95,7 +96,7 @@ class Workbench(anywidget.AnyWidget):
         every = dict.fromkeys([*knobs(Choices), *described()])  # the choices first
         known(list(every), turn or {})
         shown = [
-            view.describe_knob(name, span, folded=turn is None)
+            view.describe_knob(name, span, settings[name], folded=turn is None)
             for name, span in (every if turn is None else turn).items()
         ]
         self._guard, self._pens = threading.RLock(), view.Pens()
@@ -136,6 +137,18 @@ class Workbench(anywidget.AnyWidget):
         else:
             super()._handle_msg(msg)
 
+    def _send(self, msg: Any, buffers: Any = None) -> None:
+        """Send, and answer in whatever subshell the next message comes for.
+
+        ipykernel (7.4) has a comm remember the shell of the cell that it was last heard from, and
+        takes messages there: clicks would wait for the cells that run.
+        """
+        super()._send(msg, buffers)
+        lock = getattr(self.comm, "_reply_subshell_lock", None)
+        if lock is not None:
+            with lock:
+                vars(self.comm).pop("_reply_subshell_id", None)
+
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """Take traits that were set in the browser; those that may not be are put back there."""
         with self._guard:
@@ -153,7 +166,7 @@ class Workbench(anywidget.AnyWidget):
 
     def _turned(self, change: dict[str, Any]) -> None:
         """Take the new values, or put the old ones back and say why."""
-        settings = self.session.settings
+        settings, name = self.session.settings, ""
         try:
             shown = {knob["name"]: knob for knob in self.spec["knobs"]}
             known(list(shown), change["new"])
@@ -163,8 +176,9 @@ class Workbench(anywidget.AnyWidget):
             self.session.settings = settings.replace(**turned)
         except ParameterError as error:
             self.values, self.notice = change["old"], str(error)
+            self.wrong = {name: str(error).removeprefix(f"{name}=")} if name else {}
             return
-        self.notice = ""
+        self.notice, self.wrong = "", {}
         self._show_knobs()
 
     def _show_knobs(self) -> None:
@@ -184,6 +198,7 @@ class Workbench(anywidget.AnyWidget):
             "step": session.step,
             "stop": session.stop,
             "reset": session.reset,
+            "undo": session.undo,
             "resume": session.resume,
             "pin": session.pin,
             "preset": session.preset,
@@ -206,7 +221,7 @@ class Workbench(anywidget.AnyWidget):
             notice = str(error)
         self._show_knobs()
         with self._guard:
-            self.notice = notice
+            self.notice, self.wrong = notice, {}
         self.draw()
 
     def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:

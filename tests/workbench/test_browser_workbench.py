@@ -478,3 +478,91 @@ def test_lines_show_what_a_run_stands_beside(bench, page):
     unfold(bench, "Runs")
     expect(bench.locator("tbody tr[data-run]")).to_contain_text("popularity ndcg@10 0.")
     shoot(page, "beside")
+
+
+def knob(bench, name):
+    return bench.locator(f'[data-knob="{name}"]')
+
+
+def test_a_turn_is_marked_in_the_charts_and_a_pointer_reads_them_all(bench, page):
+    press(bench, "Start")
+    reach(page, bench, 3)
+    set_number(bench, "local learning rate", 0.5)
+    loss, ranking = (bench.locator(f'svg[data-series="{name}"]') for name in ("loss", "ndcg@10"))
+    mark = loss.locator(".turned title")
+    expect(mark).to_have_text(re.compile(r"round \d+: local_lr 1 → 0.5"))
+    press(bench, "Pause")
+    state(bench, "paused")
+    at = int(re.search(r"\d+", mark.text_content())[0])
+    loss.focus()
+    page.keyboard.press("ArrowLeft")  # where it stands, the last round
+    while not (said := loss.locator(".read").text_content()).startswith(f"round {at}local_lr"):
+        assert int(re.match(r"round (\d+)", said)[1]) > at
+        page.keyboard.press("ArrowLeft")
+    expect(ranking.locator(".read")).to_contain_text(f"round {at}")  # the same in each chart
+    value = float(ranking.locator(".read tspan").last.text_content())
+    assert 0 < value < 1
+    page.keyboard.press("Escape")
+    expect(ranking.locator(".read")).to_be_hidden()
+    box = ranking.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.99, box["y"] + box["height"] / 2)
+    expect(loss.locator(".read")).to_contain_text(f"round {rounds(bench)}")  # none beyond the last
+    shoot(page, "pointed-at")
+
+
+def test_an_error_stands_at_its_field_and_turns_are_undone(bench, page):
+    set_number(bench, "local learning rate", 99)
+    wrong = knob(bench, "local_lr").locator(".wrong")
+    expect(wrong).to_have_text("99: choose from 0.01 to 10")
+    field = bench.get_by_label("local learning rate, as a number", exact=True)
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_have_value("1")
+    shoot(page, "wrong-value")
+    set_number(bench, "local learning rate", "")  # nothing is no value
+    expect(field).to_have_value("1")
+    set_number(bench, "local learning rate", 2)
+    expect(wrong).to_be_hidden()
+    expect(field).to_have_attribute("aria-invalid", "false")
+    set_number(bench, "server learning rate", 7)
+    other = bench.get_by_label("server learning rate, as a number", exact=True)
+    press(bench, "Undo")
+    expect(other).to_have_value("50")
+    expect(field).to_have_value("2")
+    press(bench, "Undo")
+    expect(field).to_have_value("1")
+    set_number(bench, "local learning rate", 3)
+    knob(bench, "local_lr").get_by_role("button", name="put local learning rate back").click()
+    expect(field).to_have_value("1")
+
+
+def test_three_knobs_come_first_and_others_are_found_by_a_word(bench, page):
+    unfold(bench, "the run")  # where rounds were set
+    names = bench.locator("[data-knob]").evaluate_all(
+        "found => found.filter(f => f.checkVisibility()).map(f => f.dataset.knob)"
+    )
+    assert {*names} == {"cohort", "local_lr", "server_lr"}
+    search = bench.get_by_label("find a knob", exact=True)
+    search.fill("noise")
+    expect(knob(bench, "noise")).to_be_visible()
+    expect(knob(bench, "batch_size")).to_be_hidden()
+    expect(knob(bench, "cohort")).to_be_hidden()
+    shoot(page, "found")
+    search.fill("")
+    expect(knob(bench, "cohort")).to_be_visible()
+    expect(knob(bench, "noise")).to_be_hidden()
+
+
+def test_controls_and_charts_share_the_screen(bench, page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    try:
+        bench.evaluate("node => node.scrollIntoView()")
+        places = [
+            bench.get_by_role("button", name="Start", exact=True),
+            *(knob(bench, name) for name in ("cohort", "local_lr", "server_lr")),
+            *(bench.locator(f'svg[data-series="{name}"]') for name in ("loss", "ndcg@10")),
+        ]
+        for place in places:
+            box = place.bounding_box()
+            assert box["y"] + box["height"] < 900, place
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 2000})

@@ -499,6 +499,25 @@ def test_run_sweep_and_compare_on_the_command_line(tmp_path, capsys):
     assert "1  mine" in out.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("started", "turned"),
+    [
+        ({"local_lr": 1.0}, "local_lr"),
+        ({"server_lr": 5.0}, "server_lr"),
+        ({"uplink": "clip", "clip": 3.0}, "clip"),
+    ],
+)
+def test_a_knob_is_turned_back_to_its_usual_value_while_it_trains(tiny_settings, started, turned):
+    now = [Settings(**tiny_settings | {"rounds": 3} | started)]
+    found = []
+    for done in stream(lambda: now[0]):
+        found.append(done.settings[turned])
+        if done.number == 2:
+            now[0] = now[0].replace(**{turned: Settings()[turned]})
+    assert found == [started[turned], started[turned], Settings()[turned]]
+    assert found[-1] != found[0]
+
+
 def test_without_a_command_there_is_help_and_the_version_is_told(capsys):
     assert main([]) == 0
     assert "fedlab" in (said := capsys.readouterr().out)

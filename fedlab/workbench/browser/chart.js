@@ -34,9 +34,72 @@ function frame(name) {
   return { node, body, scale, say };
 }
 
-/** @param {string} name */
-function lineChart(name) {
-  const { node, body, scale, say } = frame(name), kept = new Map(), levels = new Map();
+/** The round that is pointed at, the same in all charts. */
+function crosshair() {
+  let at = /** @type {number | null} */ (null);
+  const charts = new Set();
+  return { at: () => at, charts, move: (/** @type {number | null} */ round) => {
+    if (round === at) return;
+    at = round;
+    for (const draw of charts) draw();
+  } };
+}
+
+/** What a line shows at a round, or at the last one before it. @param {[number, number][]} points @param {number} round */
+const valueAt = (points, round) => points.filter(([r]) => r <= round).at(-1);
+
+/** The parts of a chart that follow the pointer: a line at its round, the values there, and what was turned.
+ * @param {SVGElement} node @param {ReturnType<typeof crosshair>} cursor */
+function pointer(node, cursor) {
+  const line = make("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "cross" }), words = make("text", { y: TOP + 10, class: "read" });
+  const group = node.appendChild(make("g", { class: "pointer" }, line, words));
+  let found = [], x = (round) => round, wide = [1, 2], ends = [1, 1];       // ends: of the rounds that are known
+  const draw = () => {
+    const round = cursor.at();
+    group.style.display = round === null || !found.length ? "none" : "";
+    if (round === null || !found.length) return;
+    const place = x(round), turned = found.flatMap(({ marks }) => marks.filter(([r]) => r === round).map(([, what]) => what));
+    line.setAttribute("x1", place); line.setAttribute("x2", place);
+    const right = place < (LEFT + WIDTH - RIGHT) / 2;
+    words.setAttribute("text-anchor", right ? "start" : "end");
+    words.replaceChildren(...[`round ${round}`, ...turned].map((text, i) => make("tspan", { x: place + (right ? 5 : -5), dy: i ? 12 : 0 }, text)),
+      ...found.map(({ colour, points }) => make("tspan", { x: place + (right ? 5 : -5), dy: 12, class: `line-${colour % COLOURS}` },
+        format(valueAt(points, round)?.[1] ?? "not measured"))));
+  };
+  const roundAt = (event) => {
+    const box = node.getBoundingClientRect(), share = ((event.clientX - box.left) / box.width * WIDTH - LEFT) / (WIDTH - RIGHT - LEFT);
+    return Math.round(Math.min(Math.max(wide[0] + share * (wide[1] - wide[0]), ends[0]), ends[1]));
+  };
+  node.addEventListener("pointermove", (event) => cursor.move(roundAt(event)));
+  node.addEventListener("pointerleave", () => cursor.move(null));
+  node.setAttribute("tabindex", "0");
+  node.addEventListener("keydown", (event) => {
+    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key], now = cursor.at();
+    if (event.key === "Escape") cursor.move(null);
+    if (!way) return;
+    event.preventDefault();
+    cursor.move(Math.min(Math.max((now ?? found.at(-1)?.points.at(-1)?.[0] ?? 1) + (now === null ? 0 : way), ends[0]), ends[1]));
+  });
+  node.addEventListener("blur", () => cursor.move(null));
+  cursor.charts.add(draw);
+  return (lines, scaleX, across) => {
+    const last = Math.max(...lines.map(({ points }) => points.at(-1)[0]), across[0]);
+    [found, x, wide, ends] = [lines, scaleX, across, [across[0], last]];
+    draw();
+  };
+}
+
+/** @param {string} name @param {ReturnType<typeof crosshair>} cursor */
+function lineChart(name, cursor) {
+  const { node, body, scale, say } = frame(name), kept = new Map(), levels = new Map(), turns = new Map();
+  const turned = node.insertBefore(make("g", { class: "turned" }), body), point = pointer(node, cursor);
+  const createTurn = () => {                               // where a knob was turned
+    const line = make("line", { y1: TOP, y2: HEIGHT - BOTTOM }), title = make("title");
+    return { node: make("g", {}, line, title), draw: ({ colour, place, what }) => {
+      line.setAttribute("x1", place); line.setAttribute("x2", place);
+      line.setAttribute("class", `line-${colour % COLOURS}`); title.textContent = what;
+    } };
+  };
   const beside = node.insertBefore(make("g", { class: "levels" }), body);
   const createLevel = () => {                              // what runs are measured beside, say popularity
     const line = make("line", { x1: LEFT, x2: WIDTH - RIGHT }), words = make("text", { x: WIDTH - RIGHT, "text-anchor": "end" });
@@ -57,8 +120,8 @@ function lineChart(name) {
   };
   /** @param {{lines: Shown[], total: number, done: number}} picture */
   const draw = ({ lines, total, done }) => {
-    const found = lines.map(({ id, name: run, colour, series: { [name]: [rounds, values] = [[], []] } }) =>
-      ({ id, run, colour, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
+    const found = lines.map(({ id, name: run, colour, marks, series: { [name]: [rounds, values] = [[], []] } }) =>
+      ({ id, run, colour, marks, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
       .filter(({ points }) => points.length);
     node.style.display = done && !found.length ? "none" : "";            // not measured in this kind of run
     const flat = new Map(lines.flatMap((line) => Object.entries(line.beside))
@@ -68,7 +131,10 @@ function lineChart(name) {
     if (!known.length) [low, high] = [0, 1];
     if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
     [low, high] = rounded(low, high);
-    const { x, y } = scale([1, Math.max(total, 2)], [low, high], "round", true, false);
+    const across = [1, Math.max(total, 2)], { x, y } = scale(across, [low, high], "round", true, false);
+    keyed(turned, turns, found.flatMap(({ id, colour, marks }) => marks.map(([r, what]) =>
+      [`${id} ${r}`, { colour, place: x(r).toFixed(1), what: `round ${r}: ${what}` }])), createTurn);
+    point(found, x, across);
     keyed(body, kept, found.map((line) => [line.id, { ...line, x, y }]), createLine);
     keyed(beside, levels, [...flat].map(([key, { label, v }]) => [key, { label, height: y(v).toFixed(1) }]), createLevel);
     const words = found.map(({ run, points }) => {

@@ -8,14 +8,23 @@ function knob(model, spec) {
   const { fields, show } = kinds[spec.kind](spec, set);
   const unit = spec.unit && spec.unit !== spec.label ? ` (${spec.unit})` : "";
   const label = labelOf(fields[0], spec.label, make("small", {}, unit));
-  const used = make("span", { class: "used", "data-used": spec.name });
-  const node = make("div", { class: `knob ${spec.kind}` }, label, ...fields, used);
+  const used = make("span", { class: "used", "data-used": spec.name }), wrong = make("span", { class: "wrong" });
+  const back = button("↺", () => set(spec.start), { class: "back", "aria-label": `put ${spec.label} back to ${format(spec.start)}`,
+    title: `back to ${format(spec.start)}` });
+  wrong.id = `fedlab-${Math.random().toString(36).slice(2)}`;
+  const node = make("div", { class: `knob ${spec.kind}`, "data-knob": spec.name }, label, ...fields, back, used, wrong);
   const draw = () => {
     const now = model.get("values")[spec.name], last = model.get("used")[spec.name], why = model.get("unread")[spec.name];
     show(now);
     const waiting = why === undefined && last !== undefined && last !== now;
     used.textContent = why ?? (last === undefined || !(spec.live || waiting) ? "" : `in use: ${format(last)}`);
     used.classList.toggle("pending", waiting);
+    const bad = model.get("wrong")[spec.name];
+    wrong.textContent = bad ?? "";
+    fields[0].setAttribute("aria-describedby", bad === undefined ? "" : wrong.id);
+    for (const field of fields) field.setAttribute("aria-invalid", String(bad !== undefined));
+    back.classList.toggle("idle", now === spec.start);
+    back.disabled = now === spec.start || why !== undefined;
     node.classList.toggle("unread", why !== undefined);
     node.title = why === undefined ? spec.meaning : `${spec.meaning}: ${why}`;
     for (const field of fields) field.disabled = why !== undefined;
@@ -32,7 +41,9 @@ function numberFields(spec, set) {
     return whole ? Math.round(raw) : Number(raw.toPrecision(3));
   };
   const range = log ? { min: 0, max: 1000, step: 5 } : { min: low, max: high, step: whole ? 1 : (high - low) / 200 };
-  const slider = make("input", { type: "range", name: spec.name, ...range });
+  const mark = make("datalist", {}, make("option", { value: place(spec.start) }));    // where it stood at first
+  mark.id = `fedlab-${Math.random().toString(36).slice(2)}`;
+  const slider = make("input", { type: "range", name: spec.name, ...range, list: mark.id });
   const number = make("input", { type: "number", name: spec.name, min: low, max: high, step: whole ? 1 : "any",
     "aria-label": `${spec.label}, as a number` });
   slider.addEventListener("input", () => set(value(slider.value)));
@@ -42,13 +53,16 @@ function numberFields(spec, set) {
     const now = value(slider.value), next = Math.max(value(Number(slider.value) + 5 * way), low);
     if (next === now) { event.preventDefault(); set(Math.min(Math.max(now + way, low), high)); }
   });
+  let last = spec.start;
   number.addEventListener("change", () => { if (number.value !== "") set(Number(number.value)); });
+  number.addEventListener("blur", () => { number.value = last; });         // not what was refused, nor nothing
   const show = (now) => {
+    last = now;
     slider.value = place(now);
     slider.setAttribute("aria-valuetext", `${format(now)} ${spec.unit}`);
     if (document.activeElement !== number) number.value = now;
   };
-  return { fields: [slider, number], show };
+  return { fields: [slider, number, mark], show };
 }
 
 /** @param {Knob} spec @param {(value: string) => void} set */

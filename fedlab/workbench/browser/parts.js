@@ -3,10 +3,10 @@
 // order that workbench.py names. Text is always set as text, never as HTML.
 
 /** @typedef {{name: string, label: string, kind: "number" | "choice" | "several" | "text", low: number, high: number,
- *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, group: string, default: any, choices: string[]}} Knob */
+ *   whole: boolean, log: boolean, unit: string, meaning: string, live: boolean, group: string, default: any, start: any, choices: string[]}} Knob */
 /** @typedef {[number[], (number | null)[]]} Line  rounds and values */
 /** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>,
- *   beside: Record<string, Record<string, number>>}} Shown */
+ *   marks: [number, string][], beside: Record<string, Record<string, number>>}} Shown */
 /** @typedef {{low: number, high: number, counts: number[], median: number | null, clients: number,
  *   whole: boolean}} Spread */
 /** @typedef {{id: string, name: string, state: string, error: string, pinned: boolean, colour: number | null,
@@ -24,7 +24,7 @@ const COLOURS = 7;
 
 /** @param {string} tag @param {Record<string, string | number>} [attributes] @param {...(Node | string)} children */
 function make(tag, attributes = {}, ...children) {
-  const node = /** @type {any} */ (["svg", "path", "line", "text", "circle", "g", "rect"].includes(tag)
+  const node = /** @type {any} */ (["svg", "path", "line", "text", "tspan", "title", "circle", "g", "rect"].includes(tag)
     ? document.createElementNS(SVG, tag) : document.createElement(tag));
   // without this JupyterLab takes arrow keys, Enter and letters for its own shortcuts
   if (["input", "button", "select", "textarea", "summary"].includes(tag)) {

@@ -5,7 +5,7 @@
 function controls(model) {
   const press = (command) => button(command[0].toUpperCase() + command.slice(1), () => tell(model, command),
     { "data-command": command });
-  const [start, pause, step, stop, reset] = ["start", "pause", "step", "stop", "reset"].map(press);
+  const [start, pause, step, stop, reset, undo] = ["start", "pause", "step", "stop", "reset", "undo"].map(press);
   const progress = make("progress", { max: 1, value: 0, "aria-label": "rounds done" });
   const status = make("span", { class: "status", role: "status" });
   const draw = () => {
@@ -17,7 +17,7 @@ function controls(model) {
     stop.disabled = !["running", "paused"].includes(state);
     status.textContent = model.get("message");
   };
-  return { node: make("div", { class: "controls" }, start, pause, step, stop, reset, progress, status), progress, draw };
+  return { node: make("div", { class: "controls" }, start, pause, step, stop, reset, undo, progress, status), progress, draw };
 }
 
 /** Which charts to show. @param {Model} model */
@@ -47,11 +47,11 @@ function legendEntry() {
 /** Knobs that turn while training runs, and those that wait for the next run; groups are folded away, and say what
  * in them is not as usual. @param {Knob[]} described @param {{node: HTMLElement}[]} knobs in the same order */
 function grouped(described, knobs) {
-  const nodes = (group, live) => knobs.filter((_, i) => described[i].group === group && described[i].live === live).map((k) => k.node);
+  const those = (group, live) => knobs.filter((_, i) => described[i].group === group && described[i].live === live).map((k) => k.node);
   const section = (group) => [
-    ...(nodes(group, true).length ? [make("div", { class: "knobs" }, ...nodes(group, true))] : []),
-    ...(nodes(group, false).length ? [make("div", { class: "heading" }, "From the next run"),
-      make("div", { class: "knobs" }, ...nodes(group, false))] : [])];
+    ...(those(group, true).length ? [make("div", { class: "knobs" }, ...those(group, true))] : []),
+    ...(those(group, false).length ? [make("div", { class: "heading" }, "From the next run"),
+      make("div", { class: "knobs" }, ...those(group, false))] : [])];
   const folded = [...new Set(described.map((spec) => spec.group))].filter((group) => group).map((group) => {
     const summary = make("summary");
     const draw = (values, unread) => {
@@ -60,7 +60,30 @@ function grouped(described, knobs) {
     };
     return { node: make("details", { class: "group" }, summary, ...section(group)), draw };
   });
-  return { nodes: [...section(""), ...folded.map((f) => f.node)], draw: (values, unread) => folded.forEach((f) => f.draw(values, unread)) };
+  const nodes = [...section(""), ...(folded.length ? [searchField(described, knobs, folded)] : []), ...folded.map((f) => f.node)];
+  return { nodes, draw: (values, unread) => folded.forEach((f) => f.draw(values, unread)) };
+}
+
+/** What shows only the knobs whose name or meaning has what is typed. @param {Knob[]} described
+ * @param {{node: HTMLElement}[]} knobs in the same order @param {{node: HTMLElement}[]} folded their groups */
+function searchField(described, knobs, folded) {
+  const field = make("input", { type: "search", placeholder: "name or meaning" });
+  const open = new Set();                                   // by hand, before anything was typed
+  field.addEventListener("input", () => {
+    const words = field.value.trim().toLowerCase().split(/\s+/).filter((word) => word);
+    described.forEach((spec, i) => {
+      const text = `${spec.name} ${spec.label} ${spec.meaning} ${spec.choices ?? ""}`.toLowerCase();
+      knobs[i].node.hidden = !words.every((word) => text.includes(word));
+    });
+    for (const { node } of folded) {
+      if (!field.dataset.typed && node.open) open.add(node);
+      node.hidden = !node.querySelector(".knob:not([hidden])");
+      node.open = words.length ? !node.hidden : open.has(node);
+    }
+    field.dataset.typed = field.value.trim();
+    if (!words.length) open.clear();
+  });
+  return make("div", { class: "row search" }, labelled("find a knob", field));
 }
 
 /** @param {{model: Model, el: HTMLElement}} place */
@@ -69,16 +92,20 @@ function render({ model, el }) {
   const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
   const notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
-  const charts = make("div", { class: "charts" }), kept = new Map();
+  const charts = make("div", { class: "charts" }), kept = new Map(), cursor = crosshair();
   const legend = make("div", { class: "legend" }), entries = new Map();
+  const panes = make("div", { class: "panes" },
+    make("div", { class: "left", tabindex: "-1" }, presetRow(model), ...groups.nodes),
+    make("div", { class: "right" }, legend, charts, choice.node));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
-    presetRow(model), ...groups.nodes, buttons.node, notice, news, legend, charts, choice.node, runs.saving, runs.node, sweep.node, find.node, settings.node);
+    make("div", { class: "transport" }, buttons.node, notice, news), panes,
+    runs.saving, runs.node, sweep.node, find.node, settings.node);
   el.append(root);
 
   const showRounds = () => {
     const picture = model.get("picture");
     keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture }]),
-      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name));
+      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor));
     keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
     buttons.progress.value = picture.progress;
     root.dataset.rounds = String(picture.done);
@@ -93,7 +120,7 @@ function render({ model, el }) {
   const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
-  const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, state: showState, message: showState, notice: showState,
+  const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
     text: settings.draw, report: find.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
