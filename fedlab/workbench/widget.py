@@ -147,7 +147,8 @@ class Workbench(anywidget.AnyWidget):
         lock = getattr(self.comm, "_reply_subshell_lock", None)
         if lock is not None:
             with lock:
-                vars(self.comm).pop("_reply_subshell_id", None)
+                if hasattr(self.comm, "_reply_subshell_id"):
+                    delattr(self.comm, "_reply_subshell_id")
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """Take traits that were set in the browser; those that may not be are put back there."""
