@@ -104,9 +104,7 @@ def candidates(split: Split, part: str = "test", against: int = 99, seed: int = 
     return Candidates(held.users, held.items, torch.cat(negatives))
 
 
-def _sifted(
-    users: Tensor, met: Tensor, count: int, against: int, draw: torch.Generator
-) -> Tensor:
+def _sifted(users: Tensor, met: Tensor, count: int, against: int, draw: torch.Generator) -> Tensor:
     """`against` different items (B, against) that each user has not met, all equally likely.
 
     Items are drawn until there are enough of them, without those met and those drawn before: that

@@ -109,7 +109,9 @@ class Sheet:
         if count == len(frame):
             return frame, ()
         said = "left out, which have nothing in the columns that are read"
-        return frame.head(count), (f"{self.name}: {len(frame) - count:,} rows at its end are {said}",)
+        return frame.head(count), (
+            f"{self.name}: {len(frame) - count:,} rows at its end are {said}",
+        )
 
     def _kind(self, column: str, role: str) -> str:
         """The narrowest type that the first rows fit in; where others do not, texts are read."""
