@@ -389,7 +389,7 @@ def test_no_more_trials_go_side_by_side_than_memory_has_room_for(
     tasteful, tmp_path, monkeypatch, room, hired
 ):
     most = max(needed(method, tasteful) for method in [*federated(tasteful), *pooled(tasteful)])
-    memory_of(monkeypatch, room * most)
+    memory_of(monkeypatch, room * (memory.PROCESS + most))
     counts, said = [], []
 
     def none(count, *_):
@@ -414,7 +414,7 @@ def test_what_memory_has_no_room_for_is_left_out_and_nothing_at_all_is_refused(
     best = quiet(tasteful, folder=tmp_path / "one", budget=1, say=said.append)
     assert best.method == small
     assert any(line.startswith(f"{large} is left out: it takes up to") for line in said)
-    memory_of(monkeypatch, 1e6)
+    memory_of(monkeypatch, 1e3)
     with pytest.raises(DataError, match=r"40 items and 360 clicks are too many .* at_least\(data"):
         quiet(tasteful, folder=tmp_path / "none")
 

@@ -22,7 +22,7 @@ from fedlab.data import Interactions
 from fedlab.evaluation import popularity, unmet
 from fedlab.privacy import SecureSum, spends
 from fedlab.workbench.beside import beside
-from fedlab.workbench.best.memory import free_memory, needed
+from fedlab.workbench.best.memory import PROCESS, free_memory, needed
 from fedlab.workbench.best.methods import POOLED, Method, federated, pooled, settings_of, shortened
 from fedlab.workbench.best.model import Best
 from fedlab.workbench.best.report import ALIKE, Facts, Ranks, Row, chance, on_card, text
@@ -294,13 +294,13 @@ def _fitting(search: Search, methods: Sequence[Method]) -> list[Method]:
 
 
 def _in_memory(search: Search, methods: Sequence[Method], train: Interactions) -> list[Method]:
-    """The methods that memory has room for; the search is told what the largest of them takes."""
+    """The methods that memory has room for; the search is told what a process takes at most."""
     fit, free = list[Method](), free_memory()
     for method in methods:
         most = needed(method, train)
         if most <= free:
             fit.append(method)
-            search.needed = max(search.needed, most)
+            search.needed = max(search.needed, PROCESS + most)
         else:
             search.say(f"{method} is left out: {_takes(most, free)}")
     return fit

@@ -22,9 +22,7 @@ from fedlab.workbench.experiment import Experiment
 Knobs = Mapping[str, Any]
 TABLE = 7_000  # items in a table of pairs, at most: 2 GB and half a minute of a core
 TABLES = 3  # sizes of it to choose from
-NUMBERS = (
-    1 << 26
-)  # of the vectors of all items, at most: a quarter of a GB, of which a trial holds several
+NUMBERS = 1 << 26  # of the vectors of all items, at most: a quarter of a GB, held several times
 ROUNDS = 20  # of federated iALS, by which it has settled where everybody takes part
 
 
