@@ -23,7 +23,7 @@ BLOCK = 1 << 13  # pairs of vectors that are looked up at a time, for the same r
 DRAWS = 1 << 24  # numbers that are drawn at a time
 MANY = 1 << 31  # pairs of user and item, above which no number is drawn for each
 PRODUCTS = 1 << 19  # numbers of a product at a time
-TOGETHER = 32  # users of a product at least: or a large table of items is read for each one anew
+TOGETHER = 16  # users of a product at least: or a large table of items is read for each one anew
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,14 @@ class Unmet:
         (open_,) = (below + above < self.items).nonzero(as_tuple=True)
         found = scores[open_]
         row, item = (~((found < low[open_]) | (found > high[open_]))).nonzero(as_tuple=True)
-        behind = score(users[open_[row]], item) < positive[open_[row]]
-        return ranks - torch.bincount(open_[row[behind]], minlength=len(here))
+        gap, row = found[row, item] - positive[open_[row]], open_[row]
+        close = score.slack(users[row], item)
+        ranks -= torch.bincount(row[gap < -close], minlength=len(here))
+        left = (gap.abs() <= close).nonzero()[:, 0]
+        for some in left.split(PAIRS):  # as each pair takes two vectors
+            behind = score(users[row[some]], item[some]) < positive[row[some]]
+            ranks -= torch.bincount(row[some][behind], minlength=len(here))
+        return ranks
 
     def _met(self, here: Tensor) -> Tensor:
         """The met items of the users at the places `here` (B,), B * I being the places counted."""

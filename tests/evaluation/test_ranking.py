@@ -1,6 +1,7 @@
 """Clean candidates, honest ranks."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_users_that_are_scored_together_change_no_rank(split, monkeypatch):
         monkeypatch.setattr(RANKING, "TOGETHER", together)
         monkeypatch.setattr(RANKING, "PRODUCTS", products)
         assert torch.equal(full_ranks(split, dot(users, items)), found)
+
+
+def test_short_vectors_are_told_apart_without_asking_pair_by_pair(split):
+    draw, asked = torch.Generator().manual_seed(0), []
+    users, items = (torch.randn(n, 4, generator=draw) for n in (671, split.train.item_count))
+    plain = dot(users, torch.cat([items[:1], items[1:] * 1e-5]))
+
+    def counted(who, what):
+        asked.append(what.numel())
+        return plain(who, what)
+
+    found = full_ranks(split, replace(plain, pairs=counted))
+    assert sum(asked) < 20 * 671  # of 9,066 each
+    assert torch.equal(found, full_ranks(split, plain.pairs))
 
 
 def test_an_ignorant_score_ranks_last_and_an_oracle_first(split):

@@ -13,7 +13,7 @@ from fedlab.workbench.best.methods import Method, table_of
 PROCESS = 0.6e9  # bytes of a process that has read torch, numba and polars, and no data
 ROW = 150  # of a click, in three parts and as the layout of a federation
 NAMED = 400  # of an item: its id and its title, and what is counted of each
-COPIES = 10  # of the items' vectors in float32: parameters, momentum, gradients, turned in float64
+COPIES = 14  # of the items' vectors in float32: parameters, momentum, gradients, turned in float64
 NEIGHBOUR = 40  # of a pair of items that item kNN keeps, while it is turned
 MEMORY = Path("/proc/meminfo")
 GROUP = Path("/sys/fs/cgroup")  # what a container may take
