@@ -66,7 +66,7 @@ from fedlab.workbench import (
     usual_knobs,
     values,
 )
-from fedlab.workbench.export import export_model, free_place
+from fedlab.workbench.export import closed, export_model, free_place
 from fedlab.workbench.runner import Live
 
 SOCKET = "PATH|127.0.0.1:PORT"
@@ -615,6 +615,8 @@ def _export(words: argparse.Namespace) -> bool:
     print(
         f"The model of {run.name} after round {done.number}: {place / 'card.md'} says what it is."
     )
+    if why := closed(experiment.model.name, experiment.local, people=words.people):
+        print(f"fedlab top does not open it: {why}", file=sys.stderr)
     return False
 
 

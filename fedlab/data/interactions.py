@@ -155,7 +155,8 @@ class Interactions:
         """Pairs that stand in two rows; in parts where users are sorted, which saves memory."""
         ends = [len(self)]
         if bool((self.users[1:] >= self.users[:-1]).all()):
-            last = self.users[PART - 1 :: PART]  # a part goes on to the end of its last user
+            # a part goes on to the end of its last user; a copy, as torch warns of steps
+            last = self.users[PART - 1 :: PART].contiguous()
             ends = [*torch.searchsorted(self.users, last, right=True).tolist(), len(self)]
         for start, end in pairwise([0, *ends]):
             pairs = (self.users[start:end] * self.item_count).add_(self.items[start:end]).numpy()

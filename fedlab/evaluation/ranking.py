@@ -21,7 +21,9 @@ from fedlab.models import ByUser, Factored
 PAIRS = 1 << 15  # scored at a time: what models keep of a pair then stays in a core's cache
 BLOCK = 1 << 13  # pairs of vectors that are looked up at a time, for the same reason
 DRAWS = 1 << 24  # numbers that are drawn at a time
+MANY = 1 << 31  # pairs of user and item, above which no number is drawn for each
 PRODUCTS = 1 << 19  # numbers of a product at a time
+TOGETHER = 16  # users of a product at least: or a large table of items is read for each one anew
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def candidates(split: Split, part: str = "test", against: int = 99, seed: int = 
     """
     held = _held(split, part)
     parts, count = (split.train, split.validation, split.test), held.item_count
-    met = torch.cat([each.pairs() for each in parts]).unique() // count
-    few = count - int(torch.bincount(met, minlength=held.user_count)[held.users].max())
+    met = torch.cat([each.pairs() for each in parts]).unique()
+    few = count - int(torch.bincount(met // count, minlength=held.user_count)[held.users].max())
     require(
         1 <= against <= few,
         "against",
@@ -91,11 +93,34 @@ def candidates(split: Split, part: str = "test", against: int = 99, seed: int = 
         f"choose from 1 to {few}, the unseen items of the busiest user",
     )
     draw, negatives = stream(seed, f"candidates {part}"), []
+    if len(held) * count > MANY and max(2 * against, count // 2) <= few:
+        for users in held.users.split(max(1, DRAWS // (8 * against))):
+            negatives.append(_sifted(users, met, count, against, draw))
+        return Candidates(held.users, held.items, torch.cat(negatives))
     for users in held.users.split(max(1, DRAWS // count)):
         luck = torch.rand(len(users), count, generator=draw)
         luck.masked_fill_(seen(parts, users), -1.0)
         negatives.append(luck.topk(against, dim=1).indices)
     return Candidates(held.users, held.items, torch.cat(negatives))
+
+
+def _sifted(users: Tensor, met: Tensor, count: int, against: int, draw: torch.Generator) -> Tensor:
+    """`against` different items (B, against) that each user has not met, all equally likely.
+
+    Items are drawn until there are enough of them, without those met and those drawn before: that
+    costs nothing for the rest of a large catalogue. met (n,): user * count + item, growing.
+    """
+    drawn, fine = users.new_empty(len(users), 0), torch.zeros(len(users), 0, dtype=torch.bool)
+    while drawn.shape[1] == 0 or int(fine.sum(1).min()) < against:
+        more = torch.randint(count, (len(users), 2 * against), generator=draw)
+        drawn = torch.cat([drawn, more], 1)
+        items, order = drawn.sort(dim=1, stable=True)
+        again = torch.zeros_like(drawn, dtype=torch.bool)
+        again.scatter_(1, order[:, 1:], items[:, 1:] == items[:, :-1])
+        pairs = users[:, None] * count + drawn
+        known = met[torch.searchsorted(met, pairs).clamp(max=len(met) - 1)] == pairs
+        fine = ~(again | known)
+    return drawn[fine & (fine.cumsum(1) <= against)].view(len(users), against)
 
 
 @dataclass(frozen=True)
@@ -123,9 +148,11 @@ class Unmet:
         places = torch.arange(len(self.users))
         if not isinstance(score, Factored | ByUser):
             return self._by_pairs(score, places)
-        blocks = places.split(max(1, PRODUCTS // self.items))
+        fit = PRODUCTS // self.items
         if isinstance(score, ByUser):
+            blocks = places.split(max(1, fit))
             return torch.cat([self._ranked(score.rows(self.users[b]), b) for b in blocks])
+        blocks = places.split(max(TOGETHER, fit))
         return torch.cat([self._by_product(score, here) for here in blocks])
 
     def _by_pairs(self, score: Score, places: Tensor) -> Tensor:
@@ -165,8 +192,14 @@ class Unmet:
         (open_,) = (below + above < self.items).nonzero(as_tuple=True)
         found = scores[open_]
         row, item = (~((found < low[open_]) | (found > high[open_]))).nonzero(as_tuple=True)
-        behind = score(users[open_[row]], item) < positive[open_[row]]
-        return ranks - torch.bincount(open_[row[behind]], minlength=len(here))
+        gap, row = found[row, item] - positive[open_[row]], open_[row]
+        close = score.slack(users[row], item)
+        ranks -= torch.bincount(row[gap < -close], minlength=len(here))
+        left = (gap.abs() <= close).nonzero()[:, 0]
+        for some in left.split(PAIRS):  # as each pair takes two vectors
+            behind = score(users[row[some]], item[some]) < positive[row[some]]
+            ranks -= torch.bincount(row[some][behind], minlength=len(here))
+        return ranks
 
     def _met(self, here: Tensor) -> Tensor:
         """The met items of the users at the places `here` (B,), B * I being the places counted."""

@@ -65,10 +65,28 @@ class Factored:
         if len(item):
             scores[place, item] = self.pairs(users[place], item)
         longest, most = self._reach
-        # D + 1 roundings by half an eps on both sides; doubled, for those of this sum itself
-        share = 2 * (self.items.shape[1] + 2) * torch.finfo(scores.dtype).eps
         size = torch.linalg.vector_norm(rows, dim=1) * longest + most
-        return scores, share * size + 1e-35
+        return scores, self._share * size + 1e-35
+
+    def slack(self, users: Tensor, items: Tensor) -> Tensor:
+        """How far (n,) the scores of these pairs in `every` may be from `pairs`: less than it says.
+
+        That is what tells items apart whose vectors are short beside the longest one.
+        """
+        of_users, of_items = self._lengths
+        return self._share * (of_users[users] * of_items[items] + self.bias[items].abs()) + 1e-35
+
+    @cached_property
+    def _lengths(self) -> tuple[Tensor, Tensor]:
+        """The lengths (U,) and (I,) of the vectors, or what is more where squares would be 0."""
+        both = (torch.linalg.vector_norm(each, dim=1) for each in (self.users, self.items))
+        of_users, of_items = (each.clamp(min=1e-18) for each in both)
+        return of_users, of_items
+
+    @property
+    def _share(self) -> float:
+        """D + 1 roundings by half an eps on both sides; doubled, for those of the bound itself."""
+        return 2 * (self.items.shape[1] + 2) * torch.finfo(self.items.dtype).eps
 
     @cached_property
     def _reach(self) -> tuple[Tensor, Tensor]:

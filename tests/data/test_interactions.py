@@ -146,6 +146,14 @@ def test_bad_columns_are_named(columns, message):
         tiny(*columns)
 
 
+def test_long_tables_are_looked_through_in_parts_without_a_warning(monkeypatch):
+    monkeypatch.setattr("fedlab.data.interactions.PART", 2)
+    users, items = [0, 0, 0, 1, 2, 2, 3, 3], [0, 1, 2, 0, 0, 1, 3, 4]
+    assert len(tiny(users, items)) == 8
+    with pytest.raises(DataError, match="user 2 met item 0 more than once"):
+        tiny(users, [0, 1, 2, 0, 0, 0, 3, 4])
+
+
 def test_bad_shares_and_names_are_refused(ratings):
     with pytest.raises(ParameterError, match=r"test=1\.0"):
         split_by_time(ratings, 0.1, 1.0)

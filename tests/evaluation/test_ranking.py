@@ -1,5 +1,8 @@
 """Clean candidates, honest ranks."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
@@ -10,12 +13,15 @@ from fedlab.data import leave_one_out, split_by_time
 from fedlab.evaluation import (
     candidates,
     cold_ranking,
+    dot,
     full_ranks,
     hide_items,
     popularity,
     ranking,
     seen,
 )
+
+RANKING = sys.modules["fedlab.evaluation.ranking"]  # its name is also that of a function
 
 
 def test_candidates_are_99_different_items_never_rated(split):
@@ -29,6 +35,57 @@ def test_candidates_are_99_different_items_never_rated(split):
     again, other = candidates(split, "test"), candidates(split, "test", seed=1)
     assert torch.equal(again.negatives, drawn.negatives)
     assert not torch.equal(other.negatives, drawn.negatives)
+
+
+def test_of_a_large_catalogue_items_are_drawn_without_a_number_for_each(split, monkeypatch):
+    plain = candidates(split, against=50)
+    monkeypatch.setattr(RANKING, "MANY", 0)
+    monkeypatch.setattr(RANKING, "seen", None)  # a row of all items
+    drawn, again, other = (candidates(split, against=50, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(drawn.positives, plain.positives)
+    assert drawn.negatives.shape == (671, 50)
+    assert all(len(row.unique()) == 50 for row in drawn.negatives)
+    assert torch.equal(drawn.negatives, again.negatives)
+    assert not torch.equal(drawn.negatives, other.negatives)
+    monkeypatch.undo()
+    rated = seen((split.train, split.validation, split.test), drawn.users)
+    assert not bool(rated.gather(1, drawn.negatives).any())
+
+
+def test_each_unmet_item_is_drawn_as_often_as_any_other(monkeypatch):
+    monkeypatch.setattr(RANKING, "MANY", 0)
+    users, items = 3_000, 12  # each has met 3 of 12 items, and 4 of the other 9 are drawn
+    rows = torch.arange(users).repeat_interleave(3)
+    data = tiny(rows.tolist(), [0, 1, 2] * users, item_count=items)
+    found = torch.bincount(candidates(leave_one_out(data), against=4).negatives.flatten())
+    assert found[:3].tolist() == [0, 0, 0]
+    share = found[3:] / users
+    spread = (4 / 9 * 5 / 9 / users) ** 0.5
+    assert float((share - 4 / 9).abs().max()) < 5 * spread
+
+
+def test_users_that_are_scored_together_change_no_rank(split, monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    users, items = (torch.randn(n, 4, generator=draw) for n in (671, split.train.item_count))
+    found = full_ranks(split, dot(users, items))
+    for together, products in ((1, 1), (7, 1), (671, 1 << 30)):
+        monkeypatch.setattr(RANKING, "TOGETHER", together)
+        monkeypatch.setattr(RANKING, "PRODUCTS", products)
+        assert torch.equal(full_ranks(split, dot(users, items)), found)
+
+
+def test_short_vectors_are_told_apart_without_asking_pair_by_pair(split):
+    draw, asked = torch.Generator().manual_seed(0), []
+    users, items = (torch.randn(n, 4, generator=draw) for n in (671, split.train.item_count))
+    plain = dot(users, torch.cat([items[:1], items[1:] * 1e-5]))
+
+    def counted(who, what):
+        asked.append(what.numel())
+        return plain(who, what)
+
+    found = full_ranks(split, replace(plain, pairs=counted))
+    assert sum(asked) < 20 * 671  # of 9,066 each
+    assert torch.equal(found, full_ranks(split, plain.pairs))
 
 
 def test_an_ignorant_score_ranks_last_and_an_oracle_first(split):

@@ -16,7 +16,9 @@ from fedlab.core import DataError, ParameterError, Settings
 from fedlab.data import from_arrays, leave_one_out, of_users, recent
 from fedlab.evaluation import Unmet, candidates, gains, interval, popularity, ranking
 from fedlab.workbench import Experiment, Runs, better, fit_best, load_model, stream
-from fedlab.workbench.best.methods import TABLE, federated, least_clicks, pooled
+from fedlab.workbench.best import memory, methods
+from fedlab.workbench.best.memory import needed
+from fedlab.workbench.best.methods import TABLE, federated, least_clicks, pooled, shortened
 from fedlab.workbench.best.report import Facts, Row, chance, verdict
 from fedlab.workbench.best.search import Budget
 from fedlab.workbench.export import export_model
@@ -290,7 +292,13 @@ def test_who_and_how_many_are_checked(search, asked, message):
     ("how", "message"),
     [
         ({"budget": 0}, "budget=0: choose a number of trials, 1 or more"),
+        ({"budget": -3}, "budget=-3: choose a number of trials, 1 or more"),
+        ({"budget": "0 s"}, "budget='0 s'"),
         ({"budget": "0 min"}, "budget='0 min'"),
+        ({"budget": "-1 min"}, "budget='-1 min'"),
+        ({"budget": None}, "budget=None"),
+        ({"budget": True}, "budget=True"),
+        ({"budget": math.inf}, "budget=inf"),
         ({"budget": 1.5}, "budget=1.5"),
         ({"budget": "soon"}, "budget='soon'"),
         ({"objective": "auc"}, "objective='auc': choose one of sampled, full"),
@@ -327,23 +335,123 @@ def test_users_of_one_click_are_left_out_of_the_measure_and_can_be_recommended_t
     assert "0" not in {pick.item for pick in best.top(str(USERS), ITEMS)}
 
 
-def test_one_user_items_nobody_rated_and_equal_ratings_have_an_answer(tmp_path):
-    one = tiny([0] * 6, [0, 1, 2, 3, 4, 5], values=[4.0] * 6, times=range(6), item_count=30)
-    best = quiet(one, folder=tmp_path, budget=1)
-    assert len(best.top("u0", 30)) == 24
-    assert best.top("u0", 3)[0].title.startswith("Film")
-
-
-@pytest.mark.parametrize(
-    ("data", "error"),
-    [
-        (tiny([0, 1], [0, 1], times=[0, 1]), "no user has 3 interactions"),
-        (tiny([0, 0, 0], [0, 1, 2], times=[0, 1, 2]), "clicked all 3 items"),
-    ],
+FEW = (
+    [u for u in range(12) for _ in range(4)],
+    [(3 * u + k * k) % 20 for u in range(12) for k in range(4)],
 )
-def test_data_that_cannot_be_ranked_say_so(tmp_path, data, error):
-    with pytest.raises((DataError, ParameterError), match=error):
-        quiet(data, folder=tmp_path)
+SAME = [u for u in range(5) for _ in range(3)], [0, 1, 2] * 5
+EDGES = {  # data, and why there is no answer; '' where there is one
+    "one user": (tiny([0] * 6, range(6), times=range(6), item_count=30), ""),
+    "one user of three clicks": (tiny([0] * 3, range(3), times=range(3), item_count=9), ""),
+    "all ratings equal": (tiny(*FEW, values=[4.0] * 48, times=range(48)), ""),
+    "all ratings zero": (tiny(*FEW, values=[0.0] * 48, times=range(48)), ""),
+    "all times equal": (tiny(*FEW, times=[7] * 48), ""),
+    "no times": (from_arrays(*FEW), ""),
+    "items nobody rated": (tiny(*FEW, times=range(48), item_count=300), ""),
+    "everybody clicked the same": (tiny(*SAME, times=range(15), item_count=5), ""),
+    "one click each": (tiny([0, 1], [0, 1], times=[0, 1]), "no user has 3 interactions"),
+    "one item": (from_arrays([0, 1, 2], [0, 0, 0]), "no user has 3 interactions"),
+    "all items clicked": (tiny(*SAME, times=range(15)), "clicked all 3 items"),
+    "no clicks": (from_arrays(*FEW).take(torch.arange(0)), "no rows in it"),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_data_at_the_edges_have_an_answer_or_a_clear_error(tmp_path, name):
+    data, why = EDGES[name]
+    if why:
+        with pytest.raises(DataError, match=why):
+            quiet(data, folder=tmp_path, budget=1)
+        return
+    best = quiet(data, folder=tmp_path, budget=1)
+    assert "POPULARITY" in best.report.split("\n")[0].upper()
+    user = data.catalogue.user_ids[0]
+    mine = {data.catalogue.item_ids[i] for i in data.items[data.users == 0].tolist()}
+    items = {pick.item for pick in best.top(user, data.item_count)}
+    assert items == set(data.catalogue.item_ids) - mine
+
+
+@pytest.mark.parametrize("uplink", ["clip + secure sum", "secure sum"])
+def test_secure_sums_are_refused_at_once_with_the_way_out(tasteful, tmp_path, uplink):
+    with pytest.raises(ParameterError, match=r"uplink='.*': .* so search without 'secure sum'"):
+        quiet(tasteful, folder=tmp_path, settings=Settings(uplink=uplink))
+    assert not Runs(tmp_path, better()).listed()
+
+
+def memory_of(monkeypatch, free):
+    """Let so many bytes be free."""
+    for name in ("fit", "search"):
+        monkeypatch.setattr(f"fedlab.workbench.best.{name}.free_memory", lambda: free)
+
+
+@pytest.mark.parametrize(("room", "hired"), [(1.5, []), (2.5, [2]), (9.0, [3])])
+def test_no_more_trials_go_side_by_side_than_memory_has_room_for(
+    tasteful, tmp_path, monkeypatch, room, hired
+):
+    most = max(needed(method, tasteful) for method in [*federated(tasteful), *pooled(tasteful)])
+    memory_of(monkeypatch, room * (memory.PROCESS + most))
+    counts, said = [], []
+
+    def none(count, *_):
+        counts.append(count)
+        return [], "none start here"
+
+    monkeypatch.setattr("fedlab.workbench.best.search.hired", none)
+    quiet(tasteful, folder=tmp_path, processes=3, budget=1, say=said.append)
+    assert counts == hired
+    told = [line for line in said if "GB are free" in line]
+    first = {1.5: "trials take turns in one process, not 3: one takes up to", 2.5: "2 trials side"}
+    assert [line.startswith(first[room]) for line in told] == [True] * (room < 3)
+
+
+def test_what_memory_has_no_room_for_is_left_out_and_nothing_at_all_is_refused(
+    tasteful, tmp_path, monkeypatch
+):
+    sizes = {method.name: needed(method, tasteful) for method in federated(tasteful)}
+    large, small = sorted(sizes, key=sizes.__getitem__, reverse=True)
+    memory_of(monkeypatch, (sizes[large] + sizes[small]) / 2)
+    said = []
+    best = quiet(tasteful, folder=tmp_path / "one", budget=1, say=said.append)
+    assert best.method == small
+    assert any(line.startswith(f"{large} is left out: it takes up to") for line in said)
+    memory_of(monkeypatch, 1e3)
+    with pytest.raises(DataError, match=r"40 items and 360 clicks are too many .* at_least\(data"):
+        quiet(tasteful, folder=tmp_path / "none")
+
+
+def test_what_is_free_is_what_the_system_and_the_container_leave(tmp_path, monkeypatch):
+    whole, group = tmp_path / "meminfo", tmp_path / "group"
+    monkeypatch.setattr(memory, "MEMORY", whole)
+    monkeypatch.setattr(memory, "GROUP", group)
+    assert memory.free_memory() > 0  # whatever the system says otherwise
+    whole.write_text("MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\nHugePages: 0\n")
+    assert memory.free_memory() == 4_096_000
+    group.mkdir()
+    (group / "memory.max").write_text("max\n")
+    assert memory.free_memory() == 4_096_000
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("2500000\n")
+    (group / "memory.stat").write_text("anon 1000\ninactive_file 500000\n")
+    assert memory.free_memory() == 1_000_000
+    (group / "memory.max").write_text("1000\n")
+    assert memory.free_memory() == 0
+
+
+def test_many_items_have_short_vectors_and_a_line_says_what_there_is_no_room_for(
+    tasteful, tmp_path, monkeypatch
+):
+    assert shortened(tasteful) == []
+    monkeypatch.setattr(methods, "NUMBERS", 50 * ITEMS)
+    monkeypatch.setattr(methods, "TABLE", 20)
+    ials, *_ = federated(tasteful)
+    assert ials.ranges["dim"].high == 50
+    assert max(guess["dim"] for guess in ials.first) == 50
+    said = []
+    quiet(tasteful, folder=tmp_path, budget=1, say=said.append)
+    assert any(line.startswith("EASE has room for 20 of 40 items: those of") for line in said)
+    assert "iALS has vectors of at most 50 numbers, as there are 40 items" in said
+    monkeypatch.setattr(methods, "TABLE", 1)
+    assert shortened(tasteful)[0].startswith("EASE is left out: its table has room for 1 of 40")
 
 
 def test_what_is_tried_fits_the_data(tasteful):

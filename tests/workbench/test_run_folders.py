@@ -631,6 +631,35 @@ def test_an_exported_model_has_the_settings_of_its_own_round(tiny_settings, tmp_
     bench.close()
 
 
+def test_an_export_says_where_top_cannot_open_it(tiny_settings, tmp_path, capsys):
+    folder, small = tmp_path / "runs", {"rounds": 1, "against": 20}
+    data = {"data": tiny_settings["data"]}
+    made = {
+        "by steps": tiny_settings | small,
+        "solved": data | small | {"local": "implicit"},
+        "linear": data | small | {"model": "linear"},
+    }
+    kept = Runs(folder, better())
+    for name, turned in made.items():
+        settings = Settings(**turned)
+        run = kept.begin(settings, name)
+        for done in stream(lambda settings=settings: settings):
+            kept.add(run, done, settings)
+        kept.end(run, "done")
+    says = {"by steps": "--people", "solved": "", "linear": "of the kind linear"}
+    for name, why in says.items():
+        words = ["export", name, "--folder", str(folder), "--to", str(tmp_path / name)]
+        assert main(words) == 0
+        told = [x for x in capsys.readouterr().err.splitlines() if x.startswith("fedlab top")]
+        assert [why in line for line in told] == [True] * bool(why)
+        assert main(["top", str(tmp_path / name), "1"]) == (2 if why else 0)
+        assert why in capsys.readouterr().err
+    words = ["export", "by steps", "--folder", str(folder), "--people", "--to"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    assert "fedlab top" not in capsys.readouterr().err
+    assert main(["top", str(tmp_path / "whole"), "1"]) == 0
+
+
 def test_an_export_says_that_the_best_model_could_not_be_saved(tiny_settings, tmp_path, capsys):
     settings = Settings(**tiny_settings)
     kept = Runs(tmp_path / "runs", better())

@@ -111,7 +111,7 @@ class Table:
         columns = {role: series.filter(~gone) for role, series in self.columns.items()}
         what = " or ".join(f"{words} ({n.sum():,})" for words, n in why.items() if n.any())
         note = f"{self.sheets[0][0].name}: {gone.sum():,} rows are left out, which have {what}"
-        return Table(columns, self.sheets, rows, kept, (note,))
+        return Table(columns, self.sheets, rows, kept, (*self.notes, note))
 
 
 def _lacks(series: pl.Series) -> np.ndarray:
@@ -132,11 +132,12 @@ def table_of(
     who asks for columns refuses them else.
     """
     require(missing in MISSING, "missing", missing, f"choose one of {', '.join(MISSING)}")
-    frames = []
+    frames, notes = [], list[str]()
     for sheet, roles in sheets:
         names = {column: role for role, column in roles.items()}
-        loaded = sheet.typed(roles).rename(names)
+        loaded, said = sheet.ended(sheet.typed(roles).rename(names))
         frames.append(loaded.select(sorted(loaded.columns)))
+        notes += said
     if len({tuple(frame.columns) for frame in frames}) > 1:
         raise DataError(
             f"the files have {', '.join(str(frame.columns) for frame in frames)}; leave out what "
@@ -145,7 +146,8 @@ def table_of(
     if len({tuple(frame.dtypes) for frame in frames}) > 1:
         frames = [frame.cast(pl.String) for frame in frames]
     whole = pl.concat(frames) if len(frames) > 1 else frames[0]
-    found = Table({s.name: s for s in whole.get_columns()}, sheets, tuple(map(len, frames)))
+    columns = {series.name: series for series in whole.get_columns()}
+    found = Table(columns, sheets, tuple(map(len, frames)), notes=tuple(notes))
     for role, series in found.columns.items():
         if series.dtype.is_nested():
             raise found.bad(role, [0], "a list or an object; write a row for each thing in it")
@@ -400,9 +402,9 @@ def known_of(sheet: Sheet, roles: Mapping[str, str], missing: str) -> Known:
 
     missing: 'drop' leaves out rows without an item.
     """
-    frame = sheet.load(dict.fromkeys(roles.values(), "text"))
+    frame, said = sheet.ended(sheet.load(dict.fromkeys(roles.values(), "text")))
     columns = {role: frame[column] for role, column in roles.items()}
-    found = Table(columns, ((sheet, roles),), (len(frame),))
+    found = Table(columns, ((sheet, roles),), (len(frame),), notes=said)
     found = found.without({"no item": _lacks(columns["item"])}) if missing == "drop" else found
     numbers = ids_of(found, "item")
     ids = tuple(numbers.ids[k] for k in numbers.numbers.tolist())

@@ -98,6 +98,21 @@ class Sheet:
         except DataError:
             return self.load(dict.fromkeys(kinds, "text"))
 
+    def ended(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
+        """Columns of a file of text without the last rows that hold nothing; how many, in words.
+
+        Such rows are left by who writes a table and empties its last lines.
+        """
+        count = len(frame)
+        while self.first and count and all(value is None for value in frame.row(count - 1)):
+            count -= 1
+        if count == len(frame):
+            return frame, ()
+        said = "left out, which have nothing in the columns that are read"
+        return frame.head(count), (
+            f"{self.name}: {len(frame) - count:,} rows at its end are {said}",
+        )
+
     def _kind(self, column: str, role: str) -> str:
         """The narrowest type that the first rows fit in; where others do not, texts are read."""
         at = self.columns.index(column)
@@ -433,7 +448,7 @@ def number(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class _Loader:
-    """Loads columns of a text below its first lines; blank lines at the end are nothing.
+    """Loads columns of a text below its first lines; blank lines are nothing.
 
     kept: the text, which is let go when it is first loaded, and read again if it is once more.
     """
@@ -483,8 +498,6 @@ class _Loader:
             )
         except (pl.exceptions.PolarsError, OverflowError) as error:
             raise self.blamed(error) from error
-        while len(frame) and all(value is None for value in frame.row(-1)):
-            frame = frame.head(-1)
         if not len(frame):
             raise DataError(f"{self.name}: no rows in it; it must hold at least one")
         return frame

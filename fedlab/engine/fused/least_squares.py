@@ -287,12 +287,13 @@ class Compiled:
 
     def __init__(self, items: Tensor, how: Strength) -> None:
         """Rotate the items once for all clients."""
-        gram = items.double().T @ items.double()
+        fine = items.double()
+        gram = fine.T @ fine
         if bool(gram.isfinite().all()):
             squares, axes = torch.linalg.eigh(gram)
         else:
             squares, axes = gram.diagonal(), torch.eye(len(gram), dtype=gram.dtype)
-        turned = (items.double() @ axes).float()
+        turned = (fine @ axes).float()
         axes = axes.T.float().contiguous()
         parts = items.detach(), turned, axes, squares.clamp(min=0).float()
         self.films, self.how = Films(*(part.numpy() for part in parts)), how

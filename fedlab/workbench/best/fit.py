@@ -20,9 +20,10 @@ from urllib.parse import quote
 from fedlab.core import DataError, ParameterError, Settings, check_read, knobs, require
 from fedlab.data import Interactions
 from fedlab.evaluation import popularity, unmet
-from fedlab.privacy import spends
+from fedlab.privacy import SecureSum, spends
 from fedlab.workbench.beside import beside
-from fedlab.workbench.best.methods import POOLED, Method, federated, pooled, settings_of
+from fedlab.workbench.best.memory import PROCESS, free_memory, needed
+from fedlab.workbench.best.methods import POOLED, Method, federated, pooled, settings_of, shortened
 from fedlab.workbench.best.model import Best
 from fedlab.workbench.best.report import ALIKE, Facts, Ranks, Row, chance, on_card, text
 from fedlab.workbench.best.search import METRICS, Budget, Point, Search, Trial, test_ranks, tested
@@ -44,6 +45,11 @@ UNCOUNTED = (
     "it adds noise for privacy, but the search chooses settings by what people's validation clicks "
     "say, a release that no epsilon would count; search without noise, or choose settings on "
     "public data and train them with `federate` or `fedlab run`"
+)
+MASKED = (
+    "everybody takes part in each round of a search, and each would mask all numbers against "
+    "everybody else, which takes hours; masks change no sum, so search without 'secure sum', and "
+    "train the settings that are found with it, in smaller cohorts"
 )
 ORDER = ["popularity", *POOLED, "federated EASE", "federated iALS"]  # of the table
 
@@ -248,11 +254,16 @@ def _hashed(frame: Any) -> int:
 def _searched(search: Search, experiment: Experiment, allowed: Budget, began: float) -> Job:
     """The job of the whole search: the federated methods, then each baseline."""
     train = experiment.split.train
-    methods = _fitting(search, federated(train))
+    for line in shortened(train):
+        search.say(line)
+    methods = _in_memory(search, _fitting(search, federated(train)), train)
+    if not methods:
+        raise _too_large(search, train)
     until = [began + share * allowed.seconds for share in SHARES]
     seed = experiment.settings.seed
     timed = math.isinf(allowed.trials)
-    baselines, part = pooled(train), math.inf if timed else max(1, allowed.trials // PART)
+    baselines = _in_memory(search, pooled(train), train)
+    part = math.inf if timed else max(1, allowed.trials // PART)
     search.planned = allowed.trials + len(baselines) * part
     yield from search.tune(methods, allowed.trials, until[0], seed, {})
     now = min(until[0], time.monotonic())
@@ -270,6 +281,8 @@ def _fitting(search: Search, methods: Sequence[Method]) -> list[Method]:
         made = Experiment(settings_of(search.base, method, method.first[0]))
         if spends(made.parts):
             raise ParameterError(f"uplink={search.base.uplink!r}: {UNCOUNTED}")
+        if any(isinstance(part, SecureSum) for part in made.parts):
+            raise ParameterError(f"uplink={search.base.uplink!r}: {MASKED}")
         try:
             check_read(made.parts, made.facts, made.settings)
             fit.append(method)
@@ -278,6 +291,32 @@ def _fitting(search: Search, methods: Sequence[Method]) -> list[Method]:
             search.say(f"{method} is left out: {why}")
     require(len(fit) > 0, "uplink", search.base.uplink, f"no method of the search takes it; {why}")
     return fit
+
+
+def _in_memory(search: Search, methods: Sequence[Method], train: Interactions) -> list[Method]:
+    """The methods that memory has room for; the search is told what a process takes at most."""
+    fit, free = list[Method](), free_memory()
+    for method in methods:
+        most = needed(method, train)
+        if most <= free:
+            fit.append(method)
+            search.needed = max(search.needed, PROCESS + most)
+        else:
+            search.say(f"{method} is left out: {_takes(most, free)}")
+    return fit
+
+
+def _takes(most: float, free: float) -> str:
+    return f"it takes up to {most / 1e9:.2g} GB of memory, and {free / 1e9:.2g} GB are free"
+
+
+def _too_large(search: Search, train: Interactions) -> DataError:
+    """The error for data that no method has the memory for."""
+    return DataError(
+        f"data={search.base.data!r}: {train.item_count:,} items and {len(train):,} clicks are too "
+        "many for the memory that is free; leave rare items out with at_least(data, items=5) or "
+        "more, or search where there is more memory"
+    )
 
 
 def _nothing(search: Search) -> ParameterError:

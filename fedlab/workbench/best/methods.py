@@ -22,6 +22,7 @@ from fedlab.workbench.experiment import Experiment
 Knobs = Mapping[str, Any]
 TABLE = 7_000  # items in a table of pairs, at most: 2 GB and half a minute of a core
 TABLES = 3  # sizes of it to choose from
+NUMBERS = 1 << 26  # of the vectors of all items, at most: a quarter of a GB, held several times
 ROUNDS = 20  # of federated iALS, by which it has settled where everybody takes part
 
 
@@ -102,12 +103,14 @@ GUESSES: dict[str, list[dict[str, Any]]] = {
 def federated(train: Interactions) -> list[Method]:
     """The federated methods to choose from.
 
-    Without times no click is recent; EASE is left out where no table of its items would fit. iALS
-    is not pulled as hard as all clicks of a user hold, from where it learns nothing.
+    Without times no click is recent; EASE is left out where no table of its items would fit, and
+    vectors of very many items are short. iALS is not pulled as hard as all clicks of a user hold,
+    from where it learns nothing.
     """
+    dim = replace(DIM, high=max(DIM.low, min(DIM.high, NUMBERS // train.item_count)))
     most = HOLD * (len(train) / max(1, int((train.user_counts() > 0).sum()))) ** 0.5
     pull = replace(PULL, high=max(2 * PULL.low, min(PULL.high, most)))
-    ials_ranges = {"dim": DIM, "unseen": UNSEEN, "regularisation": pull, "recency": RECENCY}
+    ials_ranges = {"dim": dim, "unseen": UNSEEN, "regularisation": pull, "recency": RECENCY}
     ease_ranges = {"ridge": RIDGE, "recency": RECENCY}
     found = [
         Method(
@@ -152,13 +155,46 @@ def least_clicks(counts: Tensor) -> tuple[int, ...]:
     """
     if len(counts) <= TABLE:
         return (0,)
-    sizes = {int(least): int((counts >= least).sum()) for least in counts.unique() if least >= 1}
+    values, own = counts.unique(return_counts=True)
+    left = own.flip(0).cumsum(0).flip(0)  # items with so many clicks or more
+    sizes = {
+        int(least): size
+        for least, size in zip(values.tolist(), left.tolist(), strict=True)
+        if least >= 1
+    }
     fit = [least for least, size in sizes.items() if 1 < size <= TABLE]
     found = fit[:1]
     for least in fit[1:]:
         if len(found) < TABLES and sizes[least] <= 0.7 * sizes[found[-1]]:
             found.append(least)
     return tuple(found)
+
+
+def shortened(train: Interactions) -> list[str]:
+    """What is left out or smaller as there are so many items, in words."""
+    found, tables, items = list[str](), least_clicks(train.item_counts()), f"{train.item_count:,}"
+    if not tables:
+        found.append(
+            f"EASE is left out: its table has room for {TABLE:,} of {items} items, and no number "
+            "of clicks tells so few of them from the rest"
+        )
+    elif tables != (0,):
+        found.append(
+            f"EASE has room for {TABLE:,} of {items} items: those of {tables[0]} clicks or more"
+        )
+    if train.item_count * DIM.high > NUMBERS:
+        most = max(int(DIM.low), NUMBERS // train.item_count)
+        found.append(f"iALS has vectors of at most {most} numbers, as there are {items} items")
+    return found
+
+
+def table_of(method: Method, counts: Tensor) -> int:
+    """T: how many items the largest table of EASE has that this method chooses from.
+
+    counts (I,): clicks of each item.
+    """
+    least = method.ranges["least_clicks"].choices[0] if "least_clicks" in method.ranges else 0
+    return int((counts >= least).sum())
 
 
 def _with_tables(method: Method, tables: tuple[int, ...]) -> Method:

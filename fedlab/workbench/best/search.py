@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedlab.core import DataError, ParameterError, Round, Score, Settings, one_thread, require
 from fedlab.evaluation import candidates, unmet
+from fedlab.workbench.best.memory import free_memory
 from fedlab.workbench.best.methods import Knobs, Method, pooled_score, settings_of
 from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.processes import Worker, abreast, hired, width
@@ -116,6 +117,7 @@ class Search:
     crew: list[Worker] = field(default_factory=list)
     planned: float = math.inf
     alone: bool = False  # whether no processes could be had
+    needed: float = 0.0
 
     def best(self, name: str = "") -> Trial | None:
         """The best trial of a method, or of all federated ones; the earlier one on a tie."""
@@ -240,8 +242,11 @@ class Search:
 
     def hire(self) -> None:
         """Start the processes, where there are to be several."""
-        count = width(self.processes, GENERATION)
-        if count < 2 or self.crew or self.alone:
+        if self.crew or self.alone:
+            return
+        count = self._width()
+        if count < 2:
+            self.alone = True
             return
         named = [("", self.base), ("", self.base.replace(local="ease", model="item-item"))]
         trials = Trials(stream, named, self.runs, self.begin, self.say)
@@ -249,6 +254,18 @@ class Search:
         if why:
             self.alone = True
             self.say(f"trials take turns in one process: {why}")
+
+    def _width(self) -> int:
+        """How many processes to start: no more than memory has room for."""
+        count, free = width(self.processes, GENERATION), free_memory()
+        fit = max(1, int(min(count, free / self.needed)) if self.needed else count)
+        if fit < count:
+            side = "trials take turns in one process" if fit == 1 else f"{fit} trials side by side"
+            self.say(
+                f"{side}, not {count}: one takes up to {self.needed / 1e9:.2g} GB of memory, and "
+                f"{free / 1e9:.2g} GB are free"
+            )
+        return fit
 
     def train(self, named: Sequence[tuple[str, Settings]]) -> Job:
         """A job that trains runs of these names and settings."""

@@ -4,7 +4,7 @@ from fedlab.workbench.export.adapter import peft_layout
 from fedlab.workbench.export.card import BASELINES, card, data_fingerprint
 from fedlab.workbench.export.events import Events, to_tensorboard, watched
 from fedlab.workbench.export.model import export_model, free_place, model_files, zipped_model
-from fedlab.workbench.export.recommender import Pick, Recommender, load_model
+from fedlab.workbench.export.recommender import Pick, Recommender, closed, load_model
 from fedlab.workbench.export.tables import KINDS, export, harmless, to_csv, to_json, to_png
 from fedlab.workbench.export.words import MEANINGS, in_words
 
@@ -16,6 +16,7 @@ __all__ = [
     "Pick",
     "Recommender",
     "card",
+    "closed",
     "data_fingerprint",
     "export",
     "export_model",

@@ -170,9 +170,10 @@ def load_model(folder: str | Path, data: str | Path | Interactions | None = None
     require((place / "card.json").is_file(), "folder", str(folder), fix)
     about, rows = (json.loads((place / f).read_text("utf-8")) for f in ("card.json", "rows.json"))
     name, settings = about["model"]["name"], Settings(**about["settings"]["settings"])
-    fix = f"it holds a model of the kind {name}; {place / 'card.md'} has the lines that load it"
-    require(name in OPENED, "folder", str(folder), fix)
     local = turned(cast(type[Local], REGISTRY["local"][settings.local])(), settings)
+    people = place / "people.safetensors"
+    why = closed(name, local, people=people.is_file())
+    require(not why, "folder", str(folder), why)
     weights: Tree = load_file(place / "model.safetensors")
     own: Implicit | Ease | None = None
     if type(local) is Implicit:
@@ -181,13 +182,21 @@ def load_model(folder: str | Path, data: str | Path | Interactions | None = None
     elif type(local) is Ease:
         own = local
     else:
-        people = place / "people.safetensors"
-        require(people.is_file(), "folder", str(folder), ALONE)
         weights |= load_file(people)
     users = rows.get("user", ())
     asked = data if data is not None else settings.data
     items, titles = rows["item"], rows.get("title", rows["item"])
     return Recommender(items, titles, weights, own, users, lambda: _clicks(asked))
+
+
+def closed(model: str, local: Local, *, people: bool) -> str:
+    """Why `load_model` cannot open an exported model of this name; '' where it can.
+
+    local: what clients did. people: whether the rows of single people were exported as well.
+    """
+    if model not in OPENED:
+        return f"it holds a model of the kind {model}; card.md in it has the lines that load it"
+    return "" if people or type(local) in (Implicit, Ease) else ALONE
 
 
 def _clicks(data: Any) -> Interactions:

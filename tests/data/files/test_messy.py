@@ -65,6 +65,35 @@ def test_a_field_that_holds_nothing_is_refused_or_left_out(role, word, tmp_path)
     assert f"r.csv: 1 rows are left out, which have no {role} (1)" in described(found)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("user,item,rating\na,7,2\nb,9,3\n,,\n,,\n", 2),
+        ("user\titem\r\na\t7\r\nb\t9\r\n\t\r\n\r\n", 1),
+        ("user,item,price\na,7,2\nb,9,3\n,,5\n", 1),  # a sum below the table
+        ("user,item,rating\na,7,2\nb,9,3\n\n\r\n\n", 0),  # blank lines are no rows
+    ],
+)
+def test_rows_of_nothing_at_the_end_are_counted(tmp_path, text, count):
+    found = table(tmp_path, text)
+    assert rows_of(found) == [("a", "7"), ("b", "9")]
+    note = f"r.csv: {count} rows at its end are left out, which have nothing"
+    assert [n.startswith(note) for n in found.notes if "left out" in n] == [True] * bool(count)
+
+
+def test_rows_of_nothing_are_counted_beside_those_left_out_and_in_a_table_of_items(tmp_path):
+    (tmp_path / "items.csv").write_text("item,title\n7,Tea\n9,Cup\n,\n,\n,\n")
+    text = "user,item\na,7\n,7\nb,9\n,\n"
+    found = table(tmp_path, text, missing="drop", items=tmp_path / "items.csv")
+    assert rows_of(found) == [("a", "7"), ("b", "9")]
+    told = [note.partition(" are left out")[0] for note in found.notes if "left out" in note]
+    assert told == ["r.csv: 1 rows at its end", "r.csv: 1 rows", "items.csv: 3 rows at its end"]
+    with pytest.raises(DataError, match=r"r\.csv:3: 'user' is missing"):  # not at the end
+        table(tmp_path, text)
+    with pytest.raises(DataError, match=r"r\.csv: no rows in it"):
+        table(tmp_path, "user,item\n,\n,\n")
+
+
 def test_what_is_left_out_is_counted_and_lines_are_those_of_the_file(tmp_path):
     text = "user,item,rating\nNA,7,1\na,,NA\na,7,2\nb,9,3\n"
     found = table(tmp_path, text, missing="drop")
