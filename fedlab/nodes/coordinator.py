@@ -41,6 +41,7 @@ from fedlab.core import (
     require,
 )
 from fedlab.core.knobs import strict, title_of
+from fedlab.core.settings import UNTIDY
 from fedlab.engine import SGD
 from fedlab.models import Model
 from fedlab.nodes.lines.transport import Lost, Transport
@@ -52,6 +53,7 @@ from fedlab.privacy import Clip, DistributedGaussian, SecureSum
 
 TOTAL = "secure total"  # where a round's notes have what its nodes have added up
 BOOKS = "over nodes"  # where a Round's state says what nodes were asked and told
+SUMS = {"clicks": ("hr@10", "ndcg@10"), "ratings": ("squares",)}  # of which metrics are made
 VERSIONS = 64  # rounds of which it is known which rows they changed
 
 
@@ -169,10 +171,15 @@ def _read(name: str, answer: bytes | Lost) -> Message | str:
     try:
         found = unpack(answer)
         if "error" in found.head:
-            return f"node {name}: {found.get('error', str)}"[:300]
+            return f"node {name}: {_line_of(found.get('error', str))}"[:300]
         return found
     except MessageError as error:
         return f"node {name}: its answer is not taken: {error}"
+
+
+def _line_of(text: str) -> str:
+    """What a node says, without what would do something to a terminal or to a list of lines."""
+    return UNTIDY.sub(" ", text)
 
 
 @dataclass
@@ -335,7 +342,7 @@ class Over:
         """Each node's update by itself: (they, who answered, who is lost)."""
 
         def read(name: str, said: Message) -> Update:
-            context.notes["engine"] = said.get("engine", str)[:200]
+            context.notes["engine"] = _line_of(said.get("engine", str))[:200]
             return update_from(said, parts[name], context)
 
         about = {"ask": "train"}
@@ -611,16 +618,26 @@ class Coordinator:
         def question(name: str, *, whole: bool) -> bytes:
             return ask(name, {"ask": "measure"}, whole=whole)
 
-        found, lost = self.line.asked(question, self.data.names, _sums)
+        users = dict(zip(self.data.names, self.data.users, strict=True))
+
+        def read(name: str, said: Message) -> dict[str, float]:
+            return _sums(said, self.data.task, users[name])
+
+        found, lost = self.line.asked(question, self.data.names, read)
         return metrics(found.values()) | ({"lost nodes": float(len(lost))} if lost else {})
 
 
-def _sums(name: str, said: Message) -> dict[str, float]:
+def _sums(said: Message, task: str, users: int) -> dict[str, float]:
+    """What a node of so many users adds to the metrics of a task, and to no other figure."""
     sums = said.get("sums", dict)
+    if sums.keys() - {"count", *SUMS.get(task, ())}:
+        raise MessageError(f"its sums are of other metrics: {sorted(sums)}"[:200])
     if not all(type(value) is float and 0 <= value < 1e15 for value in sums.values()):
         raise MessageError("its sums are not numbers from 0")
     if sums.get("count", -1.0) < max(sums.get("hr@10", 0.0), sums.get("ndcg@10", 0.0)):
         raise MessageError("its sums are more than its users")
+    if task == "clicks" and sums["count"] > users:
+        raise MessageError(f"it has {users} users, and sums of {sums['count']:g}")
     return sums
 
 

@@ -28,6 +28,7 @@ import ssl
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that are taken for another
 CODE = 8  # letters of a join code
 FINGERPRINT = 32  # hexadecimal digits of the certificate's SHA-256
 DAYS = 2  # that a certificate holds
+PLACES = 16  # of one address that may be at the greeting at a time
+WRONG = 1.0  # seconds that a wrong join code keeps its place
 FORM = re.compile(rf"([{LETTERS}]{{{CODE}}})@([\w.-]+):(\d+)#([0-9a-f]{{{FINGERPRINT}}})")
 
 
@@ -147,10 +150,10 @@ class Secured:
     """
 
     def __init__(self, line: ssl.SSLSocket) -> None:
-        """line: after its handshake."""
+        """line: after its handshake, or before; then `handshake` comes first."""
         line.setblocking(False)
         self._line, self._lock = line, threading.Lock()
-        self._seconds: float | None = GREETING
+        self.settimeout(GREETING)
         self.received = self.sent = 0  # bytes, without those of TLS itself
 
     def recv(self, count: int, /) -> bytes:
@@ -167,8 +170,11 @@ class Secured:
             self.sent += sent
             left = left[sent:]
 
+    def handshake(self) -> None:
+        """Begin TLS."""
+        self._done(self._line.do_handshake)
+
     def _done(self, do: Callable[[], Any]) -> Any:
-        end = None if self._seconds is None else time.monotonic() + self._seconds
         while True:
             reading, writing = [self._line], list[ssl.SSLSocket]()
             try:
@@ -178,7 +184,7 @@ class Secured:
                 pass
             except ssl.SSLWantWriteError:
                 reading, writing = writing, reading
-            left = None if end is None else max(0.0, end - time.monotonic())
+            left = None if self._end is None else max(0.0, self._end - time.monotonic())
             try:
                 ready = select.select(reading, writing, [], left)
             except ValueError as error:  # another thread has closed it
@@ -187,8 +193,11 @@ class Secured:
                 raise TimeoutError("it took too long")
 
     def settimeout(self, seconds: float | None, /) -> None:
-        """Choose how long a call may take; None for as long as it takes."""
-        self._seconds = seconds
+        """Choose how long all calls from now on may take together; None for as long as they take.
+
+        Together, or a byte now and then would keep a connection for hours.
+        """
+        self._end = None if seconds is None else time.monotonic() + seconds
 
     def shutdown(self, how: int, /) -> None:
         """End both directions, which wakes whoever waits in another thread."""
@@ -218,6 +227,7 @@ class Entrance(Sockets):
         """
         self._context, mark = _certified()
         self.welcome, self._wires = WELCOME + welcome, list[Secured]()
+        self._greeting, self._counting = Counter[str](), threading.Lock()
         code = "".join(secrets.choice(LETTERS) for _ in range(CODE))
         host = where.rpartition(":")[0]
         self.invitation = Invitation(code, host, 0, mark)  # it may be asked for before the port is
@@ -248,17 +258,33 @@ class Entrance(Sockets):
         return ("127.0.0.1" if host in LOCAL else host), int(port)
 
     def _greeted(self, line: socket.socket) -> tuple[Secured, dict[str, Any]]:
-        _keep_alive(line)
+        host = line.getpeername()[0]
+        with self._counting:
+            if self._greeting[host] >= PLACES:
+                raise UnwelcomeError(f"{PLACES} of its address are at the entrance already")
+            self._greeting[host] += 1
         try:
-            wire = Secured(self._context.wrap_socket(line, server_side=True))
+            _keep_alive(line)
+            return self._let_in(line)
+        finally:
+            with self._counting:
+                self._greeting[host] -= 1
+
+    def _let_in(self, line: socket.socket) -> tuple[Secured, dict[str, Any]]:
+        how: dict[str, Any] = {"server_side": True, "do_handshake_on_connect": False}
+        wire = Secured(self._context.wrap_socket(line, **how))
+        try:
+            wire.handshake()
         except OSError as error:
+            wire.close()
             raise UnwelcomeError("it did not speak TLS to the end of the greeting") from error
-        self._wires.append(wire)
         try:
-            return wire, self._proven(wire)
+            about = self._proven(wire)
         except BaseException:
             wire.close()
             raise
+        self._wires.append(wire)
+        return wire, about
 
     def _proven(self, wire: Secured) -> dict[str, Any]:
         """What somebody says of himself who has the join code."""
@@ -270,6 +296,7 @@ class Entrance(Sockets):
             why = "its greeting was recorded earlier"
         elif not hmac.compare_digest(proof(self.invitation.code, nonce, about), about["proof"]):
             why = "the join code is wrong; copy the teacher's line anew"
+            time.sleep(WRONG)  # so whoever guesses has at most PLACES / WRONG tries a second
         if why:
             refuse(wire, why)
             raise UnwelcomeError(why)

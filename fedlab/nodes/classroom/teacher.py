@@ -31,6 +31,7 @@ USUAL = Settings(local_lr=1.0)
 PRIVATE = {"clip": 0.5, "noise": 0.5, "delta": 1e-3}
 RATE, MOST = 0.1, 10.0  # server's learning rate for each client, and at most
 QUORUM = 0.25
+BROUGHT = 1000  # users that one learner brings at most
 
 
 def started(data: Interactions | None = None, *, dim: int = 16, rounds: int = 60) -> Tree:
@@ -118,9 +119,12 @@ def _settings(clients: int, rounds: int, seed: int, *, private: bool) -> Setting
 
 
 def _somebody(entrance: Entrance, seconds: float) -> bool:
-    """Whether somebody is there, or comes within so many seconds."""
+    """Whether somebody is there and not at work, or is so within so many seconds.
+
+    Where all are at work still, rounds that nobody can answer would follow each other at once.
+    """
     end = time.monotonic() + seconds
-    while not entrance.here():
+    while all(entrance.nodes().values()):
         if time.monotonic() >= end:
             return False
         time.sleep(0.05)
@@ -137,7 +141,9 @@ def _roster(entrance: Entrance, seconds: float, items: int, *, told: bool) -> Ro
                 raise ParameterError(said)
             own = roster_of({name: said})
             fits = (own.task, own.items, sum(own.users)) == ("clicks", items, len(own))
+            fits = fits and own.draws_negatives and int(own.counts.max()) <= items
             require(fits, "node", name, "it is not about the films of this class")
+            require(len(own) <= BROUGHT, "node", name, f"it brings more than {BROUGHT} users")
             found[name] = said
         except ParameterError as error:
             entrance.dismiss(name, str(error))

@@ -33,6 +33,7 @@ LONGEST = 1 << 31  # bytes of a frame
 GREETING = 10.0  # seconds that a new connection has to say its name
 LOCAL = ("127.0.0.1", "localhost")
 GREETED = 1 << 14  # bytes of a greeting at most
+PAUSE = 0.1  # seconds to wait where no connection can be taken up
 WELCOME, NO = b"welcome", b"no: "  # how the answer to a greeting begins
 TWICE = "another node has this name; give each one of its own"
 
@@ -252,8 +253,9 @@ class Sockets:
         while self._open:
             try:
                 line, _ = self._door.accept()
-            except OSError:
-                return
+            except OSError:  # closed, or for the moment there are too many files
+                time.sleep(PAUSE)
+                continue
             threading.Thread(target=self._welcome, args=(line,), daemon=True).start()
 
     def _welcome(self, door: socket.socket) -> None:
@@ -289,7 +291,10 @@ class Sockets:
 def refuse(line: Wire, why: str) -> None:
     """Tell somebody why not, and let go."""
     with suppress(OSError):
+        line.settimeout(GREETING)
         send_frame(line, 0, NO + why.encode())
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)  # a thread that listens there would not notice the end
     line.close()
 
 
