@@ -229,9 +229,19 @@ class Learner:
         self.leave()
 
     @property
+    def begun(self) -> bool:
+        """Whether a class has ever let the learner in."""
+        return bool(self._start)
+
+    @property
+    def where(self) -> str:
+        """The address of the class."""
+        return f"{self._invitation.host}:{self._invitation.port}"
+
+    @property
     def there(self) -> bool:
         """Whether the learner takes part, or waits for the class to come back."""
-        return bool(self._start) and not self._ended
+        return self.begun and not self._ended
 
     @property
     def state(self) -> str:
@@ -239,11 +249,11 @@ class Learner:
 
         away: the connection broke, and is tried again. over: the class has done its rounds.
         """
-        if self._start and self.news.get("over"):
+        if self.begun and self.news.get("over"):
             return "over"
         if self._ended:
             return "gone"
-        if not self._start:
+        if not self.begun:
             return "joining"
         if self._wire is None:
             return "away"
@@ -261,11 +271,11 @@ class Learner:
         self._answered.wait(self._patience)
         if self._error:
             raise self._error
-        where = f"{self._invitation.host}:{self._invitation.port}"
-        fix = f"nobody lets one in at {where} within {self._patience:g} s; has the class begun?"
-        if not self._start:
+        fix = f"nobody lets one in at {self.where} within {self._patience:g} s; has the class begun?"
+        fix = "it was left before the class let one in" if self._left else fix
+        if not self.begun:
             self.leave()
-        require(bool(self._start), "invitation", str(self._invitation), fix)
+        require(self.begun, "invitation", str(self._invitation), fix)
 
     def leave(self) -> None:
         """Leave the class; own vectors stay, so `top` still recommends."""
@@ -334,8 +344,8 @@ class Learner:
         try:
             wire = self._invitation.reach(about)
         except OSError:
-            where = f"{self._invitation.host}:{self._invitation.port}"
-            self._say(f"nobody answers at {where}; is the address right, and has the class begun?")
+            fix = "is the address right, and has the class begun?"
+            self._say(f"nobody answers at {self.where}; {fix}")
             raise
         self._wires.append(wire)
         return wire

@@ -1,0 +1,5 @@
+"""A class on the screen: what a learner rates and sees, and the teacher's workbench."""
+
+from fedlab.workbench.classroom.ratings import Ratings, familiar
+
+__all__ = ["Ratings", "familiar"]
