@@ -9,13 +9,14 @@ from waiting import until
 
 from fedlab.core import ParameterError
 from fedlab.data import load
+from fedlab.nodes import join
 from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, started, taught, welcome
-from fedlab.workbench import Ratings
+from fedlab.workbench import Classroom, Ratings
 from fedlab.workbench.classroom import familiar
 
 sys.path.append(str(Path(__file__).parents[1] / "nodes"))
 
-from learner import few  # noqa: E402 - made-up films of the tests of a class
+from learner import few
 
 PATIENT = 240  # seconds, for a machine that does much else
 
@@ -39,7 +40,7 @@ def me():
     for k, (film, _) in enumerate(found.films[:8]):
         found.rate(film, 5 if k % 2 else 2)
     yield found
-    found.close()
+    found.leave()
     Ratings._last = None
 
 
@@ -56,9 +57,12 @@ def test_films_are_well_known_and_of_many_kinds():
     assert known[found].min() > known.sort(descending=True).values[60]
     assert films.catalogue.categories[found].any(0).sum() >= 15
     assert len(familiar(films, 400)) == len({*familiar(films, 400)}) == 400
-    assert familiar(few(), 3) == torch.bincount(few().items).argsort(
-        descending=True, stable=True
-    )[:3].tolist()
+    assert (
+        familiar(few(), 3)
+        == torch.bincount(few().items).argsort(descending=True, stable=True)[:3].tolist()
+    )
+    with pytest.raises(ParameterError, match="count=21: choose from 1 to 20, so that 10 are left"):
+        Ratings(films=few(), count=21)
     for bad in (0, 31, "3"):
         with pytest.raises(ParameterError, match="choose from 1 to 30"):
             familiar(few(), bad)
@@ -105,7 +109,7 @@ def test_a_learner_rates_joins_and_compares(me, room, model):
     assert "No noise was added" in me.cost
     up, down = me.learner.carried
     assert (down, up) == room.carried
-    assert f"You sent {up / 1e6:.1f} MB and got {down / 1e6:.1f} MB." in me.cost
+    assert f"You sent {up / 1e6:.2f} MB and got {down / 1e6:.2f} MB." in me.cost
     told(me, "join", str(room.invitation), "Ben")  # again, under another name
     until(lambda: me.state == "waiting")
     assert room.here().keys() == {"Ben"}
@@ -164,3 +168,62 @@ def test_a_class_that_goes_away_is_told_with_what_there_is(me, model):
     assert len(me.given) == 8
     assert me.lists["before"] == me.learner.top(10, before=True)
     assert len(me.lists["after"]) == 10
+
+
+# the teacher's
+
+
+@pytest.fixture
+def screen(model):
+    with_start = {"films": few(), "start": model, "seconds": PATIENT}
+    found = Classroom(**with_start)
+    yield found
+    found.end()
+    until(lambda: found.entrance.here() == {})
+
+
+def comes(screen, name, part):
+    return join(str(screen.entrance.invitation), name=name, slice=part, data=few())
+
+
+def test_the_teacher_sees_who_is_there_and_trains_with_them(screen):
+    people = screen.children[1]
+    assert people.value == "<b>0 here:</b> nobody yet"
+    assert str(screen.entrance.invitation) in screen.children[0].value
+    bench = screen.bench
+    bench.session.start()
+    until(lambda: bench.state == "failed")
+    assert "wait until somebody has joined" in bench.message
+    with comes(screen, "<Ann>", "1 of 5"), comes(screen, "Ben", "2 of 5") as ben:
+        until(lambda: people.value == "<b>2 here:</b> &lt;Ann&gt;, Ben")
+        bench.session.settings = bench.session.settings.replace(rounds=3, server_lr=0.05)
+        bench.session.start()
+        until(lambda: bench.state == "done")
+        assert [each.number for each in bench.rounds] == [0, 1, 2, 3]
+        assert [len(each.cohort) for each in bench.rounds] == [0, 8, 8, 8]
+        assert bench.rounds[-1].settings.server_lr == pytest.approx(0.05 * 8)
+        assert [each["round"] for each in bench.session.members[-1].records] == [0, 1, 2, 3]
+        assert ben.news["over"]
+        ben.leave()
+        until(lambda: "<b>1 here:</b> &lt;Ann&gt;<br><b>Dropped out:</b> Ben" in people.value)
+        with pytest.raises(ParameterError, match="another node has this name"):
+            comes(screen, "<Ann>", "3 of 5")
+        until(lambda: "Another &lt;Ann&gt; was not let in." in people.value)
+
+
+def test_stop_ends_the_class_for_learners_too(screen):
+    with comes(screen, "Ann", "1 of 5") as ann:
+        screen.bench.session.settings = screen.bench.session.settings.replace(rounds=1000)
+        screen.bench.session.start()
+        until(lambda: ann.news.get("round", 0) > 2)
+        screen.bench.session.stop()
+        until(lambda: ann.state == "over")
+        assert ann.news["round"] < 1000
+
+
+def test_a_class_made_again_ends_the_one_before(screen, model):
+    where = "{}:{}".format(*screen.entrance.where)
+    again = Classroom(where, films=few(), start=model, private=True)
+    assert {"clip", "noise"} <= again.bench.values.keys()
+    assert "epsilon" in again.bench.session.metrics
+    again.end()

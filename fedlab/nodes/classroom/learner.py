@@ -271,7 +271,9 @@ class Learner:
         self._answered.wait(self._patience)
         if self._error:
             raise self._error
-        fix = f"nobody lets one in at {self.where} within {self._patience:g} s; has the class begun?"
+        fix = (
+            f"nobody lets one in at {self.where} within {self._patience:g} s; has the class begun?"
+        )
         fix = "it was left before the class let one in" if self._left else fix
         if not self.begun:
             self.leave()
@@ -290,6 +292,11 @@ class Learner:
 
         before: by the model that the class started from. user: of a slice, from 0.
         """
+        names = self._own.catalogue.names
+        return [names[item] for item in self.best(k, before=before, user=user)]
+
+    def best(self, k: int = 10, *, before: bool = False, user: int = 0) -> list[int]:
+        """Numbers of the films of `top`."""
         left = self._own.item_count - int((self._own.users == user).sum())
         require(isinstance(k, int) and 1 <= k <= left, "k", k, f"choose from 1 to {left} films")
         fix = f"choose from 0 to {self._own.user_count - 1}"
@@ -297,8 +304,7 @@ class Learner:
         found = self._start if before else self._params()
         scores = found["item"] @ found["user"][user] + found["bias"]
         scores[self._own.items[self._own.users == user]] = -torch.inf
-        names = self._own.catalogue.names
-        return [names[i] for i in scores.argsort(descending=True, stable=True)[:k].tolist()]
+        return scores.argsort(descending=True, stable=True)[:k].tolist()
 
     def _params(self) -> Tree:
         with self._busy:

@@ -42,7 +42,7 @@ function render({ model, el }) {
   const status = make("span", { class: "status", role: "status" }), notice = make("div", { class: "notice", role: "alert" });
   const lists = make("div", { class: "lists" }), cost = make("p", { class: "cost" });
   const root = make("section", { class: "fedlab-ratings", "aria-label": "Rate films and join the class" },
-    make("p", {}, "Give stars to the films that you know; skip the others. Your stars stay in this notebook."),
+    make("p", {}, "Give stars to the films that you know; skip the others. Stars stay in this notebook, and count as they are when you join."),
     make("div", { class: "films" }, ...films.map((f) => f.node)),
     make("div", { class: "controls" }, labelled("The teacher's line", line), labelled("Your name", name), join, leave),
     notice, make("p", {}, status), lists, cost);

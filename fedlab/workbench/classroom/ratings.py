@@ -92,8 +92,13 @@ class Ratings(anywidget.AnyWidget):
         count: int = 20,
         patience: float = 60.0,
     ) -> None:
-        """Leave the class of the widget before this one in the kernel, and take up its stars."""
+        """Leave the class of the widget before this one in the kernel, and take up its stars.
+
+        Raises `ParameterError` for more films than leave ten to recommend.
+        """
         self._films = load() if films is None else films
+        most = self._films.item_count - K
+        require(count <= most, "count", count, f"choose from 1 to {most}, so that {K} are left")
         self._patience, self._guard = patience, threading.RLock()
         self.learner: Learner | None = None
         names, ids = titled(self._films), self._films.catalogue.item_ids
@@ -139,11 +144,6 @@ class Ratings(anywidget.AnyWidget):
         if self.learner:
             threading.Thread(target=self.learner.leave, daemon=True).start()
 
-    def close(self) -> None:
-        """Leave the class, and take the widget off the screen."""
-        self.leave()
-        super().close()
-
     def _join(self, turn: int, given: dict[str, int], before: Learner | None) -> None:
         changed = partial(self._changed, turn)
         how: dict[str, Any] = {"patience": self._patience, "changed": changed}
@@ -164,12 +164,19 @@ class Ratings(anywidget.AnyWidget):
                 return  # it is the one before, or `_join` says why
             self.learner = learner
             if state in ("over", "gone") and not self.lists:
-                self.lists = {"before": learner.top(K, before=True), "after": learner.top(K)}
+                self.lists = {
+                    "before": self._top(learner, before=True),
+                    "after": self._top(learner),
+                }
             elif state == "training":
                 self.lists = {}
             self.notice = learner.trouble
             self.cost = spent(learner) if news else ""
             self._show(state, where=learner.where, **news)
+
+    def _top(self, learner: Learner, *, before: bool = False) -> list[str]:
+        names = titled(self._films)
+        return [names[item] for item in learner.best(K, before=before)]
 
     def _show(self, state: str, **told: Any) -> None:
         if state == "training":
@@ -209,13 +216,15 @@ class Ratings(anywidget.AnyWidget):
 
 def asked(content: object) -> tuple[str, list[Any]]:
     """The command of a message, and what it is given; `ParameterError` for any other."""
-    takes = {"rate": (str, int), "join": (str, str), "leave": ()}
-    name = content.get("command") if isinstance(content, dict) else None
-    given = content.get("given") if isinstance(content, dict) else None
-    fits = isinstance(name, str) and name in takes and isinstance(given, list)
-    fits = fits and tuple(map(type, given)) == takes[name]
-    fits = fits and all(tidy(each) for each in given if isinstance(each, str))
+    takes = {"rate": [str, int], "join": [str, str], "leave": []}
+    told = content if isinstance(content, dict) else {}
+    name: Any = told.get("command")
+    given: Any = told.get("given")
+    fits = isinstance(name, str) and isinstance(given, list) and name in takes
     require(fits, "command", content, "the view sends rate, join or leave")
+    right = [type(each) for each in given] == takes[name]
+    right = right and all(tidy(each) for each in given if isinstance(each, str))
+    require(right, name, given, "write a short text in one line")
     return name, given
 
 
@@ -234,4 +243,4 @@ def spent(learner: Learner) -> str:
     noise = "No noise was added, so nothing bounds what the model tells of one person."
     if epsilon is not None:
         noise = f"The class's epsilon is {epsilon:.3g}, of one person."
-    return f"You sent {up / 1e6:.1f} MB and got {down / 1e6:.1f} MB. {noise}"
+    return f"You sent {up / 1e6:.2f} MB and got {down / 1e6:.2f} MB. {noise}"
