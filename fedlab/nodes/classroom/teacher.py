@@ -35,17 +35,19 @@ QUORUM = 0.25
 HIGHEST = 1000.0  # server's learning rate
 
 
-def started(data: Interactions | None = None, *, dim: int = 16, rounds: int = 60) -> Tree:
+def started(
+    data: Interactions | None = None, *, dim: int = 16, rounds: int = 60, seed: int = 0
+) -> Tree:
     """The model that a class starts from: tables item (I, D) and bias (I,).
 
     Trained on every other user of the data, by default of the MovieLens that comes along; learners
-    may bring slices of the others.
+    may bring slices of the others. seed: of its draws.
     """
     films = load() if data is None else data
     train = liked(of_users(films, torch.arange(films.user_count) % 2 == 0))
     model = matrix_factorisation(train.user_count, train.item_count, dim)
     how: dict[str, Any] = {"rounds": rounds, "cohort": min(64, train.user_count)}
-    settings = USUAL.replace(**how, server_lr=0.8 * how["cohort"])
+    settings = USUAL.replace(**how, server_lr=0.8 * how["cohort"], seed=seed)
     *_, last = federate(model, Federation(train, one_per_user(train)), settings)
     return {name: last.params[name] for name in ("item", "bias")}
 

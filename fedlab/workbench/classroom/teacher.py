@@ -21,7 +21,7 @@ KEPT = 4  # refusals that stay on the screen
 TYPE = "from fedlab.workbench import Ratings; me = Ratings({line!r}); me"
 
 
-class Classroom(ipywidgets.VBox):  # type: ignore[misc] - it brings no types
+class Classroom(ipywidgets.VBox):  # type: ignore[misc]
     """A class on the teacher's screen; Start trains with whoever is there.
 
     address: of this machine, as learners type it; port 0 for a free one. films, start: what it is
