@@ -1,28 +1,29 @@
-"""A learner's part of a class in a real Chromium: by keyboard, to two lists side by side."""
+"""A class in a real Chromium: a learner by keyboard, to two lists; the teacher's screen beside."""
 
 import re
 
 from driver import (
     ASK,
-    COMMAND,
-    ERRORS,
-    FINISHED,
-    IDLE,
     SHOTS,
     browser,
     expect,
     lab,
+    press,
+    run_all,
+    set_number,
+    shoot,
     violations,
     write_notebook,
 )
 
-CLASS = """
+TEACHER = """
 from fedlab.data import load
-from fedlab.nodes.classroom import USUAL, Entrance, started, taught, welcome
-from fedlab.workbench import Ratings
-films = load()
-start = started(films, rounds=1)
-room = Entrance("127.0.0.1:0", welcome(start, films.catalogue))
+from fedlab.nodes.classroom import started
+from fedlab.workbench import Classroom, Ratings
+class_ = Classroom(start=started(load(), rounds=1))
+class_
+"""
+LEARNER = """
 me = Ratings()
 me
 """
@@ -30,27 +31,29 @@ me
 
 def test_a_learner_rates_by_keyboard_joins_and_compares(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path / "notebooks" / "class.ipynb", CLASS)
+    write_notebook(tmp_path / "notebooks" / "class.ipynb", TEACHER, LEARNER)
     with lab(tmp_path) as address, browser() as opened:
         page = opened.pages[0]
-        page.goto(address.format("class.ipynb"))
-        page.wait_for_function(IDLE, timeout=120_000)
-        page.evaluate(COMMAND, "notebook:run-all-cells")
-        page.wait_for_function(FINISHED, timeout=300_000)
-        assert page.evaluate(ERRORS) == []
+        bench = run_all(page, address.format("class.ipynb"), timeout=300_000)
         found = page.locator(".fedlab-ratings")
         expect(found.locator(".film")).to_have_count(20)
         rated(page, found)
         expect(found.get_by_role("status")).to_have_text("5 of 20 rated, 5 with 3 stars or more.")
         joined(page, found)
-        page.evaluate(ASK, "len([*taught(room, start, USUAL.replace(rounds=3))])")
+        expect(page.get_by_text("1 here: Ann")).to_be_visible()
+        set_number(bench, "rounds", 5)
+        press(bench, "Start")
         expect(found).to_have_attribute("data-state", "over")
+        expect(found.get_by_role("status")).to_have_text("The class is over after 5 of 5 rounds.")
+        expect(bench).to_have_attribute("data-state", "done")
         expect(found.locator(".lists li")).to_have_count(20)
         expect(found.locator(".cost")).to_contain_text(re.compile("You sent .* MB"))
         assert violations(page, ".fedlab-ratings") == []
-        SHOTS.mkdir(exist_ok=True)
-        found.screenshot(path=SHOTS / "class over.png")
-        assert page.evaluate(ASK, "room.close()") == "None"
+        shoot(page, "class of a teacher")
+        found.screenshot(path=SHOTS / "class of a learner.png")
+        found.get_by_role("button", name="Leave").press("Enter")
+        expect(page.get_by_text("Dropped out: Ann")).to_be_visible()
+        assert page.evaluate(ASK, "class_.end()") == "None"
 
 
 def rated(page, found):
@@ -69,7 +72,7 @@ def joined(page, found):
     found.get_by_role("button", name="Join").press("Enter")
     expect(found.get_by_role("alert")).to_contain_text("copy the whole line")
     expect(found.locator(".stars input:checked[value='4']")).to_have_count(5)
-    line.fill(page.evaluate(ASK, "str(room.invitation)").strip("'"))
+    line.fill(page.evaluate(ASK, "str(class_.entrance.invitation)").strip("'"))
     name.fill("Ann")
     found.get_by_role("button", name="Join").press("Enter")
     expect(found).to_have_attribute("data-state", "waiting")
