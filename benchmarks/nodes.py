@@ -13,6 +13,7 @@
   who heard the end of a class of 20 rounds and were recommended ten films; the fewest of all seeds.
 - `class_gain`: by how much NDCG@10 of a click held out for each of their users rose from the model
   that the class starts from, which knows none of them, to its last one; the mean of all seeds.
+- `class_gain_of_eight`: the same for classes of eight learners who are one such user each.
 
 The first four are measured on that of tests/nodes: ml-latest-small's first users, three nodes.
 """
@@ -39,11 +40,11 @@ from test_wire import lied_to  # noqa: E402
 from world import Table, World, difference, rounds_and_bytes  # noqa: E402
 
 from fedlab.algorithms import Scaffold, federate  # noqa: E402
-from fedlab.core import Settings  # noqa: E402
-from fedlab.data import load  # noqa: E402
+from fedlab.core import Settings, Tree  # noqa: E402
+from fedlab.data import load, of_users  # noqa: E402
 from fedlab.engine import SGD  # noqa: E402
 from fedlab.nodes.classroom import USUAL as OF_CLASS  # noqa: E402
-from fedlab.nodes.classroom import Entrance, started, taught, welcome  # noqa: E402
+from fedlab.nodes.classroom import Entrance, Learner, started, taught, welcome  # noqa: E402
 
 PATIENT = 600  # seconds, for a machine that does much else
 LEARNER = f"""
@@ -130,8 +131,33 @@ def held(seed: int, learners: int, rounds: int) -> tuple[int, float]:
     return len(ended), last.metrics["ndcg@10"] - first.metrics["ndcg@10"]
 
 
+def of_eight(seed: int, start: Tree, rounds: int) -> float:
+    """By how much NDCG@10 rose in a class of eight people, drawn among those it does not know."""
+    films, settings = load(), OF_CLASS.replace(rounds=rounds, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    who = 1 + 2 * torch.randperm(films.user_count // 2, generator=draw)[:8]
+    with Entrance("127.0.0.1:0", welcome(start, films.catalogue)) as room:
+        for user in who.tolist():
+            own = of_users(films, torch.arange(films.user_count) == user)
+            Learner(room.invitation, f"user {user}", own, PATIENT).begin()
+        first, *_, last = taught(room, start, settings, seconds=PATIENT)
+    return last.metrics["ndcg@10"] - first.metrics["ndcg@10"]
+
+
+def small_classes(quick: bool) -> dict[str, dict]:
+    """The figure of classes of eight people."""
+    classes, start = 2 if quick else 20, started()
+    gains = [of_eight(seed, start, 3 if quick else 20) for seed in range(classes)]
+    error = statistics.stdev(gains) / classes**0.5
+    note = f"of {classes} classes of eight people who bring what they rated; standard error "
+    note += f"{error:.3f}; too few for a gain"
+    value = statistics.mean(gains)
+    row = entry(value, "NDCG@10", None, higher=True, seeds=classes, note=note)
+    return {"class_gain_of_eight": row}
+
+
 def of_classes(quick: bool) -> dict[str, dict]:
-    """Both figures of a class."""
+    """Both figures of a class of eight slices."""
     seeds, learners, rounds = (1, 2, 3) if quick else (3, 8, 20)
     each = [held(seed, learners, rounds) for seed in range(seeds)]
     ended, gains = min(count for count, _ in each), [gain for _, gain in each]
@@ -183,11 +209,13 @@ def main(quick: bool, parts: list[str]) -> None:
         found["lies_refused"] = entry(len(ways), "ways", len(LIES), higher=True, seeds=1, note=note)
     if "class" in parts:
         found |= of_classes(quick)
+    if "small classes" in parts:
+        found |= small_classes(quick)
     record("nodes", found, quick)
 
 
 if __name__ == "__main__":
-    PARTS = ["difference", "bytes", "kills", "lies", "class"]
+    PARTS = ["difference", "bytes", "kills", "lies", "class", "small classes"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, ways and kills")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)

@@ -46,6 +46,9 @@ def test_a_learner_rates_by_keyboard_joins_and_compares(tmp_path):
         expect(found).to_have_attribute("data-state", "over")
         expect(found.get_by_role("status")).to_have_text("The class is over after 5 of 5 rounds.")
         expect(bench).to_have_attribute("data-state", "done")
+        line = bench.locator('svg[data-series="ndcg@10"] path')  # from round 0 on, inside the chart
+        left = bench.locator('svg[data-series="ndcg@10"] .axes line').first
+        assert line.bounding_box()["x"] >= left.bounding_box()["x"] - 2
         expect(found.locator(".lists li")).to_have_count(20)
         expect(found.locator(".cost")).to_contain_text(re.compile("You sent .* MB"))
         assert violations(page, ".fedlab-ratings") == []

@@ -68,7 +68,8 @@ function lineChart(name) {
     if (!known.length) [low, high] = [0, 1];
     if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
     [low, high] = rounded(low, high);
-    const { x, y } = scale([1, Math.max(total, 2)], [low, high], "round", true, false);
+    const first = Math.min(1, ...found.map(({ points }) => points[0][0]));  // 0 where a stream begins before all training
+    const { x, y } = scale([first, Math.max(total, 2)], [low, high], "round", true, false);
     keyed(body, kept, found.map((line) => [line.id, { ...line, x, y }]), createLine);
     keyed(beside, levels, [...flat].map(([key, { label, v }]) => [key, { label, height: y(v).toFixed(1) }]), createLevel);
     const words = found.map(({ run, points }) => {
