@@ -107,6 +107,7 @@ def test_a_learner_rates_joins_and_compares(me, room, model):
     assert me.state == "over"
     assert me.lists == {"before": me.learner.top(10, before=True), "after": me.learner.top(10)}
     assert "No noise was added" in me.cost
+    assert me.learner.news["metrics"].keys() == {"hr@10", "ndcg@10"}
     up, down = me.learner.carried
     assert (down, up) == room.carried
     assert f"You sent {up / 1e6:.2f} MB and got {down / 1e6:.2f} MB." in me.cost
@@ -120,6 +121,7 @@ def test_epsilon_is_told_where_there_is_noise(me, room, model):
     me.join(str(room.invitation))
     until(lambda: me.state == "waiting")
     *_, last = taught(room, model, PRIVATE.replace(rounds=2), seconds=PATIENT, private=True)
+    assert me.learner.news["metrics"] == {"epsilon": last.metrics["epsilon"]}  # of noise alone
     assert f"The class's epsilon is {last.metrics['epsilon']:.3g}, of one person." in me.cost
 
 

@@ -107,8 +107,14 @@ def taught(
 def tell(
     entrance: Entrance, done: Round, rounds: int, seconds: float, *, over: bool = False
 ) -> None:
-    """Tell everybody who is there which round of how many is done, and its metrics."""
-    news = {"round": done.number, "rounds": rounds, "over": over, "metrics": dict(done.metrics)}
+    """Tell everybody who is there which round of how many is done, and its metrics.
+
+    Of a private class epsilon alone: the others have no noise, and are for the teacher.
+    """
+    found = dict(done.metrics)
+    if "ledger" in done.state:
+        found = {name: value for name, value in found.items() if name == "epsilon"}
+    news = {"round": done.number, "rounds": rounds, "over": over, "metrics": found}
     question = pack({"ask": "news", **news})
     for _ in entrance.ask(dict.fromkeys(entrance.here(), question), seconds):
         pass
