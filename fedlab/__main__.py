@@ -372,9 +372,12 @@ def _class(words: argparse.Namespace) -> bool:
     start = saved(words.model, films.catalogue) if words.model else started()
     hello = welcome(start, films.catalogue)
     with Entrance(words.address, hello, say=lambda line: _aloud(shown(line))) as entrance:
-        line = f'join("{entrance.invitation}", name="...", ratings={{"Toy Story": 5}})'
-        _aloud("Learners type this, or slice='1 of 8' in place of ratings:\n")
-        _aloud(f"    from fedlab.nodes import join\n    me = {line}\n")
+        line = entrance.invitation
+        _aloud("Learners type this into a notebook, and rate films in a widget:\n")
+        _aloud(f'    from fedlab.workbench import Ratings\n    me = Ratings("{line}")\n    me\n')
+        _aloud("Or this, where ratings may be slice='1 of 8':\n")
+        own = 'name="...", ratings={"Toy Story": 5}'
+        _aloud(f'    from fedlab.nodes import join\n    me = join("{line}", {own})\n')
         _all_here(entrance, words.count)
         began, done = time.monotonic(), None
         settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
