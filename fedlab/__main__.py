@@ -375,7 +375,7 @@ def _class(words: argparse.Namespace) -> bool:
         line = entrance.invitation
         _aloud("Learners type this into a notebook, and rate films in a widget:\n")
         _aloud(f'    from fedlab.workbench import Ratings\n    me = Ratings("{line}")\n    me\n')
-        _aloud("Or this, where ratings may be slice='1 of 8':\n")
+        _aloud("Or this; slice='1 of 8' may stand in place of ratings:\n")
         own = 'name="...", ratings={"Toy Story": 5}'
         _aloud(f'    from fedlab.nodes import join\n    me = join("{line}", {own})\n')
         _all_here(entrance, words.count)
