@@ -42,7 +42,7 @@ from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, ope
 from fedlab.data import DataError, described, load, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.nodes import Relay, Sockets, cut_into, gathered, read_node, serve
-from fedlab.nodes.classroom import Entrance, saved, started, taught, welcome
+from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, saved, started, taught, welcome
 from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
@@ -372,13 +372,17 @@ def _class(words: argparse.Namespace) -> bool:
     start = saved(words.model, films.catalogue) if words.model else started()
     hello = welcome(start, films.catalogue)
     with Entrance(words.address, hello, say=lambda line: _aloud(shown(line))) as entrance:
-        how = f'join("{entrance.invitation}", name="...", ratings={{"Toy Story": 5}})'
-        _aloud("Learners type this, or slice='1 of 8' in place of ratings:\n")
-        _aloud(f"    from fedlab.nodes import join\n    me = {how}\n")
+        line = entrance.invitation
+        _aloud("Learners type this into a notebook, and rate films in a widget:\n")
+        _aloud(f'    from fedlab.workbench import Ratings\n    me = Ratings("{line}")\n    me\n')
+        _aloud("Or this; slice='1 of 8' may stand in place of ratings:\n")
+        own = 'name="...", ratings={"Toy Story": 5}'
+        _aloud(f'    from fedlab.nodes import join\n    me = join("{line}", {own})\n')
         _all_here(entrance, words.count)
         began, done = time.monotonic(), None
-        how_long = {"rounds": words.rounds, "seconds": words.deadline}
-        for done in taught(entrance, start, **how_long, private=words.private):
+        settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
+        how = {"seconds": words.deadline, "private": words.private}
+        for done in taught(entrance, start, settings, **how):
             _aloud(_of_class(done, len(entrance.here())))
         require(done is not None, "class", words.rounds, "nobody was there; begin with somebody")
         seconds, (down, up) = time.monotonic() - began, entrance.carried

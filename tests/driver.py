@@ -287,9 +287,9 @@ def press(bench, *names):
         bench.get_by_role("button", name=name, exact=True).click()
 
 
-def violations(page):
-    """What axe finds in the workbench that is serious or critical."""
-    found = Axe().run(page, context=".fedlab-workbench").response
+def violations(page, where=".fedlab-workbench"):
+    """What axe finds in the workbench, or elsewhere, that is serious or critical."""
+    found = Axe().run(page, context=where).response
     assert len(found["passes"]) > 10  # it did look
     return [
         (v["id"], [n["html"] for n in v["nodes"]])

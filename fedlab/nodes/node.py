@@ -122,13 +122,7 @@ class Node:
     def answer(self, question: bytes) -> bytes:
         """The answer to a question, whatever that is."""
         try:
-            asked = unpack(question)
-            do = {
-                "hello": self._hello,
-                "train": self._train,
-                "secure": self._secure,
-                "measure": self._measure,
-            }
+            asked, do = unpack(question), self.does()
             wanted = asked.get("ask", str)
             if wanted not in do:
                 raise MessageError(f"it asks for {wanted!r}; a node knows {', '.join(do)}")
@@ -136,6 +130,15 @@ class Node:
                 return do[wanted](asked)
         except FAULTS as error:
             return pack({"error": f"{type(error).__name__}: {error}"[:500]})
+
+    def does(self) -> dict[str, Callable[[Message], bytes]]:
+        """The questions that it knows, by name: what answers them."""
+        return {
+            "hello": self._hello,
+            "train": self._train,
+            "secure": self._secure,
+            "measure": self._measure,
+        }
 
     def params(self) -> Tree:
         """What it has of its last run: the server's tables, and private rows of its own users.

@@ -2,6 +2,7 @@
 
 from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best, fit_best
+from fedlab.workbench.classroom import Classroom, Ratings
 from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
 from fedlab.workbench.export import Recommender, export, load_model
 from fedlab.workbench.over_nodes import over_nodes
@@ -16,8 +17,10 @@ __all__ = [
     "PRESETS",
     "Best",
     "Choices",
+    "Classroom",
     "Experiment",
     "Job",
+    "Ratings",
     "Recommender",
     "Run",
     "Runner",

@@ -355,7 +355,7 @@ class Pens:
         seen = list(last.rounds) if last else []
         lines = [name for name in charts if name not in SPREADS]
         return {
-            "total": max([rounds, *(len(run.records) for run in shown)]),
+            "total": max([rounds, *(run.records[-1]["round"] for run in shown if run.records)]),
             "done": len(last.records) if last else 0,
             "progress": progress,
             "lines": [

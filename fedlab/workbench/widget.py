@@ -40,7 +40,8 @@ NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model wa
 Turn = Mapping[str, tuple[Any, ...] | None]
 
 
-def _files(*names: str) -> str:
+def browser_files(*names: str) -> str:
+    """The text of files of `browser/`, joined."""
     return "\n".join(
         Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8")
         for name in names
@@ -63,8 +64,8 @@ class Workbench(anywidget.AnyWidget):
     the runs and what the buttons do.
     """
 
-    _esm = _files(*FILES)
-    _css = _files("workbench.css")
+    _esm = browser_files(*FILES)
+    _css = browser_files("workbench.css")
     spec: Any = traitlets.Dict().tag(sync=True)  # what never changes: knobs, series, presets
     values: Any = traitlets.Dict().tag(sync=True)  # where the knobs stand
     used: Any = traitlets.Dict().tag(sync=True)  # where they stood when the last round began

@@ -23,7 +23,7 @@ from fedlab.__main__ import main
 from fedlab.core import ParameterError
 from fedlab.data import load
 from fedlab.nodes import Lost, join
-from fedlab.nodes.classroom import Entrance, Invitation, started, taught
+from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, Invitation, started, taught
 from fedlab.nodes.classroom.entrance import proof
 from fedlab.nodes.classroom.learner import fitted, rated, sliced
 from fedlab.nodes.classroom.teacher import welcome
@@ -179,7 +179,7 @@ def test_nonsense_behind_tls_is_let_go(room, text):
 
 def test_the_class_goes_on_beside_those_who_are_refused(room):
     with comes(room, slice="1 of 5", name="a"):
-        rounds = taught(room, model(), rounds=2, seconds=PATIENT)
+        rounds = taught(room, model(), USUAL.replace(rounds=2), seconds=PATIENT)
         next(rounds)
         with pytest.raises(ParameterError, match="join code"):
             join(str(changed(room, code="22222222")), data=few(), slice="1 of 5")
@@ -193,7 +193,7 @@ def test_the_class_goes_on_beside_those_who_are_refused(room):
 def test_a_learner_who_answers_nonsense_is_let_go_and_the_class_goes_on(room):
     with comes(room, slice="1 of 5", name="a"), comes(room, slice="2 of 5", name="liar") as liar:
         liar.node.answer = lambda question: b"nonsense"
-        done = list(taught(room, model(), rounds=2, seconds=PATIENT))
+        done = list(taught(room, model(), USUAL.replace(rounds=2), seconds=PATIENT))
     assert [each.number for each in done] == [0, 1, 2]
     assert all(len(each.cohort) == 4 for each in done[1:])  # of slice 1 of 5
     assert any("liar was let go" in line for line in room.said)
@@ -265,7 +265,7 @@ def test_one_learner_has_recommendations_before_and_after(room):
             assert before == me.top(24)
             assert len({*before}) == 24
             assert not {*before} & {*liked, "film 01"}
-            done = list(taught(room, model(), rounds=6, seconds=PATIENT))
+            done = list(taught(room, model(), USUAL.replace(rounds=6), seconds=PATIENT))
         assert me.top(24) != before == me.top(24, before=True)
         assert [each.number for each in done] == list(range(7))
         assert all(0 <= each.metrics["hr@10"] <= 1 for each in done)
@@ -286,7 +286,7 @@ def test_two_runs_of_a_class_are_alike():
             comes(room, slice="1 of 5", name="a"),
             comes(room, slice="2 of 5", name="b"),
         ):
-            *_, last = taught(room, model(), rounds=3, seconds=PATIENT)
+            *_, last = taught(room, model(), USUAL.replace(rounds=3), seconds=PATIENT)
             found.append((last.metrics, last.params["item"]))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
@@ -294,7 +294,7 @@ def test_two_runs_of_a_class_are_alike():
 
 def test_who_comes_late_takes_part_from_the_next_round(room):
     with comes(room, slice="1 of 5", name="a") as a:
-        rounds = taught(room, model(), rounds=4, seconds=PATIENT)
+        rounds = taught(room, model(), USUAL.replace(rounds=4), seconds=PATIENT)
         early = [next(rounds), next(rounds)]
         row = a._params()["user"]
         with comes(room, slice="2 of 5", name="b"):
@@ -308,7 +308,7 @@ def test_who_comes_late_takes_part_from_the_next_round(room):
 
 def test_noise_is_told_as_epsilon_that_goes_on_where_others_come(room):
     with comes(room, slice="1 of 5", name="a"):
-        rounds = taught(room, model(), rounds=4, seconds=PATIENT, private=True)
+        rounds = taught(room, model(), PRIVATE.replace(rounds=4), seconds=PATIENT, private=True)
         early = [next(rounds), next(rounds)]
         with comes(room, slice="2 of 5", name="b"):
             done = early[1:] + list(rounds)
@@ -318,7 +318,7 @@ def test_noise_is_told_as_epsilon_that_goes_on_where_others_come(room):
 
 
 def test_a_class_that_nobody_is_in_ends(room):
-    assert list(taught(room, model(), rounds=3, seconds=0.1)) == []
+    assert list(taught(room, model(), USUAL.replace(rounds=3), seconds=0.1)) == []
     assert dict(room.ask({"a": b"x"}, 1)) == {"a": Lost("it is not there")}
 
 
@@ -340,7 +340,7 @@ def test_eight_learners_of_whom_one_is_killed_and_one_comes_late(room):
     try:
         until(lambda: len(room.here()) == 7)
         done = []
-        for each in taught(room, model(), rounds=20, seconds=PATIENT):
+        for each in taught(room, model(), USUAL.replace(rounds=20), seconds=PATIENT):
             done.append(each)
             if each.number == 5:
                 people[2].kill()

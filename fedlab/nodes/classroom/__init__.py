@@ -2,6 +2,17 @@
 
 from fedlab.nodes.classroom.entrance import Entrance, Invitation
 from fedlab.nodes.classroom.learner import Learner, join
-from fedlab.nodes.classroom.teacher import saved, started, taught, welcome
+from fedlab.nodes.classroom.teacher import PRIVATE, USUAL, saved, started, taught, welcome
 
-__all__ = ["Entrance", "Invitation", "Learner", "join", "saved", "started", "taught", "welcome"]
+__all__ = [
+    "PRIVATE",
+    "USUAL",
+    "Entrance",
+    "Invitation",
+    "Learner",
+    "join",
+    "saved",
+    "started",
+    "taught",
+    "welcome",
+]

@@ -5,6 +5,8 @@ out to measure by, where there are two or more. The learner's own vector never l
 It starts fitted to the model that the class starts from, and trains on with the class; to recommend
 and to measure it is fitted anew to the class's model as it is then, before and after alike.
 
+Beside a node's questions a learner hears news of the class, {"ask": "news", ...}: see `Learner`.
+
 Letters: U users of this learner, I items, D dimensions.
 """
 
@@ -27,9 +29,9 @@ from fedlab.core import ParameterError, Tree, one_thread, require
 from fedlab.data import Catalogue, Federation, Interactions, hold_out, load, of_users
 from fedlab.evaluation import candidates
 from fedlab.models import Model, matrix_factorisation
-from fedlab.nodes.classroom.entrance import Invitation
+from fedlab.nodes.classroom.entrance import Invitation, Secured
 from fedlab.nodes.lines.sockets import WELCOME, Wire, attend
-from fedlab.nodes.messages import Message, MessageError, unpack
+from fedlab.nodes.messages import Message, MessageError, pack, unpack
 from fedlab.nodes.node import Held, Node, Running
 
 LIKED = 3.0  # stars from which a film counts as a click
@@ -46,6 +48,7 @@ def join(
     name: str = "",
     data: Interactions | None = None,
     patience: float = 60.0,
+    changed: Callable[["Learner"], Any] = lambda learner: None,
 ) -> "Learner":
     """Join a class; the learner takes part in the background until `leave`.
 
@@ -53,7 +56,8 @@ def join(
     of a film -> stars, in the order in which they were given. slice: "3 of 8" brings, in place of
     own ratings, every eighth of the users of `data` that the class's model was not trained on.
     name: what the teacher sees. data: the films, and users to slice; by default the MovieLens that
-    comes along. patience: seconds without a coordinator after which it gives up.
+    comes along. patience: seconds without a coordinator after which it gives up. changed: is called
+    with the learner, from other threads, whenever its `state`, `trouble` or `news` has changed.
 
     Raises `ParameterError` for a line that is none, a class that is not there or does not let one
     in, and for films that nobody knows.
@@ -63,7 +67,7 @@ def join(
     require((ratings is None) == bool(slice), "ratings", ratings, fix)
     own = sliced(films, slice) if ratings is None else rated(ratings, films)
     name = name or f"learner-{secrets.token_hex(2)}"
-    found = Learner(Invitation.read(invitation), name, own, patience)
+    found = Learner(Invitation.read(invitation), name, own, patience, changed)
     found.begin()
     return found
 
@@ -145,12 +149,27 @@ def fitted(tables: Tree, clicks: Interactions) -> Tensor:
 class Mine(Node):
     """A learner's node: to recommend and to measure, own vectors are fitted to the model as it is.
 
-    clicks: those of its users under their own numbers.
+    clicks: those of its users under their own numbers. hears: is handed news of the class.
     """
 
-    def __init__(self, name: str, clicks: Interactions, **more: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        clicks: Interactions,
+        hears: Callable[[dict[str, Any]], Any] = lambda news: None,
+        **more: Any,
+    ) -> None:
         super().__init__(name, Federation(clicks, torch.arange(clicks.user_count)), **more)
-        self.clicks = clicks
+        self.clicks, self._hears = clicks, hears
+
+    def does(self) -> dict[str, Callable[[Message], bytes]]:
+        """What a node knows, and news."""
+        return super().does() | {"news": self._news}
+
+    def _news(self, told: Message) -> bytes:
+        found = {"round": int, "rounds": int, "over": bool, "metrics": dict}
+        self._hears({name: told.get(name, kind) for name, kind in found.items()})
+        return pack({})
 
     def own_rows(self, running: Running) -> Tree:
         """The table of users with those of this node fitted anew."""
@@ -161,10 +180,20 @@ class Mine(Node):
 
 
 class Learner:
-    """Somebody in a class; `join` makes one. `top` recommends, `leave` goes home."""
+    """Somebody in a class; `join` makes one. `top` recommends, `leave` goes home.
+
+    news: what the class has told last: `round` of `rounds`, whether it is `over`, and its metrics,
+    with `epsilon` where there is noise. Empty before its first round. trouble: why it is not in the
+    class, where something went wrong.
+    """
 
     def __init__(
-        self, invitation: Invitation, name: str, own: Interactions, patience: float = 60.0
+        self,
+        invitation: Invitation,
+        name: str,
+        own: Interactions,
+        patience: float = 60.0,
+        changed: Callable[["Learner"], Any] = lambda learner: None,
     ) -> None:
         """own: what is known of the learner's users, of which what they liked is what they bring.
 
@@ -177,11 +206,16 @@ class Learner:
         if len(split.validation) and few:
             held = Held(clicks=candidates(split, "validation", min(AGAINST, few)))
         self.clicks = split.train
-        self.node = Mine(name, split.train, model=self._model, held=held)
+        self.node = Mine(name, split.train, self._hears, model=self._model, held=held)
+        self.news: dict[str, Any] = {}
+        self.trouble = ""
+        self._changed = changed
         self._start: Tree = {}  # the class's tables as it began, and own vectors fitted to them
+        self._wires = list[Secured]()  # the last one is in use
         self._wire: Wire | None = None
-        self._left, self._answered, self._busy = False, threading.Event(), threading.Lock()
+        self._left, self._answered, self._busy = False, threading.Event(), threading.RLock()
         self._error: Exception | None = None
+        self._ended = False  # whether it has given up, or left
         self._thread = threading.Thread(target=self._attend, name="fedlab learner", daemon=True)
 
     def __repr__(self) -> str:
@@ -195,9 +229,41 @@ class Learner:
         self.leave()
 
     @property
+    def begun(self) -> bool:
+        """Whether a class has ever let the learner in."""
+        return bool(self._start)
+
+    @property
+    def where(self) -> str:
+        """The address of the class."""
+        return f"{self._invitation.host}:{self._invitation.port}"
+
+    @property
     def there(self) -> bool:
         """Whether the learner takes part, or waits for the class to come back."""
-        return self._wire is not None and self._thread.is_alive()
+        return self.begun and not self._ended
+
+    @property
+    def state(self) -> str:
+        """One of joining, waiting (for the first round), training, away, over and gone.
+
+        away: the connection broke, and is tried again. over: the class has done its rounds.
+        """
+        if self.begun and self.news.get("over"):
+            return "over"
+        if self._ended:
+            return "gone"
+        if not self.begun:
+            return "joining"
+        if self._wire is None:
+            return "away"
+        return "training" if self.news else "waiting"
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes that the learner has sent, and that came from the class."""
+        wires = list(self._wires)
+        return sum(each.sent for each in wires), sum(each.received for each in wires)
 
     def begin(self) -> None:
         """Take part from now on; returns once the class has let the learner in."""
@@ -205,11 +271,13 @@ class Learner:
         self._answered.wait(self._patience)
         if self._error:
             raise self._error
-        where = f"{self._invitation.host}:{self._invitation.port}"
-        fix = f"nobody lets one in at {where} within {self._patience:g} s; has the class begun?"
-        if not self._start:
+        fix = (
+            f"nobody lets one in at {self.where} within {self._patience:g} s; has the class begun?"
+        )
+        fix = "it was left before the class let one in" if self._left else fix
+        if not self.begun:
             self.leave()
-        require(bool(self._start), "invitation", str(self._invitation), fix)
+        require(self.begun, "invitation", str(self._invitation), fix)
 
     def leave(self) -> None:
         """Leave the class; own vectors stay, so `top` still recommends."""
@@ -224,6 +292,11 @@ class Learner:
 
         before: by the model that the class started from. user: of a slice, from 0.
         """
+        names = self._own.catalogue.names
+        return [names[item] for item in self.best(k, before=before, user=user)]
+
+    def best(self, k: int = 10, *, before: bool = False, user: int = 0) -> list[int]:
+        """Numbers of the films of `top`."""
         left = self._own.item_count - int((self._own.users == user).sum())
         require(isinstance(k, int) and 1 <= k <= left, "k", k, f"choose from 1 to {left} films")
         fix = f"choose from 0 to {self._own.user_count - 1}"
@@ -231,8 +304,7 @@ class Learner:
         found = self._start if before else self._params()
         scores = found["item"] @ found["user"][user] + found["bias"]
         scores[self._own.items[self._own.users == user]] = -torch.inf
-        names = self._own.catalogue.names
-        return [names[i] for i in scores.argsort(descending=True, stable=True)[:k].tolist()]
+        return scores.argsort(descending=True, stable=True)[:k].tolist()
 
     def _params(self) -> Tree:
         with self._busy:
@@ -258,21 +330,45 @@ class Learner:
     def _attend(self) -> None:
         try:
             how: dict[str, Callable[..., Any]] = {"met": self._met, "stays": lambda: not self._left}
-            reach, patience = self._invitation.reach, self._patience
-            attend(self.name, self._answer, reach, patience=patience, **how)
+            attend(self.name, self._answer, self._reach, patience=self._patience, **how)
         except (ParameterError, MessageError) as error:
-            self._error = error
+            self._error, self.trouble = error, str(error)
         finally:
-            self._wire = None
+            self._wire, self._ended = None, True
             self._answered.set()
+            self._changed(self)
+
+    def _hears(self, news: dict[str, Any]) -> None:
+        self.news = news
+        self._changed(self)
+
+    def _reach(self, about: dict[str, str]) -> Secured:
+        """A new connection; called again whenever the one before broke."""
+        lost, self._wire = self._wire is not None, None
+        if lost:
+            self._say("the connection broke")
+        try:
+            wire = self._invitation.reach(about)
+        except OSError:
+            fix = "is the address right, and has the class begun?"
+            self._say(f"nobody answers at {self.where}; {fix}")
+            raise
+        self._wires.append(wire)
+        return wire
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._changed(self)
 
     def _met(self, wire: Wire, told: bytes) -> None:
         """Take up the model that the class starts from."""
         message = unpack(told.removeprefix(WELCOME))
         if not self._start:
             self._start = self._begun(message)
-        self._wire = wire
+        self._wire, self.trouble = wire, ""
         self._answered.set()
+        self._changed(self)
 
     def _begun(self, message: Message) -> Tree:
         fix = "the class is about other films than yours; use the same version of fedlab and data"

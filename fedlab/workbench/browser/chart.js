@@ -131,7 +131,8 @@ function lineChart(name, cursor) {
     if (!known.length) [low, high] = [0, 1];
     if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
     [low, high] = rounded(low, high);
-    const across = [1, Math.max(total, 2)], { x, y } = scale(across, [low, high], "round", true, false);
+const first = Math.min(1, ...found.map(({ points }) => points[0][0]));  // 0 where a stream begins before all training
+    const across = [first, Math.max(total, 2)], { x, y } = scale(across, [low, high], "round", true, false);
     keyed(turned, turns, found.flatMap(({ id, colour, marks }) => marks.map(([r, what]) =>
       [`${id} ${r}`, { colour, place: x(r).toFixed(1), what: `round ${r}: ${what}` }])), createTurn);
     point(found, x, across);
