@@ -83,7 +83,8 @@ table, count = torch.ones(300, 300), 0
 while not Path({file!r}).exists():
     {work}
 """
-WORK = ("time.sleep(0.1)", "table = (table @ table).clamp(0, 1)", "count += 1")
+COUNTS = "for _ in range(100_000): count += 1"
+WORK = ("time.sleep(0.1)", "table = (table @ table).clamp(0, 1)", COUNTS)
 FIRST = """([bench, start]) => new Promise(resolve => {
   const began = performance.now();
   new MutationObserver(() => {
