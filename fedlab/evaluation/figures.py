@@ -36,6 +36,7 @@ LOOK: Any = {
     "figure.dpi": 110,
     "figure.facecolor": "white",
     "legend.frameon": False,
+    "svg.hashsalt": "fedlab",  # the same figure is the same file
     "text.parse_math": False,
     "lines.linewidth": 2,
     "font.size": 10,
