@@ -1,4 +1,8 @@
-"""Run every lesson from the top in its own kernel and store its outputs: `make notebooks`."""
+"""Run every lesson from the top in its own kernel and store its outputs: `make notebooks`.
+
+With --views a lesson is run as far as its live cell, and only what that shows is stored anew, as
+after a change of what runs in the browser.
+"""
 
 import sys
 import time
@@ -24,6 +28,25 @@ def store(path: Path) -> float:
     return seconds
 
 
+def store_view(path: Path) -> float:
+    """Execute a notebook as far as its live cell, and store what that shows."""
+    book = nbformat.read(path, as_version=4)
+    (live,) = (k for k, c in enumerate(book.cells) if "live" in c.metadata.get("tags", []))
+    part = nbformat.from_dict({**book, "cells": book.cells[: live + 1]})
+    part.metadata.pop("widgets", None)
+    began = time.perf_counter()
+    part = NotebookClient(
+        part, timeout=300, resources={"metadata": {"path": path.parent}}, record_timing=False
+    ).execute()
+    book.cells[live].outputs = part.cells[live].outputs
+    book.metadata["widgets"] = part.metadata["widgets"]
+    nbformat.validate(book)
+    nbformat.write(book, path)
+    return time.perf_counter() - began
+
+
 if __name__ == "__main__":
-    for path in [Path(p) for p in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
-        print(f"{path.name}: {store(path):.0f} s", flush=True)
+    names = [name for name in sys.argv[1:] if name != "--views"]
+    stores = store_view if "--views" in sys.argv else store
+    for path in [Path(p) for p in names] or sorted(NOTEBOOKS.glob("*.ipynb")):
+        print(f"{path.name}: {stores(path):.0f} s", flush=True)

@@ -8,6 +8,8 @@ from statistics import median
 import nbformat
 import pytest
 
+from fedlab.workbench import Workbench
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LESSONS = [path.stem for path in NOTEBOOKS if path.stem[0].isdigit()]
 READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
@@ -75,6 +77,12 @@ def test_the_file_opens_on_github_and_the_widget_before_it_is_run(name):
     ]
     assert shown
     assert set(shown) <= set(views)
+    stored = [view["state"] for view in views.values() if "_css" in view["state"]]
+    assert stored
+    for state in stored:  # what is kept is what a run would show: JupyterLab opens with it
+        assert state["_css"] == Workbench._css, "run tests/store_outputs.py --views"
+        assert state["_esm"] == Workbench._esm, "run tests/store_outputs.py --views"
+        assert {*Workbench.class_trait_names(sync=True)} <= {*state}
 
 
 @lessons

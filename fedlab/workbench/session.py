@@ -77,6 +77,7 @@ class Session:
         self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
         self._first = self._settings = settings
+        self.chosen = next((n for n, preset in presets.items() if preset == settings), "")
         self._past: list[Settings] = []  # settings that were left, the last one at the end
         self._turned: tuple[set[str], float] = set(), 0.0  # what was turned last, and when
         self._lock = threading.Lock()
@@ -238,7 +239,14 @@ class Session:
     def preset(self, name: str) -> None:
         """Take the settings of this name."""
         known(list(self.presets), {name: name})
-        self.settings = self.presets[name]
+        self.settings, self.chosen = self.presets[name], name
+
+    @property
+    def since(self) -> list[str]:
+        """The knobs that stand elsewhere than in the preset that was chosen last."""
+        if not self.chosen:
+            return []
+        return differing([dict(self.presets[self.chosen]), dict(self.settings)])
 
     def paste(self, text: str) -> None:
         """Take the settings of a JSON text; those that it leaves out are as this began."""

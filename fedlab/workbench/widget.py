@@ -77,6 +77,7 @@ class Workbench(anywidget.AnyWidget):
     wrong: Any = traitlets.Dict().tag(sync=True)  # the knob whose value was -> why
     news = traitlets.Unicode("").tag(sync=True)  # what was done and cannot be seen
     saving = traitlets.Unicode("").tag(sync=True)  # where runs are kept, or why not
+    preset: Any = traitlets.Dict().tag(sync=True)  # the one chosen last, and what was turned since
     text = traitlets.Unicode("").tag(sync=True)  # all settings as JSON
     picture: Any = traitlets.Dict().tag(sync=True)  # the lines and spreads
     table: Any = traitlets.List().tag(sync=True)  # the runs
@@ -189,6 +190,7 @@ class Workbench(anywidget.AnyWidget):
             settings = self.session.settings
             self.values = {knob["name"]: settings[knob["name"]] for knob in self.spec["knobs"]}
             self.unread = self.session.unread(settings)
+            self.preset = {"name": self.session.chosen, "turned": self.session.since}
             self.text = write_settings(self.session.read)
 
     def _told(self, _: object, content: object, __: object) -> None:

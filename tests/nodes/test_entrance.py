@@ -15,8 +15,8 @@ from fedlab.nodes import join, pack, unpack
 from fedlab.nodes.classroom import Entrance, taught
 from fedlab.nodes.classroom import entrance as door
 from fedlab.nodes.classroom.entrance import proof
-from fedlab.nodes.classroom.teacher import welcome
-from fedlab.nodes.lines.sockets import NO, receive_frame, send_frame
+from fedlab.nodes.classroom.teacher import PRIVATE, USUAL, welcome
+from fedlab.nodes.lines.sockets import HEAD, NO, receive_frame, send_frame
 
 PATIENT = 240  # seconds, for a machine that does much else
 START = {"item": torch.linspace(-0.1, 0.1, 120).view(30, 4), "bias": torch.zeros(30)}
@@ -158,7 +158,7 @@ def _heavy(kind, head, tensors):
 def test_who_lies_of_itself_is_let_go_and_the_class_goes_on(room, lie):
     with comes(room, slice="1 of 5", name="a"), comes(room, slice="2 of 5", name="liar") as liar:
         lies(liar, lie)
-        done = list(taught(room, START, rounds=1, seconds=PATIENT))
+        done = list(taught(room, START, USUAL.replace(rounds=1), seconds=PATIENT))
     assert [each.number for each in done] == [0, 1]
     assert len(done[1].cohort) == 4  # of slice 1 of 5
     assert any("liar was let go" in line for line in room.said)
@@ -174,7 +174,7 @@ def test_nobody_tells_another_metric_or_more_than_its_users(room, more):
 
     with comes(room, slice="1 of 5", name="a"), comes(room, slice="2 of 5", name="liar") as liar:
         lies(liar, lie)
-        done = list(taught(room, START, rounds=1, seconds=PATIENT, private=True))
+        done = list(taught(room, START, PRIVATE.replace(rounds=1), seconds=PATIENT, private=True))
     assert [set(each.metrics) - {"epsilon"} for each in done] == [
         {"hr@10", "ndcg@10", "lost nodes"}
     ] * 2
@@ -190,14 +190,16 @@ def test_what_a_learner_says_is_one_line_without_control_characters(room):
 
     with comes(room, slice="1 of 5", name="a"), comes(room, slice="2 of 5", name="liar") as liar:
         lies(liar, lie)
-        *_, last = taught(room, START, rounds=1, seconds=PATIENT)
+        *_, last = taught(room, START, USUAL.replace(rounds=1), seconds=PATIENT)
     assert {*last.rejected.values()} == {"node liar:  [2J Round 9: all is well "}
 
 
 def test_a_round_waits_for_those_who_are_all_at_work_still(room):
     """Or a class of slow laptops would be over right after its first round."""
     with comes(room, slice="1 of 5", name="a") as me:
-        list(taught(room, START, rounds=1, seconds=PATIENT))  # what is done once is done
+        list(
+            taught(room, START, USUAL.replace(rounds=1), seconds=PATIENT)
+        )  # what is done once is done
         true, awake = me.node.answer, threading.Event()
 
         def slow(question):
@@ -206,7 +208,7 @@ def test_a_round_waits_for_those_who_are_all_at_work_still(room):
             return true(question)
 
         me.node.answer = slow
-        rounds = taught(room, START, rounds=2, seconds=8)
+        rounds = taught(room, START, USUAL.replace(rounds=2), seconds=8)
         next(rounds)
         assert next(rounds).skipped
         awake.set()
@@ -214,3 +216,25 @@ def test_a_round_waits_for_those_who_are_all_at_work_still(room):
     assert second.number == 2
     assert not second.skipped
     assert len(second.cohort) == 4
+
+
+@pytest.mark.parametrize(("number", "length"), [(7, 1 << 30), (7, 10), (0, 0)])
+def test_who_sends_what_nobody_asked_for_is_let_go_before_it_is_received(room, number, length):
+    line, _ = greeted(room, "eve")
+    until(lambda: "eve" in room.here())
+    line.sendall(HEAD.pack(number, length))  # and no more, so that waiting for it would show
+    until(lambda: "eve" not in room.here())
+    line.close()
+
+
+def test_an_answer_that_is_larger_than_any_update_ends_the_connection(room):
+    line, _ = greeted(room, "eve")
+    until(lambda: "eve" in room.here())
+    found = []
+    asking = threading.Thread(target=lambda: found.extend(room.ask({"eve": b"?"}, PATIENT)))
+    asking.start()
+    number, _ = receive_frame(line)
+    line.sendall(HEAD.pack(number, room.longest + 1))
+    asking.join(PATIENT)
+    assert [lost.why for _, lost in found] == ["its connection broke"]
+    line.close()

@@ -236,7 +236,7 @@ def test_two_runs_are_pinned_named_compared_and_exported(bench, page, tmp_path):
     name.press("Tab")
     expect(bench.locator(".legend")).to_contain_text("<img src=x onerror=alert(1)>")
     assert page.locator(".fedlab-workbench img").count() == 0
-    expect(bench.locator("tbody tr").last.locator(".differs").last).to_have_text("cohort 16")
+    expect(bench.locator("tbody tr").last.locator(".differs")).to_have_text("cohort 16")
     label = bench.locator('svg[data-series="ndcg@10"]').get_attribute("aria-label")
     assert label.startswith("ndcg@10 by round: <img src=x onerror=alert(1)>, from 0.")
     assert "run 2, from 0." in label
@@ -566,3 +566,70 @@ def test_controls_and_charts_share_the_screen(bench, page):
             assert box["y"] + box["height"] < 900, place
     finally:
         page.set_viewport_size({"width": 1280, "height": 2000})
+
+
+def test_a_preset_stays_chosen_and_says_what_was_turned_since(bench, page):
+    choice = bench.get_by_label("preset", exact=True)
+    expect(choice).to_have_value("671 users, matrix factorisation")
+    since = bench.locator(".turned-since")
+    expect(since).to_have_text("turned since: rounds, cohort")
+    choice.select_option("few clients: 8 users a round")
+    expect(since).to_have_text("")
+    expect(bench.get_by_label("cohort, as a number", exact=True)).to_have_value("8")
+    set_number(bench, "local learning rate", 2)
+    expect(choice).to_have_value("few clients: 8 users a round")
+    expect(since).to_have_text("turned since: local learning rate")
+
+
+def test_runs_are_sorted_and_compared_with_one_of_them(bench, page):
+    unfold(bench, "Runs")
+    set_number(bench, "rounds", 10)
+    rows = bench.locator(".runs tbody tr")
+    for number, rate in enumerate((0.01, 2), 1):
+        set_number(bench, "local learning rate", rate)
+        press(bench, "Start")
+        expect(rows).to_have_count(number)
+        expect(rows.first).to_contain_text("done, 10 rounds")
+    names = rows.locator("input[type=text]")
+    assert [names.nth(k).input_value() for k in range(2)] == ["run 2", "run 1"]  # the newest first
+    press(bench, "sort by best ndcg@10")
+    expect(bench.locator("th[aria-sort=ascending]")).to_have_text("best ndcg@10")
+    best = [float(rows.nth(k).locator(".metric-1").text_content().split()[0]) for k in range(2)]
+    assert best[0] < best[1]
+    press(bench, "sort by best ndcg@10")
+    expect(bench.locator("th[aria-sort=descending]")).to_have_count(1)
+    expect(rows.first.locator(".metric-1")).to_have_text(re.compile(rf"^{best[1]} "))
+    bench.get_by_label("difference to", exact=True).select_option(label=names.first.input_value())
+    expect(rows.last.locator(".metric-1")).to_have_text(re.compile(r"\(round \d+, -0\.\d+\)"))
+    expect(rows.first.locator(".metric-1")).to_have_text(re.compile(r"\(round \d+\)"))
+    shoot(page, "sorted")
+
+
+def test_lines_are_smoothed_and_drawn_on_a_logarithmic_scale(bench, page):
+    set_number(bench, "rounds", 12)
+    press(bench, "Start")
+    state(bench, "done")
+    path = bench.locator('svg[data-series="loss"] path')
+    plain = path.get_attribute("d")
+    bench.get_by_label("smoothed over 5 rounds", exact=True).check()
+    smooth = path.get_attribute("d")
+    assert smooth != plain
+    assert smooth.count("L") == plain.count("L") == 11
+    bench.get_by_label("logarithmic", exact=True).check()
+    assert path.get_attribute("d") not in (plain, smooth)
+    shoot(page, "logarithmic")
+    bench.get_by_label("smoothed over 5 rounds", exact=True).uncheck()
+    bench.get_by_label("logarithmic", exact=True).uncheck()
+    assert path.get_attribute("d") == plain
+
+
+def test_a_kernel_that_ended_is_said(bench, page):
+    page.evaluate(
+        """() => { window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel
+          .requestExecute({ code: 'import os; os.kill(os.getpid(), 9)' }); }"""
+    )
+    expect(bench.get_by_text("The kernel has ended")).to_be_visible()
+    shoot(page, "ended")
+    page.get_by_role("button", name="OK", exact=True).or_(
+        page.get_by_role("button", name="Ok", exact=True)
+    ).click()  # JupyterLab says so, too

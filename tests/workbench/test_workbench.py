@@ -485,3 +485,47 @@ def test_a_long_run_is_drawn_in_bounded_size(live):
     assert len(rounds) == len(losses) <= 300
     assert rounds[-1] == 1000
     bench.close()
+
+
+def test_undo_goes_back_by_turns_and_says_when_there_are_none(bench, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("fedlab.workbench.session.time.monotonic", lambda: now[0])
+    tell(bench, "undo")
+    assert bench.notice == "undo='nothing': no knob has been turned"
+    for rate in (0.6, 0.7, 0.8):  # a slider on its way
+        now[0] += 0.1
+        bench.values = bench.values | {"local_lr": rate}
+    now[0] += 10
+    bench.values = bench.values | {"local_lr": 1.5}
+    bench.values = bench.values | {"cohort": 9}
+    tell(bench, "preset", "two")
+    assert (bench.preset, bench.values["cohort"]) == ({"name": "two", "turned": []}, 2)
+    seen = []
+    for _ in range(4):
+        tell(bench, "undo")
+        assert not bench.notice
+        seen.append((bench.values["local_lr"], bench.values["cohort"]))
+    assert seen == [(1.5, 9), (1.5, 4), (0.8, 4), (0.5, 4)]
+    assert bench.preset == {"name": "two", "turned": ["cohort"]}
+    tell(bench, "undo")
+    assert "no knob has been turned" in bench.notice
+
+
+def test_a_turn_is_marked_at_the_round_that_took_it(bench):
+    tell(bench, "step")
+    ends(bench, "paused")
+    bench.values = bench.values | {"local_lr": 1.0, "cohort": 3}
+    tell(bench, "start")
+    ends(bench)
+    (line,) = bench.picture["lines"]
+    ((number, what),) = line["marks"]
+    assert number == 2
+    assert sorted(what.split(", ")) == ["cohort 4 → 3", "local_lr 0.5 → 1"]
+
+
+def test_what_is_wrong_stands_at_its_knob_until_the_next_turn(bench):
+    bench.values = bench.values | {"local_lr": 99}
+    assert bench.wrong == {"local_lr": "99: choose from 0.1 to 2"}
+    assert bench.values["local_lr"] == 0.5
+    bench.values = bench.values | {"local_lr": 1.0}
+    assert bench.wrong == {}

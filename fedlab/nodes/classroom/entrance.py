@@ -51,6 +51,7 @@ from fedlab.nodes.lines.sockets import (
     send_frame,
 )
 
+SPARE = 1 << 20  # bytes that an answer may have beside tables
 LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that are taken for another
 CODE = 8  # letters of a join code
 FINGERPRINT = 32  # hexadecimal digits of the certificate's SHA-256
@@ -227,6 +228,7 @@ class Entrance(Sockets):
         """
         self._context, mark = _certified()
         self.welcome, self._wires = WELCOME + welcome, list[Secured]()
+        self.longest = 2 * len(welcome) + SPARE  # an update is no larger than the model
         self._greeting, self._counting = Counter[str](), threading.Lock()
         code = "".join(secrets.choice(LETTERS) for _ in range(CODE))
         host = where.rpartition(":")[0]

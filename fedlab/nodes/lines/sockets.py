@@ -94,11 +94,16 @@ def send_frame(line: Wire, number: int, text: bytes) -> None:
     line.sendall(text)
 
 
-def receive_frame(line: Wire, longest: int = LONGEST) -> tuple[int, bytes]:
-    """The next frame; raises OSError where the other end is gone, or sends what is none."""
+def receive_frame(
+    line: Wire, longest: int = LONGEST, awaited: Callable[[int], bool] = lambda number: True
+) -> tuple[int, bytes]:
+    """The next frame; raises OSError where the other end is gone, or sends what is none.
+
+    awaited: whether a frame of this number may come; one that may not is not even received.
+    """
     number, length = HEAD.unpack(_exactly(line, HEAD.size))
-    if length > longest:
-        raise ConnectionError(f"a frame of {length} bytes")
+    if length > longest or not awaited(number):
+        raise ConnectionError(f"a frame of {length} bytes, number {number}")
     return number, _exactly(line, length)
 
 
@@ -117,12 +122,14 @@ def _exactly(line: Wire, count: int) -> bytes:
 class _Connection:
     """A node that is there.
 
-    waiting: number of a question -> where its answer is put. owed: questions that it did not answer
-    in time; until it does nobody waits for it.
+    longest: bytes that an answer has at most; a longer one, or one that nobody asked for, ends the
+    connection. waiting: number of a question -> where its answer is put. owed: questions that it
+    did not answer in time; until it does nobody waits for it.
     """
 
     line: Wire
     token: str
+    longest: int = LONGEST
     owed: set[int] = field(default_factory=set)
     waiting: dict[int, "queue.Queue[bytes | Lost]"] = field(default_factory=dict)
     sending: threading.Lock = field(default_factory=threading.Lock)
@@ -139,7 +146,7 @@ class _Connection:
         """Hand on answers until the node is gone."""
         with suppress(OSError, struct.error):
             while True:
-                number, text = receive_frame(self.line)
+                number, text = receive_frame(self.line, self.longest, self._awaited)
                 if place := self.waiting.pop(number, None):
                     place.put(text)
                 self.owed.discard(number)  # after the line above, see `ask`
@@ -148,6 +155,9 @@ class _Connection:
         for number in list(self.waiting):
             if place := self.waiting.pop(number, None):
                 place.put(Lost("its connection broke"))
+
+    def _awaited(self, number: int) -> bool:
+        return number in self.waiting or number in self.owed
 
     def ask(self, number: int, question: bytes, seconds: float) -> bytes | Lost:
         """The answer to a question, or why there is none."""
@@ -178,6 +188,7 @@ class Sockets:
     """
 
     welcome = WELCOME  # what a node is told that is let in
+    longest = LONGEST  # bytes of an answer
 
     def __init__(self, where: str, *, say: Callable[[str], Any] = lambda line: None) -> None:
         """Listen. where: "127.0.0.1:PORT" (0 for a free one) or the path of a Unix socket.
@@ -279,7 +290,7 @@ class Sockets:
             self.say(f"Another {name} was not let in.")
             refuse(line, TWICE)
             return
-        found = self._known[name] = _Connection(line, token)
+        found = self._known[name] = _Connection(line, token, self.longest)
         with suppress(OSError), found.sending:
             send_frame(line, 0, self.welcome)
         self.say(f"{name} is here.")

@@ -2,6 +2,7 @@
 // Charts: lines of runs against rounds, and how a number is spread over clients. A redraw changes attributes in
 // place, so there is no blank frame; the label says in words what the chart shows.
 
+const WINDOW = 5;                                         // rounds that a smoothed line is a mean of
 const WIDTH = 360, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 26, BOTTOM = 34;
 
 /** @param {string} name */
@@ -9,17 +10,18 @@ function frame(name) {
   const title = make("text", { x: LEFT, y: 15, class: "title" }, name);
   const axes = make("g", { class: "axes" }), body = make("g", {});
   const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
-  const spot = ([low, high], from, to) => (v) => from + (v - low) / (high - low) * (to - from);
+  const spot = ([low, high], from, to, bent = (v) => v) =>
+    (v) => from + (bent(v) - bent(low)) / (bent(high) - bent(low)) * (to - from);
   let drawn = "";
   /** @param {[number, number]} across @param {[number, number]} up @param {string} below
-   * @param {boolean} wholeAcross @param {boolean} wholeUp */
-  const scale = (across, up, below, wholeAcross, wholeUp) => {
-    const x = spot(across, LEFT, WIDTH - RIGHT), y = spot(up, HEIGHT - BOTTOM, TOP), marks = [];
-    const now = JSON.stringify([across, up, below]);
+   * @param {boolean} wholeAcross @param {boolean} wholeUp @param {boolean} [log] */
+  const scale = (across, up, below, wholeAcross, wholeUp, log = false) => {
+    const x = spot(across, LEFT, WIDTH - RIGHT), y = spot(up, HEIGHT - BOTTOM, TOP, log ? Math.log : undefined), marks = [];
+    const now = JSON.stringify([across, up, below, log]);
     if (now === drawn) return { x, y };                   // axes change rarely, so most redraws move a line only
     drawn = now;
     const fit = (v, whole) => !whole || Number.isInteger(v);
-    for (const v of ticks(up[0], up[1]).filter((v) => fit(v, wholeUp))) {
+    for (const v of (log ? decades : ticks)(up[0], up[1]).filter((v) => fit(v, wholeUp))) {
       marks.push(make("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v) }),
         make("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, format(v)));
     }
@@ -44,6 +46,12 @@ function crosshair() {
     for (const draw of charts) draw();
   } };
 }
+
+/** Each value as the mean of the last few. @param {[number, number][]} points @returns {[number, number][]} */
+const smoothed = (points) => points.map(([round], i) => {
+  const some = points.slice(Math.max(0, i + 1 - WINDOW), i + 1);
+  return [round, some.reduce((sum, [, v]) => sum + v, 0) / some.length];
+});
 
 /** What a line shows at a round, or at the last one before it. @param {[number, number][]} points @param {number} round */
 const valueAt = (points, round) => points.filter(([r]) => r <= round).at(-1);
@@ -118,8 +126,8 @@ function lineChart(name, cursor) {
       dot.setAttribute("cx", x(r)); dot.setAttribute("cy", y(v));
     } };
   };
-  /** @param {{lines: Shown[], total: number, done: number}} picture */
-  const draw = ({ lines, total, done }) => {
+  /** @param {{lines: Shown[], total: number, done: number, log: boolean, smooth: boolean}} picture */
+  const draw = ({ lines, total, done, log, smooth }) => {
     const found = lines.map(({ id, name: run, colour, marks, series: { [name]: [rounds, values] = [[], []] } }) =>
       ({ id, run, colour, marks, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
       .filter(({ points }) => points.length);
@@ -128,15 +136,17 @@ function lineChart(name, cursor) {
       .flatMap(([label, { [name]: v }]) => v === undefined ? [] : [[`${label} ${v}`, { label, v }]]));
     const known = [...found.flatMap(({ points }) => points.map(([, v]) => v)), ...[...flat.values()].map(({ v }) => v)];
     let low = Math.min(...known), high = Math.max(...known);
+    const bent = log && known.length > 0 && low > 0;        // of what is not above nothing there is no logarithm
     if (!known.length) [low, high] = [0, 1];
-    if (high - low < 1e-9) [low, high] = [low - 0.05, high + 0.05];
-    [low, high] = rounded(low, high);
+    if (high - low < 1e-9) [low, high] = bent ? [low / 1.1, high * 1.1] : [low - 0.05, high + 0.05];
+    if (!bent) [low, high] = rounded(low, high);
 const first = Math.min(1, ...found.map(({ points }) => points[0][0]));  // 0 where a stream begins before all training
-    const across = [first, Math.max(total, 2)], { x, y } = scale(across, [low, high], "round", true, false);
+    const across = [first, Math.max(total, 2)], { x, y } = scale(across, [low, high], "round", true, false, bent);
     keyed(turned, turns, found.flatMap(({ id, colour, marks }) => marks.map(([r, what]) =>
       [`${id} ${r}`, { colour, place: x(r).toFixed(1), what: `round ${r}: ${what}` }])), createTurn);
     point(found, x, across);
-    keyed(body, kept, found.map((line) => [line.id, { ...line, x, y }]), createLine);
+    keyed(body, kept, found.map((line) =>
+      [line.id, { ...line, x, y, points: smooth ? smoothed(line.points) : line.points }]), createLine);
     keyed(beside, levels, [...flat].map(([key, { label, v }]) => [key, { label, height: y(v).toFixed(1) }]), createLevel);
     const words = found.map(({ run, points }) => {
       const own = points.map(([, v]) => v), [first, last] = [points[0], points.at(-1)];

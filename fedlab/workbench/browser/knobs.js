@@ -94,14 +94,18 @@ function severalField(spec, set) {
   return { fields: [field, more], show: (now) => { if (document.activeElement !== field) field.value = now; } };
 }
 
-/** @param {Model} model */
+/** The preset that was chosen last, and what was turned since. @param {Model} model */
 function presetRow(model) {
-  const presets = model.get("spec").presets, choice = select(["choose one", ...presets]);
-  choice.addEventListener("change", () => {
-    if (choice.selectedIndex) tell(model, "preset", choice.value);
-    choice.selectedIndex = 0;
-  });
-  return make("div", presets.length ? { class: "row" } : { hidden: "" }, labelled("preset", choice));
+  const { presets, knobs } = model.get("spec"), choice = select(["choose one", ...presets]);
+  const since = make("span", { class: "turned-since" });
+  choice.addEventListener("change", () => { if (choice.selectedIndex) tell(model, "preset", choice.value); });
+  const labels = Object.fromEntries(knobs.map(({ name, label }) => [name, label]));
+  const draw = () => {
+    const { name, turned } = model.get("preset");
+    choice.value = name || "choose one";
+    since.textContent = turned.length ? `turned since: ${turned.map((knob) => labels[knob] ?? knob).join(", ")}` : "";
+  };
+  return { node: make("div", presets.length ? { class: "row" } : { hidden: "" }, labelled("preset", choice), since), draw };
 }
 
 /** @param {Model} model */

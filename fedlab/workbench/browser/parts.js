@@ -86,6 +86,15 @@ function ticks(low, high, count = 4) {
   return found;
 }
 
+/** Marks of a logarithmic scale: 1, 2 and 5 of each power of ten, or round steps where that gives hardly any. @param {number} low @param {number} high */
+function decades(low, high) {
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    found.push(...[1, 2, 5].map((m) => Number((m * 10 ** power).toPrecision(3))).filter((v) => v >= low && v <= high));
+  }
+  return found.length > 1 ? found : ticks(low, high);
+}
+
 /** Keep the children that have a key, make the new ones, drop the others: nothing else is touched.
  * @template T @param {HTMLElement} parent @param {Map<string, {node: HTMLElement, draw: (item: T) => void}>} kept
  * @param {[string, T][]} items @param {(item: T) => {node: HTMLElement, draw: (item: T) => void}} create */

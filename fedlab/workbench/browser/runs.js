@@ -1,17 +1,17 @@
 // @ts-check
 // The table of runs: pin, name, compare, delete, export, and where they are kept.
 
-/** @param {Model} model @param {string[]} metrics */
-function runRow(model, metrics) {
+/** @param {Model} model @param {string[]} metrics @param {() => Row | undefined} reference the run to compare with */
+function runRow(model, metrics, reference) {
   return (/** @type {Row} */ { id }) => {
     const pin = make("input", { type: "checkbox" }), name = make("input", { type: "text", maxlength: 80 });
     pin.addEventListener("change", () => tell(model, "pin", id, pin.checked));
     name.addEventListener("change", () => tell(model, "rename", id, name.value));
-    const swatch = make("span", { class: "swatch" }), state = make("td"), beside = make("td", { class: "differs" }), differs = make("td", { class: "differs" });
+    const swatch = make("span", { class: "swatch" }), state = make("td"), beside = make("td", { class: "level" }), differs = make("td", { class: "differs" });
     const best = metrics.map((_, i) => make("td", { class: `metric-${i}` })), remove = button("Delete", () => tell(model, "delete", id));
     const resume = button("Resume", () => tell(model, "resume", id));
-    const node = make("tr", { "data-run": id }, make("td", {}, pin, swatch), make("td", {}, name), state, ...best,
-      beside, differs, make("td", { class: "row" }, resume, remove));
+    const node = make("tr", { "data-run": id }, make("td", {}, pin, swatch), make("td", {}, name), differs, state, ...best,
+      beside, make("td", { class: "row" }, resume, remove));
     const draw = (/** @type {Row} */ row) => {
       pin.checked = row.pinned;
       pin.setAttribute("aria-label", `keep ${row.name} in the charts`);
@@ -25,8 +25,9 @@ function runRow(model, metrics) {
       state.textContent = row.state === "running" ? "running" : `${row.state}, ${row.rounds} rounds`;
       state.title = row.error;
       best.forEach((cell, i) => {
-        const found = row.best[metrics[i]];
-        cell.textContent = !found || row.state === "running" ? "" : `${format(found[0])} (round ${found[1]})`;
+        const found = row.best[metrics[i]], other = reference()?.best[metrics[i]];
+        const gap = found && other ? found[0] - other[0] : 0, less = gap ? `, ${gap > 0 ? "+" : "-"}${format(Math.abs(gap))}` : "";
+        cell.textContent = !found || row.state === "running" ? "" : `${format(found[0])} (round ${found[1]}${less})`;
       });
       const levels = Object.entries(row.beside).map(([label, value]) => `${label} ${format(value)}`).join(", ");
       beside.textContent = row.lead ? `${row.lead}; ${levels}` : levels;
@@ -41,23 +42,54 @@ function runRow(model, metrics) {
 function runsPanel(model) {
   const { metrics, exports } = model.get("spec"), names = Object.keys(metrics), kept = new Map();
   const body = make("tbody"), summary = make("summary", {}, "Runs");
-  const head = (text, kind = "") => make("th", { scope: "col", class: kind }, text);
-  const grid = make("table", {}, make("thead", {}, make("tr", {}, ...["in charts", "name", "state"].map((h) => head(h)),
-    ...names.map((n, i) => head(`best ${n}`, `metric-${i}`)), head("beside, with the lead [95%]"), head("settings that differ"), make("td"))), body);
+  const sorted = { by: "", down: false };                    // by what; the newest first without
+  /** @param {string} text @param {string} [kind] @param {(row: Row) => string | number} [key] sorts by it when pressed */
+  const head = (text, kind = "", key = undefined) => {
+    const cell = make("th", { scope: "col", class: kind }, key ? "" : text);
+    if (key) cell.append(button(text, () => {
+      Object.assign(sorted, sorted.by === text ? { by: sorted.down ? "" : text, down: true } : { by: text, down: false });
+      for (const each of heads) each.setAttribute("aria-sort", "none");
+      if (sorted.by) cell.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
+      draw();
+    }, { class: "sort", "aria-label": `sort by ${text}` }));
+    if (key) keys[text] = key;
+    return cell;
+  };
+  const keys = {}, differing = (row) => Object.entries(row.differs).map((pair) => pair.join(" ")).join(", ");
+  const heads = [head("in charts"), head("name", "", (row) => row.name), head("settings that differ", "", differing),
+    head("state", "", (row) => row.state), ...names.map((n, i) => head(`best ${n}`, `metric-${i}`, (row) => row.best[n]?.[0] ?? NaN)),
+    head("beside, with the lead [95%]"), make("td")];
+  const grid = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
+  const choice = select(["no run"]);
+  choice.addEventListener("change", () => draw());
+  const reference = () => model.get("table").find((row) => row.id === choice.value);
+  const inOrder = (rows) => {
+    const key = keys[sorted.by];
+    if (!key) return rows;
+    const way = sorted.down ? -1 : 1, none = (value) => Number.isNaN(value);
+    return [...rows].sort((one, other) => {
+      const [a, b] = [key(one), key(other)];
+      return none(a) || none(b) ? Number(none(a)) - Number(none(b)) : way * (a < b ? -1 : Number(a > b));
+    });
+  };
   const folder = make("input", { type: "text", placeholder: "runs" });
   const keep = button("Keep runs there", () => tell(model, "folder", folder.value || "runs"));
   const files = exports.map((kind) => button(kind.toUpperCase(), () => tell(model, "export", kind),
     { "aria-label": `Export as ${kind.toUpperCase()}` }));
   files.push(button("TensorBoard", () => tell(model, "tensorboard"), { "aria-label": "Export to TensorBoard" }));
   const saving = make("span", { class: "saving", role: "status" });
-  const node = make("details", { class: "runs" }, summary, make("div", { class: "scroll", tabindex: 0, role: "region",
+  const node = make("details", { class: "runs" }, summary, make("div", { class: "row" }, labelled("difference to", choice)),
+    make("div", { class: "scroll", tabindex: 0, role: "region",
     "aria-label": "table of runs" }, grid), make("div", { class: "row" }, "Export what the charts show:", ...files),
     make("div", { class: "row" }, labelled("folder", folder), keep));
   const draw = () => {
     const rows = model.get("table");
     summary.textContent = `Runs (${rows.length})`;
     names.forEach((name, i) => grid.classList.toggle(`without-${i}`, !rows.some((row) => row.best[name])));
-    keyed(body, kept, rows.map((row) => [row.id, row]), runRow(model, names));
+    const chosen = choice.value, runs = [["", "no run"], ...rows.map((row) => [row.id, row.name])];
+    choice.replaceChildren(...runs.map(([id, name]) => make("option", { value: id }, name)));
+    choice.value = rows.some((row) => row.id === chosen) ? chosen : "";
+    keyed(body, kept, inOrder(rows).map((row) => [row.id, row]), runRow(model, names, reference));
     saving.textContent = model.get("saving");
   };
   return { node, saving, draw };

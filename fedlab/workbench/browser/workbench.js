@@ -20,8 +20,8 @@ function controls(model) {
   return { node: make("div", { class: "controls" }, start, pause, step, stop, reset, undo, progress, status), progress, draw };
 }
 
-/** Which charts to show. @param {Model} model */
-function chooser(model) {
+/** Which charts to show, and how. @param {Model} model @param {() => void} redraw */
+function chooser(model, redraw) {
   const { lines, spreads } = model.get("spec");
   const boxes = [...lines, ...Object.keys(spreads)].map((name) => {
     const box = make("input", { type: "checkbox", value: name });
@@ -33,7 +33,15 @@ function chooser(model) {
     return { box, node: make("label", {}, box, name) };
   });
   const draw = () => { for (const { box } of boxes) box.checked = model.get("charts").includes(box.value); };
-  return { node: make("fieldset", { class: "chooser" }, make("legend", {}, "Charts"), ...boxes.map((b) => b.node)), draw };
+  const look = { log: false, smooth: false };
+  const looks = [["log", "logarithmic"], ["smooth", `smoothed over ${WINDOW} rounds`]].map(([name, words]) => {
+    const box = make("input", { type: "checkbox", value: name });
+    box.addEventListener("change", () => { look[name] = box.checked; redraw(); });
+    return make("label", {}, box, words);
+  });
+  const node = make("div", {}, make("fieldset", { class: "chooser" }, make("legend", {}, "Charts"), ...boxes.map((b) => b.node)),
+    make("fieldset", { class: "chooser" }, make("legend", {}, "Lines"), ...looks));
+  return { node, draw, look };
 }
 
 function legendEntry() {
@@ -89,22 +97,22 @@ function searchField(described, knobs, folded) {
 /** @param {{model: Model, el: HTMLElement}} place */
 function render({ model, el }) {
   const { knobs: described, spreads } = model.get("spec");
-  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model);
+  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
-  const notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
+  const gone = make("div", { class: "notice", role: "alert" }), notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
   const charts = make("div", { class: "charts" }), kept = new Map(), cursor = crosshair();
   const legend = make("div", { class: "legend" }), entries = new Map();
   const panes = make("div", { class: "panes" },
-    make("div", { class: "left", tabindex: "-1" }, presetRow(model), ...groups.nodes),
+    make("div", { class: "left", tabindex: "-1" }, preset.node, ...groups.nodes),
     make("div", { class: "right" }, legend, charts, choice.node));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
-    make("div", { class: "transport" }, buttons.node, notice, news), panes,
+    make("div", { class: "transport" }, gone, buttons.node, notice, news), panes,
     runs.saving, runs.node, sweep.node, find.node, settings.node);
   el.append(root);
 
   const showRounds = () => {
     const picture = model.get("picture");
-    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture }]),
+    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture, ...choice.look }]),
       ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor));
     keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
     buttons.progress.value = picture.progress;
@@ -117,18 +125,25 @@ function render({ model, el }) {
     notice.textContent = model.get("notice");
     news.textContent = model.get("news");
   };
-  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); };
+  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
-  const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, state: showState, message: showState, notice: showState,
+  const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, preset: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
     text: settings.draw, report: find.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
   model.on("msg:custom", arrived);
+  const lived = /** @this {{comm_live: boolean}} */ function () {              // false once the kernel restarts or is gone
+    root.classList.toggle("gone", !this.comm_live);
+    gone.textContent = this.comm_live ? "" : "The kernel has ended: what is below is as it was then. Run the cell again; runs that "
+      + "were kept in a folder can be resumed.";
+  };
+  model.on("comm_live_update", lived);
   showKnobs(); showCharts(); showState(); showRuns(); find.draw(); settings.draw();
   return () => {
     for (const [trait, call] of Object.entries(watch)) model.off(`change:${trait}`, call);
     model.off("msg:custom", arrived);
+    model.off("comm_live_update", lived);
   };
 }
 
