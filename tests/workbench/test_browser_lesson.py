@@ -282,7 +282,7 @@ def steer(page, bench):
     # put back; it goes on
     expect(bench.get_by_label("local learning rate, as a number")).to_have_value("1")
     set_number(bench, "local learning rate", 2)
-    expect(bench.locator(".notice")).to_have_text("")
+    expect(bench.get_by_role("alert")).to_have_count(0)
     expect(bench.locator('[data-used="local_lr"]')).to_have_text("in use: 2")
     reach(page, bench, 25)
     bench.screenshot(path=SHOTS / "workbench.png")  # the picture of docs/workbench.md
