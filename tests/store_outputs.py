@@ -19,13 +19,18 @@ def store(path: Path) -> float:
     book = nbformat.read(path, as_version=4)
     book.metadata.pop("widgets", None)
     began = time.perf_counter()
-    NotebookClient(
-        book, timeout=300, resources={"metadata": {"path": path.parent}}, record_timing=False
-    ).execute()
+    run(book, path)
     seconds = time.perf_counter() - began
     nbformat.validate(book)
     nbformat.write(book, path)
     return seconds
+
+
+def run(book: nbformat.NotebookNode, path: Path) -> None:
+    """Execute cells in a kernel of their own, beside the file that they are of."""
+    NotebookClient(
+        book, timeout=300, resources={"metadata": {"path": path.parent}}, record_timing=False
+    ).execute()
 
 
 def store_view(path: Path) -> float:
@@ -35,9 +40,7 @@ def store_view(path: Path) -> float:
     part = nbformat.from_dict({**book, "cells": book.cells[: live + 1]})
     part.metadata.pop("widgets", None)
     began = time.perf_counter()
-    part = NotebookClient(
-        part, timeout=300, resources={"metadata": {"path": path.parent}}, record_timing=False
-    ).execute()
+    run(part, path)
     book.cells[live].outputs = part.cells[live].outputs
     book.metadata["widgets"] = part.metadata["widgets"]
     nbformat.validate(book)

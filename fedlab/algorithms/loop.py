@@ -53,6 +53,7 @@ from fedlab.core import (
     require,
     to,
     turned,
+    unturned,
     walk,
     within,
 )
@@ -284,6 +285,8 @@ def federate(
     told = ask()
     asked = Settings(**told)
     _check_once(parts, asked)
+    # settings leave out what is as usual, so what they have turned they must be able to turn back
+    parts = [unturned(part, asked) for part in parts]
     pipe = pipeline(parts, asked, data)
     if pipe.spending:
         pipe.spending.check_delta(len(data))

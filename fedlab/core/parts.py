@@ -557,14 +557,10 @@ def turned(part: P, settings: Mapping[str, Any]) -> P:
     return replace(part, **mine) if mine else part  # type: ignore[type-var]
 
 
-def unturned(part: P) -> P:
-    """The part with all its knobs as usual, for a loop whose settings say what is turned.
-
-    Settings leave out what is as usual, so a knob that was turned when the part was made could
-    never be turned back.
-    """
-    usual = {name: described()[name].default for name in knobs(type(part))}
-    return replace(part, **usual) if usual else part  # type: ignore[type-var]
+def unturned(part: P, names: Iterable[str]) -> P:
+    """The part with those of its knobs as usual that are in `names`."""
+    mine = {name: described()[name].default for name in names if name in knobs(type(part))}
+    return replace(part, **mine) if mine else part  # type: ignore[type-var]
 
 
 def unread(

@@ -145,7 +145,8 @@ class Interactions:
             if column.is_floating_point() and not bool(column.isfinite().all()):
                 bad = int((~column.isfinite()).nonzero()[0])
                 raise DataError(f"{name}[{bad}]={float(column[bad])} is not finite; remove the row")
-        for pair in self._twice():
+        pair = next(self._twice(), None)
+        if pair is not None:
             user, item = divmod(pair, self.item_count)
             raise DataError(
                 f"user {user} met item {item} more than once; keep one row of each pair"
@@ -159,7 +160,7 @@ class Interactions:
             last = self.users[PART - 1 :: PART].contiguous()
             ends = [*torch.searchsorted(self.users, last, right=True).tolist(), len(self)]
         for start, end in pairwise([0, *ends]):
-            pairs = (self.users[start:end] * self.item_count).add_(self.items[start:end]).numpy()
+            pairs = self.pairs(slice(start, end)).numpy()
             pairs.sort()
             yield from pairs[1:][pairs[1:] == pairs[:-1]].tolist()
 
@@ -195,9 +196,9 @@ class Interactions:
         """I, the items of the catalogue, met here or not."""
         return len(self.catalogue.item_ids)
 
-    def pairs(self) -> Tensor:
-        """One number for each (user, item) pair (n,): user * I + item."""
-        return (self.users * self.item_count).add_(self.items)
+    def pairs(self, rows: slice = slice(None)) -> Tensor:
+        """One number for each (user, item) pair (n,), or those of some rows: user * I + item."""
+        return (self.users[rows] * self.item_count).add_(self.items[rows])
 
     def take(self, rows: Tensor) -> "Interactions":
         """The rows of a mask (n,) or of row numbers."""

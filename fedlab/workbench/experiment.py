@@ -45,7 +45,6 @@ from fedlab.core import (
     to,
     turned,
     unread,
-    unturned,
     walk,
 )
 from fedlab.data import (
@@ -547,10 +546,10 @@ def stream(
         made.model,
         made.source,
         now,
-        local=unturned(made.local),
-        uplink=[unturned(stage) for stage in made.uplink],
-        aggregate=unturned(made.aggregation),
-        schedule=unturned(made.schedule),
+        local=made.local,
+        uplink=made.uplink,
+        aggregate=made.aggregation,
+        schedule=made.schedule,
         start=start,
         ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
         device=made.choices.device,

@@ -14,7 +14,6 @@ from fedlab.core import (
     knobs,
     measured,
     require,
-    unturned,
 )
 from fedlab.nodes import Coordinator, Roster, Transport
 from fedlab.privacy import Ledger, spends
@@ -46,16 +45,16 @@ def over_nodes(
         far = Coordinator(
             line,
             made.recipe,
-            local=unturned(made.local),
-            uplink=[unturned(stage) for stage in made.uplink],
+            local=made.local,
+            uplink=made.uplink,
             seconds=seconds,
             quorum=quorum,
             roster=roster,
         )
         rounds = far.rounds(
             turning(made, ask, len(roster)),
-            aggregate=unturned(made.aggregation),
-            schedule=unturned(made.schedule),
+            aggregate=made.aggregation,
+            schedule=made.schedule,
             start=start,
             ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
         )

@@ -77,7 +77,7 @@ class Session:
         self.began = 0.0  # when it was started, monotonic seconds
         self.in_use: Settings | None = None  # what the round under way, or the last one, was given
         self._first = self._settings = settings
-        self.chosen = next((n for n, preset in presets.items() if preset == settings), "")
+        self.chosen = self._begun_with()
         self._past: list[Settings] = []  # settings that were left, the last one at the end
         self._turned: tuple[set[str], float] = set(), 0.0  # what was turned last, and when
         self._lock = threading.Lock()
@@ -175,6 +175,7 @@ class Session:
         """Stop, forget what was shown except pinned runs, and put the knobs back to the start."""
         self.runner.reset()
         self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
+        self.chosen = self._begun_with()
         self.mapped = self.finding = self.found = None
 
     def sweep(self, what: Sweep, processes: int = 0) -> None:
@@ -240,6 +241,10 @@ class Session:
         """Take the settings of this name."""
         known(list(self.presets), {name: name})
         self.settings, self.chosen = self.presets[name], name
+
+    def _begun_with(self) -> str:
+        """The preset whose settings these began with; "" for none."""
+        return next((n for n, preset in self.presets.items() if preset == self._first), "")
 
     @property
     def since(self) -> list[str]:

@@ -48,7 +48,24 @@ def browser_files(*names: str) -> str:
     )
 
 
-class Workbench(anywidget.AnyWidget):
+class View(anywidget.AnyWidget):
+    """A widget whose buttons work while cells run."""
+
+    def _send(self, msg: Any, buffers: Any = None) -> None:
+        """Send, and answer in whatever subshell the next message comes for.
+
+        ipykernel (7.4) has a comm remember the shell of the cell that it was last heard from, and
+        takes messages there: clicks would wait for the cells that run.
+        """
+        super()._send(msg, buffers)
+        lock = getattr(self.comm, "_reply_subshell_lock", None)
+        if lock is not None:
+            with lock:
+                if hasattr(self.comm, "_reply_subshell_id"):
+                    delattr(self.comm, "_reply_subshell_id")
+
+
+class Workbench(View):
     """Knobs of all that is registered, live charts, runs to compare and sweeps.
 
     live: a function from a settings-giving function to a stream of Rounds, say
@@ -138,19 +155,6 @@ class Workbench(anywidget.AnyWidget):
             self._refused(error)
         else:
             super()._handle_msg(msg)
-
-    def _send(self, msg: Any, buffers: Any = None) -> None:
-        """Send, and answer in whatever subshell the next message comes for.
-
-        ipykernel (7.4) has a comm remember the shell of the cell that it was last heard from, and
-        takes messages there: clicks would wait for the cells that run.
-        """
-        super()._send(msg, buffers)
-        lock = getattr(self.comm, "_reply_subshell_lock", None)
-        if lock is not None:
-            with lock:
-                if hasattr(self.comm, "_reply_subshell_id"):
-                    delattr(self.comm, "_reply_subshell_id")
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """Take traits that were set in the browser; those that may not be are put back there."""

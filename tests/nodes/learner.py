@@ -6,12 +6,14 @@ what it was recommended before the class and after it.
 
 import json
 import sys
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 
 from fedlab.data import from_arrays
 from fedlab.nodes import join
+from fedlab.nodes.classroom import Entrance, welcome
 
 
 @cache
@@ -23,6 +25,20 @@ def few():
     films = luck.topk(8).indices.sort().values.flatten().tolist()
     people = torch.arange(40).repeat_interleave(8).tolist()
     return from_arrays([f"{u:02}" for u in people], [f"film {i:02}" for i in films])
+
+
+@contextmanager
+def opened(start):
+    """A class on this machine, of the tables `start`; `said`: what its teacher reads."""
+    said = []
+    with Entrance("127.0.0.1:0", welcome(start, few().catalogue), say=said.append) as room:
+        room.said = said
+        yield room
+
+
+def comes(room, **how):
+    """One of them in the class of an entrance."""
+    return join(str(room.invitation), data=few(), **how)
 
 
 if __name__ == "__main__":

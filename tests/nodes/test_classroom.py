@@ -9,14 +9,14 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
-from learner import few
+import waiting
+from learner import comes, few, opened
 from safetensors.torch import save_file
 
 from fedlab.__main__ import main
@@ -30,6 +30,7 @@ from fedlab.nodes.classroom.teacher import welcome
 from fedlab.nodes.lines.sockets import NO, receive_frame, send_frame
 
 PATIENT = 240  # seconds, for a machine that does much else
+until = partial(waiting.until, seconds=PATIENT)
 
 
 @cache
@@ -39,22 +40,8 @@ def model():
 
 @pytest.fixture
 def room():
-    """A class on this machine; `said`: what its teacher reads."""
-    said = []
-    with Entrance("127.0.0.1:0", welcome(model(), few().catalogue), say=said.append) as found:
-        found.said = said
+    with opened(model()) as found:
         yield found
-
-
-def until(what):
-    end = time.monotonic() + PATIENT
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def comes(room, **how):
-    return join(str(room.invitation), data=few(), **how)
 
 
 def test_an_invitation_is_read_as_it_is_written():

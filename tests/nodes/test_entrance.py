@@ -6,40 +6,31 @@ import ssl
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 
+import learner
 import pytest
 import torch
-from learner import few
+import waiting
+from learner import opened
 
-from fedlab.nodes import join, pack, unpack
-from fedlab.nodes.classroom import Entrance, taught
+from fedlab.nodes import pack, unpack
 from fedlab.nodes.classroom import entrance as door
+from fedlab.nodes.classroom import taught
 from fedlab.nodes.classroom.entrance import proof
-from fedlab.nodes.classroom.teacher import PRIVATE, USUAL, welcome
+from fedlab.nodes.classroom.teacher import PRIVATE, USUAL
 from fedlab.nodes.lines.sockets import HEAD, NO, receive_frame, send_frame
 
 PATIENT = 240  # seconds, for a machine that does much else
+until = partial(waiting.until, seconds=PATIENT)
+comes = partial(learner.comes, patience=PATIENT)
 START = {"item": torch.linspace(-0.1, 0.1, 120).view(30, 4), "bias": torch.zeros(30)}
 
 
 @pytest.fixture
 def room():
-    """A class on this machine; `said`: what its teacher reads."""
-    said = []
-    with Entrance("127.0.0.1:0", welcome(START, few().catalogue), say=said.append) as found:
-        found.said = said
+    with opened(START) as found:
         yield found
-
-
-def until(what):
-    end = time.monotonic() + PATIENT
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def comes(room, **how):
-    return join(str(room.invitation), data=few(), patience=PATIENT, **how)
 
 
 def greeted(room, name, code=None):

@@ -223,6 +223,19 @@ def test_stop_ends_the_class_for_learners_too(screen):
         assert ann.news["round"] < 1000
 
 
+def test_a_second_run_beside_the_one_of_a_class_is_refused(screen):
+    bench = screen.bench
+    with comes(screen, "Ann", "1 of 5"):
+        first, second = (screen._live(lambda: USUAL.replace(rounds=2)) for _ in range(2))
+        assert next(first).number == 0
+        with pytest.raises(ParameterError, match="another run is under way"):
+            next(second)
+        assert [done.number for done in first] == [1, 2]
+        bench.session.settings = bench.session.settings.replace(rounds=2)
+        bench.session.start()  # it is free again
+        until(lambda: bench.state == "done")
+
+
 def test_a_class_made_again_ends_the_one_before(screen, model):
     where = "{}:{}".format(*screen.entrance.where)
     again = Classroom(where, films=few(), start=model, private=True)

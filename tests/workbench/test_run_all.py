@@ -11,6 +11,7 @@ from fedlab.workbench import Workbench, better, stream
 from fedlab.core import Settings
 bench = Workbench(stream, Settings(rounds=2000, cohort=8, against=20), metrics=better())
 """
+RATINGS = "from fedlab.workbench import Ratings; me = Ratings()"
 OTHER = """
 import time
 from pathlib import Path
@@ -34,10 +35,15 @@ class Kernel:
         self.manager, self.client = start_new_kernel(startup_timeout=300)
         self.state, self.rounds, self.printed, self.opened = {}, 0, "", []
         self.end_of(self.client.execute(BENCH))
-        (self.comm,) = (id_ for id_, state in self.opened if "spec" in state)
+        self.comm = self.view("spec")
         request = self.client.session.msg("create_subshell_request")
         self.client.control_channel.send(request)
         self.shell = self.client.get_control_msg(timeout=300)["content"]["subshell_id"]
+
+    def view(self, trait):
+        """The comm of the widget that has this trait."""
+        (found,) = (id_ for id_, state in self.opened if trait in state)
+        return found
 
     def told(self):
         """Take the next message, and return what it answers where something came to an end."""
@@ -66,9 +72,9 @@ class Kernel:
             assert time.monotonic() < end, self.state.get("message")
             self.told()
 
-    def press(self, button):
-        content = {"command": button, "given": []}
-        data = {"comm_id": self.comm, "data": {"method": "custom", "content": content}}
+    def press(self, button, *given, comm=""):
+        content = {"command": button, "given": list(given)}
+        data = {"comm_id": comm or self.comm, "data": {"method": "custom", "content": content}}
         message = self.client.session.msg("comm_msg", data)
         message["header"]["subshell_id"] = self.shell
         self.client.shell_channel.send(message)
@@ -83,7 +89,6 @@ def kernel():
     found.manager.context.destroy(linger=0)  # and the sockets in it
 
 
-@pytest.mark.filterwarnings("ignore:zmq.eventloop.ioloop is deprecated")
 @pytest.mark.parametrize("work", WORK)
 def test_start_and_stop_work_while_another_cell_runs(kernel, work, tmp_path):
     cell = kernel.client.execute(OTHER.format(file=str(tmp_path / "end"), work=WORK[work]))
@@ -98,3 +103,15 @@ def test_start_and_stop_work_while_another_cell_runs(kernel, work, tmp_path):
     (tmp_path / "end").touch()
     kernel.end_of(cell)
     assert kernel.printed.startswith("ended")
+
+
+def test_films_are_rated_while_another_cell_runs(kernel, tmp_path):
+    kernel.end_of(kernel.client.execute(RATINGS))
+    film = kernel.state["films"][0][0]
+    cell = kernel.client.execute(OTHER.format(file=str(tmp_path / "end"), work=WORK["sleeps"]))
+    kernel.printed = ""
+    kernel.press("rate", film, 4, comm=kernel.view("films"))
+    kernel.until(lambda state: state["stars"] == {film: 4})
+    assert not kernel.printed  # the cell is not through
+    (tmp_path / "end").touch()
+    kernel.end_of(cell)

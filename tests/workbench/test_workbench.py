@@ -511,6 +511,13 @@ def test_undo_goes_back_by_turns_and_says_when_there_are_none(bench, monkeypatch
     assert "no knob has been turned" in bench.notice
 
 
+def test_reset_forgets_the_preset_as_well(bench):
+    tell(bench, "preset", "two")
+    tell(bench, "reset")
+    assert bench.values["cohort"] == SMALL.cohort
+    assert bench.preset == {"name": "", "turned": []}
+
+
 def test_a_turn_is_marked_at_the_round_that_took_it(bench):
     tell(bench, "step")
     ends(bench, "paused")

@@ -520,8 +520,9 @@ def joined(
     order = order if kept is None else order[kept[order]]
     catalogue = catalogue_of(users.ids, ids, known)
     rows = torch.from_numpy(order)
+    # memory is at its highest here: what takes most is gathered first, and what it is of let go
     who, what = (torch.from_numpy(column)[rows].long() for column in (users.numbers, number))
-    del users, items, number  # before the table is looked through, which takes memory
+    del users, items, number
     taken = {name: torch.from_numpy(columns.pop(name)[order]) for name in sorted(columns)}
     return Interactions(who, what, catalogue, taken, tuple(notes)), order
 

@@ -107,7 +107,7 @@ def federated(train: Interactions) -> list[Method]:
     vectors of very many items are short. iALS is not pulled as hard as all clicks of a user hold,
     from where it learns nothing.
     """
-    dim = replace(DIM, high=max(DIM.low, min(DIM.high, NUMBERS // train.item_count)))
+    dim = replace(DIM, high=longest(train.item_count))
     most = HOLD * (len(train) / max(1, int((train.user_counts() > 0).sum()))) ** 0.5
     pull = replace(PULL, high=max(2 * PULL.low, min(PULL.high, most)))
     ials_ranges = {"dim": dim, "unseen": UNSEEN, "regularisation": pull, "recency": RECENCY}
@@ -170,6 +170,11 @@ def least_clicks(counts: Tensor) -> tuple[int, ...]:
     return tuple(found)
 
 
+def longest(items: int) -> float:
+    """D: how many numbers the vectors of so many items have at most."""
+    return max(DIM.low, min(DIM.high, NUMBERS // items))
+
+
 def shortened(train: Interactions) -> list[str]:
     """What is left out or smaller as there are so many items, in words."""
     found, tables, items = list[str](), least_clicks(train.item_counts()), f"{train.item_count:,}"
@@ -182,9 +187,8 @@ def shortened(train: Interactions) -> list[str]:
         found.append(
             f"EASE has room for {TABLE:,} of {items} items: those of {tables[0]} clicks or more"
         )
-    if train.item_count * DIM.high > NUMBERS:
-        most = max(int(DIM.low), NUMBERS // train.item_count)
-        found.append(f"iALS has vectors of at most {most} numbers, as there are {items} items")
+    if (most := longest(train.item_count)) < DIM.high:
+        found.append(f"iALS has vectors of at most {most:g} numbers, as there are {items} items")
     return found
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
-import anywidget
 import torch
 import traitlets
 
@@ -22,7 +21,7 @@ from fedlab.data import Interactions, load
 from fedlab.nodes.classroom import Learner, join
 from fedlab.nodes.classroom.entrance import Invitation
 from fedlab.nodes.classroom.learner import LIKED
-from fedlab.workbench.widget import browser_files
+from fedlab.workbench.widget import View, browser_files
 
 BEST = 5  # stars
 K = 10  # titles of a list
@@ -60,7 +59,7 @@ def familiar(films: Interactions, count: int = 20) -> list[int]:
     return (taken + [item for item in order if item not in {*taken}])[:count]
 
 
-class Ratings(anywidget.AnyWidget):
+class Ratings(View):
     """Rate films, join a class with them, and see what it recommends before and after.
 
     invitation: the teacher's line, which may also be typed into the widget. name: what the teacher

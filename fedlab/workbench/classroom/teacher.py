@@ -3,6 +3,7 @@
 Letters: none.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any, ClassVar
@@ -49,6 +50,7 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
         self._start = started(films) if start is None else start
         self._seconds, self._private = seconds, private
         self._refused, self._people = list[str](), ipywidgets.HTML()
+        self._training = threading.Lock()
         self.entrance = Entrance(address, welcome(self._start, films.catalogue), say=self._said)
         Classroom._last = self
         turn, metrics = dict(TURN), dict(RANKING)
@@ -68,8 +70,13 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
     def _live(self, ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
         fix = "wait until somebody has joined, then press Start"
         require(bool(self.entrance.here()), "class", "nobody is there", fix)
-        how = {"seconds": self._seconds, "private": self._private}
-        yield from taught(self.entrance, self._start, ask, **how)  # type: ignore[arg-type]
+        fix = "learners answer one run at a time; train one after the other, without a sweep"
+        require(self._training.acquire(blocking=False), "class", "another run is under way", fix)
+        try:
+            how = {"seconds": self._seconds, "private": self._private}
+            yield from taught(self.entrance, self._start, ask, **how)  # type: ignore[arg-type]
+        finally:
+            self._training.release()
 
     def _said(self, line: str) -> None:
         """Take up what the entrance tells of who comes and goes; called from its threads."""
