@@ -284,9 +284,7 @@ def federate(
     ask = settings if callable(settings) else lambda: {} if settings is None else settings
     told = ask()
     asked = Settings(**told)
-    _check_once(parts, asked)
-    # settings leave out what is as usual, so what they have turned they must be able to turn back
-    parts = [unturned(part, asked) for part in parts]
+    parts = _turned_by(parts, asked)
     pipe = pipeline(parts, asked, data)
     if pipe.spending:
         pipe.spending.check_delta(len(data))
@@ -769,8 +767,12 @@ def _check_known(start: Round | None, pipe: Pipeline, model: Model) -> None:
     )
 
 
-def _check_once(parts: Sequence[Part], asked: Settings) -> None:
-    """Raise `ParameterError` for a knob that a part and the settings turn to different values."""
+def _turned_by(parts: Sequence[Part], asked: Settings) -> list[Part]:
+    """The parts without what the settings turn, which is theirs from now on.
+
+    Settings leave out what is as usual, so a part that kept it could not be turned back. Raises
+    `ParameterError` for a knob that a part and the settings turn to different values.
+    """
     for part in parts:
         for name in knobs(type(part)).keys() & asked.keys():
             own, usual = getattr(part, name), described()[name].default
@@ -780,6 +782,7 @@ def _check_once(parts: Sequence[Part], asked: Settings) -> None:
                 asked[name],
                 f"{part.name} was made with {own!r}; say it in one place, there or in the settings",
             )
+    return [unturned(part, asked) for part in parts]
 
 
 def _check_live(before: Settings, now: Settings, pipe: Pipeline) -> None:
