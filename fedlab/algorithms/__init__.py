@@ -3,7 +3,7 @@
 from fedlab.algorithms.asynchronous import Buffered, idle
 from fedlab.algorithms.ease import Ease, ItemItem, item_item
 from fedlab.algorithms.implicit import Implicit
-from fedlab.algorithms.loop import federate, gated, in_order, one_round, pipeline
+from fedlab.algorithms.loop import ahead, federate, gated, in_order, one_round, pipeline
 from fedlab.algorithms.meta import METHODS, Meta, with_rates
 from fedlab.algorithms.participation import Membership, Participation, Synchronous, sample
 from fedlab.algorithms.personalisation import alone, alone_ranks, fine_tuned, newcomers
@@ -41,6 +41,7 @@ __all__ = [
     "Scaffold",
     "Synchronous",
     "additive_items",
+    "ahead",
     "alone",
     "alone_ranks",
     "federate",

@@ -472,17 +472,47 @@ def _nothing(context: RoundContext) -> Sequence[Spent]:
 
 def _outgoing(pipe: Pipeline, context: RoundContext) -> Iterator[Sent]:
     """Yield local updates after what each client does with them before it sends them."""
-    if not len(context.plan.start):
+    for learned in _learned(pipe, context, context.plan.start):
+        yield Sent(_leaving(pipe, learned, context), learned.own)
+
+
+def _learned(pipe: Pipeline, context: RoundContext, clients: Tensor) -> Iterator[Sent]:
+    """Yield what clients (C,) learn, with the rows apart that stay with them."""
+    if not len(clients):
         return
     private = context.model.private
-    found = pipe.local.train(context, context.plan.start)
+    found = pipe.local.train(context, clients)
     require(isinstance(found, Iterable), f"{pipe.local.name}.train", found, "yield Updates")
     for update in found:
         own = {name: rows for name, rows in update.deltas.items() if name in private}
         out = replace(update, deltas={n: rows for n, rows in update.deltas.items() if n not in own})
-        for stage in pipe.stages("client"):
-            out = checked(stage, out, context)
         yield Sent(out, own)
+
+
+def _leaving(pipe: Pipeline, learned: Sent, context: RoundContext) -> Update:
+    """What leaves clients of what they learned."""
+    out = learned.update
+    for stage in pipe.stages("client"):
+        out = checked(stage, out, context)
+    return out
+
+
+def ahead(
+    pipe: Pipeline, model: Model, data: Source, before: Round, clients: Tensor | None = None
+) -> tuple[RoundContext, list[tuple[Update, Update]]]:
+    """What clients would learn in the round after this one, and what of it would leave them.
+
+    Nothing is booked, and `before` stays as it is. Draws are keyed by round and client, so the
+    round itself does the same where it comes with the same knobs; only noise without a teaching
+    seed is drawn anew. clients: who trains, by default those who would start. Returns the round's
+    context, and chunk by chunk two Updates without private rows: learned, and sent.
+    """
+    pipe = warmed(pipe, before.number + 1)
+    with one_thread():
+        context = _context(pipe, model, data, before)
+        start = context.plan.start if clients is None else clients
+        found = _learned(pipe, context, start)
+        return context, [(each.update, _leaving(pipe, each, context)) for each in found]
 
 
 def _received(pipe: Pipeline, update: Update, context: RoundContext) -> Update:

@@ -88,7 +88,7 @@ class Poison(Stage):
 
     def each(self, update: Update, context: RoundContext) -> Update:
         """Put the attacker's updates in place of what its clients learned."""
-        bad = torch.isin(update.cohort, self._clients(context)).to(update.weights.device)
+        bad = torch.isin(update.cohort, self.held(context)).to(update.weights.device)
         if not bad.any():
             return update
         craft = (
@@ -99,7 +99,8 @@ class Poison(Stage):
         deltas = {name: put(rows, made[name], bad) for name, rows in update.deltas.items()}
         return replace(update, deltas=deltas)
 
-    def _clients(self, context: RoundContext) -> Tensor:
+    def held(self, context: RoundContext) -> Tensor:
+        """The numbers of the clients that belong to the attacker."""
         if self.clients is not None:
             return self.clients
         count = len(context.data)

@@ -428,6 +428,15 @@ class Experiment:
             rounds, name, modes[name], asked.patience, target=asked.stop_at or None, start=start
         )
 
+    def tells(self) -> set[str]:
+        """The names of what its Rounds are measured by, the loss among them."""
+        found = {"loss"}
+        for part in self.parts:
+            found |= part.modes.keys() if isinstance(part, Metric) else set()
+        waits = self.choices.schedule != "synchronous"
+        more = {"staleness": waits, "epsilon": spends(self.parts)}
+        return found | {name for name, there in more.items() if there}
+
     def measure(self, done: Round) -> dict[str, float]:
         """The validation metrics of a Round; none where it trains on everything."""
         return self.measured(self.score(done)) if self.choices.train_on == HELD else {}

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedlab.core import (
     ParameterError,
@@ -23,6 +24,7 @@ from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best
 from fedlab.workbench.best.fit import Asked, Finding, common
 from fedlab.workbench.experiment import Experiment, stream, usual_knobs
+from fedlab.workbench.inside import Look
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweeps import Sweep, Trials
@@ -111,6 +113,13 @@ class Session:
         Only for the stream of an experiment can this be told; for others it is empty.
         """
         return Experiment(settings).unread() if self.live is stream else {}
+
+    def lacks(self, settings: Settings) -> list[str]:
+        """The metrics that a run of these settings would not measure, as far as that is known."""
+        if self.live is not stream:
+            return []
+        told = Experiment(settings).tells()
+        return [name for name in self.metrics if name not in told]
 
     @property
     def read(self) -> Settings:
@@ -258,20 +267,38 @@ class Session:
         self.settings = read_settings(text, self._first)
 
     def _snapshots(self, started: Settings) -> Callable[[], Settings]:
-        """The knobs as each round takes them; those that are not live stay as the run started."""
-        live = {name for name, found in described().items() if found.knob.live}
-        fixed = {name: value for name, value in started.items() if name not in live}
+        """The knobs as each round takes them."""
 
         def ask() -> Settings:
-            turned = {name: value for name, value in self.settings.items() if name in live}
-            settings = Settings(**turned | fixed)
-            settings = settings.without(self.unread(settings))
+            settings = self.taken(started)
             if settings != self.in_use:  # shown when a round takes it, not when that round ends
                 self.in_use = settings
                 self.changed()
             return settings
 
         return ask
+
+    def taken(self, started: Mapping[str, Any]) -> Settings:
+        """The knobs as the next round of a run takes them; those not live stay as it started."""
+        live = {name for name, found in described().items() if found.knob.live}
+        fixed = {name: value for name, value in started.items() if name not in live}
+        turned = {name: value for name, value in self.settings.items() if name in live}
+        settings = Settings(**turned | fixed)
+        return settings.without(self.unread(settings))
+
+    def next_look(self, user: str, item: str) -> Look:
+        """What to look at: the round after the last one of the run on show, or the first round.
+
+        Raises `ParameterError` where that is not in this kernel.
+        """
+        run = self.members[-1] if self.members else None
+        if run is None or not run.rounds:
+            settings = self.read
+            return Look(settings, settings, user=user, item=item)
+        before, started = run.rounds[-1], Settings(**run.settings)
+        fix = "its parameters are not in this kernel; resume the run, or start another"
+        require(bool(before.params), "look", f"round {before.number} of {run.name}", fix)
+        return Look(started, self.taken(started), before, user=user, item=item)
 
     def _job(self, settings: Settings, ask: Callable[[], Settings]) -> Job:
         """The job of one run, which is not begun before its first round is asked for."""

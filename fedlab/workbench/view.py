@@ -24,6 +24,7 @@ MARKS = 30  # of turned knobs, in a chart
 FIRST = ("cohort", "local_lr", "server_lr")  # of all knobs, those that are in sight at once
 TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
 CLOCK = "simulated s"  # a line as well, where the run has a clock
+TIMED = {"schedule", "deadline", "pace", "spread", "delay"}  # who turns one of these looks at it
 PREPARING = (
     "Preparing the first round; what trains clients is compiled once on a machine, "
     "which takes about half a minute."
@@ -52,6 +53,8 @@ COMMANDS: dict[str, dict[str, type]] = {
     "find": {"objective": str, "budget": str},
     "export": {"kind": str},
     "tensorboard": {},
+    "see": {"on": bool},
+    "follow": {"what": str, "name": str},
 }
 WORDS = {str: "a short text", bool: "true or false", int: "a whole number", dict: "short texts"}
 
@@ -258,7 +261,8 @@ def spread(name: str, rounds: list[Round]) -> dict[str, Any]:
         return {"low": 0.0, "high": 1.0, "counts": [], "median": None, "clients": 0, "whole": whole}
     low, high = float(values.min()), float(values.max())
     if whole or low == high:
-        low, high = low - 0.5, high + 0.5
+        room = max(0.5, abs(low) / 1000)  # half is nothing beside a loss that has grown beyond 1e16
+        low, high = low - room, high + room
     counts = (
         torch.histc(values, min(BINS, int(high - low)) if whole else BINS, low, high).int().tolist()
     )
@@ -429,7 +433,7 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     text = f"{state.capitalize()}: round {last['round']} of {total}, {pace:.2f} s a round{device}"
     text += f", about {left * pace:.0f} s left" if state == "running" and left else ""
     text += f"; {sums['MB up']:.1f} MB up, {sums['MB down']:.1f} MB down"
-    if CLOCK in last:
+    if CLOCK in last and TIMED & run.used().keys():
         text += f"; {last[CLOCK]:.0f} s on the simulated clock"
     if "skipped" in last:
         text += f"; the round was skipped: {last['skipped']}"

@@ -29,11 +29,21 @@ from fedlab.workbench import view
 from fedlab.workbench.best.search import METRICS
 from fedlab.workbench.experiment import Choices, Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
+from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.runner import Live
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweeps import Sweep, values
 
-FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "find.js", "workbench.js")
+FILES = (
+    "parts.js",
+    "chart.js",
+    "knobs.js",
+    "runs.js",
+    "sweep.js",
+    "find.js",
+    "inside.js",
+    "workbench.js",
+)
 # seconds between redraws, where rounds allow; each takes training and the browser some time
 PACE = 0.3
 NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model was made"
@@ -87,6 +97,7 @@ class Workbench(View):
     values: Any = traitlets.Dict().tag(sync=True)  # where the knobs stand
     used: Any = traitlets.Dict().tag(sync=True)  # where they stood when the last round began
     unread: Any = traitlets.Dict().tag(sync=True)  # knobs without effect as the others stand -> why
+    lacks: Any = traitlets.List().tag(sync=True)  # metrics that the next run would not measure
     charts: Any = traitlets.List().tag(sync=True)  # names of those on show
     state = traitlets.Unicode("ready").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
@@ -100,6 +111,12 @@ class Workbench(View):
     table: Any = traitlets.List().tag(sync=True)  # the runs
     report = traitlets.Unicode("").tag(sync=True)  # what the best model that was found is worth
     heat: Any = traitlets.Dict().tag(sync=True)  # the map of a sweep
+    inside: Any = traitlets.Dict().tag(
+        sync=True
+    )  # whether rounds are looked into, and who is followed
+    stays: Any = traitlets.Dict().tag(sync=True)  # of the clients and items that are shown
+    dots: Any = traitlets.Dict().tag(sync=True)  # who took part in the last round
+    seen: Any = traitlets.Dict().tag(sync=True)  # what was seen at the last look
 
     def __init__(
         self,
@@ -122,6 +139,8 @@ class Workbench(View):
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Settings | None = None
         self._events: Events | None = None  # where TensorBoard reads, once it was asked for
+        self._watcher: Watcher | None = None  # looks into rounds, while that is on show
+        self._looker: Looker | None = None  # the last one of it
         self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
             spec={
@@ -129,11 +148,13 @@ class Workbench(View):
                 "metrics": self.session.metrics,
                 "presets": list(self.session.presets),
                 "finds": list(METRICS) if live is stream else [],
+                "inside": live is stream,
                 "exports": [*KINDS, *(["model"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,
             },
             charts=[*self.session.metrics, "loss by client"],
+            inside={"on": False, "user": "", "item": ""},
         )
         self._show_knobs()
         self.draw()
@@ -187,15 +208,17 @@ class Workbench(View):
             return
         self.notice, self.wrong = "", {}
         self._show_knobs()
+        self._look()
 
     def _show_knobs(self) -> None:
         """Show the knobs, and all settings as text, as they stand now."""
+        session = self.session
         with self._guard, self.hold_sync():
-            settings = self.session.settings
+            settings = session.settings
             self.values = {knob["name"]: settings[knob["name"]] for knob in self.spec["knobs"]}
-            self.unread = self.session.unread(settings)
-            self.preset = {"name": self.session.chosen, "turned": self.session.since}
-            self.text = write_settings(self.session.read)
+            self.unread, self.lacks = session.unread(settings), session.lacks(settings)
+            self.preset = {"name": session.chosen, "turned": session.since}
+            self.text = write_settings(session.read)
 
     def _told(self, _: object, content: object, __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
@@ -218,6 +241,8 @@ class Workbench(View):
             "find": session.find,
             "export": self._export,
             "tensorboard": self._tensorboard,
+            "see": self._see,
+            "follow": self._follow,
         }
         notice = ""
         with self._guard:
@@ -231,6 +256,7 @@ class Workbench(View):
         with self._guard:
             self.notice, self.wrong = notice, {}
         self.draw()
+        self._look()
 
     def _sweep(self, over: Mapping[str, str], metric: str, count: int) -> None:
         found = {name: values(name, text) for name, text in over.items()}
@@ -282,9 +308,55 @@ class Workbench(View):
             except (ParameterError, OSError) as error:
                 self._events, self.notice = None, f"TensorBoard gets no more rounds: {error}"
 
+    def _see(self, on: bool) -> None:
+        """Begin to look into rounds, or end it."""
+        require(self.session.live is stream, "see", "a stream of your own", NO_MODEL)
+        if on and self._watcher is None:
+            self._watcher = Watcher(self._wanted, self._saw)
+        elif not on and self._watcher:
+            self._watcher.close()
+            self._watcher = None
+        with self._guard:
+            self.inside = self.inside | {"on": on}
+
+    def _follow(self, what: str, name: str) -> None:
+        """Follow a user or an item by id, "" for nobody; one that is unknown changes nothing."""
+        require(what in ("user", "item"), "follow", what, "choose user or item")
+        if self._looker is None:
+            raise ParameterError(f"follow={name!r}: press See the round first, and wait for it")
+        self._looker.check(what, name)
+        with self._guard:
+            self.inside = self.inside | {what: name}
+
+    def _saw(self, looker: Looker | None, found: dict[str, Any]) -> None:
+        """Show what the watcher saw."""
+        with self._guard, self.hold_sync():
+            if looker is not self._looker:
+                self._looker = looker
+                self.stays = looker.stays if looker else {}
+            self.seen = found
+        self._draw_dots()
+
+    def _draw_dots(self) -> None:
+        """Show who took part in the last round."""
+        members = self.session.members
+        if self._looker and self._watcher:
+            with self._guard:
+                self.dots = self._looker.dots(members[-1] if members else None)
+
+    def _wanted(self) -> Look:
+        return self.session.next_look(self.inside["user"], self.inside["item"])
+
+    def _look(self) -> None:
+        """Ask for a look, where rounds are looked into; not while a first round is made ready."""
+        runner, members = self.session.runner, self.session.members
+        if self._watcher and not (runner.busy and members and not members[-1].records):
+            self._watcher.ask(busy=runner.state == "running")
+
     def _changed(self) -> None:
         """Draw when the state or the knobs in use changed, or the next round would be too late."""
         self._write_events()
+        self._look()
         now, other = time.monotonic(), self.session.in_use is not self._in_use
         self._heard, gap = now, now - self._heard
         if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:
@@ -315,3 +387,4 @@ class Workbench(View):
             )
             self.message = session.runner.error or view.status(session, self._pens.sums(last))
             self.state = session.runner.state
+            self._draw_dots()

@@ -126,12 +126,12 @@ function lineChart(name, cursor) {
       dot.setAttribute("cx", x(r)); dot.setAttribute("cy", y(v));
     } };
   };
-  /** @param {{lines: Shown[], total: number, done: number, log: boolean, smooth: boolean}} picture */
-  const draw = ({ lines, total, done, log, smooth }) => {
+  /** @param {{lines: Shown[], total: number, done: number, log: boolean, smooth: boolean, lacks: string[]}} picture */
+  const draw = ({ lines, total, done, log, smooth, lacks }) => {
     const found = lines.map(({ id, name: run, colour, marks, series: { [name]: [rounds, values] = [[], []] } }) =>
       ({ id, run, colour, marks, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
       .filter(({ points }) => points.length);
-    node.style.display = done && !found.length ? "none" : "";            // not measured in this kind of run
+    node.style.display = (done || lacks.includes(name)) && !found.length ? "none" : "";   // not measured in this kind of run
     const flat = new Map(lines.flatMap((line) => Object.entries(line.beside))
       .flatMap(([label, { [name]: v }]) => v === undefined ? [] : [[`${label} ${v}`, { label, v }]]));
     const known = [...found.flatMap(({ points }) => points.map(([, v]) => v)), ...[...flat.values()].map(({ v }) => v)];
@@ -168,7 +168,7 @@ function spreadChart(name, meaning) {
     const { x, y } = scale([low, high], rounded(0, Math.max(1, ...counts)), meaning, whole, true);
     while (bars.length < counts.length) bars.push(body.appendChild(make("rect", { class: "bar" })));
     bars.forEach((bar, i) => {
-      const wide = (high - low) / counts.length, count = counts[i] ?? 0;
+      const wide = (high - low) / (counts.length || 1), count = counts[i] ?? 0;
       const place = { x: x(low + i * wide) + 0.5, y: y(count), width: Math.max(x(low + wide) - x(low) - 1, 1), height: y(0) - y(count) };
       for (const [key, value] of Object.entries(place)) bar.setAttribute(key, value);
     });

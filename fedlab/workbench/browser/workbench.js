@@ -99,20 +99,22 @@ function render({ model, el }) {
   const { knobs: described, spreads } = model.get("spec");
   const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
+  const cursor = crosshair(), inside = insidePanel(model, cursor);
   const gone = make("div", { class: "notice", role: "alert" }), notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
-  const charts = make("div", { class: "charts" }), kept = new Map(), cursor = crosshair();
+  const charts = make("div", { class: "charts" }), kept = new Map();
   const legend = make("div", { class: "legend" }), entries = new Map();
   const panes = make("div", { class: "panes" },
     make("div", { class: "left", tabindex: "-1" }, preset.node, ...groups.nodes),
-    make("div", { class: "right" }, legend, charts, choice.node));
+    make("div", { class: "right" }, inside.node, legend, charts, choice.node, inside.cards));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
     make("div", { class: "transport" }, gone, buttons.node, notice, news), panes,
     runs.saving, runs.node, sweep.node, find.node, settings.node);
+  buttons.node.insertBefore(inside.see, buttons.progress);
   el.append(root);
 
   const showRounds = () => {
     const picture = model.get("picture");
-    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture, ...choice.look }]),
+    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture, ...choice.look, lacks: model.get("lacks") }]),
       ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor));
     keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
     buttons.progress.value = picture.progress;
@@ -125,12 +127,12 @@ function render({ model, el }) {
     notice.textContent = model.get("notice");
     news.textContent = model.get("news");
   };
-  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); };
+  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); inside.draw(); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
   const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, preset: showKnobs, state: showState, message: showState, notice: showState,
-    news: showState, picture: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
-    text: settings.draw, report: find.draw };
+    news: showState, picture: showRounds, lacks: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
+    text: settings.draw, report: find.draw, inside: inside.draw, stays: inside.draw, dots: inside.draw, seen: inside.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
   model.on("msg:custom", arrived);
   const lived = /** @this {{comm_live: boolean}} */ function () {              // false once the kernel restarts or is gone

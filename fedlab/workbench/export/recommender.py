@@ -122,7 +122,8 @@ class Recommender:
         try:
             return names.index(name)
         except ValueError:
-            raise unknown(what, name, names) from None
+            new = "; for a new person give a list of items" if what == "user" else ""
+            raise ParameterError(f"{unknown(what, name, names)}{new}") from None
 
 
 def _once(names: Sequence[str]) -> dict[str, int]:
@@ -143,8 +144,7 @@ def unknown(what: str, name: str, names: Sequence[str]) -> ParameterError:
     near = same or difflib.get_close_matches(name, every[:NEAR], 3)
     more = f"; there are {', '.join(map(repr, near))}" if near else ""
     more += "; give an id as a text, with its zeros" * bool(same)
-    new = "; for a new person give a list of items" if what == "user" else ""
-    return ParameterError(f"{what}={name!r}: these data have no such {what}{more}{new}")
+    return ParameterError(f"{what}={name!r}: these data have no such {what}{more}")
 
 
 def load_model(folder: str | Path, data: str | Path | Interactions | None = None) -> Recommender:

@@ -1,0 +1,327 @@
+"""The inside of a round: it is what the loop does next, and looking at it changes nothing."""
+
+import threading
+
+import pytest
+import torch
+from waiting import until
+
+from fedlab import Settings
+from fedlab.algorithms import ahead, in_order, pipeline
+from fedlab.core import DataError, Key, ParameterError, Rows, Update
+from fedlab.workbench import PRESETS, Workbench, stream
+from fedlab.workbench.experiment import Experiment, better, turning
+from fedlab.workbench.inside import Look, Looker, Watcher
+from fedlab.workbench.inside.items import Map, place_of
+from fedlab.workbench.inside.people import People, taste
+from fedlab.workbench.inside.plane import losses, plane, projected, sampled
+
+SMALL = Settings(rounds=4, cohort=8, dim=4, local_lr=1.0, server_lr=5.0, weighting="equal")
+
+
+def run(settings):
+    """The Rounds of an experiment, each with its parameters."""
+    return [*stream(lambda: settings)]
+
+
+def parts(made):
+    return pipeline(
+        in_order(made.local, made.uplink, made.aggregation, made.schedule),
+        turning(made, lambda: made.settings, len(made.federation))(),
+        made.source,
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"proximal": 1.0},
+        {"local": "scaffold"},
+        {"uplink": "poison"},
+        {"uplink": "error feedback"},
+    ],
+    ids=str,
+)
+def test_it_is_the_round_that_the_loop_does_next(more):
+    settings = SMALL.replace(**more)
+    rounds, made = run(settings), Experiment(settings)
+    _, chunks = ahead(parts(made), made.model, made.source, rounds[1])
+    sent = [update for _, update in chunks]
+    assert torch.cat([update.cohort for update in sent]).tolist() == rounds[2].cohort.tolist()
+    before, after = (rounds[n].params["item"] for n in (1, 2))
+    total = torch.zeros_like(before)
+    for update in sent:
+        update.deltas["item"].add_to(total, torch.ones(len(update.cohort)))
+    moved = settings.server_lr * total / len(rounds[2].cohort)
+    assert torch.allclose(before + moved, after, atol=1e-5)
+    assert not torch.equal(before, after)
+
+
+def test_a_look_leaves_the_run_as_it_is():
+    whole = run(SMALL)
+    looker, seen = Looker(SMALL), []
+    for done in stream(lambda: SMALL):
+        seen.append(looker.look(done, SMALL, user="3", item="Pulp Fiction"))
+    assert len(seen) == len(whole)
+    assert all(torch.equal(done.params[n], whole[-1].params[n]) for n in done.params)
+
+
+def test_a_knob_is_seen_before_the_round_comes():
+    looker, before = Looker(SMALL), run(SMALL)[-1]
+
+    def mean(**more):
+        return looker.look(before, SMALL.replace(**more))["steps"]["mean"][0]
+
+    assert mean(proximal=0.5) < mean() < mean(local_epochs=5)
+
+
+def test_steps_and_their_mean_by_hand():
+    values = torch.tensor([[3.0, 1.0], [3.0, -1.0], [0.0, 2.0]])
+    rows = Rows(values, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    ones = torch.ones(2)
+    update = Update({"w": rows}, ones, ones, torch.arange(2), ones)
+    found = plane(update, {"w": torch.zeros(2, 2)}, torch.tensor([3.0, 1.0]))
+    mean = torch.tensor([[3.0, 0.5], [0.0, 0.5]])
+    assert found.mean[0] == pytest.approx(float(mean.norm()))
+    assert found.mean[1] == pytest.approx(0, abs=1e-6)
+    assert found.lengths.tolist() == pytest.approx([10**0.5, 14**0.5])
+    assert found.agreement == pytest.approx(float(mean.norm()) / (0.75 * 10**0.5 + 0.25 * 14**0.5))
+    assert found.held == pytest.approx(1)  # two clients always lie in one plane
+    assert torch.allclose(projected({"w": mean}, {"w": mean}, found), found.mean, atol=1e-6)
+    ways = [torch.zeros(4), torch.zeros(4)]
+    for way, ids, value in zip(
+        found.directions["w"].client,
+        found.directions["w"].ids,
+        found.directions["w"].values,
+        strict=True,
+    ):
+        ways[way].view(2, 2)[ids] = value
+    both = torch.stack(ways)
+    assert torch.allclose(both @ both.T, torch.eye(2), atol=1e-6)
+
+
+def test_of_many_clients_the_first_are_looked_at(monkeypatch):
+    monkeypatch.setattr("fedlab.workbench.inside.plane.NUMBERS", 12)
+    rows = Rows(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64), torch.arange(5))
+    update = Update({"w": rows}, torch.ones(5), torch.ones(5), torch.arange(5), torch.ones(5))
+    found = plane(update, {"w": torch.zeros(1, 4)}, torch.ones(5))
+    assert (found.cohort.tolist(), found.of) == ([0, 1, 2], 5)
+
+
+def test_what_is_not_finite_is_no_step():
+    rows = Rows(torch.tensor([[torch.nan], [1.0]]), torch.tensor([0, 0]), torch.arange(2))
+    update = Update({"w": rows}, torch.ones(2), torch.ones(2), torch.arange(2), torch.ones(2))
+    found = plane(update, {"w": torch.zeros(1, 1)}, torch.ones(2))
+    assert found.mean[0] == 1
+    assert (
+        plane(update.only(torch.tensor([True, False])), {"w": torch.zeros(1, 1)}, torch.ones(1))
+        is None
+    )
+
+
+def test_the_loss_over_the_plane_is_that_of_moved_parameters():
+    before, made = run(SMALL)[1], Experiment(SMALL)
+    pipe = parts(made)
+    _, chunks = ahead(pipe, made.model, made.source, before)
+    sent = chunks[0][1]
+    params = dict(before.params)
+    found = plane(sent, params, torch.ones(len(sent.cohort)))
+    drawn = made.source.draw(found.cohort, 1, 4, Key(0, "test"))
+    some = sampled(drawn, found.cohort, torch.ones(len(found.cohort)), Key(0, "kept"))
+    grid = torch.tensor([-1.0, 0.0, 2.0])
+    table = losses(made.model, params, some, found.directions, grid)
+    for row, b in enumerate(grid.tolist()):
+        for column, a in enumerate(grid.tolist()):
+            there = dict(params)
+            for name, both in found.directions.items():
+                there[name] = params[name].clone()
+                for way, size in ((0, a), (1, b)):
+                    mine = both.client == way
+                    there[name][both.ids[mine]] += size * both.values[mine]
+            at = {"user": some["user"], "item": some["item"]}
+            rows = {n: there[n][at[kind]] for n, kind in made.model.rows.items()}
+            each = made.model.loss(made.model.predict(rows, at), some["target"])
+            mean = float((each * some["weight"]).sum() / some["weight"].sum())
+            assert float(table[row, column]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_liars_are_named_and_the_rule_is_shown():
+    settings = SMALL.without(["weighting"]).replace(
+        uplink="poison", aggregation="coordinate median", liars=0.3, cohort=20
+    )
+    before = run(settings)[-1]
+    found = Looker(settings).look(before, settings)["steps"]
+    assert len(found["liars"]) == round(0.3 * 671)
+    bad = [a for a, n in zip(found["arrows"], found["cohort"], strict=True) if n in found["liars"]]
+    assert bad
+    assert found["rule"] == "coordinate median"
+    assert len(found["taken"]) == 2
+    more = Looker(settings).look(before, settings.replace(liars=0.4))["steps"]["liars"]
+    assert {*found["liars"]} < {*more}
+
+
+def test_what_an_upload_tells_and_what_masks_and_noise_leave():
+    plain = Looker(SMALL).look(run(SMALL)[-1], SMALL, user="3")["person"]
+    assert plain["upload"]["auc"] == 1
+    assert all(each["true"] for each in plain["upload"]["read"])
+    assert plain["clicks"] == 49
+    assert plain["held"][0]["item"] == "Princess Bride, The"
+    assert len(plain["top"]) == 10
+    noisy = SMALL.without(["weighting"]).replace(uplink="clip + local noise", clip=0.1, noise=5.0)
+    found = Looker(noisy).look(run(noisy)[-1], noisy, user="3")["person"]["upload"]
+    assert found["alone"] == 1
+    assert 0.3 < found["auc"] < 0.75
+
+
+def test_people_who_are_not_there_are_said_with_those_most_alike():
+    looker = Looker(SMALL)
+    with pytest.raises(ParameterError, match="user='99999': these data have no such user"):
+        looker.check("user", "99999")
+    with pytest.raises(ParameterError, match="there are 'Pulp Fiction'"):
+        looker.look(looker.begin(), SMALL, item="Pulp Fictio")
+
+
+def test_taste_is_the_first_principal_component():
+    made = Experiment(SMALL)
+    places, _ = taste(made.federation)
+    train, count = made.split.train, len(made.federation)
+    table = torch.zeros(count, train.item_count, dtype=torch.float64)
+    table[train.users, train.items] = made.federation.counts[train.users].double().rsqrt()
+    left, _, _ = torch.linalg.svd(table - table.mean(0), full_matrices=False)
+    same = torch.nn.functional.cosine_similarity(left[:, 0], places, dim=0)
+    assert abs(float(same)) > 0.99
+
+
+def test_dots_remember_who_took_part():
+    rounds, people = run(SMALL), People(Experiment(SMALL).federation)
+    assert people.dots("a", [])["met"] == 0
+    found = people.dots("a", rounds)
+    assert found["round"] == 4
+    assert found["cohort"] == sorted(rounds[-1].cohort.tolist())
+    client = int(rounds[1].cohort[0])
+    assert found["since"][client] in (0, 1, 2)
+    assert people.dots("a", rounds) == found
+    assert people.dots("b", rounds[:1])["met"] == 8
+
+
+def test_the_map_keeps_its_directions_between_powers_of_two():
+    made, rounds = Experiment(SMALL), run(SMALL.replace(rounds=9))
+    places = Map(made.federation)
+    since = [places.at(made.score(done), done.number)["since"] for done in rounds]
+    assert since == [1, 2, 2, 4, 4, 4, 4, 8, 8]
+    assert places.at(lambda users, items: items, 3) == {}
+
+
+def test_a_place_counts_ties_against_the_item():
+    made = Experiment(SMALL)
+    flat = place_of(0, lambda users, items: torch.zeros(items.shape), made.federation)
+    assert flat["shown"] == 0
+    best = place_of(0, lambda users, items: (items == 0).float(), made.federation)
+    assert (best["shown"], best["median"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "adapters" not in name])
+def test_each_preset_can_be_looked_into_from_its_start(name):
+    settings = PRESETS[name]
+    settings = settings.without(Experiment(settings).unread())
+    looker = Looker(settings)
+    found = looker.look(looker.begin(), settings, user="3", item="Pulp Fiction")
+    assert found["steps"].get("arrows") or found["steps"]["why"]
+    assert found["item"]["places"][0][0] == 0
+    assert found["person"]["upload"]["rows"] > 0
+
+
+def test_a_watcher_takes_the_last_look_asked_for_and_says_what_fails():
+    told, gate, asked = [], threading.Event(), []
+
+    def wanted():
+        asked.append(1)
+        gate.wait(300)
+        if len(asked) == 2:
+            raise DataError("the file is gone")
+        return Look(SMALL, SMALL)
+
+    watcher = Watcher(wanted, lambda looker, found: told.append((looker, found)))
+    for _ in range(5):
+        watcher.ask(busy=False)
+    gate.set()
+    until(lambda: len(told) >= 1 and told)
+    watcher.ask(busy=False)
+    until(lambda: any("why" in found for _, found in told))
+    watcher.close(wait=True)
+    assert "arrows" in told[0][1]["steps"]
+    assert {"why": "the file is gone"} in [found for _, found in told]
+    assert len(asked) <= 3
+
+
+@pytest.fixture
+def bench():
+    found = Workbench(stream, SMALL.replace(rounds=6), metrics=better(), presets=PRESETS)
+    yield found
+    found.session.stop()
+    tell(found, "see", False)
+
+
+def tell(bench, command, *given):
+    bench._told(None, {"command": command, "given": [*given]}, None)
+
+
+def test_the_workbench_looks_only_when_asked_and_follows(bench):
+    assert (bench.seen, bench.dots, bench.stays) == ({}, {}, {})
+    tell(bench, "follow", "user", "3")
+    assert "press See the round" in bench.notice
+    tell(bench, "see", True)
+    until(lambda: bench.seen.get("steps", {}).get("round") == 1)
+    tell(bench, "start")
+    until(lambda: bench.state == "done" and bench.seen["steps"]["round"] == 7)
+    assert bench.dots["round"] == 6
+    tell(bench, "follow", "user", "3")
+    until(lambda: bench.seen.get("person", {}).get("user") == "3")
+    tell(bench, "follow", "item", "no such film")
+    assert "these data have no such item" in bench.notice
+    assert bench.inside == {"on": True, "user": "3", "item": ""}
+    tell(bench, "follow", "anybody", "3")
+    assert "choose user or item" in bench.notice
+    tell(bench, "see", False)
+    before = bench.seen
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    assert bench.seen is before
+
+
+def test_a_run_over_other_clients_than_those_on_show_is_not_disturbed(bench):
+    tell(bench, "see", True)
+    until(lambda: bench.stays.get("people", {}).get("count") == 671)
+    tell(bench, "preset", "10 platforms that differ in taste")
+    until(lambda: bench.stays["people"]["count"] == 10)
+    tell(bench, "start")
+    until(lambda: bench.dots.get("round", 0) >= 2)
+    tell(bench, "stop")
+    until(lambda: bench.state == "stopped")
+    tell(bench, "preset", "few clients: 8 users a round")
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    until(lambda: bench.dots.get("round") == 200)
+    assert bench.stays["people"]["count"] == 671
+
+
+def test_looks_do_not_change_what_is_trained():
+    plain = run(SMALL.replace(rounds=6))[-1]
+    bench = Workbench(stream, SMALL.replace(rounds=6), metrics=better())
+    tell(bench, "see", True)
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    last = bench.rounds[-1]
+    assert all(torch.equal(last.params[n], plain.params[n]) for n in last.params)
+    tell(bench, "see", False)
+
+
+def test_a_stream_of_ones_own_has_no_inside():
+    def mine(ask):
+        return stream(ask)
+
+    bench = Workbench(mine, SMALL)
+    assert not bench.spec["inside"]
+    tell(bench, "see", True)
+    assert "only a workbench over fedlab.workbench.stream" in bench.notice
