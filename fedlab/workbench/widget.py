@@ -41,7 +41,9 @@ FILES = (
     "runs.js",
     "sweep.js",
     "find.js",
-    "inside.js",
+    "inside/pictures.js",
+    "inside/cards.js",
+    "inside/panel.js",
     "workbench.js",
 )
 # seconds between redraws, where rounds allow; each takes training and the browser some time
