@@ -24,7 +24,7 @@ from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best
 from fedlab.workbench.best.fit import Asked, Finding, common
 from fedlab.workbench.experiment import Experiment, stream, usual_knobs
-from fedlab.workbench.inside import Look
+from fedlab.workbench.inside import Look, Looker
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweeps import Sweep, Trials
@@ -286,32 +286,78 @@ class Session:
         settings = Settings(**turned | fixed)
         return settings.without(self.unread(settings))
 
-    def next_look(self, user: str, item: str) -> Look:
-        """What to look at: the round after the last one of the run on show, or the first round.
+    def next_look(self, user: str, item: str, at: int) -> Look:
+        """What to look at: the round after one of the run on show, or the first round.
 
-        Raises `ParameterError` where that is not in this kernel.
+        at: the number of that one; -1 for the last. Raises `ParameterError` where what it takes is
+        not in this kernel.
         """
         run = self.members[-1] if self.members else None
         if run is None or not run.rounds:
             settings = self.read
             return Look(settings, settings, user=user, item=item)
-        before, started = run.rounds[-1], Settings(**run.settings)
-        fix = "its parameters are not in this kernel; resume the run, or start another"
-        require(bool(before.params), "look", f"round {before.number} of {run.name}", fix)
-        return Look(started, self.taken(started), before, user=user, item=item)
+        started = Settings(**run.settings)
+        before, again = self._back(run, at)
+        return Look(started, self.taken(started), before, again, user, item)
+
+    def _back(self, run: Run, at: int) -> tuple[Round | None, list[dict[str, Any]]]:
+        """A Round of a run to begin at, and the settings of the rounds from there to round `at`."""
+        last = run.rounds[-1]
+        if at in (-1, last.number) and last.params:
+            return last, []
+        before = self.runs.frames.nearest(run.id, at) if at > 0 else None
+        done = before.number if before else 0
+        fix = f"{run.name} has done {last.number} rounds; choose one of them"
+        require(0 <= at <= last.number, "round", at, fix)
+        return before, run.settings_by_round()[done:at]
+
+    def branch(self, at: int) -> None:
+        """Begin a run that is the one on show until round `at`, and goes on with other knobs.
+
+        Raises `ParameterError` where there is no such run or round.
+        """
+        run = self.members[-1] if self.members else None
+        single = self.live is stream and not self.trying and not self.finding
+        if run is None or not run.rounds or not single:
+            raise ParameterError(
+                f"round={at}: no run of an experiment is on show; press Start first"
+            )
+        require(at > 0, "round", at, "a run from round 0 is a new one; press Start")
+        before, again = self._back(run, at)
+        started = Settings(**run.settings)
+        fix = "the run would have no round left; turn rounds up, or choose an earlier one"
+        require(self.taken(started).rounds > at, "round", at, fix)
+        self._afresh([])
+        run.pinned = True
+        self.runner.start(self._branched(run, before, again, started))
+
+    def _branched(
+        self, run: Run, before: Round | None, again: list[dict[str, Any]], started: Settings
+    ) -> Job:
+        """The job of a branch: first what lies between a Round that was kept and its beginning."""
+        looker = Looker(started)
+        start = looker.again(before or looker.begin(), again)
+        new = self.runs.branch(run, start)
+        self._forget_rounds()
+        self.members.append(new)
+        yield from follow(self.live, self._snapshots(started), new, self.runs, start)
 
     def _job(self, settings: Settings, ask: Callable[[], Settings]) -> Job:
         """The job of one run, which is not begun before its first round is asked for."""
         yield from follow(self.live, ask, self._begin(settings), self.runs)
 
     def _begin(self, settings: Settings, name: str = "") -> Run:
-        """A new run; ended ones lose their parameters, so that memory does not fill."""
-        for old in self.runs.listed():
-            if old.state != "running" and old.rounds and old.rounds[-1].params:
-                old.rounds = [done.light() for done in old.rounds]
+        """A new run."""
+        self._forget_rounds()
         run = self.runs.begin(settings, name)
         self.members.append(run)
         return run
+
+    def _forget_rounds(self) -> None:
+        """Let ended runs lose their parameters, so that memory does not fill."""
+        for old in self.runs.listed():
+            if old.state != "running" and old.rounds and old.rounds[-1].params:
+                old.rounds = [done.light() for done in old.rounds]
 
 
 def going_on(run: Run, start: Round | None, rounds: int) -> Settings:

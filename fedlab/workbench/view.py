@@ -55,6 +55,8 @@ COMMANDS: dict[str, dict[str, type]] = {
     "tensorboard": {},
     "see": {"on": bool},
     "follow": {"what": str, "name": str},
+    "at": {"round": int},
+    "branch": {"round": int},
 }
 WORDS = {str: "a short text", bool: "true or false", int: "a whole number", dict: "short texts"}
 

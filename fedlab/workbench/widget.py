@@ -156,7 +156,7 @@ class Workbench(View):
                 "spreads": view.SPREADS,
             },
             charts=[*self.session.metrics, "loss by client"],
-            inside={"on": False, "user": "", "item": ""},
+            inside={"on": False, "user": "", "item": "", "at": -1},
         )
         self._show_knobs()
         self.draw()
@@ -245,6 +245,8 @@ class Workbench(View):
             "tensorboard": self._tensorboard,
             "see": self._see,
             "follow": self._follow,
+            "at": self._go_to,
+            "branch": self._branch,
         }
         notice = ""
         with self._guard:
@@ -330,6 +332,15 @@ class Workbench(View):
         with self._guard:
             self.inside = self.inside | {what: name}
 
+    def _go_to(self, number: int) -> None:
+        """Look from a round of the run on show from now on; -1: from the newest one."""
+        with self._guard:
+            self.inside = self.inside | {"at": number}
+
+    def _branch(self, number: int) -> None:
+        self.session.branch(number)
+        self._go_to(-1)
+
     def _saw(self, looker: Looker | None, found: dict[str, Any]) -> None:
         """Show what the watcher saw."""
         with self._guard, self.hold_sync():
@@ -344,10 +355,13 @@ class Workbench(View):
         members = self.session.members
         if self._looker and self._watcher:
             with self._guard:
-                self.dots = self._looker.dots(members[-1] if members else None)
+                at = self.inside["at"]
+                last = None if at < 0 else at
+                self.dots = self._looker.dots(members[-1] if members else None, last)
 
     def _wanted(self) -> Look:
-        return self.session.next_look(self.inside["user"], self.inside["item"])
+        inside = self.inside
+        return self.session.next_look(inside["user"], inside["item"], inside["at"])
 
     def _look(self) -> None:
         """Ask for a look, where rounds are looked into; not while a first round is made ready."""

@@ -8,13 +8,14 @@ from waiting import until
 
 from fedlab import Settings
 from fedlab.algorithms import ahead, in_order, pipeline
-from fedlab.core import DataError, Key, ParameterError, Rows, Update
+from fedlab.core import DataError, Key, ParameterError, Round, Rows, Update
 from fedlab.workbench import PRESETS, Workbench, stream
 from fedlab.workbench.experiment import Experiment, better, turning
 from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.inside.items import Map, place_of
 from fedlab.workbench.inside.people import People, taste
 from fedlab.workbench.inside.plane import losses, plane, projected, sampled
+from fedlab.workbench.runs.keyframes import Keyframes
 
 SMALL = Settings(rounds=4, cohort=8, dim=4, local_lr=1.0, server_lr=5.0, weighting="equal")
 
@@ -325,3 +326,109 @@ def test_a_stream_of_ones_own_has_no_inside():
     assert not bench.spec["inside"]
     tell(bench, "see", True)
     assert "only a workbench over fedlab.workbench.stream" in bench.notice
+
+
+def test_a_round_that_was_not_kept_is_trained_again_to_the_bit():
+    settings = SMALL.replace(rounds=9, server_optimizer="adam", server_lr=0.1)
+    rounds, looker = run(settings), Looker(settings)
+    for start in (looker.begin(), rounds[2]):
+        again = looker.again(start, [settings] * (6 - start.number))
+        assert again.number == 6
+        assert all(torch.equal(again.params[n], rounds[5].params[n]) for n in again.params)
+    assert looker.again(rounds[2], []) is rounds[2]
+
+
+def test_knobs_turned_on_the_way_are_turned_again(bench):
+    tell(bench, "step")
+    until(lambda: bench.state == "paused" and len(bench.rounds) == 1)
+    bench.values = bench.values | {"local_lr": 3.0}
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    session, last = bench.session, bench.rounds[-1]
+    record = session.members[0].settings_by_round()
+    assert [each["local_lr"] for each in record] == [1.0, *[3.0] * 5]
+    again = Looker(SMALL).again(Looker(SMALL).begin(), record)
+    assert torch.equal(again.params["item"], last.params["item"])
+
+
+def test_private_rounds_are_not_drawn_again():
+    settings = SMALL.without(["weighting"]).replace(
+        uplink="clip + gaussian noise", sampling="poisson", noise=1.0
+    )
+    looker = Looker(settings)
+    with pytest.raises(ParameterError, match="their noise cannot be drawn again"):
+        looker.again(looker.begin(), [settings])
+
+
+def test_a_look_goes_back_and_a_branch_begins_there(bench):
+    tell(bench, "see", True)
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    whole = bench.session.members[-1]
+    tell(bench, "at", 3)
+    until(lambda: bench.seen["steps"]["round"] == 4 and bench.dots["round"] == 3)
+    bench.values = bench.values | {"local_lr": 0.1}
+    tell(bench, "branch", 3)
+    until(lambda: bench.state == "done" and bench.session.members[-1] is not whole)
+    branch = bench.session.members[-1]
+    assert branch.name == "run 1 from round 3"
+    assert branch.records[:3] == whole.records[:3]
+    assert branch.records[3]["turned"] == {"local_lr": 0.1}
+    assert branch.records[-1]["loss"] > whole.records[-1]["loss"]
+    assert [line["id"] for line in bench.picture["lines"]] == [whole.id, branch.id]
+    assert bench.inside["at"] == -1
+
+
+def test_a_branch_with_the_same_knobs_is_the_same_run(bench):
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    last, records = bench.rounds[-1], bench.session.members[-1].records
+    tell(bench, "branch", 2)
+    until(lambda: bench.state == "done" and len(bench.session.runs.all) == 2)
+    again = bench.rounds[-1]
+    assert all(torch.equal(again.params[n], last.params[n]) for n in last.params)
+    seconds = {"seconds": 0}
+    theirs = [each | seconds for each in bench.session.members[-1].records]
+    assert theirs == [each | seconds for each in records]
+
+
+@pytest.mark.parametrize(
+    ("at", "fix"),
+    [(0, "press Start"), (7, "has done 6 rounds"), (6, "turn rounds up"), (-5, "a new one")],
+)
+def test_a_branch_that_cannot_be_says_why_and_leaves_the_run(bench, at, fix):
+    tell(bench, "branch", 1)
+    assert "press Start first" in bench.notice
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    tell(bench, "branch", at)
+    assert fix in bench.notice
+    assert len(bench.session.members) == 1
+
+
+def test_a_branch_is_kept_and_goes_on_after_a_restart(tmp_path):
+    bench = Workbench(stream, SMALL.replace(rounds=6), metrics=better(), folder=tmp_path)
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    tell(bench, "branch", 4)
+    until(lambda: bench.state == "done" and len(bench.session.runs.all) == 2)
+    after = Workbench(stream, SMALL.replace(rounds=8), metrics=better(), folder=tmp_path)
+    branch = after.session.runs.listed()[-1]
+    assert [each["round"] for each in branch.records] == [1, 2, 3, 4, 5, 6]
+    tell(after, "resume", branch.id)
+    until(lambda: after.state == "done")
+    assert after.session.members[-1].records[-1]["round"] == 8
+
+
+def test_keyframes_are_thinned_to_fit():
+    kept = Keyframes(limit=10_000)
+    for number in range(1, 101):
+        kept.offer("a", Round(number, SMALL, {"w": torch.zeros(250)}))
+    assert kept.nearest("a", 100).number == 96
+    assert kept.nearest("a", 15) is None
+    for number in range(1, 9):
+        kept.offer("b", Round(number, SMALL, {"w": torch.zeros(250)}))
+    assert kept.nearest("b", 8).number == 8  # the older run gives way
+    kept.offer("c", Round(1, SMALL, {"w": torch.zeros(5000)}))
+    assert kept.nearest("c", 1) is None
+    assert kept.nearest("nobody", 5) is None

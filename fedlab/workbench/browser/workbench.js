@@ -119,6 +119,7 @@ function render({ model, el }) {
     keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
     buttons.progress.value = picture.progress;
     root.dataset.rounds = String(picture.done);
+    inside.draw();
   };
   const showCharts = () => { choice.draw(); showRounds(); };
   const showState = () => {

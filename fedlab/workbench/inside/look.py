@@ -5,15 +5,17 @@ would train them, from the same draws, and nothing of it counts. So a knob can b
 rounds and its effect seen before anything has happened.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedlab.aggregation import joined_updates
-from fedlab.algorithms import ahead, in_order, pipeline
-from fedlab.core import Round, Settings, Update, described
+from fedlab.algorithms import ahead, federate, in_order, pipeline
+from fedlab.core import Round, Settings, Update, described, require
+from fedlab.privacy import spends
 from fedlab.workbench.experiment import Experiment, turning
 from fedlab.workbench.inside.items import Map, place_of
 from fedlab.workbench.inside.people import People
@@ -22,6 +24,7 @@ from fedlab.workbench.inside.steps import steps
 from fedlab.workbench.runs import Run
 
 LONGEST = 2.0  # seconds that a round may take to be trained again for a look
+PATIENCE = 30.0  # seconds that rounds may take until one that was not kept is there again
 
 
 def fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,11 +57,17 @@ class Looker:
         """What does not change from round to round: who the dots are, and the names on the map."""
         return {"people": self.people.fixed, "map": self.map.fixed}
 
-    def dots(self, run: Run | None) -> dict[str, Any]:
-        """Who takes part in a run and with what loss; {} for a run of other settings than these."""
+    def dots(self, run: Run | None, last: int | None = None) -> dict[str, Any]:
+        """Who takes part in a run and with what loss; {} for a run of other settings than these.
+
+        last: the round until which it is told; by default the newest.
+        """
         if run is not None and fixed(run.settings) != self.settings:
             return {}
-        return self.people.dots(run, list(run.rounds) if run else [])
+        rounds = list(run.rounds) if run else []
+        if last is not None:
+            rounds = [done for done in rounds if done.number <= last]
+        return self.people.dots(run, rounds)
 
     def check(self, what: str, name: str) -> None:
         """Raise `ParameterError` for a 'user' or an 'item' that these data do not have."""
@@ -69,6 +78,43 @@ class Looker:
         """The Round before the first one."""
         made = self.made
         return Round(0, made.settings, made.model.init(made.settings.seed))
+
+    def again(self, start: Round, taken: Sequence[Mapping[str, Any]]) -> Round:
+        """The Round that comes after `start` in as many rounds as there are settings of rounds.
+
+        They are trained once more, with the same draws, and give the same parameters. Raises
+        `ParameterError` where that would take too long, and where noise cannot be drawn again.
+        """
+        if not taken:
+            return start
+        made = self.made
+        secret = spends(made.parts) and made.settings.teaching_seed < 0
+        fix = "their noise cannot be drawn again; choose a round that is kept"
+        require(not secret, "look", f"{len(taken)} private rounds", fix)
+        waiting = iter([*taken, taken[-1]])
+        asked = turning(
+            made, lambda: self._until(next(waiting), start, taken), len(made.federation)
+        )
+        began, done = time.monotonic(), start
+        for done in federate(  # noqa: B007 - the last one is wanted
+            made.model,
+            made.source,
+            asked,
+            local=made.local,
+            uplink=made.uplink,
+            aggregate=made.aggregation,
+            schedule=made.schedule,
+            start=start if start.number else None,
+        ):
+            fix = f"{len(taken)} rounds are to be trained again; choose a later one"
+            require(time.monotonic() - began < PATIENCE, "look", "too long", fix)
+        return done
+
+    @staticmethod
+    def _until(
+        settings: Mapping[str, Any], start: Round, taken: Sequence[Mapping[str, Any]]
+    ) -> Settings:
+        return Settings(**settings).replace(rounds=start.number + len(taken))
 
     def look(
         self, before: Round, now: Mapping[str, Any], user: str = "", item: str = ""

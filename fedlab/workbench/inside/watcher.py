@@ -8,7 +8,7 @@ once. Of looks that are asked for meanwhile only the last one counts.
 import atexit
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -24,12 +24,14 @@ Told = Callable[[Looker | None, dict[str, Any]], None]  # who looked, and what w
 class Look:
     """A look: settings of the run as it began, the knobs as they stand, the Round to look from.
 
-    before: None for the start. user, item: whom and what to follow, by id; "" for nobody.
+    before: None for the start. again: settings of rounds to be trained again from there, first.
+    user, item: whom and what to follow, by id; "" for nobody.
     """
 
     settings: Settings
     now: Settings
     before: Round | None = None
+    again: Sequence[Mapping[str, Any]] = ()
     user: str = ""
     item: str = ""
 
@@ -102,7 +104,7 @@ class Watcher:
             if looker is None or looker.settings != fixed(wanted.settings):
                 self._looker = looker = None
                 self._looker = looker = Looker(wanted.settings)
-            before = wanted.before or looker.begin()
+            before = looker.again(wanted.before or looker.begin(), wanted.again)
             return looker, looker.look(before, wanted.now, wanted.user, wanted.item)
         except (ParameterError, DataError, OSError) as error:
             return looker, {"why": str(error)}

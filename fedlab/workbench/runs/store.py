@@ -27,6 +27,7 @@ from fedlab.workbench.runs.folder import (
     place,
     read,
 )
+from fedlab.workbench.runs.keyframes import Keyframes
 from fedlab.workbench.runs.log import LOG
 from fedlab.workbench.runs.run import Record, Run, end, fit, new_id, record, shown, whole
 
@@ -69,6 +70,7 @@ class Runs:
         self.trouble = ""
         self.unsaved: set[str] = set()
         self.metrics = {n: mode for n, mode in (metrics or {}).items() if n not in COSTS}
+        self.frames = Keyframes()
         self._ledger: Ledger | None = None
         self._live: dict[str, RunFolder] = {}  # of those that train here
         self._lock = threading.RLock()  # rounds come from the runner's thread, clicks from another
@@ -167,6 +169,21 @@ class Runs:
             self._bring(run)
         return run
 
+    def branch(self, run: Run, start: Round) -> Run:
+        """A run that is another one until this Round of it, and will go on from there by itself."""
+        past = [each for each in run.records if each["round"] <= start.number]
+        name = f"{run.name} from round {start.number}"
+        with self._lock:
+            new = Run(name[:80], dict(run.settings), usual=dict(run.usual), beside=run.beside)
+            while self._taken(new.id):
+                new.id = new_id()
+            seen = [done for done in run.rounds if done.number < start.number]
+            new.records, new.rounds = past, [*seen, start]
+            new.judged = run.judged  # its own best is that of the rounds to come
+            self.all[new.id] = new
+            self._bring(new)
+        return new
+
     def resume(self, id_: str) -> tuple[Run, Round | None]:
         """Hold a run to go on with it: what is there of it now, and the Round to start from.
 
@@ -239,6 +256,7 @@ class Runs:
         if run.rounds:
             run.rounds[-1] = run.rounds[-1].light()
         run.rounds.append(done)
+        self.frames.offer(run.id, done)
         run.clock.append(time.monotonic())
         with self._lock:
             run.records.append(record(done, before, run.now))

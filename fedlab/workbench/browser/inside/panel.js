@@ -24,6 +24,32 @@ function liarToken(model, among) {
   return { node, draw };
 }
 
+/** Back to a round that was, and another run from there. @param {Model} model @param {ReturnType<typeof crosshair>} cursor */
+function timeRow(model, cursor) {
+  const slider = make("input", { type: "range", min: 1, max: 1, step: 1 }), words = make("span", { class: "small" });
+  const newest = button("newest", () => tell(model, "at", -1)), branch = button("Branch here", () => tell(model, "branch", place()));
+  const place = () => model.get("inside").at < 0 ? model.get("picture").done : model.get("inside").at;
+  let waiting = 0;
+  slider.addEventListener("input", () => {
+    cursor.move(Number(slider.value));
+    words.textContent = `round ${slider.value}`;
+    clearTimeout(waiting);                                // one look for a move, not one for each step of it
+    waiting = setTimeout(() => tell(model, "at", Number(slider.value)), 150);
+  });
+  slider.addEventListener("blur", () => cursor.move(null));
+  const node = make("span", { class: "field time" }, labelOf(slider, "look from round"), slider, words, newest, branch);
+  branch.title = "the run goes on as it is; another one is trained from this round with the knobs as they stand";
+  const draw = () => {
+    const { done } = model.get("picture"), { at } = model.get("inside");
+    slider.max = String(Math.max(done, 1));
+    slider.disabled = branch.disabled = !done;
+    newest.disabled = at < 0;
+    if (document.activeElement !== slider || at < 0) slider.value = String(place());
+    words.textContent = at < 0 ? `${done}, the newest` : `${at} of ${done}`;
+  };
+  return { node, draw };
+}
+
 /** @param {Model} model @param {ReturnType<typeof crosshair>} cursor */
 function insidePanel(model, cursor) {
   const follow = (what, name) => tell(model, "follow", what, name);
@@ -34,9 +60,9 @@ function insidePanel(model, cursor) {
     field.addEventListener("keydown", (event) => { if (event.key === "Enter") act(); });   // JupyterLab keeps it from being a change
   }
   const people = peoplePicture((id) => follow("user", id)), map = mapPicture((id) => follow("item", id)), steps = stepsPicture();
-  const person = personCard(), film = itemCard(cursor), liar = liarToken(model, people.node), why = make("p", { class: "notice" });
+  const person = personCard(), film = itemCard(cursor), time = timeRow(model, cursor), liar = liarToken(model, people.node), why = make("p", { class: "notice" });
   const node = make("section", { class: "inside", "aria-label": "inside the round" },
-    make("div", { class: "row" }, labelled("follow user", user), labelled("follow item", item), liar.node), why,
+    make("div", { class: "row" }, labelled("follow user", user), labelled("follow item", item), liar.node, time.node), why,
     make("div", { class: "pictures" }, people.node, map.node, steps.node));
   const cards = make("div", { class: "cards" }, person.node, film.node);
   const see = button("See the round", () => tell(model, "see", !model.get("inside").on));
@@ -55,6 +81,7 @@ function insidePanel(model, cursor) {
     person.draw(seen.person, seen.map?.round);
     film.draw(seen.item);
     liar.draw();
+    time.draw();
   };
   return { node, cards, see, draw };
 }
