@@ -5,6 +5,7 @@ as messages. All traits are set under one lock, since rounds arrive on the runne
 clicks on the kernel's. `session` does the work; `view` makes the plain data that is drawn.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,16 +37,20 @@ from fedlab.workbench.sweeps import Sweep, values
 FILES = ("parts.js", "chart.js", "knobs.js", "runs.js", "sweep.js", "find.js", "workbench.js")
 # seconds between redraws, where rounds allow; each takes training and the browser some time
 PACE = 0.3
+# what one module says of another: a line that imports, names or types, and the word export
+BETWEEN = re.compile(r"^(?:import |/\*\* @import ).*\n|^export (?!default )", re.MULTILINE)
 NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model was made"
 Turn = Mapping[str, tuple[Any, ...] | None]
 
 
 def browser_files(*names: str) -> str:
-    """The text of files of `browser/`, joined."""
-    return "\n".join(
-        Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8")
-        for name in names
-    )
+    """The text of files of `browser/`, joined.
+
+    Modules become one, since an anywidget has one: what they import is in it, and what they export
+    stays, but for the widget itself, which the last one exports.
+    """
+    folder = Path(__file__).with_name("browser")
+    return "\n".join(BETWEEN.sub("", (folder / n).read_text(encoding="utf-8")) for n in names)
 
 
 class View(anywidget.AnyWidget):
