@@ -12,11 +12,11 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from fedlab.core import ParameterError, Settings, require
+from fedlab.core import ParameterError, Settings, described, require
 from fedlab.workbench.view import Turn, describe_knobs
 from fedlab.workbench.widget import Attentive
 
-STEPS = 200  # of a slider, from one end to the other
+STEPS = 200  # of a slider, from one end to the other, about
 # choices that a tick says
 SWITCHES: tuple[dict[bool, str], ...] = ({True: "on", False: "off"}, {True: "yes", False: "no"})
 
@@ -26,10 +26,9 @@ def sliders(settings: Mapping[str, Any], turn: Turn | None = None) -> "Sliders":
 
     settings: where the knobs start; those without a widget stay there. turn: the knobs to show,
     name -> (lowest, highest) on the slider, or the choices; None for its usual ones. By default all
-    knobs of all registered parts are shown. Give `settings` itself to `federate`, or to what else
-    asks for settings before each round, and a widget counts from the next round, also while a cell
-    trains, as those widgets are heard then; knobs of which the tooltip says so count from the next
-    run.
+    knobs of all registered parts are shown. `federate(model, data, panel.settings)` asks before
+    each round, so a widget counts from the next one, also while its cell trains, as these widgets
+    are heard then; knobs of which the tooltip says so count from the next run.
 
     Raises `ParameterError` for a knob that is unknown, and for one whose range leaves the knob's or
     has not where it starts.
@@ -62,9 +61,23 @@ class Sliders(Mapping[str, Any]):
             widget.observe(partial(self._turned, name, read), "value")
             self._widgets[name] = widget
 
-    def settings(self) -> Settings:
-        """The settings that the widgets say now."""
-        return self._settings
+    @property
+    def settings(self) -> Callable[[], Settings]:
+        """What gives the settings that the widgets say now.
+
+        Knobs that count from the next run stay, in all that one such function gives, where they
+        were when it was first called: so it is taken from the panel anew for each run.
+        """
+        fixed: dict[str, Any] = {}
+
+        def ask() -> Settings:
+            now = self._settings
+            if not fixed:
+                found = described().items()
+                fixed.update({name: now[name] for name, each in found if not each.knob.live})
+            return now.replace(**fixed)
+
+        return ask
 
     def __getitem__(self, name: str) -> Any:
         return self._widgets[name]
@@ -165,7 +178,9 @@ def _slider(
         return _IntSlider(start, min=math.ceil(low), max=math.floor(high), **common), int
     log = knob["log"] and low > 0
     kind, bent = (_FloatLogSlider, math.log10) if log else (_FloatSlider, float)
-    first, last = bent(low), bent(high)
+    first, last, here = bent(low), bent(high), bent(start)
     step = (last - first) / STEPS
+    if here > first:  # a slider shows the nearest of its steps: let one be where it starts
+        step = (here - first) / max(round((here - first) / step), 1)
     made = kind(start, min=first, max=last, step=step, readout_format=".3g", **common)
     return made, lambda value: min(max(value, low), high)  # powers of ten are not exact
