@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LESSONS = "fedlab/course/notebooks"
 FOLDERS = (".ci", "benchmarks", "docs", "fedlab", "notebooks", "tests")
 FILES = (
-    *(".gitignore", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"),
+    *(".gitignore", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "deno.json"),
     *("constraints.txt", "environment.yml", "pyproject.toml", "setup.py"),
     *("data/README.md", "data/build.py", "data/encode.py"),
 )

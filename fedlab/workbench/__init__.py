@@ -9,6 +9,7 @@ from fedlab.workbench.over_nodes import over_nodes
 from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
 from fedlab.workbench.runs import Run, Runs, metrics, record, shown
+from fedlab.workbench.sliders import sliders
 from fedlab.workbench.sweeps import Sweep, Trials, values
 from fedlab.workbench.view import table
 from fedlab.workbench.widget import Workbench
@@ -42,6 +43,7 @@ __all__ = [
     "record",
     "shown",
     "side_by_side",
+    "sliders",
     "stream",
     "table",
     "usual_knobs",

@@ -15,10 +15,23 @@ from typing import Any, NoReturn
 
 import torch
 
-from fedlab.core import ParameterError, Round, described, differing, require, shown, tidy
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    described,
+    differing,
+    knobs,
+    known,
+    require,
+    shown,
+    tidy,
+)
+from fedlab.workbench.experiment import Choices
 from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
+Turn = Mapping[str, tuple[Any, ...] | None]  # knobs to show -> the ends of the slider, or choices
 POINTS, BINS, ROWS = 300, 24, 100
 MARKS = 30  # of turned knobs, in a chart
 FIRST = ("cohort", "local_lr", "server_lr")  # of all knobs, those that are in sight at once
@@ -106,6 +119,20 @@ def describe_knob(
         "default": default,
         "start": start,
     } | ends
+
+
+def describe_knobs(settings: Settings, turn: Turn | None) -> list[dict[str, Any]]:
+    """What the view needs to know of the knobs that it shows, which are all where turn is None.
+
+    settings: where they stand at first. turn: name -> the span of `describe_knob`. Raises
+    `ParameterError` for an unknown name and for a bad span.
+    """
+    every = dict.fromkeys([*knobs(Choices), *described()])  # the choices first
+    known(list(every), turn or {})
+    return [
+        describe_knob(name, span, settings[name], folded=turn is None)
+        for name, span in (every if turn is None else turn).items()
+    ]
 
 
 def check_message(data: object) -> None:

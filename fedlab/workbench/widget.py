@@ -5,6 +5,7 @@ as messages. All traits are set under one lock, since rounds arrive on the runne
 clicks on the kernel's. `session` does the work; `view` makes the plain data that is drawn.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,22 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets
 import traitlets
 
-from fedlab.core import (
-    ParameterError,
-    Round,
-    Settings,
-    described,
-    knobs,
-    known,
-    require,
-    write_settings,
-)
+from fedlab.core import ParameterError, Round, Settings, known, require, write_settings
 from fedlab.data import DataError
 from fedlab.workbench import view
 from fedlab.workbench.best.search import METRICS
-from fedlab.workbench.experiment import Choices, Experiment, stream
+from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
 from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.runner import Live
@@ -48,33 +41,48 @@ FILES = (
 )
 # seconds between redraws, where rounds allow; each takes training and the browser some time
 PACE = 0.3
+# what one module says of another: a line that imports, names or types, and the word export
+BETWEEN = re.compile(r"^(?:import |/\*\* @import ).*\n|^export (?!default )", re.MULTILINE)
 NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model was made"
-Turn = Mapping[str, tuple[Any, ...] | None]
 
 
 def browser_files(*names: str) -> str:
-    """The text of files of `browser/`, joined."""
-    return "\n".join(
-        Path(__file__).with_name("browser").joinpath(name).read_text(encoding="utf-8")
-        for name in names
-    )
+    """The text of files of `browser/`, joined.
+
+    Modules become one, since an anywidget has one: what they import is in it, and what they export
+    stays, but for the widget itself, which the last one exports.
+    """
+    folder = Path(__file__).with_name("browser")
+    return "\n".join(BETWEEN.sub("", (folder / n).read_text(encoding="utf-8")) for n in names)
 
 
-class View(anywidget.AnyWidget):
-    """A widget whose buttons work while cells run."""
+class Attentive(ipywidgets.Widget):  # type: ignore[misc]
+    """A widget that hears its browser while cells run.
+
+    ipykernel (7.4) has a comm remember the shell of the cell that it was last heard from, and takes
+    messages there: clicks would wait for the cells that run. So it forgets that shell, and answers
+    in whatever subshell the next message comes for.
+    """
+
+    def open(self) -> None:
+        """Tell the browser that the widget is there."""
+        super().open()
+        self._forget_shell()
 
     def _send(self, msg: Any, buffers: Any = None) -> None:
-        """Send, and answer in whatever subshell the next message comes for.
-
-        ipykernel (7.4) has a comm remember the shell of the cell that it was last heard from, and
-        takes messages there: clicks would wait for the cells that run.
-        """
         super()._send(msg, buffers)
+        self._forget_shell()
+
+    def _forget_shell(self) -> None:
         lock = getattr(self.comm, "_reply_subshell_lock", None)
         if lock is not None:
             with lock:
                 if hasattr(self.comm, "_reply_subshell_id"):
                     delattr(self.comm, "_reply_subshell_id")
+
+
+class View(Attentive, anywidget.AnyWidget):
+    """A widget with a page of its own, whose buttons work while cells run."""
 
 
 class Workbench(View):
@@ -124,19 +132,13 @@ class Workbench(View):
         self,
         live: Live,
         settings: Settings,
-        turn: Turn | None = None,
+        turn: view.Turn | None = None,
         metrics: Mapping[str, str] | None = None,
         *,
         folder: str | Path | None = None,
         presets: Mapping[str, Settings] | None = None,
     ) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
-        every = dict.fromkeys([*knobs(Choices), *described()])  # the choices first
-        known(list(every), turn or {})
-        shown = [
-            view.describe_knob(name, span, settings[name], folded=turn is None)
-            for name, span in (every if turn is None else turn).items()
-        ]
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Settings | None = None
@@ -146,7 +148,7 @@ class Workbench(View):
         self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
         super().__init__(
             spec={
-                "knobs": shown,
+                "knobs": view.describe_knobs(settings, turn),
                 "metrics": self.session.metrics,
                 "presets": list(self.session.presets),
                 "finds": list(METRICS) if live is stream else [],

@@ -12,6 +12,14 @@ from fedlab.core import Settings
 bench = Workbench(stream, Settings(rounds=2000, cohort=8, against=20), metrics=better())
 """
 RATINGS = "from fedlab.workbench import Ratings; me = Ratings()"
+SLIDERS = "from fedlab.workbench import sliders; panel = sliders({}, {'cohort': (1, 64)})"
+HEARS = """
+import time
+end = time.monotonic() + 240
+while panel.settings().cohort != 8 and time.monotonic() < end:
+    time.sleep(0.1)
+print("cohort", panel.settings().cohort)
+"""
 OTHER = """
 import time
 from pathlib import Path
@@ -74,7 +82,10 @@ class Kernel:
 
     def press(self, button, *given, comm=""):
         content = {"command": button, "given": list(given)}
-        data = {"comm_id": comm or self.comm, "data": {"method": "custom", "content": content}}
+        self.say({"method": "custom", "content": content}, comm)
+
+    def say(self, data, comm=""):
+        data = {"comm_id": comm or self.comm, "data": data}
         message = self.client.session.msg("comm_msg", data)
         message["header"]["subshell_id"] = self.shell
         self.client.shell_channel.send(message)
@@ -115,3 +126,13 @@ def test_films_are_rated_while_another_cell_runs(kernel, tmp_path):
     assert not kernel.printed  # the cell is not through
     (tmp_path / "end").touch()
     kernel.end_of(cell)
+
+
+def test_a_slider_counts_while_the_cell_that_trains_runs(kernel):
+    kernel.end_of(kernel.client.execute(SLIDERS))
+    kernel.printed = ""
+    cell = kernel.client.execute(HEARS)
+    update = {"method": "update", "state": {"value": 8}, "buffer_paths": []}
+    kernel.say(update, kernel.view("readout"))
+    kernel.end_of(cell)
+    assert kernel.printed == "cohort 8\n"

@@ -1,26 +1,37 @@
 // @ts-check
 // Charts: lines of runs against rounds, and how a number is spread over clients. A redraw changes attributes in
 // place, so there is no blank frame; the label says in words what the chart shows.
+import { COLOURS, decades, format, keyed, last, make, rounded, ticks } from "./parts.js";
 
-const WINDOW = 5;                                         // rounds that a smoothed line is a mean of
+/** @import { Mark, Part, Picture, Point, Shown, Spread } from "./parts.js" */
+/** @typedef {[number, number]} Ends  lowest and highest */
+/** @typedef {(v: number) => number} Scale */
+/** @typedef {{id: string, run: string, colour: number, marks: Mark[], points: Point[]}} Measured  at one round at least */
+/** @typedef {ReturnType<typeof crosshair>} Cursor */
+/** @typedef {Picture & {name: string, log: boolean, smooth: boolean, lacks: string[]}} Asked  what a chart is drawn from */
+
+export const WINDOW = 5;                                         // rounds that a smoothed line is a mean of
 const WIDTH = 360, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 26, BOTTOM = 34;
+
+/** Where on a line of the picture a value lies. @param {Ends} ends @param {number} from where the lowest is
+ * @param {number} to where the highest is @param {Scale} [bent] @returns {Scale} */
+export const spot = ([low, high], from, to, bent = (v) => v) =>
+  (v) => from + (bent(v) - bent(low)) / (bent(high) - bent(low)) * (to - from);
 
 /** @param {string} name */
 function frame(name) {
   const title = make("text", { x: LEFT, y: 15, class: "title" }, name);
   const axes = make("g", { class: "axes" }), body = make("g", {});
   const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
-  const spot = ([low, high], from, to, bent = (v) => v) =>
-    (v) => from + (bent(v) - bent(low)) / (bent(high) - bent(low)) * (to - from);
   let drawn = "";
-  /** @param {[number, number]} across @param {[number, number]} up @param {string} below
+  /** @param {Ends} across @param {Ends} up @param {string} below
    * @param {boolean} wholeAcross @param {boolean} wholeUp @param {boolean} [log] */
   const scale = (across, up, below, wholeAcross, wholeUp, log = false) => {
     const x = spot(across, LEFT, WIDTH - RIGHT), y = spot(up, HEIGHT - BOTTOM, TOP, log ? Math.log : undefined), marks = [];
     const now = JSON.stringify([across, up, below, log]);
     if (now === drawn) return { x, y };                   // axes change rarely, so most redraws move a line only
     drawn = now;
-    const fit = (v, whole) => !whole || Number.isInteger(v);
+    const fit = (/** @type {number} */ v, /** @type {boolean} */ whole) => !whole || Number.isInteger(v);
     for (const v of (log ? decades : ticks)(up[0], up[1]).filter((v) => fit(v, wholeUp))) {
       marks.push(make("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v) }),
         make("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, format(v)));
@@ -32,14 +43,14 @@ function frame(name) {
     axes.replaceChildren(...marks);
     return { x, y };
   };
-  const say = (heading, words) => { title.textContent = heading; node.setAttribute("aria-label", words); };
+  const say = (/** @type {string} */ heading, /** @type {string} */ words) => { title.textContent = heading; node.setAttribute("aria-label", words); };
   return { node, body, scale, say };
 }
 
 /** The round that is pointed at, the same in all charts. */
-function crosshair() {
+export function crosshair() {
   let at = /** @type {number | null} */ (null);
-  const charts = new Set();
+  const charts = /** @type {Set<() => void>} */ (new Set());
   return { at: () => at, charts, move: (/** @type {number | null} */ round) => {
     if (round === at) return;
     at = round;
@@ -47,34 +58,35 @@ function crosshair() {
   } };
 }
 
-/** Each value as the mean of the last few. @param {[number, number][]} points @returns {[number, number][]} */
-const smoothed = (points) => points.map(([round], i) => {
+/** Each value as the mean of the last few. @param {Point[]} points @returns {Point[]} */
+export const smoothed = (points) => points.map(([round], i) => {
   const some = points.slice(Math.max(0, i + 1 - WINDOW), i + 1);
   return [round, some.reduce((sum, [, v]) => sum + v, 0) / some.length];
 });
 
-/** What a line shows at a round, or at the last one before it. @param {[number, number][]} points @param {number} round */
-const valueAt = (points, round) => points.filter(([r]) => r <= round).at(-1);
+/** What a line shows at a round, or at the last one before it. @param {Point[]} points @param {number} round */
+export const valueAt = (points, round) => points.filter(([r]) => r <= round).at(-1);
 
 /** The parts of a chart that follow the pointer: a line at its round, the values there, and what was turned.
- * @param {SVGElement} node @param {ReturnType<typeof crosshair>} cursor */
+ * @param {SVGElement} node @param {Cursor} cursor */
 function pointer(node, cursor) {
   const line = make("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "cross" }), words = make("text", { y: TOP + 10, class: "read" });
   const group = node.appendChild(make("g", { class: "pointer" }, line, words));
-  let found = [], x = (round) => round, wide = [1, 2], ends = [1, 1];       // ends: of the rounds that are known
+  let found = /** @type {Measured[]} */ ([]), x = /** @type {Scale} */ ((round) => round);
+  let wide = [1, 2], ends = [1, 1];                       // of the axis, and of the rounds that are known
   const draw = () => {
     const round = cursor.at();
     group.style.display = round === null || !found.length ? "none" : "";
     if (round === null || !found.length) return;
     const place = x(round), turned = found.flatMap(({ marks }) => marks.filter(([r]) => r === round).map(([, what]) => what));
-    line.setAttribute("x1", place); line.setAttribute("x2", place);
+    line.setAttribute("x1", String(place)); line.setAttribute("x2", String(place));
     const right = place < (LEFT + WIDTH - RIGHT) / 2;
     words.setAttribute("text-anchor", right ? "start" : "end");
     words.replaceChildren(...[`round ${round}`, ...turned].map((text, i) => make("tspan", { x: place + (right ? 5 : -5), dy: i ? 12 : 0 }, text)),
       ...found.map(({ colour, points }) => make("tspan", { x: place + (right ? 5 : -5), dy: 12, class: `line-${colour % COLOURS}` },
         format(valueAt(points, round)?.[1] ?? "not measured"))));
   };
-  const roundAt = (event) => {
+  const roundAt = (/** @type {PointerEvent} */ event) => {
     const box = node.getBoundingClientRect(), share = ((event.clientX - box.left) / box.width * WIDTH - LEFT) / (WIDTH - RIGHT - LEFT);
     return Math.round(Math.min(Math.max(wide[0] + share * (wide[1] - wide[0]), ends[0]), ends[1]));
   };
@@ -82,100 +94,124 @@ function pointer(node, cursor) {
   node.addEventListener("pointerleave", () => cursor.move(null));
   node.setAttribute("tabindex", "0");
   node.addEventListener("keydown", (event) => {
-    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key], now = cursor.at();
+    const way = event.key === "ArrowLeft" ? -1 : Number(event.key === "ArrowRight"), now = cursor.at();
     if (event.key === "Escape") cursor.move(null);
     if (!way) return;
     event.preventDefault();
-    cursor.move(Math.min(Math.max((now ?? found.at(-1)?.points.at(-1)?.[0] ?? 1) + (now === null ? 0 : way), ends[0]), ends[1]));
+    const next = now !== null ? now + way : found.length ? last(last(found).points)[0] : 1;
+    cursor.move(Math.min(Math.max(next, ends[0]), ends[1]));
   });
   node.addEventListener("blur", () => cursor.move(null));
   cursor.charts.add(draw);
-  return (lines, scaleX, across) => {
-    const last = Math.max(...lines.map(({ points }) => points.at(-1)[0]), across[0]);
-    [found, x, wide, ends] = [lines, scaleX, across, [across[0], last]];
+  const point = (/** @type {Measured[]} */ lines, /** @type {Scale} */ scaleX, /** @type {Ends} */ across) => {
+    [found, x, wide] = [lines, scaleX, across];
+    ends = [across[0], Math.max(...lines.map(({ points }) => last(points)[0]), across[0])];
     draw();
   };
+  return { point, gone: () => { cursor.charts.delete(draw); } };
 }
 
-/** @param {string} name @param {ReturnType<typeof crosshair>} cursor */
-function lineChart(name, cursor) {
-  const { node, body, scale, say } = frame(name), kept = new Map(), levels = new Map(), turns = new Map();
-  const turned = node.insertBefore(make("g", { class: "turned" }), body), point = pointer(node, cursor);
-  const createTurn = () => {                               // where a knob was turned
-    const line = make("line", { y1: TOP, y2: HEIGHT - BOTTOM }), title = make("title");
-    return { node: make("g", {}, line, title), draw: ({ colour, place, what }) => {
-      line.setAttribute("x1", place); line.setAttribute("x2", place);
-      line.setAttribute("class", `line-${colour % COLOURS}`); title.textContent = what;
-    } };
-  };
+/** The lines of a series: runs without a value of it are left out, and so are rounds without one.
+ * @param {Shown[]} lines @param {string} name @returns {Measured[]} */
+export const measured = (lines, name) => lines.map(({ id, name: run, colour, marks, series: { [name]: [rounds, values] = [[], []] } }) => {
+  const points = rounds.flatMap((r, i) => { const v = values[i]; return v === null ? [] : [/** @type {Point} */ ([r, v])]; });
+  return { id, run, colour, marks, points };
+}).filter(({ points }) => points.length);
+
+/** What runs are measured beside in a series, each value once. @param {Shown[]} lines @param {string} name
+ * @returns {{label: string, v: number}[]} */
+export const levelsOf = (lines, name) => [...new Map(lines.flatMap((line) => Object.entries(line.beside))
+  .flatMap(([label, { [name]: v }]) => v === undefined ? [] : [[`${label} ${v}`, { label, v }]])).values()];
+
+/** Where the axis of values begins and ends, and whether it is logarithmic: of what is not above nothing there is no
+ * logarithm. @param {number[]} known @param {boolean} log */
+export function heights(known, log) {
+  const bent = log && known.length > 0 && Math.min(...known) > 0;
+  let [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
+  if (high - low < 1e-9) [low, high] = bent ? [low / 1.1, high * 1.1] : [low - 0.05, high + 0.05];
+  return { bent, up: bent ? /** @type {Ends} */ ([low, high]) : rounded(low, high) };
+}
+
+/** Where a knob was turned. @returns {Part<{colour: number, place: string, what: string}>} */
+function turnMark() {
+  const line = make("line", { y1: TOP, y2: HEIGHT - BOTTOM }), title = make("title");
+  return { node: make("g", {}, line, title), draw: ({ colour, place, what }) => {
+    line.setAttribute("x1", place); line.setAttribute("x2", place);
+    line.setAttribute("class", `line-${colour % COLOURS}`); title.textContent = what;
+  } };
+}
+
+/** What runs are measured beside, say popularity. @returns {Part<{label: string, height: number}>} */
+function levelLine() {
+  const line = make("line", { x1: LEFT, x2: WIDTH - RIGHT }), words = make("text", { x: WIDTH - RIGHT, "text-anchor": "end" });
+  return { node: make("g", {}, line, words), draw: ({ label, height }) => {
+    line.setAttribute("y1", height.toFixed(1)); line.setAttribute("y2", height.toFixed(1));
+    words.setAttribute("y", (height - 3).toFixed(1)); words.textContent = label;
+  } };
+}
+
+/** @returns {Part<{colour: number, points: Point[], x: Scale, y: Scale}>} */
+function runLine() {
+  const path = make("path", { fill: "none" }), dot = make("circle", { r: 3 });
+  const group = make("g", {}, path, dot);
+  return { node: group, draw: ({ colour, points, x, y }) => {
+    group.setAttribute("class", `line-${colour % COLOURS} dash-${Math.floor(colour / COLOURS)}`);
+    path.setAttribute("d", points.map(([r, v], i) => `${i ? "L" : "M"}${x(r).toFixed(1)} ${y(v).toFixed(1)}`).join(""));
+    const [r, v] = last(points);
+    dot.setAttribute("cx", String(x(r))); dot.setAttribute("cy", String(y(v)));
+  } };
+}
+
+/** What a chart shows, for those who hear it. @param {string} name @param {Measured[]} found
+ * @param {{label: string, v: number}[]} levels */
+export function inWords(name, found, levels) {
+  const words = found.map(({ run, points }) => {
+    const own = points.map(([, v]) => v), [[from, first], [to, now]] = [points[0], last(points)];
+    return `${found.length > 1 ? `${run}, ` : ""}from ${format(first)} in round ${from} to ${format(now)} `
+      + `in round ${to}, lowest ${format(Math.min(...own))}, highest ${format(Math.max(...own))}`;
+  });
+  return `${name} by round: ${[...words, ...levels.map(({ label, v }) => `${label} ${format(v)}`)].join("; ") || "no rounds yet"}`;
+}
+
+/** @param {string} name @param {Cursor} cursor @returns {Part<Asked>} */
+export function lineChart(name, cursor) {
+  const { node, body, scale, say } = frame(name), kept = new Map(), flat = new Map(), turns = new Map();
+  const turned = node.insertBefore(make("g", { class: "turned" }), body), { point, gone } = pointer(node, cursor);
   const beside = node.insertBefore(make("g", { class: "levels" }), body);
-  const createLevel = () => {                              // what runs are measured beside, say popularity
-    const line = make("line", { x1: LEFT, x2: WIDTH - RIGHT }), words = make("text", { x: WIDTH - RIGHT, "text-anchor": "end" });
-    return { node: make("g", {}, line, words), draw: ({ label, height }) => {
-      line.setAttribute("y1", height); line.setAttribute("y2", height);
-      words.setAttribute("y", height - 3); words.textContent = label;
-    } };
-  };
-  const createLine = () => {
-    const path = make("path", { fill: "none" }), dot = make("circle", { r: 3 });
-    const group = make("g", {}, path, dot);
-    return { node: group, draw: ({ colour, points, x, y }) => {
-      group.setAttribute("class", `line-${colour % COLOURS} dash-${Math.floor(colour / COLOURS)}`);
-      path.setAttribute("d", points.map(([r, v], i) => `${i ? "L" : "M"}${x(r).toFixed(1)} ${y(v).toFixed(1)}`).join(""));
-      const [r, v] = points.at(-1);
-      dot.setAttribute("cx", x(r)); dot.setAttribute("cy", y(v));
-    } };
-  };
-  /** @param {{lines: Shown[], total: number, done: number, log: boolean, smooth: boolean, lacks: string[]}} picture */
-  const draw = ({ lines, total, done, log, smooth, lacks }) => {
-    const found = lines.map(({ id, name: run, colour, marks, series: { [name]: [rounds, values] = [[], []] } }) =>
-      ({ id, run, colour, marks, points: rounds.map((r, i) => [r, values[i]]).filter(([, v]) => v !== null) }))
-      .filter(({ points }) => points.length);
+  const draw = (/** @type {Asked} */ { lines, total, done, log, smooth, lacks }) => {
+    const found = measured(lines, name), levels = levelsOf(lines, name);
     node.style.display = (done || lacks.includes(name)) && !found.length ? "none" : "";   // not measured in this kind of run
-    const flat = new Map(lines.flatMap((line) => Object.entries(line.beside))
-      .flatMap(([label, { [name]: v }]) => v === undefined ? [] : [[`${label} ${v}`, { label, v }]]));
-    const known = [...found.flatMap(({ points }) => points.map(([, v]) => v)), ...[...flat.values()].map(({ v }) => v)];
-    let low = Math.min(...known), high = Math.max(...known);
-    const bent = log && known.length > 0 && low > 0;        // of what is not above nothing there is no logarithm
-    if (!known.length) [low, high] = [0, 1];
-    if (high - low < 1e-9) [low, high] = bent ? [low / 1.1, high * 1.1] : [low - 0.05, high + 0.05];
-    if (!bent) [low, high] = rounded(low, high);
-const first = Math.min(1, ...found.map(({ points }) => points[0][0]));  // 0 where a stream begins before all training
-    const across = [first, Math.max(total, 2)], { x, y } = scale(across, [low, high], "round", true, false, bent);
-    keyed(turned, turns, found.flatMap(({ id, colour, marks }) => marks.map(([r, what]) =>
-      [`${id} ${r}`, { colour, place: x(r).toFixed(1), what: `round ${r}: ${what}` }])), createTurn);
+    const { bent, up } = heights([...found.flatMap(({ points }) => points.map(([, v]) => v)), ...levels.map(({ v }) => v)], log);
+    const first = Math.min(1, ...found.map(({ points }) => points[0][0]));   // 0 where a stream begins before all training
+    const across = /** @type {Ends} */ ([first, Math.max(total, 2)]);
+    const { x, y } = scale(across, up, "round", true, false, bent);
+    keyed(turned, turns, found.flatMap(({ id, colour, marks }) => marks.map(([r, what]) => /** @type {const} */ (
+      [`${id} ${r}`, { colour, place: x(r).toFixed(1), what: `round ${r}: ${what}` }]))), turnMark);
     point(found, x, across);
     keyed(body, kept, found.map((line) =>
-      [line.id, { ...line, x, y, points: smooth ? smoothed(line.points) : line.points }]), createLine);
-    keyed(beside, levels, [...flat].map(([key, { label, v }]) => [key, { label, height: y(v).toFixed(1) }]), createLevel);
-    const words = found.map(({ run, points }) => {
-      const own = points.map(([, v]) => v), [first, last] = [points[0], points.at(-1)];
-      return `${found.length > 1 ? `${run}, ` : ""}from ${format(first[1])} in round ${first[0]} to ${format(last[1])} `
-        + `in round ${last[0]}, lowest ${format(Math.min(...own))}, highest ${format(Math.max(...own))}`;
-    });
-    say(found.length ? `${name}: ${format(found.at(-1).points.at(-1)[1])}` : name,
-      `${name} by round: ${[...words, ...[...flat.values()].map(({ label, v }) => `${label} ${format(v)}`)].join("; ") || "no rounds yet"}`);
+      [line.id, { ...line, x, y, points: smooth ? smoothed(line.points) : line.points }]), runLine);
+    keyed(beside, flat, levels.map(({ label, v }) => [`${label} ${v}`, { label, height: y(v) }]), levelLine);
+    say(found.length ? `${name}: ${format(last(last(found).points)[1])}` : name, inWords(name, found, levels));
   };
-  return { node, draw };
+  return { node, draw, gone };
 }
 
-/** @param {string} name @param {string} meaning */
-function spreadChart(name, meaning) {
-  const { node, body, scale, say } = frame(name), bars = [];
+/** @param {string} name @param {string} meaning @returns {Part<Asked>} */
+export function spreadChart(name, meaning) {
+  const { node, body, scale, say } = frame(name), bars = /** @type {SVGRectElement[]} */ ([]);
   /** @param {{spreads: Record<string, Spread>}} picture */
   const draw = ({ spreads: { [name]: found } }) => {
-    const { low, high, counts, whole } = found ?? { low: 0, high: 1, counts: [], whole: false };
+    const { low, high, counts, whole, median } = found ?? { low: 0, high: 1, counts: [], whole: false, median: null };
     const { x, y } = scale([low, high], rounded(0, Math.max(1, ...counts)), meaning, whole, true);
     while (bars.length < counts.length) bars.push(body.appendChild(make("rect", { class: "bar" })));
     bars.forEach((bar, i) => {
       const wide = (high - low) / (counts.length || 1), count = counts[i] ?? 0;
       const place = { x: x(low + i * wide) + 0.5, y: y(count), width: Math.max(x(low + wide) - x(low) - 1, 1), height: y(0) - y(count) };
-      for (const [key, value] of Object.entries(place)) bar.setAttribute(key, value);
+      for (const [key, value] of Object.entries(place)) bar.setAttribute(key, String(value));
     });
-    const known = found && found.median !== null;
-    say(known ? `${name}: median ${format(found.median)}` : name,
-      known ? `${meaning} of ${found.clients} clients: median ${format(found.median)}, from ${format(low)} to ${format(high)}`
-        : `${meaning}: no rounds yet`);
+    say(median === null ? name : `${name}: median ${format(median)}`,
+      median === null ? `${meaning}: no rounds yet`
+        : `${meaning} of ${found.clients} clients: median ${format(median)}, from ${format(low)} to ${format(high)}`);
   };
   return { node, draw };
 }

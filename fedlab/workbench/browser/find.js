@@ -1,8 +1,11 @@
 // @ts-check
 // The search for the best model: what is asked for, and what came of it.
+import { button, labelled, make, select, tell } from "./parts.js";
+
+/** @import { Model } from "./parts.js" */
 
 /** @param {Model} model */
-function findPanel(model) {
+export function findPanel(model) {
   const objective = select(model.get("spec").finds), budget = make("input", { type: "text", value: "24", size: 8 });
   const begin = button("Find the best", () => tell(model, "find", objective.value, budget.value));
   const end = button("End the search", () => tell(model, "stop"), { "aria-label": "End the search; its best so far is kept" });

@@ -1,11 +1,16 @@
 // @ts-check
 // Knobs of any kind from their description, presets, and all settings as text.
+import { button, format, labelOf, labelled, make, select, tell } from "./parts.js";
+
+/** @import { Knob, Model, NumberKnob, TextKnob, Value } from "./parts.js" */
+/** @typedef {{fields: [HTMLInputElement | HTMLSelectElement, ...HTMLElement[]], show: (now: Value) => void}} Fields
+ *   the first is the one that a label is of */
 
 /** @param {Model} model @param {Knob} spec */
-function knob(model, spec) {
-  const set = (v) => { model.set("values", { ...model.get("values"), [spec.name]: v }); model.save_changes(); };
-  const kinds = { number: numberFields, choice: choiceField, several: severalField, text: textField };
-  const { fields, show } = kinds[spec.kind](spec, set);
+export function knob(model, spec) {
+  const set = (/** @type {Value} */ v) => { model.set("values", { ...model.get("values"), [spec.name]: v }); model.save_changes(); };
+  const { fields, show } = spec.kind === "number" ? numberFields(spec, set)
+    : { choice: choiceField, several: severalField, text: textField }[spec.kind](spec, set);
   const unit = spec.unit && spec.unit !== spec.label ? ` (${spec.unit})` : "";
   const label = labelOf(fields[0], spec.label, make("small", {}, unit));
   const used = make("span", { class: "used", "data-used": spec.name }), wrong = make("span", { class: "wrong" });
@@ -27,75 +32,86 @@ function knob(model, spec) {
     back.disabled = now === spec.start || why !== undefined;
     node.classList.toggle("unread", why !== undefined);
     node.title = why === undefined ? spec.meaning : `${spec.meaning}: ${why}`;
-    for (const field of fields) field.disabled = why !== undefined;
+    for (const field of fields) if ("disabled" in field) field.disabled = why !== undefined;
   };
   return { node, draw };
 }
 
-/** @param {Knob} spec @param {(value: number) => void} set */
-function numberFields(spec, set) {
-  const { low, high, log, whole } = spec;
-  const place = (v) => log ? Math.log(v / low) / Math.log(high / low) * 1000 : v;
-  const value = (p) => {
-    const raw = log ? low * (high / low) ** (p / 1000) : Number(p);
+/** Where on a slider a value is, and the value of a place; a logarithmic slider has places from 0 to 1000.
+ * @param {Pick<NumberKnob, "low" | "high" | "log" | "whole">} spec */
+export function slide({ low, high, log, whole }) {
+  const place = (/** @type {number} */ v) => log ? Math.log(v / low) / Math.log(high / low) * 1000 : v;
+  const value = (/** @type {number} */ p) => {
+    const raw = log ? low * (high / low) ** (p / 1000) : p;
     return whole ? Math.round(raw) : Number(raw.toPrecision(3));
   };
+  return { place, value };
+}
+
+/** @param {NumberKnob} spec @param {(value: number) => void} set @returns {Fields} */
+function numberFields(spec, set) {
+  const { low, high, log, whole } = spec, { place, value } = slide(spec);
   const range = log ? { min: 0, max: 1000, step: 5 } : { min: low, max: high, step: whole ? 1 : (high - low) / 200 };
   const mark = make("datalist", {}, make("option", { value: place(spec.start) }));    // where it stood at first
   mark.id = `fedlab-${Math.random().toString(36).slice(2)}`;
   const slider = make("input", { type: "range", name: spec.name, ...range, list: mark.id });
   const number = make("input", { type: "number", name: spec.name, min: low, max: high, step: whole ? 1 : "any",
     "aria-label": `${spec.label}, as a number` });
-  slider.addEventListener("input", () => set(value(slider.value)));
+  slider.addEventListener("input", () => set(value(Number(slider.value))));
   slider.addEventListener("keydown", (event) => {          // a log slider passes over no whole number
-    const way = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+    const way = Number(["ArrowRight", "ArrowUp"].includes(event.key)) - Number(["ArrowLeft", "ArrowDown"].includes(event.key));
     if (!whole || !log || !way) return;
-    const now = value(slider.value), next = Math.max(value(Number(slider.value) + 5 * way), low);
+    const now = value(Number(slider.value)), next = Math.max(value(Number(slider.value) + 5 * way), low);
     if (next === now) { event.preventDefault(); set(Math.min(Math.max(now + way, low), high)); }
   });
-  let last = spec.start;
+  let held = String(spec.start);
   number.addEventListener("change", () => { if (number.value !== "") set(Number(number.value)); });
-  number.addEventListener("blur", () => { number.value = last; });         // not what was refused, nor nothing
-  const show = (now) => {
-    last = now;
-    slider.value = place(now);
+  number.addEventListener("blur", () => { number.value = held; });         // not what was refused, nor nothing
+  const show = (/** @type {Value} */ now) => {
+    held = String(now);
+    slider.value = String(place(Number(now)));
     slider.setAttribute("aria-valuetext", `${format(now)} ${spec.unit}`);
-    if (document.activeElement !== number) number.value = now;
+    if (document.activeElement !== number) number.value = held;
   };
   return { fields: [slider, number, mark], show };
 }
 
-/** @param {Knob} spec @param {(value: string) => void} set */
+/** @param {TextKnob} spec @param {(value: string) => void} set @returns {Fields} */
 function choiceField(spec, set) {
   const field = select(spec.choices, { name: spec.name });
   field.addEventListener("change", () => set(field.value));
-  return { fields: [field], show: (now) => { field.value = now; } };
+  return { fields: [field], show: (now) => { field.value = String(now); } };
 }
 
-/** Any text, with what is known as suggestions. @param {Knob} spec @param {(value: string) => void} set */
+/** Any text, with what is known as suggestions.
+ * @param {TextKnob} spec @param {(value: string) => void} set @returns {Fields} */
 function textField(spec, set) {
   const known = make("datalist", {}, ...spec.choices.map((o) => make("option", { value: o })));
   known.id = `fedlab-${Math.random().toString(36).slice(2)}`;
   const field = make("input", { type: "text", name: spec.name, ...(spec.choices.length ? { list: known.id } : {}) });
   field.addEventListener("change", () => set(field.value));
   return { fields: spec.choices.length ? [field, known] : [field],
-    show: (now) => { if (document.activeElement !== field) field.value = now; } };
+    show: (now) => { if (document.activeElement !== field) field.value = String(now); } };
 }
 
-/** Names joined by ' + ', written or added one after another. @param {Knob} spec @param {(value: string) => void} set */
+/** Names with one more. @param {string} before joined by ' + ', or 'none' @param {string} more a name, or 'none' */
+export const added = (before, more) => more === "none" || before === "none" ? more : `${before} + ${more}`;
+
+/** Names joined by ' + ', written or added one after another.
+ * @param {TextKnob} spec @param {(value: string) => void} set @returns {Fields} */
 function severalField(spec, set) {
   const field = make("input", { type: "text", name: spec.name });
   const more = select(["add", "none", ...spec.choices], { "aria-label": `add to ${spec.label}` });
   field.addEventListener("change", () => set(field.value));
   more.addEventListener("change", () => {
-    set(more.value === "none" || field.value === "none" ? more.value : `${field.value} + ${more.value}`);
+    set(added(field.value, more.value));
     more.selectedIndex = 0;
   });
-  return { fields: [field, more], show: (now) => { if (document.activeElement !== field) field.value = now; } };
+  return { fields: [field, more], show: (now) => { if (document.activeElement !== field) field.value = String(now); } };
 }
 
 /** The preset that was chosen last, and what was turned since. @param {Model} model */
-function presetRow(model) {
+export function presetRow(model) {
   const { presets, knobs } = model.get("spec"), choice = select(["choose one", ...presets]);
   const since = make("span", { class: "turned-since" });
   choice.addEventListener("change", () => { if (choice.selectedIndex) tell(model, "preset", choice.value); });
@@ -109,7 +125,7 @@ function presetRow(model) {
 }
 
 /** @param {Model} model */
-function settingsPanel(model) {
+export function settingsPanel(model) {
   const area = make("textarea", { rows: 10, spellcheck: "false", "aria-label": "all settings as JSON" });
   let edited = false;
   area.addEventListener("input", () => { edited = true; });

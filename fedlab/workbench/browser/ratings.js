@@ -1,10 +1,17 @@
 // @ts-check
 // A learner's part of a class: stars for films, the way into the class, its rounds, and two lists. See ratings.py.
+import { button, labelled, make, tell } from "./parts.js";
+
+/** @import { Model } from "./parts.js" */
+/** The traits of ratings.py.
+ * @typedef {{films: [string, string][], stars: Record<string, number>, line: string, name: string,
+ *   state: string, message: string, notice: string, cost: string,
+ *   lists: {before: string[], after: string[]} | {before?: undefined, after?: undefined}}} Rated */
 
 const STARS = 5;
 
 /** A film with its stars. Each group of radio buttons is one stop for Tab, and arrow keys choose.
- * @param {Model} model @param {string} id @param {string} title */
+ * @param {Model<Rated>} model @param {string} id @param {string} title */
 function filmRow(model, id, title) {
   const group = `fedlab-${Math.random().toString(36).slice(2)}`;
   const boxes = [...Array(STARS + 1).keys()].map((stars) => {
@@ -32,7 +39,7 @@ function titleList(heading, titles, other, mark) {
     make("li", other.includes(title) ? {} : { class: "fresh" }, other.includes(title) ? title : `${title} (${mark})`))));
 }
 
-/** @param {{model: Model, el: HTMLElement}} place */
+/** @param {{model: Model<Rated>, el: HTMLElement}} place */
 function render({ model, el }) {
   const films = model.get("films").map(([id, title]) => filmRow(model, id, title));
   const line = make("input", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: "CODE@host:port#fingerprint" });

@@ -1,9 +1,33 @@
 // @ts-check
 // The table of runs: pin, name, compare, delete, export, and where they are kept.
+import { COLOURS, button, format, keyed, labelled, make, select, tell } from "./parts.js";
 
-/** @param {Model} model @param {string[]} metrics @param {() => Row | undefined} reference the run to compare with */
+/** @import { Model, Part, Row } from "./parts.js" */
+/** @typedef {(row: Row) => string | number} Key  what rows are sorted by; not a number where a row has none */
+
+/** Rows by a key, those without one last in either direction. @param {Row[]} rows @param {Key | undefined} key as they
+ * came without one @param {boolean} down the greatest first */
+export function inOrder(rows, key, down) {
+  if (!key) return rows;
+  const way = down ? -1 : 1;
+  return [...rows].sort((one, other) => {
+    const [a, b] = [key(one), key(other)], [none, lacks] = [Number.isNaN(a), Number.isNaN(b)];
+    return none || lacks ? Number(none) - Number(lacks) : way * (a < b ? -1 : Number(a > b));
+  });
+}
+
+/** What the run has as its best of a metric, and by how much it differs from another run's.
+ * @param {[number, number] | null | undefined} found value and round @param {[number, number] | null | undefined} other */
+export function bestInWords(found, other) {
+  if (!found) return "";
+  const gap = other ? found[0] - other[0] : 0;
+  return `${format(found[0])} (round ${found[1]}${gap ? `, ${gap > 0 ? "+" : "-"}${format(Math.abs(gap))}` : ""})`;
+}
+
+/** @param {Model} model @param {string[]} metrics @param {() => Row | undefined} reference the run to compare with
+ * @returns {(row: Row) => Part<Row>} */
 function runRow(model, metrics, reference) {
-  return (/** @type {Row} */ { id }) => {
+  return ({ id }) => {
     const pin = make("input", { type: "checkbox" }), name = make("input", { type: "text", maxlength: 80 });
     pin.addEventListener("change", () => tell(model, "pin", id, pin.checked));
     name.addEventListener("change", () => tell(model, "rename", id, name.value));
@@ -25,9 +49,7 @@ function runRow(model, metrics, reference) {
       state.textContent = row.state === "running" ? "running" : `${row.state}, ${row.rounds} rounds`;
       state.title = row.error;
       best.forEach((cell, i) => {
-        const found = row.best[metrics[i]], other = reference()?.best[metrics[i]];
-        const gap = found && other ? found[0] - other[0] : 0, less = gap ? `, ${gap > 0 ? "+" : "-"}${format(Math.abs(gap))}` : "";
-        cell.textContent = !found || row.state === "running" ? "" : `${format(found[0])} (round ${found[1]}${less})`;
+        cell.textContent = row.state === "running" ? "" : bestInWords(row.best[metrics[i]], reference()?.best[metrics[i]]);
       });
       const levels = Object.entries(row.beside).map(([label, value]) => `${label} ${format(value)}`).join(", ");
       beside.textContent = row.lead ? `${row.lead}; ${levels}` : levels;
@@ -39,11 +61,11 @@ function runRow(model, metrics, reference) {
 }
 
 /** @param {Model} model */
-function runsPanel(model) {
+export function runsPanel(model) {
   const { metrics, exports } = model.get("spec"), names = Object.keys(metrics), kept = new Map();
   const body = make("tbody"), summary = make("summary", {}, "Runs");
   const sorted = { by: "", down: false };                    // by what; the newest first without
-  /** @param {string} text @param {string} [kind] @param {(row: Row) => string | number} [key] sorts by it when pressed */
+  /** @param {string} text @param {string} [kind] @param {Key} [key] sorts by it when pressed */
   const head = (text, kind = "", key = undefined) => {
     const cell = make("th", { scope: "col", class: kind }, key ? "" : text);
     if (key) cell.append(button(text, () => {
@@ -55,7 +77,7 @@ function runsPanel(model) {
     if (key) keys[text] = key;
     return cell;
   };
-  const keys = {}, differing = (row) => Object.entries(row.differs).map((pair) => pair.join(" ")).join(", ");
+  const keys = /** @type {Record<string, Key>} */ ({}), differing = (/** @type {Row} */ row) => Object.entries(row.differs).map((pair) => pair.join(" ")).join(", ");
   const heads = [head("in charts"), head("name", "", (row) => row.name), head("settings that differ", "", differing),
     head("state", "", (row) => row.state), ...names.map((n, i) => head(`best ${n}`, `metric-${i}`, (row) => row.best[n]?.[0] ?? NaN)),
     head("beside, with the lead [95%]"), make("td")];
@@ -63,15 +85,6 @@ function runsPanel(model) {
   const choice = select(["no run"]);
   choice.addEventListener("change", () => draw());
   const reference = () => model.get("table").find((row) => row.id === choice.value);
-  const inOrder = (rows) => {
-    const key = keys[sorted.by];
-    if (!key) return rows;
-    const way = sorted.down ? -1 : 1, none = (value) => Number.isNaN(value);
-    return [...rows].sort((one, other) => {
-      const [a, b] = [key(one), key(other)];
-      return none(a) || none(b) ? Number(none(a)) - Number(none(b)) : way * (a < b ? -1 : Number(a > b));
-    });
-  };
   const folder = make("input", { type: "text", placeholder: "runs" });
   const keep = button("Keep runs there", () => tell(model, "folder", folder.value || "runs"));
   const files = exports.map((kind) => button(kind.toUpperCase(), () => tell(model, "export", kind),
@@ -89,15 +102,15 @@ function runsPanel(model) {
     const chosen = choice.value, runs = [["", "no run"], ...rows.map((row) => [row.id, row.name])];
     choice.replaceChildren(...runs.map(([id, name]) => make("option", { value: id }, name)));
     choice.value = rows.some((row) => row.id === chosen) ? chosen : "";
-    keyed(body, kept, inOrder(rows).map((row) => [row.id, row]), runRow(model, names, reference));
+    keyed(body, kept, inOrder(rows, keys[sorted.by], sorted.down).map((row) => [row.id, row]), runRow(model, names, reference));
     saving.textContent = model.get("saving");
   };
   return { node, saving, draw };
 }
 
-/** A file that Python sends becomes a download. @param {{file: string}} message @param {DataView[]} buffers */
-function download(message, buffers) {
-  const address = URL.createObjectURL(new Blob([/** @type {any} */ (buffers[0])]));
-  make("a", { href: address, download: message.file }).click();
+/** A file that Python sends becomes a download. @param {string} name @param {DataView<ArrayBuffer>[]} buffers */
+export function download(name, buffers) {
+  const address = URL.createObjectURL(new Blob(buffers.slice(0, 1)));
+  make("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }

@@ -1,9 +1,18 @@
 // @ts-check
-// The live view as a whole: traits of workbench.py in, commands out.
+// The live view as a whole: traits of widget.py in, commands out.
+import { WINDOW, crosshair, lineChart, spreadChart } from "./chart.js";
+import { findPanel } from "./find.js";
+import { insidePanel } from "./inside/panel.js";
+import { knob, presetRow, settingsPanel } from "./knobs.js";
+import { COLOURS, button, format, keyed, labelled, make, tell } from "./parts.js";
+import { download, runsPanel } from "./runs.js";
+import { sweepPanel } from "./sweep.js";
+
+/** @import { Knob, Model, Part, Shown, Traits } from "./parts.js" */
 
 /** @param {Model} model */
 function controls(model) {
-  const press = (command) => button(command[0].toUpperCase() + command.slice(1), () => tell(model, command),
+  const press = (/** @type {string} */ command) => button(command[0].toUpperCase() + command.slice(1), () => tell(model, command),
     { "data-command": command });
   const [start, pause, step, stop, reset, undo] = ["start", "pause", "step", "stop", "reset", "undo"].map(press);
   const progress = make("progress", { max: 1, value: 0, "aria-label": "rounds done" });
@@ -34,9 +43,9 @@ function chooser(model, redraw) {
   });
   const draw = () => { for (const { box } of boxes) box.checked = model.get("charts").includes(box.value); };
   const look = { log: false, smooth: false };
-  const looks = [["log", "logarithmic"], ["smooth", `smoothed over ${WINDOW} rounds`]].map(([name, words]) => {
+  const looks = Object.entries({ log: "logarithmic", smooth: `smoothed over ${WINDOW} rounds` }).map(([name, words]) => {
     const box = make("input", { type: "checkbox", value: name });
-    box.addEventListener("change", () => { look[name] = box.checked; redraw(); });
+    box.addEventListener("change", () => { Object.assign(look, { [name]: box.checked }); redraw(); });
     return make("label", {}, box, words);
   });
   const node = make("div", {}, make("fieldset", { class: "chooser" }, make("legend", {}, "Charts"), ...boxes.map((b) => b.node)),
@@ -44,25 +53,27 @@ function chooser(model, redraw) {
   return { node, draw, look };
 }
 
+/** @returns {Part<Shown>} */
 function legendEntry() {
   const swatch = make("span"), text = make("span"), node = make("span", { class: "entry" }, swatch, text);
-  return { node, draw: (/** @type {Shown} */ { name, colour }) => {
+  return { node, draw: ({ name, colour }) => {
     swatch.className = `swatch line-${colour % COLOURS}`;
     text.textContent = name;
   } };
 }
 
 /** Knobs that turn while training runs, and those that wait for the next run; groups are folded away, and say what
- * in them is not as usual. @param {Knob[]} described @param {{node: HTMLElement}[]} knobs in the same order */
+ * in them is not as usual. @param {Knob[]} described @param {{node: HTMLElement}[]} knobs in the same order
+ * @returns {{nodes: HTMLElement[], draw: (values: Traits["values"], unread: Traits["unread"]) => void}} */
 function grouped(described, knobs) {
-  const those = (group, live) => knobs.filter((_, i) => described[i].group === group && described[i].live === live).map((k) => k.node);
-  const section = (group) => [
+  const those = (/** @type {string} */ group, /** @type {boolean} */ live) => knobs.filter((_, i) => described[i].group === group && described[i].live === live).map((k) => k.node);
+  const section = (/** @type {string} */ group) => [
     ...(those(group, true).length ? [make("div", { class: "knobs" }, ...those(group, true))] : []),
     ...(those(group, false).length ? [make("div", { class: "heading" }, "From the next run"),
       make("div", { class: "knobs" }, ...those(group, false))] : [])];
   const folded = [...new Set(described.map((spec) => spec.group))].filter((group) => group).map((group) => {
     const summary = make("summary");
-    const draw = (values, unread) => {
+    const draw = (/** @type {Traits["values"]} */ values, /** @type {Traits["unread"]} */ unread) => {
       const turned = described.filter((k) => k.group === group && values[k.name] !== k.default && !(k.name in unread));
       summary.textContent = [group, turned.map((k) => `${k.label} ${format(values[k.name])}`).join(", ")].filter((x) => x).join(": ");
     };
@@ -72,24 +83,27 @@ function grouped(described, knobs) {
   return { nodes, draw: (values, unread) => folded.forEach((f) => f.draw(values, unread)) };
 }
 
+/** Whether the name, meaning or choices of a knob have all words of what is typed. @param {Knob} spec @param {string} typed */
+export function matches({ name, label, meaning, choices }, typed) {
+  const text = `${name} ${label} ${meaning} ${choices ?? ""}`.toLowerCase();
+  return typed.trim().toLowerCase().split(/\s+/).every((word) => text.includes(word));
+}
+
 /** What shows only the knobs whose name or meaning has what is typed. @param {Knob[]} described
- * @param {{node: HTMLElement}[]} knobs in the same order @param {{node: HTMLElement}[]} folded their groups */
+ * @param {{node: HTMLElement}[]} knobs in the same order @param {{node: HTMLDetailsElement}[]} folded their groups */
 function searchField(described, knobs, folded) {
   const field = make("input", { type: "search", placeholder: "name or meaning" });
   const open = new Set();                                   // by hand, before anything was typed
   field.addEventListener("input", () => {
-    const words = field.value.trim().toLowerCase().split(/\s+/).filter((word) => word);
-    described.forEach((spec, i) => {
-      const text = `${spec.name} ${spec.label} ${spec.meaning} ${spec.choices ?? ""}`.toLowerCase();
-      knobs[i].node.hidden = !words.every((word) => text.includes(word));
-    });
+    const typed = field.value.trim();
+    described.forEach((spec, i) => { knobs[i].node.hidden = !matches(spec, typed); });
     for (const { node } of folded) {
       if (!field.dataset.typed && node.open) open.add(node);
       node.hidden = !node.querySelector(".knob:not([hidden])");
-      node.open = words.length ? !node.hidden : open.has(node);
+      node.open = typed ? !node.hidden : open.has(node);
     }
-    field.dataset.typed = field.value.trim();
-    if (!words.length) open.clear();
+    field.dataset.typed = typed;
+    if (!typed) open.clear();
   });
   return make("div", { class: "row search" }, labelled("find a knob", field));
 }
@@ -105,7 +119,8 @@ function render({ model, el }) {
   const legend = make("div", { class: "legend" }), entries = new Map();
   const panes = make("div", { class: "panes" },
     make("div", { class: "left", tabindex: "-1" }, preset.node, ...groups.nodes),
-    make("div", { class: "right" }, inside.node, legend, charts, choice.node, inside.cards));
+    make("div", { class: "right" }, ...(model.get("spec").inside ? [inside.node] : []), legend, charts, choice.node,
+      ...(model.get("spec").inside ? [inside.cards] : [])));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
     make("div", { class: "transport" }, gone, buttons.node, notice, news), panes,
     runs.saving, runs.node, sweep.node, find.node, settings.node);
@@ -130,7 +145,8 @@ function render({ model, el }) {
   };
   const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); inside.draw(); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
-  const arrived = (message, buffers) => { if (message.file) download(message, buffers); };
+  /** @param {{file?: string}} message @param {DataView<ArrayBuffer>[]} buffers */
+  const arrived = (message, buffers) => { if (message.file) download(message.file, buffers); };
   const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, preset: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, lacks: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
     text: settings.draw, report: find.draw, inside: inside.draw, stays: inside.draw, dots: inside.draw, seen: inside.draw };

@@ -13,7 +13,8 @@ import ipywidgets
 from fedlab.core import Round, Settings, Tree, require
 from fedlab.data import Interactions, load
 from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, started, taught, welcome
-from fedlab.workbench.widget import Turn, Workbench
+from fedlab.workbench.view import Turn
+from fedlab.workbench.widget import Workbench
 
 TURN: Turn = {"rounds": (5, 60), "local_lr": (0.1, 3.0), "server_lr": (0.01, 1.0)}
 NOISE: Turn = {"clip": (0.1, 2.0), "noise": (0.1, 4.0)}

@@ -1,44 +1,60 @@
 // @ts-check
-// The view into the round: whom to follow, liars to be added, the pictures and the cards.
+// The view into the round: whom to follow, liars to be added, the round to look from, the pictures and the cards.
+
+import { button, format, labelOf, labelled, make, tell } from "../parts.js";
+import { itemCard, personCard } from "./cards.js";
+import { mapPicture, peoplePicture, stepsPicture } from "./pictures.js";
+
+/** @import { Model, NumberKnob } from "../parts.js" */
+/** @import { Cursor } from "../chart.js" */
+
+/** The share of liars after one more or less: a client's own share, but no less than a fiftieth.
+ * @param {number} now @param {number} way 1 or -1 @param {number} count of clients @param {{low: number, high: number}} ends */
+export function liars(now, way, count, { low, high }) {
+  return Number(Math.min(Math.max(now + way * Math.max(1 / count, 0.02), low), high).toFixed(4));
+}
 
 /** A liar to be dragged among the clients, or added by a press. @param {Model} model @param {HTMLElement} among */
 function liarToken(model, among) {
-  const spec = model.get("spec").knobs.find((knob) => knob.name === "liars");
-  const turn = (way) => {
-    const { count } = model.get("stays").people ?? { count: 20 }, share = Math.max(1 / count, 0.02), now = model.get("values").liars;
-    model.set("values", { ...model.get("values"), liars: Number(Math.min(Math.max(now + way * share, spec.low), spec.high).toFixed(4)) });
+  const spec = /** @type {NumberKnob | undefined} */ (model.get("spec").knobs.find((knob) => knob.name === "liars"));
+  const turn = (/** @type {number} */ way) => {
+    const values = model.get("values"), count = model.get("stays").people?.count ?? 20;
+    if (!spec) return;
+    model.set("values", { ...values, liars: liars(Number(values.liars), way, count, spec) });
     model.save_changes();
   };
   const more = button("one liar more", () => turn(1), { class: "token", draggable: "true" }), fewer = button("fewer", () => turn(-1), { "aria-label": "fewer liars" });
-  const words = make("span", { class: "small" });
+  const words = make("span", { class: "small" }), node = make("span", { class: "field" }, more, fewer, words);
   more.addEventListener("dragstart", (event) => event.dataTransfer?.setData("text/plain", "liar"));
   among.addEventListener("dragover", (event) => event.preventDefault());
-  among.addEventListener("drop", (event) => { event.preventDefault(); if (!more.disabled && event.dataTransfer?.getData("text/plain") === "liar") turn(1); });
-  const node = make("span", { class: "field" }, more, fewer, words);
+  among.addEventListener("drop", (event) => {
+    event.preventDefault();
+    if (!more.disabled && event.dataTransfer?.getData("text/plain") === "liar") turn(1);
+  });
   const draw = () => {
     const why = spec ? model.get("unread").liars : "the knob liars is not shown";
     more.disabled = fewer.disabled = why !== undefined;
-    words.textContent = why === undefined ? `${format(100 * model.get("values").liars)}% lie` : "liars: choose uplink poison, then Start";
-    node.title = why ?? "drag it among the clients";
+    words.textContent = why === undefined ? `${format(100 * Number(model.get("values").liars))}% lie` : "";
+    node.title = why === undefined ? "drag it among the clients" : `${why}: choose poison as uplink, then Start`;
   };
   return { node, draw };
 }
 
-/** Back to a round that was, and another run from there. @param {Model} model @param {ReturnType<typeof crosshair>} cursor */
+/** Back to a round that was, and another run from there. @param {Model} model @param {Cursor} cursor */
 function timeRow(model, cursor) {
   const slider = make("input", { type: "range", min: 1, max: 1, step: 1 }), words = make("span", { class: "small" });
-  const newest = button("newest", () => tell(model, "at", -1)), branch = button("Branch here", () => tell(model, "branch", place()));
   const place = () => model.get("inside").at < 0 ? model.get("picture").done : model.get("inside").at;
-  let waiting = 0;
+  const newest = button("newest", () => tell(model, "at", -1)), branch = button("Branch here", () => tell(model, "branch", place()));
+  let waiting = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
   slider.addEventListener("input", () => {
     cursor.move(Number(slider.value));
     words.textContent = `round ${slider.value}`;
-    clearTimeout(waiting);                                // one look for a move, not one for each step of it
+    clearTimeout(waiting);                                  // one look for a move, not one for each step of it
     waiting = setTimeout(() => tell(model, "at", Number(slider.value)), 150);
   });
   slider.addEventListener("blur", () => cursor.move(null));
+  branch.title = "this run stays as it is; another is trained from this round on, with the knobs as they stand";
   const node = make("span", { class: "field time" }, labelOf(slider, "look from round"), slider, words, newest, branch);
-  branch.title = "the run goes on as it is; another one is trained from this round with the knobs as they stand";
   const draw = () => {
     const { done } = model.get("picture"), { at } = model.get("inside");
     slider.max = String(Math.max(done, 1));
@@ -50,19 +66,23 @@ function timeRow(model, cursor) {
   return { node, draw };
 }
 
-/** @param {Model} model @param {ReturnType<typeof crosshair>} cursor */
-function insidePanel(model, cursor) {
-  const follow = (what, name) => tell(model, "follow", what, name);
-  const user = make("input", { type: "text", size: 8, placeholder: "id" }), item = make("input", { type: "text", size: 18, placeholder: "title or id" });
-  for (const [field, what] of [[user, "user"], [item, "item"]]) {
-    const act = () => follow(what, field.value.trim());
-    field.addEventListener("change", act);
-    field.addEventListener("keydown", (event) => { if (event.key === "Enter") act(); });   // JupyterLab keeps it from being a change
-  }
-  const people = peoplePicture((id) => follow("user", id)), map = mapPicture((id) => follow("item", id)), steps = stepsPicture();
+/** A field for a name, that acts on Enter as well: JupyterLab keeps that from being a change.
+ * @param {Record<string, string | number>} attributes @param {(name: string) => void} act */
+function nameField(attributes, act) {
+  const field = make("input", { type: "text", ...attributes }), done = () => act(field.value.trim());
+  field.addEventListener("change", done);
+  field.addEventListener("keydown", (event) => { if (event.key === "Enter") done(); });
+  return field;
+}
+
+/** @param {Model} model @param {Cursor} cursor */
+export function insidePanel(model, cursor) {
+  const follow = (/** @type {string} */ what) => (/** @type {string} */ name) => tell(model, "follow", what, name);
+  const user = nameField({ size: 8, placeholder: "id" }, follow("user")), item = nameField({ size: 18, placeholder: "title or id" }, follow("item"));
+  const people = peoplePicture(follow("user")), map = mapPicture(follow("item")), steps = stepsPicture();
   const person = personCard(), film = itemCard(cursor), time = timeRow(model, cursor), liar = liarToken(model, people.node), why = make("p", { class: "notice" });
   const node = make("section", { class: "inside", "aria-label": "inside the round" },
-    make("div", { class: "row" }, labelled("follow user", user), labelled("follow item", item), liar.node, time.node), why,
+    make("div", { class: "row" }, labelled("follow user", user), labelled("item", item), liar.node, time.node), why,
     make("div", { class: "pictures" }, people.node, map.node, steps.node));
   const cards = make("div", { class: "cards" }, person.node, film.node);
   const see = button("See the round", () => tell(model, "see", !model.get("inside").on));
@@ -75,10 +95,10 @@ function insidePanel(model, cursor) {
     if (document.activeElement !== user) user.value = who;
     if (document.activeElement !== item) item.value = what;
     why.textContent = seen.why ?? "";
-    people.draw(stays.people, model.get("dots"), seen.steps?.liars ?? [], who);
-    map.draw(stays.map, seen.map, seen.item?.name, new Set(seen.person?.top ?? []));
-    steps.draw(seen.steps, who, seen.person?.client);
-    person.draw(seen.person, seen.map?.round);
+    people.draw(stays.people, model.get("dots"), seen.steps?.arrows ? seen.steps.liars : [], who);
+    map.draw(stays.map, seen.map, seen.item?.name, new Set(seen.person?.user ? seen.person.top : []));
+    steps.draw(seen.steps, seen.person?.user ? seen.person.client : undefined);
+    person.draw(seen.person, seen.map?.xy ? seen.map.round : undefined);
     film.draw(seen.item);
     liar.draw();
     time.draw();

@@ -1,0 +1,122 @@
+// @ts-check
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { crosshair, heights, inWords, levelsOf, lineChart, measured, smoothed, spot, spreadChart, valueAt } from "../../../fedlab/workbench/browser/chart.js";
+import { open, seen } from "./page.js";
+
+/** @import { Picture, Point, Shown } from "../../../fedlab/workbench/browser/parts.js" */
+
+open();
+
+const LINE = /** @type {Shown} */ ({ id: "1", name: "run 1", colour: 8, marks: [[2, "cohort 4 → 8"]],
+  series: { loss: [[1, 2, 3], [0.5, null, 0.25]], hits: [[1, 2, 3], [null, null, null]] }, beside: { popularity: { loss: 0.4 } } });
+
+/** @param {Partial<Picture & {log: boolean, smooth: boolean, lacks: string[]}>} other */
+const picture = (other = {}) => ({ name: "loss", lines: [LINE], spreads: {}, total: 10, done: 3, progress: 0.3, log: false, smooth: false, lacks: [], ...other });
+
+test("a scale has its ends where it should, also upside down and bent", () => {
+  assert.deepEqual([0, 5, 10].map(spot([0, 10], 100, 200)), [100, 150, 200]);
+  assert.deepEqual([0, 10].map(spot([0, 10], 200, 100)), [200, 100]);
+  assert.deepEqual([1, 10, 100].map(spot([1, 100], 0, 2, Math.log10)), [0, 1, 2]);
+});
+
+test("a smoothed value is the mean of the last five, of fewer at the beginning", () => {
+  const points = /** @type {Point[]} */ ([[1, 1], [2, 3], [3, 5], [4, 7], [5, 9], [6, 101]]);
+  assert.deepEqual(smoothed(points), [[1, 1], [2, 2], [3, 3], [4, 4], [5, 5], [6, 25]]);
+});
+
+test("a line has the value of its round, or of the last one before", () => {
+  const points = /** @type {Point[]} */ ([[1, 0.5], [3, 0.25]]);
+  assert.deepEqual([0, 1, 2, 3, 9].map((round) => valueAt(points, round)?.[1]), [undefined, 0.5, 0.5, 0.25, 0.25]);
+});
+
+test("rounds without a value are left out, and so are runs that have none", () => {
+  assert.deepEqual(measured([LINE], "loss").map(({ run, points }) => [run, points]), [["run 1", [[1, 0.5], [3, 0.25]]]]);
+  assert.deepEqual([measured([LINE], "hits"), measured([LINE], "auc")], [[], []]);
+});
+
+test("what runs are measured beside is there once for each value", () => {
+  const other = { ...LINE, beside: { popularity: { loss: 0.4 }, chance: { hits: 0.1, loss: 0.7 } } };
+  assert.deepEqual(levelsOf([LINE, other], "loss"), [{ label: "popularity", v: 0.4 }, { label: "chance", v: 0.7 }]);
+  assert.deepEqual(levelsOf([LINE], "hits"), []);
+});
+
+test("the axis of values takes in all of them, and is never flat", () => {
+  assert.deepEqual(heights([0.13, 0.41], false), { bent: false, up: [0.1, 0.5] });
+  assert.deepEqual(heights([], true), { bent: false, up: [0, 1] });
+  assert.deepEqual(heights([0.25], false).up, [0.2, 0.3]);
+});
+
+test("an axis is logarithmic where all values have a logarithm", () => {
+  assert.deepEqual(heights([0.01, 10], true), { bent: true, up: [0.01, 10] });
+  assert.deepEqual(heights([0, 10], true), { bent: false, up: [0, 10] });
+  const { up: [low, high] } = heights([1, 1], true);
+  assert.ok(low < 1 && high > 1);
+});
+
+test("words say from where to where, and name runs where there are several", () => {
+  const found = measured([LINE], "loss");
+  assert.equal(inWords("loss", found, levelsOf([LINE], "loss")),
+    "loss by round: from 0.5 in round 1 to 0.25 in round 3, lowest 0.25, highest 0.5; popularity 0.4");
+  assert.match(inWords("loss", [...found, { ...found[0], run: "run 2" }], []), /: run 1, from .*; run 2, from /);
+  assert.equal(inWords("loss", [], []), "loss by round: no rounds yet");
+});
+
+test("a chart draws each run through its points, in its colour", () => {
+  const chart = lineChart("loss", crosshair()), node = seen(chart.node);
+  chart.draw(picture());
+  const [path] = node.all("path");
+  assert.match(path.attributes.d, /^M48\.0 [\d.]+L[\d.]+ [\d.]+$/);
+  assert.equal(path.parent?.attributes.class, "line-1 dash-1");
+  assert.equal(node.all("text")[0].textContent, "loss: 0.25");
+  assert.ok(node.textContent.includes("round 2: cohort 4 → 8"));
+  assert.ok(node.textContent.includes("popularity"));
+});
+
+test("a series that this kind of run lacks takes no room, before its first round it does", () => {
+  const chart = lineChart("auc", crosshair()), node = seen(chart.node);
+  chart.draw(picture());
+  assert.equal(node.style.display, "none");
+  chart.draw(picture({ done: 0 }));
+  assert.equal(node.style.display, "");
+});
+
+test("all charts follow one pointer, from the first to the last round that is known", () => {
+  const cursor = crosshair(), one = lineChart("loss", cursor), other = lineChart("loss", cursor);
+  one.draw(picture());
+  other.draw(picture());
+  const words = () => seen(other.node).all("tspan").map((node) => node.text);
+  seen(one.node).listeners.pointermove({ clientX: 359 });
+  assert.deepEqual([cursor.at(), words()], [3, ["round 3", "0.25"]]);
+  seen(one.node).listeners.pointermove({ clientX: 0 });
+  assert.deepEqual([cursor.at(), words()], [1, ["round 1", "0.5"]]);
+  const press = (/** @type {string} */ key) => seen(one.node).listeners.keydown({ key, preventDefault: () => {} });
+  press("ArrowRight");
+  assert.deepEqual([cursor.at(), words()], [2, ["round 2", "cohort 4 → 8", "0.5"]]);
+  press("ArrowLeft"); press("ArrowLeft");
+  assert.equal(cursor.at(), 1);
+  press("Escape");
+  assert.equal(cursor.at(), null);
+  press("ArrowLeft");
+  assert.equal(cursor.at(), 3, "keys begin at the last round");
+});
+
+test("a chart that is gone is not drawn any more", () => {
+  const cursor = crosshair(), chart = lineChart("loss", cursor);
+  assert.equal(cursor.charts.size, 1);
+  chart.gone?.();
+  assert.equal(cursor.charts.size, 0);
+});
+
+test("a spread has a bar for each count, and the bars that it had are flat when there are fewer", () => {
+  const chart = spreadChart("loss by client", "mean local loss"), node = seen(chart.node);
+  const spread = { low: 0, high: 3, counts: [1, 4, 2], median: 1.5, clients: 7, whole: false };
+  chart.draw(picture({ spreads: { "loss by client": spread } }));
+  const heightsOf = () => node.all("rect").map((bar) => Number(bar.attributes.height));
+  assert.deepEqual(heightsOf().map((height) => height / heightsOf()[0]), [1, 4, 2]);
+  assert.equal(node.attributes["aria-label"], "mean local loss of 7 clients: median 1.5, from 0 to 3");
+  chart.draw(picture({ spreads: { "loss by client": { ...spread, counts: [4] } } }));
+  assert.deepEqual(heightsOf().slice(1), [0, 0]);
+  chart.draw(picture());
+  assert.equal(node.attributes["aria-label"], "mean local loss: no rounds yet");
+});
