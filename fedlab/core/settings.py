@@ -26,6 +26,10 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
 
+LINE = re.compile(r"\s*fedlab=")
+WORD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)(?=\s|$)')
+
+
 class Settings(Mapping[str, Any]):
     """Knobs of all registered parts by name: those that were turned, over the defaults.
 
@@ -91,18 +95,29 @@ def write_settings(values: Mapping[str, Any]) -> str:
     return json.dumps({"fedlab": VERSION, "whole": True, "settings": dict(values)}, indent=2)
 
 
+def settings_line(values: Mapping[str, Any]) -> str:
+    """Settings as a line, to send or to put behind an address; `read_settings` takes it, too.
+
+    >>> settings_line(Settings(cohort=8, uplink="clip + gaussian noise"))
+    'fedlab=2 cohort=8 uplink="clip + gaussian noise"'
+    """
+    return " ".join(f"{n}={json.dumps(v)}" for n, v in {"fedlab": VERSION, **values}.items())
+
+
 def read_settings(text: str, base: Settings) -> Settings:
-    """`base` with what the text sets, the defaults where that is whole.
+    """`base` with what the text sets, the defaults where that is whole, as a line is.
 
     Raises `ParameterError` that names the field and the fix.
 
     >>> read_settings('{"fedlab": 2, "settings": {"cohort": 8}}', Settings(rounds=3))
     Settings(rounds=3, cohort=8)
+    >>> read_settings('fedlab=2 cohort=8 local="scaffold"', Settings(rounds=3))
+    Settings(cohort=8, local='scaffold')
     """
     require(isinstance(text, str), "settings", type(text).__name__, "give JSON as a text")
     fix = f"choose a text of at most {LONGEST} characters"
     require(len(text) <= LONGEST, "settings", f"{len(text)} characters", fix)
-    found = _loaded(text)
+    found = _of_line(text) if LINE.match(text) else _loaded(text)
     if not (isinstance(found, dict) and isinstance(found.get("settings"), dict)):
         _refuse("settings", found, f'write {{"fedlab": {VERSION}, "settings": {{...}}}}')
     edition = found.get("fedlab")
@@ -162,6 +177,15 @@ def shown(value: object) -> str:
 
 def _refuse(name: str, value: object, fix: str) -> NoReturn:
     raise ParameterError(f"{name}={shown(value)}: {fix}")
+
+
+def _of_line(text: str) -> dict[str, Any]:
+    """What a line of settings holds, in the form of a JSON text; `ParameterError` for another."""
+    words = WORD.findall(text)
+    rest = WORD.sub("", text).strip()
+    require(not rest, "settings", rest, 'write name=value, texts in quotes, as in local="sgd"')
+    found = _once([(name, _loaded(value)) for name, value in words])
+    return {"fedlab": found.pop("fedlab"), "whole": True, "settings": found}
 
 
 def _loaded(text: str) -> Any:

@@ -16,13 +16,22 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from fedlab.core import ParameterError, Round, Settings, known, require, write_settings
+from fedlab.core import (
+    ParameterError,
+    Round,
+    Settings,
+    known,
+    require,
+    settings_line,
+    write_settings,
+)
 from fedlab.data import DataError
 from fedlab.workbench import view
 from fedlab.workbench.best.search import METRICS
 from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
 from fedlab.workbench.inside import Look, Looker, Watcher
+from fedlab.workbench.inside.recording import WHOLE, page, recording
 from fedlab.workbench.runner import Live
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweeps import Sweep, values
@@ -117,6 +126,7 @@ class Workbench(View):
     saving = traitlets.Unicode("").tag(sync=True)  # where runs are kept, or why not
     preset: Any = traitlets.Dict().tag(sync=True)  # the one chosen last, and what was turned since
     text = traitlets.Unicode("").tag(sync=True)  # all settings as JSON
+    line = traitlets.Unicode("").tag(sync=True)  # the same on one line
     picture: Any = traitlets.Dict().tag(sync=True)  # the lines and spreads
     table: Any = traitlets.List().tag(sync=True)  # the runs
     report = traitlets.Unicode("").tag(sync=True)  # what the best model that was found is worth
@@ -153,7 +163,7 @@ class Workbench(View):
                 "presets": list(self.session.presets),
                 "finds": list(METRICS) if live is stream else [],
                 "inside": live is stream,
-                "exports": [*KINDS, *(["model"] if live is stream else [])],
+                "exports": [*KINDS, *(["model", "replay"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,
             },
@@ -222,7 +232,7 @@ class Workbench(View):
             self.values = {knob["name"]: settings[knob["name"]] for knob in self.spec["knobs"]}
             self.unread, self.lacks = session.unread(settings), session.lacks(settings)
             self.preset = {"name": session.chosen, "turned": session.since}
-            self.text = write_settings(session.read)
+            self.text, self.line = write_settings(session.read), settings_line(session.read)
 
     def _told(self, _: object, content: object, __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
@@ -271,6 +281,8 @@ class Workbench(View):
     def _export(self, kind: str) -> None:
         if kind == "model":
             return self.send({"file": "fedlab-model.zip"}, [self._model()])
+        if kind == "replay":
+            return self.send({"file": "fedlab-replay.html"}, [self._replay()])
         return self.send({"file": f"fedlab-runs.{kind}"}, [export(self.session.shown(), kind)])
 
     def _model(self) -> bytes:
@@ -292,6 +304,26 @@ class Workbench(View):
                 self.news = run.better(then.records[-1], self.session.runs.metrics)
         made = Experiment(Settings(**then.last_settings))
         return zipped_model(made, done, then.records, baselines=("chance", "popularity"))
+
+    def _replay(self) -> bytes:
+        """The run on show as a page that plays it without Python."""
+        session, inside = self.session, self.inside
+        require(session.live is stream, "export", "replay", NO_MODEL)
+        run = session.members[-1] if session.members else None
+        if run is None or not run.records or session.runner.state in ("running", "stopping"):
+            raise ParameterError("export='replay': train a run first, and let it end or pause")
+        with self._guard:
+            self.news = "Recording: rounds are looked into, which takes up to half a minute"
+        looker = Looker(Settings(**run.settings))
+        looks = recording(looker, run, session.runs.frames, inside["user"], inside["item"])
+        files = browser_files(*FILES[:-1], "inside/recorded.js", FILES[-1])
+        traits = {name: getattr(self, name) for name in WHOLE} | {"stays": looker.stays}
+        with self._guard:
+            self.news = (
+                "The page holds ids of users and names of items and, of the user who is followed, "
+                "clicks; think of that before you pass it on"
+            )
+        return page(traits, looks, files, self._css)
 
     def _tensorboard(self) -> None:
         """Write what the charts show, and from now on each round as it comes."""

@@ -17,6 +17,7 @@ from fedlab.core import (
     parsed,
     read_settings,
     read_settings_file,
+    settings_line,
     write_settings,
 )
 
@@ -126,6 +127,30 @@ def test_json_holds_the_turned_knobs_and_gives_them_back():
 def test_wrong_json_is_named_and_nothing_is_taken(text, message):
     with pytest.raises(ParameterError, match=message):
         read_settings(text, Settings())
+
+
+def test_a_line_holds_the_turned_knobs_and_gives_them_back():
+    settings = Settings(rounds=3, local_lr=0.25, uplink="clip + gaussian noise", data='a"b c.csv')
+    line = settings_line(settings)
+    assert line.startswith('fedlab=2 rounds=3 local_lr=0.25 uplink="clip + gaussian noise"')
+    assert read_settings(f"\n {line} ", Settings(cohort=5)) == settings  # a line is whole
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("fedlab=1 cohort=8", "fedlab=1: these settings are of another version"),
+        ("fedlab=2 cohort 8", "settings='cohort 8': write name=value"),
+        ("fedlab=2 cohort=8 cohort=9", "this name stands there twice"),
+        ("fedlab=2 cohrt=8", "cohrt=8: no such parameter; did you mean cohort?"),
+        ("fedlab=2 cohort=[1]", "write a number or a short text"),
+        ("fedlab=2 local=sgd", "settings='sgd': not JSON"),
+        ("fedlab=", "write name=value"),
+    ],
+)
+def test_a_wrong_line_is_named_and_nothing_is_taken(line, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        read_settings(line, Settings())
 
 
 def test_words_become_the_values_of_their_knobs():

@@ -633,3 +633,57 @@ def test_a_kernel_that_ended_is_said(bench, page):
     page.get_by_role("button", name="OK", exact=True).or_(
         page.get_by_role("button", name="Ok", exact=True)
     ).click()  # JupyterLab says so, too
+
+
+def test_a_round_is_seen_from_inside_gone_back_to_and_branched(bench, page, tmp_path):
+    set_number(bench, "rounds", 12)
+    press(bench, "See the round")
+    expect(bench.locator('[data-inside="clients"] circle')).to_have_count(671)
+    expect(bench.locator('[data-inside="steps"] .mean')).to_have_count(1)  # before any round
+    press(bench, "Start")
+    state(bench, "done")
+    expect(bench.locator('[data-inside="clients"] .now')).to_have_count(16)
+    steps = bench.locator('[data-inside="steps"] .title')
+    expect(steps).to_have_text("Steps of round 13")
+
+    follow = bench.get_by_label("follow user")
+    follow.fill("99999")
+    follow.press("Enter")
+    expect(bench.locator(".transport .notice").last).to_contain_text("no such user")
+    follow.fill("3")
+    follow.press("Enter")
+    person = bench.get_by_label("the user who is followed")
+    expect(person.locator("h4")).to_have_text("User 3, 49 clicks")
+    expect(person).to_contain_text("Held out: Princess Bride, The")
+    bench.locator('[data-inside="items"] circle').first.dispatch_event("click")
+    expect(bench.get_by_label("the item that is followed")).to_contain_text("its median place is")
+
+    length = bench.locator('[data-inside="steps"] .mean').get_attribute("d")
+    set_number(bench, "local learning rate", 5)  # seen before any round takes it
+    expect(bench.locator('[data-inside="steps"] .mean')).not_to_have_attribute("d", length)
+    bench.get_by_label("look from round").fill("4")
+    expect(steps).to_have_text("Steps of round 5")
+    expect(bench.locator('[data-inside="clients"] .title')).to_have_text("Clients, 16 in round 4")
+    assert violations(page) == []
+    shoot(page, "inside")
+    press(bench, "Branch here")
+    expect(bench.locator(".legend .entry")).to_have_text(["run 1", "run 1 from round 4"])
+    state(bench, "done")
+
+    unfold(bench, "Runs")
+    with page.expect_download() as caught:
+        press(bench, "Export as REPLAY")
+    caught.value.save_as(tmp_path / "replay.html")
+    other = page.context.new_page()
+    try:
+        other.goto((tmp_path / "replay.html").as_uri())
+        played = other.locator(".fedlab-workbench")
+        press(played, "Resume")
+        expect(played.locator(".status")).to_have_text("Recorded: round 12 of 12")
+        played.get_by_label("look from round").fill("4")
+        expect(played.locator('[data-inside="steps"] .title')).to_have_text("Steps of round 5")
+        expect(played.locator('svg[data-series="loss"] .title')).to_contain_text("loss: 0.")
+        assert violations(other) == []
+        shoot(other, "replay")
+    finally:
+        other.close()

@@ -1,5 +1,7 @@
 """The inside of a round: it is what the loop does next, and looking at it changes nothing."""
 
+import json
+import re
 import threading
 
 import pytest
@@ -15,6 +17,7 @@ from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.inside.items import Map, place_of
 from fedlab.workbench.inside.people import People, taste
 from fedlab.workbench.inside.plane import losses, plane, projected, sampled
+from fedlab.workbench.inside.recording import WHOLE, page, recording
 from fedlab.workbench.runs.keyframes import Keyframes
 
 SMALL = Settings(rounds=4, cohort=8, dim=4, local_lr=1.0, server_lr=5.0, weighting="equal")
@@ -432,3 +435,48 @@ def test_keyframes_are_thinned_to_fit():
     kept.offer("c", Round(1, SMALL, {"w": torch.zeros(5000)}))
     assert kept.nearest("c", 1) is None
     assert kept.nearest("nobody", 5) is None
+
+
+def test_a_run_is_recorded_as_a_page_of_a_megabyte(bench, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        bench, "send", lambda content, buffers=None: sent.append((content, buffers))
+    )
+    tell(bench, "export", "replay")
+    assert "train a run first" in bench.notice
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    tell(bench, "export", "replay")
+    ((content, (found,)),) = sent
+    assert content == {"file": "fedlab-replay.html"}
+    assert len(found) <= 1_000_000
+    text = found.decode()
+    data = json.loads(re.search(r"^const recording = (.*);$", text, re.MULTILINE)[1])
+    assert [look["round"] for look in data["looks"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert [look["seen"]["steps"]["round"] for look in data["looks"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert data["looks"][3]["dots"]["cohort"] == sorted(bench.rounds[2].cohort.tolist())
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text)
+
+
+def test_a_page_that_is_too_large_has_fewer_looks_and_no_text_ends_its_script():
+    traits = dict.fromkeys(WHOLE, "</script><b>")
+    looks = [{"round": n, "seen": "x" * 100_000} for n in range(21)]
+    found = page(traits, looks, "", "").decode()
+    data = json.loads(re.search(r"^const recording = (.*);$", found, re.MULTILINE)[1])
+    assert [look["round"] for look in data["looks"]] == [0, 4, 8, 12, 16, 20]
+    assert data["traits"]["text"] == "</script><b>"
+    assert found.count("</script>") == 1
+
+
+def test_private_rounds_are_recorded_as_far_as_they_were_kept():
+    settings = SMALL.without(["weighting"]).replace(
+        uplink="clip + gaussian noise", sampling="poisson", noise=1.0, delta=1e-3
+    )
+    bench = Workbench(stream, settings, metrics=better())
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    run = bench.session.members[-1]
+    looks = recording(Looker(settings), run, bench.session.runs.frames)
+    assert [look["round"] for look in looks] == [0, 1, 2, 3, 4]
+    looks = recording(Looker(settings), run, Keyframes())
+    assert [look["round"] for look in looks] == [0]

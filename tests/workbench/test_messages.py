@@ -261,7 +261,7 @@ def test_the_model_is_an_export_with_its_card(bench, monkeypatch):
     monkeypatch.setattr(
         bench, "send", lambda content, buffers=None: sent.append((content, buffers))
     )
-    assert bench.spec["exports"] == ["csv", "json", "png", "model"]
+    assert bench.spec["exports"] == ["csv", "json", "png", "model", "replay"]
     tell(bench, "start")
     ends(bench)
     tell(bench, "export", "model")

@@ -130,9 +130,32 @@ export function settingsPanel(model) {
   let edited = false;
   area.addEventListener("input", () => { edited = true; });
   const apply = button("Apply", () => { edited = false; tell(model, "settings", area.value); });
+  const back = button("Put back", () => { edited = false; draw(); }, { title: "show the settings as the knobs stand" });
   const copy = button("Copy", () => navigator.clipboard?.writeText(area.value));
+  const line = button("Copy as a line", () => navigator.clipboard?.writeText(model.get("line")));
+  const link = button("Copy a link", () => navigator.clipboard?.writeText(linked(location.href, model.get("line"))),
+    { title: "an address of this page that sets the knobs so, in an app or on a page that runs by itself" });
   const node = make("details", { class: "settings" }, make("summary", {}, "Settings as text"), area,
-    make("div", { class: "row" }, apply, copy));
+    make("div", { class: "row" }, apply, back, copy, line, link));
   const draw = () => { if (!edited) area.value = model.get("text"); };
   return { node, draw };
+}
+
+/** An address that sets the knobs. @param {string} address of the page @param {string} line the settings */
+export const linked = (address, line) => `${address.split("#")[0]}#${encodeURIComponent(line)}`;
+
+/** The settings that an address brings, or "". @param {string} hash */
+export function brought(hash) {
+  try {
+    const text = decodeURIComponent(hash.slice(1));
+    return text.startsWith("fedlab=") ? text : "";
+  } catch { return ""; }                                    // an address may hold anything behind its #
+}
+
+/** Set the knobs as the address says, once: a reload leaves them as they are then. @param {Model} model */
+export function takeAddress(model) {
+  const text = brought(globalThis.location?.hash ?? "");
+  if (!text) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  tell(model, "settings", text);
 }

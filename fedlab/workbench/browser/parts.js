@@ -46,7 +46,7 @@
 /** The traits of widget.py.
  * @typedef {{spec: Spec, values: Record<string, Value>, used: Record<string, Value>, unread: Record<string, string>,
  *   charts: string[], state: string, message: string, notice: string, wrong: Record<string, string>, news: string,
- *   saving: string, preset: {name: string, turned: string[]}, text: string, picture: Picture, table: Row[],
+ *   saving: string, preset: {name: string, turned: string[]}, text: string, line: string, picture: Picture, table: Row[],
  *   report: string, heat: Heat | {over?: undefined}, lacks: string[], inside: Inside, stays: Stays, dots: Dots | {round?: undefined},
  *   seen: Seen}} Traits */
 /** A widget's model, as anywidget gives it.

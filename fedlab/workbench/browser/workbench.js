@@ -3,7 +3,7 @@
 import { WINDOW, crosshair, lineChart, spreadChart } from "./chart.js";
 import { findPanel } from "./find.js";
 import { insidePanel } from "./inside/panel.js";
-import { knob, presetRow, settingsPanel } from "./knobs.js";
+import { knob, presetRow, settingsPanel, takeAddress } from "./knobs.js";
 import { COLOURS, button, format, keyed, labelled, make, tell } from "./parts.js";
 import { download, runsPanel } from "./runs.js";
 import { sweepPanel } from "./sweep.js";
@@ -159,6 +159,7 @@ function render({ model, el }) {
   };
   model.on("comm_live_update", lived);
   showKnobs(); showCharts(); showState(); showRuns(); find.draw(); settings.draw();
+  takeAddress(model);
   return () => {
     for (const [trait, call] of Object.entries(watch)) model.off(`change:${trait}`, call);
     model.off("msg:custom", arrived);

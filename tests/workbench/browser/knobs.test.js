@@ -1,7 +1,7 @@
 // @ts-check
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { added, slide } from "../../../fedlab/workbench/browser/knobs.js";
+import { added, brought, linked, slide } from "../../../fedlab/workbench/browser/knobs.js";
 import { matches } from "../../../fedlab/workbench/browser/workbench.js";
 
 test("a slider of numbers has each where it is", () => {
@@ -31,4 +31,11 @@ test("a knob is found by all words of what is typed, in name, meaning and choice
   const finds = (/** @type {string} */ typed) => matches({ ...spec, choices: [...spec.choices] }, typed);
   assert.deepEqual(["", "  ", "rate", "LR", "size  rate", " adam "].map(finds), [true, true, true, true, true, true]);
   assert.deepEqual(["server", "rate server", "undefined"].map(finds), [false, false, false]);
+});
+
+test("an address brings the line that it was made of, and nothing else", () => {
+  const line = 'fedlab=2 uplink="clip + gaussian noise" noise=0.5', address = linked("http://127.0.0.1/?token=1#old", line);
+  assert.ok(address.startsWith("http://127.0.0.1/?token=1#fedlab"));
+  assert.equal(brought(new URL(address).hash), line);
+  assert.deepEqual(["", "#a-heading", "#%E0%A4%A", "#x=fedlab=2"].map(brought), ["", "", "", ""]);
 });
