@@ -80,6 +80,19 @@ def test_a_knob_is_seen_before_the_round_comes():
     assert mean(proximal=0.5) < mean() < mean(local_epochs=5)
 
 
+def test_drift_and_what_is_done_about_it_are_seen():
+    platforms = PRESETS["10 platforms that differ in taste"].replace(rounds=12)
+
+    def agreement(seed, **more):
+        settings = platforms.replace(seed=seed, **more)
+        return Looker(settings).look(run(settings)[-1], settings)["steps"]["agreement"]
+
+    for seed in (0, 1):
+        plain, far = agreement(seed), agreement(seed, local_epochs=5)
+        assert far < plain
+        assert agreement(seed, local_epochs=5, local="scaffold") > far
+
+
 def test_steps_and_their_mean_by_hand():
     values = torch.tensor([[3.0, 1.0], [3.0, -1.0], [0.0, 2.0]])
     rows = Rows(values, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))

@@ -33,7 +33,10 @@ def steps(
     weights = torch.ones_like(sent.weights) if pipe.equal else sent.weights
     found = plane(sent, server, weights)
     if found is None:
-        return {"round": context.number, "why": "what the clients send moves nothing"}
+        return {
+            "round": context.number,
+            "why": "what the clients send moves nothing, or is not finite",
+        }
     taken = _taken(pipe, context, sent, server, found)
     far = found.steps.abs().amax(1)
     ends = [found.mean] if taken is None else [found.mean, taken]
