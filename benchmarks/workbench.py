@@ -3,7 +3,8 @@
 python benchmarks/workbench.py [--quick]
 
 lab_key_to_visible_ms, voila_key_to_visible_ms: from the key press on a slider to the frame that
-shows the new value 'in use', which a round has then taken, while 16 clients a round train; median.
+shows the new value 'in use', which a round has then taken, while 16 clients a round train and
+rounds are looked into; median.
 stop_ms: the longest time from the click on Stop to the view that says so, less a median round.
 redraws_per_s: changes of the loss line while 64 clients a round train. blank_frames: animation
 frames in that time in which a chart that has rounds shows no line. redraw_kernel_ms: processor time
@@ -13,6 +14,10 @@ multiplies tables or counts; start_during_run_all_ok: how many took at most a se
 live_vs_headless: rounds per second with the view open over rounds per second of the same stream
 that nobody sees, blocks of 15 rounds taken in turn in one thread, median of the pairs of blocks
 (whole runs taken in turn differ by more than the view costs: this machine is shared).
+round_view_cost: the share of those rounds per second that is lost with the charts and the view into
+the round open. dead_kernel_seen_s: from the kill of the kernel to the view that says so.
+redraw_ms_at_10000_rounds: processor time of a redraw in the kernel with 20 runs of 10,000 rounds in
+the charts. replay_file_kb: the recorded page of a run of 60 rounds, with a user followed.
 """
 
 import ast
@@ -67,14 +72,54 @@ def taken_in_turn(settings, size=15):
             next(quiet)
         times.append(time.perf_counter())
         blocks.append((times[2] - times[1]) / (times[1] - times[0]))
-bench = Workbench(stamped, start, metrics=better(), presets=PRESETS)
+bench = Workbench(stream, start, metrics=better(), presets=PRESETS)
+bench.session.live = stamped
 draw = bench.draw
 def timed(*_):
     began = time.thread_time()
     draw()
     draws.append((time.thread_time() - began) * 1e3)
 bench.draw = timed
+pages = []
+bench.send = lambda content, buffers=None: pages.append(len(buffers[0]))
+def look():
+    """Open the view into the round, which only a plain stream has; close it where it is open."""
+    live, bench.session.live = bench.session.live, stream
+    bench._see(not bench.inside["on"])
+    bench.session.live = live
+def kept():
+    """The size of the page of the run on show."""
+    live, bench.session.live = bench.session.live, stream
+    bench._follow("user", "3")
+    bench._export("replay")
+    bench.session.live = live
+    return pages[-1]
 bench'''
+MANY = '''
+from fedlab.core import Round
+def many(runs=20, rounds=10_000):
+    """Processor ms of redraws with so many runs in the charts, and MB that they take."""
+    before, mine = memory(), []
+    for n in range(runs):
+        run = bench.session.runs.begin(start)
+        for number in range(1, rounds + 1):
+            done = Round(number, start, {}, metrics={"ndcg@10": number % 7 / 7, "hr@10": 0.5})
+            bench.session.runs.add(run, done, start)
+        run.pinned, run.state = True, "done"
+        mine.append(run)
+    timed()
+    draws.clear()
+    for _ in range(20):
+        timed()
+    grown = memory() - before
+    for run in mine:
+        bench.session.runs.delete(run.id)
+    return draws, grown
+def memory():
+    """MB that this process has in memory."""
+    from pathlib import Path
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+'''
 OTHER = """
 import time
 from pathlib import Path
@@ -121,6 +166,14 @@ FRAMES = """([bench, seconds]) => new Promise(resolve => {
   };
   requestAnimationFrame(look);
 })"""
+DEAD = """bench => new Promise(resolve => {
+  const began = performance.now();
+  new MutationObserver(() => {
+    if (bench.classList.contains('gone')) resolve((performance.now() - began) / 1e3);
+  }).observe(bench, { attributeFilter: ['class'] });
+  window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel
+    .requestExecute({ code: 'import os; os.kill(os.getpid(), 9)' });
+})"""
 STOP = """([bench, stop]) => new Promise(resolve => {
   const began = performance.now();
   new MutationObserver(() => {
@@ -154,6 +207,18 @@ def keys(page, bench, count):
     press(bench, "Stop")
     expect(bench).to_have_attribute("data-state", "stopped")
     return page.evaluate("() => window.delays")
+
+
+def looks(page, bench):
+    """Open or close the view into the round, and wait until something is seen."""
+    page.evaluate(ASK, "look()")
+    if bench.locator(".inside").is_visible():
+        expect(bench.locator('[data-inside="clients"] circle').first).to_be_attached()
+
+
+def dies(page, bench):
+    """Seconds from the kill of the kernel to the view that says so."""
+    return page.evaluate(DEAD, bench.element_handle())
 
 
 def begin(page, bench, rounds=60):
@@ -231,17 +296,30 @@ def main() -> None:
         page, home = chrome.pages[0], Path(folder)
         (home / "notebooks").mkdir()
         write_notebook(home / "notebooks" / "live.ipynb", SOURCE)
+        write_notebook(home / "notebooks" / "many.ipynb", MANY, SOURCE)
         with lab(home) as address:
             bench = run_all(page, address.format("live.ipynb"))
+            looks(page, bench)
             in_lab, stopped = keys(page, bench, count), stops(page, bench, max(count // 4, 3))
             redraws, frames, blank, draws = steadiness(page, bench, seconds)
+            begin(page, bench)
+            expect(bench).to_have_attribute("data-state", "done")
+            size = int(page.evaluate(ASK, "kept()"))
+            seen = against_headless(page, bench, rounds)
+            looks(page, bench)
             ratios = against_headless(page, bench, rounds)
             share = 2 if quick else 7
             first = [s for work in WORK for s in beside(page, address, home, work, share)]
+            bench = run_all(page.context.new_page(), address.format("many.ipynb"))
+            there = f"many({2 if quick else 20}, {1000 if quick else 10_000})"
+            long, grown = ast.literal_eval(bench.page.evaluate(ASK, there))
+            dead = dies(bench.page, bench)
+            bench.page.close()
         with voila(home, "live.ipynb") as address:
             page.goto(address)
             bench = page.locator(".fedlab-workbench")
             expect(bench).to_have_count(1, timeout=60_000)
+            press(bench, "See the round")
             in_voila = keys(page, bench, count)
 
     def milliseconds(values, worst, goal):
@@ -258,8 +336,8 @@ def main() -> None:
     record(
         "workbench",
         {
-            "lab_key_to_visible_ms": milliseconds(in_lab, False, 150),
-            "voila_key_to_visible_ms": milliseconds(in_voila, False, 150),
+            "lab_key_to_visible_ms": milliseconds(in_lab, False, 100),
+            "voila_key_to_visible_ms": milliseconds(in_voila, False, 100),
             "stop_ms": milliseconds(stopped, True, 200),
             "start_during_run_all_s": entry(
                 max(first),
@@ -278,7 +356,7 @@ def main() -> None:
                 note=f"of {len(first)}, beside a cell that sleeps, multiplies or counts{note}",
             ),
             "redraws_per_s": entry(
-                redraws, "1/s", 3, higher=True, seeds=1, note=f"over {seconds} s{note}"
+                redraws, "1/s", 4, higher=True, seeds=1, note=f"over {seconds} s{note}"
             ),
             "blank_frames": entry(
                 blank, "frames", 0, higher=False, seeds=1, note=f"of {frames}{note}"
@@ -298,6 +376,26 @@ def main() -> None:
                 higher=True,
                 seeds=1,
                 note=f"{len(ratios)} pairs, from {min(ratios):.2f} to {max(ratios):.2f}{note}",
+            ),
+            "round_view_cost": entry(
+                1 - statistics.median(seen),
+                "share",
+                0.1,
+                higher=False,
+                seeds=1,
+                note=f"{len(seen)} pairs, from {1 - max(seen):.2f} to {1 - min(seen):.2f}{note}",
+            ),
+            "dead_kernel_seen_s": entry(dead, "s", 5, higher=False, seeds=1, note=f"once{note}"),
+            "redraw_ms_at_10000_rounds": entry(
+                statistics.median(long),
+                "ms",
+                5,
+                higher=False,
+                seeds=1,
+                note=f"processor time, {len(long)} redraws, all take {grown:.0f} MB{note}",
+            ),
+            "replay_file_kb": entry(
+                size / 1e3, "kB", 1000, higher=False, seeds=1, note=f"60 rounds, 24 looks{note}"
             ),
         },
         quick,

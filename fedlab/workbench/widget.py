@@ -49,7 +49,7 @@ FILES = (
     "workbench.js",
 )
 # seconds between redraws, where rounds allow; each takes training and the browser some time
-PACE = 0.3
+PACE = 0.23
 # what one module says of another: a line that imports, names or types, and the word export
 BETWEEN = re.compile(r"^(?:import |/\*\* @import ).*\n|^export (?!default )", re.MULTILINE)
 NO_MODEL = "only a workbench over fedlab.workbench.stream knows how its model was made"
