@@ -110,7 +110,8 @@ def refused(way: str) -> bool:
 def held(seed: int, learners: int, rounds: int) -> tuple[int, float]:
     """A class: how many learners got to its end, and by how much its NDCG@10 rose."""
     films, start = load(), started(seed=seed)
-    with Entrance("127.0.0.1:0", welcome(start, films.catalogue)) as room:
+    with Entrance("127.0.0.1:0") as room:
+        room.open(welcome(start, films.catalogue))
         words = [sys.executable, "-c", LEARNER, str(room.invitation)]
         how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         parts = [f"{k + 1} of {learners}" for k in range(learners)]
@@ -136,7 +137,8 @@ def of_eight(seed: int, start: Tree, rounds: int) -> float:
     films, settings = load(), OF_CLASS.replace(rounds=rounds, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     who = 1 + 2 * torch.randperm(films.user_count // 2, generator=draw)[:8]
-    with Entrance("127.0.0.1:0", welcome(start, films.catalogue)) as room:
+    with Entrance("127.0.0.1:0") as room:
+        room.open(welcome(start, films.catalogue))
         for user in who.tolist():
             own = of_users(films, torch.arange(films.user_count) == user)
             Learner(room.invitation, f"user {user}", own, PATIENT).begin()

@@ -368,10 +368,12 @@ def _class(words: argparse.Namespace) -> bool:
     keyboard = sys.stdin.isatty() or words.count > 0
     fix = "there is no keyboard to press Enter on; say how many learners to wait for"
     require(keyboard, "--count", words.count, fix)
+    require(words.deadline > 0, "--deadline", words.deadline, "choose seconds above 0")
+    settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
     films = load()
-    start = saved(words.model, films.catalogue) if words.model else started()
-    hello = welcome(start, films.catalogue)
-    with Entrance(words.address, hello, say=lambda line: _aloud(shown(line))) as entrance:
+    with Entrance(words.address, say=lambda line: _aloud(shown(line))) as entrance:
+        start = saved(words.model, films.catalogue) if words.model else started()
+        entrance.open(welcome(start, films.catalogue))
         line = entrance.invitation
         _aloud("Learners type this into a notebook, and rate films in a widget:\n")
         _aloud(f'    from fedlab.workbench import Ratings\n    me = Ratings("{line}")\n    me\n')
@@ -380,7 +382,6 @@ def _class(words: argparse.Namespace) -> bool:
         _aloud(f'    from fedlab.nodes import join\n    me = join("{line}", {own})\n')
         _all_here(entrance, words.count)
         began, done = time.monotonic(), None
-        settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
         how = {"seconds": words.deadline, "private": words.private}
         for done in taught(entrance, start, settings, **how):
             _aloud(_of_class(done, len(entrance.here())))

@@ -28,7 +28,8 @@ def model():
 
 @pytest.fixture
 def room(model):
-    with Entrance("127.0.0.1:0", welcome(model, few().catalogue)) as found:
+    with Entrance("127.0.0.1:0") as found:
+        found.open(welcome(model, few().catalogue))
         yield found
 
 
@@ -157,7 +158,8 @@ def test_an_address_where_nobody_is_can_be_left(me):
 
 def test_a_class_that_goes_away_is_told_with_what_there_is(me, model):
     me._patience = 2.0
-    with Entrance("127.0.0.1:0", welcome(model, few().catalogue)) as room:
+    with Entrance("127.0.0.1:0") as room:
+        room.open(welcome(model, few().catalogue))
         me.join(str(room.invitation))
         until(lambda: me.state == "waiting")
         rounds = taught(room, model, USUAL.replace(rounds=9), seconds=PATIENT)

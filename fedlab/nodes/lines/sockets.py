@@ -215,6 +215,10 @@ class Sockets:
         else:
             self.where = self._door.getsockname()
         self._door.listen(128)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take up connections from now on, now that the address is ours."""
         threading.Thread(target=self._welcome_all, name="fedlab nodes", daemon=True).start()
 
     def _address(self, text: str) -> tuple[str, int] | str:

@@ -47,11 +47,16 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
         if Classroom._last:
             Classroom._last.end()
         films = load() if films is None else films
-        self._start = started(films) if start is None else start
         self._seconds, self._private = seconds, private
         self._refused, self._people = list[str](), ipywidgets.HTML()
         self._training = threading.Lock()
-        self.entrance = Entrance(address, welcome(self._start, films.catalogue), say=self._said)
+        self.entrance = Entrance(address, say=self._said)
+        try:
+            self._start = started(films) if start is None else start
+            self.entrance.open(welcome(self._start, films.catalogue))
+        except BaseException:  # an interrupted cell may be run again at the same address
+            self.entrance.close()
+            raise
         Classroom._last = self
         turn, metrics = dict(TURN), dict(RANKING)
         if private:
