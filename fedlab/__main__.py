@@ -43,6 +43,7 @@ from fedlab.data import DataError, described, load, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.nodes import Relay, Sockets, cut_into, gathered, read_node, serve
 from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, saved, started, taught, welcome
+from fedlab.nodes.lines.sockets import FIRST
 from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
@@ -232,9 +233,9 @@ def _node_words(parts: Any) -> None:
     part.add_argument(
         "--patience",
         type=float,
-        default=float("inf"),
         metavar="SECONDS",
-        help="end after so long without a coordinator (without: never)",
+        help=f"end after so long without a coordinator (without: after {FIRST:g} s, with an error, "
+        "if none was ever there; otherwise never)",
     )
     part.set_defaults(do=_node)
     part = parts.add_parser("class", help="a coordinator for learners who join from a notebook")

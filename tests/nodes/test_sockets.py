@@ -168,6 +168,15 @@ def test_addresses_off_this_machine_are_refused(tmp_path):
         Sockets(told(line))
 
 
+def test_somebody_who_is_no_coordinator_is_not_waited_for():
+    """It lets in whoever comes, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        where, said = f"127.0.0.1:{door.getsockname()[1]}", []
+        with pytest.raises(ParameterError, match=f"{where}.*no coordinator was there within 0.5 s"):
+            serve("a", bytes.upper, where, patience=0.5, say=said.append)
+    assert where in said[0]
+
+
 def test_patience_counts_from_when_the_coordinator_went():
     with Sockets("127.0.0.1:0") as line:
         where = told(line)

@@ -33,6 +33,8 @@ LONGEST = 1 << 31  # bytes of a frame
 GREETING = 10.0  # seconds that a new connection has to say its name
 LOCAL = ("127.0.0.1", "localhost")
 GREETED = 1 << 14  # bytes of a greeting at most
+WELCOMED = 60.0  # seconds that a node waits to be let in
+FIRST = 600.0  # seconds for which a node looks for its first coordinator
 PAUSE = 0.1  # seconds to wait where no connection can be taken up
 WELCOME, NO = b"welcome", b"no: "  # how the answer to a greeting begins
 TWICE = "another node has this name; give each one of its own"
@@ -344,15 +346,20 @@ def serve(
     answer: Callable[[bytes], bytes],
     where: str,
     *,
-    patience: float = float("inf"),
+    patience: float | None = None,
     say: Callable[[str], Any] = lambda line: None,
 ) -> None:
     """Be a node: connect, answer, and connect again when the coordinator comes back.
 
-    patience: seconds without a coordinator after which it returns. Raises `ParameterError` where
-    another node has this name.
+    patience: seconds without a coordinator after which it returns; without it never, once there was
+    one. say: is told in a line who is there, and at once where nobody is. Raises `ParameterError`
+    where there never was a coordinator within the patience, by default `FIRST`, and where another
+    node has this name.
     """
-    place = address(where)
+    place, first = address(where), FIRST if patience is None else patience
+    fix = "choose seconds from 0, or inf for as long as it takes"
+    require(first >= 0, "patience", patience, fix)
+    ever, why = False, ""
 
     def reach(about: dict[str, str]) -> Wire:
         line = _made(place)
@@ -364,7 +371,25 @@ def serve(
             raise
         return line
 
-    attend(name, answer, reach, patience=patience, met=lambda line, told: say("connected"))
+    def met(line: Wire, told: bytes) -> None:
+        nonlocal ever, why
+        ever, why = True, ""
+        say("connected")
+
+    def failed(error: OSError) -> None:
+        nonlocal why
+        if not why:
+            say(f"no coordinator is at {where} ({error}); it is looked for again and again")
+        why = str(error)
+
+    later = float("inf") if patience is None else patience
+    attend(name, answer, reach, patience=later, first=first, met=met, failed=failed)
+    if not ever:
+        fix = "is the path or port the coordinator's, and was it started?"
+        raise ParameterError(
+            f"socket={where!r}: no coordinator was there within {first:g} s ({why}); {fix}"
+        )
+    say(f"no coordinator was at {where} for {later:g} s, so the node ends")
 
 
 def attend(
@@ -373,33 +398,41 @@ def attend(
     reach: Callable[[dict[str, str]], Wire],
     *,
     patience: float = float("inf"),
+    first: float | None = None,
     met: Callable[[Wire, bytes], Any] = lambda line, told: None,
+    failed: Callable[[OSError], Any] = lambda error: None,
     stays: Callable[[], bool] = lambda: True,
 ) -> None:
     """Be a node over whatever connection `reach` opens, as long as it `stays`.
 
     reach: opens one and greets with {"name": ..., "token": ...}; raises OSError where no
-    coordinator is there. met: is handed each connection, and what the coordinator said first.
+    coordinator is there. patience: seconds without one after which it returns. first: those before
+    it has met one, by default as many. met: is handed each connection, and what the coordinator
+    said first. failed: is handed why there is no connection, or none any more.
     """
     fix = "give a name of at most 80 characters"
     require(bool(name) and tidy(name, 80), "name", name, fix)
     about, last = {"name": name, "token": secrets.token_hex(8)}, time.monotonic()
-    while stays() and time.monotonic() - last < patience:
+    left = patience if first is None else first
+    while stays() and (rest := last + left - time.monotonic()) > 0:
         line = None
         try:
             line = reach(about)
+            line.settimeout(min(WELCOMED, rest))  # whoever is there may be no coordinator
             _, told = receive_frame(line)
+            line.settimeout(None)
             why = told.removeprefix(NO).decode(errors="replace")[:300]
             require(not told.startswith(NO), "name", name, why)
             met(line, told)
+            left = patience
             try:
                 while stays():
                     number, question = receive_frame(line)
                     send_frame(line, number, answer(question))
             finally:
                 last = time.monotonic()
-        except OSError:
-            pass
+        except OSError as error:
+            failed(error)
         finally:
             if line:
                 line.close()
