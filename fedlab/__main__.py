@@ -350,6 +350,7 @@ def _nodes(words: argparse.Namespace) -> bool:
 def _node(words: argparse.Namespace) -> bool:
     """Answer a coordinator, in a session of its own: one for which the system shares out a core."""
     node = read_node(words.folder)
+    _ = node.member  # what is damaged is said before anybody asks
     if hasattr(os, "setsid"):
         with suppress(PermissionError):  # it leads a session already
             os.setsid()

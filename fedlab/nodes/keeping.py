@@ -185,4 +185,5 @@ def readable(folder: Path) -> Keeping:
     try:
         return Keeping(folder)
     except (ParameterError, ValueError, KeyError, TypeError) as error:
-        raise BehindError(f"{folder} cannot be read: {error}") from error
+        fix = "put it back from a copy, or begin another run"
+        raise BehindError(f"{folder} cannot be read: {error}; {fix}") from error

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from fedlab.aggregation import NoDeltaError
-from fedlab.core import RoundContext, Rows, Tree, Update
+from fedlab.core import DataError, RoundContext, Rows, Tree, Update
 from fedlab.nodes.keeping import write_whole
 from fedlab.nodes.messages import Message, MessageError, pack
 from fedlab.privacy.secure import (
@@ -45,6 +45,9 @@ from fedlab.privacy.secure import (
 from fedlab.privacy.secure.stages import flat_rows, numbers, threshold, unflattened
 
 STEPS = ("keys", "shares", "masked", "arrived", "unmask")
+OWN, OTHERS = "identity", "others.json"  # files of a node
+KEY = 32  # bytes of an identity, and of the public key to it
+BACK = "put it back from a copy"
 LETTER = 1024  # bytes that a letter, key or share takes at most
 
 
@@ -61,14 +64,41 @@ class Membership:
     members: dict[bytes, Member] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Read the identity, or draw one."""
-        key, others = (self._read(name) for name in ("identity", "others.json"))
-        self.identity, self.known = Identity(key or None), json.loads(others or b"{}")
-        self._write("identity", self.identity.private)
+        """Read the identity, or draw one; raises `DataError` for files that are damaged."""
+        self.known = self._others()
+        self.identity = Identity(self._key())
+        self._write(OWN, self.identity.private)
 
-    def _read(self, name: str) -> bytes:
-        path = self.folder / name if self.folder else None
-        return path.read_bytes() if path and path.is_file() else b""
+    def _key(self) -> bytes | None:
+        key = self._read(OWN)
+        if key is not None and len(key) != KEY:
+            raise DataError(
+                f"{self._path(OWN)}: the node's identity is damaged ({len(key)} bytes, not {KEY}); "
+                f"{BACK}. Without one remove the file: the node draws another identity, which each "
+                f"node that knows it refuses until its line is taken out of that node's {OTHERS}"
+            )
+        return key
+
+    def _others(self) -> dict[str, str]:
+        text = self._read(OTHERS)
+        try:
+            found = json.loads(b"{}" if text is None else text)
+            if not isinstance(found, dict) or any(len(_bytes(k)) != KEY for k in found.values()):
+                raise ValueError(f"it must hold names, and a key of {KEY} bytes for each")
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{self._path(OTHERS)}: the identities of other nodes are damaged ({error}); "
+                f"{BACK}. Without one remove the file: the node then believes the coordinator once "
+                "more whose identity is whose"
+            ) from error
+        return found
+
+    def _path(self, name: str) -> Path:
+        return (self.folder or Path()) / name
+
+    def _read(self, name: str) -> bytes | None:
+        there = self.folder and self._path(name).is_file()
+        return self._path(name).read_bytes() if there else None
 
     def _write(self, name: str, text: bytes) -> None:
         if self.folder:
@@ -79,12 +109,14 @@ class Membership:
     def keys(self, name: str, asked: Message) -> dict[str, Any]:
         """Enter a sum: its terms, and the node's public keys for it."""
         directory = asked.get("directory", dict)
+        if self.known.get(name, directory.get(name)) != directory.get(name):
+            raise MessageError(f"its own identity is not what it was; {BACK}: {self._path(OWN)}")
         for other, key in directory.items():
             if self.known.setdefault(other, key) != key:
                 raise MessageError(f"the identity of node {other} is not the one known here")
         if name not in directory:
             raise MessageError("it is not among the members")
-        self._write("others.json", json.dumps(self.known).encode())
+        self._write(OTHERS, json.dumps(self.known).encode())
         order = sorted(directory)
         people = {k: bytes.fromhex(directory[other]) for k, other in enumerate(order, 1)}
         run = bytes.fromhex(asked.get("sum", str))

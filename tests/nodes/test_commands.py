@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from waiting import until
 from world import difference
 
 from fedlab.__main__ import main
 from fedlab.core import Settings, load_round, write_settings
-from fedlab.nodes import Sockets
+from fedlab.data import Columns
+from fedlab.nodes import Sockets, write_node
 from fedlab.workbench import stream
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no Unix sockets")
@@ -110,6 +112,28 @@ def test_what_is_wrong_is_one_line(said, tmp_path):
     (tmp_path / "data.node").write_bytes(b"nonsense")
     assert "not a node's data" in said("node", tmp_path, "--socket", tmp_path / "line", code=2)
     assert "count=0" in said("nodes", "ml-latest-small", "--into", tmp_path, "--count", 0, code=2)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("identity", b""),
+        ("identity", b"x" * 31),
+        ("others.json", b""),
+        ("others.json", b"[]"),
+        ("others.json", b'{"node1": "00ff"}'),
+        ("others.json", b'{"node1": 3}'),
+    ],
+)
+def test_a_damaged_key_names_its_file_and_the_way_out(said, tmp_path, file, text):
+    rows = Columns({"target": torch.ones(2)}, torch.tensor([0, 1]))
+    write_node(tmp_path, "a", rows)
+    (tmp_path / file).write_bytes(text)
+    last = said("node", tmp_path, "--socket", tmp_path / "line", "--patience", 0.1, code=2)
+    assert str(tmp_path / file) in last
+    assert "put it back from a copy" in last
+    assert "remove the file" in last
+    assert (tmp_path / file).read_bytes() == text
 
 
 def test_a_node_that_meets_no_coordinator_says_so_at_once_and_ends_with_an_error(said, nodes):

@@ -102,6 +102,18 @@ def test_identities_are_known_from_the_first_time(tmp_path):
     assert any("identity of node node2 is not the one" in why for why in done.rejected.values())
 
 
+def test_a_node_notices_that_its_own_identity_is_another(tmp_path):
+    world = World(count=4, folder=tmp_path)
+    next(world.far(uplink=PLAIN).rounds(USUAL))
+    (tmp_path / "node2" / "identity").write_bytes(bytes(32))
+    for k, name in enumerate(world.names):
+        world.nodes[name] = world.node(k)
+    done = next(world.far(uplink=PLAIN).rounds(USUAL))
+    own = f"its own identity is not what it was; put it back from a copy: {tmp_path}/node2/identity"
+    assert any(own in why for why in done.rejected.values())
+    assert "did not open" in done.skipped
+
+
 def test_noise_in_shares_is_refused():
     with pytest.raises(ParameterError, match="distributed gaussian"):
         World(count=4).far(uplink=[Clip(), DistributedGaussian()])
