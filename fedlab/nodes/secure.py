@@ -30,7 +30,7 @@ import torch
 
 from fedlab.aggregation import NoDeltaError
 from fedlab.core import DataError, RoundContext, Rows, Tree, Update
-from fedlab.nodes.keeping import write_whole
+from fedlab.nodes.keeping import owned, write_whole
 from fedlab.nodes.messages import Message, MessageError, pack
 from fedlab.privacy.secure import (
     Advert,
@@ -102,9 +102,7 @@ class Membership:
 
     def _write(self, name: str, text: bytes) -> None:
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / name, text)
-            (self.folder / name).chmod(0o600)
+            write_whole(owned(self.folder) / name, text)
 
     def keys(self, name: str, asked: Message) -> dict[str, Any]:
         """Enter a sum: its terms, and the node's public keys for it."""

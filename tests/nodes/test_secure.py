@@ -114,6 +114,32 @@ def test_a_node_notices_that_its_own_identity_is_another(tmp_path):
     assert "did not open" in done.skipped
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of Unix")
+def test_what_a_node_keeps_is_for_its_owner_alone_whatever_the_umask(tmp_path):
+    """Its data, identity, those of others, private rows, and what counted; and what was there."""
+    world, before = World(count=4, folder=tmp_path), os.umask(0)
+    try:
+        (tmp_path / "node0").mkdir(mode=0o777)
+        for name in ("data.node", "data.node.new", "identity", "others.json"):
+            (tmp_path / "node0" / name).touch(0o666)
+        (tmp_path / "node0" / "identity").write_bytes(bytes(32))
+        (tmp_path / "node0" / "others.json").write_bytes(b"{}")
+        for k, name in enumerate(world.names):
+            write_node(tmp_path / name, name, world.own(k))
+        far = world.far(uplink=PLAIN)
+        *_, last = far.rounds(USUAL)
+        far.measure(last)
+    finally:
+        os.umask(before)
+    assert not last.skipped
+    found = list(tmp_path.glob("*/**/*"))
+    files = {path.name for path in found if path.is_file()}
+    assert {"data.node", "identity", "others.json", "counted.json", "state.safetensors"} <= files
+    for path in [*found, *map(tmp_path.joinpath, world.names)]:
+        mode = path.stat().st_mode & 0o777
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path} {mode:o}"
+
+
 def test_noise_in_shares_is_refused():
     with pytest.raises(ParameterError, match="distributed gaussian"):
         World(count=4).far(uplink=[Clip(), DistributedGaussian()])
