@@ -6,7 +6,7 @@ Each node of the roster is a member (`fedlab.privacy.secure`): it trains its cli
 they send in fixed point, as `SecureSum` does in one process, and masks that. Those without a client
 in the cohort mask zeros, so that the members are always the same. A node that drops out, at
 whatever step, is one that has dropped out of the protocol: where more than two thirds are left the
-sum opens.
+sum opens, unless it is over the clients of one node alone, whose own update it would be.
 
 Members know each other's identity keys from the first time that they hear of them: a node keeps
 them, and refuses others later. So the coordinator is trusted once, when a federation is set up.
@@ -42,7 +42,14 @@ from fedlab.privacy.secure import (
     Terms,
     Words,
 )
-from fedlab.privacy.secure.stages import flat_rows, numbers, threshold, unflattened
+from fedlab.privacy.secure.stages import (
+    ALONE,
+    check_company,
+    flat_rows,
+    numbers,
+    threshold,
+    unflattened,
+)
 
 STEPS = ("keys", "shares", "masked", "arrived", "unmask")
 OWN, OTHERS = "identity", "others.json"  # files of a node
@@ -196,11 +203,16 @@ class Sum:
     keys: Mapping[str, str]
     ask: Callable[[str, Mapping[str, Mapping[str, Any]], Callable[[Message], Any]], dict[str, Any]]
 
-    def total(self, context: RoundContext, clients: int) -> tuple[Tree, dict[str, float]]:
+    def total(
+        self, context: RoundContext, clients: Mapping[str, int]
+    ) -> tuple[Tree, dict[str, float]]:
         """The sum, and the nodes that are in it with the mean loss of their clients.
 
-        clients: C. Raises `NoDeltaError` where too few are left.
+        clients: how many of the cohort each node has. Raises `NoDeltaError` where too few are left,
+        or those of one node alone.
         """
+        check_company(context)
+        _check_two(clients, clients)
         names = sorted(self.keys)
         place = {name: k for k, name in enumerate(names, 1)}
         directory = {k: bytes.fromhex(self.keys[name]) for name, k in place.items()}
@@ -217,8 +229,9 @@ class Sum:
         terms: Terms,
         place: Mapping[str, int],
         context: RoundContext,
-        clients: int,
+        clients: Mapping[str, int],
     ) -> tuple[Tree, dict[str, float]]:
+        every = sum(clients.values())
         about = {"sum": terms.run.hex()}
         first = about | {
             "threshold": terms.threshold,
@@ -235,18 +248,26 @@ class Sum:
         to = {
             name: about
             | {"letters": {k: text.hex() for k, text in letters[place[name]].items()}}
-            | {"clients in all": clients}
+            | {"clients in all": every}
             for name in said
         }
         masked = self.ask("masked", to, lambda m: _vector(m, terms.length))
         arrived = server.inputs({place[name]: words for name, (words, _) in masked.items()})
+        _check_two(masked, clients)
         said = self.ask("arrived", dict.fromkeys(masked, about | {"arrived": arrived}), _signature)
         signed = server.signatures({place[name]: text for name, text in said.items()})
         told = {k: [text.hex()] for k, text in signed.items()}
         said = self.ask("unmask", dict.fromkeys(said, about | {"signatures": told}), _opened)
         words = server.total({place[name]: shares for name, shares in said.items()})
-        found = unflattened(fixed_point(context, clients).decode(words), context)
+        found = unflattened(fixed_point(context, every).decode(words), context)
         return found, {name: loss for name, (_, loss) in masked.items()}
+
+
+def _check_two(there: Iterable[str], clients: Mapping[str, int]) -> None:
+    """Raise `NoDeltaError` where the sum would be over clients of one node: its own update."""
+    own = [name for name in there if clients.get(name)]
+    if len(own) == 1:
+        raise NoDeltaError(f"node {own[0]} {ALONE}")
 
 
 def _advert(said: Message) -> Advert:
