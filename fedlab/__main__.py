@@ -42,7 +42,7 @@ from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, ope
 from fedlab.data import DataError, described, load, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.nodes import Relay, Sockets, cut_into, gathered, read_node, serve
-from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, saved, started, taught, welcome
+from fedlab.nodes.classroom import LIMIT, PRIVATE, USUAL, Entrance, saved, started, taught, welcome
 from fedlab.nodes.lines.sockets import FIRST
 from fedlab.privacy import spends
 from fedlab.workbench import (
@@ -257,6 +257,12 @@ def _node_words(parts: Any) -> None:
         metavar="SECONDS",
         help="how long a round waits for a learner (%(default)s)",
     )
+    part.add_argument(
+        "--limit",
+        type=int,
+        default=LIMIT,
+        help="how many learners are let in at a time (%(default)s)",
+    )
     part.add_argument("--private", action="store_true", help="clip updates, and add noise")
     part.set_defaults(do=_class)
 
@@ -370,10 +376,13 @@ def _class(words: argparse.Namespace) -> bool:
     keyboard = sys.stdin.isatty() or words.count > 0
     fix = "there is no keyboard to press Enter on; say how many learners to wait for"
     require(keyboard, "--count", words.count, fix)
+    fix = f"--limit lets {words.limit} in; wait for no more than that"
+    require(words.count <= words.limit, "--count", words.count, fix)
     require(words.deadline > 0, "--deadline", words.deadline, "choose seconds above 0")
     settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
     films = load()
-    with Entrance(words.address, say=lambda line: _aloud(shown(line))) as entrance:
+    how = {"limit": words.limit, "say": lambda line: _aloud(shown(line))}
+    with Entrance(words.address, **how) as entrance:
         start = saved(words.model, films.catalogue) if words.model else started()
         entrance.open(welcome(start, films.catalogue))
         line = entrance.invitation

@@ -382,6 +382,8 @@ def test_the_command_holds_a_class(tmp_path):
         (["--address", "0.0.0.0:7000", "--count", "1"], "address"),
         (["--model", "nowhere", "--count", "1"], "no model in it"),
         (["--count", "-1"], "no keyboard"),
+        (["--count", "1", "--limit", "0"], "--limit lets 0 in"),
+        (["--count", "65"], "--limit lets 64 in"),
     ],
 )
 def test_the_command_says_what_is_wrong(given, match, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from world import World, difference
 
 from fedlab.core import ParameterError, Settings
 from fedlab.nodes import Coordinator, Lost, Sockets, gathered, serve
+from fedlab.nodes.lines import sockets
 from fedlab.nodes.lines.sockets import HEAD, address
 
 unix = pytest.mark.skipif(os.name != "posix", reason="there are no Unix sockets")
@@ -154,6 +155,26 @@ def test_who_does_not_say_a_name_is_let_go(sent):
                 other.shutdown(socket.SHUT_WR)
                 assert other.recv(10) == b""
         assert line.nodes() == {}
+
+
+def test_a_greeting_that_comes_byte_by_byte_has_an_end(monkeypatch):
+    """Each byte comes in time, and all together do not."""
+    monkeypatch.setattr(sockets, "GREETING", 0.5)
+    said = []
+    with (
+        Sockets("127.0.0.1:0", say=said.append) as line,
+        suppress(OSError),
+        socket.create_connection(line.where) as other,
+    ):
+        other.sendall(HEAD.pack(0, 1 << 14))
+        for _ in range(4000):
+            other.sendall(b" ")
+            time.sleep(0.05)
+            if said:
+                break
+        else:
+            pytest.fail("it was waited for to its end")
+    assert any("not let in" in each for each in said)
 
 
 def test_addresses_off_this_machine_are_refused(tmp_path):

@@ -212,7 +212,7 @@ def test_the_teacher_sees_who_is_there_and_trains_with_them(screen):
         until(lambda: "<b>1 here:</b> &lt;Ann&gt;<br><b>Dropped out:</b> Ben" in people.value)
         with pytest.raises(ParameterError, match="another node has this name"):
             comes(screen, "<Ann>", "3 of 5")
-        until(lambda: "Another &lt;Ann&gt; was not let in." in people.value)
+        until(lambda: "&lt;Ann&gt; was not let in: another node has this name" in people.value)
 
 
 def test_stop_ends_the_class_for_learners_too(screen):

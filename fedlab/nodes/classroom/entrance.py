@@ -57,6 +57,7 @@ LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that are taken for another
 CODE = 8  # letters of a join code
 FINGERPRINT = 32  # hexadecimal digits of the certificate's SHA-256
 DAYS = 2  # that a certificate holds
+LIMIT, MOST = 64, 1000  # learners in a class, unless told, and at most: each takes a thread
 PLACES = 16  # of one address that may be at the greeting at a time
 WRONG = 1.0  # seconds that a wrong join code keeps its place
 FORM = re.compile(rf"([{LETTERS}]{{{CODE}}})@([\w.-]+):(\d+)#([0-9a-f]{{{FINGERPRINT}}})")
@@ -219,14 +220,18 @@ class Entrance(Sockets):
     ('127.0.0.1', {})
     """
 
-    def __init__(self, where: str, *, say: Callable[[str], Any] = lambda line: None) -> None:
+    def __init__(
+        self, where: str, *, limit: int = LIMIT, say: Callable[[str], Any] = lambda line: None
+    ) -> None:
         """Take the address "host:port", port 0 for a free one; who comes waits until `open`.
 
-        So what is wrong with an address is said before a model has been trained. say: is told in a
-        line who comes, who goes, and why somebody is not let in. Raises `ParameterError` for an
-        address that is none of this machine's, or that is taken, and where the certificate cannot
-        be written.
+        So what is wrong with an address is said before a model has been trained. limit: how many
+        learners are let in at a time; one more reads why not. say: is told in a line who comes, who
+        goes, and why somebody is not let in. Raises `ParameterError` for an address that is none of
+        this machine's, or that is taken, and where the certificate cannot be written.
         """
+        require(1 <= limit <= MOST, "limit", limit, f"choose from 1 to {MOST} learners")
+        self.most = limit
         self._context, mark = _certified()
         self._wires = list[Secured]()
         self._greeting, self._counting = Counter[str](), threading.Lock()

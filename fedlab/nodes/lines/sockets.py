@@ -33,7 +33,7 @@ LONGEST = 1 << 31  # bytes of a frame
 GREETING = 10.0  # seconds that a new connection has to say its name
 LOCAL = ("127.0.0.1", "localhost")
 GREETED = 1 << 14  # bytes of a greeting at most
-WELCOMED = 60.0  # seconds that a node waits to be let in
+WELCOMED = 60.0  # seconds that a node waits to be let in, and in which it reads that it is
 FIRST = 600.0  # seconds for which a node looks for its first coordinator
 PAUSE = 0.1  # seconds to wait where no connection can be taken up
 WELCOME, NO = b"welcome", b"no: "  # how the answer to a greeting begins
@@ -191,6 +191,7 @@ class Sockets:
 
     welcome = WELCOME  # what a node is told that is let in
     longest = LONGEST  # bytes of an answer
+    most = 10**6  # nodes that are let in at a time
 
     def __init__(self, where: str, *, say: Callable[[str], Any] = lambda line: None) -> None:
         """Listen. where: "127.0.0.1:PORT" (0 for a free one) or the path of a Unix socket.
@@ -200,6 +201,7 @@ class Sockets:
         self.where, self.say = self._address(where), say
         self.twice: set[str] = set()  # names that two nodes have
         self._known: dict[str, _Connection] = {}
+        self._entering = threading.Lock()
         self._number = 0
         self._open = True
         if isinstance(self.where, str):
@@ -230,9 +232,15 @@ class Sockets:
     def _greeted(self, line: socket.socket) -> tuple[Wire, dict[str, Any]]:
         """What frames go over from now on, and what somebody says of himself.
 
-        Raises OSError or ValueError for who is not let in.
+        Raises OSError or ValueError for who is not let in, also for who takes longer than
+        `GREETING` in all: a byte now and then would keep a thread for hours.
         """
-        return line, json.loads(receive_frame(line, GREETED)[1])
+        end = threading.Timer(GREETING, _hang_up, (line,))
+        end.start()
+        try:
+            return line, json.loads(receive_frame(line, GREETED)[1])
+        finally:
+            end.cancel()
 
     def close(self) -> None:
         """Stop listening, and let go of all nodes."""
@@ -241,8 +249,7 @@ class Sockets:
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
         for each in list(self._known.values()):
-            with suppress(OSError):
-                each.line.shutdown(socket.SHUT_RDWR)
+            _hang_up(each.line)
         if isinstance(self.where, str):
             Path(self.where).unlink(missing_ok=True)
 
@@ -281,7 +288,6 @@ class Sockets:
         try:
             door.settimeout(GREETING)
             line, about = self._greeted(door)
-            line.settimeout(None)
             name, token = about["name"], about["token"]
             if not (isinstance(name, str) and name and tidy(name, 80) and isinstance(token, str)):
                 raise UnwelcomeError("it says no name")
@@ -290,19 +296,38 @@ class Sockets:
             why = error if isinstance(error, UnwelcomeError) else "it does not greet as a node does"
             self.say(f"Somebody was not let in: {why}.")
             return
-        before = self._known.get(name)
-        if before and not before.gone and before.token != token:
-            self.twice.add(name)
-            self.say(f"Another {name} was not let in.")
-            refuse(line, TWICE)
-            return
-        found = self._known[name] = _Connection(line, token, self.longest)
-        with suppress(OSError), found.sending:
-            send_frame(line, 0, self.welcome)
+        found = _Connection(line, token, self.longest)
+        with found.sending:  # no question goes before the welcome
+            if why := self._refusal(name, found):
+                self.say(f"{name} was not let in: {why}.")
+                refuse(line, why)
+                return
+            line.settimeout(WELCOMED)  # who does not read it is not waited for
+            with suppress(OSError):
+                send_frame(line, 0, self.welcome)
+                line.settimeout(None)
         self.say(f"{name} is here.")
         found.listen()
         if self._open and self._known[name] is found:
             self.say(f"{name} has gone.")
+
+    def _refusal(self, name: str, found: _Connection) -> str:
+        """Why a node that says this name cannot be let in; "" where it has been, as `found`."""
+        with self._entering:
+            before = self._known.get(name)
+            if before and not before.gone and before.token != found.token:
+                self.twice.add(name)
+                return TWICE
+            others = [each for other, each in self._known.items() if other != name]
+            if sum(not each.gone for each in others) >= self.most:
+                return f"there is no room: {self.most} are here already, which is the limit"
+            self._known[name] = found
+            return ""
+
+
+def _hang_up(line: Wire) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def refuse(line: Wire, why: str) -> None:
@@ -310,8 +335,7 @@ def refuse(line: Wire, why: str) -> None:
     with suppress(OSError):
         line.settimeout(GREETING)
         send_frame(line, 0, NO + why.encode())
-    with suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)  # a thread that listens there would not notice the end
+    _hang_up(line)  # a thread that listens there would not notice that it is closed
     line.close()
 
 

@@ -12,7 +12,7 @@ import ipywidgets
 
 from fedlab.core import Round, Settings, Tree, require
 from fedlab.data import Interactions, load
-from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, started, taught, welcome
+from fedlab.nodes.classroom import LIMIT, PRIVATE, USUAL, Entrance, started, taught, welcome
 from fedlab.workbench.widget import Turn, Workbench
 
 TURN: Turn = {"rounds": (5, 60), "local_lr": (0.1, 3.0), "server_lr": (0.01, 1.0)}
@@ -28,8 +28,8 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
     address: of this machine, as learners type it; port 0 for a free one. films, start: what it is
     about and the tables it begins from, by default MovieLens and a model trained on half of its
     users. seconds: how long a round waits for a learner. private: whether updates are clipped, and
-    noise is added. `entrance` lets learners in, `bench` is the workbench. Making another one in the
-    same kernel ends this one, and so does `end`.
+    noise is added. limit: how many learners are let in at a time. `entrance` lets them in, `bench`
+    is the workbench. Making another one in the same kernel ends this one, and so does `end`.
     """
 
     _last: ClassVar["Classroom | None"] = None  # of this kernel
@@ -42,6 +42,7 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
         start: Tree | None = None,
         seconds: float = 30.0,
         private: bool = False,
+        limit: int = LIMIT,
     ) -> None:
         """Open the entrance. Raises `ParameterError` for an address that is none, or is taken."""
         if Classroom._last:
@@ -50,7 +51,7 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
         self._seconds, self._private = seconds, private
         self._refused, self._people = list[str](), ipywidgets.HTML()
         self._training = threading.Lock()
-        self.entrance = Entrance(address, say=self._said)
+        self.entrance = Entrance(address, limit=limit, say=self._said)
         try:
             self._start = started(films) if start is None else start
             self.entrance.open(welcome(self._start, films.catalogue))
