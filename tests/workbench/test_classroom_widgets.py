@@ -225,6 +225,12 @@ def test_stop_ends_the_class_for_learners_too(screen):
         assert ann.news["round"] < 1000
 
 
+def test_what_a_class_cannot_do_has_no_panel(screen):
+    assert screen.bench.spec["sweeps"] is False
+    assert screen.bench.spec["finds"] == []
+    assert "model" not in screen.bench.spec["exports"]
+
+
 def test_a_second_run_beside_the_one_of_a_class_is_refused(screen):
     bench = screen.bench
     with comes(screen, "Ann", "1 of 5"):

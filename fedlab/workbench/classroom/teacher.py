@@ -62,7 +62,8 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
         turn, metrics = dict(TURN), dict(RANKING)
         if private:
             turn, metrics = turn | dict(NOISE), metrics | {"epsilon": "min"}
-        self.bench = Workbench(self._live, PRIVATE if private else USUAL, turn, metrics)
+        usual = PRIVATE if private else USUAL
+        self.bench = Workbench(self._live, usual, turn, metrics, sweeps=False)
         line = escape(TYPE.format(line=str(self.entrance.invitation)))
         told = ipywidgets.HTML(f"Learners run this in a notebook:<pre>{line}</pre>")
         super().__init__([told, self._people, self.bench])
@@ -76,7 +77,7 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
     def _live(self, ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
         fix = "wait until somebody has joined, then press Start"
         require(bool(self.entrance.here()), "class", "nobody is there", fix)
-        fix = "learners answer one run at a time; train one after the other, without a sweep"
+        fix = "learners answer one run at a time; train one after the other"
         require(self._training.acquire(blocking=False), "class", "another run is under way", fix)
         try:
             how = {"seconds": self._seconds, "private": self._private}
