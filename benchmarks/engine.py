@@ -68,11 +68,18 @@ def running() -> Iterator[tuple[Engine, Coordinator]]:
             write_node(engine.folder / site, site, world.own(number))
         try:
             engine.do("start", "--node", words(engine))
+            connected(engine.folder, SITES)
             roster = gathered(engine.relay, PATIENT, count=len(SITES))
             how = {"roster": roster, "seconds": DEADLINE, "quorum": 0.0}
             yield engine, Coordinator(engine.relay, MatrixFactorisation(dim=DIM), **how)
         finally:
             engine.do("stop")
+
+
+def connected(folder: Path, sites: list[str]) -> None:
+    """Wait until the node of each site has found it."""
+    logs = [folder / f"{site}.node.log" for site in sites]
+    assert until(lambda: all("connected" in log.read_text() for log in logs), PATIENT)
 
 
 def words(engine: Engine) -> str:
