@@ -14,6 +14,11 @@
 - `class_gain`: by how much NDCG@10 of a click held out for each of their users rose from the model
   that the class starts from, which knows none of them, to its last one; the mean of all seeds.
 - `class_gain_of_eight`: the same for classes of eight learners who are one such user each.
+- `overhead_vs_node_work`: seconds of a round over two nodes of all users through NVFLARE, over
+  those that the node that worked longest spent on its answer; the median of the rounds behind the
+  first two.
+- `killed_node_round_s`: seconds from when a node is killed at work until its round has ended
+  without it, through NVFLARE; the median, of the slower way: the node alone, or its site with it.
 
 The first four are measured on that of tests/nodes: ml-latest-small's first users, three nodes.
 """
@@ -28,6 +33,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import engine
 import torch
 from common import ROOT, entry, record
 
@@ -110,7 +116,8 @@ def refused(way: str) -> bool:
 def held(seed: int, learners: int, rounds: int) -> tuple[int, float]:
     """A class: how many learners got to its end, and by how much its NDCG@10 rose."""
     films, start = load(), started(seed=seed)
-    with Entrance("127.0.0.1:0", welcome(start, films.catalogue)) as room:
+    with Entrance("127.0.0.1:0") as room:
+        room.open(welcome(start, films.catalogue))
         words = [sys.executable, "-c", LEARNER, str(room.invitation)]
         how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         parts = [f"{k + 1} of {learners}" for k in range(learners)]
@@ -136,7 +143,8 @@ def of_eight(seed: int, start: Tree, rounds: int) -> float:
     films, settings = load(), OF_CLASS.replace(rounds=rounds, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     who = 1 + 2 * torch.randperm(films.user_count // 2, generator=draw)[:8]
-    with Entrance("127.0.0.1:0", welcome(start, films.catalogue)) as room:
+    with Entrance("127.0.0.1:0") as room:
+        room.open(welcome(start, films.catalogue))
         for user in who.tolist():
             own = of_users(films, torch.arange(films.user_count) == user)
             Learner(room.invitation, f"user {user}", own, PATIENT).begin()
@@ -169,6 +177,34 @@ def of_classes(quick: bool) -> dict[str, dict]:
         "class_gain": entry(
             statistics.mean(gains), "NDCG@10", 0.02, higher=True, seeds=seeds, note=spread
         ),
+    }
+
+
+def over_engine(quick: bool) -> dict[str, dict]:
+    """Both figures of rounds through NVFLARE; it installs that once, and needs Linux."""
+    rounds, kills = (3, 1) if quick else (20, 5)
+    load = Path("/proc/loadavg").read_text().split()[0]
+    with engine.running() as (relay, far):
+        times = engine.overheads(relay, far, rounds)
+        ways = {"the node alone": ["site-2.node"], "its site with it": ["site-2.node", "site-2"]}
+        each = {
+            way: [engine.killed(relay, far, names) for _ in range(kills)]
+            for way, names in ways.items()
+        }
+    ratios = [whole / own for whole, own in times]
+    middle = [statistics.median(part) for part in zip(*times, strict=True)]
+    note = f"{min(ratios):.2f} to {max(ratios):.2f} in {rounds} rounds of NVFLARE, 64 clients, 32 "
+    note += f"numbers a vector, all on one machine of two cores: {middle[0]:.2f} s, of which the "
+    note += f"node {middle[1]:.2f}; load {load} as it began"
+    slowest = max(each, key=lambda way: statistics.median(each[way]))
+    spread = "; ".join(f"{way} {min(s):.2f} to {max(s):.2f} s" for way, s in each.items())
+    told = f"{kills} kills each by SIGKILL, {spread}; load {load} as it began"
+    value = statistics.median(each[slowest])
+    return {
+        "overhead_vs_node_work": entry(
+            statistics.median(ratios), "times", 3, higher=False, seeds=1, note=note
+        ),
+        "killed_node_round_s": entry(value, "s", 90, higher=False, seeds=1, note=told),
     }
 
 
@@ -211,11 +247,13 @@ def main(quick: bool, parts: list[str]) -> None:
         found |= of_classes(quick)
     if "small classes" in parts:
         found |= small_classes(quick)
+    if "engine" in parts:
+        found |= over_engine(quick)
     record("nodes", found, quick)
 
 
 if __name__ == "__main__":
-    PARTS = ["difference", "bytes", "kills", "lies", "class", "small classes"]
+    PARTS = ["difference", "bytes", "kills", "lies", "class", "small classes", "engine"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, ways and kills")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)

@@ -375,7 +375,7 @@ def attempt(
 def dropped_out(seed: int) -> str:
     """A run in which clients drop out at random: 'exact', 'aborted', or else 'wrong'."""
     chance = random.Random(seed)
-    clients = chance.randint(1, 12)
+    clients = chance.randint(2, 12)
     needed = chance.randint(least_threshold(clients), clients)
     vectors = {number: words(chance, 3) for number in range(1, clients + 1)}
     rate = chance.choice((0.02, 0.08, 0.25))

@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/performance.md",
     "docs/trust.md",
     "docs/workbench.md",
+    "docs/deployment.md",
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
@@ -1047,6 +1048,48 @@ def faults() -> str:
         if name.startswith("fault: ")
     )
     return table(("what three in ten clients send", "tried", "taken"), rows)
+
+
+def slow_links() -> str:
+    """Rounds through NVFLARE over slow links."""
+    found = measured("nodes")
+    rows = []
+    for count in (2, 4, 8):
+        seconds, bytes_ = found[f"link_round_s_{count}"], found[f"link_mb_{count}"]
+        told = seconds["note"].split(" in ")[0]
+        load = seconds["note"].rpartition("load ")[2]
+        many = f"{seconds['value']:.1f} ({told})", f"{bytes_['value']:.1f}", bytes_["note"]
+        rows.append((str(count), *many, load))
+    return table(("nodes", "s a round", "MB on the links", "of which, MB", "load"), rows)
+
+
+def on_paper() -> str:
+    """What rounds of many clients would take, computed from what was measured of few."""
+    found = measured("nodes")
+    names = ("mb_down_a_node", "mb_up_a_client", "node_s_a_client", "server_mb_a_site")
+    down, up, work, site = (found[name]["value"] for name in names)
+    base = found["server_mb"]["value"] - 8 * site
+    rows = []
+    for clients in (10**3, 10**4, 10**5, 10**6):
+        cohort, nodes = clients // 100, max(1, clients // 1000)
+        there, back = down * nodes, up * cohort
+        own = (8 * (down + up * cohort / nodes)) / 10
+        rows.append(
+            (
+                f"{clients:,}",
+                f"{cohort:,}",
+                f"{nodes:,}",
+                f"{there:,.0f}",
+                f"{back:,.0f}",
+                f"{(there + back) * 8 / 1000:,.1f}",
+                f"{own:.1f}",
+                f"{work * cohort / nodes:.2f}",
+                f"{(base + site * nodes + there + back) / 1000:,.1f}",
+            )
+        )
+    head = ("clients", "a round", "nodes", "MB down", "MB up", "s at the server, 1 Gbit/s")
+    last = ("s at a node, 10 Mbit/s", "s of its work", "GB of memory at the server")
+    return table((*head, *last), rows)
 
 
 def filled(text: str) -> str:

@@ -42,7 +42,8 @@ from fedlab.course.lessons import WORKBENCH, Copied, copy_lessons, open_lab, ope
 from fedlab.data import DataError, described, load, read_asked
 from fedlab.engine import agreed, compiling, follows, joined, several
 from fedlab.nodes import Relay, Sockets, cut_into, gathered, read_node, serve
-from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, saved, started, taught, welcome
+from fedlab.nodes.classroom import LIMIT, PRIVATE, USUAL, Entrance, saved, started, taught, welcome
+from fedlab.nodes.lines.sockets import FIRST
 from fedlab.privacy import spends
 from fedlab.workbench import (
     PRESETS,
@@ -232,9 +233,9 @@ def _node_words(parts: Any) -> None:
     part.add_argument(
         "--patience",
         type=float,
-        default=float("inf"),
         metavar="SECONDS",
-        help="end after so long without a coordinator (without: never)",
+        help=f"end after so long without a coordinator (without: after {FIRST:g} s, with an error, "
+        "if none was ever there; otherwise never)",
     )
     part.set_defaults(do=_node)
     part = parts.add_parser("class", help="a coordinator for learners who join from a notebook")
@@ -255,6 +256,12 @@ def _node_words(parts: Any) -> None:
         default=30.0,
         metavar="SECONDS",
         help="how long a round waits for a learner (%(default)s)",
+    )
+    part.add_argument(
+        "--limit",
+        type=int,
+        default=LIMIT,
+        help="how many learners are let in at a time (%(default)s)",
     )
     part.add_argument("--private", action="store_true", help="clip updates, and add noise")
     part.set_defaults(do=_class)
@@ -349,6 +356,7 @@ def _nodes(words: argparse.Namespace) -> bool:
 def _node(words: argparse.Namespace) -> bool:
     """Answer a coordinator, in a session of its own: one for which the system shares out a core."""
     node = read_node(words.folder)
+    _ = node.member  # what is damaged is said before anybody asks
     if hasattr(os, "setsid"):
         with suppress(PermissionError):  # it leads a session already
             os.setsid()
@@ -368,10 +376,15 @@ def _class(words: argparse.Namespace) -> bool:
     keyboard = sys.stdin.isatty() or words.count > 0
     fix = "there is no keyboard to press Enter on; say how many learners to wait for"
     require(keyboard, "--count", words.count, fix)
+    fix = f"--limit lets {words.limit} in; wait for no more than that"
+    require(words.count <= words.limit, "--count", words.count, fix)
+    require(words.deadline > 0, "--deadline", words.deadline, "choose seconds above 0")
+    settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
     films = load()
-    start = saved(words.model, films.catalogue) if words.model else started()
-    hello = welcome(start, films.catalogue)
-    with Entrance(words.address, hello, say=lambda line: _aloud(shown(line))) as entrance:
+    how = {"limit": words.limit, "say": lambda line: _aloud(shown(line))}
+    with Entrance(words.address, **how) as entrance:
+        start = saved(words.model, films.catalogue) if words.model else started()
+        entrance.open(welcome(start, films.catalogue))
         line = entrance.invitation
         _aloud("Learners type this into a notebook, and rate films in a widget:\n")
         _aloud(f'    from fedlab.workbench import Ratings\n    me = Ratings("{line}")\n    me\n')
@@ -380,7 +393,6 @@ def _class(words: argparse.Namespace) -> bool:
         _aloud(f'    from fedlab.nodes import join\n    me = join("{line}", {own})\n')
         _all_here(entrance, words.count)
         began, done = time.monotonic(), None
-        settings = (PRIVATE if words.private else USUAL).replace(rounds=words.rounds)
         how = {"seconds": words.deadline, "private": words.private}
         for done in taught(entrance, start, settings, **how):
             _aloud(_of_class(done, len(entrance.here())))

@@ -333,7 +333,7 @@ def one_round(
 
     A client that drops out, is late, or sends something that is not an update is rejected with a
     reason. When no update is left, the round is skipped: nothing changes. Raises `NoDeltaError`
-    when the whole cohort was there and cannot be aggregated.
+    when the whole cohort was there, as many as were asked for, and cannot be aggregated.
     """
     began, pipe = time.perf_counter(), warmed(pipe, before.number + 1)
     context = _context(pipe, model, data, before)
@@ -344,7 +344,9 @@ def one_round(
         alone = _summed_delta(pipe, context, books)
         delta = alone or _one_delta(pipe, context, books)
     except NoDeltaError as reason:
-        if any(len(sent.update.cohort) for sent in books.kept) and not books.rejected:
+        came = any(len(sent.update.cohort) for sent in books.kept)
+        chance = context.plan.drawn is not None and context.plan.drawn.sampling == "poisson"
+        if came and not books.rejected and not chance:
             raise
         skipped = str(reason)
         books.refuse(context.notes.get("lost", {}))

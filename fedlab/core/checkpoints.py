@@ -72,25 +72,30 @@ for _each in (Rows, Update, SparseTable, Sent):
     stored(_each)
 
 
-def save_round(done: Round, folder: str | Path, note: str = "", *, durable: bool = True) -> Path:
+def save_round(
+    done: Round, folder: str | Path, note: str = "", *, durable: bool = True, private: bool = False
+) -> Path:
     """Write a Round as a checkpoint, in place of one that is there; return its folder.
 
     note: a text of yours that goes with it, see `load_noted`. durable: whether it is on the disk
     when it takes its place, so that it stands a power failure; one that is not stands a kill, and
-    `bring_checkpoint` makes it durable. Raises `ParameterError` for a state that cannot be stored,
-    before anything is written, and OSError where the disk does not take it.
+    `bring_checkpoint` makes it durable. private: whether its owner alone may read it. Raises
+    `ParameterError` for a state that cannot be stored, before anything is written, and OSError
+    where the disk does not take it.
     """
     folder = Path(folder)
     writing, rest = _taken(done, note)
     mark = secrets.token_hex(4)
     fresh, old = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("new", "old"))
-    fresh.mkdir(parents=True)
+    fresh.mkdir(parents=True, mode=0o700 if private else 0o777)
     try:
         safetensors.save_file(writing.params, fresh / PARAMS)
         rows = {name: torch.cat(parts) for name, parts in writing.packed.items()}
         safetensors.save_file(rows, fresh / STATE)
         (fresh / REST).write_bytes(rest)
         (fresh / MANIFEST).write_bytes(_manifest({n: _sha256(fresh / n) for n in FILES}))
+        for name in (*FILES, MANIFEST) if private else ():
+            (fresh / name).chmod(0o600)
         if durable:
             bring_checkpoint(fresh)
         if folder.exists():

@@ -374,7 +374,7 @@ class Over:
             return said
 
         keys = dict(zip(self.line.roster.names, self.line.roster.keys, strict=True))
-        clients = sum(map(len, parts.values()))
+        clients = {name: len(part) for name, part in parts.items()}
         try:
             total, losses = Sum(keys, ask).total(context, clients)
         except NoDeltaError:
@@ -593,6 +593,9 @@ class Coordinator:
             model = cast(Model, model.build(known, self.data.task))
         self.model, self._whole = shared(model), model
         self.line = Line(transport, self.data, about, seconds, quorum)
+        sealed = any(isinstance(stage, SecureSum) for stage in uplink)
+        fix = "a secure sum over one node is that node's own; let two or more take part"
+        require(len(self.data.names) > 1 or not sealed, "nodes", list(self.data.names), fix)
         self.local = over_nodes(local or SGD(), self.line, uplink)
         self.uplink = [elsewhere(stage) for stage in uplink]
 

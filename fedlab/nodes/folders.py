@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlab.core import DataError, ParameterError, Tree, require
 from fedlab.data import Catalogue, Columns, Federation, Interactions, Split, of_users
 from fedlab.evaluation import Candidates
-from fedlab.nodes.keeping import write_whole
+from fedlab.nodes.keeping import owned, write_whole
 from fedlab.nodes.messages import Message, MessageError, pack, unpack
 from fedlab.nodes.node import Held, Node
 from fedlab.nodes.share import Own, check_own
@@ -26,6 +26,8 @@ FILE = "data.node"
 
 def write_node(folder: str | Path, name: str, data: Own, held: Held | None = None) -> Path:
     """Write the folder of a node; it may be there already, and then its data are replaced.
+
+    Its owner alone may read what is in it.
 
     >>> import tempfile
     >>> rows = Columns({"target": torch.ones(2)}, torch.tensor([0, 1]))
@@ -51,8 +53,7 @@ def write_node(folder: str | Path, name: str, data: Own, held: Held | None = Non
         tensors |= {f"clicks {n}": getattr(held.clicks, n) for n in names}
     if held.ratings is not None:
         tensors |= _table("ratings", held.ratings)
-    place.mkdir(parents=True, exist_ok=True)
-    write_whole(place / FILE, pack(head, tensors))
+    write_whole(owned(place) / FILE, pack(head, tensors))
     return place
 
 

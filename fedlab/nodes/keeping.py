@@ -3,6 +3,8 @@
     FOLDER/00000007/       what its clients had after they trained in round 7, a checkpoint
     FOLDER/counted.json    which of these counted, and in which round the node was told so
 
+Its owner alone may read them.
+
 What a client learned counts once the coordinator says so: only then is it what the client starts
 from the next time. Until then it waits, so a round that is asked again, since its answer was lost
 or the coordinator has gone back to a checkpoint, begins where it began before and trains nothing
@@ -96,9 +98,8 @@ class Keeping:
         for later in [each for each in self.trained if each > number]:
             self._forget(later)
         self.trained[number] = dict(clients)
-        self.folder.mkdir(parents=True, exist_ok=True)
         done = Round(number, Settings(), {}, state={"clients": dict(clients)})
-        save_round(done, numbered(self.folder, number))
+        save_round(done, numbered(owned(self.folder), number), private=True)
 
     def of(self, client: int) -> Kept:
         """What a client starts from; empty where nothing of it has counted."""
@@ -120,16 +121,28 @@ class Keeping:
         shutil.rmtree(numbered(self.folder, number), ignore_errors=True)
 
     def _write_counted(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(
-            self.folder / COUNTED,
+            owned(self.folder) / COUNTED,
             json.dumps({"floor": self.floor, "clients": self.counted}).encode(),
         )
 
 
+def owned(folder: Path) -> Path:
+    """The folder, made where it is missing, and open to its owner alone, whatever the umask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
 def write_whole(path: Path, text: bytes) -> None:
-    """Write a file that is there as a whole or as it was before, whenever the process is killed."""
+    """Write a file for its owner alone, whatever the umask.
+
+    It is there as a whole or as it was before, whenever the process is killed.
+    """
     fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)  # its mode would stay
+    fresh.touch(0o600)
+    fresh.chmod(0o600)
     with fresh.open("wb") as file:
         file.write(text)
         file.flush()
@@ -185,4 +198,5 @@ def readable(folder: Path) -> Keeping:
     try:
         return Keeping(folder)
     except (ParameterError, ValueError, KeyError, TypeError) as error:
-        raise BehindError(f"{folder} cannot be read: {error}") from error
+        fix = "put it back from a copy, or begin another run"
+        raise BehindError(f"{folder} cannot be read: {error}; {fix}") from error

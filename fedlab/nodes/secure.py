@@ -6,7 +6,7 @@ Each node of the roster is a member (`fedlab.privacy.secure`): it trains its cli
 they send in fixed point, as `SecureSum` does in one process, and masks that. Those without a client
 in the cohort mask zeros, so that the members are always the same. A node that drops out, at
 whatever step, is one that has dropped out of the protocol: where more than two thirds are left the
-sum opens.
+sum opens, unless it is over the clients of one node alone, whose own update it would be.
 
 Members know each other's identity keys from the first time that they hear of them: a node keeps
 them, and refuses others later. So the coordinator is trusted once, when a federation is set up.
@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from fedlab.aggregation import NoDeltaError
-from fedlab.core import RoundContext, Rows, Tree, Update
-from fedlab.nodes.keeping import write_whole
+from fedlab.core import DataError, RoundContext, Rows, Tree, Update
+from fedlab.nodes.keeping import owned, write_whole
 from fedlab.nodes.messages import Message, MessageError, pack
 from fedlab.privacy.secure import (
     Advert,
@@ -42,9 +42,19 @@ from fedlab.privacy.secure import (
     Terms,
     Words,
 )
-from fedlab.privacy.secure.stages import flat_rows, numbers, threshold, unflattened
+from fedlab.privacy.secure.stages import (
+    ALONE,
+    check_company,
+    flat_rows,
+    numbers,
+    threshold,
+    unflattened,
+)
 
 STEPS = ("keys", "shares", "masked", "arrived", "unmask")
+OWN, OTHERS = "identity", "others.json"  # files of a node
+KEY = 32  # bytes of an identity, and of the public key to it
+BACK = "put it back from a copy"
 LETTER = 1024  # bytes that a letter, key or share takes at most
 
 
@@ -61,30 +71,57 @@ class Membership:
     members: dict[bytes, Member] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Read the identity, or draw one."""
-        key, others = (self._read(name) for name in ("identity", "others.json"))
-        self.identity, self.known = Identity(key or None), json.loads(others or b"{}")
-        self._write("identity", self.identity.private)
+        """Read the identity, or draw one; raises `DataError` for files that are damaged."""
+        self.known = self._others()
+        self.identity = Identity(self._key())
+        self._write(OWN, self.identity.private)
 
-    def _read(self, name: str) -> bytes:
-        path = self.folder / name if self.folder else None
-        return path.read_bytes() if path and path.is_file() else b""
+    def _key(self) -> bytes | None:
+        key = self._read(OWN)
+        if key is not None and len(key) != KEY:
+            raise DataError(
+                f"{self._path(OWN)}: the node's identity is damaged ({len(key)} bytes, not {KEY}); "
+                f"{BACK}. Without one remove the file: the node draws another identity, which each "
+                f"node that knows it refuses until its line is taken out of that node's {OTHERS}"
+            )
+        return key
+
+    def _others(self) -> dict[str, str]:
+        text = self._read(OTHERS)
+        try:
+            found = json.loads(b"{}" if text is None else text)
+            if not isinstance(found, dict) or any(len(_bytes(k)) != KEY for k in found.values()):
+                raise ValueError(f"it must hold names, and a key of {KEY} bytes for each")
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{self._path(OTHERS)}: the identities of other nodes are damaged ({error}); "
+                f"{BACK}. Without one remove the file: the node then believes the coordinator once "
+                "more whose identity is whose"
+            ) from error
+        return found
+
+    def _path(self, name: str) -> Path:
+        return (self.folder or Path()) / name
+
+    def _read(self, name: str) -> bytes | None:
+        there = self.folder and self._path(name).is_file()
+        return self._path(name).read_bytes() if there else None
 
     def _write(self, name: str, text: bytes) -> None:
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / name, text)
-            (self.folder / name).chmod(0o600)
+            write_whole(owned(self.folder) / name, text)
 
     def keys(self, name: str, asked: Message) -> dict[str, Any]:
         """Enter a sum: its terms, and the node's public keys for it."""
         directory = asked.get("directory", dict)
+        if self.known.get(name, directory.get(name)) != directory.get(name):
+            raise MessageError(f"its own identity is not what it was; {BACK}: {self._path(OWN)}")
         for other, key in directory.items():
             if self.known.setdefault(other, key) != key:
                 raise MessageError(f"the identity of node {other} is not the one known here")
         if name not in directory:
             raise MessageError("it is not among the members")
-        self._write("others.json", json.dumps(self.known).encode())
+        self._write(OTHERS, json.dumps(self.known).encode())
         order = sorted(directory)
         people = {k: bytes.fromhex(directory[other]) for k, other in enumerate(order, 1)}
         run = bytes.fromhex(asked.get("sum", str))
@@ -166,11 +203,16 @@ class Sum:
     keys: Mapping[str, str]
     ask: Callable[[str, Mapping[str, Mapping[str, Any]], Callable[[Message], Any]], dict[str, Any]]
 
-    def total(self, context: RoundContext, clients: int) -> tuple[Tree, dict[str, float]]:
+    def total(
+        self, context: RoundContext, clients: Mapping[str, int]
+    ) -> tuple[Tree, dict[str, float]]:
         """The sum, and the nodes that are in it with the mean loss of their clients.
 
-        clients: C. Raises `NoDeltaError` where too few are left.
+        clients: how many of the cohort each node has. Raises `NoDeltaError` where too few are left,
+        or those of one node alone.
         """
+        check_company(context)
+        _check_two(clients, clients)
         names = sorted(self.keys)
         place = {name: k for k, name in enumerate(names, 1)}
         directory = {k: bytes.fromhex(self.keys[name]) for name, k in place.items()}
@@ -187,8 +229,9 @@ class Sum:
         terms: Terms,
         place: Mapping[str, int],
         context: RoundContext,
-        clients: int,
+        clients: Mapping[str, int],
     ) -> tuple[Tree, dict[str, float]]:
+        every = sum(clients.values())
         about = {"sum": terms.run.hex()}
         first = about | {
             "threshold": terms.threshold,
@@ -205,18 +248,26 @@ class Sum:
         to = {
             name: about
             | {"letters": {k: text.hex() for k, text in letters[place[name]].items()}}
-            | {"clients in all": clients}
+            | {"clients in all": every}
             for name in said
         }
         masked = self.ask("masked", to, lambda m: _vector(m, terms.length))
         arrived = server.inputs({place[name]: words for name, (words, _) in masked.items()})
+        _check_two(masked, clients)
         said = self.ask("arrived", dict.fromkeys(masked, about | {"arrived": arrived}), _signature)
         signed = server.signatures({place[name]: text for name, text in said.items()})
         told = {k: [text.hex()] for k, text in signed.items()}
         said = self.ask("unmask", dict.fromkeys(said, about | {"signatures": told}), _opened)
         words = server.total({place[name]: shares for name, shares in said.items()})
-        found = unflattened(fixed_point(context, clients).decode(words), context)
+        found = unflattened(fixed_point(context, every).decode(words), context)
         return found, {name: loss for name, (_, loss) in masked.items()}
+
+
+def _check_two(there: Iterable[str], clients: Mapping[str, int]) -> None:
+    """Raise `NoDeltaError` where the sum would be over clients of one node: its own update."""
+    own = [name for name in there if clients.get(name)]
+    if len(own) == 1:
+        raise NoDeltaError(f"node {own[0]} {ALONE}")
 
 
 def _advert(said: Message) -> Advert:

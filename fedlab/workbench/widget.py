@@ -106,8 +106,9 @@ class Workbench(View):
     folded away in groups. Those that nothing reads in the present combination are greyed out, with
     the reason, where live is `stream`. metrics: name of a Round metric -> whether 'max' or 'min' is
     better. folder: where runs are kept, each in one of its own; by default only in memory. presets:
-    name -> settings to take at once. `rounds` holds the finished Rounds of the last run, `session`
-    the runs and what the buttons do.
+    name -> settings to take at once. sweeps: whether there is a panel for them, which live must be
+    able to train side by side. `rounds` holds the finished Rounds of the last run, `session` the
+    runs and what the buttons do.
     """
 
     _esm = browser_files(*FILES)
@@ -147,6 +148,7 @@ class Workbench(View):
         *,
         folder: str | Path | None = None,
         presets: Mapping[str, Settings] | None = None,
+        sweeps: bool = True,
     ) -> None:
         """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
         self._guard, self._pens = threading.RLock(), view.Pens()
@@ -163,6 +165,7 @@ class Workbench(View):
                 "presets": list(self.session.presets),
                 "finds": list(METRICS) if live is stream else [],
                 "inside": live is stream,
+                "sweeps": sweeps,
                 "exports": [*KINDS, *(["model", "replay"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,

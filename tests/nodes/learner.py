@@ -31,8 +31,9 @@ def few():
 def opened(start):
     """A class on this machine, of the tables `start`; `said`: what its teacher reads."""
     said = []
-    with Entrance("127.0.0.1:0", welcome(start, few().catalogue), say=said.append) as room:
+    with Entrance("127.0.0.1:0", say=said.append) as room:
         room.said = said
+        room.open(welcome(start, few().catalogue))
         yield room
 
 

@@ -26,7 +26,6 @@ from fedlab.nodes import Lost, join
 from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, Invitation, started, taught
 from fedlab.nodes.classroom.entrance import proof
 from fedlab.nodes.classroom.learner import fitted, rated, sliced
-from fedlab.nodes.classroom.teacher import welcome
 from fedlab.nodes.lines.sockets import NO, receive_frame, send_frame
 
 PATIENT = 240  # seconds, for a machine that does much else
@@ -270,7 +269,7 @@ def test_two_runs_of_a_class_are_alike():
     found = []
     for _ in range(2):
         with (
-            Entrance("127.0.0.1:0", welcome(model(), few().catalogue)) as room,
+            opened(model()) as room,
             comes(room, slice="1 of 5", name="a"),
             comes(room, slice="2 of 5", name="b"),
         ):
@@ -383,6 +382,8 @@ def test_the_command_holds_a_class(tmp_path):
         (["--address", "0.0.0.0:7000", "--count", "1"], "address"),
         (["--model", "nowhere", "--count", "1"], "no model in it"),
         (["--count", "-1"], "no keyboard"),
+        (["--count", "1", "--limit", "0"], "--limit lets 0 in"),
+        (["--count", "65"], "--limit lets 64 in"),
     ],
 )
 def test_the_command_says_what_is_wrong(given, match, capsys, monkeypatch):
@@ -391,3 +392,24 @@ def test_the_command_says_what_is_wrong(given, match, capsys, monkeypatch):
     monkeypatch.setattr("fedlab.__main__.load", few)
     assert main(["class", *given]) == 2
     assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["address", "port", "folder", "rounds", "deadline"])
+def test_what_is_wrong_is_said_before_a_model_is_trained(wrong, capsys, monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr("fedlab.__main__.started", lambda: trained.append(1) or model())
+    monkeypatch.setattr("fedlab.__main__.load", few)
+    monkeypatch.setattr("fedlab.__main__._all_here", lambda *_: None)  # or a failure would wait
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = {"address": "192.0.2.1:7000", "port": f"127.0.0.1:{taken.getsockname()[1]}"}
+        if wrong == "folder":
+            monkeypatch.setenv("TMPDIR", str(tmp_path / "away"))
+            monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "away"))
+        rounds = "-1" if wrong == "rounds" else "1"
+        words = ["class", "--address", where.get(wrong, "127.0.0.1:0"), "--count", "1"]
+        deadline = "0" if wrong == "deadline" else "0.1"
+        assert main([*words, "--rounds", rounds, "--deadline", deadline]) == 2
+    says = {"folder": "certificate cannot be written", "rounds": "rounds=-1"}
+    says["deadline"] = "--deadline=0.0"
+    assert says.get(wrong, "cannot listen there") in capsys.readouterr().err
+    assert not trained

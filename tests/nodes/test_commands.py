@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from waiting import until
 from world import difference
 
 from fedlab.__main__ import main
 from fedlab.core import Settings, load_round, write_settings
+from fedlab.data import Columns
+from fedlab.nodes import Sockets, write_node
 from fedlab.workbench import stream
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no Unix sockets")
@@ -110,6 +114,45 @@ def test_what_is_wrong_is_one_line(said, tmp_path):
     assert "count=0" in said("nodes", "ml-latest-small", "--into", tmp_path, "--count", 0, code=2)
 
 
-def test_a_node_ends_when_its_patience_is_out(nodes, tmp_path):
-    alone = words("node", nodes / "node0", "--socket", tmp_path / "line", "--patience", 0.2)
-    subprocess.run(alone, check=True, stderr=subprocess.DEVNULL, timeout=300)
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("identity", b""),
+        ("identity", b"x" * 31),
+        ("others.json", b""),
+        ("others.json", b"[]"),
+        ("others.json", b'{"node1": "00ff"}'),
+        ("others.json", b'{"node1": 3}'),
+    ],
+)
+def test_a_damaged_key_names_its_file_and_the_way_out(said, tmp_path, file, text):
+    rows = Columns({"target": torch.ones(2)}, torch.tensor([0, 1]))
+    write_node(tmp_path, "a", rows)
+    (tmp_path / file).write_bytes(text)
+    last = said("node", tmp_path, "--socket", tmp_path / "line", "--patience", 0.1, code=2)
+    assert str(tmp_path / file) in last
+    assert "put it back from a copy" in last
+    assert "remove the file" in last
+    assert (tmp_path / file).read_bytes() == text
+
+
+def test_a_node_that_meets_no_coordinator_says_so_at_once_and_ends_with_an_error(said, nodes):
+    wrong = nodes / "wrong"
+    node = ["node", nodes / "node0", "--socket", wrong]
+    with subprocess.Popen(words(*node), stderr=subprocess.PIPE, text=True) as waits:
+        heard = [waits.stderr.readline() for _ in range(2)]
+        waits.kill()
+    assert f"no coordinator is at {wrong} (" in heard[1]
+    last = said(*node, "--patience", 0.2, code=2)
+    assert f"socket='{wrong}': no coordinator was there within 0.2 s (" in last
+    assert "patience=-1" in said(*node, "--patience", -1, code=2)
+
+
+def test_a_node_that_met_a_coordinator_ends_when_its_patience_is_out(nodes, tmp_path):
+    node = words("node", nodes / "node0", "--socket", tmp_path / "line", "--patience", 1)
+    with Sockets(str(tmp_path / "line")) as line:
+        alone = subprocess.Popen(node, stderr=subprocess.PIPE, text=True)
+        until(lambda: "node0" in line.nodes())
+    _, told = alone.communicate(timeout=300)
+    assert alone.returncode == 0
+    assert f"no coordinator was at {tmp_path / 'line'} for 1 s" in told

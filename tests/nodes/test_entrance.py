@@ -14,11 +14,13 @@ import torch
 import waiting
 from learner import opened
 
+from fedlab.core import ParameterError
 from fedlab.nodes import pack, unpack
+from fedlab.nodes.classroom import Entrance, taught, welcome
 from fedlab.nodes.classroom import entrance as door
-from fedlab.nodes.classroom import taught
 from fedlab.nodes.classroom.entrance import proof
 from fedlab.nodes.classroom.teacher import PRIVATE, USUAL
+from fedlab.nodes.lines import sockets
 from fedlab.nodes.lines.sockets import HEAD, NO, receive_frame, send_frame
 
 PATIENT = 240  # seconds, for a machine that does much else
@@ -33,8 +35,8 @@ def room():
         yield found
 
 
-def greeted(room, name, code=None):
-    """Somebody who knows what is said at the door, and what is answered."""
+def introduced(room, name, code=None):
+    """Somebody who knows what is said at the door, and has said it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     line = context.wrap_socket(socket.create_connection(room.where))
@@ -42,6 +44,12 @@ def greeted(room, name, code=None):
     nonce, about = json.loads(receive_frame(line)[1])["nonce"], {"name": name, "token": "t"}
     own = {**about, "nonce": nonce, "proof": proof(code or room.invitation.code, nonce, about)}
     send_frame(line, 0, json.dumps(own).encode())
+    return line
+
+
+def greeted(room, name, code=None):
+    """The same, and what is answered."""
+    line = introduced(room, name, code)
     return line, receive_frame(line)[1]
 
 
@@ -80,6 +88,53 @@ def test_who_says_nothing_takes_the_places_of_an_address_and_no_more(room):
         until(lambda: set(room.here()) == {"late"})
 
 
+def test_one_more_than_the_limit_reads_why_and_comes_in_when_a_place_is_free():
+    said = []
+    with Entrance("127.0.0.1:0", limit=2, say=said.append) as room:
+        room.open(welcome(START, learner.few().catalogue))
+        with comes(room, slice="1 of 5", name="a"), comes(room, slice="2 of 5", name="b") as b:
+            with pytest.raises(ParameterError, match="no room: 2 are here already, which is the l"):
+                comes(room, slice="3 of 5", name="c")
+            assert set(room.here()) == {"a", "b"}
+            assert any("c was not let in: there is no room" in line for line in said)
+            b.leave()
+            until(lambda: set(room.here()) == {"a"})
+            with comes(room, slice="3 of 5", name="c"):
+                assert set(room.here()) == {"a", "c"}
+    for bad in (0, 1001):
+        with pytest.raises(ParameterError, match=f"limit={bad}: choose from 1 to 1000"):
+            Entrance("127.0.0.1:0", limit=bad)
+
+
+def test_many_who_come_at_once_are_no_more_than_the_limit():
+    with Entrance("127.0.0.1:0", limit=3) as room:
+        room.open(b"")
+        told = []
+
+        def come(k):
+            told.append(greeted(room, str(k)))
+
+        people = [threading.Thread(target=come, args=(k,)) for k in range(9)]
+        for each in people:
+            each.start()
+        for each in people:
+            each.join(PATIENT)
+        assert len(room.here()) == 3
+        assert sum(text.startswith(NO + b"there is no room") for _, text in told) == 6
+        for line, _ in told:
+            line.close()
+
+
+def test_who_does_not_read_its_welcome_is_let_go(monkeypatch):
+    monkeypatch.setattr(sockets, "WELCOMED", 0.5)
+    said = []
+    with Entrance("127.0.0.1:0", say=said.append) as room:
+        room.open(bytes(1 << 25))  # more than both ends hold for it
+        with introduced(room, "still"):
+            until(lambda: "still has gone." in said)
+        assert not room.here()
+
+
 def test_a_wrong_code_keeps_its_place_so_guesses_are_few(room, monkeypatch):
     slept = threading.Event()
     naps = []
@@ -102,6 +157,8 @@ def test_a_greeting_that_comes_byte_by_byte_has_an_end(room, monkeypatch):
             time.sleep(0.05)
             if room.said:
                 break
+        else:
+            pytest.fail("it was waited for to its end")
     assert any("did not speak TLS" in each for each in room.said)
 
 

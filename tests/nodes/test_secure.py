@@ -89,6 +89,57 @@ def test_with_fewer_than_two_thirds_nothing_opens(step):
     assert difference(first.params, second.params) == 0
 
 
+def asked_for(world):
+    """A transport that notes the steps of secure sums, and those."""
+    steps, line = [], world.loop
+    real = line.ask
+
+    def ask(to, seconds):
+        steps.extend(unpack(question).head.get("step") for question in to.values())
+        return real(to, seconds)
+
+    object.__setattr__(line, "ask", ask)
+    return line, steps
+
+
+def test_a_sum_over_the_clients_of_one_node_is_not_opened():
+    line, steps = asked_for(world := World(count=4))
+    asked = USUAL.replace(rounds=12, cohort=2, seed=1)
+    done = list(Coordinator(line, world.model, uplink=PLAIN).rounds(asked))
+    alone = [each for each in done if "is there alone" in each.skipped]
+    assert 0 < len(alone) < 12
+    assert steps.count("unmask") == 4 * (12 - len(alone))
+
+
+def test_where_one_node_alone_has_sent_its_vector_nothing_is_opened():
+    """The others that are left have no client in the cohort, so the sum would be its own."""
+    line, steps = asked_for(world := World(count=4))
+    real, lost = line.ask, []
+
+    def ask(to, seconds):
+        for name, answer in real(to, seconds):
+            head = unpack(to[name]).head
+            if head.get("step") == "masked" and head["cohort"] and not lost:
+                lost.append(name)
+                answer = Lost("gone")  # noqa: PLW2901
+            yield name, answer
+
+    object.__setattr__(line, "ask", ask)
+    asked = USUAL.replace(rounds=12, cohort=2, seed=1)
+    far = Coordinator(line, world.model, uplink=PLAIN, quorum=0.0)
+    done = next(each for each in far.rounds(asked) if lost)
+    assert "is there alone" in done.skipped
+    assert "unmask" not in steps
+    assert set(done.rejected.values()) == {f"node {lost[0]}: gone (in a secure sum: masked)"}
+
+
+def test_one_node_alone_has_no_secure_sum():
+    with pytest.raises(ParameterError, match=r"nodes=\['node0'\]: a secure sum over one node"):
+        World(count=1).far(uplink=PLAIN)
+    with pytest.raises(ParameterError, match="cohort=1: a sum over one client"):
+        next(World(count=4).far(uplink=PLAIN).rounds(USUAL.replace(cohort=1)))
+
+
 def test_identities_are_known_from_the_first_time(tmp_path):
     world = World(count=4, folder=tmp_path)
     key = gathered(world.loop).keys
@@ -100,6 +151,44 @@ def test_identities_are_known_from_the_first_time(tmp_path):
     done = next(world.far(uplink=PLAIN).rounds(USUAL))
     assert "did not open" in done.skipped
     assert any("identity of node node2 is not the one" in why for why in done.rejected.values())
+
+
+def test_a_node_notices_that_its_own_identity_is_another(tmp_path):
+    world = World(count=4, folder=tmp_path)
+    next(world.far(uplink=PLAIN).rounds(USUAL))
+    (tmp_path / "node2" / "identity").write_bytes(bytes(32))
+    for k, name in enumerate(world.names):
+        world.nodes[name] = world.node(k)
+    done = next(world.far(uplink=PLAIN).rounds(USUAL))
+    own = f"its own identity is not what it was; put it back from a copy: {tmp_path}/node2/identity"
+    assert any(own in why for why in done.rejected.values())
+    assert "did not open" in done.skipped
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of Unix")
+def test_what_a_node_keeps_is_for_its_owner_alone_whatever_the_umask(tmp_path):
+    """Its data, identity, those of others, private rows, and what counted; and what was there."""
+    world, before = World(count=4, folder=tmp_path), os.umask(0)
+    try:
+        (tmp_path / "node0").mkdir(mode=0o777)
+        for name in ("data.node", "data.node.new", "identity", "others.json"):
+            (tmp_path / "node0" / name).touch(0o666)
+        (tmp_path / "node0" / "identity").write_bytes(bytes(32))
+        (tmp_path / "node0" / "others.json").write_bytes(b"{}")
+        for k, name in enumerate(world.names):
+            write_node(tmp_path / name, name, world.own(k))
+        far = world.far(uplink=PLAIN)
+        *_, last = far.rounds(USUAL)
+        far.measure(last)
+    finally:
+        os.umask(before)
+    assert not last.skipped
+    found = list(tmp_path.glob("*/**/*"))
+    files = {path.name for path in found if path.is_file()}
+    assert {"data.node", "identity", "others.json", "counted.json", "state.safetensors"} <= files
+    for path in [*found, *map(tmp_path.joinpath, world.names)]:
+        mode = path.stat().st_mode & 0o777
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path} {mode:o}"
 
 
 def test_noise_in_shares_is_refused():

@@ -11,6 +11,7 @@ from world import World, difference
 
 from fedlab.core import ParameterError, Settings
 from fedlab.nodes import Coordinator, Lost, Sockets, gathered, serve
+from fedlab.nodes.lines import sockets
 from fedlab.nodes.lines.sockets import HEAD, address
 
 unix = pytest.mark.skipif(os.name != "posix", reason="there are no Unix sockets")
@@ -156,6 +157,26 @@ def test_who_does_not_say_a_name_is_let_go(sent):
         assert line.nodes() == {}
 
 
+def test_a_greeting_that_comes_byte_by_byte_has_an_end(monkeypatch):
+    """Each byte comes in time, and all together do not."""
+    monkeypatch.setattr(sockets, "GREETING", 0.5)
+    said = []
+    with (
+        Sockets("127.0.0.1:0", say=said.append) as line,
+        suppress(OSError),
+        socket.create_connection(line.where) as other,
+    ):
+        other.sendall(HEAD.pack(0, 1 << 14))
+        for _ in range(4000):
+            other.sendall(b" ")
+            time.sleep(0.05)
+            if said:
+                break
+        else:
+            pytest.fail("it was waited for to its end")
+    assert any("not let in" in each for each in said)
+
+
 def test_addresses_off_this_machine_are_refused(tmp_path):
     for text in ("0.0.0.0:7000", "example.org:80", "127.0.0.1:x", "127.0.0.1:99999", "", "x" * 200):
         with pytest.raises(ParameterError, match="socket"):
@@ -166,6 +187,15 @@ def test_addresses_off_this_machine_are_refused(tmp_path):
         Sockets(str(taken))
     with Sockets("127.0.0.1:0") as line, pytest.raises(ParameterError, match="cannot listen"):
         Sockets(told(line))
+
+
+def test_somebody_who_is_no_coordinator_is_not_waited_for():
+    """It lets in whoever comes, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        where, said = f"127.0.0.1:{door.getsockname()[1]}", []
+        with pytest.raises(ParameterError, match=f"{where}.*no coordinator was there within 0.5 s"):
+            serve("a", bytes.upper, where, patience=0.5, say=said.append)
+    assert where in said[0]
 
 
 def test_patience_counts_from_when_the_coordinator_went():

@@ -37,6 +37,7 @@ from fedlab.privacy import (
     gaussian_epsilon,
     plain_sum,
 )
+from fedlab.privacy.secure import stages
 
 SHAPES = {"item": (5, 3), "bias": (5,)}
 QUICK = {"sampling": "poisson", "cohort": 100, "local_lr": 0.5, "clip": 0.5, "noise": 1.0}
@@ -293,7 +294,7 @@ def test_sums_over_everybody_are_accounted_exactly(films, clicks):
 
 
 def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
-    asked = Settings(rounds=2, teaching_seed=0, **QUICK | {"cohort": 12})
+    asked = Settings(rounds=2, teaching_seed=0, **QUICK | {"cohort": 20})
     plain, sealed = (
         list(federate(films, clicks, asked, uplink=uplink))
         for uplink in (CENTRAL, [Clip(), SecureSum(), GaussianNoise()])
@@ -305,14 +306,47 @@ def test_a_secure_sum_is_the_plain_one_and_sends_every_row(films, clicks):
     for done in sealed:
         assert done.bytes_up > 4 * rows * len(done.cohort)
         assert done.metrics["secure_s"] > 0
-    rare = asked.replace(rounds=3, cohort=1)
+
+
+def test_a_secure_sum_over_one_is_refused_or_not_opened(films, clicks, monkeypatch):
+    """At most one client of a cohort of two is left in most rounds: nobody asks for its sum."""
+    plain, noisy = [Clip(), SecureSum()], [Clip(), SecureSum(), GaussianNoise()]
+    for uplink in (plain, noisy):
+        with pytest.raises(ParameterError, match="cohort=1: a sum over one client is that client"):
+            next(federate(films, clicks, Settings(cohort=1), uplink=uplink))
+    sums, real = [], stages.secure_sum
+    monkeypatch.setattr(
+        stages, "secure_sum", lambda v, *more, **how: sums.append(len(v)) or real(v, *more, **how)
+    )
+    rounds = []
+    two = Settings(rounds=12, cohort=2, clip=0.5, seed=1)
+    for asked in (two.replace(drop_out=0.5), two.replace(sampling="poisson")):
+        found = list(federate(films, clicks, asked, uplink=plain))
+        lone = [done for done in found if "a sum over one is that one's update" in done.skipped]
+        assert lone
+        for done in lone:
+            before = found[done.number - 2].params if done.number > 1 else films.init(1)
+            assert torch.equal(done.params["item"], before["item"])
+        rounds += found
+    assert len(sums) == sum(len(done.cohort) > 1 for done in rounds)
+    assert min(sums) > 1
+
+
+def test_rounds_with_one_alone_by_chance_are_rare_where_epsilon_is_told(films, clicks):
+    asked = Settings(rounds=1, noise=1.0, sampling="poisson", cohort=12)
     uplink = [Clip(), SecureSum(), GaussianNoise()]
-    assert len(list(federate(films, clicks, rare, uplink=uplink))) == 3
+    chance = (1 - 12 / 671) ** 671 + 12 * (1 - 12 / 671) ** 670  # nobody, or one of 671
+    with pytest.raises(ParameterError, match=rf"cohort=12.*in {chance:.0e} of rounds"):
+        next(federate(films, clicks, asked, uplink=uplink))
+    with pytest.raises(ParameterError, match=r"cohort=20.*sampling='fixed'"):
+        next(federate(films, clicks, asked.replace(cohort=20, drop_out=0.5), uplink=uplink))
+    assert not next(federate(films, clicks, asked.replace(cohort=20), uplink=uplink)).skipped
+    assert not next(federate(films, clicks, asked.without(["sampling"]), uplink=uplink)).skipped
 
 
 def test_a_secure_sum_keeps_tables_apart_whatever_their_order(films, clicks):
     model = replace(films, rows=dict(reversed(films.rows.items())))
-    asked = Settings(rounds=1, teaching_seed=0, **QUICK | {"cohort": 6, "noise": 1e-6})
+    asked = Settings(rounds=1, teaching_seed=0, **QUICK | {"cohort": 20, "noise": 1e-6})
     plain, sealed = (
         next(federate(model, clicks, asked, uplink=uplink)).params
         for uplink in (CENTRAL, [Clip(), SecureSum(), GaussianNoise()])
@@ -419,7 +453,7 @@ def test_the_same_teaching_seed_gives_the_same_bits_and_none_gives_others(films,
     ids=["central", "adaptive clip", "local", "secure sum"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(uplink, films, clicks):
-    asked = Settings(rounds=4, teaching_seed=0, **QUICK | {"cohort": 10})
+    asked = Settings(rounds=4, teaching_seed=0, **QUICK | {"cohort": 20})
     whole = list(federate(films, clicks, asked, uplink=uplink))
     rest = list(federate(films, clicks, asked, uplink=uplink, start=whole[1]))
     assert [done.number for done in rest] == [3, 4]

@@ -36,6 +36,9 @@ def test_a_learner_rates_by_keyboard_joins_and_compares(tmp_path):
         page = opened.pages[0]
         bench = run_all(page, address.format("class.ipynb"), timeout=300_000)
         found = page.locator(".fedlab-ratings")
+        for name in ("Sweep", "Find the best model for these data"):  # learners answer one run
+            expect(bench.locator("summary", has_text=name)).to_be_hidden()
+        expect(bench.locator("summary", has_text="Runs (")).to_be_visible()
         expect(found.locator(".film")).to_have_count(20)
         rated(page, found)
         expect(found.get_by_role("status")).to_have_text("5 of 20 rated, 5 with 3 stars or more.")

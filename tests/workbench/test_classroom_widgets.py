@@ -28,7 +28,8 @@ def model():
 
 @pytest.fixture
 def room(model):
-    with Entrance("127.0.0.1:0", welcome(model, few().catalogue)) as found:
+    with Entrance("127.0.0.1:0") as found:
+        found.open(welcome(model, few().catalogue))
         yield found
 
 
@@ -157,7 +158,8 @@ def test_an_address_where_nobody_is_can_be_left(me):
 
 def test_a_class_that_goes_away_is_told_with_what_there_is(me, model):
     me._patience = 2.0
-    with Entrance("127.0.0.1:0", welcome(model, few().catalogue)) as room:
+    with Entrance("127.0.0.1:0") as room:
+        room.open(welcome(model, few().catalogue))
         me.join(str(room.invitation))
         until(lambda: me.state == "waiting")
         rounds = taught(room, model, USUAL.replace(rounds=9), seconds=PATIENT)
@@ -210,7 +212,7 @@ def test_the_teacher_sees_who_is_there_and_trains_with_them(screen):
         until(lambda: "<b>1 here:</b> &lt;Ann&gt;<br><b>Dropped out:</b> Ben" in people.value)
         with pytest.raises(ParameterError, match="another node has this name"):
             comes(screen, "<Ann>", "3 of 5")
-        until(lambda: "Another &lt;Ann&gt; was not let in." in people.value)
+        until(lambda: "&lt;Ann&gt; was not let in: another node has this name" in people.value)
 
 
 def test_stop_ends_the_class_for_learners_too(screen):
@@ -221,6 +223,12 @@ def test_stop_ends_the_class_for_learners_too(screen):
         screen.bench.session.stop()
         until(lambda: ann.state == "over")
         assert ann.news["round"] < 1000
+
+
+def test_what_a_class_cannot_do_has_no_panel(screen):
+    assert screen.bench.spec["sweeps"] is False
+    assert screen.bench.spec["finds"] == []
+    assert "model" not in screen.bench.spec["exports"]
 
 
 def test_a_second_run_beside_the_one_of_a_class_is_refused(screen):

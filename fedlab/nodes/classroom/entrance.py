@@ -20,6 +20,7 @@ import datetime
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import select
@@ -56,6 +57,7 @@ LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that are taken for another
 CODE = 8  # letters of a join code
 FINGERPRINT = 32  # hexadecimal digits of the certificate's SHA-256
 DAYS = 2  # that a certificate holds
+LIMIT, MOST = 64, 1000  # learners in a class, unless told, and at most: each takes a thread
 PLACES = 16  # of one address that may be at the greeting at a time
 WRONG = 1.0  # seconds that a wrong join code keeps its place
 FORM = re.compile(rf"([{LETTERS}]{{{CODE}}})@([\w.-]+):(\d+)#([0-9a-f]{{{FINGERPRINT}}})")
@@ -210,31 +212,41 @@ class Secured:
 
 
 class Entrance(Sockets):
-    """A transport to learners who were invited; close it in the end.
+    """A transport to learners who were invited; `open` it, and close it in the end.
 
     >>> with Entrance("127.0.0.1:0") as class_:
+    ...     class_.open(b"the model that the class starts from")
     ...     class_.invitation.host, class_.nodes()
     ('127.0.0.1', {})
     """
 
     def __init__(
-        self, where: str, welcome: bytes = b"", *, say: Callable[[str], Any] = lambda line: None
+        self, where: str, *, limit: int = LIMIT, say: Callable[[str], Any] = lambda line: None
     ) -> None:
-        """Listen at "host:port", port 0 for a free one.
+        """Take the address "host:port", port 0 for a free one; who comes waits until `open`.
 
-        welcome: what learners are handed when they come. say: is told in a line who comes, who
+        So what is wrong with an address is said before a model has been trained. limit: how many
+        learners are let in at a time; one more reads why not. say: is told in a line who comes, who
         goes, and why somebody is not let in. Raises `ParameterError` for an address that is none of
-        this machine's, or that is taken.
+        this machine's, or that is taken, and where the certificate cannot be written.
         """
+        require(1 <= limit <= MOST, "limit", limit, f"choose from 1 to {MOST} learners")
+        self.most = limit
         self._context, mark = _certified()
-        self.welcome, self._wires = WELCOME + welcome, list[Secured]()
-        self.longest = 2 * len(welcome) + SPARE  # an update is no larger than the model
+        self._wires = list[Secured]()
         self._greeting, self._counting = Counter[str](), threading.Lock()
-        code = "".join(secrets.choice(LETTERS) for _ in range(CODE))
-        host = where.rpartition(":")[0]
-        self.invitation = Invitation(code, host, 0, mark)  # it may be asked for before the port is
         super().__init__(where, say=say)
-        self.invitation = Invitation(code, host, int(self.where[1]), mark)
+        code = "".join(secrets.choice(LETTERS) for _ in range(CODE))
+        self.invitation = Invitation(code, where.rpartition(":")[0], int(self.where[1]), mark)
+
+    def open(self, welcome: bytes) -> None:
+        """Let learners in. welcome: what they are handed when they come."""
+        self.welcome = WELCOME + welcome
+        self.longest = 2 * len(welcome) + SPARE  # an update is no larger than the model
+        super()._begin()
+
+    def _begin(self) -> None:
+        """Wait for `open`."""
 
     @property
     def carried(self) -> tuple[int, int]:
@@ -333,11 +345,16 @@ def _certified() -> tuple[ssl.SSLContext, str]:
     password = secrets.token_bytes(32).hex()
     hidden = serialization.BestAvailableEncryption(password.encode())
     form = serialization.PrivateFormat.PKCS8
-    with tempfile.TemporaryDirectory(prefix="fedlab-") as home:  # ssl reads files alone
-        for file, text in (
-            ("key", key.private_bytes(serialization.Encoding.PEM, form, hidden)),
-            ("certificate", made.public_bytes(serialization.Encoding.PEM)),
-        ):
-            Path(home, file).write_bytes(text)
-        context.load_cert_chain(Path(home, "certificate"), Path(home, "key"), password)
+    texts = {
+        "key": key.private_bytes(serialization.Encoding.PEM, form, hidden),
+        "certificate": made.public_bytes(serialization.Encoding.PEM),
+    }
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedlab-") as home:  # ssl reads files alone
+            for file, text in texts.items():
+                Path(home, file).write_bytes(text)
+            context.load_cert_chain(Path(home, "certificate"), Path(home, "key"), password)
+    except OSError as error:
+        fix = f"the class's certificate cannot be written ({error}); name a folder with room"
+        raise ParameterError(f"TMPDIR={os.environ.get('TMPDIR', '')!r}: {fix}") from error
     return context, fingerprint(made.public_bytes(serialization.Encoding.DER))

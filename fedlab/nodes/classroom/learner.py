@@ -329,7 +329,7 @@ class Learner:
 
     def _attend(self) -> None:
         try:
-            how: dict[str, Callable[..., Any]] = {"met": self._met, "stays": lambda: not self._left}
+            how: dict[str, Any] = {"met": self._met, "stays": lambda: not self._left}
             attend(self.name, self._answer, self._reach, patience=self._patience, **how)
         except (ParameterError, MessageError) as error:
             self._error, self.trouble = error, str(error)

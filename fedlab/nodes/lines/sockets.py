@@ -33,6 +33,8 @@ LONGEST = 1 << 31  # bytes of a frame
 GREETING = 10.0  # seconds that a new connection has to say its name
 LOCAL = ("127.0.0.1", "localhost")
 GREETED = 1 << 14  # bytes of a greeting at most
+WELCOMED = 60.0  # seconds that a node waits to be let in, and in which it reads that it is
+FIRST = 600.0  # seconds for which a node looks for its first coordinator
 PAUSE = 0.1  # seconds to wait where no connection can be taken up
 WELCOME, NO = b"welcome", b"no: "  # how the answer to a greeting begins
 TWICE = "another node has this name; give each one of its own"
@@ -189,6 +191,7 @@ class Sockets:
 
     welcome = WELCOME  # what a node is told that is let in
     longest = LONGEST  # bytes of an answer
+    most = 10**6  # nodes that are let in at a time
 
     def __init__(self, where: str, *, say: Callable[[str], Any] = lambda line: None) -> None:
         """Listen. where: "127.0.0.1:PORT" (0 for a free one) or the path of a Unix socket.
@@ -198,6 +201,7 @@ class Sockets:
         self.where, self.say = self._address(where), say
         self.twice: set[str] = set()  # names that two nodes have
         self._known: dict[str, _Connection] = {}
+        self._entering = threading.Lock()
         self._number = 0
         self._open = True
         if isinstance(self.where, str):
@@ -215,6 +219,10 @@ class Sockets:
         else:
             self.where = self._door.getsockname()
         self._door.listen(128)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take up connections from now on, now that the address is ours."""
         threading.Thread(target=self._welcome_all, name="fedlab nodes", daemon=True).start()
 
     def _address(self, text: str) -> tuple[str, int] | str:
@@ -224,9 +232,15 @@ class Sockets:
     def _greeted(self, line: socket.socket) -> tuple[Wire, dict[str, Any]]:
         """What frames go over from now on, and what somebody says of himself.
 
-        Raises OSError or ValueError for who is not let in.
+        Raises OSError or ValueError for who is not let in, also for who takes longer than
+        `GREETING` in all: a byte now and then would keep a thread for hours.
         """
-        return line, json.loads(receive_frame(line, GREETED)[1])
+        end = threading.Timer(GREETING, _hang_up, (line,))
+        end.start()
+        try:
+            return line, json.loads(receive_frame(line, GREETED)[1])
+        finally:
+            end.cancel()
 
     def close(self) -> None:
         """Stop listening, and let go of all nodes."""
@@ -235,8 +249,7 @@ class Sockets:
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
         for each in list(self._known.values()):
-            with suppress(OSError):
-                each.line.shutdown(socket.SHUT_RDWR)
+            _hang_up(each.line)
         if isinstance(self.where, str):
             Path(self.where).unlink(missing_ok=True)
 
@@ -275,7 +288,6 @@ class Sockets:
         try:
             door.settimeout(GREETING)
             line, about = self._greeted(door)
-            line.settimeout(None)
             name, token = about["name"], about["token"]
             if not (isinstance(name, str) and name and tidy(name, 80) and isinstance(token, str)):
                 raise UnwelcomeError("it says no name")
@@ -284,19 +296,38 @@ class Sockets:
             why = error if isinstance(error, UnwelcomeError) else "it does not greet as a node does"
             self.say(f"Somebody was not let in: {why}.")
             return
-        before = self._known.get(name)
-        if before and not before.gone and before.token != token:
-            self.twice.add(name)
-            self.say(f"Another {name} was not let in.")
-            refuse(line, TWICE)
-            return
-        found = self._known[name] = _Connection(line, token, self.longest)
-        with suppress(OSError), found.sending:
-            send_frame(line, 0, self.welcome)
+        found = _Connection(line, token, self.longest)
+        with found.sending:  # no question goes before the welcome
+            if why := self._refusal(name, found):
+                self.say(f"{name} was not let in: {why}.")
+                refuse(line, why)
+                return
+            line.settimeout(WELCOMED)  # who does not read it is not waited for
+            with suppress(OSError):
+                send_frame(line, 0, self.welcome)
+                line.settimeout(None)
         self.say(f"{name} is here.")
         found.listen()
         if self._open and self._known[name] is found:
             self.say(f"{name} has gone.")
+
+    def _refusal(self, name: str, found: _Connection) -> str:
+        """Why a node that says this name cannot be let in; "" where it has been, as `found`."""
+        with self._entering:
+            before = self._known.get(name)
+            if before and not before.gone and before.token != found.token:
+                self.twice.add(name)
+                return TWICE
+            others = [each for other, each in self._known.items() if other != name]
+            if sum(not each.gone for each in others) >= self.most:
+                return f"there is no room: {self.most} are here already, which is the limit"
+            self._known[name] = found
+            return ""
+
+
+def _hang_up(line: Wire) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def refuse(line: Wire, why: str) -> None:
@@ -304,8 +335,7 @@ def refuse(line: Wire, why: str) -> None:
     with suppress(OSError):
         line.settimeout(GREETING)
         send_frame(line, 0, NO + why.encode())
-    with suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)  # a thread that listens there would not notice the end
+    _hang_up(line)  # a thread that listens there would not notice that it is closed
     line.close()
 
 
@@ -340,15 +370,20 @@ def serve(
     answer: Callable[[bytes], bytes],
     where: str,
     *,
-    patience: float = float("inf"),
+    patience: float | None = None,
     say: Callable[[str], Any] = lambda line: None,
 ) -> None:
     """Be a node: connect, answer, and connect again when the coordinator comes back.
 
-    patience: seconds without a coordinator after which it returns. Raises `ParameterError` where
-    another node has this name.
+    patience: seconds without a coordinator after which it returns; without it never, once there was
+    one. say: is told in a line who is there, and at once where nobody is. Raises `ParameterError`
+    where there never was a coordinator within the patience, by default `FIRST`, and where another
+    node has this name.
     """
-    place = address(where)
+    place, first = address(where), FIRST if patience is None else patience
+    fix = "choose seconds from 0, or inf for as long as it takes"
+    require(first >= 0, "patience", patience, fix)
+    ever, why = False, ""
 
     def reach(about: dict[str, str]) -> Wire:
         line = _made(place)
@@ -360,7 +395,25 @@ def serve(
             raise
         return line
 
-    attend(name, answer, reach, patience=patience, met=lambda line, told: say("connected"))
+    def met(line: Wire, told: bytes) -> None:
+        nonlocal ever, why
+        ever, why = True, ""
+        say("connected")
+
+    def failed(error: OSError) -> None:
+        nonlocal why
+        if not why:
+            say(f"no coordinator is at {where} ({error}); it is looked for again and again")
+        why = str(error)
+
+    later = float("inf") if patience is None else patience
+    attend(name, answer, reach, patience=later, first=first, met=met, failed=failed)
+    if not ever:
+        fix = "is the path or port the coordinator's, and was it started?"
+        raise ParameterError(
+            f"socket={where!r}: no coordinator was there within {first:g} s ({why}); {fix}"
+        )
+    say(f"no coordinator was at {where} for {later:g} s, so the node ends")
 
 
 def attend(
@@ -369,33 +422,41 @@ def attend(
     reach: Callable[[dict[str, str]], Wire],
     *,
     patience: float = float("inf"),
+    first: float | None = None,
     met: Callable[[Wire, bytes], Any] = lambda line, told: None,
+    failed: Callable[[OSError], Any] = lambda error: None,
     stays: Callable[[], bool] = lambda: True,
 ) -> None:
     """Be a node over whatever connection `reach` opens, as long as it `stays`.
 
     reach: opens one and greets with {"name": ..., "token": ...}; raises OSError where no
-    coordinator is there. met: is handed each connection, and what the coordinator said first.
+    coordinator is there. patience: seconds without one after which it returns. first: those before
+    it has met one, by default as many. met: is handed each connection, and what the coordinator
+    said first. failed: is handed why there is no connection, or none any more.
     """
     fix = "give a name of at most 80 characters"
     require(bool(name) and tidy(name, 80), "name", name, fix)
     about, last = {"name": name, "token": secrets.token_hex(8)}, time.monotonic()
-    while stays() and time.monotonic() - last < patience:
+    left = patience if first is None else first
+    while stays() and (rest := last + left - time.monotonic()) > 0:
         line = None
         try:
             line = reach(about)
+            line.settimeout(min(WELCOMED, rest))  # whoever is there may be no coordinator
             _, told = receive_frame(line)
+            line.settimeout(None)
             why = told.removeprefix(NO).decode(errors="replace")[:300]
             require(not told.startswith(NO), "name", name, why)
             met(line, told)
+            left = patience
             try:
                 while stays():
                     number, question = receive_frame(line)
                     send_frame(line, number, answer(question))
             finally:
                 last = time.monotonic()
-        except OSError:
-            pass
+        except OSError as error:
+            failed(error)
         finally:
             if line:
                 line.close()

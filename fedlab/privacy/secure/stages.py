@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedlab.aggregation import NoDeltaError
-from fedlab.core import RoundContext, Stage, Tree, Update, knob, register
+from fedlab.core import RoundContext, Stage, Tree, Update, knob, register, require
 from fedlab.privacy.accounting import Release
 from fedlab.privacy.ledger import Spending, Spent, noise_multiplier
 from fedlab.privacy.mechanisms import GROUP, check_room, dense
@@ -26,8 +26,11 @@ from fedlab.privacy.noise_source import NoiseSource
 from fedlab.privacy.secure.discrete_gaussian import NoiseShares
 from fedlab.privacy.secure.fixed_point import FixedPoint
 from fedlab.privacy.secure.keys import Words
-from fedlab.privacy.secure.server import secure_sum
+from fedlab.privacy.secure.server import SecureSumResult, secure_sum
 from fedlab.privacy.secure.terms import least_threshold
+
+ALONE = "is there alone: a sum over one is that one's update, so nothing is opened"
+RARELY = 1e-6  # of rounds may find at most one client by chance
 
 
 def answering() -> float:
@@ -57,9 +60,10 @@ def threshold(share: float, clients: int) -> int:
 class SecureSum(Stage):
     """The server gets the sum by `secure_sum` and no client's update: each sends all rows, masked.
 
-    Its members are the clients that are there when it begins. The server's own noise comes on top
-    of a sum that it has seen, and the sum over a cohort of one is the update of that one:
-    `DistributedGaussian` shows it neither.
+    Its members are the clients that are there when it begins. The sum over one is the update of
+    that one: a cohort of one is refused, and a round in which one alone is there is skipped, with
+    nothing opened. The server's own noise comes on top of a sum that it has seen;
+    `DistributedGaussian` does not show it that.
     """
 
     side = "sum"
@@ -68,14 +72,27 @@ class SecureSum(Stage):
     keeps = ("clipped", "equal")
     answering: float = answering()
 
+    def begin(self, context: RoundContext) -> None:
+        """Refuse a cohort of one."""
+        cohort = context.settings.get("cohort", 2)
+        fix = "a sum over one client is that client's update; choose 2 or more, or take away "
+        fix += "secure sum, which hides nothing of it"
+        require(cohort > 1, "cohort", cohort, fix)
+
     def add_up(self, updates: Iterable[Update], context: RoundContext) -> Tree:
-        """The sum of the updates in fixed point, exact to one unit for each client."""
+        """The sum of the updates in fixed point, exact to one unit for each client.
+
+        Raises `NoDeltaError` where one client alone is there.
+        """
+        check_company(context)
         rows = flat_rows(updates, context)
         # the gate lets 1e-5 pass, for float32
         fixed = FixedPoint(context.notes["clipped"] * (1 + 2e-5), max(1000, len(rows)))
         vectors = dict(enumerate((fixed.encode(row) for row in rows.values()), 1))
         if not vectors:
             return unflattened(np.zeros(numbers(context)), context)
+        if len(vectors) == 1:
+            raise NoDeltaError(f"client {next(iter(rows))} {ALONE}")
         total = summed(vectors, threshold(self.answering, len(vectors)), context)
         return unflattened(fixed.decode(total), context)
 
@@ -158,6 +175,24 @@ def invited(context: RoundContext) -> dict[int, int]:
     return {client: place for place, client in enumerate(drawn.tolist(), 1)}
 
 
+def check_company(context: RoundContext) -> None:
+    """Raise `ParameterError` for a private run in which clients are too often alone by chance.
+
+    A round with one alone is skipped, which tells that there was one. Where each is drawn by its
+    own chance, epsilon does not count that, so it must hardly ever happen.
+    """
+    drawn = context.plan.drawn
+    if not context.private or drawn is None or drawn.sampling != "poisson":
+        return
+    there = drawn.rate * (1 - context.settings.get("drop_out", 0.0))
+    clients = drawn.expected / drawn.rate
+    chance = (1 - there + clients * there) * (1 - there) ** (clients - 1)
+    fix = f"under a secure sum and sampling='poisson' at most one client is there in {chance:.0e} "
+    fix += f"of rounds, which epsilon does not count; choose more, so that it is below {RARELY:g}, "
+    fix += "or sampling='fixed'"
+    require(chance <= RARELY, "cohort", drawn.expected, fix)
+
+
 def numbers(context: RoundContext) -> int:
     """D: how many numbers a client sends."""
     return sum(value.numel() for value in context.server.values())
@@ -166,9 +201,16 @@ def numbers(context: RoundContext) -> int:
 def summed(
     vectors: dict[int, Words], needed: int, context: RoundContext, gone: Iterable[int] = ()
 ) -> Words:
-    """The sum (D,) by `secure_sum`, with its bytes and its seconds noted."""
+    """The sum (D,) by `secure_sum`, with its bytes and its seconds noted.
+
+    A vector that is alone, as noise of the client's own lets it be, has nothing to hide in.
+    """
     began = time.perf_counter()
-    told = secure_sum(vectors, needed, dropped_before=gone)
+    if len(vectors) == 1:
+        (alone,) = vectors.values()
+        told = SecureSumResult(alone, alone.nbytes)
+    else:
+        told = secure_sum(vectors, needed, dropped_before=gone)
     context.notes["bytes_up"] = told.bytes_up
     context.metrics["secure_s"] = time.perf_counter() - began
     return told.total

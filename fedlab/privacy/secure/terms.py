@@ -33,8 +33,8 @@ from fedlab.privacy.secure.shamir import SecureSumError
 def least_threshold(clients: int) -> int:
     """The least t above two thirds of n.
 
-    >>> [least_threshold(clients) for clients in (1, 3, 10, 50)]
-    [1, 3, 7, 34]
+    >>> [least_threshold(clients) for clients in (2, 3, 10, 50)]
+    [2, 3, 7, 34]
     """
     return 2 * clients // 3 + 1
 
@@ -44,8 +44,8 @@ class Terms:
     """What all members of a run know from elsewhere than the server.
 
     run: 16 bytes that no other run has. threshold: t, above two thirds of the clients. length: D.
-    directory: number of each client, 1 to n -> its public identity key. Raises `ParameterError`
-    for terms under which vectors could be opened.
+    directory: number of each client, 1 to n, two or more -> its public identity key. Raises
+    `ParameterError` for terms under which vectors could be opened.
     """
 
     run: bytes
@@ -63,6 +63,8 @@ class Terms:
             sorted(self.directory)[:8],
             "number clients 1, 2, ...",
         )
+        fix = "a sum over one client is that client's vector; let two or more take part"
+        require(count > 1, "directory", count, fix)
         require(
             len(set(known)) == count and {len(key) for key in known} == {32},
             "directory",

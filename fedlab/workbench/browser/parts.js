@@ -41,7 +41,7 @@
 /** @typedef {{why?: string, map?: Places | {xy?: undefined}, steps?: Steps | {arrows?: undefined, why: string},
  *   person?: Person | {user?: undefined}, item?: Followed}} Seen */
 /** @typedef {{on: boolean, user: string, item: string, at: number}} Inside */
-/** @typedef {{knobs: Knob[], inside: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
+/** @typedef {{knobs: Knob[], inside: boolean, sweeps: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
  *   lines: string[], spreads: Record<string, string>}} Spec */
 /** The traits of widget.py.
  * @typedef {{spec: Spec, values: Record<string, Value>, used: Record<string, Value>, unread: Record<string, string>,

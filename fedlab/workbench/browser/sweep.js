@@ -112,6 +112,6 @@ export function sweepPanel(model) {
     make("div", { class: "row" }, across.node, up.node),
     make("div", { class: "row" }, labelled("metric", metric), labelled("search", search), labelled("runs", count), begin,
       button("Cancel", () => tell(model, "stop"), { "aria-label": "Cancel the sweep; what is done stays" })), map.node);
-  node.hidden = !names.length;
+  node.hidden = !names.length || !model.get("spec").sweeps;
   return { node, draw: map.draw };
 }

@@ -12,7 +12,7 @@ import ipywidgets
 
 from fedlab.core import Round, Settings, Tree, require
 from fedlab.data import Interactions, load
-from fedlab.nodes.classroom import PRIVATE, USUAL, Entrance, started, taught, welcome
+from fedlab.nodes.classroom import LIMIT, PRIVATE, USUAL, Entrance, started, taught, welcome
 from fedlab.workbench.view import Turn
 from fedlab.workbench.widget import Workbench
 
@@ -29,8 +29,8 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
     address: of this machine, as learners type it; port 0 for a free one. films, start: what it is
     about and the tables it begins from, by default MovieLens and a model trained on half of its
     users. seconds: how long a round waits for a learner. private: whether updates are clipped, and
-    noise is added. `entrance` lets learners in, `bench` is the workbench. Making another one in the
-    same kernel ends this one, and so does `end`.
+    noise is added. limit: how many learners are let in at a time. `entrance` lets them in, `bench`
+    is the workbench. Making another one in the same kernel ends this one, and so does `end`.
     """
 
     _last: ClassVar["Classroom | None"] = None  # of this kernel
@@ -43,21 +43,28 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
         start: Tree | None = None,
         seconds: float = 30.0,
         private: bool = False,
+        limit: int = LIMIT,
     ) -> None:
         """Open the entrance. Raises `ParameterError` for an address that is none, or is taken."""
         if Classroom._last:
             Classroom._last.end()
         films = load() if films is None else films
-        self._start = started(films) if start is None else start
         self._seconds, self._private = seconds, private
         self._refused, self._people = list[str](), ipywidgets.HTML()
         self._training = threading.Lock()
-        self.entrance = Entrance(address, welcome(self._start, films.catalogue), say=self._said)
+        self.entrance = Entrance(address, limit=limit, say=self._said)
+        try:
+            self._start = started(films) if start is None else start
+            self.entrance.open(welcome(self._start, films.catalogue))
+        except BaseException:  # an interrupted cell may be run again at the same address
+            self.entrance.close()
+            raise
         Classroom._last = self
         turn, metrics = dict(TURN), dict(RANKING)
         if private:
             turn, metrics = turn | dict(NOISE), metrics | {"epsilon": "min"}
-        self.bench = Workbench(self._live, PRIVATE if private else USUAL, turn, metrics)
+        usual = PRIVATE if private else USUAL
+        self.bench = Workbench(self._live, usual, turn, metrics, sweeps=False)
         line = escape(TYPE.format(line=str(self.entrance.invitation)))
         told = ipywidgets.HTML(f"Learners run this in a notebook:<pre>{line}</pre>")
         super().__init__([told, self._people, self.bench])
@@ -71,7 +78,7 @@ class Classroom(ipywidgets.VBox):  # type: ignore[misc]
     def _live(self, ask: Callable[[], Settings | Mapping[str, Any]]) -> Iterator[Round]:
         fix = "wait until somebody has joined, then press Start"
         require(bool(self.entrance.here()), "class", "nobody is there", fix)
-        fix = "learners answer one run at a time; train one after the other, without a sweep"
+        fix = "learners answer one run at a time; train one after the other"
         require(self._training.acquire(blocking=False), "class", "another run is under way", fix)
         try:
             how = {"seconds": self._seconds, "private": self._private}

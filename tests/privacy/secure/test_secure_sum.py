@@ -253,7 +253,8 @@ def test_bytes_are_counted():
         (words(4, 3), 5, "threshold=5"),
         ({2: words(4, 3)[1]}, 1, r"directory=\[2\]: number clients 1, 2, ..."),
         ({}, 1, "vectors={}: give one for each client"),
-        ({1: words(1, 0)[1]}, 1, "length=0: choose 1 or more"),
+        (words(2, 0), 2, "length=0: choose 1 or more"),
+        (words(1, 3), 1, "directory=1: a sum over one client is that client's vector"),
     ],
 )
 def test_bad_runs_are_refused(vectors, threshold, message):
@@ -281,5 +282,5 @@ def test_bad_terms_are_refused():
 def test_sizes_and_thresholds_at_random_sum_exactly():
     chance = random.Random(0)
     for _ in range(10):
-        vectors = words(chance.randint(1, 12), 5, chance.getrandbits(32))
+        vectors = words(chance.randint(2, 12), 5, chance.getrandbits(32))
         assert np.array_equal(secure_sum(vectors).total, plain(vectors, vectors))

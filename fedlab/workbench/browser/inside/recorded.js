@@ -26,7 +26,7 @@ export function recorded({ traits: given, looks }) {
   const last = given.picture.done, calls = /** @type {Map<string, Function[]>} */ (new Map());
   const unread = Object.fromEntries(given.spec.knobs.map(({ name }) => [name, "recorded"]));
   const traits = /** @type {Traits} */ ({ used: {}, wrong: {}, notice: "", news: "", saving: ONLY, report: "", heat: {}, dots: {}, seen: {},
-    state: "paused", message: "", ...given, spec: { ...given.spec, presets: [], finds: [], exports: [] },
+    state: "paused", message: "", ...given, spec: { ...given.spec, presets: [], finds: [], exports: [], sweeps: false },
     charts: given.charts.filter((name) => !(name in given.spec.spreads)), unread, inside: { on: looks.length > 0, user: "", item: "", at: -1 } });
   let round = last, clock = /** @type {ReturnType<typeof setInterval> | undefined} */ (undefined);
   const put = (/** @type {Partial<Traits>} */ to) => {
