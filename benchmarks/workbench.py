@@ -50,7 +50,7 @@ SOURCE = '''
 import time
 from fedlab.workbench import PRESETS, Workbench, better, stream
 stamps, draws, blocks = [], [], []
-start = next(iter(PRESETS.values()))
+start = next(iter(PRESETS.values())).replace(rounds=5000)  # keys are pressed in one run
 def stamped(settings):
     stamps.clear()
     for done in stream(settings):
@@ -82,17 +82,18 @@ def timed(*_):
 bench.draw = timed
 pages = []
 bench.send = lambda content, buffers=None: pages.append(len(buffers[0]))
-def look():
-    """Open the view into the round, which only a plain stream has; close it where it is open."""
+def told(*words):
+    """Have the bench hear a command as of a plain stream, which alone is looked into."""
     live, bench.session.live = bench.session.live, stream
-    bench._see(not bench.inside["on"])
+    bench._told(None, {"command": words[0], "given": [*words[1:]]}, None)
     bench.session.live = live
+def look():
+    """Open the view into the round; close it where it is open."""
+    told("see", not bench.inside["on"])
 def kept():
     """The size of the page of the run on show."""
-    live, bench.session.live = bench.session.live, stream
-    bench._follow("user", "3")
-    bench._export("replay")
-    bench.session.live = live
+    told("follow", "user", "3")
+    told("export", "replay")
     return pages[-1]
 bench'''
 MANY = '''
@@ -185,7 +186,6 @@ STOP = """([bench, stop]) => new Promise(resolve => {
 
 def keys(page, bench, count):
     """Milliseconds from each key press to the frame that shows the value in use."""
-    set_number(bench, "rounds", 300)
     set_number(bench, "cohort", 16)
     slider = bench.locator('input[type="range"][name="local_lr"]')
     used, number = (
