@@ -222,10 +222,14 @@ def dies(page, bench):
 
 
 def begin(page, bench, rounds=60):
-    """Begin a new run of 64 clients a round, and wait until its first rounds are on the screen."""
+    """Begin a new run of 64 clients a round, and wait until its first rounds are on the screen.
+
+    rounds: how many; 0 for as many as the workbench begins with.
+    """
     press(bench, "Reset")
     expect(bench).to_have_attribute("data-rounds", "0")
-    set_number(bench, "rounds", rounds)
+    if rounds:
+        set_number(bench, "rounds", rounds)
     press(bench, "Start")
     reach(page, bench, 4)
 
@@ -248,7 +252,7 @@ def steadiness(page, bench, seconds):
 
     Returns redraws a second, frames, blank frames, and the processor ms of each redraw.
     """
-    begin(page, bench, 300)
+    begin(page, bench, 0)
     page.evaluate(ASK, "draws.clear()")
     found = page.evaluate(FRAMES, [bench.element_handle(), seconds])
     draws = ast.literal_eval(page.evaluate(ASK, "list(draws)"))

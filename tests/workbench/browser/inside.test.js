@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { moved, uploadInWords } from "../../../fedlab/workbench/browser/inside/cards.js";
 import { liars } from "../../../fedlab/workbench/browser/inside/panel.js";
-import { between, clientOf, fitted, lookOf, mapPicture, peoplePicture, stepsPicture } from "../../../fedlab/workbench/browser/inside/pictures.js";
+import { between, clientOf, fitted, lookOf, mapPicture, peoplePicture, same, stepsPicture } from "../../../fedlab/workbench/browser/inside/pictures.js";
 import { seen, open } from "./page.js";
 
 /** @import { Dots, Named, People, Steps, Upload } from "../../../fedlab/workbench/browser/parts.js" */
@@ -29,7 +29,7 @@ test("who takes part stands out, who did fades, and who had no turn lies at the 
   const [before, now, never] = [0, 1, 2].map((i) => lookOf(DOTS, i, i === 1, [0, 1]));
   assert.deepEqual([before.kind, now.kind, never.kind], ["before", "now", "never"]);
   assert.ok(before.height < now.height && now.height < never.height);    // up is a lower number
-  assert.deepEqual([before.fade, now.fade], [0.8 - 0.12, 1]);
+  assert.deepEqual([before.fade, now.fade, lookOf({ ...DOTS, since: [20, 0, 4] }, 0, false, [0, 1]).fade], [0.8, 1, 0.3]);
 });
 
 test("places fill the picture, whatever they are", () => {
@@ -79,9 +79,14 @@ test("steps are arrows over lines of loss, and what stands in the way is said", 
 
 test("a model without vectors of items has no map", () => {
   const { node, draw } = mapPicture(() => {}), map = /** @type {Named} */ ({ items: ["Fargo"], ids: ["1"], categories: ["Crime"], colours: [0] });
-  draw(map, {}, undefined, new Set());
+  draw(map, {}, undefined, []);
   assert.equal(node.style.display, "none");
-  draw(map, { round: 3, since: 2, xy: [[0, 1]] }, "Fargo", new Set());
+  draw(map, { round: 3, since: 2, xy: [[0, 1]] }, "Fargo", []);
   assert.equal(node.style.display, "");
   assert.match(seen(node).textContent, /Items after round 3/);
+});
+
+test("a picture is drawn anew where something of it is another object", () => {
+  const steps = {};
+  assert.deepEqual([same([steps, 1], [steps, 1]), same([steps, 1], [{}, 1]), same([], [steps])], [true, false, false]);
 });

@@ -32,13 +32,14 @@ export function uploadInWords(sent, starts) {
 /** The one who is followed: history, list, what is sent and what is read of it. */
 export function personCard() {
   const node = make("section", { class: "card", "aria-label": "the user who is followed" });
-  let before = /** @type {string[]} */ ([]), list = before, whose = "", round = -1;
+  let before = /** @type {string[]} */ ([]), list = before, whose = "", round = -1, drawn = /** @type {Seen["person"]} */ (undefined);
   const items = (/** @type {string} */ title, /** @type {(string | Node)[]} */ names) => make("div", {}, make("strong", {}, title),
     make("ol", {}, ...names.map((n) => typeof n === "string" ? make("li", {}, n) : n)));
   /** @param {Seen["person"]} found @param {number | undefined} at the round after which this was seen */
   const draw = (found, at) => {
     node.hidden = !found?.user;
-    if (!found?.user) return;
+    if (!found?.user || found === drawn) return;
+    drawn = found;
     const person = /** @type {Person} */ (found), { upload: sent } = person, held = person.held[0];
     if (person.user !== whose) [before, list, round] = [[], [], -1];
     if (at !== round) [before, round] = [list, at ?? -1];
@@ -58,10 +59,12 @@ export function personCard() {
 export function itemCard(cursor) {
   const name = "share of lists", chart = lineChart(name, cursor), words = make("p");
   const node = make("section", { class: "card", "aria-label": "the item that is followed" }, chart.node, words);
+  let drawn = /** @type {Followed | undefined} */ (undefined);
   /** @param {Followed | undefined} item */
   const draw = (item) => {
     node.hidden = !item;
-    if (!item) return;
+    if (!item || item === drawn) return;
+    drawn = item;
     const rounds = item.places.map(([n]) => n), shares = item.places.map(([, share]) => share);
     chart.draw({ name, total: Math.max(...rounds, 2), done: 1, progress: 0, spreads: {}, log: false, smooth: false, lacks: [],
       lines: [{ id: item.name, name: item.name, colour: 1, marks: [], beside: {}, series: { [name]: [rounds, shares] } }] });

@@ -96,7 +96,7 @@ export function insidePanel(model, cursor) {
     if (document.activeElement !== item) item.value = what;
     why.textContent = seen.why ?? "";
     people.draw(stays.people, model.get("dots"), seen.steps?.arrows ? seen.steps.liars : [], who);
-    map.draw(stays.map, seen.map, seen.item?.name, new Set(seen.person?.user ? seen.person.top : []));
+    map.draw(stays.map, seen.map, seen.item?.name, seen.person?.user ? seen.person.top : []);
     steps.draw(seen.steps, seen.person?.user ? seen.person.client : undefined);
     person.draw(seen.person, seen.map?.xy ? seen.map.round : undefined);
     film.draw(seen.item);

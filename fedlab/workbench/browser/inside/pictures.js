@@ -34,8 +34,13 @@ export function lookOf(dots, i, now, [least, most]) {
   const loss = dots.loss[i] ?? null;
   if (loss === null) return { kind: "never", height: SIDE.bottom + 2, fade: 1 };
   const height = between(loss, least, most, SIDE.bottom - 10, SIDE.top + 4);
-  return { kind: now ? "now" : "before", height, fade: now ? 1 : Math.max(0.25, 0.8 - 0.06 * dots.since[i]) };
+  const since = dots.since[i];                            // three steps, so that few dots change with a round
+  return { kind: now ? "now" : "before", height, fade: now ? 1 : since < 4 ? 0.8 : since < 16 ? 0.5 : 0.3 };
 }
+
+/** Whether what a picture was drawn from is what it was: traits that are not set anew are the same objects.
+ * @param {unknown[]} before @param {unknown[]} now */
+export const same = (before, now) => before.length === now.length && now.every((value, i) => value === before[i]);
 
 /** Clients by taste, to the side, and loss, upwards. @param {(user: string) => void} follow */
 export function peoplePicture(follow) {
@@ -58,9 +63,10 @@ export function peoplePicture(follow) {
     const [left, right] = people.ends.map((end) => end.join(", "));
     ends.replaceChildren(make("span", {}, `← ${left}`), make("span", {}, `${right} →`));
   };
+  let before = /** @type {unknown[]} */ ([]);
   /** @param {People | undefined} people @param {Dots | {round?: undefined}} found @param {number[]} liars their numbers @param {string} user */
   const draw = (people, found, liars, user) => {
-    if (!people) return;
+    if (!people || same(before, before = [people, found, liars.join(), user])) return;
     if (people !== whose) begin(people);
     const dots = found.round === undefined ? { round: 0, cohort: [], loss: [], since: [], met: 0 } : found;
     const known = dots.loss.filter((loss) => loss !== null), losses = /** @type {[number, number]} */ (known.length ? rounded(Math.min(...known), Math.max(...known)) : [0, 1]);
@@ -72,8 +78,8 @@ export function peoplePicture(follow) {
       if (look === each.look) return;
       each.look = look;
       each.dot.setAttribute("class", classes);
-      each.dot.style.transform = `translateY(${(height - SIDE.bottom).toFixed(1)}px)`;
-      each.dot.style.opacity = String(fade);
+      each.dot.setAttribute("cy", height.toFixed(1));
+      each.dot.setAttribute("opacity", String(fade));
       each.words.textContent = `client ${client}, user ${people.people[i]}${lying.has(client) ? ", a liar" : ""}: `
         + (loss === null ? "had no turn yet" : `loss ${format(loss)} in round ${dots.round - dots.since[i]}`);
     });
@@ -108,8 +114,10 @@ export function mapPicture(follow) {
       return dot;
     });
   };
-  /** @param {Named | undefined} map @param {Seen["map"]} at @param {string | undefined} item @param {Set<string>} best */
+  let before = /** @type {unknown[]} */ ([]);
+  /** @param {Named | undefined} map @param {Seen["map"]} at @param {string | undefined} item @param {string[]} best */
   const draw = (map, at, item, best) => {
+    if (same(before, before = [map, at, item, best.join()])) return;
     node.style.display = map && at?.xy ? "" : "none";       // not every model has a vector of each item
     if (!map || !at?.xy) return;
     if (map !== whose) begin(map);
@@ -118,7 +126,7 @@ export function mapPicture(follow) {
       const x = SIDE.width / 2 + (xy[i][0] - middle[0]) * scale, y = SIDE.height / 2 - (xy[i][1] - middle[1]) * scale;
       dot.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)`;
       dot.classList.toggle("followed", map.items[i] === item);
-      dot.classList.toggle("best", best.has(map.items[i]));
+      dot.classList.toggle("best", best.includes(map.items[i]));
     });
     say(round ? `Items after round ${round}` : "Items at the start", `The ${map.items.length} best known; the picture is ${format(SIDE.width / scale)} wide, `
       + `its directions are those of round ${since}.`, colours);
@@ -132,12 +140,15 @@ export function stepsPicture() {
   const inner = body.appendChild(make("svg", { x: SIDE.left, y: SIDE.top, width: wide, height: tall,
     viewBox: `${-wide / 2} ${-tall / 2} ${wide} ${tall}`, "aria-hidden": "true" }));
   const lines = inner.appendChild(make("g", { class: "contours" })), arrows = inner.appendChild(make("g", { class: "arrows" }));
+  let before = /** @type {unknown[]} */ ([null]);
   /** @param {Seen["steps"]} steps @param {number | undefined} client who is followed */
   const draw = (steps, client) => {
+    if (same(before, before = [steps, client])) return;
     if (!steps?.arrows) {
       lines.replaceChildren();
       arrows.replaceChildren();
-      return say("Steps of clients", steps?.why ?? "No look yet.");
+      say("Steps of clients", steps?.why ?? "No look yet.");
+      return;
     }
     const found = /** @type {Steps} */ (steps), scale = tall / 2 / found.reach, lying = new Set(found.liars);
     const at = (/** @type {Point} */ [a, b]) => `${(a * scale).toFixed(1)} ${(-b * scale).toFixed(1)}`;
