@@ -7,14 +7,14 @@ rounds and its effect seen before anything has happened.
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedlab.aggregation import joined_updates
 from fedlab.algorithms import ahead, federate, in_order, pipeline
-from fedlab.core import Round, Settings, Update, described, require
+from fedlab.core import Round, Settings, Update, described, require, to
 from fedlab.privacy import spends
 from fedlab.workbench.experiment import Experiment, turning
 from fedlab.workbench.inside.items import Map, place_of
@@ -121,17 +121,18 @@ class Looker:
     ) -> dict[str, Any]:
         """Everything that can be seen after `before`, with the knobs `now`.
 
-        user, item: whom and what to follow, by id; an item by its title, too. Raises
-        `ParameterError` for one that is not there.
+        user, item: whom and what to follow, by id; an item by its title, too. Returns `map`, see
+        `Map.at`; `steps`, see `steps`; of a user `person`, see `likes` and `upload`; of an item
+        `item`, with its share of lists and median place by round. Raises `ParameterError` for one
+        that is not there.
         """
-        made = self.made
+        made, before = self.made, replace(before, params=to(dict(before.params), "cpu"))
         who = user_of(made, user) if user else -1
         what = item_of(made, item) if item else -1
-        params = {name: before.params[name] for name in before.params}
         score = made.score(before)
         found: dict[str, Any] = {"map": self.map.at(score, before.number)}
         client = int(made.federation.owner[who]) if user else -1
-        found |= self._steps(before, params, now, client)
+        found |= self._steps(before, now, client)
         if user:
             found["person"] |= {"user": user, "client": client, **likes(made, score, who)}
         if item:
@@ -149,9 +150,7 @@ class Looker:
             ],
         }
 
-    def _steps(
-        self, before: Round, params: dict[str, Tensor], now: Mapping[str, Any], client: int
-    ) -> dict[str, Any]:
+    def _steps(self, before: Round, now: Mapping[str, Any], client: int) -> dict[str, Any]:
         """The arrows of the next round, and what a client sends in it."""
         if before.seconds > LONGEST:
             why = f"a round takes {before.seconds:.0f} s here, too long to train one more to look"
@@ -165,7 +164,7 @@ class Looker:
         if not chunks:
             return {"steps": {"why": "nobody starts in the next round"}, "person": {}}
         learned, sent = _joined(chunks)
-        found: dict[str, Any] = {"steps": steps(made, pipe, context, sent, params)}
+        found: dict[str, Any] = {"steps": steps(made, pipe, context, sent, before.params)}
         if client >= 0:
             there = client in learned.cohort.tolist()
             if not there:
