@@ -280,6 +280,11 @@ def bench():
     tell(found, "see", False)
 
 
+def seen(bench):
+    """The round that was seen last."""
+    return bench.seen.get("steps", {}).get("round")
+
+
 def tell(bench, command, *given):
     bench._told(None, {"command": command, "given": [*given]}, None)
 
@@ -289,15 +294,15 @@ def test_the_workbench_looks_only_when_asked_and_follows(bench):
     tell(bench, "follow", "user", "3")
     assert "press See the round" in bench.notice
     tell(bench, "see", True)
-    until(lambda: bench.seen.get("steps", {}).get("round") == 1)
+    until(lambda: seen(bench) == 1)
     tell(bench, "start")
-    until(lambda: bench.state == "done" and bench.seen["steps"]["round"] == 7)
+    until(lambda: bench.state == "done" and seen(bench) == 7)
     assert bench.dots["round"] == 6
     tell(bench, "follow", "user", "3")
     until(lambda: bench.seen.get("person", {}).get("user") == "3")
     tell(bench, "follow", "item", "no such film")
     assert "these data have no such item" in bench.notice
-    assert bench.inside == {"on": True, "user": "3", "item": ""}
+    assert bench.inside == {"on": True, "user": "3", "item": "", "at": -1}
     tell(bench, "follow", "anybody", "3")
     assert "choose user or item" in bench.notice
     tell(bench, "see", False)
@@ -382,7 +387,7 @@ def test_a_look_goes_back_and_a_branch_begins_there(bench):
     until(lambda: bench.state == "done")
     whole = bench.session.members[-1]
     tell(bench, "at", 3)
-    until(lambda: bench.seen["steps"]["round"] == 4 and bench.dots["round"] == 3)
+    until(lambda: seen(bench) == 4 and bench.dots["round"] == 3)
     bench.values = bench.values | {"local_lr": 0.1}
     tell(bench, "branch", 3)
     until(lambda: bench.state == "done" and bench.session.members[-1] is not whole)
