@@ -27,7 +27,8 @@ from fedlab.core import (
     shown,
     tidy,
 )
-from fedlab.workbench.experiment import Choices
+from fedlab.privacy import bet_in_words
+from fedlab.workbench.experiment import Choices, stream
 from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
@@ -38,6 +39,12 @@ FIRST = ("cohort", "local_lr", "server_lr")  # of all knobs, those that are in s
 TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
 CLOCK = "simulated s"  # a line as well, where the run has a clock
 TIMED = {"schedule", "deadline", "pace", "spread", "delay"}  # who turns one of these looks at it
+MEANINGS = {
+    "epsilon": "What all releases tell of one client. Somebody bets at even odds on whether its "
+    "data are in them: after having seen all, the bet is right with probability at most "
+    f"e^ε / (1 + e^ε), but for δ: at ε 0 50 of 100 times, at ε 1 {bet_in_words(1.0)}, at ε 3 "
+    f"{bet_in_words(3.0)}."
+}
 PREPARING = (
     "Preparing the first round; what trains clients is compiled once on a machine, "
     "which takes about half a minute."
@@ -469,9 +476,20 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     elif "rejected" in last:
         why = Counter(last["rejected"].values()).most_common(1)[0]
         text += f"; {len(last['rejected'])} clients did not count ({why[1]}: {why[0]})"
-    text += f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else ""
+    text += _spent(session, run)
     text += _told(run.rounds[-1]) if run.rounds else ""
     return f"{text}; {run.verdict}" if run.verdict and not session.runner.busy else text
+
+
+def _spent(session: Session, run: Run) -> str:
+    """What a run has spent of privacy, as a bet on one client: a person, where those are users."""
+    spent, now = run.records[-1].get("epsilon"), run.last_settings
+    if spent is None:
+        return ""
+    alone = session.live is stream and now.get("partition", usual("partition")) == "one per user"
+    often = bet_in_words(spent, now.get("delta", usual("delta")))
+    who = "person" if alone else "client"
+    return f"; ε {spent:.2f} spent: a bet on whether one {who}'s data are in it is right {often}"
 
 
 def _of_sweep(session: Session, state: str) -> str:

@@ -156,6 +156,7 @@ class Workbench(View):
                 "exports": [*KINDS, *(["model"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,
+                "meanings": view.MEANINGS,
             },
             charts=[*self.session.metrics, "loss by client"],
             inside={"on": False, "user": "", "item": "", "at": -1},

@@ -18,11 +18,12 @@ const WIDTH = 360, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 26, BOTTOM = 34;
 export const spot = ([low, high], from, to, bent = (v) => v) =>
   (v) => from + (bent(v) - bent(low)) / (bent(high) - bent(low)) * (to - from);
 
-/** @param {string} name */
-function frame(name) {
-  const title = make("text", { x: LEFT, y: 15, class: "title" }, name);
+/** @param {string} name @param {string} [meaning] what lies behind the heading */
+function frame(name, meaning = "") {
+  const title = make("tspan", {}, name);
+  const head = make("text", { x: LEFT, y: 15, class: meaning ? "title explained" : "title" }, title, ...(meaning ? [make("title", {}, meaning)] : []));
   const axes = make("g", { class: "axes" }), body = make("g", {});
-  const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
+  const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, head, axes, body);
   let drawn = "";
   /** @param {Ends} across @param {Ends} up @param {string} below
    * @param {boolean} wholeAcross @param {boolean} wholeUp @param {boolean} [log] */
@@ -43,7 +44,10 @@ function frame(name) {
     axes.replaceChildren(...marks);
     return { x, y };
   };
-  const say = (/** @type {string} */ heading, /** @type {string} */ words) => { title.textContent = heading; node.setAttribute("aria-label", words); };
+  const say = (/** @type {string} */ heading, /** @type {string} */ words) => {
+    title.textContent = heading;
+    node.setAttribute("aria-label", meaning ? `${words}. ${meaning}` : words);
+  };
   return { node, body, scale, say };
 }
 
@@ -173,9 +177,9 @@ export function inWords(name, found, levels) {
   return `${name} by round: ${[...words, ...levels.map(({ label, v }) => `${label} ${format(v)}`)].join("; ") || "no rounds yet"}`;
 }
 
-/** @param {string} name @param {Cursor} cursor @returns {Part<Asked>} */
-export function lineChart(name, cursor) {
-  const { node, body, scale, say } = frame(name), kept = new Map(), flat = new Map(), turns = new Map();
+/** @param {string} name @param {Cursor} cursor @param {string} [meaning] @returns {Part<Asked>} */
+export function lineChart(name, cursor, meaning = "") {
+  const { node, body, scale, say } = frame(name, meaning), kept = new Map(), flat = new Map(), turns = new Map();
   const turned = node.insertBefore(make("g", { class: "turned" }), body), { point, gone } = pointer(node, cursor);
   const beside = node.insertBefore(make("g", { class: "levels" }), body);
   const draw = (/** @type {Asked} */ { lines, total, done, log, smooth, lacks }) => {

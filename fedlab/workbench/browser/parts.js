@@ -42,7 +42,7 @@
  *   person?: Person | {user?: undefined}, item?: Followed}} Seen */
 /** @typedef {{on: boolean, user: string, item: string, at: number}} Inside */
 /** @typedef {{knobs: Knob[], inside: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
- *   lines: string[], spreads: Record<string, string>}} Spec */
+ *   lines: string[], spreads: Record<string, string>, meanings: Record<string, string>}} Spec */
 /** The traits of widget.py.
  * @typedef {{spec: Spec, values: Record<string, Value>, used: Record<string, Value>, unread: Record<string, string>,
  *   charts: string[], state: string, message: string, notice: string, wrong: Record<string, string>, news: string,

@@ -110,7 +110,7 @@ function searchField(described, knobs, folded) {
 
 /** @param {{model: Model, el: HTMLElement}} place */
 function render({ model, el }) {
-  const { knobs: described, spreads } = model.get("spec");
+  const { knobs: described, spreads, meanings } = model.get("spec");
   const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
   const cursor = crosshair(), inside = insidePanel(model, cursor);
@@ -130,7 +130,7 @@ function render({ model, el }) {
   const showRounds = () => {
     const picture = model.get("picture");
     keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture, ...choice.look, lacks: model.get("lacks") }]),
-      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor));
+      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor, meanings[name]));
     keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
     buttons.progress.value = picture.progress;
     root.dataset.rounds = String(picture.done);

@@ -73,6 +73,13 @@ test("a chart draws each run through its points, in its colour", () => {
   assert.ok(node.textContent.includes("popularity"));
 });
 
+test("what a number means lies behind its heading, and is heard with the chart", () => {
+  const chart = lineChart("loss", crosshair(), "What is learned from."), node = seen(chart.node), [head] = node.all("text");
+  chart.draw(picture());
+  assert.deepEqual([head.all("tspan")[0].text, head.all("title")[0].text], ["loss: 0.25", "What is learned from."]);
+  assert.match(node.attributes["aria-label"], /popularity 0.4. What is learned from.$/);
+});
+
 test("a series that this kind of run lacks takes no room, before its first round it does", () => {
   const chart = lineChart("auc", crosshair()), node = seen(chart.node);
   chart.draw(picture());
@@ -85,7 +92,7 @@ test("all charts follow one pointer, from the first to the last round that is kn
   const cursor = crosshair(), one = lineChart("loss", cursor), other = lineChart("loss", cursor);
   one.draw(picture());
   other.draw(picture());
-  const words = () => seen(other.node).all("tspan").map((node) => node.text);
+  const words = () => seen(other.node).all("tspan").filter(({ parent }) => parent?.attributes.class === "read").map((node) => node.text);
   seen(one.node).listeners.pointermove({ clientX: 359 });
   assert.deepEqual([cursor.at(), words()], [3, ["round 3", "0.25"]]);
   seen(one.node).listeners.pointermove({ clientX: 0 });

@@ -14,7 +14,7 @@ const COHORT = /** @type {Knob} */ ({ name: "cohort", label: "cohort", kind: "nu
 /** A page with a workbench, and what it does when Python sets traits. @param {Knob[]} knobs */
 function drawn(knobs) {
   const traits = /** @type {Traits} */ ({ spec: { knobs, inside: false, metrics: { loss: "min" }, presets: [], finds: [], exports: ["csv"], lines: ["loss"],
-    spreads: { "loss by client": "mean local loss" } }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
+    spreads: { "loss by client": "mean local loss" }, meanings: { loss: "What is learned from." } }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
   state: "ready", message: "Press Start.", notice: "", wrong: {}, news: "", saving: "", preset: { name: "", turned: [] }, text: "{}",
   picture: { lines: [], spreads: {}, total: 10, done: 0, progress: 0 }, table: [], report: "", heat: {},
   lacks: [], inside: { on: false, user: "", item: "", at: -1 }, stays: {}, dots: {}, seen: {} });
