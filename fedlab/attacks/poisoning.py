@@ -101,10 +101,13 @@ class Poison(Stage):
 
     def held(self, context: RoundContext) -> Tensor:
         """The numbers of the clients that belong to the attacker."""
+        return self.among(len(context.data), context.seed)
+
+    def among(self, count: int, seed: int) -> Tensor:
+        """The same, of so many clients, in a run of this seed."""
         if self.clients is not None:
             return self.clients
-        count = len(context.data)
-        order = torch.randperm(count, generator=stream(context.seed, "liars"))
+        order = torch.randperm(count, generator=stream(seed, "liars"))
         return order[: round(self.liars * count)]
 
 

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ from fedlab.core import (
 )
 from fedlab.privacy import bet_in_words
 from fedlab.workbench.experiment import Choices, stream
+from fedlab.workbench.guide import Card
 from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
@@ -140,6 +142,11 @@ def describe_knobs(settings: Settings, turn: Turn | None) -> list[dict[str, Any]
         describe_knob(name, span, settings[name], folded=turn is None)
         for name, span in (every if turn is None else turn).items()
     ]
+
+
+def cards(presets: Iterable[str], known: Mapping[str, Card]) -> dict[str, dict[str, str]]:
+    """What stands beside each preset that has a card."""
+    return {name: asdict(known[name]) for name in presets if name in known}
 
 
 def check_message(data: object) -> None:

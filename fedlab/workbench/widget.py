@@ -22,6 +22,7 @@ from fedlab.workbench import view
 from fedlab.workbench.best.search import METRICS
 from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
+from fedlab.workbench.guide import CARDS, Card
 from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.runner import Live
 from fedlab.workbench.session import Session
@@ -34,6 +35,7 @@ FILES = (
     "runs.js",
     "sweep.js",
     "find.js",
+    "guide/card.js",
     "inside/pictures.js",
     "inside/cards.js",
     "inside/panel.js",
@@ -97,7 +99,8 @@ class Workbench(View):
     folded away in groups. Those that nothing reads in the present combination are greyed out, with
     the reason, where live is `stream`. metrics: name of a Round metric -> whether 'max' or 'min' is
     better. folder: where runs are kept, each in one of its own; by default only in memory. presets:
-    name -> settings to take at once. `rounds` holds the finished Rounds of the last run, `session`
+    name -> settings to take at once. cards: name of a preset -> what stands beside it; by default
+    those of `PRESETS`. `rounds` holds the finished Rounds of the last run, `session`
     the runs and what the buttons do.
     """
 
@@ -137,20 +140,27 @@ class Workbench(View):
         *,
         folder: str | Path | None = None,
         presets: Mapping[str, Settings] | None = None,
+        cards: Mapping[str, Card] | None = None,
     ) -> None:
-        """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
+        """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range.
+
+        And for a card of no preset.
+        """
+        presets = presets or {}
+        known(list(presets), cards or {})
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Settings | None = None
         self._events: Events | None = None  # where TensorBoard reads, once it was asked for
         self._watcher: Watcher | None = None  # looks into rounds, while that is on show
         self._looker: Looker | None = None  # the last one of it
-        self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
+        self.session = Session(live, settings, metrics or {}, folder, presets, self._changed)
         super().__init__(
             spec={
                 "knobs": view.describe_knobs(settings, turn),
                 "metrics": self.session.metrics,
-                "presets": list(self.session.presets),
+                "presets": list(presets),
+                "cards": view.cards(presets, CARDS if cards is None else cards),
                 "finds": list(METRICS) if live is stream else [],
                 "inside": live is stream,
                 "exports": [*KINDS, *(["model"] if live is stream else [])],

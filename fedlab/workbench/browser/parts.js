@@ -41,8 +41,9 @@
 /** @typedef {{why?: string, map?: Places | {xy?: undefined}, steps?: Steps | {arrows?: undefined, why: string},
  *   person?: Person | {user?: undefined}, item?: Followed}} Seen */
 /** @typedef {{on: boolean, user: string, item: string, at: number}} Inside */
+/** What stands beside a preset. @typedef {{look: string, ask: string, answer: string, turn: string}} Card */
 /** @typedef {{knobs: Knob[], inside: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
- *   lines: string[], spreads: Record<string, string>, meanings: Record<string, string>}} Spec */
+ *   lines: string[], spreads: Record<string, string>, meanings: Record<string, string>, cards: Record<string, Card>}} Spec */
 /** The traits of widget.py.
  * @typedef {{spec: Spec, values: Record<string, Value>, used: Record<string, Value>, unread: Record<string, string>,
  *   charts: string[], state: string, message: string, notice: string, wrong: Record<string, string>, news: string,

@@ -2,6 +2,7 @@
 // The live view as a whole: traits of widget.py in, commands out.
 import { WINDOW, crosshair, lineChart, spreadChart } from "./chart.js";
 import { findPanel } from "./find.js";
+import { presetCard } from "./guide/card.js";
 import { insidePanel } from "./inside/panel.js";
 import { knob, presetRow, settingsPanel } from "./knobs.js";
 import { COLOURS, button, format, keyed, labelled, make, tell } from "./parts.js";
@@ -111,14 +112,14 @@ function searchField(described, knobs, folded) {
 /** @param {{model: Model, el: HTMLElement}} place */
 function render({ model, el }) {
   const { knobs: described, spreads, meanings } = model.get("spec");
-  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model);
+  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model), card = presetCard(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
   const cursor = crosshair(), inside = insidePanel(model, cursor);
   const gone = make("div", { class: "notice", role: "alert" }), notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
   const charts = make("div", { class: "charts" }), kept = new Map();
   const legend = make("div", { class: "legend" }), entries = new Map();
   const panes = make("div", { class: "panes" },
-    make("div", { class: "left", tabindex: "-1" }, preset.node, ...groups.nodes),
+    make("div", { class: "left", tabindex: "-1" }, preset.node, card.node, ...groups.nodes),
     make("div", { class: "right" }, ...(model.get("spec").inside ? [inside.node] : []), legend, charts, choice.node,
       ...(model.get("spec").inside ? [inside.cards] : [])));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
@@ -143,7 +144,7 @@ function render({ model, el }) {
     notice.textContent = model.get("notice");
     news.textContent = model.get("news");
   };
-  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); inside.draw(); };
+  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); card.draw(); inside.draw(); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   /** @param {{file?: string}} message @param {DataView<ArrayBuffer>[]} buffers */
   const arrived = (message, buffers) => { if (message.file) download(message.file, buffers); };

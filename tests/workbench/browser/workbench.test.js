@@ -14,7 +14,8 @@ const COHORT = /** @type {Knob} */ ({ name: "cohort", label: "cohort", kind: "nu
 /** A page with a workbench, and what it does when Python sets traits. @param {Knob[]} knobs */
 function drawn(knobs) {
   const traits = /** @type {Traits} */ ({ spec: { knobs, inside: false, metrics: { loss: "min" }, presets: [], finds: [], exports: ["csv"], lines: ["loss"],
-    spreads: { "loss by client": "mean local loss" }, meanings: { loss: "What is learned from." } }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
+    spreads: { "loss by client": "mean local loss" }, meanings: { loss: "What is learned from." },
+    cards: { first: { look: "Look at the loss.", ask: "Does it fall?", answer: "Yes.", turn: "Turn the cohort." } } }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
   state: "ready", message: "Press Start.", notice: "", wrong: {}, news: "", saving: "", preset: { name: "", turned: [] }, text: "{}",
   picture: { lines: [], spreads: {}, total: 10, done: 0, progress: 0 }, table: [], report: "", heat: {},
   lacks: [], inside: { on: false, user: "", item: "", at: -1 }, stays: {}, dots: {}, seen: {} });
@@ -45,6 +46,19 @@ test("a workbench has the charts that are chosen, in that order", () => {
 test("a workbench without knobs is drawn, and offers no sweep", () => {
   const { page } = drawn([]), [sweep] = page.all("details").filter(({ attributes }) => attributes.class === "sweep");
   assert.deepEqual([charts(page).length, sweep.hidden], [2, true]);
+});
+
+test("the preset that was chosen has its card, and its answer stays as it was while a knob is turned", () => {
+  const { page, change } = drawn([COHORT]);
+  const [card] = page.all("section").filter(({ attributes }) => attributes.class === "guide");
+  assert.equal(card.hidden, true);
+  change({ preset: { name: "first", turned: [] } });
+  assert.deepEqual([card.hidden, card.textContent], [false, "Look at the loss.Does it fall?What happensYes.Turn the cohort."]);
+  const [answer] = card.all("details");
+  change({ preset: { name: "first", turned: ["cohort"] } });
+  assert.equal(card.all("details")[0], answer);
+  change({ preset: { name: "of one's own", turned: [] } });
+  assert.equal(card.hidden, true);
 });
 
 test("a button sends its command, and a view that is gone hears nothing more", () => {
