@@ -46,10 +46,18 @@ CHALLENGES = {
         _USERS,
         most_mb=20.0,
     ),
+    "ε below 5 and above popularity": Challenge(
+        "Reach an ndcg@10 above popularity with an ε below 5, at δ 0.001, each client one person. "
+        "The noise comes from a teaching seed, so that each run counts alone; the same ε would "
+        "hold with real noise.",
+        PRESETS["private: a clip, and noise on the sum"].replace(teaching_seed=1),
+        below=5.0,
+        fixed=(*SAME, "partition", "delta"),
+    ),
     "find the liar": Challenge(
         "One client in fifty sends minus five times what it learned. Name one of them. See the "
-        "round: an arrow has its client's number at its tip, and whoever is followed shows the "
-        "length of what it sends.",
+        "round: an arrow that is pointed at says whose it is, and of who is followed the length "
+        "of what it sends is told.",
         _USERS.replace(uplink="poison", liars=0.02, dim=16),
         liar=True,
     ),

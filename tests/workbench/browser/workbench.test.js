@@ -15,10 +15,10 @@ const COHORT = /** @type {Knob} */ ({ name: "cohort", label: "cohort", kind: "nu
 function drawn(knobs) {
   const traits = /** @type {Traits} */ ({ spec: { knobs, inside: false, metrics: { loss: "min" }, presets: [], finds: [], exports: ["csv"], lines: ["loss"],
     spreads: { "loss by client": "mean local loss" }, meanings: { loss: "What is learned from." },
-    cards: { first: { look: "Look at the loss.", ask: "Does it fall?", answer: "Yes.", turn: "Turn the cohort." } } }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
+    cards: { first: { look: "Look at the loss.", ask: "Does it fall?", answer: "Yes.", turn: "Turn the cohort." } }, challenges: ["find the liar"] }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
   state: "ready", message: "Press Start.", notice: "", wrong: {}, news: "", saving: "", preset: { name: "", turned: [] }, text: "{}",
-  picture: { lines: [], spreads: {}, total: 10, done: 0, progress: 0 }, table: [], report: "", heat: {},
-  lacks: [], inside: { on: false, user: "", item: "", at: -1 }, stays: {}, dots: {}, seen: {} });
+  picture: { lines: [], spreads: {}, total: 10, done: 0, progress: 0, reference: null }, table: [], report: "", heat: {},
+  lacks: [], inside: { on: false, user: "", item: "", at: -1 }, challenge: {}, stays: {}, dots: {}, seen: {} });
   const calls = /** @type {Map<string, (...given: any[]) => void>} */ (new Map()), sent = /** @type {object[]} */ ([]);
   const model = /** @type {Model} */ ({ get: (name) => traits[name], set: (name, value) => { traits[name] = value; },
     save_changes: () => {}, send: (message) => { sent.push(message); }, on: (event, call) => { calls.set(event, call); },
@@ -59,6 +59,27 @@ test("the preset that was chosen has its card, and its answer stays as it was wh
   assert.equal(card.all("details")[0], answer);
   change({ preset: { name: "of one's own", turned: [] } });
   assert.equal(card.hidden, true);
+});
+
+test("a challenge says what it asks and how it stands, and takes the number of a client", () => {
+  const { page, change, sent } = drawn([COHORT]);
+  const [, about] = page.all("section").filter(({ attributes }) => attributes.class === "guide");
+  assert.equal(about.hidden, true);
+  const tried = { name: "find the liar", ask: "Name one.", liar: true, met: false, words: "" };
+  change({ challenge: tried });
+  const [row] = about.all("div"), [field] = row.all("input"), [press] = row.all("button");
+  assert.deepEqual([about.hidden, row.hidden, about.all("p")[0].textContent], [false, false, "Name one."]);
+  Object.assign(field, { value: "" });
+  press.listeners.click({});
+  assert.deepEqual(sent, [], "no number, no client");
+  Object.assign(field, { value: "7" });
+  press.listeners.click({});
+  field.listeners.keydown({ key: "Enter" });
+  assert.deepEqual(sent, Array(2).fill({ command: "accuse", given: [7] }));
+  change({ challenge: { ...tried, met: true, words: "Right." } });
+  assert.deepEqual([row.hidden, about.all("p")[1].textContent], [true, "Right."]);
+  change({ challenge: {} });
+  assert.equal(about.hidden, true);
 });
 
 test("a button sends its command, and a view that is gone hears nothing more", () => {
