@@ -222,7 +222,7 @@ export function heading(name, found, other, at) {
   const there = other && round <= last(other.points)[0] ? valueAt(other.points, round) : undefined;
   if (!other || !there) return `${name}: ${format(last(points)[1])}`;
   const gap = value - there[1], title = other.run.length > 18 ? `${other.run.slice(0, 17)}…` : other.run;
-  return `${name}: ${format(value)}, ${gap < 0 ? "−" : "+"}${format(Math.abs(gap))} to ${title}${at === null ? "" : `, round ${round}`}`;
+  return `${name}: ${format(value)}, ${gap < 0 ? "−" : "+"}${format(Math.abs(gap))} to ${title}`;
 }
 
 /** What a chart shows, for those who hear it. @param {string} name @param {Measured[]} found

@@ -144,8 +144,8 @@ test("a band is drawn from the highest to the lowest, and taken into the axis", 
 test("a heading says the difference to the reference, at the round that is pointed at or the last", () => {
   const found = measured([seeded("1", 0, [1, 5, 8])], "loss"), [other] = measured([seeded("2", 0, [2, 4.5])], "loss");
   assert.equal(heading("loss", found, undefined, null), "loss: 8");
-  assert.equal(heading("loss", found, other, 2), "loss: 5, +0.5 to run 2, round 2");
-  assert.equal(heading("loss", found, other, 1), "loss: 1, −1 to run 2, round 1");
+  assert.equal(heading("loss", found, other, 2), "loss: 5, +0.5 to run 2");
+  assert.equal(heading("loss", found, other, 1), "loss: 1, −1 to run 2");
   assert.equal(heading("loss", found, other, null), "loss: 8", "it has not come so far");
   assert.equal(heading("loss", [], other, null), "loss");
 });
@@ -158,7 +158,7 @@ test("a reference is a line behind the others, and the heading follows the point
   const head = () => node.all("text")[0].textContent;
   assert.equal(head(), "loss: 0.25, −0.25 to run 2");
   cursor.move(1);
-  assert.equal(head(), "loss: 0.5, +0.25 to run 2, round 1");
+  assert.equal(head(), "loss: 0.5, +0.25 to run 2");
   chart.draw(picture());
   assert.deepEqual([head(), behind()], ["loss: 0.25", []]);
 });
