@@ -101,12 +101,12 @@ class Poison(Stage):
 
     def held(self, context: RoundContext) -> Tensor:
         """The numbers of the clients that belong to the attacker."""
+        if self.clients is not None:
+            return self.clients
         return self.among(len(context.data), context.seed)
 
     def among(self, count: int, seed: int) -> Tensor:
-        """The same, of so many clients, in a run of this seed."""
-        if self.clients is not None:
-            return self.clients
+        """The numbers of the liars among so many clients, where a run of this seed draws them."""
         order = torch.randperm(count, generator=stream(seed, "liars"))
         return order[: round(self.liars * count)]
 
