@@ -33,9 +33,10 @@ flower: $(READY)  ## start Flower with two sites on this machine, in an environm
 test: $(READY) lint  ## make the environment and run all that CI runs
 	$(BIN)/python -m pytest
 
-test-all: test  ## all that `test` runs, the wheel installed elsewhere, Flower in NVFLARE's place, and every pair of parts composed, which takes hours
+test-all: test  ## all that `test` runs, the wheel installed elsewhere, Flower in NVFLARE's place, what cards claim over 3 seeds, and every pair of parts composed, which takes hours
 	$(BIN)/python -m pytest -n0 tests/installed.py tests/nodes/swapped.py
 	RECOVERY=1 $(BIN)/python -m pytest -n0 tests/nodes/test_relay.py
+	SEEDS=3 $(BIN)/python -m pytest -n0 tests/workbench/test_claims.py
 	$(BIN)/python benchmarks/composition.py
 
 wheel: $(READY)  ## build the wheel and the source distribution in dist

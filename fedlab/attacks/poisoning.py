@@ -103,8 +103,11 @@ class Poison(Stage):
         """The numbers of the clients that belong to the attacker."""
         if self.clients is not None:
             return self.clients
-        count = len(context.data)
-        order = torch.randperm(count, generator=stream(context.seed, "liars"))
+        return self.among(len(context.data), context.seed)
+
+    def among(self, count: int, seed: int) -> Tensor:
+        """The numbers of the liars among so many clients, where a run of this seed draws them."""
+        order = torch.randperm(count, generator=stream(seed, "liars"))
         return order[: round(self.liars * count)]
 
 

@@ -22,6 +22,7 @@ from fedlab.privacy.ledger import (
 )
 from fedlab.privacy.mechanisms import Clip, GaussianNoise, LocalNoise, dense, plain_sum
 from fedlab.privacy.noise_source import NoiseSource, teaching_seed
+from fedlab.privacy.odds import bet, bet_in_words
 from fedlab.privacy.private_statistics import (
     ItemCounts,
     PairCounts,
@@ -82,6 +83,8 @@ __all__ = [
     "Terms",
     "adaptive_clip_noise",
     "affordable",
+    "bet",
+    "bet_in_words",
     "booked",
     "dense",
     "discrete_gaussian",

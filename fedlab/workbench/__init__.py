@@ -3,8 +3,9 @@
 from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best, fit_best
 from fedlab.workbench.classroom import Classroom, Ratings
-from fedlab.workbench.experiment import PRESETS, Choices, Experiment, better, stream, usual_knobs
+from fedlab.workbench.experiment import Choices, Experiment, better, stream, usual_knobs
 from fedlab.workbench.export import Recommender, export, load_model
+from fedlab.workbench.guide import CARDS, CHALLENGES, PRESETS, Card, Challenge
 from fedlab.workbench.over_nodes import over_nodes
 from fedlab.workbench.processes import WorkerDied, over_seeds
 from fedlab.workbench.runner import Job, Runner, follow, side_by_side
@@ -15,8 +16,12 @@ from fedlab.workbench.view import table
 from fedlab.workbench.widget import Workbench
 
 __all__ = [
+    "CARDS",
+    "CHALLENGES",
     "PRESETS",
     "Best",
+    "Card",
+    "Challenge",
     "Choices",
     "Classroom",
     "Experiment",

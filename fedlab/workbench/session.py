@@ -24,12 +24,14 @@ from fedlab.workbench.beside import beside, lead
 from fedlab.workbench.best import Best
 from fedlab.workbench.best.fit import Asked, Finding, common
 from fedlab.workbench.experiment import Experiment, stream, usual_knobs
+from fedlab.workbench.guide import Attempt, Challenge
 from fedlab.workbench.inside import Look, Looker
 from fedlab.workbench.runner import Job, Live, Runner, claim, follow
 from fedlab.workbench.runs import Run, Runs
 from fedlab.workbench.sweeps import Sweep, Trials
 
 STEPS = 100  # of undo
+SEEDS = 20  # runs of a sweep over seeds that stay in the charts together
 SLIDE = 1.0  # seconds within which turns of one knob are one step, as a slider makes many
 Swept = tuple[Sweep, list[Run], int]  # a sweep, its runs so far, and how many there will be
 
@@ -41,7 +43,7 @@ class Session:
     as well, a Round to go on from, can resume runs. settings: where the knobs start. metrics: name
     -> whether 'max' or 'min' is better; the loss is always there.
     folder: where runs are kept. presets: name -> settings. changed: called after each round and
-    each change of state, from the thread.
+    each change of state, from the thread. challenges: name -> what may be tried.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Session:
         folder: str | Path | None,
         presets: Mapping[str, Settings],
         changed: Callable[[], None],
+        challenges: Mapping[str, Challenge] | None = None,
     ) -> None:
         """Stop what ran in this kernel before, so that running a cell again starts afresh."""
         self.metrics = {"loss": "min"} | dict(metrics)
@@ -62,7 +65,9 @@ class Session:
                 mode,
                 "write 'min' if lower is better, or 'max'",
             )
-        self.presets = presets
+        self.presets, self.challenges = presets, challenges or {}
+        self.attempt: Attempt | None = None  # at the challenge that is on
+        self.reference = ""  # id of the run that others are compared with
         claim(None)
         self.live, self.runner = live, Runner(changed)
         told = (usual_knobs, beside, lead) if live is stream else ()
@@ -138,8 +143,13 @@ class Session:
         )
 
     def shown(self) -> list[Run]:
-        """What belongs in a chart: the runs that train, or the last one, and those pinned."""
+        """What belongs in a chart: the runs that train, or the last one, and those pinned.
+
+        All of a sweep over a few seeds do, as their mean is drawn.
+        """
         current = [run for run in self.members if run.state == "running"] or self.members[-1:]
+        if self.trying and {*self.trying.over} == {"seed"} and self.planned <= SEEDS:
+            current = self.members
         return [run for run in self.runs.listed() if run.pinned or run in current]
 
     def start(self, rounds: float = float("inf")) -> None:
@@ -184,7 +194,7 @@ class Session:
         """Stop, forget what was shown except pinned runs, and put the knobs back to the start."""
         self.runner.reset()
         self.trying, self.members, self.in_use, self.settings = None, [], None, self._first
-        self.chosen = self._begun_with()
+        self.chosen, self.attempt = self._begun_with(), None
         self.mapped = self.finding = self.found = None
 
     def sweep(self, what: Sweep, processes: int = 0) -> None:
@@ -246,10 +256,35 @@ class Session:
         """Keep a run in the charts, or take it out."""
         self.runs.get(id_).pinned = bool(on)
 
+    def compare(self, id_: str) -> None:
+        """Compare others with this run; "" with none."""
+        self.reference = self.runs.get(id_).id if id_ else ""
+
+    @property
+    def compared(self) -> Run | None:
+        """The run that others are compared with, if it is still there."""
+        return next((run for run in self.runs.listed() if run.id == self.reference), None)
+
     def preset(self, name: str) -> None:
         """Take the settings of this name."""
         known(list(self.presets), {name: name})
         self.settings, self.chosen = self.presets[name], name
+
+    def take_up(self, name: str) -> None:
+        """Begin a challenge, with its knobs; "" ends the one that is on."""
+        if not name:
+            self.attempt = None
+            return
+        known(list(self.challenges), {name: name})
+        before = frozenset(run.id for run in self.runs.listed())
+        self.attempt = Attempt(name, self.challenges[name], before)
+        self.settings, self.chosen = self.attempt.start, ""
+
+    def accuse(self, client: int) -> None:
+        """Name a client that lies, where that is the challenge."""
+        if self.attempt is None:
+            raise ParameterError(f"client={client}: no challenge is on; choose 'find the liar'")
+        self.attempt.accuse(client, self.members)
 
     def _begun_with(self) -> str:
         """The preset whose settings these began with; "" for none."""

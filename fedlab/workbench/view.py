@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -27,7 +28,9 @@ from fedlab.core import (
     shown,
     tidy,
 )
-from fedlab.workbench.experiment import Choices
+from fedlab.privacy import bet_in_words
+from fedlab.workbench.experiment import Choices, stream
+from fedlab.workbench.guide import Attempt, Card
 from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
@@ -38,6 +41,12 @@ FIRST = ("cohort", "local_lr", "server_lr")  # of all knobs, those that are in s
 TRAFFIC = ("MB up", "MB down", "seconds")  # sums over the run so far
 CLOCK = "simulated s"  # a line as well, where the run has a clock
 TIMED = {"schedule", "deadline", "pace", "spread", "delay"}  # who turns one of these looks at it
+MEANINGS = {
+    "epsilon": "What all releases tell of one client. Somebody bets at even odds on whether its "
+    "data are in them: after having seen all, the bet is right with probability at most "
+    f"e^ε / (1 + e^ε), but for δ: at ε 0 50 of 100 times, at ε 1 {bet_in_words(1.0)}, at ε 3 "
+    f"{bet_in_words(3.0)}."
+}
 PREPARING = (
     "Preparing the first round; what trains clients is compiled once on a machine, "
     "which takes about half a minute."
@@ -70,6 +79,9 @@ COMMANDS: dict[str, dict[str, type]] = {
     "follow": {"what": str, "name": str},
     "at": {"round": int},
     "branch": {"round": int},
+    "compare": {"run": str},
+    "challenge": {"challenge": str},
+    "accuse": {"client": int},
 }
 WORDS = {str: "a short text", bool: "true or false", int: "a whole number", dict: "short texts"}
 
@@ -133,6 +145,40 @@ def describe_knobs(settings: Settings, turn: Turn | None) -> list[dict[str, Any]
         describe_knob(name, span, settings[name], folded=turn is None)
         for name, span in (every if turn is None else turn).items()
     ]
+
+
+def cards(presets: Iterable[str], known: Mapping[str, Card]) -> dict[str, dict[str, str]]:
+    """What stands beside each preset that has a card."""
+    return {name: asdict(known[name]) for name in presets if name in known}
+
+
+def challenge(attempt: Attempt | None, runs: list[Run]) -> dict[str, Any]:
+    """The challenge that is on, and how it stands after what these runs have reached; {} for none.
+
+    liar: whether a client is to be named.
+    """
+    if attempt is None:
+        return {}
+    attempt.look(runs)
+    return {
+        "name": attempt.name,
+        "ask": attempt.challenge.ask,
+        "liar": attempt.challenge.liar,
+        "met": attempt.met,
+        "words": attempt.words,
+    }
+
+
+def unspoilt(seen: dict[str, Any]) -> dict[str, Any]:
+    """What was seen in a round, without what only an attacker knows: who lies, what was learned."""
+    found = dict(seen)
+    if "arrows" in found.get("steps", {}):
+        found["steps"] = found["steps"] | {"liars": []}
+    if "upload" in found.get("person", {}):
+        sent = found["person"]["upload"]
+        told = {"learned": sent["sent"]} | ({"alone": sent["auc"]} if "auc" in sent else {})
+        found["person"] = found["person"] | {"upload": sent | told}
+    return found
 
 
 def check_message(data: object) -> None:
@@ -371,38 +417,56 @@ class Pens:
         self._listed: object = None
 
     def picture(
-        self, shown: list[Run], last: Run | None, charts: list[str], rounds: int, progress: float
+        self,
+        shown: list[Run],
+        last: Run | None,
+        charts: list[str],
+        rounds: int,
+        progress: float,
+        reference: Run | None = None,
     ) -> dict[str, Any]:
         """The charts: lines of the shown runs, and spreads of the last one.
 
         A run keeps its colour while it is shown. rounds: where the axis ends, at least. progress:
-        the share of all rounds that are done.
+        the share of all rounds that are done. reference: the run behind the others; it has a line
+        of its own only if it is the last. alike: the same number for runs that differ in nothing
+        but their seed.
         """
+        behind = [reference] if reference else []
+        shown = [run for run in shown if run is not reference or run is last]
         kept = {run.id: self.colours[run.id] for run in shown if run.id in self.colours}
         for run in shown:
             if run.id not in kept:
                 kept[run.id] = min(set(range(len(shown))) - set(kept.values()))
         self.colours = kept
         before = {trace.run: trace for trace in self._traces.values()}  # not of a resumed one
-        self._traces = {run.id: before.get(run) or Trace(run) for run in shown}
+        self._traces = {run.id: before.get(run) or Trace(run) for run in [*shown, *behind]}
         seen = list(last.rounds) if last else []
-        lines = [name for name in charts if name not in SPREADS]
+        drawn = {run.id: self._line(run, charts) for run in [*shown, *behind]}
+        keys = {id_: repr((line.pop("key"), line["marks"])) for id_, line in drawn.items()}
+        first = list(keys.values())
+        every = [run for run in [*shown, *behind] if run.records]
         return {
-            "total": max([rounds, *(run.records[-1]["round"] for run in shown if run.records)]),
+            "total": max([rounds, *(run.records[-1]["round"] for run in every)]),
             "done": len(last.records) if last else 0,
             "progress": progress,
-            "lines": [
-                {
-                    "id": run.id,
-                    "name": run.name,
-                    "colour": kept[run.id],
-                    "series": self._traces[run.id].lines(lines),
-                    "marks": self._traces[run.id].marks,
-                    "beside": run.beside,
-                }
-                for run in shown
-            ],
+            "lines": [drawn[run.id] | {"alike": first.index(keys[run.id])} for run in shown],
+            "reference": drawn[reference.id] | {"alike": -1} if reference else None,
             "spreads": {name: spread(name, seen) for name in charts if name in SPREADS and seen},
+        }
+
+    def _line(self, run: Run, charts: list[str]) -> dict[str, Any]:
+        """A run in the charts; key: its settings but for the seed."""
+        trace = self._traces[run.id]
+        return {
+            "id": run.id,
+            "name": run.name,
+            "colour": self.colours.get(run.id, 0),
+            "series": trace.lines(name for name in charts if name not in SPREADS),
+            "marks": trace.marks,
+            "beside": run.beside,
+            "seed": run.settings.get("seed", usual("seed")),
+            "key": sorted((n, v) for n, v in run.settings.items() if n != "seed"),
         }
 
     def changed(self, listed: list[Run]) -> bool:
@@ -469,9 +533,20 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     elif "rejected" in last:
         why = Counter(last["rejected"].values()).most_common(1)[0]
         text += f"; {len(last['rejected'])} clients did not count ({why[1]}: {why[0]})"
-    text += f"; ε {last['epsilon']:.2f} spent" if last.get("epsilon") is not None else ""
+    text += _spent(session, run)
     text += _told(run.rounds[-1]) if run.rounds else ""
     return f"{text}; {run.verdict}" if run.verdict and not session.runner.busy else text
+
+
+def _spent(session: Session, run: Run) -> str:
+    """What a run has spent of privacy, as a bet on one client: a person, where those are users."""
+    spent, now = run.records[-1].get("epsilon"), run.last_settings
+    if spent is None:
+        return ""
+    alone = session.live is stream and now.get("partition", usual("partition")) == "one per user"
+    often = bet_in_words(spent, now.get("delta", usual("delta")))
+    who = "person" if alone else "client"
+    return f"; ε {spent:.2f} spent: a bet on whether one {who}'s data are in it is right {often}"
 
 
 def _of_sweep(session: Session, state: str) -> str:

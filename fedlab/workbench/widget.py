@@ -30,6 +30,7 @@ from fedlab.workbench import view
 from fedlab.workbench.best.search import METRICS
 from fedlab.workbench.experiment import Experiment, stream
 from fedlab.workbench.export import KINDS, Events, export, zipped_model
+from fedlab.workbench.guide import CARDS, CHALLENGES, Card, Challenge
 from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.inside.recording import WHOLE, page, recording
 from fedlab.workbench.runner import Live
@@ -43,6 +44,8 @@ FILES = (
     "runs.js",
     "sweep.js",
     "find.js",
+    "guide/card.js",
+    "guide/challenge.js",
     "inside/pictures.js",
     "inside/cards.js",
     "inside/panel.js",
@@ -106,8 +109,10 @@ class Workbench(View):
     folded away in groups. Those that nothing reads in the present combination are greyed out, with
     the reason, where live is `stream`. metrics: name of a Round metric -> whether 'max' or 'min' is
     better. folder: where runs are kept, each in one of its own; by default only in memory. presets:
-    name -> settings to take at once. sweeps: whether there is a panel for them, which live must be
-    able to train side by side. `rounds` holds the finished Rounds of the last run, `session` the
+    name -> settings to take at once. cards: name of a preset -> what stands beside it; by default
+    those of `PRESETS`. challenges: name -> what may be tried; by default `CHALLENGES`, where all
+    knobs of `stream` are shown. sweeps: whether there is a panel for them, which live must be able
+    to train side by side. `rounds` holds the finished Rounds of the last run, `session` the
     runs and what the buttons do.
     """
 
@@ -125,6 +130,7 @@ class Workbench(View):
     wrong: Any = traitlets.Dict().tag(sync=True)  # the knob whose value was -> why
     news = traitlets.Unicode("").tag(sync=True)  # what was done and cannot be seen
     saving = traitlets.Unicode("").tag(sync=True)  # where runs are kept, or why not
+    challenge: Any = traitlets.Dict().tag(sync=True)  # the one that is on, and how it stands
     preset: Any = traitlets.Dict().tag(sync=True)  # the one chosen last, and what was turned since
     text = traitlets.Unicode("").tag(sync=True)  # all settings as JSON
     line = traitlets.Unicode("").tag(sync=True)  # the same on one line
@@ -148,27 +154,43 @@ class Workbench(View):
         *,
         folder: str | Path | None = None,
         presets: Mapping[str, Settings] | None = None,
+        cards: Mapping[str, Card] | None = None,
+        challenges: Mapping[str, Challenge] | None = None,
         sweeps: bool = True,
     ) -> None:
-        """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range."""
+        """Raise `ParameterError` for a knob that is unknown or whose slider leaves its range.
+
+        And for a card of no preset.
+        """
+        presets = presets or {}
+        known(list(presets), cards or {})
+        if challenges is None:
+            challenges = CHALLENGES if live is stream and turn is None else {}
+        require(live is stream or not challenges, "challenges", list(challenges), NO_MODEL)
         self._guard, self._pens = threading.RLock(), view.Pens()
         self._drawn = self._heard = 0.0  # when it was drawn, when a round last ended
         self._in_use: Settings | None = None
         self._events: Events | None = None  # where TensorBoard reads, once it was asked for
         self._watcher: Watcher | None = None  # looks into rounds, while that is on show
         self._looker: Looker | None = None  # the last one of it
-        self.session = Session(live, settings, metrics or {}, folder, presets or {}, self._changed)
+        self._saw_all: dict[str, Any] = {}  # at the last look, also what a challenge hides
+        self.session = Session(
+            live, settings, metrics or {}, folder, presets, self._changed, challenges
+        )
         super().__init__(
             spec={
                 "knobs": view.describe_knobs(settings, turn),
                 "metrics": self.session.metrics,
-                "presets": list(self.session.presets),
+                "presets": list(presets),
+                "cards": view.cards(presets, CARDS if cards is None else cards),
+                "challenges": list(challenges),
                 "finds": list(METRICS) if live is stream else [],
                 "inside": live is stream,
                 "sweeps": sweeps,
                 "exports": [*KINDS, *(["model", "replay"] if live is stream else [])],
                 "lines": [*self.session.metrics, *view.TRAFFIC, view.CLOCK],
                 "spreads": view.SPREADS,
+                "meanings": view.MEANINGS,
             },
             charts=[*self.session.metrics, "loss by client"],
             inside={"on": False, "user": "", "item": "", "at": -1},
@@ -250,6 +272,7 @@ class Workbench(View):
             "resume": session.resume,
             "pin": session.pin,
             "preset": session.preset,
+            "compare": session.compare,
             "settings": session.paste,
             "rename": session.runs.rename,
             "delete": session.runs.delete,
@@ -262,6 +285,8 @@ class Workbench(View):
             "follow": self._follow,
             "at": self._go_to,
             "branch": self._branch,
+            "challenge": session.take_up,
+            "accuse": session.accuse,
         }
         notice = ""
         with self._guard:
@@ -384,8 +409,15 @@ class Workbench(View):
             if looker is not self._looker:
                 self._looker = looker
                 self.stays = looker.stays if looker else {}
-            self.seen = found
+            self._saw_all = found
+            self._show_seen()
         self._draw_dots()
+
+    def _show_seen(self) -> None:
+        """Show what was seen, but for what the challenge that is on is about."""
+        attempt = self.session.attempt
+        hides = attempt is not None and attempt.hides
+        self.seen = view.unspoilt(self._saw_all) if hides else self._saw_all
 
     def _draw_dots(self) -> None:
         """Show who took part in the last round."""
@@ -423,13 +455,20 @@ class Workbench(View):
             last = session.members[-1] if session.members else None
             shown, listed = session.shown(), runs.listed()
             self.picture = self._pens.picture(
-                shown, last, self.charts, session.settings.rounds, session.progress
+                shown,
+                last,
+                self.charts,
+                session.settings.rounds,
+                session.progress,
+                session.compared,
             )
             if self._pens.changed(listed):
                 self.table = view.table(
                     listed[: -view.ROWS - 1 : -1], self._pens.colours, session.metrics
                 )
             self.heat = view.heat(session.mapped, runs.all)
+            self.challenge = view.challenge(session.attempt, list(session.members))
+            self._show_seen()
             in_use = session.in_use
             self.used = {name: in_use[name] for name in self.values} if in_use else {}
             self.report = session.found.report if session.found else ""

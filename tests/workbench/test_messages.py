@@ -149,6 +149,19 @@ COMMANDED = {
     ),
     "an export of a list": ({"command": "export", "given": [["csv"]]}, "export kind=['csv']"),
     "an export before a run": ({"command": "export", "given": ["model"]}, "model='none': train"),
+    "a challenge that is none": (
+        {"command": "challenge", "given": ["self"]},
+        "self='self': no such",
+    ),
+    "a client that is a text": (
+        {"command": "accuse", "given": ["7"]},
+        "accuse client='7': give a whole number",
+    ),
+    "a client without a challenge": (
+        {"command": "accuse", "given": [7]},
+        "client=7: no challenge is on",
+    ),
+    "a run to compare with that is none": ({"command": "compare", "given": ["x"]}, "run='x'"),
     "a preset that is none": ({"command": "preset", "given": ["self"]}, "self='self': no such"),
 }
 

@@ -3,10 +3,11 @@
 // place, so there is no blank frame; the label says in words what the chart shows.
 import { COLOURS, decades, format, keyed, last, make, rounded, ticks } from "./parts.js";
 
-/** @import { Mark, Part, Picture, Point, Shown, Spread } from "./parts.js" */
+/** @import { Line, Mark, Part, Picture, Point, Shown, Spread } from "./parts.js" */
 /** @typedef {[number, number]} Ends  lowest and highest */
 /** @typedef {(v: number) => number} Scale */
-/** @typedef {{id: string, run: string, colour: number, marks: Mark[], points: Point[]}} Measured  at one round at least */
+/** @typedef {{id: string, run: string, colour: number, marks: Mark[], points: Point[], lows: Point[], highs: Point[]}} Measured  at one
+ *   round at least; lows and highs of a band, or none */
 /** @typedef {ReturnType<typeof crosshair>} Cursor */
 /** @typedef {Picture & {name: string, log: boolean, smooth: boolean, lacks: string[]}} Asked  what a chart is drawn from */
 
@@ -18,11 +19,12 @@ const WIDTH = 360, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 26, BOTTOM = 34;
 export const spot = ([low, high], from, to, bent = (v) => v) =>
   (v) => from + (bent(v) - bent(low)) / (bent(high) - bent(low)) * (to - from);
 
-/** @param {string} name */
-function frame(name) {
-  const title = make("text", { x: LEFT, y: 15, class: "title" }, name);
+/** @param {string} name @param {string} [meaning] what lies behind the heading */
+function frame(name, meaning = "") {
+  const title = make("tspan", {}, name);
+  const head = make("text", { x: LEFT, y: 15, class: meaning ? "title explained" : "title" }, title, ...(meaning ? [make("title", {}, meaning)] : []));
   const axes = make("g", { class: "axes" }), body = make("g", {});
-  const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, title, axes, body);
+  const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "data-series": name }, head, axes, body);
   let drawn = "";
   /** @param {Ends} across @param {Ends} up @param {string} below
    * @param {boolean} wholeAcross @param {boolean} wholeUp @param {boolean} [log] */
@@ -43,7 +45,10 @@ function frame(name) {
     axes.replaceChildren(...marks);
     return { x, y };
   };
-  const say = (/** @type {string} */ heading, /** @type {string} */ words) => { title.textContent = heading; node.setAttribute("aria-label", words); };
+  const say = (/** @type {string} */ heading, /** @type {string} */ words) => {
+    title.textContent = heading;
+    node.setAttribute("aria-label", meaning ? `${words}. ${meaning}` : words);
+  };
   return { node, body, scale, say };
 }
 
@@ -113,10 +118,47 @@ function pointer(node, cursor) {
 
 /** The lines of a series: runs without a value of it are left out, and so are rounds without one.
  * @param {Shown[]} lines @param {string} name @returns {Measured[]} */
-export const measured = (lines, name) => lines.map(({ id, name: run, colour, marks, series: { [name]: [rounds, values] = [[], []] } }) => {
-  const points = rounds.flatMap((r, i) => { const v = values[i]; return v === null ? [] : [/** @type {Point} */ ([r, v])]; });
-  return { id, run, colour, marks, points };
+export const measured = (lines, name) => lines.map(({ id, name: run, colour, marks, band, series: { [name]: [rounds, values] = [[], []] } }) => {
+  const [lows, highs] = (band?.[name] ?? [[], []]).map((ends) => ends.map((v, i) => /** @type {Point} */ ([rounds[i], v])));
+  return { id, run, colour, marks, points: known([rounds, values]), lows, highs };
 }).filter(({ points }) => points.length);
+
+/** The points of a line that have a value. @param {Line} line */
+const known = ([rounds, values]) => rounds.flatMap((r, i) => { const v = values[i]; return v === null ? [] : [/** @type {Point} */ ([r, v])]; });
+
+/** The mean, the lowest and the highest of several runs, at the rounds that all of them have reached.
+ * @param {Line[]} lines @returns {{line: Line, band: [number[], number[]]}} */
+function spreadOf(lines) {
+  const all = lines.map(known), ends = all.map((points) => points.length ? last(points)[0] : -Infinity);
+  const from = Math.max(...all.map((points) => points.length ? points[0][0] : Infinity)), to = Math.min(...ends);
+  const at = all.map((points) => new Map(points));
+  const rounds = all[ends.indexOf(to)].map(([r]) => r).filter((r) => r >= from && r <= to);
+  const values = rounds.map((r) => all.map((points, i) => at[i].get(r) ?? valueAt(points, r)?.[1] ?? NaN));
+  return { line: [rounds, values.map((own) => own.reduce((sum, v) => sum + v, 0) / own.length)],
+    band: [values.map((own) => Math.min(...own)), values.map((own) => Math.max(...own))] };
+}
+
+/** Runs that differ in nothing but their seed as one: their mean, with a band from the lowest to the highest. Of two runs of one
+ * seed the second stays by itself. @param {Shown[]} lines @returns {Shown[]} */
+export function banded(lines) {
+  const groups = /** @type {Map<string, Shown[]>} */ (new Map()), seen = new Set();
+  for (const line of lines) {
+    const key = `${line.alike} ${line.seed}`, group = seen.has(key) ? line.id : `alike ${line.alike}`;
+    seen.add(key);
+    groups.set(group, [...groups.get(group) ?? [], line]);
+  }
+  return [...groups.values()].map((some) => some.length < 2 ? some[0] : together(some));
+}
+
+/** @param {Shown[]} some of one kind @returns {Shown} */
+function together(some) {
+  const [first] = some, mean = (/** @type {number[]} */ own) => own.reduce((sum, v) => sum + v, 0) / own.length;
+  const found = Object.keys(first.series).map((name) => /** @type {const} */ ([name, spreadOf(some.map((line) => line.series[name] ?? [[], []]))]));
+  const beside = Object.fromEntries(Object.entries(first.beside).map(([label, row]) => [label,
+    Object.fromEntries(Object.keys(row).map((name) => [name, mean(some.map((line) => line.beside[label]?.[name] ?? row[name]))]))]));
+  return { ...first, beside, name: `mean of ${some.length} seeds, band from lowest to highest`,
+    series: Object.fromEntries(found.map(([name, { line }]) => [name, line])), band: Object.fromEntries(found.map(([name, { band }]) => [name, band])) };
+}
 
 /** What runs are measured beside in a series, each value once. @param {Shown[]} lines @param {string} name
  * @returns {{label: string, v: number}[]} */
@@ -150,16 +192,37 @@ function levelLine() {
   } };
 }
 
-/** @returns {Part<{colour: number, points: Point[], x: Scale, y: Scale}>} */
+/** @param {Point[]} points @param {Scale} x @param {Scale} y @param {string} [begin] */
+const through = (points, x, y, begin = "M") => points.map(([r, v], i) => `${i ? "L" : begin}${x(r).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+
+/** A line of its own look, or the area of a band. @param {string} look @returns {() => Part<string>} what is drawn along */
+const shape = (look) => () => {
+  const path = make("path", look === "band" ? { class: look } : { class: look, fill: "none" });
+  return { node: path, draw: (d) => path.setAttribute("d", d) };
+};
+
+/** @returns {Part<Measured & {x: Scale, y: Scale}>} */
 function runLine() {
-  const path = make("path", { fill: "none" }), dot = make("circle", { r: 3 });
-  const group = make("g", {}, path, dot);
-  return { node: group, draw: ({ colour, points, x, y }) => {
+  const path = make("path", { fill: "none" }), dot = make("circle", { r: 3 }), area = make("g"), areas = new Map();
+  const group = make("g", {}, path, dot, area);
+  return { node: group, draw: ({ colour, points, lows, highs, x, y }) => {
     group.setAttribute("class", `line-${colour % COLOURS} dash-${Math.floor(colour / COLOURS)}`);
-    path.setAttribute("d", points.map(([r, v], i) => `${i ? "L" : "M"}${x(r).toFixed(1)} ${y(v).toFixed(1)}`).join(""));
+    path.setAttribute("d", through(points, x, y));
+    keyed(area, areas, lows.length ? [["band", `${through(highs, x, y)}${through([...lows].reverse(), x, y, "L")}Z`]] : [], shape("band"));
     const [r, v] = last(points);
     dot.setAttribute("cx", String(x(r))); dot.setAttribute("cy", String(y(v)));
   } };
+}
+
+/** The heading of a chart: the value at the round that is pointed at, or the last, and how far it is from the reference there.
+ * @param {string} name @param {Measured[]} found @param {Measured | undefined} other @param {number | null} at */
+export function heading(name, found, other, at) {
+  if (!found.length) return name;
+  const { points } = last(found), [round, value] = (at === null ? undefined : valueAt(points, at)) ?? last(points);
+  const there = other && round <= last(other.points)[0] ? valueAt(other.points, round) : undefined;
+  if (!other || !there) return `${name}: ${format(last(points)[1])}`;
+  const gap = value - there[1], title = other.run.length > 18 ? `${other.run.slice(0, 17)}…` : other.run;
+  return `${name}: ${format(value)}, ${gap < 0 ? "−" : "+"}${format(Math.abs(gap))} to ${title}`;
 }
 
 /** What a chart shows, for those who hear it. @param {string} name @param {Measured[]} found
@@ -173,15 +236,19 @@ export function inWords(name, found, levels) {
   return `${name} by round: ${[...words, ...levels.map(({ label, v }) => `${label} ${format(v)}`)].join("; ") || "no rounds yet"}`;
 }
 
-/** @param {string} name @param {Cursor} cursor @returns {Part<Asked>} */
-export function lineChart(name, cursor) {
-  const { node, body, scale, say } = frame(name), kept = new Map(), flat = new Map(), turns = new Map();
+/** @param {string} name @param {Cursor} cursor @param {string} [meaning] @returns {Part<Asked>} */
+export function lineChart(name, cursor, meaning = "") {
+  const { node, body, scale, say } = frame(name, meaning), kept = new Map(), flat = new Map(), turns = new Map();
   const turned = node.insertBefore(make("g", { class: "turned" }), body), { point, gone } = pointer(node, cursor);
-  const beside = node.insertBefore(make("g", { class: "levels" }), body);
-  const draw = (/** @type {Asked} */ { lines, total, done, log, smooth, lacks }) => {
-    const found = measured(lines, name), levels = levelsOf(lines, name);
+  const beside = node.insertBefore(make("g", { class: "levels" }), body), behind = node.insertBefore(make("g"), body), others = new Map();
+  let said = "", head = () => name;
+  const follow = () => say(head(), said);
+  cursor.charts.add(follow);
+  const draw = (/** @type {Asked} */ { lines, reference, total, done, log, smooth, lacks }) => {
+    const found = measured(lines, name), levels = levelsOf(lines, name), [other] = measured(reference ? [reference] : [], name);
     node.style.display = (done || lacks.includes(name)) && !found.length ? "none" : "";   // not measured in this kind of run
-    const { bent, up } = heights([...found.flatMap(({ points }) => points.map(([, v]) => v)), ...levels.map(({ v }) => v)], log);
+    const every = [...found, ...(other ? [other] : [])].flatMap(({ points, lows, highs }) => [...points, ...lows, ...highs].map(([, v]) => v));
+    const { bent, up } = heights([...every, ...levels.map(({ v }) => v)], log), bend = smooth ? smoothed : (/** @type {Point[]} */ points) => points;
     const first = Math.min(1, ...found.map(({ points }) => points[0][0]));   // 0 where a stream begins before all training
     const across = /** @type {Ends} */ ([first, Math.max(total, 2)]);
     const { x, y } = scale(across, up, "round", true, false, bent);
@@ -189,11 +256,14 @@ export function lineChart(name, cursor) {
       [`${id} ${r}`, { colour, place: x(r).toFixed(1), what: `round ${r}: ${what}` }]))), turnMark);
     point(found, x, across);
     keyed(body, kept, found.map((line) =>
-      [line.id, { ...line, x, y, points: smooth ? smoothed(line.points) : line.points }]), runLine);
+      [line.id, { ...line, x, y, points: bend(line.points), lows: bend(line.lows), highs: bend(line.highs) }]), runLine);
+    keyed(behind, others, other ? [["reference", through(bend(other.points), x, y)]] : [], shape("reference"));
     keyed(beside, flat, levels.map(({ label, v }) => [`${label} ${v}`, { label, height: y(v) }]), levelLine);
-    say(found.length ? `${name}: ${format(last(last(found).points)[1])}` : name, inWords(name, found, levels));
+    said = inWords(name, found, levels);
+    head = () => heading(name, found, other, cursor.at());
+    follow();
   };
-  return { node, draw, gone };
+  return { node, draw, gone: () => { gone(); cursor.charts.delete(follow); } };
 }
 
 /** @param {string} name @param {string} meaning @returns {Part<Asked>} */

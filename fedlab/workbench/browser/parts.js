@@ -13,11 +13,14 @@
 /** @typedef {[number[], (number | null)[]]} Line  rounds and values */
 /** @typedef {[number, number]} Point  a round and its value, which is known */
 /** @typedef {[number, string]} Mark  a round and what was turned before it */
-/** @typedef {{id: string, name: string, colour: number, series: Record<string, Line>,
- *   marks: Mark[], beside: Record<string, Record<string, number>>}} Shown */
+/** A run in the charts; alike is the same for runs that differ in nothing but their seed. A band has, for the same rounds as
+ * the series of its name, the lowest and the highest of several runs.
+ * @typedef {{id: string, name: string, colour: number, series: Record<string, Line>, marks: Mark[],
+ *   beside: Record<string, Record<string, number>>, alike: number, seed: number, band?: Record<string, [number[], number[]]>}} Shown */
 /** @typedef {{low: number, high: number, counts: number[], median: number | null, clients: number,
  *   whole: boolean}} Spread */
-/** @typedef {{lines: Shown[], spreads: Record<string, Spread>, total: number, done: number, progress: number}} Picture */
+/** @typedef {{lines: Shown[], spreads: Record<string, Spread>, total: number, done: number, progress: number,
+ *   reference: Shown | null}} Picture */
 /** @typedef {{id: string, name: string, state: string, error: string, open: boolean, pinned: boolean, colour: number | null,
  *   rounds: number, best: Record<string, [number, number] | null>, beside: Record<string, number>, lead: string, verdict: string,
  *   differs: Record<string, string>}} Row */
@@ -41,13 +44,15 @@
 /** @typedef {{why?: string, map?: Places | {xy?: undefined}, steps?: Steps | {arrows?: undefined, why: string},
  *   person?: Person | {user?: undefined}, item?: Followed}} Seen */
 /** @typedef {{on: boolean, user: string, item: string, at: number}} Inside */
+/** What stands beside a preset. @typedef {{look: string, ask: string, answer: string, turn: string}} Card */
+/** The challenge that is on. @typedef {{name: string, ask: string, liar: boolean, met: boolean, words: string}} Tried */
 /** @typedef {{knobs: Knob[], inside: boolean, sweeps: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
- *   lines: string[], spreads: Record<string, string>}} Spec */
+ *   lines: string[], spreads: Record<string, string>, meanings: Record<string, string>, cards: Record<string, Card>, challenges: string[]}} Spec */
 /** The traits of widget.py.
  * @typedef {{spec: Spec, values: Record<string, Value>, used: Record<string, Value>, unread: Record<string, string>,
  *   charts: string[], state: string, message: string, notice: string, wrong: Record<string, string>, news: string,
  *   saving: string, preset: {name: string, turned: string[]}, text: string, line: string, picture: Picture, table: Row[],
- *   report: string, heat: Heat | {over?: undefined}, lacks: string[], inside: Inside, stays: Stays, dots: Dots | {round?: undefined},
+ *   report: string, heat: Heat | {over?: undefined}, lacks: string[], inside: Inside, challenge: Tried | {name?: undefined}, stays: Stays, dots: Dots | {round?: undefined},
  *   seen: Seen}} Traits */
 /** A widget's model, as anywidget gives it.
  * @template [T=Traits] @typedef {{get<K extends keyof T>(name: K): T[K], set<K extends keyof T>(name: K, value: T[K]): void,

@@ -83,7 +83,7 @@ export function runsPanel(model) {
     head("beside, with the lead [95%]"), make("td")];
   const grid = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
   const choice = select(["no run"]);
-  choice.addEventListener("change", () => draw());
+  choice.addEventListener("change", () => { tell(model, "compare", choice.value); draw(); });
   const reference = () => model.get("table").find((row) => row.id === choice.value);
   const folder = make("input", { type: "text", placeholder: "runs" });
   const keep = button("Keep runs there", () => tell(model, "folder", folder.value || "runs"));

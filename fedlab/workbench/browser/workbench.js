@@ -1,7 +1,9 @@
 // @ts-check
 // The live view as a whole: traits of widget.py in, commands out.
-import { WINDOW, crosshair, lineChart, spreadChart } from "./chart.js";
+import { WINDOW, banded, crosshair, lineChart, spreadChart } from "./chart.js";
 import { findPanel } from "./find.js";
+import { presetCard } from "./guide/card.js";
+import { challengeRow } from "./guide/challenge.js";
 import { insidePanel } from "./inside/panel.js";
 import { knob, presetRow, settingsPanel, takeAddress } from "./knobs.js";
 import { COLOURS, button, format, keyed, labelled, make, tell } from "./parts.js";
@@ -42,9 +44,10 @@ function chooser(model, redraw) {
     return { box, node: make("label", {}, box, name) };
   });
   const draw = () => { for (const { box } of boxes) box.checked = model.get("charts").includes(box.value); };
-  const look = { log: false, smooth: false };
-  const looks = Object.entries({ log: "logarithmic", smooth: `smoothed over ${WINDOW} rounds` }).map(([name, words]) => {
-    const box = make("input", { type: "checkbox", value: name });
+  const look = { log: false, smooth: false, bands: true };
+  const ways = { log: "logarithmic", smooth: `smoothed over ${WINDOW} rounds`, bands: "seeds as mean and band" };
+  const looks = Object.entries(ways).map(([name, words]) => {
+    const box = make("input", { type: "checkbox", value: name, ...(name === "bands" ? { checked: "" } : {}) });
     box.addEventListener("change", () => { Object.assign(look, { [name]: box.checked }); redraw(); });
     return make("label", {}, box, words);
   });
@@ -57,7 +60,7 @@ function chooser(model, redraw) {
 function legendEntry() {
   const swatch = make("span"), text = make("span"), node = make("span", { class: "entry" }, swatch, text);
   return { node, draw: ({ name, colour }) => {
-    swatch.className = `swatch line-${colour % COLOURS}`;
+    swatch.className = colour < 0 ? "swatch reference" : `swatch line-${colour % COLOURS}`;
     text.textContent = name;
   } };
 }
@@ -110,15 +113,15 @@ function searchField(described, knobs, folded) {
 
 /** @param {{model: Model, el: HTMLElement}} place */
 function render({ model, el }) {
-  const { knobs: described, spreads } = model.get("spec");
-  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model);
+  const { knobs: described, spreads, meanings } = model.get("spec");
+  const knobs = described.map((spec) => knob(model, spec)), groups = grouped(described, knobs), buttons = controls(model), choice = chooser(model, () => showRounds()), preset = presetRow(model), card = presetCard(model), challenge = challengeRow(model);
   const settings = settingsPanel(model), runs = runsPanel(model), sweep = sweepPanel(model), find = findPanel(model);
   const cursor = crosshair(), inside = insidePanel(model, cursor);
   const gone = make("div", { class: "notice", role: "alert" }), notice = make("div", { class: "notice", role: "alert" }), news = make("div", { class: "news", role: "status" });
   const charts = make("div", { class: "charts" }), kept = new Map();
   const legend = make("div", { class: "legend" }), entries = new Map();
   const panes = make("div", { class: "panes" },
-    make("div", { class: "left", tabindex: "-1" }, preset.node, ...groups.nodes),
+    make("div", { class: "left", tabindex: "-1" }, preset.node, card.node, challenge.node, ...groups.nodes),
     make("div", { class: "right" }, ...(model.get("spec").inside ? [inside.node] : []), legend, charts, choice.node,
       ...(model.get("spec").inside ? [inside.cards] : [])));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
@@ -128,10 +131,11 @@ function render({ model, el }) {
   el.append(root);
 
   const showRounds = () => {
-    const picture = model.get("picture");
-    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture, ...choice.look, lacks: model.get("lacks") }]),
-      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor));
-    keyed(legend, entries, picture.lines.length > 1 ? picture.lines.map((line) => [line.id, line]) : [], legendEntry);
+    const picture = model.get("picture"), { reference } = picture, lines = choice.look.bands ? banded(picture.lines) : picture.lines;
+    const named = [...lines, ...(reference ? [{ ...reference, colour: -1, id: "reference", name: `behind: ${reference.name}` }] : [])];
+    keyed(charts, kept, model.get("charts").map((name) => [name, { name, ...picture, ...choice.look, lines, lacks: model.get("lacks") }]),
+      ({ name }) => name in spreads ? spreadChart(name, spreads[name]) : lineChart(name, cursor, meanings[name]));
+    keyed(legend, entries, named.length > 1 || lines.some(({ band }) => band) ? named.map((line) => [line.id, line]) : [], legendEntry);
     buttons.progress.value = picture.progress;
     root.dataset.rounds = String(picture.done);
     inside.draw();
@@ -143,13 +147,13 @@ function render({ model, el }) {
     notice.textContent = model.get("notice");
     news.textContent = model.get("news");
   };
-  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); inside.draw(); };
+  const showKnobs = () => { knobs.forEach((k) => k.draw()); groups.draw(model.get("values"), model.get("unread")); preset.draw(); card.draw(); inside.draw(); };
   const showRuns = () => { runs.draw(); sweep.draw(); };
   /** @param {{file?: string}} message @param {DataView<ArrayBuffer>[]} buffers */
   const arrived = (message, buffers) => { if (message.file) download(message.file, buffers); };
   const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, preset: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, lacks: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
-    text: settings.draw, report: find.draw, inside: inside.draw, stays: inside.draw, dots: inside.draw, seen: inside.draw };
+    text: settings.draw, report: find.draw, challenge: challenge.draw, inside: inside.draw, stays: inside.draw, dots: inside.draw, seen: inside.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
   model.on("msg:custom", arrived);
   const lived = /** @this {{comm_live: boolean}} */ function () {              // false once the kernel restarts or is gone
@@ -158,7 +162,7 @@ function render({ model, el }) {
       + "were kept in a folder can be resumed.";
   };
   model.on("comm_live_update", lived);
-  showKnobs(); showCharts(); showState(); showRuns(); find.draw(); settings.draw();
+  showKnobs(); challenge.draw(); showCharts(); showState(); showRuns(); find.draw(); settings.draw();
   takeAddress(model);
   return () => {
     for (const [trait, call] of Object.entries(watch)) model.off(`change:${trait}`, call);

@@ -1,18 +1,18 @@
 // @ts-check
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { crosshair, heights, inWords, levelsOf, lineChart, measured, smoothed, spot, spreadChart, valueAt } from "../../../fedlab/workbench/browser/chart.js";
+import { banded, crosshair, heading, heights, inWords, levelsOf, lineChart, measured, smoothed, spot, spreadChart, valueAt } from "../../../fedlab/workbench/browser/chart.js";
 import { open, seen } from "./page.js";
 
 /** @import { Picture, Point, Shown } from "../../../fedlab/workbench/browser/parts.js" */
 
 open();
 
-const LINE = /** @type {Shown} */ ({ id: "1", name: "run 1", colour: 8, marks: [[2, "cohort 4 → 8"]],
+const LINE = /** @type {Shown} */ ({ id: "1", name: "run 1", colour: 8, marks: [[2, "cohort 4 → 8"]], alike: 0, seed: 0,
   series: { loss: [[1, 2, 3], [0.5, null, 0.25]], hits: [[1, 2, 3], [null, null, null]] }, beside: { popularity: { loss: 0.4 } } });
 
 /** @param {Partial<Picture & {log: boolean, smooth: boolean, lacks: string[]}>} other */
-const picture = (other = {}) => ({ name: "loss", lines: [LINE], spreads: {}, total: 10, done: 3, progress: 0.3, log: false, smooth: false, lacks: [], ...other });
+const picture = (other = {}) => ({ name: "loss", lines: [LINE], spreads: {}, total: 10, done: 3, progress: 0.3, log: false, smooth: false, lacks: [], reference: null, ...other });
 
 test("a scale has its ends where it should, also upside down and bent", () => {
   assert.deepEqual([0, 5, 10].map(spot([0, 10], 100, 200)), [100, 150, 200]);
@@ -65,12 +65,19 @@ test("words say from where to where, and name runs where there are several", () 
 test("a chart draws each run through its points, in its colour", () => {
   const chart = lineChart("loss", crosshair()), node = seen(chart.node);
   chart.draw(picture());
-  const [path] = node.all("path");
+  const [path] = node.all("path").filter(({ attributes }) => attributes.class === undefined);
   assert.match(path.attributes.d, /^M48\.0 [\d.]+L[\d.]+ [\d.]+$/);
   assert.equal(path.parent?.attributes.class, "line-1 dash-1");
   assert.equal(node.all("text")[0].textContent, "loss: 0.25");
   assert.ok(node.textContent.includes("round 2: cohort 4 → 8"));
   assert.ok(node.textContent.includes("popularity"));
+});
+
+test("what a number means lies behind its heading, and is heard with the chart", () => {
+  const chart = lineChart("loss", crosshair(), "What is learned from."), node = seen(chart.node), [head] = node.all("text");
+  chart.draw(picture());
+  assert.deepEqual([head.all("tspan")[0].text, head.all("title")[0].text], ["loss: 0.25", "What is learned from."]);
+  assert.match(node.attributes["aria-label"], /popularity 0.4. What is learned from.$/);
 });
 
 test("a series that this kind of run lacks takes no room, before its first round it does", () => {
@@ -85,7 +92,7 @@ test("all charts follow one pointer, from the first to the last round that is kn
   const cursor = crosshair(), one = lineChart("loss", cursor), other = lineChart("loss", cursor);
   one.draw(picture());
   other.draw(picture());
-  const words = () => seen(other.node).all("tspan").map((node) => node.text);
+  const words = () => seen(other.node).all("tspan").filter(({ parent }) => parent?.attributes.class === "read").map((node) => node.text);
   seen(one.node).listeners.pointermove({ clientX: 359 });
   assert.deepEqual([cursor.at(), words()], [3, ["round 3", "0.25"]]);
   seen(one.node).listeners.pointermove({ clientX: 0 });
@@ -101,9 +108,64 @@ test("all charts follow one pointer, from the first to the last round that is kn
   assert.equal(cursor.at(), 3, "keys begin at the last round");
 });
 
+/** A run of a seed. @param {string} id @param {number} seed @param {number[]} values @param {number} [alike] */
+const seeded = (id, seed, values, alike = 0) => /** @type {Shown} */ ({ id, name: `run ${id}`, colour: Number(id), marks: [], alike, seed,
+  series: { loss: [values.map((_, i) => i + 1), values] }, beside: { popularity: { loss: Number(id) / 10 } } });
+
+test("runs that differ in their seed alone are a mean and a band, as far as all of them are", () => {
+  const [one, alone] = banded([seeded("1", 0, [1, 5]), seeded("2", 1, [3, 7, 9]), seeded("3", 0, [2, 2], 1)]);
+  assert.deepEqual([one.series.loss, one.band?.loss], [[[1, 2], [2, 6]], [[1, 5], [3, 7]]]);
+  assert.deepEqual([one.id, one.colour, one.name], ["1", 1, "mean of 2 seeds, band from lowest to highest"]);
+  assert.ok(Math.abs(one.beside.popularity.loss - 0.15) < 1e-12);
+  assert.equal(alone.name, "run 3");
+});
+
+test("a second run of one seed stays by itself, and so does what is alone", () => {
+  const lines = [seeded("1", 0, [1]), seeded("2", 0, [3]), seeded("3", 1, [5], 1)];
+  assert.deepEqual(banded(lines), lines);
+  assert.deepEqual(banded([]), []);
+});
+
+test("of runs that are not measured yet there is no band", () => {
+  const [one] = banded([seeded("1", 0, [1, 5]), seeded("2", 1, [])]);
+  assert.deepEqual([one.series.loss, measured([one], "loss")], [[[], []], []]);
+});
+
+test("a band is drawn from the highest to the lowest, and taken into the axis", () => {
+  const chart = lineChart("loss", crosshair()), node = seen(chart.node);
+  chart.draw(picture({ lines: banded([seeded("1", 0, [1, 5]), seeded("2", 1, [3, 7])]) }));
+  const areas = () => node.all("path").filter(({ attributes }) => attributes.class === "band").map(({ attributes }) => attributes.d);
+  assert.match(areas().join(), /^M[^L]*L[^L]*L[^L]*L[^LZ]*Z$/);
+  assert.ok(node.all("text").some(({ text }) => Number(text) >= 7));
+  chart.draw(picture({ lines: [seeded("1", 0, [1, 5])] }));
+  assert.deepEqual(areas(), []);
+});
+
+test("a heading says the difference to the reference, at the round that is pointed at or the last", () => {
+  const found = measured([seeded("1", 0, [1, 5, 8])], "loss"), [other] = measured([seeded("2", 0, [2, 4.5])], "loss");
+  assert.equal(heading("loss", found, undefined, null), "loss: 8");
+  assert.equal(heading("loss", found, other, 2), "loss: 5, +0.5 to run 2");
+  assert.equal(heading("loss", found, other, 1), "loss: 1, −1 to run 2");
+  assert.equal(heading("loss", found, other, null), "loss: 8", "it has not come so far");
+  assert.equal(heading("loss", [], other, null), "loss");
+});
+
+test("a reference is a line behind the others, and the heading follows the pointer", () => {
+  const cursor = crosshair(), chart = lineChart("loss", cursor), node = seen(chart.node);
+  chart.draw(picture({ reference: seeded("2", 0, [0.25, 0.25, 0.5]) }));
+  const behind = () => node.all("path").filter(({ attributes }) => attributes.class === "reference").map(({ attributes }) => attributes.d);
+  assert.match(behind().join(), /^M[\d.]+ [\d.]+L[\d.]+ [\d.]+L/);
+  const head = () => node.all("text")[0].textContent;
+  assert.equal(head(), "loss: 0.25, −0.25 to run 2");
+  cursor.move(1);
+  assert.equal(head(), "loss: 0.5, +0.25 to run 2");
+  chart.draw(picture());
+  assert.deepEqual([head(), behind()], ["loss: 0.25", []]);
+});
+
 test("a chart that is gone is not drawn any more", () => {
   const cursor = crosshair(), chart = lineChart("loss", cursor);
-  assert.equal(cursor.charts.size, 1);
+  assert.equal(cursor.charts.size, 2);
   chart.gone?.();
   assert.equal(cursor.charts.size, 0);
 });

@@ -70,9 +70,10 @@ test("a picture of people says what it shows, and a dot whom it stands for", () 
 test("steps are arrows over lines of loss, and what stands in the way is said", () => {
   const { node, draw } = stepsPicture();
   draw(STEPS, 9);
-  assert.deepEqual(seen(node).all("path").map((path) => path.attributes.class), [undefined, "step", "mine", "mean"]);
+  assert.deepEqual(seen(node).all("path").map((path) => path.attributes.class), [undefined, "step", "mine", "mean", "hit", "hit"]);
+  assert.deepEqual(seen(node).all("title").map(({ text }) => text), ["client 7", "client 9"]);
   draw({ ...STEPS, taken: [0.5, 0], rule: "median", liars: [7] }, undefined);
-  assert.deepEqual(seen(node).all("path").map((path) => path.attributes.class), [undefined, "liar", "step", "mean", "taken"]);
+  assert.deepEqual(seen(node).all("path").map((path) => path.attributes.class), [undefined, "liar", "step", "mean", "taken", "hit", "hit"]);
   draw({ why: "a round takes 9 s here" }, undefined);
   assert.deepEqual([seen(node).all("path").length, /a round takes 9 s/.test(seen(node).textContent)], [0, true]);
 });

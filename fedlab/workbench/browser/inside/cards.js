@@ -47,7 +47,7 @@ export function personCard() {
     const words = [held ? `Held out: ${held.item}, at place ${held.place} of ${held.of}.` : "",
       sent ? uploadInWords(sent, person.starts ?? false) : "", person.why ?? ""];
     const read = sent?.read.map(({ item, true: right }) => make("li", { class: right ? "" : "wrong-guess" }, `${right ? "✓" : "✗"} ${item}`)) ?? [];
-    node.replaceChildren(make("h4", {}, `User ${person.user}, ${person.clicks} clicks`), make("div", { class: "lists" },
+    node.replaceChildren(make("h4", {}, `User ${person.user}, client ${person.client}, ${person.clicks} clicks`), make("div", { class: "lists" },
       items("clicked last", person.lately),
       items("recommended", person.top.map((name, i) => make("li", {}, name, make("small", {}, moved(before, name, i))))),
       ...(read.length ? [items("read from the upload", read)] : [])), make("p", {}, words.filter((w) => w).join(" ")));
@@ -66,8 +66,8 @@ export function itemCard(cursor) {
     if (!item || item === drawn) return;
     drawn = item;
     const rounds = item.places.map(([n]) => n), shares = item.places.map(([, share]) => share);
-    chart.draw({ name, total: Math.max(...rounds, 2), done: 1, progress: 0, spreads: {}, log: false, smooth: false, lacks: [],
-      lines: [{ id: item.name, name: item.name, colour: 1, marks: [], beside: {}, series: { [name]: [rounds, shares] } }] });
+    chart.draw({ name, total: Math.max(...rounds, 2), done: 1, progress: 0, spreads: {}, log: false, smooth: false, lacks: [], reference: null,
+      lines: [{ id: item.name, name: item.name, colour: 1, marks: [], beside: {}, alike: 0, seed: 0, series: { [name]: [rounds, shares] } }] });
     if (!rounds.length) { words.textContent = `${item.name}: everybody has met it.`; return; }
     const [, share, median] = last(item.places);
     words.textContent = `${item.name}: among the first ten of ${Math.round(100 * share)}% of those who have not met it; its median place is ${median}.`;

@@ -160,7 +160,8 @@ export function stepsPicture() {
       return make("path", { class: kind, fill: "none", d: `M0 0L${at(to)}M${wing(0.4)}L${at(to)}L${wing(-0.4)}` });
     };
     const kinds = found.cohort.map((each) => lying.has(each) ? "liar" : each === client ? "mine" : "step");
-    arrows.replaceChildren(...found.arrows.map((to, i) => arrow(to, kinds[i])), arrow(found.mean, "mean"), ...(found.taken ? [arrow(found.taken, "taken")] : []));
+    const whose = found.arrows.map((to, i) => make("path", { class: "hit", fill: "none", d: `M0 0L${at(to)}` }, make("title", {}, `client ${found.cohort[i]}`)));
+    arrows.replaceChildren(...found.arrows.map((to, i) => arrow(to, kinds[i])), arrow(found.mean, "mean"), ...(found.taken ? [arrow(found.taken, "taken")] : []), ...whose);
     const shown = found.of > found.arrows.length ? `${found.arrows.length} of ${found.of}` : String(found.of);
     say(`Steps of round ${found.round}`, `As the knobs stand: ${shown} clients.${found.out ? ` ${found.out} of them leave the picture.` : ""}`
       + `${lying.size ? " Red: liars." : ""} The bold mean is ${format(found.agreement)} times as long as a step; `
