@@ -18,7 +18,7 @@ export function until(picture, round) {
     }));
     return { ...line, series, marks };
   });
-  return { ...picture, lines, progress: round / Math.max(picture.done, 1), spreads: {} };
+  return { ...picture, lines, progress: round / Math.max(picture.done, 1), spreads: {}, reference: null };
 }
 
 /** @param {{traits: Kept, looks: Look[]}} recording @returns {Model} */
