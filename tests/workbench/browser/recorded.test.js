@@ -6,7 +6,7 @@ import { recorded, until } from "../../../fedlab/workbench/browser/inside/record
 /** @import { Dots, Knob, Picture, Spec } from "../../../fedlab/workbench/browser/parts.js" */
 /** @import { Kept, Look } from "../../../fedlab/workbench/browser/inside/recorded.js" */
 
-const PICTURE = /** @type {Picture} */ ({ lines: [{ id: "1", name: "run 1", colour: 0, alike: "", seed: 0, marks: [[2, "cohort 4 → 8"], [4, "cohort 8 → 4"]], beside: {},
+const PICTURE = /** @type {Picture} */ ({ lines: [{ id: "1", name: "run 1", colour: 0, alike: 0, seed: 0, marks: [[2, "cohort 4 → 8"], [4, "cohort 8 → 4"]], beside: {},
   series: { loss: [[1, 2, 3, 4], [4, 3, 2, 1]] } }], spreads: {}, total: 4, done: 4, progress: 1, reference: null });
 const SPEC = /** @type {Spec} */ ({ knobs: [/** @type {Knob} */ ({ name: "cohort" })], inside: true, sweeps: true, metrics: {}, presets: ["a"], finds: ["sampled"], exports: ["csv"],
   lines: ["loss"], spreads: { "loss by client": "mean local loss" }, meanings: {}, cards: {}, challenges: [] });

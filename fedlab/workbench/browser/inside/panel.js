@@ -47,10 +47,11 @@ function timeRow(model, cursor) {
   const newest = button("newest", () => tell(model, "at", -1)), branch = button("Branch here", () => tell(model, "branch", place()));
   let waiting = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
   slider.addEventListener("input", () => {
-    cursor.move(Number(slider.value));
-    words.textContent = `round ${slider.value}`;
+    const round = Number(slider.value);
+    cursor.move(round);
+    words.textContent = `round ${round}`;
     clearTimeout(waiting);                                  // one look for a move, not one for each step of it
-    waiting = setTimeout(() => tell(model, "at", Number(slider.value)), 150);
+    waiting = setTimeout(() => { waiting = undefined; tell(model, "at", round); }, 150);
   });
   slider.addEventListener("blur", () => cursor.move(null));
   branch.title = "this run stays as it is; another is trained from this round on, with the knobs as they stand";
@@ -60,6 +61,7 @@ function timeRow(model, cursor) {
     slider.max = String(Math.max(done, 1));
     slider.disabled = branch.disabled = !done;
     newest.disabled = at < 0;
+    if (waiting !== undefined) return;                      // what is being moved stays where it is
     if (document.activeElement !== slider || at < 0) slider.value = String(place());
     words.textContent = at < 0 ? `${done}, the newest` : `${at} of ${done}`;
   };
