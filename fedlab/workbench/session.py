@@ -351,6 +351,8 @@ class Session:
 
         Raises `ParameterError` where there is no such run or round.
         """
+        if self.runner.busy and not self.members:
+            return  # one that was asked for just now is being made ready
         run = self.members[-1] if self.members else None
         single = self.live is stream and not self.trying and not self.finding
         if run is None or not run.rounds or not single:

@@ -523,6 +523,7 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     device = (
         next((f" on {p.device}" for p in run.rounds[-1].params.values()), "") if run.rounds else ""
     )
+    total = max(total, last["round"])
     text = f"{state.capitalize()}: round {last['round']} of {total}, {pace:.2f} s a round{device}"
     text += f", about {left * pace:.0f} s left" if state == "running" and left else ""
     text += f"; {sums['MB up']:.1f} MB up, {sums['MB down']:.1f} MB down"

@@ -34,6 +34,7 @@ from fedlab.workbench.guide import CARDS, CHALLENGES, Card, Challenge
 from fedlab.workbench.inside import Look, Looker, Watcher
 from fedlab.workbench.inside.recording import WHOLE, page, recording
 from fedlab.workbench.runner import Live
+from fedlab.workbench.runs import Run
 from fedlab.workbench.session import Session
 from fedlab.workbench.sweeps import Sweep, values
 
@@ -144,6 +145,7 @@ class Workbench(View):
     stays: Any = traitlets.Dict().tag(sync=True)  # of the clients and items that are shown
     dots: Any = traitlets.Dict().tag(sync=True)  # who took part in the last round
     seen: Any = traitlets.Dict().tag(sync=True)  # what was seen at the last look
+    looking: Any = traitlets.Bool(False).tag(sync=True)  # whether another look is under way
 
     def __init__(
         self,
@@ -173,6 +175,7 @@ class Workbench(View):
         self._events: Events | None = None  # where TensorBoard reads, once it was asked for
         self._watcher: Watcher | None = None  # looks into rounds, while that is on show
         self._looker: Looker | None = None  # the last one of it
+        self._on_show: Run | None = None  # the run that it looks into
         self._saw_all: dict[str, Any] = {}  # at the last look, also what a challenge hides
         self.session = Session(
             live, settings, metrics or {}, folder, presets, self._changed, challenges
@@ -284,7 +287,7 @@ class Workbench(View):
             "see": self._see,
             "follow": self._follow,
             "at": self._go_to,
-            "branch": self._branch,
+            "branch": session.branch,
             "challenge": session.take_up,
             "accuse": session.accuse,
         }
@@ -399,10 +402,6 @@ class Workbench(View):
         with self._guard:
             self.inside = self.inside | {"at": number}
 
-    def _branch(self, number: int) -> None:
-        self.session.branch(number)
-        self._go_to(-1)
-
     def _saw(self, looker: Looker | None, found: dict[str, Any]) -> None:
         """Show what the watcher saw."""
         with self._guard, self.hold_sync():
@@ -411,6 +410,7 @@ class Workbench(View):
                 self.stays = looker.stays if looker else {}
             self._saw_all = found
             self._show_seen()
+            self.looking = self.looking and bool(self._watcher and self._watcher.waiting)
         self._draw_dots()
 
     def _show_seen(self) -> None:
@@ -436,7 +436,10 @@ class Workbench(View):
         """Ask for a look, where rounds are looked into; not while a first round is made ready."""
         runner, members = self.session.runner, self.session.members
         if self._watcher and not (runner.busy and members and not members[-1].records):
-            self._watcher.ask(busy=runner.state == "running")
+            busy = runner.state == "running"
+            with self._guard:
+                self.looking = not busy
+            self._watcher.ask(busy=busy)
 
     def _changed(self) -> None:
         """Draw when the state or the knobs in use changed, or the next round would be too late."""
@@ -447,10 +450,18 @@ class Workbench(View):
         if other or self.session.runner.state != self.state or now - self._drawn + gap >= PACE:
             self.draw()
 
+    def _forget_seen(self) -> None:
+        """Look from the newest round of another run, without what was seen of the one before."""
+        self._saw_all = self.seen = self.dots = {}
+        self.inside = self.inside | {"at": -1}
+
     def draw(self, _: object = None) -> None:
         """Send the view what changed; what is equal is not sent."""
         session, runs = self.session, self.session.runs
         with self._guard, self.hold_sync():
+            if (on_show := session.members[-1] if session.members else None) is not self._on_show:
+                self._on_show = on_show
+                self._forget_seen()
             self._drawn, self._in_use = time.monotonic(), session.in_use
             last = session.members[-1] if session.members else None
             shown, listed = session.shown(), runs.listed()

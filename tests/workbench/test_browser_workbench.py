@@ -678,7 +678,7 @@ def test_a_round_is_seen_from_inside_gone_back_to_and_branched(bench, page, tmp_
     try:
         other.goto((tmp_path / "replay.html").as_uri())
         played = other.locator(".fedlab-workbench")
-        press(played, "Resume")
+        press(played, "Play")
         expect(played.locator(".status")).to_have_text("Recorded: round 12 of 12")
         played.get_by_label("look from round").fill("4")
         expect(played.locator('[data-inside="steps"] .title')).to_have_text("Steps of round 5")

@@ -306,10 +306,9 @@ def test_the_workbench_looks_only_when_asked_and_follows(bench):
     tell(bench, "follow", "anybody", "3")
     assert "choose user or item" in bench.notice
     tell(bench, "see", False)
-    before = bench.seen
     tell(bench, "start")
     until(lambda: bench.state == "done")
-    assert bench.seen is before
+    assert bench.seen == {}
 
 
 def test_a_run_over_other_clients_than_those_on_show_is_not_disturbed(bench):
@@ -498,3 +497,40 @@ def test_private_rounds_are_recorded_as_far_as_they_were_kept():
     assert [look["round"] for look in looks] == [0, 1, 2, 3, 4]
     looks = recording(Looker(settings), run, Keyframes())
     assert [look["round"] for look in looks] == [0]
+
+
+def test_another_run_is_looked_at_from_its_newest_round(bench):
+    tell(bench, "see", True)
+    tell(bench, "start")
+    until(lambda: bench.state == "done" and seen(bench) == 7)
+    tell(bench, "at", 3)
+    until(lambda: seen(bench) == 4 and not bench.looking)
+    tell(bench, "reset")
+    assert bench.inside["at"] == -1
+    until(lambda: seen(bench) == 1 and bench.dots["round"] == 0)
+    tell(bench, "start")
+    until(lambda: bench.state == "done" and seen(bench) == 7)
+    bench.values = bench.values | {"rounds": 2 + 3}
+    assert "round 6 of 6" in bench.message
+
+
+def test_names_of_branches_do_not_pile_up(bench):
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    for at in (4, 2):
+        tell(bench, "branch", at)
+        tell(bench, "branch", at)  # a second press while the first is being made ready
+        until(lambda: bench.state == "done" and bench.session.members)
+    names = [run.name for run in bench.session.runs.listed()]
+    assert names[0] == "run 1"
+    assert {*names[1:]} == {"run 1 from round 4", "run 1 from round 2"}
+
+
+def test_a_look_of_a_private_run_says_that_it_is_one_draw():
+    settings = SMALL.without(["weighting"]).replace(
+        uplink="clip + gaussian noise", sampling="poisson", noise=1.0
+    )
+    looker = Looker(settings)
+    assert looker.look(looker.begin(), settings)["steps"]["drawn"]
+    plain = Looker(SMALL)
+    assert not plain.look(plain.begin(), SMALL)["steps"]["drawn"]

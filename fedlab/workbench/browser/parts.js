@@ -35,8 +35,8 @@
 /** @typedef {{round: number, cohort: number[], loss: (number | null)[], since: number[], met: number}} Dots */
 /** @typedef {{round: number, since: number, xy: Point[]}} Places */
 /** @typedef {{round: number, cohort: number[], of: number, out: number, arrows: Point[], mean: Point, taken: Point | null,
- *   rule: string, agreement: number, held: number, reach: number, lines: Point[][], liars: number[]}} Steps */
-/** @typedef {{rows: number, numbers: number, learned: number, sent: number, stages: string[], summed: string[],
+ *   rule: string, agreement: number, held: number, long: number, drawn: boolean, reach: number, lines: Point[][], liars: number[]}} Steps */
+/** @typedef {{rows: number, numbers: number, learned: number, sent: number, stages: string[], summed: string[], hidden: boolean,
  *   read: {item: string, true: boolean}[], auc?: number, alone?: number, right?: number}} Upload */
 /** @typedef {{user: string, client: number, clicks: number, lately: string[], top: string[],
  *   held: {item: string, place: number, of: number}[], starts?: boolean, upload?: Upload, why?: string}} Person */
@@ -46,14 +46,14 @@
 /** @typedef {{on: boolean, user: string, item: string, at: number}} Inside */
 /** What stands beside a preset. @typedef {{look: string, ask: string, answer: string, turn: string}} Card */
 /** The challenge that is on. @typedef {{name: string, ask: string, liar: boolean, met: boolean, words: string}} Tried */
-/** @typedef {{knobs: Knob[], inside: boolean, sweeps: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
+/** @typedef {{knobs: Knob[], inside: boolean, recorded?: boolean, sweeps: boolean, metrics: Record<string, string>, presets: string[], finds: string[], exports: string[],
  *   lines: string[], spreads: Record<string, string>, meanings: Record<string, string>, cards: Record<string, Card>, challenges: string[]}} Spec */
 /** The traits of widget.py.
  * @typedef {{spec: Spec, values: Record<string, Value>, used: Record<string, Value>, unread: Record<string, string>,
  *   charts: string[], state: string, message: string, notice: string, wrong: Record<string, string>, news: string,
  *   saving: string, preset: {name: string, turned: string[]}, text: string, line: string, picture: Picture, table: Row[],
  *   report: string, heat: Heat | {over?: undefined}, lacks: string[], inside: Inside, challenge: Tried | {name?: undefined}, stays: Stays, dots: Dots | {round?: undefined},
- *   seen: Seen}} Traits */
+ *   seen: Seen, looking: boolean}} Traits */
 /** A widget's model, as anywidget gives it.
  * @template [T=Traits] @typedef {{get<K extends keyof T>(name: K): T[K], set<K extends keyof T>(name: K, value: T[K]): void,
  *   save_changes(): void, send(message: object): void, on(event: string, call: (...given: any[]) => void): void,

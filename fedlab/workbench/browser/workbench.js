@@ -21,13 +21,14 @@ function controls(model) {
   const status = make("span", { class: "status", role: "status" });
   const draw = () => {
     const state = model.get("state");
-    start.textContent = state === "paused" ? "Resume" : "Start";
+    start.textContent = state !== "paused" ? "Start" : model.get("spec").recorded ? "Play" : "Resume";
     start.disabled = state === "running" || state === "stopping";
     pause.disabled = state !== "running";
     step.disabled = start.disabled;
     stop.disabled = !["running", "paused"].includes(state);
     status.textContent = model.get("message");
   };
+  undo.hidden = model.get("spec").recorded ?? false;
   return { node: make("div", { class: "controls" }, start, pause, step, stop, reset, undo, progress, status), progress, draw };
 }
 
@@ -122,8 +123,7 @@ function render({ model, el }) {
   const legend = make("div", { class: "legend" }), entries = new Map();
   const panes = make("div", { class: "panes" },
     make("div", { class: "left", tabindex: "-1" }, preset.node, card.node, challenge.node, ...groups.nodes),
-    make("div", { class: "right" }, ...(model.get("spec").inside ? [inside.node] : []), legend, charts, choice.node,
-      ...(model.get("spec").inside ? [inside.cards] : [])));
+    make("div", { class: "right" }, ...(model.get("spec").inside ? [inside.node] : []), legend, charts, choice.node));
   const root = make("section", { class: "fedlab-workbench", "aria-label": "Live workbench" },
     make("div", { class: "transport" }, gone, buttons.node, notice, news), panes,
     runs.saving, runs.node, sweep.node, find.node, settings.node);
@@ -153,7 +153,7 @@ function render({ model, el }) {
   const arrived = (message, buffers) => { if (message.file) download(message.file, buffers); };
   const watch = { values: showKnobs, used: showKnobs, unread: showKnobs, wrong: showKnobs, preset: showKnobs, state: showState, message: showState, notice: showState,
     news: showState, picture: showRounds, lacks: showRounds, charts: showCharts, table: showRuns, saving: showRuns, heat: sweep.draw,
-    text: settings.draw, report: find.draw, challenge: challenge.draw, inside: inside.draw, stays: inside.draw, dots: inside.draw, seen: inside.draw };
+    text: settings.draw, report: find.draw, challenge: challenge.draw, inside: inside.draw, stays: inside.draw, dots: inside.draw, seen: inside.draw, looking: inside.draw };
   for (const [trait, call] of Object.entries(watch)) model.on(`change:${trait}`, call);
   model.on("msg:custom", arrived);
   const lived = /** @this {{comm_live: boolean}} */ function () {              // false once the kernel restarts or is gone

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlab.attacks import sign_scores
-from fedlab.core import ParameterError, RoundContext, Score, Update
+from fedlab.core import ParameterError, RoundContext, Score, Stage, Update
 from fedlab.evaluation import auc
 from fedlab.workbench.experiment import Experiment
 from fedlab.workbench.export.recommender import unknown
@@ -102,12 +102,13 @@ def upload(
     names = train.catalogue.names
     numbers = sum(rows.values.numel() for rows in sent.deltas.values())
     found: dict[str, Any] = {
-        "rows": sum(len(rows.ids) for rows in sent.deltas.values()),
+        "rows": max((len(rows.ids) for rows in sent.deltas.values()), default=0),
         "numbers": numbers,
         "learned": _length(learned),
         "sent": _length(sent),
-        "stages": [stage.name for stage in made.uplink],
+        "stages": [stage.name for stage in made.uplink if stage.side == "client"],
         "summed": [stage.name for stage in made.uplink if stage.side == "sum"],
+        "hidden": any(type(stage).add_up is not Stage.add_up for stage in made.uplink),
         "read": [],
     }
     name = read_by(sent, context)

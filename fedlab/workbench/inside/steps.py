@@ -13,6 +13,7 @@ from torch import Tensor
 from fedlab.aggregation import NoDeltaError, WeightedMean
 from fedlab.attacks import Poison
 from fedlab.core import Key, RoundContext, Tree, Update, to
+from fedlab.privacy import spends
 from fedlab.workbench.experiment import Experiment
 from fedlab.workbench.inside.plane import MOST, SHOWN, Plane, landscape, plane, projected, sampled
 
@@ -52,6 +53,8 @@ def steps(
         "rule": pipe.aggregate.name,
         "agreement": float(f"{found.agreement:.3g}"),
         "held": float(f"{found.held:.3g}"),
+        "long": float(f"{float(found.lengths.median()):.3g}"),
+        "drawn": spends(made.parts) and made.settings.teaching_seed < 0,
         "reach": reach,
         "lines": _lines(made, context, found, weights[: len(found.cohort)], params, reach),
         "liars": [

@@ -69,6 +69,11 @@ class Watcher:
             self._asked, self._busy = True, busy
             self._turn.notify_all()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a look is asked for that has not begun."""
+        return self._asked
+
     def close(self, *, wait: bool = False) -> None:
         """Take no more looks; the one under way is not told. wait: until it has ended."""
         with self._turn:

@@ -5,6 +5,7 @@ others as running elsewhere, and they leave it alone. A folder that is no run an
 damaged, with the reason, and the others open.
 """
 
+import re
 import shutil
 import threading
 import time
@@ -172,7 +173,7 @@ class Runs:
     def branch(self, run: Run, start: Round) -> Run:
         """A run that is another one until this Round of it, and will go on from there by itself."""
         past = [each for each in run.records if each["round"] <= start.number]
-        name = f"{run.name} from round {start.number}"
+        name = re.sub(r" from round \d+$", "", run.name) + f" from round {start.number}"
         with self._lock:
             new = Run(name[:80], dict(run.settings), usual=dict(run.usual), beside=run.beside)
             while self._taken(new.id):

@@ -13,7 +13,7 @@ open();
 const PEOPLE = /** @type {People} */ ({ count: 3, x: [0, 0.5, 1], size: [0, 0.5, 1], ends: [["Fargo"], ["Aladdin"]], people: ["a", "b", "c"] });
 const DOTS = /** @type {Dots} */ ({ round: 4, cohort: [1], loss: [0.5, 0.25, null], since: [2, 0, 4], met: 2 });
 const STEPS = /** @type {Steps} */ ({ round: 5, cohort: [7, 9], of: 2, out: 0, arrows: [[1, 0.5], [1, -0.5]], mean: [1, 0], taken: null, rule: "weighted mean",
-  agreement: 0.9, held: 1, reach: 2, lines: [[[0, 0], [1, 1]]], liars: [] });
+  agreement: 0.9, held: 1, long: 1, drawn: false, reach: 2, lines: [[[0, 0], [1, 1]]], liars: [] });
 
 test("a value lies in another range as far as in its own, also in one without width", () => {
   assert.deepEqual([0, 5, 10].map((v) => between(v, 0, 10, 100, 0)), [100, 50, 0]);
@@ -45,12 +45,13 @@ test("a name is new in a list, or has moved by so many places", () => {
 });
 
 test("an upload is told in words: what it holds, what stages did, what can be read", () => {
-  const sent = /** @type {Upload} */ ({ rows: 1200, numbers: 39600, learned: 2, sent: 0.5, stages: ["clip"], summed: [], read: [{ item: "Fargo", true: true }],
+  const sent = /** @type {Upload} */ ({ rows: 1200, numbers: 39600, learned: 2, sent: 0.5, stages: ["clip"], summed: [], hidden: false, read: [{ item: "Fargo", true: true }],
     auc: 0.5, alone: 1, right: 0.1 });
   const words = uploadInWords(sent, true);
-  assert.match(words, /^Sends 39,600 numbers in 1,200 rows, length 0.5 of 2 learned \(clip\)\. Whoever reads/);
+  assert.match(words, /^Sends in the next round 39,600 numbers, for 1,200 items; their length is 0.5 after clip, of 2 learned\. Who sees this upload, the server/);
   assert.match(words, /AUC 0.5 \(1 before clip\): 10% of the guesses/);
-  assert.match(uploadInWords({ ...sent, summed: ["secure sum"] }, false), /would send .* secure sum: acts on the sum/);
+  assert.match(uploadInWords({ ...sent, summed: ["secure sum"], hidden: true }, false), /would send .* Who saw this upload alone .* the sum of all alone \(secure sum\)/);
+  assert.match(uploadInWords({ ...sent, summed: ["gaussian noise"] }, true), /gaussian noise on the sum of all does not protect her/);
 });
 
 test("one liar more is a client's share, or a fiftieth, within the slider", () => {
@@ -64,7 +65,13 @@ test("a picture of people says what it shows, and a dot whom it stands for", () 
   const [first, second, third] = seen(node).all("circle");
   assert.deepEqual([first, second, third].map((dot) => dot.attributes.class), ["dot before  followed", "dot now", "dot never liar"]);
   assert.equal(second.all("title")[0].text, "client 1, user b: loss 0.25 in round 4");
-  assert.match(seen(node).textContent, /Clients, 1 in round 4.*2 of 3 had a turn; ringed in red: 1 liars/s);
+  assert.match(seen(node).textContent, /Clients, 1 in round 4.*2 of 3 had a turn; red: 1 liars/s);
+});
+
+test("losses that are all the same have an axis, too", () => {
+  const { node, draw } = peoplePicture(() => {});
+  draw(PEOPLE, { ...DOTS, loss: [0.5, 0.5, null] }, [], "");
+  assert.deepEqual(seen(node).all("text").map(({ text }) => text), ["0", "1"]);
 });
 
 test("steps are arrows over lines of loss, and what stands in the way is said", () => {

@@ -18,7 +18,7 @@ function drawn(knobs) {
     cards: { first: { look: "Look at the loss.", ask: "Does it fall?", answer: "Yes.", turn: "Turn the cohort." } }, challenges: ["find the liar"] }, values: { cohort: 8 }, used: {}, unread: {}, charts: ["loss", "loss by client"],
   state: "ready", message: "Press Start.", notice: "", wrong: {}, news: "", saving: "", preset: { name: "", turned: [] }, text: "{}", line: "",
   picture: { lines: [], spreads: {}, total: 10, done: 0, progress: 0, reference: null }, table: [], report: "", heat: {},
-  lacks: [], inside: { on: false, user: "", item: "", at: -1 }, challenge: {}, stays: {}, dots: {}, seen: {} });
+  lacks: [], inside: { on: false, user: "", item: "", at: -1 }, challenge: {}, stays: {}, dots: {}, seen: {}, looking: false });
   const calls = /** @type {Map<string, (...given: any[]) => void>} */ (new Map()), sent = /** @type {object[]} */ ([]);
   const model = /** @type {Model} */ ({ get: (name) => traits[name], set: (name, value) => { traits[name] = value; },
     save_changes: () => {}, send: (message) => { sent.push(message); }, on: (event, call) => { calls.set(event, call); },

@@ -16,16 +16,17 @@ export function moved(before, name, place) {
 
 const number = (/** @type {number} */ x) => x.toLocaleString("en");
 
-/** What an upload holds, and what can be read of it. @param {Upload} sent @param {boolean} starts whether it is sent in the next round */
+/** What an upload holds, and what can be read of it, and by whom. @param {Upload} sent @param {boolean} starts whether it is sent in the next round */
 export function uploadInWords(sent, starts) {
-  const way = sent.stages.length ? ` (${sent.stages.join(", ")})` : "";
-  const words = [`${starts ? "Sends" : "Is not in the next round; would send"} ${number(sent.numbers)} numbers in ${number(sent.rows)} rows, `
-    + `length ${format(sent.sent)}${sent.sent === sent.learned ? "" : ` of ${format(sent.learned)} learned`}${way}.`];
-  if (sent.summed.length) words.push(`${sent.summed.join(", ")}: acts on the sum of all, not on this upload.`);
+  const way = sent.stages.length ? ` after ${sent.stages.join(", ")}` : "";
+  const words = [`${starts ? "Sends in the next round" : "Is not drawn for the next round, and would send"} ${number(sent.numbers)} numbers, for ${number(sent.rows)} items`
+    + `; their length is ${format(sent.sent)}${way}${sent.sent === sent.learned ? "" : `, of ${format(sent.learned)} learned`}.`];
   if (sent.read.length) {
-    words.push(`Whoever reads this upload tells the clicks with AUC ${format(sent.auc)}`
+    words.push(`${sent.hidden ? "Who saw this upload alone would tell" : "Who sees this upload, the server for one, tells"} the clicks with AUC ${format(sent.auc)}`
       + `${sent.alone === sent.auc ? "" : ` (${format(sent.alone)} before ${sent.stages.join(", ")})`}: ${Math.round(100 * (sent.right ?? 0))}% of the guesses are right.`);
   }
+  if (sent.hidden) words.push(`The server gets the sum of all alone (${sent.summed.join(", ")}).`);
+  else if (sent.summed.length) words.push(`Against that the ${sent.summed.join(", ")} on the sum of all does not protect her: it does against those who see the model.`);
   return words.join(" ");
 }
 

@@ -23,7 +23,7 @@ function liarToken(model, among) {
     model.set("values", { ...values, liars: liars(Number(values.liars), way, count, spec) });
     model.save_changes();
   };
-  const more = button("one liar more", () => turn(1), { class: "token", draggable: "true" }), fewer = button("fewer", () => turn(-1), { "aria-label": "fewer liars" });
+  const more = button("more liars", () => turn(1), { class: "token", draggable: "true" }), fewer = button("fewer", () => turn(-1), { "aria-label": "fewer liars" });
   const words = make("span", { class: "small" }), node = make("span", { class: "field" }, more, fewer, words);
   more.addEventListener("dragstart", (event) => event.dataTransfer?.setData("text/plain", "liar"));
   among.addEventListener("dragover", (event) => event.preventDefault());
@@ -54,8 +54,8 @@ function timeRow(model, cursor) {
     waiting = setTimeout(() => { waiting = undefined; tell(model, "at", round); }, 150);
   });
   slider.addEventListener("blur", () => cursor.move(null));
-  branch.title = "this run stays as it is; another is trained from this round on, with the knobs as they stand";
-  const node = make("span", { class: "field time" }, labelOf(slider, "look from round"), slider, words, newest, branch);
+  branch.title = "another run is trained from this round on, with the knobs as they stand; one that is under way is stopped";
+  const node = make("span", { class: "field time" }, labelOf(slider, "look from round"), slider, words, newest, ...(model.get("spec").recorded ? [] : [branch]));
   const draw = () => {
     const { done } = model.get("picture"), { at } = model.get("inside");
     slider.max = String(Math.max(done, 1));
@@ -82,21 +82,24 @@ export function insidePanel(model, cursor) {
   const follow = (/** @type {string} */ what) => (/** @type {string} */ name) => tell(model, "follow", what, name);
   const user = nameField({ size: 8, placeholder: "id" }, follow("user")), item = nameField({ size: 18, placeholder: "title or id" }, follow("item"));
   const people = peoplePicture(follow("user")), map = mapPicture(follow("item")), steps = stepsPicture();
-  const person = personCard(), film = itemCard(cursor), time = timeRow(model, cursor), liar = liarToken(model, people.node), why = make("p", { class: "notice" });
+  const person = personCard(), film = itemCard(cursor), time = timeRow(model, cursor), liar = liarToken(model, people.node), why = make("p", { class: "notice" }), busy = make("p", { class: "small", role: "status" });
+  const pictures = make("div", { class: "pictures" }, people.node, map.node, steps.node), { recorded } = model.get("spec");
   const node = make("section", { class: "inside", "aria-label": "inside the round" },
-    make("div", { class: "row" }, labelled("follow user", user), labelled("item", item), liar.node, time.node), why,
-    make("div", { class: "pictures" }, people.node, map.node, steps.node));
-  const cards = make("div", { class: "cards" }, person.node, film.node);
+    make("div", { class: "row" }, ...(recorded ? [] : [labelled("follow user", user), labelled("item", item), liar.node]), time.node), why, busy,
+    pictures, make("div", { class: "cards" }, person.node, film.node));
   const see = button("See the round", () => tell(model, "see", !model.get("inside").on));
   see.hidden = !model.get("spec").inside;
   const draw = () => {
     const { on, user: who, item: what } = model.get("inside"), seen = model.get("seen"), stays = model.get("stays");
     see.setAttribute("aria-pressed", String(on));
-    node.hidden = cards.hidden = !on;
+    node.hidden = !on;
     if (!on) return;
     if (document.activeElement !== user) user.value = who;
     if (document.activeElement !== item) item.value = what;
     why.textContent = seen.why ?? "";
+    const looking = model.get("looking");
+    pictures.classList.toggle("looking", looking);
+    busy.textContent = looking ? "Looking: the pictures are those of the look before." : "";
     people.draw(stays.people, model.get("dots"), seen.steps?.arrows ? seen.steps.liars : [], who);
     map.draw(stays.map, seen.map, seen.item?.name, seen.person?.user ? seen.person.top : []);
     steps.draw(seen.steps, seen.person?.user ? seen.person.client : undefined);
@@ -105,5 +108,5 @@ export function insidePanel(model, cursor) {
     liar.draw();
     time.draw();
   };
-  return { node, cards, see, draw };
+  return { node, see, draw };
 }

@@ -21,6 +21,9 @@ function picture(name) {
   return { node, body, say };
 }
 
+/** The ends of the axis of losses, which may all be the same. @param {number} low @param {number} high */
+const lossEnds = (low, high) => high > low ? rounded(low, high) : [low - 0.5, low + 0.5];
+
 /** Where a value of one range lies in another. @param {number} value @param {number} low @param {number} high @param {number} from @param {number} to */
 export const between = (value, low, high, from, to) => from + (value - low) / (high - low || 1) * (to - from);
 
@@ -69,7 +72,7 @@ export function peoplePicture(follow) {
     if (!people || same(before, before = [people, found, liars.join(), user])) return;
     if (people !== whose) begin(people);
     const dots = found.round === undefined ? { round: 0, cohort: [], loss: [], since: [], met: 0 } : found;
-    const known = dots.loss.filter((loss) => loss !== null), losses = /** @type {[number, number]} */ (known.length ? rounded(Math.min(...known), Math.max(...known)) : [0, 1]);
+    const known = dots.loss.filter((loss) => loss !== null), losses = /** @type {[number, number]} */ (known.length ? lossEnds(Math.min(...known), Math.max(...known)) : [0, 1]);
     const now = new Set(dots.cohort), lying = new Set(liars);
     drawn.forEach((each, i) => {
       const client = clientOf(i, people), { kind, height, fade } = lookOf(dots, i, now.has(i), losses), loss = dots.loss[i] ?? null;
@@ -86,7 +89,7 @@ export function peoplePicture(follow) {
     low.textContent = known.length ? format(losses[0]) : "";
     high.textContent = known.length ? format(losses[1]) : "";
     say(dots.round ? `Clients, ${now.size} in round ${dots.round}` : "Clients", `Up: loss. To the sides: taste. ${dots.met} of ${people.count} had a turn`
-      + `${lying.size ? `; ringed in red: ${lying.size} liars` : ""}.`, ends);
+      + `${lying.size ? `; red: ${lying.size} liars` : ""}.`, ends);
   };
   return { node, draw };
 }
@@ -163,7 +166,8 @@ export function stepsPicture() {
     const whose = found.arrows.map((to, i) => make("path", { class: "hit", fill: "none", d: `M0 0L${at(to)}` }, make("title", {}, `client ${found.cohort[i]}`)));
     arrows.replaceChildren(...found.arrows.map((to, i) => arrow(to, kinds[i])), arrow(found.mean, "mean"), ...(found.taken ? [arrow(found.taken, "taken")] : []), ...whose);
     const shown = found.of > found.arrows.length ? `${found.arrows.length} of ${found.of}` : String(found.of);
-    say(`Steps of round ${found.round}`, `As the knobs stand: ${shown} clients.${found.out ? ` ${found.out} of them leave the picture.` : ""}`
+    say(`Steps of round ${found.round}`, `As the knobs stand${found.drawn ? ", by one draw of many that may come" : ""}: ${shown} clients, with steps of about ${format(found.long)}.`
+      + `${found.out ? ` The longest leave the picture: ${found.out}.` : ""}`
       + `${lying.size ? " Red: liars." : ""} The bold mean is ${format(found.agreement)} times as long as a step; `
       + `${found.taken ? `dashed is what the ${found.rule} takes; ` : ""}this plane holds ${Math.round(100 * found.held)}% of the steps. Lines: the loss, darker is more.`);
   };

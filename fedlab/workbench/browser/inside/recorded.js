@@ -25,8 +25,8 @@ export function until(picture, round) {
 export function recorded({ traits: given, looks }) {
   const last = given.picture.done, calls = /** @type {Map<string, Function[]>} */ (new Map());
   const unread = Object.fromEntries(given.spec.knobs.map(({ name }) => [name, "recorded"]));
-  const traits = /** @type {Traits} */ ({ used: {}, wrong: {}, notice: "", news: "", saving: ONLY, report: "", heat: {}, dots: {}, seen: {}, challenge: {},
-    state: "paused", message: "", ...given, spec: { ...given.spec, presets: [], finds: [], exports: [], sweeps: false, challenges: [] },
+  const traits = /** @type {Traits} */ ({ used: {}, wrong: {}, notice: "", news: "", saving: ONLY, report: "", heat: {}, dots: {}, seen: {}, challenge: {}, looking: false,
+    state: "paused", message: "", ...given, spec: { ...given.spec, presets: [], finds: [], exports: [], recorded: true, sweeps: false, challenges: [] },
     charts: given.charts.filter((name) => !(name in given.spec.spreads)), unread, inside: { on: looks.length > 0, user: "", item: "", at: -1 } });
   let round = last, clock = /** @type {ReturnType<typeof setInterval> | undefined} */ (undefined);
   const put = (/** @type {Partial<Traits>} */ to) => {
