@@ -31,6 +31,7 @@ from fedlab.core import (
 from fedlab.privacy import bet_in_words
 from fedlab.workbench.experiment import Choices, stream
 from fedlab.workbench.guide import Attempt, Card
+from fedlab.workbench.experiment import stream
 from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
@@ -527,7 +528,8 @@ def status(session: Session, sums: Mapping[str, float]) -> str:
     text = f"{state.capitalize()}: round {last['round']} of {total}, {pace:.2f} s a round{device}"
     text += f", about {left * pace:.0f} s left" if state == "running" and left else ""
     text += f"; {sums['MB up']:.1f} MB up, {sums['MB down']:.1f} MB down"
-    if CLOCK in last and TIMED & run.used().keys():
+    own = session.live is not stream  # nobody knows what such a stream turns
+    if CLOCK in last and (own or TIMED & run.used().keys()):
         text += f"; {last[CLOCK]:.0f} s on the simulated clock"
     if "skipped" in last:
         text += f"; the round was skipped: {last['skipped']}"

@@ -270,7 +270,7 @@ def test_a_saved_model_needs_its_data_for_people_of_theirs_alone(tasteful, tmp_p
 def test_ids_that_lost_their_zeros_are_named():
     with pytest.raises(ParameterError, match=r"item='12': .*there are '00012'; give an id as a t"):
         raise unknown("item", "12", ["00001", "00012", "12a"])
-    with pytest.raises(ParameterError, match=r"user='u1': these data have no such user; for"):
+    with pytest.raises(ParameterError, match=r"user='u1': these data have no such user$"):
         raise unknown("user", "u1", ["somebody"])
 
 

@@ -653,7 +653,7 @@ def test_a_round_is_seen_from_inside_gone_back_to_and_branched(bench, page, tmp_
     follow.fill("3")
     follow.press("Enter")
     person = bench.get_by_label("the user who is followed")
-    expect(person.locator("h4")).to_have_text("User 3, 49 clicks")
+    expect(person.locator("h4")).to_have_text("User 3, client 2, 49 clicks")
     expect(person).to_contain_text("Held out: Princess Bride, The")
     bench.locator('[data-inside="items"] circle').first.dispatch_event("click")
     expect(bench.get_by_label("the item that is followed")).to_contain_text("its median place is")
