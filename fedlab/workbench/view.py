@@ -31,7 +31,6 @@ from fedlab.core import (
 from fedlab.privacy import bet_in_words
 from fedlab.workbench.experiment import Choices, stream
 from fedlab.workbench.guide import Attempt, Card
-from fedlab.workbench.experiment import stream
 from fedlab.workbench.runs import PLAIN, Run, size, usual
 from fedlab.workbench.session import Session, Swept
 
