@@ -428,6 +428,23 @@ class Experiment:
             rounds, name, modes[name], asked.patience, target=asked.stop_at or None, start=start
         )
 
+    def rounds(
+        self, ask: Callable[[], Settings], start: Round | None = None, ledger: Ledger | None = None
+    ) -> Iterator[Round]:
+        """The Rounds of these parts, neither measured nor stopped early; see `federate`."""
+        return federate(
+            self.model,
+            self.source,
+            ask,
+            local=self.local,
+            uplink=self.uplink,
+            aggregate=self.aggregation,
+            schedule=self.schedule,
+            start=start,
+            ledger=ledger,
+            device=self.choices.device,
+        )
+
     def tells(self) -> set[str]:
         """The names of what its Rounds are measured by, the loss among them."""
         found = {"loss"}
@@ -551,18 +568,8 @@ def stream(
     if made.choices.task == "clicks" and made.choices.train_on == HELD:
         _ = made.candidates  # what cannot be ranked is said before anything trains
     now = turning(made, ask, len(made.federation))
-    rounds = federate(
-        made.model,
-        made.source,
-        now,
-        local=made.local,
-        uplink=made.uplink,
-        aggregate=made.aggregation,
-        schedule=made.schedule,
-        start=start,
-        ledger=ledger if first.teaching_seed < 0 and spends(made.parts) else None,
-        device=made.choices.device,
-    )
+    booked = ledger if first.teaching_seed < 0 and spends(made.parts) else None
+    rounds = made.rounds(now, start, booked)
     return made.stopped(measured(rounds, made.measure, made.choices.measure_every), start)
 
 

@@ -139,9 +139,7 @@ class Workbench(View):
     table: Any = traitlets.List().tag(sync=True)  # the runs
     report = traitlets.Unicode("").tag(sync=True)  # what the best model that was found is worth
     heat: Any = traitlets.Dict().tag(sync=True)  # the map of a sweep
-    inside: Any = traitlets.Dict().tag(
-        sync=True
-    )  # whether rounds are looked into, and who is followed
+    inside: Any = traitlets.Dict().tag(sync=True)  # whether rounds are looked into, who is followed
     stays: Any = traitlets.Dict().tag(sync=True)  # of the clients and items that are shown
     dots: Any = traitlets.Dict().tag(sync=True)  # who took part in the last round
     seen: Any = traitlets.Dict().tag(sync=True)  # what was seen at the last look
@@ -260,7 +258,8 @@ class Workbench(View):
             self.values = {knob["name"]: settings[knob["name"]] for knob in self.spec["knobs"]}
             self.unread, self.lacks = session.unread(settings), session.lacks(settings)
             self.preset = {"name": session.chosen, "turned": session.since}
-            self.text, self.line = write_settings(session.read), settings_line(session.read)
+            read = session.read
+            self.text, self.line = write_settings(read), settings_line(read)
 
     def _told(self, _: object, content: object, __: object) -> None:
         """Do what a button says; what cannot be done is said, and changes nothing."""
@@ -347,6 +346,7 @@ class Workbench(View):
             self.news = "Recording: rounds are looked into, which takes up to half a minute"
         looker = Looker(Settings(**run.settings))
         looks = recording(looker, run, session.runs.frames, inside["user"], inside["item"])
+        looks = [look | {"seen": self._unspoilt(look["seen"])} for look in looks]
         files = browser_files(*FILES[:-1], "inside/recorded.js", FILES[-1])
         traits = {name: getattr(self, name) for name in WHOLE} | {"stays": looker.stays}
         with self._guard:
@@ -409,15 +409,14 @@ class Workbench(View):
                 self._looker = looker
                 self.stays = looker.stays if looker else {}
             self._saw_all = found
-            self._show_seen()
+            self.seen = self._unspoilt(found)
             self.looking = self.looking and bool(self._watcher and self._watcher.waiting)
         self._draw_dots()
 
-    def _show_seen(self) -> None:
-        """Show what was seen, but for what the challenge that is on is about."""
+    def _unspoilt(self, found: dict[str, Any]) -> dict[str, Any]:
+        """What was seen, but for what the challenge that is on is about."""
         attempt = self.session.attempt
-        hides = attempt is not None and attempt.hides
-        self.seen = view.unspoilt(self._saw_all) if hides else self._saw_all
+        return view.unspoilt(found) if attempt and attempt.hides else found
 
     def _draw_dots(self) -> None:
         """Show who took part in the last round."""
@@ -479,7 +478,7 @@ class Workbench(View):
                 )
             self.heat = view.heat(session.mapped, runs.all)
             self.challenge = view.challenge(session.attempt, list(session.members))
-            self._show_seen()
+            self.seen = self._unspoilt(self._saw_all)
             in_use = session.in_use
             self.used = {name: in_use[name] for name in self.values} if in_use else {}
             self.report = session.found.report if session.found else ""

@@ -534,3 +534,24 @@ def test_a_look_of_a_private_run_says_that_it_is_one_draw():
     assert looker.look(looker.begin(), settings)["steps"]["drawn"]
     plain = Looker(SMALL)
     assert not plain.look(plain.begin(), SMALL)["steps"]["drawn"]
+
+
+def test_a_recording_does_not_give_a_challenge_away(bench, monkeypatch):
+    sent = []
+    monkeypatch.setattr(bench, "send", lambda content, buffers=None: sent.append(buffers[0]))
+    tell(bench, "challenge", "find the liar")
+    bench.values = bench.values | {"rounds": 5, "cohort": 8, "dim": 4}
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    tell(bench, "export", "replay")
+    data = re.search(r"^const recording = (.*);$", sent[0].decode(), re.MULTILINE)[1]
+    assert {tuple(look["seen"]["steps"]["liars"]) for look in json.loads(data)["looks"]} == {()}
+
+
+def test_rounds_of_a_deleted_run_are_let_go(bench):
+    tell(bench, "start")
+    until(lambda: bench.state == "done")
+    runs, run = bench.session.runs, bench.session.members[-1]
+    assert runs.frames.nearest(run.id, 3).number == 3
+    tell(bench, "delete", run.id)
+    assert runs.frames.nearest(run.id, 3) is None

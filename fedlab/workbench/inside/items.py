@@ -47,6 +47,8 @@ class Map:
         """
         if not isinstance(score, Factored) or not 2 <= score.items.shape[1] <= WIDEST:
             return {}
+        if len(self.items) < 2:  # a single item lies in no direction
+            return {}
         vectors = score.items[self.items].float()
         vectors = vectors.nan_to_num(0.0, 0.0, 0.0)
         stage = number.bit_length()

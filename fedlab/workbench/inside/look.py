@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fedlab.aggregation import joined_updates
-from fedlab.algorithms import ahead, federate, in_order, pipeline
+from fedlab.algorithms import ahead, in_order, pipeline
 from fedlab.core import Round, Settings, Update, described, require, to
 from fedlab.privacy import spends
 from fedlab.workbench.experiment import Experiment, turning
@@ -96,16 +96,7 @@ class Looker:
             made, lambda: self._until(next(waiting), start, taken), len(made.federation)
         )
         began, done = time.monotonic(), start
-        for done in federate(  # noqa: B007 - the last one is wanted
-            made.model,
-            made.source,
-            asked,
-            local=made.local,
-            uplink=made.uplink,
-            aggregate=made.aggregation,
-            schedule=made.schedule,
-            start=start if start.number else None,
-        ):
+        for done in made.rounds(asked, start if start.number else None):  # noqa: B007 - the last one
             fix = f"{len(taken)} rounds are to be trained again; choose a later one"
             require(time.monotonic() - began < PATIENCE, "look", "too long", fix)
         return done

@@ -50,7 +50,7 @@ class People:
 
     def __init__(self, data: Federation) -> None:
         """data: whose taste is worked out once."""
-        every, self.count = len(data), len(data)
+        every = len(data)
         self.shown = torch.arange(every)
         if every > DOTS:
             self.shown = torch.linspace(0, every - 1, DOTS).round().long()

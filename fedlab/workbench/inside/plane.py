@@ -33,7 +33,8 @@ class Plane:
     steps (C, 2): of each client. mean (2,): their weighted mean. lengths (C,): of the steps in the
     whole space. agreement: length of the mean step over the mean length: 1 where all go one way.
     held: the share of the clients' squared lengths that lies in the plane. directions: name ->
-    Rows whose `client` is 0 or 1, both of length 1. shown: C of how many.
+    Rows whose `client` is 0 or 1, both of length 1. cohort (C,): the clients' numbers. of: how many
+    there were, of whom these are the first.
     """
 
     steps: Tensor

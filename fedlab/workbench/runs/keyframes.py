@@ -65,6 +65,12 @@ class Keyframes:
         else:
             self._kept[run] = few
 
+    def forget(self, run: str) -> None:
+        """Let go of all that is kept of a run."""
+        with self._lock:
+            self._kept.pop(run, None)
+            self._every.pop(run, None)
+
     def nearest(self, run: str, number: int) -> Round | None:
         """The last Round that is kept up to this one; None where there is none."""
         with self._lock:

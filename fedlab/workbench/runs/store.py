@@ -342,6 +342,7 @@ class Runs:
             if run.home is not None:
                 delete(place(run.home.parent, run.home.name))
             del self.all[id_]
+            self.frames.forget(id_)
 
     def listed(self) -> list[Run]:
         """All runs, oldest first; safe to ask for while another thread adds one."""
